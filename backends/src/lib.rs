@@ -1,0 +1,1 @@
+//! Stores for the [Oncekey](oncekey) idempotency engine.

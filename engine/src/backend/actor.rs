@@ -1,0 +1,134 @@
+//! The actor that hosts a backend on one arbiter, and makes batches of what waits in its mailbox.
+
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context as TaskContext, Poll};
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+use futures_util::future::{FutureExt as _, LocalBoxFuture};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use tokio::time::timeout;
+use tracing::error;
+
+use super::{Backend, Changed, Request};
+
+/// One message for the store.
+#[derive(Debug)]
+pub(crate) struct Persist(pub(crate) Request);
+
+impl Message for Persist {
+    type Result = ();
+}
+
+/// Owned by its arbiter's supervisor and key locks: it ends when the last of them drops its address.
+pub(crate) struct BackendActor<B> {
+    backend: Rc<B>,
+    deadline: Duration,
+    /// What the mailbox held since the last batch was made.
+    gathered: Vec<Request>,
+    batches: FuturesUnordered<LocalBoxFuture<'static, ()>>,
+    watches: FuturesUnordered<LocalBoxFuture<'static, ()>>,
+    batch_seconds: metrics::Histogram,
+    batch_size: metrics::Histogram,
+}
+
+impl<B: Backend> BackendActor<B> {
+    pub(crate) fn new(backend: B, deadline: Duration) -> Self {
+        Self {
+            backend: Rc::new(backend),
+            deadline,
+            gathered: Vec::new(),
+            batches: FuturesUnordered::new(),
+            watches: FuturesUnordered::new(),
+            batch_seconds: metrics::histogram!("oncekey_store_batch_seconds"),
+            batch_size: metrics::histogram!("oncekey_store_batch_size"),
+        }
+    }
+
+    fn watch(&mut self, request: Request, limit: Duration) {
+        let Request::Watch(message, reply) = request else { return };
+        let backend = Rc::clone(&self.backend);
+        self.watches.push(Box::pin(async move {
+            let watched = AssertUnwindSafe(timeout(limit, backend.watch(message))).catch_unwind().await;
+            // At its limit the hint to ask again is right as well.
+            reply.send(watched.unwrap_or(Ok(Ok(Changed))).unwrap_or(Ok(Changed)));
+        }));
+    }
+
+    /// Sends what was gathered as one batch. A store that answers without waiting, as the memory does, is done when
+    /// this returns, and has cost neither a task nor a timer.
+    fn send_batch(&mut self, task: &mut TaskContext<'_>) {
+        let batch = std::mem::take(&mut self.gathered);
+        let (backend, size) = (Rc::clone(&self.backend), batch.len());
+        let mut steps = Box::pin(AssertUnwindSafe(async move { backend.execute(batch).await }).catch_unwind());
+        match steps.poll_unpin(task) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(_)) => report_panic(),
+            Poll::Pending => {
+                let (deadline, seconds, started) = (self.deadline, self.batch_seconds.clone(), Instant::now());
+                self.batch_size.record(size as f64);
+                self.batches.push(Box::pin(async move {
+                    // Past the deadline the batch is dropped, and with it its replies: they answer "unknown".
+                    if let Ok(Err(_)) = timeout(deadline, steps).await {
+                        report_panic();
+                    }
+                    seconds.record(started.elapsed().as_secs_f64());
+                }));
+            }
+        }
+    }
+}
+
+fn report_panic() {
+    error!("the backend panicked; the answers to its batch are unknown");
+}
+
+impl<B: Backend> Actor for BackendActor<B> {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        // Admission is counted before a message is sent; this bound must never be the one that is met.
+        ctx.set_mailbox_capacity(usize::MAX >> 3);
+        ctx.spawn(Pump);
+    }
+}
+
+impl<B: Backend> Handler<Persist> for BackendActor<B> {
+    type Result = ();
+
+    fn handle(&mut self, Persist(request): Persist, _: &mut Self::Context) {
+        match &request {
+            Request::Watch(message, _) => {
+                let limit = message.limit;
+                self.watch(request, limit);
+            }
+            _ => self.gathered.push(request),
+        }
+    }
+}
+
+/// Runs after the mailbox, each time the actor wakes: by then everything that waited has been gathered.
+struct Pump;
+
+impl<B: Backend> ActorFuture<BackendActor<B>> for Pump {
+    type Output = ();
+
+    fn poll(
+        self: Pin<&mut Self>,
+        actor: &mut BackendActor<B>,
+        ctx: &mut Context<BackendActor<B>>,
+        task: &mut TaskContext<'_>,
+    ) -> Poll<()> {
+        while let Poll::Ready(Some(())) = actor.batches.poll_next_unpin(task) {}
+        while let Poll::Ready(Some(())) = actor.watches.poll_next_unpin(task) {}
+        while !actor.gathered.is_empty() && actor.batches.len() < actor.backend.batches_under_way() {
+            actor.send_batch(task);
+            // Registers this task's waker with a batch that did not finish at once.
+            while let Poll::Ready(Some(())) = actor.batches.poll_next_unpin(task) {}
+        }
+        let idle = actor.gathered.is_empty() && actor.batches.is_empty() && actor.watches.is_empty();
+        if idle && !ctx.connected() { Poll::Ready(()) } else { Poll::Pending }
+    }
+}

@@ -1,0 +1,429 @@
+//! The persistence messages and their answers: the whole protocol between the engine and a store.
+
+use std::time::Duration;
+
+use crate::record::{Attempt, Owner, SealedOutcome};
+use crate::{Fingerprint, Key, OnAbandoned};
+
+/// Claim a key, or learn what stands in the way: look-up and claim are one atomic step.
+///
+/// ```
+/// use std::time::Duration;
+/// use oncekey::{Fingerprint, Key, OnAbandoned};
+/// use oncekey::backend::Acquire;
+/// use oncekey::record::Owner;
+///
+/// let message = Acquire {
+///     key: Key::new("mail", 17)?,
+///     fingerprint: Fingerprint::of(b"to: ada"),
+///     owner: Owner::random(),
+///     lease: Duration::from_secs(30),
+///     on_abandoned: OnAbandoned::Rerun,
+/// };
+/// # Ok::<(), oncekey::KeyError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acquire {
+    /// What to claim.
+    pub key: Key,
+    /// What was asked.
+    pub fingerprint: Fingerprint,
+    /// Who claims.
+    pub owner: Owner,
+    /// For how long the claim holds unless it is renewed.
+    pub lease: Duration,
+    /// What a lapse of this claim means. It is stored with the claim.
+    pub on_abandoned: OnAbandoned,
+}
+
+/// The answer to [`Acquire`].
+///
+/// ```
+/// use oncekey::Attempt;
+/// use oncekey::backend::Acquired;
+///
+/// assert_ne!(Acquired::Mismatch, Acquired::Claimed { attempt: Attempt::FIRST, took_over: false });
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Acquired {
+    /// The claim is the sender's.
+    Claimed {
+        /// The fencing token of the claim.
+        attempt: Attempt,
+        /// Whether a lapsed claim of another holder was taken over.
+        took_over: bool,
+    },
+    /// Another holder is at work.
+    InProgress {
+        /// How long its lease still holds.
+        lease_left: Duration,
+    },
+    /// It was done before.
+    Completed {
+        /// The answer to replay.
+        outcome: SealedOutcome,
+    },
+    /// The key was used for something else.
+    Mismatch,
+    /// The effect may or may not have happened.
+    Indeterminate {
+        /// The claim that nobody knows the outcome of.
+        attempt: Attempt,
+    },
+}
+
+/// Lengthen the holder's lease.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use oncekey::{Key, backend::Renew, record::Owner};
+/// let message = Renew { key: Key::new("mail", 17)?, owner: Owner::random(), lease: Duration::from_secs(30) };
+/// # Ok::<(), oncekey::KeyError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Renew {
+    /// The claimed key.
+    pub key: Key,
+    /// The claim's holder.
+    pub owner: Owner,
+    /// The lease, counted from now.
+    pub lease: Duration,
+}
+
+/// The answer to [`Renew`].
+///
+/// ```
+/// # use oncekey::backend::Renewed;
+/// assert_ne!(Renewed::Renewed, Renewed::Lost);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Renewed {
+    /// The claim holds for another lease.
+    Renewed,
+    /// The claim is not the sender's; nothing was changed.
+    Lost,
+}
+
+/// Store the outcome.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use oncekey::{Key, backend::Complete, record::{Owner, SealedOutcome}};
+/// let key = Key::new("mail", 17)?;
+/// let outcome = SealedOutcome::tombstone(&key);
+/// let message = Complete { key, owner: Owner::random(), outcome, retention: Duration::from_secs(86_400) };
+/// # Ok::<(), oncekey::KeyError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Complete {
+    /// The claimed key.
+    pub key: Key,
+    /// The claim's holder.
+    pub owner: Owner,
+    /// The answer to replay.
+    pub outcome: SealedOutcome,
+    /// How long the record is kept, counted from now.
+    pub retention: Duration,
+}
+
+/// The answer to [`Complete`].
+///
+/// ```
+/// # use oncekey::backend::Completed;
+/// assert_ne!(Completed::Stored, Completed::Lost);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Completed {
+    /// The outcome is stored, and will answer every retry.
+    Stored,
+    /// The claim is not the sender's; nothing was changed.
+    Lost,
+}
+
+/// Give the claim up.
+///
+/// ```
+/// # use oncekey::{Key, backend::Release, record::Owner};
+/// let message = Release { key: Key::new("mail", 17)?, owner: Owner::random() };
+/// # Ok::<(), oncekey::KeyError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Release {
+    /// The claimed key.
+    pub key: Key,
+    /// The claim's holder.
+    pub owner: Owner,
+}
+
+/// The answer to [`Release`].
+///
+/// ```
+/// # use oncekey::backend::Released;
+/// assert_ne!(Released::Released, Released::Lost);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Released {
+    /// The record is gone: the next acquire wins.
+    Released,
+    /// The claim is not the sender's; nothing was changed.
+    Lost,
+}
+
+/// Make the claim indeterminate.
+///
+/// ```
+/// # use oncekey::{Key, backend::Hold, record::Owner};
+/// let message = Hold { key: Key::new("mail", 17)?, owner: Owner::random() };
+/// # Ok::<(), oncekey::KeyError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    /// The claimed key.
+    pub key: Key,
+    /// The claim's holder.
+    pub owner: Owner,
+}
+
+/// The answer to [`Hold`].
+///
+/// ```
+/// # use oncekey::backend::Held;
+/// assert_ne!(Held::Held, Held::Lost);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// The key is indeterminate until it is resolved.
+    Held,
+    /// The claim is not the sender's; nothing was changed.
+    Lost,
+}
+
+/// Settle an indeterminate key.
+///
+/// ```
+/// # use oncekey::{Attempt, Key, backend::{Resolution, Resolve}};
+/// let message =
+///     Resolve { key: Key::new("mail", 17)?, attempt: Some(Attempt::FIRST), with: Resolution::Release };
+/// # Ok::<(), oncekey::KeyError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolve {
+    /// The key.
+    pub key: Key,
+    /// The claim that the word is about; `None` for whichever stands there.
+    pub attempt: Option<Attempt>,
+    /// The word.
+    pub with: Resolution,
+}
+
+/// What an indeterminate key is settled with.
+///
+/// ```
+/// # use oncekey::backend::Resolution;
+/// assert_eq!(Resolution::Release, Resolution::Release);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resolution {
+    /// The effect happened, and this is its outcome.
+    Complete {
+        /// The answer to replay.
+        outcome: SealedOutcome,
+        /// How long it is kept, counted from now.
+        retention: Duration,
+    },
+    /// The effect did not happen: the key is free.
+    Release,
+}
+
+/// The answer to [`Resolve`].
+///
+/// ```
+/// # use oncekey::backend::Resolved;
+/// assert_ne!(Resolved::Resolved, Resolved::NotIndeterminate);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resolved {
+    /// The key is settled.
+    Resolved,
+    /// The key, or that attempt of it, is not indeterminate; nothing was changed.
+    NotIndeterminate,
+}
+
+/// Read one record.
+///
+/// ```
+/// # use oncekey::{Key, backend::Lookup};
+/// let message = Lookup { key: Key::new("mail", 17)? };
+/// # Ok::<(), oncekey::KeyError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lookup {
+    /// The key.
+    pub key: Key,
+}
+
+/// A record as inspection shows it, at the store's time of reading.
+///
+/// ```
+/// # use oncekey::{Attempt, Fingerprint, Key, backend::{RecordView, StateView}};
+/// let view = RecordView {
+///     key: Key::new("mail", 17)?,
+///     fingerprint: Fingerprint::of(b"to: ada"),
+///     attempt: Attempt::FIRST,
+///     state: StateView::Indeterminate,
+/// };
+/// # Ok::<(), oncekey::KeyError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordView {
+    /// The key.
+    pub key: Key,
+    /// What was asked by the first caller.
+    pub fingerprint: Fingerprint,
+    /// The number of the last claim.
+    pub attempt: Attempt,
+    /// Where in its life the record is.
+    pub state: StateView,
+}
+
+/// The state in a [`RecordView`], with durations where the record has points in the store's time.
+///
+/// ```
+/// # use oncekey::backend::StateView;
+/// assert_ne!(StateView::Indeterminate, StateView::InProgress { lease_left: std::time::Duration::ZERO });
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StateView {
+    /// A holder works on it; zero is left if its lease has lapsed and nobody has taken it over yet.
+    InProgress {
+        /// How long the lease still holds.
+        lease_left: Duration,
+    },
+    /// The outcome is known.
+    Completed {
+        /// The answer to replay.
+        outcome: SealedOutcome,
+        /// How long the record is still kept.
+        expires_in: Duration,
+    },
+    /// It waits for somebody's word.
+    Indeterminate,
+}
+
+/// Remove a record, whatever its state. An operator's tool: removing a claim lets its operation run again.
+///
+/// ```
+/// # use oncekey::{Key, backend::Remove};
+/// let message = Remove { key: Key::new("mail", 17)? };
+/// # Ok::<(), oncekey::KeyError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remove {
+    /// The key.
+    pub key: Key,
+}
+
+/// The answer to [`Remove`].
+///
+/// ```
+/// # use oncekey::backend::Removed;
+/// assert_ne!(Removed::Removed, Removed::Absent);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removed {
+    /// The record is gone.
+    Removed,
+    /// There was none.
+    Absent,
+}
+
+/// Read records in the order of their stored keys.
+///
+/// ```
+/// # use oncekey::backend::List;
+/// let first_page = List { after: None, limit: 100 };
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct List {
+    /// Where the page before this one ended.
+    pub after: Option<Key>,
+    /// The most records to give.
+    pub limit: usize,
+}
+
+/// Remove records whose time is over.
+///
+/// ```
+/// # use oncekey::backend::Purge;
+/// let one_batch = Purge { limit: 1_000 };
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Purge {
+    /// The most records to remove in this one step.
+    pub limit: usize,
+}
+
+/// The answer to [`Purge`].
+///
+/// ```
+/// # use oncekey::backend::Purged;
+/// let nothing_left = Purged { removed: 12, more: false };
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Purged {
+    /// How many records were removed.
+    pub removed: usize,
+    /// Whether the limit was reached, so that there may be more.
+    pub more: bool,
+}
+
+/// Count the records.
+///
+/// ```
+/// # use oncekey::backend::Stats;
+/// let message = Stats;
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stats;
+
+/// The answer to [`Stats`]. Records whose time is over count until they are purged.
+///
+/// ```
+/// # use oncekey::backend::StoreStats;
+/// assert_eq!(StoreStats::default().completed, 0);
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StoreStats {
+    /// Claims, lapsed ones that were not taken over included.
+    pub in_progress: u64,
+    /// Outcomes kept.
+    pub completed: u64,
+    /// Keys that wait for somebody's word.
+    pub indeterminate: u64,
+}
+
+/// Tell when a key is no longer in progress.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use oncekey::{Key, backend::Watch};
+/// let message = Watch { key: Key::new("mail", 17)?, limit: Duration::from_secs(10) };
+/// # Ok::<(), oncekey::KeyError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Watch {
+    /// The key.
+    pub key: Key,
+    /// How long the answer is of use. The engine drops the backend's future after this, so that a backend need not
+    /// count; one that blocks in a read of its own takes it as that read's limit.
+    pub limit: Duration,
+}
+
+/// The answer to [`Watch`]: a hint that it is worth asking again. It may come too often, never too seldom.
+///
+/// ```
+/// # use oncekey::backend::Changed;
+/// let hint = Changed;
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Changed;

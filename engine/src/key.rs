@@ -1,0 +1,283 @@
+//! What an operation is named by: a scope and the caller's idempotency key, never one without the other.
+
+use std::fmt::{self, Display, Write as _};
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::sync::{Arc, LazyLock};
+
+/// The longest scope and the longest caller's key, in bytes. Stripe's limit for `Idempotency-Key` is the same.
+pub const MAX_PART_LEN: usize = 255;
+
+/// The name of one operation: a **scope** (a tenant, a job queue, …) and the caller's **idempotency key**.
+///
+/// Two keys are equal only if both parts are. The stored form, `4:mail:order-17`, carries the scope's length, so that
+/// no choice of scope and key can be mistaken for another: a tenant `a` with key `b:c` is not a tenant `a:b` with
+/// key `c`.
+///
+/// Cloning is cheap: the text is shared.
+///
+/// ```
+/// use oncekey::Key;
+///
+/// let key = Key::new("mail", 17)?;
+/// assert_eq!((key.scope(), key.idempotency_key()), ("mail", "17"));
+/// assert_eq!(key.as_stored(), "4:mail:17");
+/// assert_ne!(Key::new("a", "b:c")?, Key::new("a:b", "c")?);
+/// # Ok::<(), oncekey::KeyError>(())
+/// ```
+#[derive(Clone)]
+pub struct Key {
+    stored: Arc<str>,
+    /// Of `stored`, made once: the supervisor and the memory backend look the same key up several times.
+    hash: u64,
+    scope_start: u8,
+    scope_len: u8,
+}
+
+/// Why a scope or an idempotency key was refused.
+///
+/// ```
+/// use oncekey::{Key, KeyError, KeyPart};
+///
+/// assert_eq!(Key::new("mail", "").unwrap_err(), KeyError::Empty(KeyPart::IdempotencyKey));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// The part has no characters.
+    #[error("the {0} is empty")]
+    Empty(KeyPart),
+    /// The part is longer than [`MAX_PART_LEN`] bytes.
+    #[error("the {0} has {1} bytes; the limit is {MAX_PART_LEN}")]
+    TooLong(KeyPart, usize),
+    /// The part has a control character, which could forge a line of a log.
+    #[error("the {0} contains a control character")]
+    ControlCharacter(KeyPart),
+    /// The text is not one that [`Key::as_stored`] gives.
+    #[error("this is not the stored form of a key, which is LENGTH:SCOPE:KEY")]
+    NotStoredForm,
+}
+
+/// Which half of a [`Key`] an error speaks of.
+///
+/// ```
+/// assert_eq!(oncekey::KeyPart::Scope.to_string(), "scope");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyPart {
+    /// The scope.
+    Scope,
+    /// The caller's idempotency key.
+    IdempotencyKey,
+}
+
+impl Display for KeyPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Scope => "scope",
+            Self::IdempotencyKey => "idempotency key",
+        })
+    }
+}
+
+/// One seed for the process: every table that looks a key up shares its hash, and no caller can choose keys that
+/// collide in them.
+static HASHER: LazyLock<foldhash::quality::RandomState> = LazyLock::new(foldhash::quality::RandomState::default);
+
+impl Key {
+    /// Names an operation by its scope and its idempotency key.
+    ///
+    /// # Errors
+    /// A part that is empty, longer than [`MAX_PART_LEN`] bytes, or has a control character is refused.
+    pub fn new(scope: impl AsRef<str>, idempotency_key: impl Display) -> Result<Self, KeyError> {
+        let scope = scope.as_ref();
+        check(KeyPart::Scope, scope)?;
+        let mut stored = String::with_capacity(64);
+        // Writing to a String fails only if the Display of the key does: then what it wrote is checked below.
+        let _ = write!(stored, "{}:{scope}:", scope.len());
+        let key_start = stored.len();
+        let _ = write!(stored, "{idempotency_key}");
+        check(KeyPart::IdempotencyKey, &stored[key_start..])?;
+        Ok(Self::assemble(&stored, key_start - scope.len() - 1, scope.len()))
+    }
+
+    /// Reads what [`as_stored`](Self::as_stored) gave.
+    ///
+    /// # Errors
+    /// [`KeyError::NotStoredForm`] for any other text, and the errors of [`Key::new`] for its parts.
+    ///
+    /// ```
+    /// # use oncekey::Key;
+    /// let key = Key::new("mail", "a:b")?;
+    /// assert_eq!(Key::from_stored(key.as_stored())?, key);
+    /// assert!(Key::from_stored("04:mail:a:b").is_err());
+    /// # Ok::<(), oncekey::KeyError>(())
+    /// ```
+    pub fn from_stored(stored: &str) -> Result<Self, KeyError> {
+        let (length, rest) = stored.split_once(':').ok_or(KeyError::NotStoredForm)?;
+        let scope_len: usize = length.parse().map_err(|_| KeyError::NotStoredForm)?;
+        // "+4", "04": another text for the same key would be a second record of it.
+        if length.starts_with(['+', '0']) || rest.as_bytes().get(scope_len) != Some(&b':') {
+            return Err(KeyError::NotStoredForm);
+        }
+        check(KeyPart::Scope, &rest[..scope_len])?;
+        check(KeyPart::IdempotencyKey, &rest[scope_len + 1..])?;
+        Ok(Self::assemble(stored, length.len() + 1, scope_len))
+    }
+
+    fn assemble(stored: &str, scope_start: usize, scope_len: usize) -> Self {
+        // At most "255:" and 255 bytes, which `check` has seen to.
+        Self {
+            stored: Arc::from(stored),
+            hash: HASHER.hash_one(stored),
+            scope_start: scope_start as u8,
+            scope_len: scope_len as u8,
+        }
+    }
+
+    /// The scope.
+    pub fn scope(&self) -> &str {
+        let start = usize::from(self.scope_start);
+        &self.stored[start..start + usize::from(self.scope_len)]
+    }
+
+    /// The caller's idempotency key.
+    pub fn idempotency_key(&self) -> &str {
+        &self.stored[usize::from(self.scope_start) + usize::from(self.scope_len) + 1..]
+    }
+
+    /// The text under which a store keeps the record: the scope's length, the scope and the idempotency key.
+    pub fn as_stored(&self) -> &str {
+        &self.stored
+    }
+
+    /// A hash of the whole key, seeded once a process: for a backend's own tables, not for storing.
+    ///
+    /// ```
+    /// # use oncekey::Key;
+    /// assert_eq!(Key::new("mail", 1)?.table_hash(), Key::new("mail", 1)?.table_hash());
+    /// # Ok::<(), oncekey::KeyError>(())
+    /// ```
+    pub fn table_hash(&self) -> u64 {
+        self.hash
+    }
+}
+
+fn check(part: KeyPart, text: &str) -> Result<(), KeyError> {
+    if text.is_empty() {
+        Err(KeyError::Empty(part))
+    } else if text.len() > MAX_PART_LEN {
+        Err(KeyError::TooLong(part, text.len()))
+    } else if text.chars().any(char::is_control) {
+        Err(KeyError::ControlCharacter(part))
+    } else {
+        Ok(())
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash && self.stored == other.stored
+    }
+}
+
+impl Eq for Key {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// By the bytes of the stored form: the order in which a store lists its records.
+impl Ord for Key {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.stored.as_bytes().cmp(other.stored.as_bytes())
+    }
+}
+
+impl Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.scope(), self.idempotency_key())
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key({self})")
+    }
+}
+
+/// A hasher for tables whose keys are [`Key`]s: it passes on the hash that the key has made already.
+///
+/// ```
+/// use std::collections::HashMap;
+/// use oncekey::{Key, KeyHasher};
+///
+/// let mut sent: HashMap<Key, u32, KeyHasher> = HashMap::default();
+/// sent.insert(Key::new("mail", 17)?, 1);
+/// # Ok::<(), oncekey::KeyError>(())
+/// ```
+#[derive(Debug, Clone, Copy, Default)]
+pub struct KeyHasher(u64);
+
+impl BuildHasher for KeyHasher {
+    type Hasher = Self;
+
+    fn build_hasher(&self) -> Self {
+        Self(0)
+    }
+}
+
+impl Hasher for KeyHasher {
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    /// Only for keys of other types, which this hasher is not for: correct, and slow.
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = HASHER.hash_one((self.0, bytes));
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn parts_at_their_limits() {
+        let longest = "k".repeat(MAX_PART_LEN);
+        assert!(Key::new(&longest, &longest).is_ok());
+        let over = "k".repeat(MAX_PART_LEN + 1);
+        assert_eq!(Key::new("s", &over).unwrap_err(), KeyError::TooLong(KeyPart::IdempotencyKey, 256));
+        assert_eq!(Key::new(&over, "k").unwrap_err(), KeyError::TooLong(KeyPart::Scope, 256));
+        assert_eq!(Key::new("", "k").unwrap_err(), KeyError::Empty(KeyPart::Scope));
+        assert_eq!(Key::new("s", "a\nb").unwrap_err(), KeyError::ControlCharacter(KeyPart::IdempotencyKey));
+    }
+
+    proptest! {
+        #[test]
+        fn stored_form_is_unambiguous(a in "[a-c:0-9é]{1,6}", b in "[a-c:0-9é]{1,6}", c in "[a-c:0-9é]{1,6}", d in "[a-c:0-9é]{1,6}") {
+            let (one, other) = (Key::new(&a, &b).unwrap(), Key::new(&c, &d).unwrap());
+            prop_assert_eq!(one.as_stored() == other.as_stored(), (&a, &b) == (&c, &d));
+            let read = Key::from_stored(one.as_stored()).unwrap();
+            prop_assert_eq!((read.scope(), read.idempotency_key()), (a.as_str(), b.as_str()));
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in ".{0,40}") {
+            if let Ok(key) = Key::from_stored(&text) {
+                prop_assert_eq!(key.as_stored(), text);
+            }
+        }
+    }
+}

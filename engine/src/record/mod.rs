@@ -1,0 +1,248 @@
+//! The record of a key and its life: what a store keeps, and the steps that change it.
+//!
+//! ```text
+//!            acquire                      complete
+//!  absent ───────────▶ in progress ───────────────────▶ completed ──retention──▶ absent
+//!     ▲                 │  ▲    │ hold, or lease lapsed     ▲
+//!     └──── release ────┘  │    └──────────▶ indeterminate ─┘ resolve
+//!                     renew (heartbeat)            └── resolve(release) ──▶ absent
+//! ```
+//!
+//! The steps in [`transition`] are pure functions from the record that was found to what to write and what to answer.
+//! A store that can run them under a lock (the memory backend under a shard's, SQLite inside a write transaction) needs
+//! no other logic; a store with steps of its own (a Redis script) is held to the same behaviour by the
+//! [conformance suite](crate::conformance).
+
+mod outcome;
+pub mod transition;
+
+pub use outcome::{CorruptOutcome, Payload, PayloadKind, SealedOutcome};
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::{Fingerprint, OnAbandoned};
+
+/// Milliseconds by the store's clock. Where the clock starts is the store's affair: only differences count.
+///
+/// ```
+/// use std::time::Duration;
+/// use oncekey::record::StoreTime;
+///
+/// let now = StoreTime::from_millis(1_000);
+/// let lapses = now.after(Duration::from_secs(30));
+/// assert_eq!(lapses.left(now), Duration::from_secs(30));
+/// assert_eq!(now.left(lapses), Duration::ZERO);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StoreTime(u64);
+
+impl StoreTime {
+    /// A point in time, in milliseconds of the store's clock.
+    pub const fn from_millis(millis: u64) -> Self {
+        Self(millis)
+    }
+
+    /// This point in milliseconds.
+    pub const fn as_millis(self) -> u64 {
+        self.0
+    }
+
+    /// The point `duration` later: rounded up to whole milliseconds, and at the end of time if beyond it.
+    pub fn after(self, duration: Duration) -> Self {
+        let millis = u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+        // A signed 64-bit column holds every value up to this.
+        Self(self.0.saturating_add(millis).min(i64::MAX as u64))
+    }
+
+    /// What is left until this point, seen from `now`; zero if it is past.
+    pub fn left(self, now: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(now.0))
+    }
+}
+
+/// The fencing token: 1 for a key's first claim, and one more for every claim that takes a lapsed one over.
+///
+/// Hand it, with the key, to whatever the operation calls, so that a late call of a holder that has lost its claim can
+/// be refused there.
+///
+/// ```
+/// use oncekey::Attempt;
+///
+/// assert_eq!(Attempt::FIRST.next(), Attempt::new(2));
+/// assert_eq!(Attempt::new(2).to_string(), "2");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Attempt(u64);
+
+impl Attempt {
+    /// The first claim of a key.
+    pub const FIRST: Self = Self(1);
+
+    /// An attempt read back from a store.
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The number: 1, 2, 3, …
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The attempt of the claim that takes this one over.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
+impl fmt::Display for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Who holds a claim: 128 random bits, new for every claim. Each later step must name it.
+///
+/// ```
+/// use oncekey::record::Owner;
+///
+/// assert_ne!(Owner::random(), Owner::random());
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Owner([u8; Self::LEN]);
+
+impl Owner {
+    /// The length in bytes.
+    pub const LEN: usize = 16;
+
+    /// A new owner.
+    pub fn random() -> Self {
+        Self(rand::random())
+    }
+
+    /// The bits, as a store keeps them.
+    pub const fn as_bytes(&self) -> &[u8; Self::LEN] {
+        &self.0
+    }
+
+    /// An owner read back from a store.
+    ///
+    /// ```
+    /// # use oncekey::record::Owner;
+    /// let owner = Owner::random();
+    /// assert_eq!(Owner::from_bytes(*owner.as_bytes()), owner);
+    /// ```
+    pub const fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl fmt::Debug for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Owner({:032x})", u128::from_be_bytes(self.0))
+    }
+}
+
+/// What a store keeps of one key.
+///
+/// ```
+/// use std::time::Duration;
+/// use oncekey::{Attempt, Fingerprint, OnAbandoned};
+/// use oncekey::record::{Owner, Record, State, StoreTime};
+///
+/// let record = Record {
+///     fingerprint: Fingerprint::of(b"order 17"),
+///     attempt: Attempt::FIRST,
+///     owner: Owner::random(),
+///     state: State::InProgress { lease_until: StoreTime::from_millis(30_000), on_abandoned: OnAbandoned::Rerun },
+/// };
+/// assert_eq!(record.clone().at(StoreTime::from_millis(1_000)), Some(record));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// What was asked by the first caller.
+    pub fingerprint: Fingerprint,
+    /// The number of the last claim.
+    pub attempt: Attempt,
+    /// The holder of the last claim. It stays after completion, so that a holder that repeats its step after a lost
+    /// answer is told that it is done.
+    pub owner: Owner,
+    /// Where in its life the record is.
+    pub state: State,
+}
+
+/// Where in its life a [`Record`] is; an absent one has no record.
+///
+/// ```
+/// use oncekey::record::{State, StoreTime};
+///
+/// assert_eq!(State::Indeterminate.name(), "indeterminate");
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// A holder works on it.
+    InProgress {
+        /// Until when the claim holds.
+        lease_until: StoreTime,
+        /// What a lapse of this claim means, in the word of the one who made it: nobody else knows whether its
+        /// operation may run twice.
+        on_abandoned: OnAbandoned,
+    },
+    /// The outcome is known, and answers every retry.
+    Completed {
+        /// The answer to replay.
+        outcome: SealedOutcome,
+        /// When its retention ends.
+        expires_at: StoreTime,
+    },
+    /// The effect may or may not have happened: only a reconciler's or an operator's word settles it. It never expires.
+    Indeterminate,
+}
+
+impl State {
+    /// The state's name, as lists and logs show it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::InProgress { .. } => "in progress",
+            Self::Completed { .. } => "completed",
+            Self::Indeterminate => "indeterminate",
+        }
+    }
+}
+
+/// How long a lapsed claim that may be rerun is kept when nobody comes for it, so that its attempt is still known to
+/// the next claim.
+pub const ABANDONED_CLAIM_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+
+impl Record {
+    /// When the record goes away by itself; `None` for one that needs somebody's word.
+    ///
+    /// A store that purges by an index keeps this beside the record.
+    pub fn purge_at(&self) -> Option<StoreTime> {
+        match &self.state {
+            State::Completed { expires_at, .. } => Some(*expires_at),
+            State::InProgress { lease_until, on_abandoned: OnAbandoned::Rerun } => {
+                Some(lease_until.after(ABANDONED_CLAIM_KEPT))
+            }
+            State::InProgress { on_abandoned: OnAbandoned::Hold, .. } | State::Indeterminate => None,
+        }
+    }
+
+    /// The record as it stands at `now`, whatever time has done to it since it was written: an expired one is absent,
+    /// and a lapsed claim that must be held is indeterminate.
+    #[must_use]
+    pub fn at(mut self, now: StoreTime) -> Option<Self> {
+        if self.purge_at().is_some_and(|at| at <= now) {
+            return None;
+        }
+        if self.is_lapsed_hold(now) {
+            self.state = State::Indeterminate;
+        }
+        Some(self)
+    }
+
+    fn is_lapsed_hold(&self, now: StoreTime) -> bool {
+        matches!(self.state, State::InProgress { lease_until, on_abandoned: OnAbandoned::Hold } if lease_until <= now)
+    }
+}

@@ -1,0 +1,201 @@
+//! Outcomes as stored: versioned, checksummed bytes, so that a corrupt or foreign record is an error, never an answer.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+use crate::Key;
+
+/// The first byte of every outcome. A reader refuses any other.
+const VERSION: u8 = 1;
+/// Version, kind, checksum.
+const HEADER_LEN: usize = 6;
+
+/// An outcome as a store keeps it: opaque bytes with a version, a kind and a checksum.
+///
+/// The checksum (CRC-32) covers the key as well, so that bytes that were copied to another key's record are refused.
+/// It guards against damage, not against an attacker who can write to the store.
+///
+/// ```
+/// use oncekey::Key;
+/// use oncekey::record::{Payload, PayloadKind, SealedOutcome};
+///
+/// let key = Key::new("mail", 17)?;
+/// let sealed = SealedOutcome::seal(&key, PayloadKind::Json, |bytes| bytes.extend_from_slice(b"\"sent\""));
+/// assert_eq!(sealed.open(&key)?, Payload::Value { kind: PayloadKind::Json, bytes: "\"sent\"".into() });
+/// assert!(sealed.open(&Key::new("mail", 18)?).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct SealedOutcome(Bytes);
+
+/// What the bytes of an outcome are.
+///
+/// ```
+/// use oncekey::record::PayloadKind;
+///
+/// assert_ne!(PayloadKind::Json, PayloadKind::Http);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PayloadKind {
+    /// The JSON of a typed outcome, as [`Engine::run`](crate::Engine::run) stores it.
+    Json,
+    /// An HTTP response, as the middleware stores it.
+    Http,
+}
+
+/// What [`SealedOutcome::open`] finds.
+///
+/// ```
+/// use oncekey::Key;
+/// use oncekey::record::{Payload, SealedOutcome};
+///
+/// let key = Key::new("mail", 17)?;
+/// assert_eq!(SealedOutcome::tombstone(&key).open(&key)?, Payload::Tombstone);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Payload {
+    /// An outcome that can be replayed.
+    Value {
+        /// What the bytes are.
+        kind: PayloadKind,
+        /// The outcome itself, shared with the stored bytes.
+        bytes: Bytes,
+    },
+    /// "Done, but too large to keep": the operation never runs again, and there is nothing to replay.
+    Tombstone,
+}
+
+/// The stored bytes are not an outcome of this key: damaged, or written by something else.
+///
+/// ```
+/// use oncekey::Key;
+/// use oncekey::record::{CorruptOutcome, SealedOutcome};
+///
+/// let read = SealedOutcome::from_stored("hello".into());
+/// assert!(matches!(read.open(&Key::new("mail", 17)?), Err(CorruptOutcome::TooShort(5))));
+/// # Ok::<(), oncekey::KeyError>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CorruptOutcome {
+    /// There is not even a header.
+    #[error("an outcome has at least {HEADER_LEN} bytes; this one has {0}")]
+    TooShort(usize),
+    /// Another version, or no outcome at all.
+    #[error("outcomes of version {0} are not known here (this library writes version {VERSION})")]
+    UnknownVersion(u8),
+    /// A kind that this version does not have.
+    #[error("an outcome of kind {0} is not known here")]
+    UnknownKind(u8),
+    /// The bytes changed since they were written, or belong to another key.
+    #[error("the outcome's checksum does not match its bytes and its key")]
+    Checksum,
+    /// A typed outcome where an HTTP response was expected, or the reverse.
+    #[error("the key's outcome was stored by another kind of caller")]
+    OtherKind,
+    /// The checksum is right, but the content is not what the kind says.
+    #[error("the outcome's content can't be read as what is expected of it")]
+    Content,
+}
+
+impl SealedOutcome {
+    /// Seals what `write` appends.
+    pub fn seal(key: &Key, kind: PayloadKind, write: impl FnOnce(&mut Vec<u8>)) -> Self {
+        let tag = match kind {
+            PayloadKind::Json => 1,
+            PayloadKind::Http => 2,
+        };
+        Self::assemble(key, tag, write)
+    }
+
+    /// An outcome that says only that the operation is done.
+    pub fn tombstone(key: &Key) -> Self {
+        Self::assemble(key, 0, |_| ())
+    }
+
+    fn assemble(key: &Key, tag: u8, write: impl FnOnce(&mut Vec<u8>)) -> Self {
+        let mut bytes = Vec::with_capacity(256);
+        bytes.extend_from_slice(&[VERSION, tag, 0, 0, 0, 0]);
+        write(&mut bytes);
+        let checksum = checksum(key, tag, &bytes[HEADER_LEN..]);
+        bytes[2..HEADER_LEN].copy_from_slice(&checksum.to_le_bytes());
+        // A boxed slice of the exact length: what is kept for a day should not carry spare capacity.
+        Self(Bytes::from(bytes.into_boxed_slice()))
+    }
+
+    /// Takes bytes back from a store. Nothing is checked until [`open`](Self::open).
+    pub fn from_stored(bytes: Bytes) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes, as a store keeps them.
+    pub fn as_stored(&self) -> &Bytes {
+        &self.0
+    }
+
+    /// Checks the bytes and gives the outcome.
+    ///
+    /// # Errors
+    /// [`CorruptOutcome`] if the bytes were not sealed for this key by a version that is known here.
+    pub fn open(&self, key: &Key) -> Result<Payload, CorruptOutcome> {
+        let bytes = &self.0;
+        if bytes.len() < HEADER_LEN {
+            return Err(CorruptOutcome::TooShort(bytes.len()));
+        }
+        let (version, tag) = (bytes[0], bytes[1]);
+        if version != VERSION {
+            return Err(CorruptOutcome::UnknownVersion(version));
+        }
+        if bytes[2..HEADER_LEN] != checksum(key, tag, &bytes[HEADER_LEN..]).to_le_bytes() {
+            return Err(CorruptOutcome::Checksum);
+        }
+        let kind = match tag {
+            0 => return Ok(Payload::Tombstone),
+            1 => PayloadKind::Json,
+            2 => PayloadKind::Http,
+            other => return Err(CorruptOutcome::UnknownKind(other)),
+        };
+        Ok(Payload::Value { kind, bytes: bytes.slice(HEADER_LEN..) })
+    }
+}
+
+fn checksum(key: &Key, tag: u8, payload: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(key.as_stored().as_bytes());
+    hasher.update(&[0, tag]);
+    hasher.update(payload);
+    hasher.finalize()
+}
+
+/// Outcomes may hold personal data: only the length is shown.
+impl fmt::Debug for SealedOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SealedOutcome({} bytes)", self.0.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn e13_every_flipped_bit_is_an_error() {
+        let key = Key::new("s", "k").unwrap();
+        let sealed = SealedOutcome::seal(&key, PayloadKind::Http, |bytes| bytes.extend_from_slice(b"paid"));
+        for bit in 0..sealed.0.len() * 8 {
+            let mut bytes = sealed.0.to_vec();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(SealedOutcome::from_stored(bytes.into()).open(&key).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn e13_every_prefix_is_an_error() {
+        let key = Key::new("s", "k").unwrap();
+        let sealed = SealedOutcome::seal(&key, PayloadKind::Json, |bytes| bytes.extend_from_slice(b"17"));
+        for len in 0..sealed.0.len() {
+            assert!(SealedOutcome::from_stored(sealed.0.slice(..len)).open(&key).is_err(), "{len} bytes");
+        }
+    }
+}

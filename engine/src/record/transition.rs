@@ -1,0 +1,193 @@
+//! The steps of a record's life, as pure functions.
+//!
+//! Each takes the record that was found, the store's time and the message, and says what to write and what to answer.
+//! They are the definition of the protocol: run one under whatever makes the look-up and the write a single step.
+//!
+//! Every step is safe to repeat by its owner: a holder that lost the answer to a step sends it again, and learns that
+//! it is done.
+//!
+//! ```
+//! use std::time::Duration;
+//! use oncekey::{Attempt, Fingerprint, Key, OnAbandoned};
+//! use oncekey::backend::{Acquire, Acquired};
+//! use oncekey::record::{transition, Owner, StoreTime};
+//!
+//! let message = Acquire {
+//!     key: Key::new("mail", 17)?,
+//!     fingerprint: Fingerprint::of(b"to: ada"),
+//!     owner: Owner::random(),
+//!     lease: Duration::from_secs(30),
+//!     on_abandoned: OnAbandoned::Hold,
+//! };
+//! let step = transition::acquire(None, StoreTime::from_millis(0), &message);
+//! assert_eq!(step.answer, Acquired::Claimed { attempt: Attempt::FIRST, took_over: false });
+//! # Ok::<(), oncekey::KeyError>(())
+//! ```
+
+use super::{Attempt, Owner, Record, State, StoreTime};
+use crate::OnAbandoned;
+use crate::backend::{
+    Acquire, Acquired, Complete, Completed, Held, Hold, Release, Released, Renew, Renewed, Resolution, Resolve,
+    Resolved,
+};
+
+/// What a step decided.
+///
+/// ```
+/// use oncekey::record::transition::{Step, Write};
+///
+/// let step = Step { write: Write::Nothing, answer: 1 };
+/// assert_eq!(step.answer, 1);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step<Answer> {
+    /// What becomes of the record.
+    pub write: Write,
+    /// What the sender of the message is told, once the write is done.
+    pub answer: Answer,
+}
+
+/// What a step writes.
+///
+/// ```
+/// use oncekey::record::transition::Write;
+///
+/// assert_ne!(Write::Nothing, Write::Delete);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    /// The record stays as it is.
+    Nothing,
+    /// This record takes the place of what was found.
+    Put(Record),
+    /// The record goes.
+    Delete,
+}
+
+fn unchanged<Answer>(answer: Answer) -> Step<Answer> {
+    Step { write: Write::Nothing, answer }
+}
+
+fn put<Answer>(record: Record, answer: Answer) -> Step<Answer> {
+    Step { write: Write::Put(record), answer }
+}
+
+/// Claims the key, or tells what stands in the way.
+pub fn acquire(found: Option<&Record>, now: StoreTime, message: &Acquire) -> Step<Acquired> {
+    let claim = |attempt: Attempt, took_over: bool| {
+        put(
+            Record {
+                fingerprint: message.fingerprint,
+                attempt,
+                owner: message.owner,
+                state: State::InProgress { lease_until: now.after(message.lease), on_abandoned: message.on_abandoned },
+            },
+            Acquired::Claimed { attempt, took_over },
+        )
+    };
+    let Some(record) = found.filter(|record| !is_expired(record, now)) else {
+        return claim(Attempt::FIRST, false);
+    };
+    if record.fingerprint != message.fingerprint {
+        return unchanged(Acquired::Mismatch);
+    }
+    match &record.state {
+        // The same holder asks again: the answer to its claim was lost.
+        State::InProgress { .. } if record.owner == message.owner => claim(record.attempt, false),
+        State::InProgress { lease_until, .. } if *lease_until > now => {
+            unchanged(Acquired::InProgress { lease_left: lease_until.left(now) })
+        }
+        State::InProgress { on_abandoned: OnAbandoned::Rerun, .. } => claim(record.attempt.next(), true),
+        State::InProgress { on_abandoned: OnAbandoned::Hold, .. } => put(
+            Record { state: State::Indeterminate, ..record.clone() },
+            Acquired::Indeterminate { attempt: record.attempt },
+        ),
+        State::Completed { outcome, .. } => unchanged(Acquired::Completed { outcome: outcome.clone() }),
+        State::Indeterminate => unchanged(Acquired::Indeterminate { attempt: record.attempt }),
+    }
+}
+
+/// Lengthens the holder's lease. A lapsed lease that nobody has taken over can still be renewed.
+pub fn renew(found: Option<&Record>, now: StoreTime, message: &Renew) -> Step<Renewed> {
+    match owned(found, now, message.owner) {
+        Some(record @ Record { state: State::InProgress { on_abandoned, .. }, .. }) => put(
+            Record {
+                state: State::InProgress { lease_until: now.after(message.lease), on_abandoned: *on_abandoned },
+                ..record.clone()
+            },
+            Renewed::Renewed,
+        ),
+        _ => unchanged(Renewed::Lost),
+    }
+}
+
+/// Stores the outcome.
+///
+/// The owner of a claim that lapsed into *indeterminate* may still complete it: nobody has run the operation since, and
+/// nobody knows its outcome better.
+pub fn complete(found: Option<&Record>, now: StoreTime, message: &Complete) -> Step<Completed> {
+    match owned(found, now, message.owner) {
+        Some(Record { state: State::Completed { .. }, .. }) => unchanged(Completed::Stored),
+        Some(record) => put(
+            Record {
+                state: State::Completed { outcome: message.outcome.clone(), expires_at: now.after(message.retention) },
+                ..record.clone()
+            },
+            Completed::Stored,
+        ),
+        None => unchanged(Completed::Lost),
+    }
+}
+
+/// Gives the claim up: nothing happened, and the next acquire wins.
+pub fn release(found: Option<&Record>, now: StoreTime, message: &Release) -> Step<Released> {
+    match owned(found, now, message.owner) {
+        Some(Record { state: State::InProgress { .. }, .. }) => {
+            Step { write: Write::Delete, answer: Released::Released }
+        }
+        _ => unchanged(Released::Lost),
+    }
+}
+
+/// Makes the claim indeterminate by its holder's own word.
+pub fn hold(found: Option<&Record>, now: StoreTime, message: &Hold) -> Step<Held> {
+    match owned(found, now, message.owner) {
+        Some(record @ Record { state: State::InProgress { .. }, .. }) => {
+            put(Record { state: State::Indeterminate, ..record.clone() }, Held::Held)
+        }
+        Some(Record { state: State::Indeterminate, .. }) => unchanged(Held::Held),
+        _ => unchanged(Held::Lost),
+    }
+}
+
+/// Settles an indeterminate key by somebody's word.
+pub fn resolve(found: Option<&Record>, now: StoreTime, message: &Resolve) -> Step<Resolved> {
+    let Some(record) = found.filter(|record| {
+        let indeterminate = matches!(record.state, State::Indeterminate) || record.is_lapsed_hold(now);
+        // A word about attempt 1 says nothing of attempt 2.
+        indeterminate && message.attempt.is_none_or(|attempt| attempt == record.attempt)
+    }) else {
+        return unchanged(Resolved::NotIndeterminate);
+    };
+    match &message.with {
+        Resolution::Release => Step { write: Write::Delete, answer: Resolved::Resolved },
+        Resolution::Complete { outcome, retention } => put(
+            Record {
+                state: State::Completed { outcome: outcome.clone(), expires_at: now.after(*retention) },
+                ..record.clone()
+            },
+            Resolved::Resolved,
+        ),
+    }
+}
+
+fn owned(found: Option<&Record>, now: StoreTime, owner: Owner) -> Option<&Record> {
+    found.filter(|record| record.owner == owner && !is_expired(record, now))
+}
+
+fn is_expired(record: &Record, now: StoreTime) -> bool {
+    record.purge_at().is_some_and(|at| at <= now)
+}
+
+#[cfg(test)]
+mod tests;
