@@ -110,12 +110,17 @@ impl TransactionOperation {
     pub fn new<C: Any>(
         operation: impl FnOnce(&mut C) -> Result<SealedOutcome, OperationFailure> + Send + 'static,
     ) -> Self {
-        Self {
-            run: Box::new(move |connection| match connection.downcast_mut::<C>() {
-                Some(connection) => operation(connection),
-                None => Err(OperationFailure::WrongConnection { wanted: type_name::<C>() }),
-            }),
-        }
+        Self::erased(move |connection| match connection.downcast_mut::<C>() {
+            Some(connection) => operation(connection),
+            None => Err(OperationFailure::WrongConnection { wanted: type_name::<C>() }),
+        })
+    }
+
+    /// An operation on whatever connection the store has.
+    pub(crate) fn erased(
+        operation: impl FnOnce(&mut dyn Any) -> Result<SealedOutcome, OperationFailure> + Send + 'static,
+    ) -> Self {
+        Self { run: Box::new(operation) }
     }
 
     /// Runs it.

@@ -3,6 +3,8 @@
 use std::fmt;
 
 use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::Key;
 
@@ -107,6 +109,39 @@ impl SealedOutcome {
             PayloadKind::Http => 2,
         };
         Self::assemble(key, tag, write)
+    }
+
+    /// Seals a typed outcome, as [`Engine::run`](crate::Engine::run) does: for reconcilers and operators, who have
+    /// found out what an operation did.
+    ///
+    /// # Errors
+    /// A value that JSON can't hold.
+    ///
+    /// ```
+    /// # use oncekey::{Key, record::SealedOutcome};
+    /// let key = Key::new("mail", 17)?;
+    /// let sealed = SealedOutcome::of_value(&key, &vec![1, 2])?;
+    /// assert_eq!(sealed.value::<Vec<u32>>(&key)?, Some(vec![1, 2]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn of_value<T: Serialize + ?Sized>(key: &Key, value: &T) -> Result<Self, serde_json::Error> {
+        let mut written = Ok(());
+        let sealed = Self::seal(key, PayloadKind::Json, |bytes| written = serde_json::to_writer(bytes, value));
+        written.map(|()| sealed)
+    }
+
+    /// Reads a typed outcome; `None` for a tombstone.
+    ///
+    /// # Errors
+    /// [`CorruptOutcome`] if the bytes are not a typed outcome of this key, or not one of type `T`.
+    pub fn value<T: DeserializeOwned>(&self, key: &Key) -> Result<Option<T>, CorruptOutcome> {
+        match self.open(key)? {
+            Payload::Tombstone => Ok(None),
+            Payload::Value { kind: PayloadKind::Json, bytes } => {
+                serde_json::from_slice(&bytes).map(Some).map_err(|_| CorruptOutcome::Content)
+            }
+            Payload::Value { .. } => Err(CorruptOutcome::OtherKind),
+        }
     }
 
     /// An outcome that says only that the operation is done.

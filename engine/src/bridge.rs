@@ -1,0 +1,45 @@
+//! How plain threads reach the engine: by a bounded crossbeam channel that the home arbiter drains.
+
+use std::sync::Arc;
+
+use actix::prelude::*;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use tokio::sync::Notify;
+
+use crate::Error;
+use crate::call::Begin;
+use crate::supervisor::Supervisor;
+
+/// The threads' end. A thread that finds the channel full waits: that is its back-pressure.
+#[derive(Debug, Clone)]
+pub(crate) struct Bridge {
+    calls: Sender<Begin>,
+    wake: Arc<Notify>,
+}
+
+impl Bridge {
+    /// Starts the arbiter's end on the current arbiter.
+    pub(crate) fn start(supervisor: Arc<Addr<Supervisor>>, depth: usize) -> Self {
+        let (calls, taken) = bounded(depth);
+        let wake = Arc::new(Notify::new());
+        actix_rt::spawn(carry(taken, Arc::clone(&wake), supervisor));
+        Self { calls, wake }
+    }
+
+    pub(crate) fn send(&self, call: Begin) -> Result<(), Error> {
+        self.calls.send(call).map_err(|_| Error::Stopped)?;
+        self.wake.notify_one();
+        Ok(())
+    }
+}
+
+/// Hands on what the threads send. On the arbiter only `try_recv` is allowed: a blocked arbiter serves nobody.
+async fn carry(calls: Receiver<Begin>, wake: Arc<Notify>, supervisor: Arc<Addr<Supervisor>>) {
+    while supervisor.connected() {
+        for call in calls.try_iter() {
+            // A supervisor that has just ended drops the call, and the thread hears that the engine stopped.
+            let _ = supervisor.try_send(call);
+        }
+        wake.notified().await;
+    }
+}

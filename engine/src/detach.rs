@@ -1,0 +1,79 @@
+//! Operations outlive the callers that began them.
+//!
+//! A caller polls its operation itself: a task of its own for each would cost more than everything else that the engine
+//! does. Only when the caller is dropped midway, because a client left or a `select!` chose otherwise, is the operation
+//! moved to a task.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures_util::future::LocalBoxFuture;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+/// Polls `future` in place; if it is dropped before the future is done, gives it to `detach`.
+pub(crate) struct DetachOnDrop<F: Future, D: FnOnce(Pin<Box<F>>)> {
+    running: Option<(Pin<Box<F>>, D)>,
+}
+
+impl<F: Future, D: FnOnce(Pin<Box<F>>)> DetachOnDrop<F, D> {
+    pub(crate) fn new(future: F, detach: D) -> Self {
+        Self { running: Some((Box::pin(future), detach)) }
+    }
+}
+
+// The future is boxed, and `detach` is only ever moved out: nothing in here is pinned in place.
+impl<F: Future, D: FnOnce(Pin<Box<F>>)> Unpin for DetachOnDrop<F, D> {}
+
+impl<F: Future, D: FnOnce(Pin<Box<F>>)> Future for DetachOnDrop<F, D> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let Some((future, _)) = &mut self.running else { return Poll::Pending };
+        let polled = future.as_mut().poll(context);
+        if polled.is_ready() {
+            self.running = None;
+        }
+        polled
+    }
+}
+
+impl<F: Future, D: FnOnce(Pin<Box<F>>)> Drop for DetachOnDrop<F, D> {
+    fn drop(&mut self) {
+        if let Some((future, detach)) = self.running.take() {
+            detach(future);
+        }
+    }
+}
+
+thread_local! {
+    /// Takes futures that can't leave this thread. Spawning one from a destructor could panic, where the arbiter's tasks
+    /// are being torn down; sending it to a task can't.
+    static LEFT_BEHIND: RefCell<Option<UnboundedSender<LocalBoxFuture<'static, ()>>>> = const { RefCell::new(None) };
+}
+
+/// Lets this arbiter go on with what its callers leave behind.
+pub(crate) fn start_on_this_thread() {
+    LEFT_BEHIND.with_borrow_mut(|sender| {
+        if sender.as_ref().is_some_and(|sender| !sender.is_closed()) {
+            return;
+        }
+        let (send, mut left_behind) = unbounded_channel();
+        *sender = Some(send);
+        actix_rt::spawn(async move {
+            while let Some(future) = left_behind.recv().await {
+                actix_rt::spawn(future);
+            }
+        });
+    });
+}
+
+/// Goes on with `future` on this arbiter. On a thread that is no arbiter, or is ending, the future is dropped.
+pub(crate) fn go_on_here(future: LocalBoxFuture<'static, ()>) {
+    let _ = LEFT_BEHIND.try_with(|sender| {
+        if let Some(sender) = &*sender.borrow() {
+            let _ = sender.send(future);
+        }
+    });
+}

@@ -1,0 +1,232 @@
+//! Setting an engine up.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Engine;
+use crate::backend::Backend;
+use crate::event::{Events, Observer};
+use crate::node::Nodes;
+use crate::reconcile::Reconciler;
+use crate::shared::{Settings, Shared};
+use crate::{Abandoned, CallPolicy, OnAbandoned, OnFailure, OnInProgress, OnStoreFailure, Verdict};
+
+/// Why an engine can't be started.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use oncekey::{Engine, StartError};
+/// # use oncekey_backends::MemoryBackend;
+/// let started = Engine::builder(MemoryBackend::new()).lease(Duration::ZERO).start();
+/// assert_eq!(started.unwrap_err(), StartError::LeaseTooShort);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum StartError {
+    /// The heartbeat could not keep up with such a lease.
+    #[error("the lease is shorter than {} ms", EngineBuilder::<()>::SHORTEST_LEASE.as_millis())]
+    LeaseTooShort,
+    /// An outcome that is gone at once answers no retry.
+    #[error("the retention is zero: no retry would ever be answered")]
+    NoRetention,
+    /// An engine that admits nothing.
+    #[error("a limit of calls or waiters is zero")]
+    ZeroLimit,
+}
+
+/// Sets an [`Engine`] up. Each method's documentation has its default.
+///
+/// ```
+/// # fn main() -> Result<(), oncekey::StartError> {
+/// use std::time::Duration;
+/// use oncekey::{Engine, OnAbandoned};
+/// use oncekey_backends::MemoryBackend;
+///
+/// let engine = Engine::builder(MemoryBackend::new())
+///     .lease(Duration::from_secs(10))
+///     .retention(Duration::from_secs(7 * 86_400))
+///     .on_abandoned(OnAbandoned::Hold)
+///     .start()?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+#[must_use]
+pub struct EngineBuilder<B> {
+    backend: B,
+    settings: Settings,
+    observers: Observers,
+}
+
+#[derive(Default)]
+struct Observers(Vec<Arc<dyn Observer>>);
+
+impl std::fmt::Debug for Observers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} observers", self.0.len())
+    }
+}
+
+impl<B> EngineBuilder<B> {
+    const SHORTEST_LEASE: Duration = Duration::from_millis(50);
+}
+
+impl<B: Backend> EngineBuilder<B> {
+    pub(super) fn new(backend: B) -> Self {
+        let settings = Settings {
+            policy: CallPolicy::default(),
+            lease: Duration::from_secs(30),
+            store_deadline: Duration::from_secs(5),
+            settling_limit: Duration::from_secs(30),
+            reconcile_limit: Duration::from_secs(30),
+            max_calls_per_arbiter: 10_000,
+            max_waiters_per_key: 1_000,
+            purge_every: Some(Duration::from_secs(10)),
+            purge_limit: 1_000,
+            reconciler: None,
+        };
+        Self { backend, settings, observers: Observers::default() }
+    }
+
+    /// How long a claim holds without a heartbeat. Default: 30 s; at least 50 ms.
+    ///
+    /// The heartbeat renews it at a third of it for as long as the operation runs, so that the lease is not a limit on
+    /// the operation: it is how long a key stays blocked after a crash. An operation that blocks its arbiter's thread
+    /// stops the heartbeat as well; such work belongs on `web::block` or a thread.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.settings.lease = lease;
+        self
+    }
+
+    /// How long outcomes are kept, counted from completion. Default: 24 h.
+    pub fn retention(mut self, retention: Duration) -> Self {
+        self.settings.policy.retention = retention;
+        self
+    }
+
+    /// What becomes of a call whose key another is working on. Default: [`OnInProgress::Reject`].
+    pub fn on_in_progress(mut self, on_in_progress: OnInProgress) -> Self {
+        self.settings.policy.on_in_progress = on_in_progress;
+        self
+    }
+
+    /// What a lapsed lease means. Default: [`OnAbandoned::Rerun`] for operations in a transaction of the store,
+    /// [`OnAbandoned::Hold`] for all others.
+    pub fn on_abandoned(mut self, on_abandoned: OnAbandoned) -> Self {
+        self.settings.policy.on_abandoned = Some(on_abandoned);
+        self
+    }
+
+    /// What becomes of a claim whose operation fails. Default: [`OnFailure::Release`].
+    pub fn on_failure(mut self, on_failure: OnFailure) -> Self {
+        self.settings.policy.on_failure = on_failure;
+        self
+    }
+
+    /// What becomes of a call when the store can't be asked. Default: [`OnStoreFailure::Reject`].
+    pub fn on_store_failure(mut self, on_store_failure: OnStoreFailure) -> Self {
+        self.settings.policy.on_store_failure = on_store_failure;
+        self
+    }
+
+    /// How long one call of the store may take before its answer counts as unknown. Default: 5 s.
+    pub fn store_deadline(mut self, deadline: Duration) -> Self {
+        self.settings.store_deadline = deadline;
+        self
+    }
+
+    /// For how long an outcome that the store does not take is offered again, its lease renewed meanwhile. Default: 30 s.
+    pub fn settling_limit(mut self, limit: Duration) -> Self {
+        self.settings.settling_limit = limit;
+        self
+    }
+
+    /// How many calls an arbiter admits at once, those that wait included; more are told
+    /// [`Error::Overloaded`](crate::Error::Overloaded). Default: 10 000.
+    pub fn max_calls_per_arbiter(mut self, limit: usize) -> Self {
+        self.settings.max_calls_per_arbiter = limit;
+        self
+    }
+
+    /// How many calls may wait for one key on an arbiter. Default: 1 000.
+    pub fn max_waiters_per_key(mut self, limit: usize) -> Self {
+        self.settings.max_waiters_per_key = limit;
+        self
+    }
+
+    /// How often one arbiter of the process purges records whose time is over, with some jitter; `None` leaves it to
+    /// somebody else. Default: every 10 s.
+    pub fn purge_every(mut self, interval: Option<Duration>) -> Self {
+        self.settings.purge_every = interval;
+        self
+    }
+
+    /// How many records one purge removes at most; while there are more, the next follows soon. Default: 1 000.
+    pub fn purge_limit(mut self, limit: usize) -> Self {
+        self.settings.purge_limit = limit;
+        self
+    }
+
+    /// Hears of every [`Event`](crate::Event). May be called several times.
+    pub fn observer(mut self, observer: impl Observer) -> Self {
+        self.observers.0.push(Arc::new(observer));
+        self
+    }
+
+    /// Asked about a key that a call finds indeterminate: it finds out, from the provider or a ledger, whether the
+    /// effect happened. It may be asked about one key more than once, by several processes; its word is taken only for
+    /// the attempt that it was asked about. Default: none; such keys wait for [`Engine::resolve`].
+    ///
+    /// ```
+    /// # use oncekey::{Abandoned, Engine, Verdict, record::SealedOutcome};
+    /// # use oncekey_backends::MemoryBackend;
+    /// # async fn charge_of(_: &str) -> Option<String> { None }
+    /// let engine = Engine::builder(MemoryBackend::new())
+    ///     .reconciler(|abandoned: Abandoned| async move {
+    ///         match charge_of(abandoned.key.idempotency_key()).await {
+    ///             Some(charge) => match SealedOutcome::of_value(&abandoned.key, &charge) {
+    ///                 Ok(outcome) => Verdict::Completed(outcome),
+    ///                 Err(_) => Verdict::Unknown,
+    ///             },
+    ///             None => Verdict::NotDone,
+    ///         }
+    ///     })
+    ///     .start()?;
+    /// # Ok::<(), oncekey::StartError>(())
+    /// ```
+    pub fn reconciler<F, Fut>(mut self, reconcile: F) -> Self
+    where
+        F: Fn(Abandoned) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Verdict> + Send + 'static,
+    {
+        self.settings.reconciler = Some(Reconciler::new(reconcile));
+        self
+    }
+
+    /// How long the reconciler may take. Default: 30 s.
+    pub fn reconcile_limit(mut self, limit: Duration) -> Self {
+        self.settings.reconcile_limit = limit;
+        self
+    }
+
+    /// Starts the engine. Its actors start on each arbiter at that arbiter's first call.
+    ///
+    /// The recorder of the `metrics` facade, if there is one, must be installed before.
+    ///
+    /// # Errors
+    /// [`StartError`] for settings that can't work.
+    pub fn start(self) -> Result<Engine, StartError> {
+        let settings = self.settings;
+        if settings.lease < Self::SHORTEST_LEASE {
+            return Err(StartError::LeaseTooShort);
+        }
+        if settings.policy.retention.is_zero() {
+            return Err(StartError::NoRetention);
+        }
+        if settings.max_calls_per_arbiter == 0 || settings.max_waiters_per_key == 0 || settings.purge_limit == 0 {
+            return Err(StartError::ZeroLimit);
+        }
+        let policy = settings.policy;
+        let shared = Shared::new(settings, Events::new(self.observers.0));
+        Ok(Engine::new(Nodes::new(Arc::new(shared), self.backend), policy))
+    }
+}

@@ -1,0 +1,193 @@
+//! The handle that callers hold.
+
+mod admin;
+mod blocking;
+mod builder;
+mod claim;
+mod run;
+mod shutdown;
+mod transaction;
+
+pub use builder::{EngineBuilder, StartError};
+pub use claim::Claim;
+pub use run::Outcome;
+pub use shutdown::Shutdown;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::backend::Backend;
+use crate::call::{Admitted, Answer, Begin};
+use crate::node::{Node, Nodes};
+use crate::{CallPolicy, Error, EventKind, Fingerprint, Key, OnAbandoned, OnFailure, OnInProgress, OnStoreFailure};
+
+/// The handle to an idempotency engine.
+///
+/// It is cheap to clone, `Send`, and works from anywhere: from an arbiter (an actix actor, an actix-web handler), from a
+/// task on a plain tokio runtime, and from a plain thread by [`run_blocking`](Self::run_blocking). On an arbiter nothing
+/// crosses a thread.
+///
+/// The engine ends when its last handle is dropped, or is ended with care by [`shutdown`](Self::shutdown).
+///
+/// ```
+/// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use oncekey::{Engine, Key, Outcome};
+/// use oncekey_backends::MemoryBackend;
+///
+/// let engine = Engine::builder(MemoryBackend::new()).start()?;
+/// let key = Key::new("mail", 17)?;
+/// for _ in 0..2 {
+///     let outcome = engine
+///         .run(key.clone(), &"to: ada", |claim| async move { Ok::<_, std::io::Error>(claim.attempt().get()) })
+///         .await?;
+///     assert_eq!(outcome.into_inner(), 1);
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Engine {
+    nodes: Arc<Nodes>,
+    policy: CallPolicy,
+}
+
+impl Engine {
+    /// Sets an engine up on a store.
+    pub fn builder<B: Backend>(backend: B) -> EngineBuilder<B> {
+        EngineBuilder::new(backend)
+    }
+
+    fn new(nodes: Nodes, policy: CallPolicy) -> Self {
+        Self { nodes: Arc::new(nodes), policy }
+    }
+
+    /// The policies of calls by this handle.
+    ///
+    /// ```
+    /// # use oncekey::Engine;
+    /// # use oncekey_backends::MemoryBackend;
+    /// let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// assert_eq!(engine.policy().retention.as_secs(), 86_400);
+    /// # Ok::<(), oncekey::StartError>(())
+    /// ```
+    pub fn policy(&self) -> &CallPolicy {
+        &self.policy
+    }
+
+    /// A handle to the same engine whose calls follow `policy`.
+    ///
+    /// ```
+    /// # use oncekey::{CallPolicy, Engine, OnFailure};
+    /// # use oncekey_backends::MemoryBackend;
+    /// let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// let careful = engine.with_policy(CallPolicy { on_failure: OnFailure::Hold, ..*engine.policy() });
+    /// # Ok::<(), oncekey::StartError>(())
+    /// ```
+    #[must_use]
+    pub fn with_policy(&self, policy: CallPolicy) -> Self {
+        Self { nodes: Arc::clone(&self.nodes), policy }
+    }
+
+    /// A handle whose outcomes are kept for `retention`, counted from completion.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use oncekey::Engine;
+    /// # use oncekey_backends::MemoryBackend;
+    /// let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// let for_a_week = engine.with_retention(Duration::from_secs(7 * 86_400));
+    /// # Ok::<(), oncekey::StartError>(())
+    /// ```
+    #[must_use]
+    pub fn with_retention(&self, retention: Duration) -> Self {
+        self.with_policy(CallPolicy { retention, ..self.policy })
+    }
+
+    /// A handle whose calls wait up to `limit` for another at work on their key.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use oncekey::{Engine, OnInProgress};
+    /// # use oncekey_backends::MemoryBackend;
+    /// let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// let patient = engine.with_wait(Duration::from_secs(10));
+    /// assert_eq!(patient.policy().on_in_progress, OnInProgress::Wait(Duration::from_secs(10)));
+    /// # Ok::<(), oncekey::StartError>(())
+    /// ```
+    #[must_use]
+    pub fn with_wait(&self, limit: Duration) -> Self {
+        self.with_policy(CallPolicy { on_in_progress: OnInProgress::Wait(limit), ..self.policy })
+    }
+
+    /// A handle whose claims, if abandoned, are treated so.
+    ///
+    /// ```
+    /// # use oncekey::{Engine, OnAbandoned};
+    /// # use oncekey_backends::MemoryBackend;
+    /// let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// let harmless_twice = engine.with_on_abandoned(OnAbandoned::Rerun);
+    /// # Ok::<(), oncekey::StartError>(())
+    /// ```
+    #[must_use]
+    pub fn with_on_abandoned(&self, on_abandoned: OnAbandoned) -> Self {
+        self.with_policy(CallPolicy { on_abandoned: Some(on_abandoned), ..self.policy })
+    }
+
+    /// A handle whose claims are treated so if their operation fails.
+    ///
+    /// ```
+    /// # use oncekey::{Engine, OnFailure};
+    /// # use oncekey_backends::MemoryBackend;
+    /// let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// let careful = engine.with_on_failure(OnFailure::Hold);
+    /// # Ok::<(), oncekey::StartError>(())
+    /// ```
+    #[must_use]
+    pub fn with_on_failure(&self, on_failure: OnFailure) -> Self {
+        self.with_policy(CallPolicy { on_failure, ..self.policy })
+    }
+
+    /// A handle whose calls are treated so when the store can't be asked.
+    ///
+    /// ```
+    /// # use oncekey::{Engine, OnStoreFailure};
+    /// # use oncekey_backends::MemoryBackend;
+    /// let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// let rather_twice_than_never = engine.with_on_store_failure(OnStoreFailure::Run);
+    /// # Ok::<(), oncekey::StartError>(())
+    /// ```
+    #[must_use]
+    pub fn with_on_store_failure(&self, on_store_failure: OnStoreFailure) -> Self {
+        self.with_policy(CallPolicy { on_store_failure, ..self.policy })
+    }
+
+    #[cfg(feature = "web")]
+    pub(crate) fn attach(&self) -> Arc<Node> {
+        self.nodes.attach()
+    }
+
+    fn tell(&self, kind: EventKind, key: &Key) {
+        self.nodes.shared().events.tell(kind, key);
+    }
+
+    /// Asks for a key, by the supervisor of `node`.
+    ///
+    /// Dropping the future withdraws the call: a claim that is granted to nobody is released.
+    pub(crate) async fn begin(
+        &self,
+        node: &Node,
+        key: Key,
+        fingerprint: Fingerprint,
+        policy: &CallPolicy,
+    ) -> Result<Admitted, Error> {
+        if self.nodes.shared().is_closing() {
+            return Err(Error::ShuttingDown);
+        }
+        let permit = node.admit().inspect_err(|_| self.tell(EventKind::Overloaded, &key))?;
+        let (sender, receiver) = oneshot::channel();
+        let call = Begin::new(key, fingerprint, policy, Answer::Task(sender), permit);
+        node.supervisor.try_send(call).map_err(|_| Error::Stopped)?;
+        receiver.await.unwrap_or(Err(Error::Stopped))
+    }
+}

@@ -1,0 +1,237 @@
+//! Running an operation once, with a typed outcome.
+
+use std::any::Any;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+
+use futures_util::FutureExt as _;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tracing::{Instrument as _, debug_span};
+
+use super::{Claim, Engine};
+use crate::call::{Admitted, Grant, Settlement};
+use crate::detach::{self, DetachOnDrop};
+use crate::record::SealedOutcome;
+use crate::{CallPolicy, Error, EventKind, Key, OnFailure, RunError, ToFingerprint};
+
+/// What a call gives: the operation's value, and whether it ran now or before.
+///
+/// ```
+/// use oncekey::Outcome;
+///
+/// let outcome = Outcome::Replayed("sent");
+/// assert!(outcome.is_replay());
+/// assert_eq!(outcome.into_inner(), "sent");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome<T> {
+    /// The operation ran, by this call.
+    Ran(T),
+    /// An earlier call ran it: this is what it gave.
+    Replayed(T),
+}
+
+impl<T> Outcome<T> {
+    /// The value, either way.
+    pub fn into_inner(self) -> T {
+        match self {
+            Self::Ran(value) | Self::Replayed(value) => value,
+        }
+    }
+
+    /// Whether the operation ran before, and not now.
+    pub fn is_replay(&self) -> bool {
+        matches!(self, Self::Replayed(_))
+    }
+}
+
+impl Engine {
+    /// Runs `operation` once for `key`, and gives its outcome to this call and every later one.
+    ///
+    /// `fingerprint` is what is asked: anything that serializes, or a [`Fingerprint`](crate::Fingerprint). A later call
+    /// that asks for something else under the same key is refused. The outcome is stored as JSON, so that a later version
+    /// of the program can read it.
+    ///
+    /// The outcome is stored before this returns. An error of the operation is not: the key is settled as
+    /// [`OnFailure`] says, and the error is returned.
+    ///
+    /// # Cancel safety
+    /// Dropping the future before the operation began withdraws the call. Once it began, the operation goes on in a task
+    /// of its own and its outcome is stored.
+    ///
+    /// # Errors
+    /// [`RunError::Operation`] with the operation's own error, or [`RunError::Engine`] with the engine's reason.
+    ///
+    /// ```
+    /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use oncekey::{Engine, Error, Key, Outcome, RunError};
+    /// # use oncekey_backends::MemoryBackend;
+    /// # let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// let key = Key::new("mail", 17)?;
+    /// let send = |_claim| async { Ok::<_, std::io::Error>("sent".to_owned()) };
+    ///
+    /// assert_eq!(engine.run(key.clone(), &"to: ada", send).await?, Outcome::Ran("sent".into()));
+    /// assert_eq!(engine.run(key.clone(), &"to: ada", send).await?, Outcome::Replayed("sent".into()));
+    /// let other = engine.run(key, &"to: eve", send).await;
+    /// assert!(matches!(other, Err(RunError::Engine(Error::Mismatch))));
+    /// # Ok(()) }
+    /// ```
+    pub async fn run<T, E, F, Fut>(
+        &self,
+        key: Key,
+        fingerprint: impl ToFingerprint,
+        operation: F,
+    ) -> Result<Outcome<T>, RunError<E>>
+    where
+        F: FnOnce(Claim) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, E>> + Send + 'static,
+        T: Serialize + DeserializeOwned + Send + 'static,
+        E: Send + 'static,
+    {
+        // Made before the first await, so that what it borrows need not be `Sync` for this future to be `Send`.
+        let fingerprint = fingerprint.to_fingerprint().map_err(Error::from);
+        let node = self.nodes.current().map_err(Error::from)?;
+        match self.begin(&node, key.clone(), fingerprint?, &self.policy).await? {
+            Admitted::Replay(outcome) => Ok(Outcome::Replayed(replayed(&key, &outcome)?)),
+            Admitted::Unguarded => run_unguarded(key, operation).await,
+            Admitted::Granted(grant) => {
+                let engine = self.clone();
+                let running = async move { run_granted(&engine, key, grant, operation).await };
+                let go_on = move |rest: Pin<Box<_>>| drop(node.runtime.spawn(rest));
+                DetachOnDrop::new(running, go_on).await
+            }
+        }
+    }
+
+    /// [`run`](Self::run) for operations that can't leave their thread: those that hold an `Rc`, an `HttpRequest`, ….
+    ///
+    /// # Cancel safety
+    /// As for [`run`](Self::run), on an arbiter. On a thread that is none, an operation whose caller is dropped is torn
+    /// down, and its claim is settled as its [`OnAbandoned`](crate::OnAbandoned) says.
+    ///
+    /// # Errors
+    /// As for [`run`](Self::run).
+    ///
+    /// ```
+    /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::{cell::Cell, rc::Rc};
+    /// # use oncekey::{Engine, Key};
+    /// # use oncekey_backends::MemoryBackend;
+    /// # let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// let sent = Rc::new(Cell::new(0));
+    /// let counter = Rc::clone(&sent);
+    /// engine
+    ///     .run_local(Key::new("mail", 17)?, &"to: ada", move |_claim| async move {
+    ///         counter.set(counter.get() + 1);
+    ///         Ok::<_, std::io::Error>(())
+    ///     })
+    ///     .await?;
+    /// assert_eq!(sent.get(), 1);
+    /// # Ok(()) }
+    /// ```
+    pub async fn run_local<T, E, F, Fut>(
+        &self,
+        key: Key,
+        fingerprint: impl ToFingerprint,
+        operation: F,
+    ) -> Result<Outcome<T>, RunError<E>>
+    where
+        F: FnOnce(Claim) -> Fut + 'static,
+        Fut: Future<Output = Result<T, E>> + 'static,
+        T: Serialize + DeserializeOwned + 'static,
+        E: 'static,
+    {
+        let fingerprint = fingerprint.to_fingerprint().map_err(Error::from)?;
+        let node = self.nodes.current()?;
+        match self.begin(&node, key.clone(), fingerprint, &self.policy).await? {
+            Admitted::Replay(outcome) => Ok(Outcome::Replayed(replayed(&key, &outcome)?)),
+            Admitted::Unguarded => run_unguarded(key, operation).await,
+            Admitted::Granted(grant) => {
+                let engine = self.clone();
+                let running = async move { run_granted(&engine, key, grant, operation).await };
+                let go_on = |rest: Pin<Box<_>>| detach::go_on_here(Box::pin(async move { drop(rest.await) }));
+                DetachOnDrop::new(running, go_on).await
+            }
+        }
+    }
+}
+
+pub(super) fn replayed<T: DeserializeOwned>(key: &Key, outcome: &SealedOutcome) -> Result<T, Error> {
+    outcome.value(key)?.ok_or(Error::OutcomeNotKept)
+}
+
+async fn run_unguarded<T, E, F, Fut>(key: Key, operation: F) -> Result<Outcome<T>, RunError<E>>
+where
+    F: FnOnce(Claim) -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+{
+    let running = async move { operation(Claim::unguarded(key)).await };
+    match AssertUnwindSafe(running).catch_unwind().await {
+        Ok(Ok(value)) => Ok(Outcome::Ran(value)),
+        Ok(Err(error)) => Err(RunError::Operation(error)),
+        Err(_) => Err(RunError::Engine(Error::Panicked)),
+    }
+}
+
+async fn run_granted<T, E, F, Fut>(
+    engine: &Engine,
+    key: Key,
+    mut grant: Grant,
+    operation: F,
+) -> Result<Outcome<T>, RunError<E>>
+where
+    F: FnOnce(Claim) -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+    T: Serialize,
+{
+    let claim = Claim::new(key.clone(), grant.attempt, grant.lock().clone());
+    let span = debug_span!("operation", %key, attempt = %grant.attempt);
+    grant.begin();
+    // An inner block, so that a panic before the operation's first await is caught as well.
+    let running = async move { operation(claim).await };
+    let result = AssertUnwindSafe(running).catch_unwind().instrument(span).await;
+    settle(engine, &key, &mut grant, result).await
+}
+
+/// Settles a claim by what its operation gave.
+async fn settle<T: Serialize, E>(
+    engine: &Engine,
+    key: &Key,
+    grant: &mut Grant,
+    result: Result<Result<T, E>, Box<dyn Any + Send>>,
+) -> Result<Outcome<T>, RunError<E>> {
+    let (settlement, answer) = settlement(engine, key, &engine.policy, result);
+    match (grant.settle(settlement).await, answer) {
+        (Ok(_), answer) => answer,
+        // The operation's own error is the one to tell: that its claim could not be given up is an event.
+        (Err(_), Err(error)) => Err(error),
+        (Err(error), Ok(_)) => Err(RunError::Engine(error)),
+    }
+}
+
+/// What becomes of the claim, and what the caller is told if the store takes it.
+pub(super) fn settlement<T: Serialize, E>(
+    engine: &Engine,
+    key: &Key,
+    policy: &CallPolicy,
+    result: Result<Result<T, E>, Box<dyn Any + Send>>,
+) -> (Settlement, Result<Outcome<T>, RunError<E>>) {
+    let on_failure = match policy.on_failure {
+        OnFailure::Release => Settlement::Release,
+        OnFailure::Hold => Settlement::Hold,
+    };
+    match result {
+        Ok(Ok(value)) => match SealedOutcome::of_value(key, &value) {
+            Ok(outcome) => (Settlement::Complete { outcome, retention: policy.retention }, Ok(Outcome::Ran(value))),
+            // The effect has happened, and can't be told to anybody else: it must not run again by itself.
+            Err(error) => (Settlement::Hold, Err(RunError::Engine(Error::Unserializable(error.to_string())))),
+        },
+        Ok(Err(error)) => (on_failure, Err(RunError::Operation(error))),
+        Err(_) => {
+            engine.tell(EventKind::Panicked, key);
+            (on_failure, Err(RunError::Engine(Error::Panicked)))
+        }
+    }
+}

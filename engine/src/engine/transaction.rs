@@ -1,0 +1,175 @@
+//! Exactly once: the operation's writes and its outcome in one transaction.
+
+use std::any::{Any, type_name};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::run::replayed;
+use super::{Claim, Engine};
+use crate::backend::{OperationFailure, StoreError, TransactionOperation};
+use crate::call::{Admitted, Grant, Settled, Settlement};
+use crate::detach::DetachOnDrop;
+use crate::record::SealedOutcome;
+use crate::{CallPolicy, Error, EventKind, Key, OnAbandoned, OnStoreFailure, Outcome, RunError, ToFingerprint};
+
+impl Engine {
+    /// Runs `operation` inside a transaction of the record's own database, which also stores its outcome: both commit,
+    /// or neither does. **Exactly once** for whatever the operation writes through its connection.
+    ///
+    /// `C` is the store's type of connection, `diesel::SqliteConnection` for the SQLite backend. An error or a panic
+    /// rolls back, and releases the key. If the process dies midway nothing was committed, so that an abandoned claim is
+    /// taken over unless the call's policy says otherwise.
+    ///
+    /// The operation runs where the store runs its transactions, for SQLite on the one writer's thread: keep it short,
+    /// and make outside calls elsewhere.
+    ///
+    /// # Cancel safety
+    /// As for [`run`](Self::run).
+    ///
+    /// # Errors
+    /// As for [`run`](Self::run), and [`Error::NoSuchTransaction`] if the store has no transactions on a `C`.
+    ///
+    /// ```
+    /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use diesel::prelude::*;
+    /// use diesel::connection::SimpleConnection;
+    /// use oncekey::{Engine, Key, Outcome};
+    /// use oncekey_backends::SqliteBackend;
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("shop.db");
+    /// let engine = Engine::builder(SqliteBackend::open(&path)?).start()?;
+    /// let order = engine
+    ///     .run_in_transaction(Key::new("orders", 17)?, &"book", |tx: &mut SqliteConnection, _claim| {
+    ///         tx.batch_execute("CREATE TABLE orders (item TEXT); INSERT INTO orders VALUES ('book')")?;
+    ///         Ok::<_, diesel::result::Error>("ordered".to_owned())
+    ///     })
+    ///     .await?;
+    /// assert_eq!(order, Outcome::Ran("ordered".into()));
+    /// # Ok(()) }
+    /// ```
+    pub async fn run_in_transaction<C, T, E, F>(
+        &self,
+        key: Key,
+        fingerprint: impl ToFingerprint,
+        operation: F,
+    ) -> Result<Outcome<T>, RunError<E>>
+    where
+        C: Any,
+        F: FnOnce(&mut C, &Claim) -> Result<T, E> + Send + 'static,
+        T: Serialize + DeserializeOwned + Send + 'static,
+        E: Send + 'static,
+    {
+        let fingerprint = fingerprint.to_fingerprint().map_err(Error::from);
+        let policy = CallPolicy {
+            on_abandoned: self.policy.on_abandoned.or(Some(OnAbandoned::Rerun)),
+            // Without its store there is no transaction to run in.
+            on_store_failure: OnStoreFailure::Reject,
+            ..self.policy
+        };
+        let node = self.nodes.current()?;
+        match self.begin(&node, key.clone(), fingerprint?, &policy).await? {
+            Admitted::Replay(outcome) => Ok(Outcome::Replayed(replayed(&key, &outcome)?)),
+            Admitted::Unguarded => Err(Error::Stopped.into()),
+            Admitted::Granted(mut grant) => {
+                let engine = self.clone();
+                let running = async move {
+                    let claim = Claim::new(key.clone(), grant.attempt, grant.lock().clone());
+                    let sealing = key.clone();
+                    let operation = move |connection: &mut C| {
+                        let value = operation(connection, &claim).map_err(RunError::Operation)?;
+                        let outcome = SealedOutcome::of_value(&sealing, &value)
+                            .map_err(|error| Error::Unserializable(error.to_string()))?;
+                        Ok((value, outcome))
+                    };
+                    match transact(&engine, &key, &mut grant, policy.retention, operation).await {
+                        Ok(Transacted::Ran(value)) => Ok(Outcome::Ran(value)),
+                        // Committed, but the answer was lost on the way: the stored outcome is the value.
+                        Ok(Transacted::Committed(outcome)) => Ok(Outcome::Ran(replayed(&key, &outcome)?)),
+                        Err(error) => {
+                            // Rolled back: nothing happened, whatever the policy for failures says. If the claim can't
+                            // be given up, the lock has told so.
+                            let _ = grant.release_if_held().await;
+                            Err(error)
+                        }
+                    }
+                };
+                let go_on = move |rest: Pin<Box<_>>| drop(node.runtime.spawn(rest));
+                DetachOnDrop::new(running, go_on).await
+            }
+        }
+    }
+}
+
+/// How a transaction ended well.
+pub(crate) enum Transacted<T> {
+    /// With the operation's value.
+    Ran(T),
+    /// With the answer to its commit lost, and found again in the store.
+    Committed(SealedOutcome),
+}
+
+/// Runs `operation` in the transaction that completes the grant's record. On errors of the operation the claim still
+/// stands.
+pub(crate) async fn transact<C, T, E, F>(
+    engine: &Engine,
+    key: &Key,
+    grant: &mut Grant,
+    retention: std::time::Duration,
+    operation: F,
+) -> Result<Transacted<T>, RunError<E>>
+where
+    C: Any,
+    F: FnOnce(&mut C) -> Result<(T, SealedOutcome), RunError<E>> + Send + 'static,
+    T: Send + 'static,
+    E: Send + 'static,
+{
+    // The store's messages carry bytes; the value or the error comes back to its own caller by this.
+    let given: Arc<Mutex<Option<Result<T, RunError<E>>>>> = Arc::default();
+    let giving = Arc::clone(&given);
+    let operation = TransactionOperation::new(move |connection: &mut C| {
+        match catch_unwind(AssertUnwindSafe(|| operation(connection))) {
+            Ok(Ok((value, outcome))) => {
+                *giving.lock() = Some(Ok(value));
+                Ok(outcome)
+            }
+            Ok(Err(error)) => {
+                *giving.lock() = Some(Err(error));
+                Err(OperationFailure::RollBack)
+            }
+            Err(_) => {
+                *giving.lock() = Some(Err(RunError::Engine(Error::Panicked)));
+                Err(OperationFailure::RollBack)
+            }
+        }
+    });
+    grant.begin();
+    let settled = grant.settle(Settlement::CompleteInTransaction { operation, retention }).await;
+    let given = given.lock().take();
+    match settled {
+        Ok(Settled::Committed(outcome)) => match given {
+            Some(Ok(value)) => Ok(Transacted::Ran(value)),
+            _ => Ok(Transacted::Committed(outcome)),
+        },
+        Ok(Settled::RolledBack | Settled::Done) => match given {
+            Some(Err(error)) => {
+                if matches!(error, RunError::Engine(Error::Panicked)) {
+                    engine.tell(EventKind::Panicked, key);
+                }
+                Err(error)
+            }
+            // The operation was content, but its commit did not happen.
+            _ => Err(Error::Store(StoreError::unavailable("the transaction was rolled back")).into()),
+        },
+        Err(Error::Store(StoreError::Unsupported(what))) => {
+            Err(Error::NoSuchTransaction { wanted: type_name::<C>(), what: format!("it does not support {what}") }
+                .into())
+        }
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,192 @@
+//! What the engine did, told to the user's observers, to `tracing` and to the `metrics` facade.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use tracing::{debug, error, warn};
+
+use crate::Key;
+
+/// One thing that the engine did for a key.
+///
+/// ```
+/// use oncekey::{Event, EventKind, Key};
+///
+/// let key = Key::new("mail", 17)?;
+/// let event = Event { kind: EventKind::Hit, key: &key };
+/// assert_eq!(event.kind.name(), "hit");
+/// # Ok::<(), oncekey::KeyError>(())
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct Event<'a> {
+    /// What was done.
+    pub kind: EventKind,
+    /// For which key.
+    pub key: &'a Key,
+}
+
+/// What the engine did.
+///
+/// ```
+/// use oncekey::EventKind;
+///
+/// assert_eq!(EventKind::OutcomeNotStored.name(), "outcome_not_stored");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EventKind {
+    /// A fresh key was claimed: its operation runs.
+    Miss,
+    /// A stored outcome was replayed.
+    Hit,
+    /// A call met another at work on its key, and was turned away.
+    Conflict,
+    /// A call met another at work on its key, and waits.
+    Wait,
+    /// A call asked for something else under a used key.
+    Mismatch,
+    /// A lapsed claim of another holder was taken over.
+    Takeover,
+    /// An outcome was stored.
+    Completed,
+    /// A claim was given up: the key is free.
+    Released,
+    /// A claim was made indeterminate by its holder's word.
+    Held,
+    /// A call met an indeterminate key.
+    Indeterminate,
+    /// An indeterminate key was settled by the reconciler.
+    Reconciled,
+    /// A holder found that its claim was lost.
+    Lost,
+    /// An outcome could not be stored, and was given up.
+    OutcomeNotStored,
+    /// The store failed to answer a call.
+    StoreFailed,
+    /// An operation runs without a guard, because the store is away and the call's policy says so.
+    Unguarded,
+    /// An operation panicked.
+    Panicked,
+    /// A call was turned away at a limit.
+    Overloaded,
+}
+
+impl EventKind {
+    const ALL: [Self; 17] = [
+        Self::Miss,
+        Self::Hit,
+        Self::Conflict,
+        Self::Wait,
+        Self::Mismatch,
+        Self::Takeover,
+        Self::Completed,
+        Self::Released,
+        Self::Held,
+        Self::Indeterminate,
+        Self::Reconciled,
+        Self::Lost,
+        Self::OutcomeNotStored,
+        Self::StoreFailed,
+        Self::Unguarded,
+        Self::Panicked,
+        Self::Overloaded,
+    ];
+
+    /// The name, as logs and metrics show it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Miss => "miss",
+            Self::Hit => "hit",
+            Self::Conflict => "conflict",
+            Self::Wait => "wait",
+            Self::Mismatch => "mismatch",
+            Self::Takeover => "takeover",
+            Self::Completed => "completed",
+            Self::Released => "released",
+            Self::Held => "held",
+            Self::Indeterminate => "indeterminate",
+            Self::Reconciled => "reconciled",
+            Self::Lost => "lost",
+            Self::OutcomeNotStored => "outcome_not_stored",
+            Self::StoreFailed => "store_failed",
+            Self::Unguarded => "unguarded",
+            Self::Panicked => "panicked",
+            Self::Overloaded => "overloaded",
+        }
+    }
+}
+
+/// Hears of every [`Event`]. It is called on the arbiter that did the thing, and must not block.
+///
+/// Closures are observers:
+///
+/// ```
+/// use oncekey::{Event, EventKind, Observer};
+///
+/// fn alarm() -> impl Observer {
+///     |event: &Event<'_>| {
+///         if event.kind == EventKind::OutcomeNotStored {
+///             eprintln!("look at {}", event.key);
+///         }
+///     }
+/// }
+/// # let _ = alarm();
+/// ```
+pub trait Observer: Send + Sync + 'static {
+    /// Takes notice. A panic in here is caught and logged.
+    fn on_event(&self, event: &Event<'_>);
+}
+
+impl<F: Fn(&Event<'_>) + Send + Sync + 'static> Observer for F {
+    fn on_event(&self, event: &Event<'_>) {
+        self(event);
+    }
+}
+
+/// Tells everybody who listens.
+pub(crate) struct Events {
+    observers: Vec<Arc<dyn Observer>>,
+    /// Made once, by kind: finding a counter by its name costs more than all else that a replay does.
+    counters: [metrics::Counter; EventKind::ALL.len()],
+}
+
+impl Events {
+    pub(crate) fn new(observers: Vec<Arc<dyn Observer>>) -> Self {
+        let counters = EventKind::ALL.map(|kind| metrics::counter!("oncekey_events_total", "event" => kind.name()));
+        Self { observers, counters }
+    }
+
+    pub(crate) fn tell(&self, kind: EventKind, key: &Key) {
+        self.counters[kind as usize].increment(1);
+        match kind {
+            EventKind::OutcomeNotStored | EventKind::Lost | EventKind::Unguarded | EventKind::Panicked => {
+                warn!(%key, event = kind.name(), "oncekey");
+            }
+            _ => debug!(%key, event = kind.name(), "oncekey"),
+        }
+        for observer in &self.observers {
+            if catch_unwind(AssertUnwindSafe(|| observer.on_event(&Event { kind, key }))).is_err() {
+                error!(event = kind.name(), "an observer panicked");
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Events").field("observers", &self.observers.len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_stand_at_their_kinds() {
+        for (at, kind) in EventKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, at, "{kind:?}");
+        }
+    }
+}

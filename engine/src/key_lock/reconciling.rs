@@ -1,0 +1,90 @@
+//! A lock that has an abandoned key settled by the user's reconciler.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use actix::prelude::*;
+use futures_util::FutureExt as _;
+use tokio::time::timeout;
+use tracing::error;
+
+use super::{Answered, Bring, KeyLock, LockAddr, Role};
+use crate::backend::{Reply, Request, Resolution, Resolve, Resolved, StoreError};
+use crate::reconcile::Reconciler;
+use crate::{Abandoned, Attempt, EventKind, Verdict};
+
+/// An indeterminate key that the reconciler is asked about.
+pub(crate) struct Reconciling {
+    pub(super) attempt: Attempt,
+    reconciler: Reconciler,
+}
+
+impl Reconciling {
+    pub(crate) fn new(attempt: Attempt, reconciler: Reconciler) -> Self {
+        Self { attempt, reconciler }
+    }
+}
+
+impl KeyLock {
+    pub(super) fn reconcile(&mut self, ctx: &mut Context<Self>) {
+        let Role::Reconciling(Reconciling { attempt, reconciler }) = &self.role else { return };
+        let abandoned = Abandoned { key: self.key.clone(), attempt: *attempt };
+        let limit = self.neighbours.shared.settings.reconcile_limit;
+        let (reconciler, lock) = (reconciler.clone(), Arc::new(ctx.address()));
+        actix_rt::spawn(async move {
+            let key = abandoned.key.clone();
+            // An inner block, so that a panic before the user's first await is caught as well.
+            let asking = async move { reconciler.ask(abandoned).await };
+            let verdict = match timeout(limit, AssertUnwindSafe(asking).catch_unwind()).await {
+                Ok(Ok(verdict)) => verdict,
+                Ok(Err(_)) => {
+                    error!(%key, "the reconciler panicked; the key stays indeterminate");
+                    Verdict::Unknown
+                }
+                Err(_) => {
+                    error!(%key, ?limit, "the reconciler took too long; the key stays indeterminate");
+                    Verdict::Unknown
+                }
+            };
+            Bring::to(lock, Answered::Verdict(verdict));
+        });
+    }
+
+    pub(super) fn on_verdict(&mut self, verdict: Verdict, lock: LockAddr) {
+        let Role::Reconciling(Reconciling { attempt, .. }) = &self.role else { return };
+        let attempt = *attempt;
+        let with = match verdict {
+            Verdict::Completed(outcome) => {
+                Resolution::Complete { outcome, retention: self.neighbours.shared.settings.policy.retention }
+            }
+            Verdict::NotDone => Resolution::Release,
+            Verdict::Unknown => return self.stay_indeterminate(),
+        };
+        self.ask_store(Request::Resolve(
+            Resolve { key: self.key.clone(), attempt: Some(attempt), with },
+            Reply::new(move |answer| Bring::to(lock, Answered::Resolved(answer))),
+        ));
+    }
+
+    pub(super) fn on_resolved(&mut self, answer: Result<Resolved, StoreError>) {
+        match answer {
+            Ok(Resolved::Resolved) => {
+                self.tell(EventKind::Reconciled);
+                self.retire(None);
+            }
+            // Somebody else was faster: those who wait ask again.
+            Ok(Resolved::NotIndeterminate) => self.retire(None),
+            Err(_) => {
+                self.tell(EventKind::StoreFailed);
+                self.stay_indeterminate();
+            }
+        }
+    }
+
+    fn stay_indeterminate(&mut self) {
+        for waiter in std::mem::take(&mut self.waiters) {
+            self.refuse(waiter);
+        }
+        self.retire(None);
+    }
+}

@@ -1,0 +1,212 @@
+//! An engine's presence on one arbiter, and how a caller finds the one to talk to.
+//!
+//! An arbiter is a node: its callers talk to its own supervisor, and nothing on the way crosses a thread. Callers that
+//! are on no arbiter (a plain tokio runtime, a plain thread) share one *home*: an arbiter thread of the engine's own,
+//! started at the first such call.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use actix::prelude::*;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tracing::error;
+
+use crate::backend::{Backend, BackendActor, Persist, Reply, Request, StoreError};
+use crate::bridge::Bridge;
+use crate::call::Permit;
+use crate::shared::Shared;
+use crate::supervisor::{Drain, End, Supervisor};
+use crate::{Error, detach};
+
+/// One supervisor and one backend actor, on one arbiter.
+pub(crate) struct Node {
+    pub(crate) supervisor: Arc<Addr<Supervisor>>,
+    store: Recipient<Persist>,
+    /// Of the arbiter: operations whose caller went away go on there.
+    pub(crate) runtime: Handle,
+    taken: Arc<AtomicUsize>,
+    limit: usize,
+}
+
+impl Node {
+    /// Starts one on the current arbiter.
+    fn start<B: Backend>(shared: &Arc<Shared>, backend: &B) -> Arc<Self> {
+        let store = BackendActor::new(backend.session(), shared.settings.store_deadline).start().recipient();
+        let node = Arc::new(Self {
+            supervisor: Supervisor::start(Arc::clone(shared), store.clone()),
+            store,
+            runtime: Handle::current(),
+            taken: Arc::default(),
+            limit: shared.settings.max_calls_per_arbiter,
+        });
+        detach::start_on_this_thread();
+        shared.add_node(&node);
+        node
+    }
+
+    /// Counts a call in, before any message is sent for it.
+    pub(crate) fn admit(&self) -> Result<Permit, Error> {
+        Permit::take(&self.taken, self.limit)
+            .ok_or(Error::Overloaded { what: "calls on this arbiter", limit: self.limit })
+    }
+
+    /// Sends one message to the store and waits for its answer.
+    pub(crate) async fn ask_store<T: Send + 'static>(
+        &self,
+        request: impl FnOnce(Reply<T>) -> Request,
+    ) -> Result<T, StoreError> {
+        let (sender, receiver) = oneshot::channel();
+        let request = request(Reply::new(move |answer| drop(sender.send(answer))));
+        self.store.try_send(Persist(request)).map_err(|_| StoreError::unavailable("its arbiter has stopped"))?;
+        receiver.await.unwrap_or_else(|_| Err(StoreError::unknown("its arbiter has stopped")))
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("taken", &self.taken).finish_non_exhaustive()
+    }
+}
+
+thread_local! {
+    /// The nodes of this arbiter, by engine: a handful at most.
+    static NODES: RefCell<Vec<(u64, Arc<Node>)>> = const { RefCell::new(Vec::new()) };
+}
+
+type StartNode = Arc<dyn Fn(&Arc<Shared>) -> Arc<Node> + Send + Sync>;
+
+/// All nodes of one engine. Dropped with the engine's last handle.
+pub(crate) struct Nodes {
+    engine_id: u64,
+    shared: Arc<Shared>,
+    start: StartNode,
+    home: Mutex<Option<Home>>,
+}
+
+struct Home {
+    node: Arc<Node>,
+    bridge: Bridge,
+    /// Dropped to tell the thread to end.
+    _stop: oneshot::Sender<()>,
+}
+
+impl Nodes {
+    pub(crate) fn new<B: Backend>(shared: Arc<Shared>, backend: B) -> Self {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        Self {
+            engine_id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            shared,
+            start: Arc::new(move |shared| Node::start(shared, &backend)),
+            home: Mutex::new(None),
+        }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The node that serves the current thread.
+    pub(crate) fn current(&self) -> Result<Arc<Node>, Error> {
+        if let Some(node) = self.here() {
+            return Ok(node);
+        }
+        if actix_rt::Arbiter::try_current().is_some() {
+            // Actors can't start where an arbiter's thread runs another runtime, outside the arbiter's task set. Tokio
+            // tells that by a panic alone.
+            if let Ok(node) = catch_unwind(AssertUnwindSafe(|| self.start_here())) {
+                return Ok(node);
+            }
+        }
+        self.home().map(|(node, _)| node)
+    }
+
+    /// The node of this arbiter, started if it is not there yet. The current thread must be inside a `LocalSet`, as
+    /// every arbiter and every worker of actix-web is.
+    #[cfg(feature = "web")]
+    pub(crate) fn attach(&self) -> Arc<Node> {
+        self.here().unwrap_or_else(|| self.start_here())
+    }
+
+    fn here(&self) -> Option<Arc<Node>> {
+        let found = |nodes: &RefCell<Vec<(u64, Arc<Node>)>>| {
+            let nodes = nodes.borrow();
+            let (_, node) = nodes.iter().find(|(id, _)| *id == self.engine_id)?;
+            // A supervisor that is gone, by a panic, is replaced.
+            node.supervisor.connected().then(|| Arc::clone(node))
+        };
+        NODES.try_with(found).ok().flatten()
+    }
+
+    fn start_here(&self) -> Arc<Node> {
+        let node = (self.start)(&self.shared);
+        NODES.with_borrow_mut(|nodes| {
+            nodes.retain(|(id, node)| *id != self.engine_id && node.supervisor.connected());
+            nodes.push((self.engine_id, Arc::clone(&node)));
+        });
+        node
+    }
+
+    /// The node for threads that are no arbiters, and the bridge for those that block.
+    pub(crate) fn home(&self) -> Result<(Arc<Node>, Bridge), Error> {
+        let mut home = self.home.lock();
+        if let Some(Home { node, bridge, .. }) = &*home
+            && node.supervisor.connected()
+        {
+            return Ok((Arc::clone(node), bridge.clone()));
+        }
+        let started = self.start_home()?;
+        let found = (Arc::clone(&started.node), started.bridge.clone());
+        *home = Some(started);
+        Ok(found)
+    }
+
+    fn start_home(&self) -> Result<Home, Error> {
+        let (ready, started) = crossbeam_channel::bounded(1);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (start, shared) = (Arc::clone(&self.start), Arc::clone(&self.shared));
+        let thread = std::thread::Builder::new().name("oncekey-home".to_owned()).spawn(move || {
+            actix_rt::System::new().block_on(async move {
+                let node = start(&shared);
+                let bridge = Bridge::start(Arc::clone(&node.supervisor), shared.settings.max_calls_per_arbiter);
+                let supervisor = Arc::clone(&node.supervisor);
+                if ready.send((node, bridge)).is_err() {
+                    return;
+                }
+                // Whether the sender says so or is dropped: the engine has ended.
+                let _ = stopped.await;
+                let (drained, all_settled) = oneshot::channel();
+                if supervisor.try_send(Drain(drained)).is_ok() {
+                    let _ = timeout(shared.settings.settling_limit, all_settled).await;
+                }
+            });
+        });
+        if let Err(error) = thread {
+            error!(%error, "the thread for callers that are on no arbiter can't be started");
+            return Err(Error::Stopped);
+        }
+        let (node, bridge) = started.recv().map_err(|_| Error::Stopped)?;
+        Ok(Home { node, bridge, _stop: stop })
+    }
+}
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        self.shared.close();
+        for node in self.shared.nodes() {
+            // A node whose supervisor is gone needs no telling.
+            let _ = node.supervisor.try_send(End);
+        }
+    }
+}
+
+impl fmt::Debug for Nodes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Nodes").field("shared", &self.shared).finish_non_exhaustive()
+    }
+}

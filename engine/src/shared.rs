@@ -1,0 +1,83 @@
+//! What all arbiters of an engine share: its settings, and the switches of its life.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::CallPolicy;
+use crate::event::Events;
+use crate::node::Node;
+use crate::reconcile::Reconciler;
+
+/// Fixed when the engine starts.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) policy: CallPolicy,
+    pub(crate) lease: Duration,
+    /// How long one call of the store may take.
+    pub(crate) store_deadline: Duration,
+    /// How long a settlement that the store does not take is tried again.
+    pub(crate) settling_limit: Duration,
+    pub(crate) reconcile_limit: Duration,
+    pub(crate) max_calls_per_arbiter: usize,
+    pub(crate) max_waiters_per_key: usize,
+    pub(crate) purge_every: Option<Duration>,
+    pub(crate) purge_limit: usize,
+    pub(crate) reconciler: Option<Reconciler>,
+}
+
+/// One for each engine. Locked only when an arbiter joins or the engine ends.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) events: Events,
+    closing: AtomicBool,
+    started: Instant,
+    /// When one of the arbiters may next purge, in milliseconds since `started`.
+    next_purge: AtomicU64,
+    nodes: Mutex<Vec<Weak<Node>>>,
+}
+
+impl Shared {
+    pub(crate) fn new(settings: Settings, events: Events) -> Self {
+        Self {
+            settings,
+            events,
+            closing: AtomicBool::new(false),
+            started: Instant::now(),
+            next_purge: AtomicU64::new(0),
+            nodes: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// Whether the engine takes no new calls.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_node(&self, node: &Arc<Node>) {
+        let mut nodes = self.nodes.lock();
+        nodes.retain(|node| node.strong_count() > 0);
+        nodes.push(Arc::downgrade(node));
+    }
+
+    pub(crate) fn nodes(&self) -> Vec<Arc<Node>> {
+        self.nodes.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Whether it is this caller's turn to purge: one arbiter of the process at a time, at intervals.
+    pub(crate) fn takes_purge_turn(&self) -> bool {
+        let Some(every) = self.settings.purge_every else { return false };
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let due = self.next_purge.load(Ordering::Relaxed);
+        // Processes that share a store drift apart by the jitter.
+        let next = now.saturating_add((every.as_millis() as f64 * rand::random_range(0.8..1.2)) as u64);
+        now >= due && self.next_purge.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+}
