@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::record::{Attempt, Owner, SealedOutcome};
+use crate::record::{Attempt, Owner, Record, SealedOutcome, State, StoreTime};
 use crate::{Fingerprint, Key, OnAbandoned};
 
 /// Claim a key, or learn what stands in the way: look-up and claim are one atomic step.
@@ -284,6 +284,36 @@ pub struct RecordView {
     pub attempt: Attempt,
     /// Where in its life the record is.
     pub state: StateView,
+}
+
+impl RecordView {
+    /// A record as it stands at `now`; `None` if its time is over.
+    ///
+    /// ```
+    /// # use oncekey::{Attempt, Fingerprint, Key};
+    /// # use oncekey::backend::{RecordView, StateView};
+    /// # use oncekey::record::{Owner, Record, State, StoreTime};
+    /// let record = Record {
+    ///     fingerprint: Fingerprint::of(b"to: ada"),
+    ///     attempt: Attempt::FIRST,
+    ///     owner: Owner::random(),
+    ///     state: State::Indeterminate,
+    /// };
+    /// let view = RecordView::of(Key::new("mail", 17)?, record, StoreTime::from_millis(0));
+    /// assert_eq!(view.map(|view| view.state), Some(StateView::Indeterminate));
+    /// # Ok::<(), oncekey::KeyError>(())
+    /// ```
+    pub fn of(key: Key, record: Record, now: StoreTime) -> Option<Self> {
+        let record = record.at(now)?;
+        let state = match record.state {
+            State::InProgress { lease_until, .. } => StateView::InProgress { lease_left: lease_until.left(now) },
+            State::Completed { outcome, expires_at } => {
+                StateView::Completed { outcome, expires_in: expires_at.left(now) }
+            }
+            State::Indeterminate => StateView::Indeterminate,
+        };
+        Some(Self { key, fingerprint: record.fingerprint, attempt: record.attempt, state })
+    }
 }
 
 /// The state in a [`RecordView`], with durations where the record has points in the store's time.

@@ -1,0 +1,312 @@
+//! Records in the process's memory: for one process, for tests, and wherever a restart may forget.
+//!
+//! All arbiters of the process share one map in [shards](shard), each under a lock that is held for well under a
+//! microsecond. Time is the process's monotonic clock.
+//!
+//! # The cap
+//! The store holds at most [`max_records`](MemoryBackendBuilder::max_records) and about
+//! [`max_bytes`](MemoryBackendBuilder::max_bytes). At either it **refuses new claims** with [`StoreError::Full`], after
+//! it has looked for records whose time is over. It never evicts a record before its time: an outcome that is gone is an
+//! operation that runs twice. A completion is never refused, so that the bytes can pass their cap by what the claims in
+//! flight then store.
+
+mod shard;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use oncekey::Key;
+use oncekey::backend::{
+    Acquire, Acquired, Backend, Changed, Complete, Completed, Held, Hold, List, Lookup, Purge, Purged, RecordView,
+    Release, Released, Remove, Removed, Renew, Renewed, Request, Resolve, Resolved, Stats, StoreError, StoreStats,
+    Watch,
+};
+use oncekey::record::{Record, StoreTime, transition};
+use parking_lot::{Mutex, MutexGuard};
+
+use shard::Shard;
+
+/// Enough that two threads rarely meet at a shard's lock.
+const SHARDS: usize = 64;
+
+/// A store in the process's memory.
+///
+/// Clones share the records.
+///
+/// ```
+/// use oncekey::Engine;
+/// use oncekey_backends::MemoryBackend;
+///
+/// let engine = Engine::builder(MemoryBackend::new()).start()?;
+/// # Ok::<(), oncekey::StartError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct MemoryBackend {
+    store: Arc<Store>,
+}
+
+#[derive(Debug)]
+struct Store {
+    shards: Box<[Mutex<Shard>]>,
+    started: Instant,
+    usage: Usage,
+    max_records: usize,
+    max_bytes: usize,
+}
+
+/// What the records take, over all shards.
+#[derive(Debug, Default)]
+struct Usage {
+    records: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl Usage {
+    fn add(&self, bytes: usize) {
+        self.records.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn remove(&self, bytes: usize) {
+        self.records.fetch_sub(1, Ordering::Relaxed);
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn replace(&self, old: usize, new: usize) {
+        // Wrapping addition of the difference, whichever is larger.
+        self.bytes.fetch_add(new.wrapping_sub(old), Ordering::Relaxed);
+    }
+}
+
+/// Sets a [`MemoryBackend`] up.
+///
+/// ```
+/// use oncekey_backends::MemoryBackend;
+///
+/// let small = MemoryBackend::builder().max_records(10_000).max_bytes(16 << 20).build();
+/// ```
+#[derive(Debug, Clone, Copy)]
+#[must_use]
+pub struct MemoryBackendBuilder {
+    max_records: usize,
+    max_bytes: usize,
+}
+
+impl MemoryBackendBuilder {
+    /// The most records to hold, claims in flight included. Default: 10 million.
+    pub fn max_records(mut self, records: usize) -> Self {
+        self.max_records = records;
+        self
+    }
+
+    /// About how many bytes the records may take, with what the maps need for them. Default: 4 GiB.
+    pub fn max_bytes(mut self, bytes: usize) -> Self {
+        self.max_bytes = bytes;
+        self
+    }
+
+    /// An empty store.
+    pub fn build(self) -> MemoryBackend {
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        let store = Store {
+            shards,
+            started: Instant::now(),
+            usage: Usage::default(),
+            max_records: self.max_records,
+            max_bytes: self.max_bytes,
+        };
+        MemoryBackend { store: Arc::new(store) }
+    }
+}
+
+impl Default for MemoryBackend {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MemoryBackend {
+    /// An empty store with the default caps.
+    pub fn new() -> Self {
+        Self::builder().build()
+    }
+
+    /// Sets a store up.
+    pub fn builder() -> MemoryBackendBuilder {
+        MemoryBackendBuilder { max_records: 10_000_000, max_bytes: 4 << 30 }
+    }
+
+    /// About how many bytes the records take, with what the maps need for them.
+    ///
+    /// ```
+    /// assert_eq!(oncekey_backends::MemoryBackend::new().bytes(), 0);
+    /// ```
+    pub fn bytes(&self) -> usize {
+        self.store.usage.bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl Store {
+    fn now(&self) -> StoreTime {
+        // 584 million years of milliseconds fit.
+        StoreTime::from_millis(self.started.elapsed().as_millis() as u64)
+    }
+
+    fn shard(&self, key: &Key) -> MutexGuard<'_, Shard> {
+        // Bits that the tables in a shard do not use to find a key's place.
+        self.shards[(key.table_hash() >> 40) as usize % SHARDS].lock()
+    }
+
+    /// Takes one step on a key's record.
+    fn step<Answer>(
+        &self,
+        key: &Key,
+        decide: impl FnOnce(Option<&Record>) -> transition::Step<Answer>,
+    ) -> Result<Answer, StoreError> {
+        let mut shard = self.shard(key);
+        let step = decide(shard.find(key));
+        shard.write(key, step.write, &self.usage);
+        Ok(step.answer)
+    }
+
+    fn acquire(&self, now: StoreTime, message: &Acquire) -> Result<Acquired, StoreError> {
+        if self.is_full() {
+            self.make_room(now);
+            if self.is_full() && self.shard(&message.key).find(&message.key).is_none() {
+                return Err(StoreError::Full(format!(
+                    "the memory store is at its cap of {} records or {} bytes",
+                    self.max_records, self.max_bytes
+                )));
+            }
+        }
+        self.step(&message.key, |found| transition::acquire(found, now, message))
+    }
+
+    fn is_full(&self) -> bool {
+        self.usage.records.load(Ordering::Relaxed) >= self.max_records
+            || self.usage.bytes.load(Ordering::Relaxed) >= self.max_bytes
+    }
+
+    fn make_room(&self, now: StoreTime) {
+        self.purge(now, Purge { limit: 64 });
+    }
+
+    fn purge(&self, now: StoreTime, message: Purge) -> Purged {
+        let mut removed = 0;
+        for shard in &self.shards {
+            removed += shard.lock().purge(now, message.limit - removed, &self.usage);
+            if removed >= message.limit {
+                return Purged { removed, more: true };
+            }
+        }
+        Purged { removed, more: false }
+    }
+
+    fn list(&self, now: StoreTime, message: &List) -> Vec<RecordView> {
+        let mut views = Vec::new();
+        for shard in &self.shards {
+            views.extend(shard.lock().page(now, message));
+            // The smallest of what was seen so far: no more than a page and a shard's share of it are ever held.
+            views.sort_unstable_by(|one: &RecordView, other| one.key.cmp(&other.key));
+            views.truncate(message.limit);
+        }
+        views
+    }
+
+    fn stats(&self) -> StoreStats {
+        let mut stats = StoreStats::default();
+        self.shards.iter().for_each(|shard| shard.lock().count(&mut stats));
+        stats
+    }
+
+    /// Takes a request that needs no waiting, and answers it.
+    fn take(&self, now: StoreTime, request: Request) -> Option<Request> {
+        match request {
+            Request::Acquire(message, reply) => reply.send(self.acquire(now, &message)),
+            Request::Renew(message, reply) => {
+                reply.send(self.step(&message.key, |found| transition::renew(found, now, &message)));
+            }
+            Request::Complete(message, reply) => {
+                reply.send(self.step(&message.key, |found| transition::complete(found, now, &message)));
+            }
+            Request::Release(message, reply) => {
+                reply.send(self.step(&message.key, |found| transition::release(found, now, &message)));
+            }
+            other => return Some(other),
+        }
+        None
+    }
+}
+
+impl Backend for MemoryBackend {
+    async fn acquire(&self, message: Acquire) -> Result<Acquired, StoreError> {
+        self.store.acquire(self.store.now(), &message)
+    }
+
+    async fn renew(&self, message: Renew) -> Result<Renewed, StoreError> {
+        self.store.step(&message.key, |found| transition::renew(found, self.store.now(), &message))
+    }
+
+    async fn complete(&self, message: Complete) -> Result<Completed, StoreError> {
+        self.store.step(&message.key, |found| transition::complete(found, self.store.now(), &message))
+    }
+
+    async fn release(&self, message: Release) -> Result<Released, StoreError> {
+        self.store.step(&message.key, |found| transition::release(found, self.store.now(), &message))
+    }
+
+    async fn hold(&self, message: Hold) -> Result<Held, StoreError> {
+        self.store.step(&message.key, |found| transition::hold(found, self.store.now(), &message))
+    }
+
+    async fn resolve(&self, message: Resolve) -> Result<Resolved, StoreError> {
+        self.store.step(&message.key, |found| transition::resolve(found, self.store.now(), &message))
+    }
+
+    async fn lookup(&self, message: Lookup) -> Result<Option<RecordView>, StoreError> {
+        let now = self.store.now();
+        let found = self.store.shard(&message.key).find(&message.key).cloned();
+        Ok(found.and_then(|record| RecordView::of(message.key, record, now)))
+    }
+
+    async fn remove(&self, message: Remove) -> Result<Removed, StoreError> {
+        let mut shard = self.store.shard(&message.key);
+        let was_there = shard.find(&message.key).is_some();
+        shard.write(&message.key, transition::Write::Delete, &self.store.usage);
+        Ok(if was_there { Removed::Removed } else { Removed::Absent })
+    }
+
+    async fn list(&self, message: List) -> Result<Vec<RecordView>, StoreError> {
+        Ok(self.store.list(self.store.now(), &message))
+    }
+
+    async fn purge(&self, message: Purge) -> Result<Purged, StoreError> {
+        Ok(self.store.purge(self.store.now(), message))
+    }
+
+    async fn stats(&self, _: Stats) -> Result<StoreStats, StoreError> {
+        Ok(self.store.stats())
+    }
+
+    /// Woken by the step that changes the record, on whichever arbiter.
+    async fn watch(&self, message: Watch) -> Result<Changed, StoreError> {
+        let changed = self.store.shard(&message.key).watch(&message.key);
+        if let Some(changed) = changed {
+            // A sender that is dropped has nothing more to tell: that is worth a look as well.
+            let _ = tokio::time::timeout(message.limit.min(Duration::from_secs(3_600)), changed).await;
+        }
+        Ok(Changed)
+    }
+
+    /// Takes the whole batch without waiting: the steps of an operation's life cost neither a task nor an allocation of
+    /// their own.
+    async fn execute(&self, batch: Vec<Request>) {
+        let now = self.store.now();
+        for request in batch {
+            if let Some(rare) = self.store.take(now, request) {
+                rare.dispatch(self).await;
+            }
+        }
+    }
+}
