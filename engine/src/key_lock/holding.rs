@@ -32,7 +32,8 @@ struct Settling {
     step: SettlingStep,
     /// Who is told; `None` once it has been, or where nobody asked.
     reply: Option<Answer<Result<Settled, Error>>>,
-    since: Instant,
+    /// When the store first failed to take it.
+    failing_since: Option<Instant>,
     tries: u32,
 }
 
@@ -52,6 +53,12 @@ enum SettlingStep {
     Recover,
 }
 
+impl Settling {
+    fn new(step: SettlingStep, reply: Option<Answer<Result<Settled, Error>>>) -> Self {
+        Self { step, reply, failing_since: None, tries: 0 }
+    }
+}
+
 impl Holding {
     /// A claim that was granted.
     pub(crate) fn granted(owner: Owner, on_abandoned: OnAbandoned, asked_at: Instant) -> Self {
@@ -68,9 +75,8 @@ impl Holding {
 
     /// A claim that may have been granted, but whose answer was not heard: it is to be taken back.
     pub(crate) fn unheard(owner: Owner, on_abandoned: OnAbandoned) -> Self {
-        let now = Instant::now();
-        let settling = Settling { step: SettlingStep::Recover, reply: None, since: now, tries: 0 };
-        Self { settling: Some(settling), ..Self::granted(owner, on_abandoned, now) }
+        let settling = Settling::new(SettlingStep::Recover, None);
+        Self { settling: Some(settling), ..Self::granted(owner, on_abandoned, Instant::now()) }
     }
 
     pub(super) fn is_recovering(&self) -> bool {
@@ -164,7 +170,7 @@ impl KeyLock {
                 reply.send(Err(Error::ClaimLost));
             };
         };
-        let begin = |step| holding.settling = Some(Settling { step, reply, since: Instant::now(), tries: 0 });
+        let begin = |step| holding.settling = Some(Settling::new(step, reply));
         match settlement {
             Settlement::Complete { outcome, retention } => begin(SettlingStep::Complete { outcome, retention }),
             Settlement::Release => begin(SettlingStep::Release),
@@ -297,7 +303,8 @@ impl KeyLock {
         }
         let limit = self.neighbours.shared.settings.settling_limit;
         let Role::Holding(Holding { settling: Some(settling), .. }) = &mut self.role else { return };
-        let (tries, spent) = (settling.tries, settling.since.elapsed());
+        let spent = settling.failing_since.get_or_insert_with(Instant::now).elapsed();
+        let tries = settling.tries;
         if !error.is_passing() || (spent >= limit && tries > 2) {
             return self.give_up(step, error);
         }
