@@ -166,9 +166,10 @@ impl KeyLock {
 
     fn settle(&mut self, settlement: Settlement, reply: Option<Answer<Result<Settled, Error>>>, lock: LockAddr) {
         let Role::Holding(holding) = &mut self.role else {
-            return if let Some(reply) = reply {
+            if let Some(reply) = reply {
                 reply.send(Err(Error::ClaimLost));
-            };
+            }
+            return;
         };
         let begin = |step| holding.settling = Some(Settling::new(step, reply));
         match settlement {
@@ -220,11 +221,13 @@ impl KeyLock {
         self.retire(outcome);
     }
 
-    fn tell_holder(&mut self, settled: Result<Settled, Error>) {
-        if let Role::Holding(Holding { settling: Some(settling), .. }) = &mut self.role
-            && let Some(reply) = settling.reply.take()
-        {
-            reply.send(settled);
+    /// Whether the holder was there to hear it.
+    fn tell_holder(&mut self, settled: Result<Settled, Error>) -> bool {
+        match &mut self.role {
+            Role::Holding(Holding { settling: Some(Settling { reply, .. }), .. }) => {
+                reply.take().is_some_and(|reply| reply.send(settled))
+            }
+            _ => false,
         }
     }
 
@@ -247,11 +250,11 @@ impl KeyLock {
                 self.settled(Ok(Settled::Committed(outcome.clone())), Some(outcome));
             }
             Answered::CompletedInTransaction(Ok(CompletedInTransaction::RolledBack)) => {
-                self.keep_holding(Ok(Settled::RolledBack));
+                self.keep_holding(Ok(Settled::RolledBack), lock);
             }
             Answered::CompletedInTransaction(Ok(CompletedInTransaction::WrongConnection { wanted })) => {
                 let what = "its transactions have connections of another type".to_owned();
-                self.keep_holding(Err(Error::NoSuchTransaction { wanted, what }));
+                self.keep_holding(Err(Error::NoSuchTransaction { wanted, what }), lock);
             }
             Answered::Released(Ok(_)) => {
                 // Lost is as good: the claim is not ours. After an unheard answer it says that it is done.
@@ -282,11 +285,15 @@ impl KeyLock {
         self.settled(Err(Error::ClaimLost), None);
     }
 
-    /// The transaction is known not to have committed: its claim stands, and its holder decides what next.
-    fn keep_holding(&mut self, settled: Result<Settled, Error>) {
-        self.tell_holder(settled);
+    /// The transaction is known not to have committed: its claim stands, and its holder decides what next. If the holder
+    /// has gone meanwhile, nothing happened, and the key is free.
+    fn keep_holding(&mut self, settled: Result<Settled, Error>, lock: LockAddr) {
+        let heard = self.tell_holder(settled);
         if let Role::Holding(holding) = &mut self.role {
             holding.settling = None;
+        }
+        if !heard {
+            self.settle(Settlement::Release, None, lock);
         }
     }
 
@@ -296,7 +303,7 @@ impl KeyLock {
         self.tell(EventKind::StoreFailed);
         if let SettlingStep::Transaction = step {
             if !error.is_unknown() {
-                return self.keep_holding(Err(Error::Store(error)));
+                return self.keep_holding(Err(Error::Store(error)), lock);
             }
             // Nothing else may be done until it is known whether it was committed.
             self.set_step(SettlingStep::Probe);
