@@ -1,0 +1,2 @@
+DROP TABLE oncekey_clock;
+DROP TABLE oncekey_records;

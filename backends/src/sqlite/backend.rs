@@ -1,0 +1,211 @@
+//! The handle, and the store's side of the protocol: every step goes to the writer's thread or a reader's.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use oncekey::backend::{
+    Acquire, Acquired, Backend, Changed, Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held,
+    Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Reply, Request,
+    Resolve, Resolved, StateView, Stats, StoreError, StoreStats, Watch,
+};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::job::Batch;
+use super::registry::{self, Store};
+use super::{SqliteBuilder, SqliteOpenError, dispatch};
+
+/// A store of records in an SQLite file, by Diesel.
+///
+/// The file's one writer is a thread of the process, which all handles, arbiters and engines share however often the
+/// file is opened. It commits whatever waits in one transaction, and answers after the commit, which is on the disk by
+/// then ([`Synchronous::Full`](super::Synchronous::Full)). Other processes of the machine may use the file at the same
+/// time; they wait for each other's commits. Look-ups, lists and counts are read by threads of their own.
+///
+/// Time is the machine's monotonic clock with an offset kept in the file, so that no process's wall clock matters (on
+/// systems other than Linux it is the wall clock).
+///
+/// The file may be your own database. This library's tables begin with `oncekey_`, and have their own record of
+/// migrations. An operation that is [completed in a transaction](oncekey::backend::CompleteInTransaction) gets the
+/// writer's [`SqliteConnection`](diesel::SqliteConnection), in a savepoint of the transaction that completes its record:
+/// its rows and its outcome are committed together. All other steps wait while it runs, so it should be short, and it
+/// must not end the transaction by itself. (If a deferred foreign key of its rows is violated, the commit is refused:
+/// the operations of that commit fail, the other steps are taken again.)
+///
+/// A step that waits for the writer when the engine's deadline passes is never begun; its answer says so. The threads
+/// end by themselves when the last handle is dropped and what waited is done.
+///
+/// ```
+/// use std::time::Duration;
+/// use oncekey::{Attempt, Fingerprint, Key, OnAbandoned};
+/// use oncekey::backend::{Acquire, Acquired, Backend};
+/// use oncekey::record::Owner;
+/// use oncekey_backends::SqliteBackend;
+///
+/// # #[actix_rt::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let folder = tempfile::tempdir()?;
+/// let backend = SqliteBackend::open(folder.path().join("keys.db"))?;
+/// let claim = Acquire {
+///     key: Key::new("mail", 17)?,
+///     fingerprint: Fingerprint::of(b"to: ada"),
+///     owner: Owner::random(),
+///     lease: Duration::from_secs(30),
+///     on_abandoned: OnAbandoned::Hold,
+/// };
+/// assert_eq!(backend.acquire(claim).await?, Acquired::Claimed { attempt: Attempt::FIRST, took_over: false });
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct SqliteBackend {
+    store: Arc<Store>,
+}
+
+impl SqliteBackend {
+    /// Opens a file with the default options; see [`SqliteBuilder::open`].
+    ///
+    /// # Errors
+    /// [`SqliteOpenError`] says what is in the way.
+    ///
+    /// ```
+    /// use oncekey_backends::SqliteBackend;
+    ///
+    /// let folder = tempfile::tempdir()?;
+    /// let backend = SqliteBackend::open(folder.path().join("keys.db"))?;
+    /// assert!(backend.path().ends_with("keys.db"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, SqliteOpenError> {
+        Self::builder(path).open()
+    }
+
+    /// Options for opening a file.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use oncekey_backends::SqliteBackend;
+    ///
+    /// let folder = tempfile::tempdir()?;
+    /// let builder = SqliteBackend::builder(folder.path().join("keys.db")).busy_timeout(Duration::from_secs(1));
+    /// let backend = builder.open()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn builder(path: impl Into<PathBuf>) -> SqliteBuilder {
+        SqliteBuilder::new(path.into())
+    }
+
+    pub(super) fn open_with(options: &SqliteBuilder) -> Result<Self, SqliteOpenError> {
+        Ok(Self { store: registry::open(options)? })
+    }
+
+    /// The file's absolute path.
+    pub fn path(&self) -> &Path {
+        &self.store.path
+    }
+
+    #[cfg(test)]
+    pub(super) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Takes one step by itself.
+    async fn ask<Answer: Send + 'static>(
+        &self,
+        request: impl FnOnce(Reply<Answer>) -> Request,
+    ) -> Result<Answer, StoreError> {
+        let (answer, heard) = oneshot::channel();
+        // Nobody hears it if the future was dropped.
+        let reply = Reply::new(move |result| drop(answer.send(result)));
+        let mut batch = Batch::with_capacity(1);
+        dispatch::queue(&self.store, request(reply), &mut batch);
+        batch.answered().await;
+        heard.await.unwrap_or_else(|_| Err(StoreError::unknown("the answer was lost")))
+    }
+}
+
+impl Backend for SqliteBackend {
+    async fn acquire(&self, message: Acquire) -> Result<Acquired, StoreError> {
+        self.ask(|reply| Request::Acquire(message, reply)).await
+    }
+
+    async fn renew(&self, message: Renew) -> Result<Renewed, StoreError> {
+        self.ask(|reply| Request::Renew(message, reply)).await
+    }
+
+    async fn complete(&self, message: Complete) -> Result<Completed, StoreError> {
+        self.ask(|reply| Request::Complete(message, reply)).await
+    }
+
+    async fn complete_in_transaction(
+        &self,
+        message: CompleteInTransaction,
+    ) -> Result<CompletedInTransaction, StoreError> {
+        self.ask(|reply| Request::CompleteInTransaction(message, reply)).await
+    }
+
+    async fn release(&self, message: Release) -> Result<Released, StoreError> {
+        self.ask(|reply| Request::Release(message, reply)).await
+    }
+
+    async fn hold(&self, message: Hold) -> Result<Held, StoreError> {
+        self.ask(|reply| Request::Hold(message, reply)).await
+    }
+
+    async fn resolve(&self, message: Resolve) -> Result<Resolved, StoreError> {
+        self.ask(|reply| Request::Resolve(message, reply)).await
+    }
+
+    async fn lookup(&self, message: Lookup) -> Result<Option<RecordView>, StoreError> {
+        self.ask(|reply| Request::Lookup(message, reply)).await
+    }
+
+    async fn remove(&self, message: Remove) -> Result<Removed, StoreError> {
+        self.ask(|reply| Request::Remove(message, reply)).await
+    }
+
+    async fn list(&self, message: List) -> Result<Vec<RecordView>, StoreError> {
+        self.ask(|reply| Request::List(message, reply)).await
+    }
+
+    async fn purge(&self, message: Purge) -> Result<Purged, StoreError> {
+        self.ask(|reply| Request::Purge(message, reply)).await
+    }
+
+    async fn stats(&self, message: Stats) -> Result<StoreStats, StoreError> {
+        self.ask(|reply| Request::Stats(message, reply)).await
+    }
+
+    async fn watch(&self, message: Watch) -> Result<Changed, StoreError> {
+        let watcher = self.store.watchers.register(message.key.clone());
+        // One call in the queue is as good as many.
+        let _ = self.store.lookout.try_send(());
+        loop {
+            // Before the look-up, so that no change after it is missed.
+            let changed = watcher.changed();
+            let found = self.lookup(Lookup { key: message.key.clone() }).await?;
+            match found.map(|view| view.state) {
+                // A lease that lapses changes what an acquire would find, and nobody writes that anywhere.
+                Some(StateView::InProgress { lease_left }) if !lease_left.is_zero() => {
+                    if timeout(lease_left, changed).await.is_ok() {
+                        return Ok(Changed);
+                    }
+                }
+                _ => return Ok(Changed),
+            }
+        }
+    }
+
+    async fn execute(&self, batch: Vec<Request>) {
+        let mut answers = Batch::with_capacity(batch.len());
+        batch.into_iter().for_each(|request| dispatch::queue(&self.store, request, &mut answers));
+        answers.answered().await;
+    }
+}
+
+impl fmt::Debug for SqliteBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteBackend").field("path", &self.store.path).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,166 @@
+//! The store's clock.
+//!
+//! Whether a lease has lapsed must not depend on which process asks. A server's database has a clock of its own; SQLite
+//! is a library, and the wall clocks of two processes may differ by an hour: one was set between two readings, or a
+//! process runs under another one (faketime, a container's settings). So the file gets a clock of its own: the
+//! machine's `CLOCK_BOOTTIME`, read from the kernel and not by libc. All processes of the machine share it, nobody can
+//! set it, and it goes on while the machine sleeps. It starts anew with every boot; so the file keeps, for the boot that
+//! it was last opened in, an offset to it. The first process to open the file after a boot chooses another offset, so
+//! that the store's time goes on from the wall clock, or from the latest time that the file has seen if the wall clock
+//! is behind that. Nobody reads the wall clock again until the next boot.
+//!
+//! Other systems than Linux, and a Linux without `/proc`, have the wall clock only.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use diesel::prelude::*;
+use oncekey::record::StoreTime;
+
+use super::schema::oncekey_clock::dsl::{boot_id, id, latest_ms, offset_ms, oncekey_clock};
+
+/// How often, by itself, a writer notes how far the store's time has come.
+const NOTED_EVERY_MS: i64 = 10_000;
+
+/// The store's clock, anchored to one file.
+#[derive(Debug, Clone)]
+pub(super) struct Clock {
+    /// From the time since boot to the store's; `None` where there is only the wall clock.
+    offset_ms: Option<i64>,
+    noted_ms: i64,
+}
+
+/// What the machine's clocks say at one moment.
+#[derive(Debug, Clone)]
+pub(super) struct Machine {
+    boot_id: String,
+    boot_ms: i64,
+    wall_ms: i64,
+}
+
+impl Machine {
+    pub(super) fn now() -> Self {
+        Self { boot_id: this_boot(), boot_ms: since_boot_ms(), wall_ms: wall_ms() }
+    }
+}
+
+impl Clock {
+    /// Reads the file's anchor, or sets a new one after a boot. It always writes, so that a file that can't be written
+    /// to is found out here; call it inside a write transaction.
+    pub(super) fn anchor(connection: &mut SqliteConnection, machine: &Machine) -> QueryResult<Self> {
+        let kept: Option<(String, i64, i64)> =
+            oncekey_clock.select((boot_id, offset_ms, latest_ms)).first(connection).optional()?;
+        let (offset, latest) = match kept {
+            Some((boot, offset, latest)) if boot == machine.boot_id && has_monotonic_clock(&boot) => {
+                (offset, latest.max(machine.boot_ms.saturating_add(offset)))
+            }
+            Some((_, _, latest)) => {
+                let now = latest.max(machine.wall_ms);
+                (now.saturating_sub(machine.boot_ms), now)
+            }
+            None => (machine.wall_ms.saturating_sub(machine.boot_ms), machine.wall_ms),
+        };
+        let row = (id.eq(1), boot_id.eq(&machine.boot_id), offset_ms.eq(offset), latest_ms.eq(latest));
+        diesel::replace_into(oncekey_clock).values(row).execute(connection)?;
+        Ok(Self { offset_ms: has_monotonic_clock(&machine.boot_id).then_some(offset), noted_ms: latest })
+    }
+
+    /// The store's time.
+    pub(super) fn now(&self) -> StoreTime {
+        StoreTime::from_millis(u64::try_from(self.now_ms()).unwrap_or(0))
+    }
+
+    fn now_ms(&self) -> i64 {
+        self.offset_ms.map_or_else(wall_ms, |offset| since_boot_ms().saturating_add(offset))
+    }
+
+    /// Notes now and then how far the time has come; call it inside a write transaction.
+    pub(super) fn note(&mut self, connection: &mut SqliteConnection) -> QueryResult<()> {
+        let now = self.now_ms();
+        if now.saturating_sub(self.noted_ms) < NOTED_EVERY_MS {
+            return Ok(());
+        }
+        diesel::update(oncekey_clock.find(1).filter(latest_ms.lt(now))).set(latest_ms.eq(now)).execute(connection)?;
+        self.noted_ms = now;
+        Ok(())
+    }
+}
+
+/// Time since boot is of use only with the name of the boot.
+fn has_monotonic_clock(boot: &str) -> bool {
+    !boot.is_empty()
+}
+
+fn wall_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+#[cfg(target_os = "linux")]
+fn this_boot() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|boot| boot.trim().to_owned()).unwrap_or_default()
+}
+
+#[cfg(target_os = "linux")]
+fn since_boot_ms() -> i64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    now.tv_sec.saturating_mul(1_000).saturating_add(now.tv_nsec / 1_000_000)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn this_boot() -> String {
+    String::new()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn since_boot_ms() -> i64 {
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sqlite::migration;
+
+    fn fresh() -> SqliteConnection {
+        let mut connection = SqliteConnection::establish(":memory:").unwrap();
+        migration::bring_up_to_date(&mut connection).unwrap();
+        connection
+    }
+
+    fn machine(boot: &str, boot_ms: i64, wall_ms: i64) -> Machine {
+        Machine { boot_id: boot.into(), boot_ms, wall_ms }
+    }
+
+    #[test]
+    fn e17_an_hour_of_wall_clock_skew_changes_nothing() {
+        let mut file = fresh();
+        let one = Clock::anchor(&mut file, &machine("a", 5_000, 1_000_000)).unwrap();
+        let ahead = Clock::anchor(&mut file, &machine("a", 6_000, 1_001_000 + 3_600_000)).unwrap();
+        let behind = Clock::anchor(&mut file, &machine("a", 7_000, 2_000)).unwrap();
+        assert_eq!((one.offset_ms, ahead.offset_ms, behind.offset_ms), (Some(995_000), Some(995_000), Some(995_000)));
+    }
+
+    #[test]
+    fn e17_time_goes_on_over_a_boot() {
+        let mut file = fresh();
+        Clock::anchor(&mut file, &machine("a", 5_000, 1_000_000)).unwrap();
+        let rebooted = Clock::anchor(&mut file, &machine("b", 100, 1_060_000)).unwrap();
+        assert_eq!(rebooted.offset_ms, Some(1_059_900));
+        // A battery-less machine whose wall clock begins in 1970 again.
+        let set_back = Clock::anchor(&mut file, &machine("c", 100, 0)).unwrap();
+        assert_eq!(set_back.offset_ms, Some(1_059_900));
+    }
+
+    #[test]
+    fn the_latest_time_is_noted_now_and_then() {
+        let mut file = fresh();
+        let mut clock = Clock::anchor(&mut file, &Machine::now()).unwrap();
+        let latest = |file: &mut SqliteConnection| oncekey_clock.select(latest_ms).first::<i64>(file).unwrap();
+        let at_open = latest(&mut file);
+        clock.note(&mut file).unwrap();
+        assert_eq!(latest(&mut file), at_open);
+        clock.noted_ms -= NOTED_EVERY_MS;
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        clock.note(&mut file).unwrap();
+        assert!(latest(&mut file) > at_open);
+    }
+}

@@ -1,0 +1,102 @@
+//! Connections to the file, and the settings that each must have.
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use diesel::connection::SimpleConnection as _;
+use diesel::dsl::sql;
+use diesel::prelude::*;
+use diesel::result::ConnectionError;
+use diesel::sql_types::Text;
+
+use super::clock::{Clock, Machine};
+use super::error::{Kind, at_open, kind};
+use super::migration::{self, NotMigrated};
+use super::session::Session;
+use super::{SqliteBuilder, SqliteOpenError, Synchronous};
+
+/// A file, and how to connect to it. Threads keep it to connect anew after an error that a connection does not survive.
+#[derive(Debug, Clone)]
+pub(super) struct Opener {
+    pub(super) path: PathBuf,
+    url: String,
+    busy_timeout: Duration,
+    synchronous: Synchronous,
+}
+
+impl Opener {
+    /// `path` is absolute: SQLite takes a relative one that begins with `file:` for a URI.
+    pub(super) fn new(path: PathBuf, options: &SqliteBuilder) -> Result<Self, SqliteOpenError> {
+        let Some(url) = path.to_str().map(str::to_owned) else {
+            return Err(SqliteOpenError::NotUtf8 { path });
+        };
+        Ok(Self { path, url, busy_timeout: options.busy_timeout, synchronous: options.synchronous })
+    }
+
+    /// A connection that writes, on tables that are up to date.
+    pub(super) fn writer(&self) -> Result<Session, SqliteOpenError> {
+        let mut connection = self.connect()?;
+        self.use_write_ahead_log(&mut connection)?;
+        let synchronous = match self.synchronous {
+            Synchronous::Full => "FULL",
+            Synchronous::Normal => "NORMAL",
+        };
+        // After a burst the log's file is cut back to this many bytes.
+        let settings = format!("PRAGMA synchronous = {synchronous}; PRAGMA journal_size_limit = 67108864;");
+        connection.batch_execute(&settings).map_err(|error| self.failed(&error))?;
+        let clock = connection
+            .immediate_transaction(|connection| {
+                migration::bring_up_to_date(connection)?;
+                // Read under the lock: of two processes the later one must not anchor by an earlier time.
+                Ok::<_, NotMigrated>(Clock::anchor(connection, &Machine::now())?)
+            })
+            .map_err(|error| match error {
+                NotMigrated::Newer { found, known } => {
+                    SqliteOpenError::NewerSchema { path: self.path.clone(), found, known }
+                }
+                NotMigrated::Failed(reason) => SqliteOpenError::Migration { path: self.path.clone(), reason },
+                NotMigrated::Sqlite(error) => self.failed(&error),
+            })?;
+        Ok(Session::new(connection, clock))
+    }
+
+    /// A connection that only reads, on tables that a writer has seen to.
+    pub(super) fn reader(&self, clock: &Clock) -> Result<Session, SqliteOpenError> {
+        let mut connection = self.connect()?;
+        connection.batch_execute("PRAGMA query_only = ON").map_err(|error| self.failed(&error))?;
+        Ok(Session::new(connection, clock.clone()))
+    }
+
+    fn connect(&self) -> Result<SqliteConnection, SqliteOpenError> {
+        let mut connection = SqliteConnection::establish(&self.url).map_err(|error| match error {
+            ConnectionError::CouldntSetupConfiguration(error) => self.failed(&error),
+            other => SqliteOpenError::Unopenable { path: self.path.clone(), reason: other.to_string() },
+        })?;
+        let millis = i32::try_from(self.busy_timeout.as_millis()).unwrap_or(i32::MAX);
+        let busy_timeout = format!("PRAGMA busy_timeout = {millis}");
+        connection.batch_execute(&busy_timeout).map_err(|error| self.failed(&error))?;
+        Ok(connection)
+    }
+
+    /// SQLite does not wait by itself for the lock that the change of mode takes: of processes that open a fresh file
+    /// at once, all but one are told "locked" at once.
+    fn use_write_ahead_log(&self, connection: &mut SqliteConnection) -> Result<(), SqliteOpenError> {
+        let started = Instant::now();
+        loop {
+            let mode = sql::<Text>("PRAGMA journal_mode = WAL").get_result::<String>(connection);
+            match mode {
+                Ok(mode) if mode.eq_ignore_ascii_case("wal") => return Ok(()),
+                Ok(mode) => return Err(SqliteOpenError::NoWriteAheadLog { path: self.path.clone(), mode }),
+                Err(error) if kind(&error) == Kind::Busy && started.elapsed() < self.busy_timeout => {
+                    thread::sleep(Duration::from_millis(5));
+                }
+                Err(error) => return Err(self.failed(&error)),
+            }
+        }
+    }
+
+    fn failed(&self, error: &diesel::result::Error) -> SqliteOpenError {
+        at_open(self.path.clone(), error)
+    }
+}

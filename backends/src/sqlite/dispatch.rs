@@ -1,0 +1,105 @@
+//! From a message to the thread that takes its step.
+
+use crossbeam_channel::{Sender, TrySendError};
+use oncekey::Key;
+use oncekey::backend::{Changed, Purge, Purged, RecordView, Removed, Reply, Request, Stats, StoreError};
+use oncekey::record::transition;
+
+use super::job::{Batch, Job};
+use super::registry::Store;
+use super::session::Session;
+use super::{records, transaction};
+
+/// Puts one step into its thread's queue. `batch` hears of its answer.
+pub(super) fn queue(store: &Store, request: Request, batch: &mut Batch) {
+    match request {
+        Request::Acquire(message, reply) => write(store, batch, reply, move |session| {
+            session.step(&message.key, |found, now| transition::acquire(found, now, &message))
+        }),
+        Request::Renew(message, reply) => write(store, batch, reply, move |session| {
+            session.step(&message.key, |found, now| transition::renew(found, now, &message))
+        }),
+        Request::Complete(message, reply) => write(store, batch, reply, move |session| {
+            session.step(&message.key, |found, now| transition::complete(found, now, &message))
+        }),
+        Request::Release(message, reply) => write(store, batch, reply, move |session| {
+            session.step(&message.key, |found, now| transition::release(found, now, &message))
+        }),
+        Request::Hold(message, reply) => write(store, batch, reply, move |session| {
+            session.step(&message.key, |found, now| transition::hold(found, now, &message))
+        }),
+        Request::Resolve(message, reply) => write(store, batch, reply, move |session| {
+            session.step(&message.key, |found, now| transition::resolve(found, now, &message))
+        }),
+        Request::Remove(message, reply) => write(store, batch, reply, move |session| remove(session, &message.key)),
+        Request::Purge(message, reply) => write(store, batch, reply, move |session| purge(session, message)),
+        Request::CompleteInTransaction(message, reply) => {
+            let mut message = Some(message);
+            let job = batch.job(reply, true, move |session| match message.take() {
+                Some(message) => transaction::complete(session, message),
+                None => Err(StoreError::unavailable("the operation has been run before")),
+            });
+            send(&store.writes, job);
+        }
+        Request::Lookup(message, reply) => read(store, batch, reply, move |session| lookup(session, &message.key)),
+        Request::List(message, reply) => read(store, batch, reply, move |session| {
+            let after = message.after.as_ref().map_or("", Key::as_stored);
+            let now = session.now();
+            records::list(&mut session.connection, after, message.limit, now)
+        }),
+        Request::Stats(Stats, reply) => read(store, batch, reply, |session| records::stats(&mut session.connection)),
+        // Never part of a batch; if it is, the hint to ask again is allowed at any time.
+        Request::Watch(_, reply) => reply.send(Ok(Changed)),
+    }
+}
+
+fn write<Answer: Send + 'static>(
+    store: &Store,
+    batch: &mut Batch,
+    reply: Reply<Answer>,
+    take: impl FnMut(&mut Session) -> Result<Answer, StoreError> + Send + 'static,
+) {
+    send(&store.writes, batch.job(reply, false, take));
+}
+
+fn read<Answer: Send + 'static>(
+    store: &Store,
+    batch: &mut Batch,
+    reply: Reply<Answer>,
+    take: impl FnMut(&mut Session) -> Result<Answer, StoreError> + Send + 'static,
+) {
+    send(&store.reads, batch.job(reply, false, take));
+}
+
+/// Only tries: this runs on arbiters, which must not block.
+fn send(queue: &Sender<Box<dyn Job>>, job: Box<dyn Job>) {
+    match queue.try_send(job) {
+        Ok(()) => {}
+        Err(TrySendError::Full(job)) => {
+            job.refuse(StoreError::Overloaded("as many steps wait for the database as are allowed to".to_owned()));
+        }
+        Err(TrySendError::Disconnected(job)) => {
+            job.refuse(StoreError::unavailable("the database's thread has ended"));
+        }
+    }
+}
+
+fn remove(session: &mut Session, key: &Key) -> Result<Removed, StoreError> {
+    if records::remove(&mut session.connection, key)? {
+        session.settled.push(key.clone());
+        Ok(Removed::Removed)
+    } else {
+        Ok(Removed::Absent)
+    }
+}
+
+fn purge(session: &mut Session, message: Purge) -> Result<Purged, StoreError> {
+    let now = session.now();
+    let removed = records::purge(&mut session.connection, message.limit, now)?;
+    Ok(Purged { removed, more: removed == message.limit })
+}
+
+fn lookup(session: &mut Session, key: &Key) -> Result<Option<RecordView>, StoreError> {
+    let found = records::find(&mut session.connection, key)?;
+    Ok(found.and_then(|found| RecordView::of(key.clone(), found.record, session.now())))
+}

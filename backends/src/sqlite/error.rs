@@ -1,0 +1,167 @@
+//! What opening a file can fail with, and how SQLite's errors become the store's.
+
+use std::io;
+use std::path::PathBuf;
+
+use diesel::result::{DatabaseErrorKind, Error};
+use oncekey::backend::StoreError;
+
+/// Why an SQLite file could not be opened as a store.
+///
+/// ```
+/// use oncekey_backends::{SqliteBackend, SqliteOpenError};
+///
+/// let error = SqliteBackend::open("/no/such/folder/keys.db").unwrap_err();
+/// assert!(matches!(error, SqliteOpenError::Path { .. }));
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SqliteOpenError {
+    /// The path leads nowhere: a folder of it does not exist or can't be entered.
+    #[error("the path {} can't be followed: {source}", path.display())]
+    Path {
+        /// The path as it was given.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The path is not UTF-8, which Diesel asks for.
+    #[error("the path {} is not UTF-8", path.display())]
+    NotUtf8 {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A database in memory was asked for. It would be another one for each of this backend's connections: use the
+    /// memory backend.
+    #[error("the store must be a file; for records in memory there is the memory backend")]
+    InMemory,
+    /// The file can't be opened or created.
+    #[error("the file {} can't be opened: {reason}", path.display())]
+    Unopenable {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        reason: String,
+    },
+    /// The file or its folder can't be written to.
+    #[error("the file {} can't be written to: a store needs write access to it and to its folder", path.display())]
+    ReadOnly {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is something else, or damaged.
+    #[error("the file {} is not an SQLite database, or is damaged: {reason}", path.display())]
+    NotADatabase {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        reason: String,
+    },
+    /// Another connection held the file's lock for longer than the busy time-out.
+    #[error("the file {} stayed locked by another connection for the whole busy time-out", path.display())]
+    Busy {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The disk has no room for the tables.
+    #[error("there is no room for the tables in {}", path.display())]
+    Full {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file can't be put into the write-ahead-log mode that readers beside a writer need, e.g. on a file system
+    /// without shared memory.
+    #[error("the file {} can't use a write-ahead log; its journal mode stays {mode:?}", path.display())]
+    NoWriteAheadLog {
+        /// The file.
+        path: PathBuf,
+        /// The mode it is in.
+        mode: String,
+    },
+    /// The tables were made by a newer version of this library, which this one would damage.
+    #[error(
+        "the tables in {} have schema version {found}; this library knows versions up to {known}: use a newer one",
+        path.display()
+    )]
+    NewerSchema {
+        /// The file.
+        path: PathBuf,
+        /// The version that the file has.
+        found: String,
+        /// The newest version known here.
+        known: String,
+    },
+    /// The tables could not be made or brought up to date. Nothing was changed.
+    #[error("the tables in {} could not be brought up to date: {reason}", path.display())]
+    Migration {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        reason: String,
+    },
+    /// A thread could not be started.
+    #[error("a thread for the store could not be started: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// The kinds of SQLite's errors that call for different answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Busy,
+    ReadOnly,
+    Full,
+    Damaged,
+    Unopenable,
+    Constraint,
+    Undecodable,
+    Other,
+}
+
+/// Diesel keeps SQLite's message and not its code. The messages that matter are constants of SQLite's source, and are
+/// pinned by tests that provoke them.
+pub(super) fn kind(error: &Error) -> Kind {
+    match error {
+        Error::DatabaseError(
+            DatabaseErrorKind::UniqueViolation
+            | DatabaseErrorKind::ForeignKeyViolation
+            | DatabaseErrorKind::NotNullViolation
+            | DatabaseErrorKind::CheckViolation,
+            _,
+        ) => Kind::Constraint,
+        Error::DatabaseError(_, information) => match information.message() {
+            message if message.starts_with("database is locked") => Kind::Busy,
+            message if message.starts_with("database table is locked") => Kind::Busy,
+            message if message.starts_with("attempt to write a readonly database") => Kind::ReadOnly,
+            message if message.starts_with("database or disk is full") => Kind::Full,
+            message if message.starts_with("database disk image is malformed") => Kind::Damaged,
+            message if message.starts_with("file is not a database") => Kind::Damaged,
+            message if message.starts_with("unable to open database file") => Kind::Unopenable,
+            _ => Kind::Other,
+        },
+        Error::DeserializationError(_) => Kind::Undecodable,
+        _ => Kind::Other,
+    }
+}
+
+/// For a step that was certainly not taken.
+pub(super) fn not_taken(error: &Error) -> StoreError {
+    match kind(error) {
+        Kind::ReadOnly => StoreError::ReadOnly(error.to_string()),
+        Kind::Full => StoreError::Full(error.to_string()),
+        Kind::Damaged | Kind::Undecodable => StoreError::corrupt(error),
+        Kind::Busy | Kind::Unopenable | Kind::Constraint | Kind::Other => StoreError::unavailable(error),
+    }
+}
+
+/// For opening `path`.
+pub(super) fn at_open(path: PathBuf, error: &Error) -> SqliteOpenError {
+    let reason = error.to_string();
+    match kind(error) {
+        Kind::Busy => SqliteOpenError::Busy { path },
+        Kind::ReadOnly => SqliteOpenError::ReadOnly { path },
+        Kind::Full => SqliteOpenError::Full { path },
+        Kind::Damaged => SqliteOpenError::NotADatabase { path, reason },
+        Kind::Unopenable => SqliteOpenError::Unopenable { path, reason },
+        Kind::Constraint | Kind::Undecodable | Kind::Other => SqliteOpenError::Migration { path, reason },
+    }
+}

@@ -1,0 +1,197 @@
+//! One step on its way to a thread and back.
+//!
+//! Two sides may answer a step: the thread that takes it, and the future that waits for it, when the engine drops that at
+//! its deadline. They share the reply in a slot, and who comes first takes it. A step that no thread has begun when its
+//! future is dropped is never begun; its answer is then a definite "not taken", however long a lock held by another
+//! process keeps the writer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use oncekey::backend::{Reply, StoreError};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::session::{NotCommitted, Session};
+
+/// A step, its types erased.
+pub(super) trait Job: Send {
+    /// Whether somebody still waits for the answer.
+    fn is_wanted(&self) -> bool;
+    /// Takes the step, unless nobody waits for it, and keeps the answer until [`settle`](Self::settle).
+    fn run(&mut self, session: &mut Session) -> Ran;
+    /// Whether it runs code of a user's inside the transaction, and can run only once.
+    fn is_operation(&self) -> bool;
+    /// Gives the answer, or what has become of the transaction that the step was part of.
+    fn settle(self: Box<Self>, fate: Result<(), &NotCommitted>);
+    /// Answers that the step was not taken.
+    fn refuse(self: Box<Self>, error: StoreError);
+}
+
+/// What became of [`Job::run`].
+#[derive(Debug)]
+pub(super) enum Ran {
+    /// Nobody waited for it.
+    Abandoned,
+    /// It has an answer.
+    Done,
+    /// It has an error for an answer.
+    Failed(StoreError),
+}
+
+struct Pending<Answer> {
+    reply: Option<Reply<Answer>>,
+    begun: bool,
+}
+
+struct Slot<Answer> {
+    pending: Mutex<Pending<Answer>>,
+    open: Arc<Open>,
+}
+
+impl<Answer> Slot<Answer> {
+    fn begin(&self) -> bool {
+        let mut pending = self.pending.lock();
+        pending.begun = true;
+        pending.reply.is_some()
+    }
+
+    fn settle(&self, answer: Result<Answer, StoreError>) {
+        let reply = self.pending.lock().reply.take();
+        self.send(reply, answer);
+    }
+
+    /// Outside the lock: what a reply does is its maker's affair.
+    fn send(&self, reply: Option<Reply<Answer>>, answer: Result<Answer, StoreError>) {
+        if let Some(reply) = reply {
+            reply.send(answer);
+            self.open.one_less();
+        }
+    }
+}
+
+/// The waiting side of a slot.
+trait Abandon: Send + Sync {
+    fn abandon(&self);
+}
+
+impl<Answer> Abandon for Slot<Answer> {
+    fn abandon(&self) {
+        let (reply, begun) = {
+            let mut pending = self.pending.lock();
+            (pending.reply.take(), pending.begun)
+        };
+        let error = if begun {
+            StoreError::unknown("the deadline passed before the commit was confirmed")
+        } else {
+            StoreError::unavailable("the deadline passed before the database could be asked")
+        };
+        self.send(reply, Err(error));
+    }
+}
+
+struct StepJob<Answer, Take> {
+    take: Take,
+    slot: Arc<Slot<Answer>>,
+    answer: Option<Result<Answer, StoreError>>,
+    is_operation: bool,
+}
+
+impl<Answer, Take> Job for StepJob<Answer, Take>
+where
+    Answer: Send,
+    Take: FnMut(&mut Session) -> Result<Answer, StoreError> + Send,
+{
+    fn is_wanted(&self) -> bool {
+        self.slot.pending.lock().reply.is_some()
+    }
+
+    fn run(&mut self, session: &mut Session) -> Ran {
+        if !self.slot.begin() {
+            return Ran::Abandoned;
+        }
+        let answer = self.answer.insert((self.take)(session));
+        answer.as_ref().err().map_or(Ran::Done, |error| Ran::Failed(error.clone()))
+    }
+
+    fn is_operation(&self) -> bool {
+        self.is_operation
+    }
+
+    fn settle(mut self: Box<Self>, fate: Result<(), &NotCommitted>) {
+        match (self.answer.take(), fate) {
+            (Some(answer), Ok(())) => self.slot.settle(answer),
+            // What a step was refused for does not change with the fate of its neighbours.
+            (Some(Err(error)), Err(_)) => self.slot.settle(Err(error)),
+            (_, Err(NotCommitted::RolledBack(error) | NotCommitted::Refused(error) | NotCommitted::Unknown(error))) => {
+                self.slot.settle(Err(error.clone()))
+            }
+            (None, Ok(())) => {}
+        }
+    }
+
+    fn refuse(self: Box<Self>, error: StoreError) {
+        self.slot.settle(Err(error));
+    }
+}
+
+/// A thread that loses a job to a panic leaves nobody waiting.
+impl<Answer, Take> Drop for StepJob<Answer, Take> {
+    fn drop(&mut self) {
+        self.slot.abandon();
+    }
+}
+
+/// How many of a batch's steps have no answer yet.
+#[derive(Debug, Default)]
+struct Open {
+    steps: AtomicUsize,
+    none: Notify,
+}
+
+impl Open {
+    fn one_less(&self) {
+        if self.steps.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.none.notify_one();
+        }
+    }
+}
+
+/// The steps of one batch, seen from the waiting side. Dropping it abandons those that have no answer.
+pub(super) struct Batch {
+    open: Arc<Open>,
+    slots: Vec<Arc<dyn Abandon>>,
+}
+
+impl Batch {
+    pub(super) fn with_capacity(steps: usize) -> Self {
+        Self { open: Arc::default(), slots: Vec::with_capacity(steps) }
+    }
+
+    /// Makes a job of a step whose answer this batch waits for.
+    pub(super) fn job<Answer: Send + 'static>(
+        &mut self,
+        reply: Reply<Answer>,
+        is_operation: bool,
+        take: impl FnMut(&mut Session) -> Result<Answer, StoreError> + Send + 'static,
+    ) -> Box<dyn Job> {
+        self.open.steps.fetch_add(1, Ordering::AcqRel);
+        let pending = Mutex::new(Pending { reply: Some(reply), begun: false });
+        let slot = Arc::new(Slot { pending, open: Arc::clone(&self.open) });
+        self.slots.push(Arc::clone(&slot) as Arc<dyn Abandon>);
+        Box::new(StepJob { take, slot, answer: None, is_operation })
+    }
+
+    /// Resolves when every step has its answer.
+    pub(super) async fn answered(self) {
+        while self.open.steps.load(Ordering::Acquire) > 0 {
+            self.open.none.notified().await;
+        }
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        self.slots.iter().for_each(|slot| slot.abandon());
+    }
+}

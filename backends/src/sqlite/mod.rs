@@ -1,0 +1,26 @@
+//! Records in an SQLite file.
+
+mod backend;
+mod clock;
+mod connection;
+mod dispatch;
+mod error;
+mod job;
+mod migration;
+mod options;
+mod reader;
+mod records;
+mod registry;
+mod schema;
+mod session;
+mod transaction;
+mod watch;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+pub use backend::SqliteBackend;
+pub use diesel::SqliteConnection;
+pub use error::SqliteOpenError;
+pub use options::{SqliteBuilder, Synchronous};

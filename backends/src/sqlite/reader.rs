@@ -1,0 +1,48 @@
+//! The threads that read: look-ups, lists and counts do not wait for the writer, nor it for them.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crossbeam_channel::Receiver;
+use oncekey::backend::StoreError;
+use tracing::error;
+
+use super::clock::Clock;
+use super::connection::Opener;
+use super::job::{Job, Ran};
+use super::session::Session;
+
+pub(super) struct Reader {
+    pub(super) queue: Receiver<Box<dyn Job>>,
+    pub(super) opener: Opener,
+    pub(super) clock: Clock,
+    /// `None` after an error, until the next read.
+    pub(super) session: Option<Session>,
+}
+
+impl Reader {
+    /// Ends when the last handle has gone and what waited is done.
+    pub(super) fn run(mut self) {
+        while let Ok(job) = self.queue.recv() {
+            if catch_unwind(AssertUnwindSafe(|| self.read(job))).is_err() {
+                error!("an SQLite reader panicked, and goes on with a new connection");
+                self.session = None;
+            }
+        }
+    }
+
+    fn read(&mut self, mut job: Box<dyn Job>) {
+        let session = match self.session.as_mut() {
+            Some(session) => session,
+            None => match self.opener.reader(&self.clock) {
+                Ok(session) => self.session.insert(session),
+                Err(error) => return job.refuse(StoreError::unavailable(error)),
+            },
+        };
+        match job.run(session) {
+            Ran::Abandoned => return,
+            Ran::Done | Ran::Failed(StoreError::Corrupt(_)) => {}
+            Ran::Failed(_) => self.session = None,
+        }
+        job.settle(Ok(()));
+    }
+}

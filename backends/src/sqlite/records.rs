@@ -1,0 +1,224 @@
+//! The statements on the table of records. Each is built by Diesel's query language, so that it is prepared once for
+//! each connection.
+
+use diesel::prelude::*;
+use oncekey::backend::{RecordView, StoreError, StoreStats};
+use oncekey::record::{Attempt, Owner, Record, SealedOutcome, State, StoreTime};
+use oncekey::{Fingerprint, Key, OnAbandoned};
+
+use super::error::not_taken;
+use super::schema::oncekey_records;
+use super::schema::oncekey_records::dsl;
+
+const IN_PROGRESS: i64 = 1;
+const COMPLETED: i64 = 2;
+const INDETERMINATE: i64 = 3;
+const RERUN: i64 = 1;
+const HOLD: i64 = 2;
+
+/// A record and its row.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) id: i64,
+    pub(super) record: Record,
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = oncekey_records)]
+struct Row {
+    id: i64,
+    fingerprint: Vec<u8>,
+    attempt: i64,
+    owner: Vec<u8>,
+    state: i64,
+    lease_until: Option<i64>,
+    on_abandoned: Option<i64>,
+    outcome: Option<Vec<u8>>,
+    purge_at: Option<i64>,
+}
+
+// NULL is written as such: with DEFAULT, each pattern of absent columns would be another statement, and none prepared.
+#[derive(Insertable, AsChangeset)]
+#[diesel(table_name = oncekey_records, treat_none_as_default_value = false, treat_none_as_null = true)]
+struct Columns<'a> {
+    fingerprint: &'a [u8],
+    attempt: i64,
+    owner: &'a [u8],
+    state: i64,
+    lease_until: Option<i64>,
+    on_abandoned: Option<i64>,
+    outcome: Option<&'a [u8]>,
+    purge_at: Option<i64>,
+}
+
+/// Reads a key's record, whether its time is over or not.
+pub(super) fn find(connection: &mut SqliteConnection, key: &Key) -> Result<Option<Found>, StoreError> {
+    let row = dsl::oncekey_records
+        .filter(dsl::key.eq(key.as_stored()))
+        .select(Row::as_select())
+        .first(connection)
+        .optional()
+        .map_err(|error| not_taken(&error))?;
+    row.map(|row| Ok(Found { id: row.id, record: decode(row)? })).transpose()
+}
+
+pub(super) fn insert(connection: &mut SqliteConnection, key: &Key, record: &Record) -> Result<(), StoreError> {
+    let values = (dsl::key.eq(key.as_stored()), encode(record)?);
+    let inserted = diesel::insert_into(dsl::oncekey_records).values(values).execute(connection);
+    inserted.map(drop).map_err(|error| not_taken(&error))
+}
+
+pub(super) fn update(connection: &mut SqliteConnection, id: i64, record: &Record) -> Result<(), StoreError> {
+    let updated = diesel::update(dsl::oncekey_records.find(id)).set(encode(record)?).execute(connection);
+    updated.map(drop).map_err(|error| not_taken(&error))
+}
+
+pub(super) fn delete(connection: &mut SqliteConnection, id: i64) -> Result<(), StoreError> {
+    let deleted = diesel::delete(dsl::oncekey_records.find(id)).execute(connection);
+    deleted.map(drop).map_err(|error| not_taken(&error))
+}
+
+/// Removes a key's row without reading it: a corrupt one can be removed as well.
+pub(super) fn remove(connection: &mut SqliteConnection, key: &Key) -> Result<bool, StoreError> {
+    let removed = diesel::delete(dsl::oncekey_records.filter(dsl::key.eq(key.as_stored()))).execute(connection);
+    removed.map(|rows| rows > 0).map_err(|error| not_taken(&error))
+}
+
+/// Reads a page of records whose time is not over, after a key (the empty text: from the first), in the order of the
+/// keys' bytes.
+pub(super) fn list(
+    connection: &mut SqliteConnection,
+    after: &str,
+    limit: usize,
+    now: StoreTime,
+) -> Result<Vec<RecordView>, StoreError> {
+    let kept = dsl::purge_at.is_null().or(dsl::purge_at.gt(to_column(now)));
+    let rows: Vec<(String, Row)> = dsl::oncekey_records
+        .filter(dsl::key.gt(after).and(kept))
+        .order(dsl::key)
+        .limit(i64::try_from(limit).unwrap_or(i64::MAX))
+        .select((dsl::key, Row::as_select()))
+        .load(connection)
+        .map_err(|error| not_taken(&error))?;
+    let views = rows.into_iter().filter_map(|(key, row)| match (Key::from_stored(&key), decode(row)) {
+        (Ok(key), Ok(record)) => RecordView::of(key, record, now).map(Ok),
+        (Err(error), _) => Some(Err(StoreError::corrupt(format!("a record's key: {error}")))),
+        (_, Err(error)) => Some(Err(error)),
+    });
+    views.collect()
+}
+
+/// Removes up to `limit` records whose time is over, and says how many.
+pub(super) fn purge(connection: &mut SqliteConnection, limit: usize, now: StoreTime) -> Result<usize, StoreError> {
+    let over = oncekey_records::table
+        .filter(dsl::purge_at.le(to_column(now)))
+        .order(dsl::purge_at)
+        .limit(i64::try_from(limit).unwrap_or(i64::MAX))
+        .select(dsl::id);
+    let rows: Vec<i64> = over.load(connection).map_err(|error| not_taken(&error))?;
+    for id in &rows {
+        delete(connection, *id)?;
+    }
+    Ok(rows.len())
+}
+
+/// Counts by state. It reads every row's header: a task for a reader, and for now and then.
+pub(super) fn stats(connection: &mut SqliteConnection) -> Result<StoreStats, StoreError> {
+    let counts: Vec<(i64, i64)> = dsl::oncekey_records
+        .group_by(dsl::state)
+        .select((dsl::state, diesel::dsl::count_star()))
+        .load(connection)
+        .map_err(|error| not_taken(&error))?;
+    let mut stats = StoreStats::default();
+    for (state, count) in counts {
+        let count = u64::try_from(count).unwrap_or(0);
+        match state {
+            IN_PROGRESS => stats.in_progress = count,
+            COMPLETED => stats.completed = count,
+            INDETERMINATE => stats.indeterminate = count,
+            other => return Err(unknown_number("state", other)),
+        }
+    }
+    Ok(stats)
+}
+
+fn to_column(time: StoreTime) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn encode(record: &Record) -> Result<Columns<'_>, StoreError> {
+    let mut columns = Columns {
+        fingerprint: record.fingerprint.as_bytes(),
+        attempt: i64::try_from(record.attempt.get()).map_err(StoreError::corrupt)?,
+        owner: record.owner.as_bytes(),
+        state: INDETERMINATE,
+        lease_until: None,
+        on_abandoned: None,
+        outcome: None,
+        purge_at: record.purge_at().map(to_column),
+    };
+    match &record.state {
+        State::InProgress { lease_until, on_abandoned } => {
+            columns.state = IN_PROGRESS;
+            columns.lease_until = Some(to_column(*lease_until));
+            columns.on_abandoned = Some(match on_abandoned {
+                OnAbandoned::Rerun => RERUN,
+                OnAbandoned::Hold => HOLD,
+            });
+        }
+        State::Completed { outcome, .. } => {
+            columns.state = COMPLETED;
+            columns.outcome = Some(outcome.as_stored());
+        }
+        State::Indeterminate => {}
+    }
+    Ok(columns)
+}
+
+fn decode(row: Row) -> Result<Record, StoreError> {
+    let fingerprint = <[u8; Fingerprint::LEN]>::try_from(row.fingerprint.as_slice());
+    let owner = <[u8; Owner::LEN]>::try_from(row.owner.as_slice());
+    let state = match row.state {
+        IN_PROGRESS => State::InProgress {
+            lease_until: time(row.lease_until, "lease")?,
+            on_abandoned: match row.on_abandoned {
+                Some(RERUN) => OnAbandoned::Rerun,
+                Some(HOLD) => OnAbandoned::Hold,
+                other => return Err(unknown_number("word on a lapsed lease", other.unwrap_or(0))),
+            },
+        },
+        COMPLETED => State::Completed {
+            outcome: SealedOutcome::from_stored(
+                row.outcome.ok_or_else(|| StoreError::corrupt("a completed record has no outcome"))?.into(),
+            ),
+            expires_at: time(row.purge_at, "retention")?,
+        },
+        INDETERMINATE => State::Indeterminate,
+        other => return Err(unknown_number("state", other)),
+    };
+    Ok(Record {
+        fingerprint: Fingerprint::from_bytes(
+            fingerprint.map_err(|_| wrong_length("fingerprint", row.fingerprint.len()))?,
+        ),
+        attempt: u64::try_from(row.attempt)
+            .ok()
+            .filter(|attempt| *attempt > 0)
+            .map(Attempt::new)
+            .ok_or_else(|| unknown_number("attempt", row.attempt))?,
+        owner: Owner::from_bytes(owner.map_err(|_| wrong_length("owner", row.owner.len()))?),
+        state,
+    })
+}
+
+fn time(column: Option<i64>, what: &str) -> Result<StoreTime, StoreError> {
+    let millis = column.and_then(|millis| u64::try_from(millis).ok());
+    millis.map(StoreTime::from_millis).ok_or_else(|| StoreError::corrupt(format!("a record's {what} has no valid end")))
+}
+
+fn unknown_number(what: &str, number: i64) -> StoreError {
+    StoreError::corrupt(format!("a record's {what} is {number}, which is not known here"))
+}
+
+fn wrong_length(what: &str, length: usize) -> StoreError {
+    StoreError::corrupt(format!("a record's {what} has {length} bytes"))
+}

@@ -1,0 +1,102 @@
+//! The open files of the process: each has one writer, whoever opened it.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, LazyLock, Weak};
+use std::thread;
+
+use crossbeam_channel::{Sender, bounded};
+use parking_lot::Mutex;
+
+use super::connection::Opener;
+use super::job::Job;
+use super::reader::Reader;
+use super::watch::{Lookout, Watchers};
+use super::writer::Writer;
+use super::{SqliteBuilder, SqliteOpenError};
+
+/// One open file. Its threads end when it is dropped, each when it has done what waits for it.
+pub(super) struct Store {
+    pub(super) path: PathBuf,
+    pub(super) writes: Sender<Box<dyn Job>>,
+    pub(super) reads: Sender<Box<dyn Job>>,
+    pub(super) watchers: Arc<Watchers>,
+    pub(super) lookout: Sender<()>,
+    /// How many transactions were committed.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the tests of group commit read it"))]
+    pub(super) commits: Arc<AtomicU64>,
+}
+
+/// The lock of one path, so that opening a file that waits for its lock does not keep others from being opened.
+type Opening = Arc<Mutex<Weak<Store>>>;
+
+static OPEN: LazyLock<Mutex<HashMap<PathBuf, Opening>>> = LazyLock::new(Mutex::default);
+
+/// Gives the process's one store for the file, and opens it if it is the first to ask.
+pub(super) fn open(options: &SqliteBuilder) -> Result<Arc<Store>, SqliteOpenError> {
+    let path = canonical(&options.path)?;
+    let opening = {
+        let mut open = OPEN.lock();
+        // Entries that nobody holds or opens are of files that were closed.
+        open.retain(|_, opening| Arc::strong_count(opening) > 1 || opening.lock().strong_count() > 0);
+        Arc::clone(open.entry(path.clone()).or_default())
+    };
+    let mut store = opening.lock();
+    if let Some(store) = store.upgrade() {
+        return Ok(store);
+    }
+    let opened = Arc::new(start(Opener::new(path, options)?, options)?);
+    *store = Arc::downgrade(&opened);
+    Ok(opened)
+}
+
+/// The path by which a file is known, whichever way it was named. A file that is still to be created is named by its
+/// folder. (It is not opened here to see: closing it would release the locks that SQLite holds on it in this process.)
+fn canonical(path: &Path) -> Result<PathBuf, SqliteOpenError> {
+    if path.as_os_str().is_empty() || path.as_os_str() == ":memory:" {
+        return Err(SqliteOpenError::InMemory);
+    }
+    let failed = |source| SqliteOpenError::Path { path: path.to_owned(), source };
+    match path.canonicalize() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let name = path.file_name().ok_or_else(|| failed(error))?;
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            folder.canonicalize().map(|folder| folder.join(name)).map_err(failed)
+        }
+        found => found.map_err(failed),
+    }
+}
+
+fn start(opener: Opener, options: &SqliteBuilder) -> Result<Store, SqliteOpenError> {
+    let session = opener.writer()?;
+    let clock = session.clock().clone();
+    let (writes, write_queue) = bounded(options.queue_depth);
+    let (reads, read_queue) = bounded(options.queue_depth);
+    let (lookout, calls) = bounded(1);
+    let (watchers, commits) = (Arc::<Watchers>::default(), Arc::<AtomicU64>::default());
+
+    for _ in 0..options.readers {
+        let session = Some(opener.reader(&clock)?);
+        let reader = Reader { queue: read_queue.clone(), opener: opener.clone(), clock: clock.clone(), session };
+        spawn("oncekey-sqlite-reader", move || reader.run())?;
+    }
+    let watching = Lookout { calls, watchers: Arc::clone(&watchers), opener: opener.clone(), clock };
+    spawn("oncekey-sqlite-watch", move || watching.run())?;
+    let path = opener.path.clone();
+    let writer = Writer {
+        queue: write_queue,
+        max_batch: options.max_batch,
+        opener,
+        session: Some(session),
+        watchers: Arc::clone(&watchers),
+        commits: Arc::clone(&commits),
+    };
+    spawn("oncekey-sqlite-writer", move || writer.run())?;
+    Ok(Store { path, writes, reads, watchers, lookout, commits })
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), SqliteOpenError> {
+    thread::Builder::new().name(name.to_owned()).spawn(run).map(drop).map_err(SqliteOpenError::Thread)
+}

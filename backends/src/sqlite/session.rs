@@ -1,0 +1,114 @@
+//! A connection with the store's clock: what a step is taken with.
+
+use diesel::connection::{AnsiTransactionManager, SimpleConnection as _, TransactionManager as _};
+use diesel::prelude::*;
+use diesel::result::Error;
+use oncekey::Key;
+use oncekey::backend::StoreError;
+use oncekey::record::transition::{Step, Write};
+use oncekey::record::{Record, State, StoreTime};
+
+use super::clock::Clock;
+use super::error::{Kind, kind, not_taken};
+use super::records;
+
+/// A connection, owned by one thread.
+pub(super) struct Session {
+    pub(super) connection: SqliteConnection,
+    clock: Clock,
+    /// Keys that this transaction has taken out of "in progress": their watchers are woken when it is committed.
+    pub(super) settled: Vec<Key>,
+    /// Set when a user's operation has ended or replaced the transaction that it was run in.
+    pub(super) broken: bool,
+}
+
+/// Why what a transaction did is not known to be committed.
+#[derive(Debug)]
+pub(super) enum NotCommitted {
+    /// It is rolled back.
+    RolledBack(StoreError),
+    /// It is rolled back, since a row of a user's operation violates a deferred constraint.
+    Refused(StoreError),
+    /// It may be on the disk or not.
+    Unknown(StoreError),
+}
+
+impl Session {
+    pub(super) fn new(connection: SqliteConnection, clock: Clock) -> Self {
+        Self { connection, clock, settled: Vec::new(), broken: false }
+    }
+
+    pub(super) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    pub(super) fn now(&self) -> StoreTime {
+        self.clock.now()
+    }
+
+    /// Reads a key's record, asks the transition, and writes what it says.
+    pub(super) fn step<Answer>(
+        &mut self,
+        key: &Key,
+        transition: impl FnOnce(Option<&Record>, StoreTime) -> Step<Answer>,
+    ) -> Result<Answer, StoreError> {
+        let found = records::find(&mut self.connection, key)?;
+        let step = transition(found.as_ref().map(|found| &found.record), self.now());
+        self.write(key, found.map(|found| found.id), &step.write)?;
+        Ok(step.answer)
+    }
+
+    pub(super) fn write(&mut self, key: &Key, id: Option<i64>, write: &Write) -> Result<(), StoreError> {
+        let connection = &mut self.connection;
+        let in_progress = match (write, id) {
+            (Write::Nothing, _) | (Write::Delete, None) => return Ok(()),
+            (Write::Delete, Some(id)) => {
+                records::delete(connection, id)?;
+                false
+            }
+            (Write::Put(record), None) => {
+                records::insert(connection, key, record)?;
+                matches!(record.state, State::InProgress { .. })
+            }
+            (Write::Put(record), Some(id)) => {
+                records::update(connection, id, record)?;
+                matches!(record.state, State::InProgress { .. })
+            }
+        };
+        if !in_progress {
+            self.settled.push(key.clone());
+        }
+        Ok(())
+    }
+
+    /// Takes the file's write lock, waiting for it up to the busy time-out.
+    pub(super) fn begin(&mut self) -> QueryResult<()> {
+        self.settled.clear();
+        AnsiTransactionManager::begin_transaction_sql(&mut self.connection, "BEGIN IMMEDIATE")?;
+        // Not worth failing a batch for.
+        self.clock.note(&mut self.connection).or_else(|error| if self.in_transaction() { Ok(()) } else { Err(error) })
+    }
+
+    pub(super) fn commit(&mut self) -> Result<(), NotCommitted> {
+        let Err(error) = AnsiTransactionManager::commit_transaction(&mut self.connection) else { return Ok(()) };
+        Err(match kind(&error) {
+            Kind::Constraint => NotCommitted::Refused(not_taken(&error)),
+            Kind::Busy | Kind::Full | Kind::ReadOnly => NotCommitted::RolledBack(not_taken(&error)),
+            // A commit record whose fsync failed may be found by the recovery after a crash.
+            _ => NotCommitted::Unknown(StoreError::unknown(&error)),
+        })
+    }
+
+    /// Whether a transaction is open: SQLite ends it by itself on some errors (a full disk, an I/O error), and a user's
+    /// operation may have. Asked only after an error, since the question is a statement that fails.
+    pub(super) fn in_transaction(&mut self) -> bool {
+        match self.connection.batch_execute("BEGIN") {
+            Err(_) => true,
+            Ok(()) => {
+                // It was only a question; if even this fails, the connection is given up next.
+                let _: Result<(), Error> = self.connection.batch_execute("ROLLBACK");
+                false
+            }
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! A user's operation inside the writer's transaction.
+
+use std::any::Any;
+use std::num::NonZeroU32;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use diesel::connection::{AnsiTransactionManager, TransactionManager};
+use diesel::prelude::*;
+use oncekey::backend::{
+    Complete, CompleteInTransaction, Completed, CompletedInTransaction, OperationFailure, StoreError,
+};
+use oncekey::record::transition::{self, Write};
+use oncekey::record::{Record, SealedOutcome, State};
+
+use super::error::not_taken;
+use super::records;
+use super::session::Session;
+
+/// The depth of the batch's transaction, and of the savepoint in it that an operation runs in.
+const TRANSACTION: u32 = 1;
+const SAVEPOINT: u32 = 2;
+
+/// Checks that the claim is the sender's, runs the operation in a savepoint, and completes the record.
+pub(super) fn complete(
+    session: &mut Session,
+    message: CompleteInTransaction,
+) -> Result<CompletedInTransaction, StoreError> {
+    let CompleteInTransaction { key, owner, retention, operation } = message;
+    let Some(found) = records::find(&mut session.connection, &key)? else {
+        return Ok(CompletedInTransaction::Lost);
+    };
+    // Asked before the operation runs, with an outcome that is never written.
+    let mut complete = Complete { outcome: SealedOutcome::tombstone(&key), key, owner, retention };
+    let asked = transition::complete(Some(&found.record), session.now(), &complete);
+    match (asked.answer, asked.write, found.record.state) {
+        (Completed::Lost, _, _) => return Ok(CompletedInTransaction::Lost),
+        // The answer to its first completion was lost.
+        (Completed::Stored, Write::Nothing, State::Completed { outcome, .. }) => {
+            return Ok(CompletedInTransaction::Stored { outcome });
+        }
+        (Completed::Stored, ..) => {}
+    }
+
+    AnsiTransactionManager::begin_transaction(&mut session.connection).map_err(|error| not_taken(&error))?;
+    let ran = catch_unwind(AssertUnwindSafe(|| {
+        let connection: &mut dyn Any = &mut session.connection;
+        operation.run(connection)
+    }));
+    let depth = depth(&mut session.connection);
+    let failure = match ran {
+        Ok(Ok(outcome)) if depth == Some(SAVEPOINT) => {
+            complete.outcome = outcome;
+            return keep(session, &complete);
+        }
+        // It left a transaction of its own open, so that what it meant to be committed is not known.
+        Ok(Ok(_)) | Err(_) | Ok(Err(OperationFailure::RollBack)) => CompletedInTransaction::RolledBack,
+        Ok(Err(OperationFailure::WrongConnection { wanted })) => CompletedInTransaction::WrongConnection { wanted },
+    };
+    if roll_back(&mut session.connection) { Ok(failure) } else { Err(broken(session)) }
+}
+
+/// Writes the outcome and releases the savepoint.
+fn keep(session: &mut Session, complete: &Complete) -> Result<CompletedInTransaction, StoreError> {
+    // Read again: the operation has the connection, and could have changed the record.
+    let stored = session.step(&complete.key, |found: Option<&Record>, now| transition::complete(found, now, complete));
+    match stored {
+        Ok(Completed::Stored) => match AnsiTransactionManager::commit_transaction(&mut session.connection) {
+            Ok(()) => Ok(CompletedInTransaction::Stored { outcome: complete.outcome.clone() }),
+            Err(_) => Err(broken(session)),
+        },
+        Ok(Completed::Lost) if roll_back(&mut session.connection) => Ok(CompletedInTransaction::Lost),
+        Err(error) if roll_back(&mut session.connection) => Err(error),
+        Ok(Completed::Lost) | Err(_) => Err(broken(session)),
+    }
+}
+
+/// Rolls back to before the savepoint; false if the transaction is not what it was when the operation began.
+fn roll_back(connection: &mut SqliteConnection) -> bool {
+    while depth(connection).is_some_and(|depth| depth > TRANSACTION) {
+        if AnsiTransactionManager::rollback_transaction(connection).is_err() {
+            return false;
+        }
+    }
+    depth(connection) == Some(TRANSACTION)
+}
+
+fn depth(connection: &mut SqliteConnection) -> Option<u32> {
+    let status = AnsiTransactionManager::transaction_manager_status_mut(connection);
+    status.transaction_depth().ok().flatten().map(NonZeroU32::get)
+}
+
+fn broken(session: &mut Session) -> StoreError {
+    session.broken = true;
+    StoreError::unknown("an operation ended the transaction that it was run in, or SQLite did on its error")
+}
