@@ -93,3 +93,12 @@ async fn a_full_file_is_full_and_what_is_kept_stays() {
     assert!(matches!(answer, Err(StoreError::Full(_))), "{answer:?}");
     assert_eq!(backend.complete(completion(&key("kept"), owner)).await, Ok(oncekey::backend::Completed::Stored));
 }
+
+#[actix_rt::test]
+async fn a_connection_that_refuses_to_write_is_read_only_and_is_replaced() {
+    let (_folder, backend) = fresh();
+    transactions::rolled_back_on_writer(&backend, "PRAGMA query_only = ON").await;
+    let answer = backend.acquire(claim(&key(1), Owner::random())).await;
+    assert!(matches!(answer, Err(StoreError::ReadOnly(_))), "{answer:?}");
+    assert!(is_claimed(&backend, claim(&key(1), Owner::random())).await);
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use oncekey::backend::{
     Acquired, Backend as _, Completed, Held, Hold, List, Lookup, Purge, Purged, Release, Released, Remove, Removed,
-    Renew, Renewed, Resolution, Resolve, Resolved, StateView, Stats, StoreStats,
+    Renew, Renewed, Reply, Request, Resolution, Resolve, Resolved, StateView, Stats, StoreStats,
 };
 use oncekey::record::Owner;
 use oncekey::{Attempt, Fingerprint, OnAbandoned};
@@ -201,4 +201,26 @@ async fn a_claim_is_repeated_by_its_owner() {
     let owner = Owner::random();
     let answers = [backend.acquire(claim(&key(1), owner)).await, backend.acquire(claim(&key(1), owner)).await];
     assert_eq!(answers.iter().map(|answer| format!("{answer:?}")).collect::<HashSet<_>>().len(), 1);
+}
+
+#[actix_rt::test]
+async fn a_batch_is_in_order_for_each_key() {
+    let (_folder, backend) = fresh();
+    let (key, owner) = (key(1), Owner::random());
+    let (answered, answers) = std::sync::mpsc::channel();
+    let lookup = || {
+        let answered = answered.clone();
+        Request::Lookup(Lookup { key: key.clone() }, Reply::new(move |answer| answered.send(answer).unwrap()))
+    };
+    let batch = vec![
+        Request::Acquire(claim(&key, owner), Reply::new(drop)),
+        lookup(),
+        Request::Complete(completion(&key, owner), Reply::new(drop)),
+        lookup(),
+        Request::Remove(Remove { key: key.clone() }, Reply::new(drop)),
+        lookup(),
+    ];
+    backend.execute(batch).await;
+    let found: Vec<_> = answers.try_iter().map(|answer| answer.unwrap().map(|view| view.state)).collect();
+    assert!(matches!(found[..], [Some(StateView::InProgress { .. }), Some(StateView::Completed { .. }), None]));
 }

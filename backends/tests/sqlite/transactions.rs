@@ -34,6 +34,17 @@ pub(super) async fn on_writer(backend: &SqliteBackend, sql: &'static str) {
     assert!(matches!(answer, Ok(CompletedInTransaction::Stored { .. })), "{answer:?}");
 }
 
+/// Runs statements as [`on_writer`] does, and rolls back.
+pub(super) async fn rolled_back_on_writer(backend: &SqliteBackend, sql: &'static str) {
+    let (key, owner) = (key("rolled back on the writer"), Owner::random());
+    assert!(is_claimed(backend, claim(&key, owner)).await);
+    let message = in_transaction(&key, owner, move |connection| {
+        connection.batch_execute(sql).unwrap();
+        Err(OperationFailure::RollBack)
+    });
+    assert_eq!(backend.complete_in_transaction(message).await, Ok(CompletedInTransaction::RolledBack));
+}
+
 /// A backend whose file has a table of the user's.
 fn shop() -> (TempDir, SqliteBackend) {
     let (folder, backend) = fresh();

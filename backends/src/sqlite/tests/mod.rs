@@ -8,7 +8,8 @@ use diesel::connection::{InstrumentationEvent, SimpleConnection as _};
 use diesel::prelude::*;
 use diesel::sql_types::Text;
 use oncekey::backend::{Acquire, Backend as _, Watch};
-use oncekey::record::{Owner, StoreTime};
+use oncekey::record::transition::{self, Write};
+use oncekey::record::{Owner, Record, State, StoreTime};
 use oncekey::{Fingerprint, Key, OnAbandoned};
 
 use super::{SqliteBackend, error, migration, records};
@@ -96,6 +97,36 @@ fn the_statements_go_by_their_indexes() {
         assert!(plan.contains("SEARCH") && plan.contains(index), "{query}: {plan}");
         assert!(!plan.contains("SCAN") && !plan.contains("TEMP B-TREE"), "{query}: {plan}");
     }
+}
+
+#[test]
+fn the_statements_of_a_step_are_prepared_once() {
+    let mut connection = SqliteConnection::establish(":memory:").unwrap();
+    migration::bring_up_to_date(&mut connection).unwrap();
+    let said = Arc::new(Mutex::new((0, 0)));
+    let heard = Arc::clone(&said);
+    connection.set_instrumentation(move |event: InstrumentationEvent<'_>| match event {
+        InstrumentationEvent::StartQuery { .. } => heard.lock().unwrap().0 += 1,
+        InstrumentationEvent::CacheQuery { .. } => heard.lock().unwrap().1 += 1,
+        _ => {}
+    });
+    let now = StoreTime::from_millis(1);
+    for n in 0..3 {
+        let message = claim(n);
+        let Write::Put(record) = transition::acquire(None, now, &message).write else { panic!() };
+        records::insert(&mut connection, &message.key, &record).unwrap();
+        let found = records::find(&mut connection, &message.key).unwrap().unwrap();
+        assert_eq!(found.record, record);
+        records::update(&mut connection, found.id, &record).unwrap();
+        let held = Record { state: State::Indeterminate, ..record };
+        records::update(&mut connection, found.id, &held).unwrap();
+        assert_eq!(records::find(&mut connection, &message.key).unwrap().unwrap().record, held);
+        records::delete(&mut connection, found.id).unwrap();
+        records::remove(&mut connection, &message.key).unwrap();
+        records::purge(&mut connection, 10, now).unwrap();
+    }
+    // Insert, find, update, delete, remove, purge.
+    assert_eq!(*said.lock().unwrap(), (3 * 8, 6));
 }
 
 #[derive(diesel::QueryableByName)]
