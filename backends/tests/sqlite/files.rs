@@ -3,8 +3,9 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
+use std::thread;
+use std::time::Instant;
 
-use diesel::connection::SimpleConnection as _;
 use oncekey::backend::{Acquired, Backend as _, List, Lookup, Remove, Removed, StateView, StoreError};
 use oncekey::record::Owner;
 use oncekey_backends::SqliteOpenError;
@@ -60,7 +61,7 @@ fn a_newer_schema_is_refused_with_both_versions() {
 fn the_users_own_migrations_and_tables_are_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("shop.db");
-    let mut shop = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+    let mut shop = connect(&path);
     let sql = "CREATE TABLE __diesel_schema_migrations (version TEXT PRIMARY KEY NOT NULL, run_on TEXT);
                INSERT INTO __diesel_schema_migrations VALUES ('29991231000000', 'now'); PRAGMA user_version = 17;";
     shop.batch_execute(sql).unwrap();
@@ -89,8 +90,16 @@ fn what_is_no_database_is_refused() {
 #[test]
 fn a_read_only_file_is_refused() {
     let (folder, backend) = fresh();
-    let path = folder.path().join("keys.db");
     drop(backend);
+    // SQLite removes the log when the last connection is closed: then all is in the file.
+    let (started, log) = (Instant::now(), folder.path().join("keys.db-wal"));
+    while log.exists() {
+        assert!(started.elapsed() < Duration::from_secs(5));
+        thread::sleep(Duration::from_millis(1));
+    }
+    // A copy, since SQLite may still use a descriptor that it has of the file itself.
+    let path = folder.path().join("copy.db");
+    fs::copy(folder.path().join("keys.db"), &path).unwrap();
     let set = |flag: &str| Command::new("chattr").arg(flag).arg(&path).status().is_ok_and(|status| status.success());
     fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).unwrap();
     // Root writes to it all the same, unless the file is immutable.

@@ -3,7 +3,6 @@
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use diesel::connection::SimpleConnection as _;
 use oncekey::backend::{Backend as _, Lookup, Reply, Request, StoreError};
 use oncekey::record::Owner;
 use tokio::time::timeout;

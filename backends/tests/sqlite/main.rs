@@ -9,8 +9,10 @@ mod steps;
 mod transactions;
 mod watches;
 
+use std::path::Path;
 use std::time::Duration;
 
+use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
 use oncekey::backend::{Acquire, Acquired, Backend as _, Complete};
 use oncekey::record::{Owner, PayloadKind, SealedOutcome};
@@ -30,7 +32,13 @@ fn fresh() -> (TempDir, SqliteBackend) {
 
 /// Another connection to the backend's file, as another process would have it.
 fn beside(backend: &SqliteBackend) -> SqliteConnection {
-    SqliteConnection::establish(backend.path().to_str().unwrap()).unwrap()
+    connect(backend.path())
+}
+
+fn connect(path: &Path) -> SqliteConnection {
+    let mut connection = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+    connection.batch_execute("PRAGMA busy_timeout = 5000").unwrap();
+    connection
 }
 
 fn key(name: impl std::fmt::Display) -> Key {

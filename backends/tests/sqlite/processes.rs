@@ -3,7 +3,6 @@
 use std::env;
 use std::process::{Command, Stdio};
 
-use diesel::connection::SimpleConnection as _;
 use oncekey::backend::{Backend as _, Stats};
 use oncekey::record::Owner;
 
@@ -59,8 +58,8 @@ fn twenty_threads_open_a_fresh_file_at_once() {
             threads.spawn(move || match n % 2 {
                 0 => drop(SqliteBackend::open(path).unwrap()),
                 _ => {
-                    let mut other = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
-                    other.batch_execute("PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE; COMMIT").unwrap();
+                    let mut other = connect(path);
+                    other.batch_execute("BEGIN IMMEDIATE; COMMIT").unwrap();
                 }
             });
         }

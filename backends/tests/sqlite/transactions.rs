@@ -1,6 +1,5 @@
 //! Operations whose rows and outcome commit together.
 
-use diesel::connection::SimpleConnection as _;
 use diesel::sql_types::BigInt;
 use oncekey::backend::{
     Acquired, Backend as _, CompleteInTransaction, CompletedInTransaction, Lookup, OperationFailure, Reply, Request,
