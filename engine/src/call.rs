@@ -85,11 +85,12 @@ pub(crate) enum Answer<T> {
 }
 
 impl<T> Answer<T> {
-    /// Answers, if somebody still listens. A [`Grant`] that nobody takes gives itself up when it is dropped here.
-    pub(crate) fn send(self, answer: T) {
+    /// Answers, and tells whether somebody listens. A [`Grant`] that nobody takes gives itself up when it is dropped
+    /// here.
+    pub(crate) fn send(self, answer: T) -> bool {
         match self {
-            Self::Task(sender) => drop(sender.send(answer)),
-            Self::Thread(sender) => drop(sender.try_send(answer)),
+            Self::Task(sender) => sender.send(answer).is_ok(),
+            Self::Thread(sender) => sender.try_send(answer).is_ok(),
         }
     }
 

@@ -29,8 +29,6 @@ pub struct Key {
     stored: Arc<str>,
     /// Of `stored`, made once: the supervisor and the memory backend look the same key up several times.
     hash: u64,
-    scope_start: u8,
-    scope_len: u8,
 }
 
 /// Why a scope or an idempotency key was refused.
@@ -96,7 +94,7 @@ impl Key {
         let key_start = stored.len();
         let _ = write!(stored, "{idempotency_key}");
         check(KeyPart::IdempotencyKey, &stored[key_start..])?;
-        Ok(Self::assemble(&stored, key_start - scope.len() - 1, scope.len()))
+        Ok(Self::assemble(&stored))
     }
 
     /// Reads what [`as_stored`](Self::as_stored) gave.
@@ -120,28 +118,28 @@ impl Key {
         }
         check(KeyPart::Scope, &rest[..scope_len])?;
         check(KeyPart::IdempotencyKey, &rest[scope_len + 1..])?;
-        Ok(Self::assemble(stored, length.len() + 1, scope_len))
+        Ok(Self::assemble(stored))
     }
 
-    fn assemble(stored: &str, scope_start: usize, scope_len: usize) -> Self {
-        // At most "255:" and 255 bytes, which `check` has seen to.
-        Self {
-            stored: Arc::from(stored),
-            hash: HASHER.hash_one(stored),
-            scope_start: scope_start as u8,
-            scope_len: scope_len as u8,
-        }
+    fn assemble(stored: &str) -> Self {
+        Self { stored: Arc::from(stored), hash: HASHER.hash_one(stored) }
     }
 
     /// The scope.
     pub fn scope(&self) -> &str {
-        let start = usize::from(self.scope_start);
-        &self.stored[start..start + usize::from(self.scope_len)]
+        self.parts().0
     }
 
     /// The caller's idempotency key.
     pub fn idempotency_key(&self) -> &str {
-        &self.stored[usize::from(self.scope_start) + usize::from(self.scope_len) + 1..]
+        self.parts().1
+    }
+
+    /// Found again in the stored form when they are asked for: a key is moved far more often than it is read.
+    fn parts(&self) -> (&str, &str) {
+        let (length, rest) = self.stored.split_once(':').unwrap_or_default();
+        let scope_len = length.parse().unwrap_or(0);
+        (&rest[..scope_len], &rest[scope_len + 1..])
     }
 
     /// The text under which a store keeps the record: the scope's length, the scope and the idempotency key.

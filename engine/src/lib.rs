@@ -4,6 +4,8 @@
 pub mod backend;
 mod bridge;
 mod call;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod detach;
 mod engine;
 mod error;
@@ -17,6 +19,8 @@ mod reconcile;
 pub mod record;
 mod shared;
 mod supervisor;
+#[cfg(feature = "web")]
+pub mod web;
 
 pub use engine::{Claim, Engine, EngineBuilder, Outcome, Shutdown, StartError};
 pub use error::{Error, RunError};
@@ -25,4 +29,4 @@ pub use fingerprint::{Fingerprint, FingerprintBuilder, FingerprintError, ToFinge
 pub use key::{Key, KeyError, KeyHasher, KeyPart, MAX_PART_LEN};
 pub use policy::{CallPolicy, OnAbandoned, OnFailure, OnInProgress, OnStoreFailure};
 pub use reconcile::{Abandoned, Verdict};
-pub use record::Attempt;
+pub use record::{Attempt, CorruptOutcome};

@@ -14,9 +14,10 @@ use tracing::{debug, error};
 use crate::backend::{Acquire, Acquired, Persist, Purge, Purged, Reply, Request, StoreError};
 use crate::call::{Admitted, Begin, Grant};
 use crate::key_lock::{Following, Holding, Join, KeyLock, LockAddr, Reconciling, Role, Tick};
+use crate::reconcile::Reconciler;
 use crate::record::Owner;
 use crate::shared::Shared;
-use crate::{Error, EventKind, Fingerprint, Key, KeyHasher, OnStoreFailure};
+use crate::{Attempt, Error, EventKind, Fingerprint, Key, KeyHasher, OnStoreFailure};
 
 /// Whom the actors of one arbiter talk to.
 pub(crate) struct Neighbours {
@@ -44,7 +45,7 @@ impl Neighbours {
 /// One on each arbiter that uses the engine. It ends when the engine is dropped, or with its arbiter.
 pub(crate) struct Supervisor {
     neighbours: Rc<Neighbours>,
-    keys: HashMap<Key, InFlight, KeyHasher>,
+    locks: HashMap<Key, Locked, KeyHasher>,
     next_lock_id: u64,
     purging: bool,
     /// Who waits for the last key to be settled.
@@ -53,12 +54,11 @@ pub(crate) struct Supervisor {
     ending: bool,
 }
 
-/// A key that somebody on this arbiter is concerned with.
-enum InFlight {
-    /// The store is being asked for it. Calls that come in meanwhile share the answer.
-    Acquiring { owner: Owner, asked_at: Instant, first: Begin, others: Vec<Begin> },
-    /// A lock has it.
-    Locked { lock: LockAddr, id: u64, since: Instant },
+/// A key that has a lock on this arbiter.
+struct Locked {
+    lock: LockAddr,
+    id: u64,
+    since: Instant,
 }
 
 impl Supervisor {
@@ -72,7 +72,7 @@ impl Supervisor {
             address = Some(Arc::clone(&supervisor));
             Self {
                 neighbours: Rc::new(Neighbours { shared, store, supervisor }),
-                keys: HashMap::default(),
+                locks: HashMap::default(),
                 next_lock_id: 0,
                 purging: false,
                 draining: Vec::new(),
@@ -84,145 +84,85 @@ impl Supervisor {
         address.unwrap_or_else(|| unreachable!("actix did not call the closure that makes the actor"))
     }
 
-    fn tell(&self, kind: EventKind, key: &Key) {
-        self.neighbours.shared.events.tell(kind, key);
-    }
-
     fn begin(&mut self, call: Begin) {
         if self.neighbours.shared.is_closing() {
             return call.refuse(Error::ShuttingDown);
         }
-        match self.keys.entry(call.key.clone()) {
-            Entry::Vacant(place) => {
-                let (owner, asked_at) = (Owner::random(), Instant::now());
-                let message = Acquire {
-                    key: call.key.clone(),
-                    fingerprint: call.fingerprint,
-                    owner,
-                    lease: self.neighbours.shared.settings.lease,
-                    on_abandoned: call.on_abandoned,
-                };
-                place.insert(InFlight::Acquiring { owner, asked_at, first: call, others: Vec::new() });
-                let (key, supervisor) = (message.key.clone(), Arc::clone(&self.neighbours.supervisor));
-                let reply = Reply::new(move |answer| drop(supervisor.try_send(AcquireAnswered { key, answer })));
-                self.neighbours.ask_store(Request::Acquire(message, reply));
-            }
-            Entry::Occupied(mut place) => match place.get_mut() {
-                InFlight::Acquiring { others, .. } => {
-                    let limit = self.neighbours.shared.settings.max_waiters_per_key;
-                    if others.len() < limit {
-                        others.push(call);
-                    } else {
-                        self.tell(EventKind::Overloaded, &call.key);
-                        call.refuse(Error::Overloaded { what: "callers at once for one key", limit });
-                    }
-                }
-                InFlight::Locked { lock, .. } => {
-                    if let Err(SendError::Closed(Join(call)) | SendError::Full(Join(call))) = lock.try_send(Join(call))
-                    {
-                        // The lock's task is gone, by a panic: what it held is left to the lease.
-                        error!(key = %call.key, "a key's lock is gone without a farewell");
-                        place.remove();
-                        self.begin(call);
-                    }
-                }
-            },
+        let Some(Locked { lock, .. }) = self.locks.get(&call.key) else { return self.acquire(call) };
+        if let Err(SendError::Closed(Join(call)) | SendError::Full(Join(call))) = lock.try_send(Join(call)) {
+            // The lock's task is gone, by a panic: what it held is left to the lease.
+            error!(key = %call.key, "a key's lock is gone without a farewell");
+            self.locks.remove(&call.key);
+            self.acquire(call);
         }
     }
 
-    /// Starts a lock for `key` and gives it the calls that wait there.
-    fn lock(&mut self, key: Key, fingerprint: Fingerprint, role: Role, waiting: Vec<Begin>) -> LockAddr {
+    /// Asks the store for the key. An answer that settles the call goes straight to its caller; one that needs a lock
+    /// comes back here.
+    fn acquire(&mut self, call: Begin) {
+        let owner = Owner::random();
+        let message = Acquire {
+            key: call.key.clone(),
+            fingerprint: call.fingerprint,
+            owner,
+            lease: self.neighbours.shared.settings.lease,
+            on_abandoned: call.on_abandoned,
+        };
+        let (supervisor, shared) = (Arc::clone(&self.neighbours.supervisor), Arc::clone(&self.neighbours.shared));
+        let asked_at = Instant::now();
+        let reply = Reply::new(move |answer| {
+            if let Some((call, answer)) = answer_or_pass_on(&shared, call, answer) {
+                // A supervisor that has ended leaves the claim to its lease, and the caller hears that it stopped.
+                let _ = supervisor.try_send(AcquireAnswered { call, owner, asked_at, answer });
+            }
+        });
+        self.neighbours.ask_store(Request::Acquire(message, reply));
+    }
+
+    /// Starts a lock for a key, and gives it the calls that wait there.
+    ///
+    /// If the key has one, it has played its role, and its farewell is on its way here: the new one takes its place.
+    fn lock(
+        &mut self,
+        key: Key,
+        fingerprint: Fingerprint,
+        since: Instant,
+        role: Role,
+        waiting: Vec<Begin>,
+    ) -> LockAddr {
         self.next_lock_id += 1;
         let id = self.next_lock_id;
         let lock = KeyLock::start(key.clone(), id, fingerprint, Rc::clone(&self.neighbours), role, waiting);
-        self.keys.insert(key, InFlight::Locked { lock: Arc::clone(&lock), id, since: Instant::now() });
+        self.locks.insert(key, Locked { lock: Arc::clone(&lock), id, since });
         lock
     }
 
-    fn on_acquired(&mut self, key: Key, answer: Result<Acquired, StoreError>) {
-        let Some(InFlight::Acquiring { owner, asked_at, first, others }) = self.keys.remove(&key) else { return };
+    fn on_acquired(&mut self, AcquireAnswered { call, owner, asked_at, answer }: AcquireAnswered) {
         match answer {
-            Ok(Acquired::Claimed { attempt, took_over }) => {
-                self.tell(if took_over { EventKind::Takeover } else { EventKind::Miss }, &key);
-                let role = Role::Holding(Holding::granted(owner, first.on_abandoned, asked_at));
-                let Begin { fingerprint, reply, permit, .. } = first;
-                let lock = self.lock(key, fingerprint, role, others);
+            NeedsLock::Claimed { attempt, took_over } => {
+                let kind = if took_over { EventKind::Takeover } else { EventKind::Miss };
+                self.neighbours.shared.events.tell(kind, &call.key);
+                let Begin { key, fingerprint, on_abandoned, reply, permit, .. } = call;
+                let role = Role::Holding(Holding::granted(owner, on_abandoned, asked_at));
+                let lock = self.lock(key, fingerprint, asked_at, role, Vec::new());
                 // If the caller has gone, the grant gives itself up.
                 reply.send(Ok(Admitted::Granted(Grant::new(lock, attempt, permit))));
             }
-            Ok(Acquired::Completed { outcome }) => {
-                for call in self.same_request(first, others) {
-                    self.tell(EventKind::Hit, &key);
-                    call.reply.send(Ok(Admitted::Replay(outcome.clone())));
-                }
+            NeedsLock::ToFollow { .. } | NeedsLock::ToReconcile { .. } if self.locks.contains_key(&call.key) => {
+                self.begin(call);
             }
-            Ok(Acquired::InProgress { lease_left }) => {
-                let (fingerprint, calls) = (first.fingerprint, self.same_request(first, others));
-                let now = Instant::now();
-                let (waiting, impatient): (Vec<_>, Vec<_>) =
-                    calls.into_iter().partition(|call| call.wait_until.is_some_and(|until| until > now));
-                for call in impatient {
-                    self.tell(EventKind::Conflict, &key);
-                    call.refuse(Error::InProgress { lease_left });
-                }
-                if !waiting.is_empty() {
-                    self.lock(key, fingerprint, Role::Following(Following::new(lease_left)), waiting);
-                }
+            NeedsLock::ToFollow { lease_left } => {
+                let role = Role::Following(Following::new(lease_left));
+                self.lock(call.key.clone(), call.fingerprint, asked_at, role, vec![call]);
             }
-            Ok(Acquired::Mismatch) => {
-                // The others that ask the same are as wrong; one that asks for something else may be right.
-                let (wrong, others): (Vec<_>, Vec<_>) =
-                    others.into_iter().partition(|call| call.fingerprint == first.fingerprint);
-                for call in std::iter::once(first).chain(wrong) {
-                    self.tell(EventKind::Mismatch, &key);
-                    call.refuse(Error::Mismatch);
-                }
-                others.into_iter().for_each(|call| self.begin(call));
+            NeedsLock::ToReconcile { attempt, reconciler } => {
+                let role = Role::Reconciling(Reconciling::new(attempt, reconciler));
+                self.lock(call.key.clone(), call.fingerprint, asked_at, role, vec![call]);
             }
-            Ok(Acquired::Indeterminate { attempt }) => {
-                let (fingerprint, calls) = (first.fingerprint, self.same_request(first, others));
-                if let Some(reconciler) = self.neighbours.shared.settings.reconciler.clone() {
-                    let role = Role::Reconciling(Reconciling::new(attempt, reconciler));
-                    self.lock(key, fingerprint, role, calls);
-                } else {
-                    for call in calls {
-                        self.tell(EventKind::Indeterminate, &key);
-                        call.refuse(Error::Indeterminate { attempt });
-                    }
-                }
-            }
-            Err(error) => self.on_acquire_failed(owner, first, others, error),
-        }
-    }
-
-    /// Turns away the calls that ask for something else than the first, whose answer does not speak of them, and gives
-    /// the rest.
-    fn same_request(&self, first: Begin, others: Vec<Begin>) -> Vec<Begin> {
-        let fingerprint = first.fingerprint;
-        let (mut same, different): (Vec<_>, Vec<_>) =
-            others.into_iter().partition(|call| call.fingerprint == fingerprint);
-        for call in different {
-            self.tell(EventKind::Mismatch, &call.key);
-            call.refuse(Error::Mismatch);
-        }
-        same.insert(0, first);
-        same
-    }
-
-    fn on_acquire_failed(&mut self, owner: Owner, first: Begin, others: Vec<Begin>, error: StoreError) {
-        self.tell(EventKind::StoreFailed, &first.key);
-        if error.is_unknown() {
-            // The claim may stand, for nobody: it is taken back as soon as the store hears of it.
-            let role = Role::Holding(Holding::unheard(owner, first.on_abandoned));
-            self.lock(first.key.clone(), first.fingerprint, role, Vec::new());
-        }
-        for call in std::iter::once(first).chain(others) {
-            match call.on_store_failure {
-                OnStoreFailure::Run if error.is_passing() => {
-                    self.tell(EventKind::Unguarded, &call.key);
-                    call.reply.send(Ok(Admitted::Unguarded));
-                }
-                _ => call.refuse(Error::Store(error.clone())),
+            NeedsLock::ToTakeBack(error) => {
+                let role = Role::Holding(Holding::unheard(owner, call.on_abandoned));
+                self.lock(call.key.clone(), call.fingerprint, asked_at, role, Vec::new());
+                answer_store_failure(&self.neighbours.shared, call, error);
             }
         }
     }
@@ -230,13 +170,11 @@ impl Supervisor {
     /// Wakes the locks whose lease has run for a while. Most keys are settled before a sweep ever meets them, and cost
     /// no timer of their own.
     fn sweep(&mut self) {
-        self.in_flight.set(self.keys.len() as f64);
+        self.in_flight.set(self.locks.len() as f64);
         let old = self.neighbours.shared.settings.lease / 3;
-        self.keys.retain(|_, in_flight| match in_flight {
-            InFlight::Locked { lock, since, .. } if since.elapsed() >= old => {
-                lock.try_send(Tick(Arc::clone(lock))).is_ok()
-            }
-            _ => true,
+        // A lock that can't be told is gone, by a panic: what it held is left to its lease.
+        self.locks.retain(|_, Locked { lock, since, .. }| {
+            since.elapsed() < old || lock.try_send(Tick(Arc::clone(lock))).is_ok()
         });
         if self.neighbours.shared.takes_purge_turn() {
             self.purge();
@@ -255,7 +193,7 @@ impl Supervisor {
     }
 
     fn end_if_drained(&mut self) {
-        if self.keys.is_empty() {
+        if self.locks.is_empty() {
             for waiting in self.draining.drain(..) {
                 // Whoever waited may have given up.
                 let _ = waiting.send(());
@@ -271,7 +209,7 @@ impl Actor for Supervisor {
         let every = (self.neighbours.shared.settings.lease / 6).clamp(Duration::from_millis(5), Duration::from_secs(1));
         ctx.run_interval(every, |supervisor, ctx| {
             supervisor.sweep();
-            if supervisor.ending && supervisor.keys.is_empty() {
+            if supervisor.ending && supervisor.locks.is_empty() {
                 ctx.stop();
             }
         });
@@ -286,10 +224,70 @@ impl Handler<Begin> for Supervisor {
     }
 }
 
-/// The store's answer to an acquire.
+/// An answer to an acquire that needs a lock.
 struct AcquireAnswered {
-    key: Key,
-    answer: Result<Acquired, StoreError>,
+    call: Begin,
+    owner: Owner,
+    asked_at: Instant,
+    answer: NeedsLock,
+}
+
+enum NeedsLock {
+    Claimed {
+        attempt: Attempt,
+        took_over: bool,
+    },
+    /// Another holds it, and the call waits.
+    ToFollow {
+        lease_left: Duration,
+    },
+    ToReconcile {
+        attempt: Attempt,
+        reconciler: Reconciler,
+    },
+    /// The claim may stand, for nobody: it is taken back as soon as the store hears of it.
+    ToTakeBack(StoreError),
+}
+
+/// Answers the call, unless that takes a lock.
+fn answer_or_pass_on(shared: &Shared, call: Begin, answer: Result<Acquired, StoreError>) -> Option<(Begin, NeedsLock)> {
+    let refuse = |call: Begin, kind, error| {
+        shared.events.tell(kind, &call.key);
+        call.refuse(error);
+        None
+    };
+    match answer {
+        Ok(Acquired::Claimed { attempt, took_over }) => Some((call, NeedsLock::Claimed { attempt, took_over })),
+        Ok(Acquired::Completed { outcome }) => {
+            shared.events.tell(EventKind::Hit, &call.key);
+            call.reply.send(Ok(Admitted::Replay(outcome)));
+            None
+        }
+        Ok(Acquired::InProgress { lease_left }) => match call.wait_until {
+            Some(_) => Some((call, NeedsLock::ToFollow { lease_left })),
+            None => refuse(call, EventKind::Conflict, Error::InProgress { lease_left }),
+        },
+        Ok(Acquired::Mismatch) => refuse(call, EventKind::Mismatch, Error::Mismatch),
+        Ok(Acquired::Indeterminate { attempt }) => match shared.settings.reconciler.clone() {
+            Some(reconciler) => Some((call, NeedsLock::ToReconcile { attempt, reconciler })),
+            None => refuse(call, EventKind::Indeterminate, Error::Indeterminate { attempt }),
+        },
+        Err(error) if error.is_unknown() => Some((call, NeedsLock::ToTakeBack(error))),
+        Err(error) => {
+            answer_store_failure(shared, call, error);
+            None
+        }
+    }
+}
+
+fn answer_store_failure(shared: &Shared, call: Begin, error: StoreError) {
+    shared.events.tell(EventKind::StoreFailed, &call.key);
+    if call.on_store_failure == OnStoreFailure::Run && error.is_passing() {
+        shared.events.tell(EventKind::Unguarded, &call.key);
+        call.reply.send(Ok(Admitted::Unguarded));
+    } else {
+        call.refuse(Error::Store(error));
+    }
 }
 
 impl Message for AcquireAnswered {
@@ -299,8 +297,8 @@ impl Message for AcquireAnswered {
 impl Handler<AcquireAnswered> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, AcquireAnswered { key, answer }: AcquireAnswered, _: &mut Self::Context) {
-        self.on_acquired(key, answer);
+    fn handle(&mut self, answered: AcquireAnswered, _: &mut Self::Context) {
+        self.on_acquired(answered);
     }
 }
 
@@ -319,8 +317,8 @@ impl Handler<Retired> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, Retired { key, id, resubmit }: Retired, _: &mut Self::Context) {
-        if let Entry::Occupied(place) = self.keys.entry(key)
-            && matches!(place.get(), InFlight::Locked { id: current, .. } if *current == id)
+        if let Entry::Occupied(place) = self.locks.entry(key)
+            && place.get().id == id
         {
             place.remove();
         }
@@ -382,7 +380,7 @@ impl Handler<CountInFlight> for Supervisor {
     type Result = usize;
 
     fn handle(&mut self, _: CountInFlight, _: &mut Self::Context) -> usize {
-        self.keys.len()
+        self.locks.len()
     }
 }
 
@@ -398,7 +396,7 @@ impl Handler<End> for Supervisor {
 
     fn handle(&mut self, _: End, ctx: &mut Self::Context) {
         self.ending = true;
-        if self.keys.is_empty() {
+        if self.locks.is_empty() {
             ctx.stop();
         }
     }
@@ -406,6 +404,6 @@ impl Handler<End> for Supervisor {
 
 impl fmt::Debug for Supervisor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Supervisor").field("keys", &self.keys.len()).finish_non_exhaustive()
+        f.debug_struct("Supervisor").field("keys", &self.locks.len()).finish_non_exhaustive()
     }
 }

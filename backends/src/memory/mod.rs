@@ -305,7 +305,8 @@ impl Backend for MemoryBackend {
         let now = self.store.now();
         for request in batch {
             if let Some(rare) = self.store.take(now, request) {
-                rare.dispatch(self).await;
+                // Boxed, so that the future of the common steps stays small.
+                Box::pin(rare.dispatch(self)).await;
             }
         }
     }

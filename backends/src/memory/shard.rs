@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashTable};
 use oncekey::backend::{List, RecordView, StoreStats};
 use oncekey::record::transition::Write;
 use oncekey::record::{Record, State, StoreTime};
@@ -15,30 +15,80 @@ use super::Usage;
 /// among them alone.
 #[derive(Debug, Default)]
 pub(super) struct Shard {
-    claimed: HashMap<Key, Record, KeyHasher>,
+    claimed: Table,
     /// Completed or indeterminate.
-    settled: HashMap<Key, Record, KeyHasher>,
-    /// The keys of completed records by the second in which they expire. A key that was removed before its time stays
-    /// until then, and is passed over.
-    expiring: BTreeMap<u64, Vec<Key>>,
+    settled: Table,
+    /// Hashes of the keys of completed records, by the second in which they expire. One whose record was removed before
+    /// its time stays until then, and finds nothing.
+    expiring: BTreeMap<u64, Vec<u64>>,
     watchers: HashMap<Key, Vec<oneshot::Sender<()>>, KeyHasher>,
-    /// When to look for abandoned claims again.
+    /// When to look for abandoned claims again, in milliseconds of the store's time.
     next_claim_walk: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    key: Key,
+    record: Record,
 }
 
 /// How often the claims are walked for those that were abandoned, in milliseconds.
 const CLAIM_WALK_EVERY: u64 = 60_000;
 
-/// What a record takes beside its key's text and its outcome: its place in the map, at the map's usual load, its entry
-/// among the expiring, and the headers of its allocations.
-const OVERHEAD: usize = (size_of::<Key>() + size_of::<Record>()) * 8 / 6 + size_of::<Key>() + 64;
+/// A table of boxed entries with their hashes beside them: growing it moves sixteen bytes a record and reads no record,
+/// and a completion moves its record from one table to the other by its box.
+#[derive(Debug, Default)]
+struct Table(HashTable<(u64, Box<Entry>)>);
 
-fn size(key: &Key, record: &Record) -> usize {
-    let outcome = match &record.state {
-        State::Completed { outcome, .. } => outcome.as_stored().len(),
-        State::InProgress { .. } | State::Indeterminate => 0,
-    };
-    OVERHEAD + key.as_stored().len() + outcome
+impl Table {
+    fn get(&self, key: &Key) -> Option<&Record> {
+        let found = self.0.find(key.table_hash(), |(hash, entry)| *hash == key.table_hash() && entry.key == *key)?;
+        Some(&found.1.record)
+    }
+
+    fn take(&mut self, key: &Key) -> Option<Box<Entry>> {
+        self.take_where(key.table_hash(), |entry| entry.key == *key)
+    }
+
+    fn take_where(&mut self, wanted: u64, is_it: impl Fn(&Entry) -> bool) -> Option<Box<Entry>> {
+        let found = self.0.find_entry(wanted, |(hash, entry)| *hash == wanted && is_it(entry)).ok()?;
+        Some(found.remove().0.1)
+    }
+
+    /// Adds an entry whose key is not there.
+    fn add(&mut self, entry: Box<Entry>) {
+        let hash = entry.key.table_hash();
+        self.0.insert_unique(hash, (hash, entry), |(hash, _)| *hash);
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.0.iter().map(|(_, entry)| &**entry)
+    }
+
+    /// After a flood has expired, its room is not kept.
+    fn give_back_room(&mut self) {
+        if self.0.capacity() > 1_024 && self.0.len() < self.0.capacity() / 8 {
+            self.0.shrink_to(self.0.len() * 2, |(hash, _)| *hash);
+        }
+    }
+}
+
+/// What a record takes beside its key's text and its outcome: its box, its place in the table at the table's usual
+/// load, its hash among the expiring, and the headers of four allocations.
+const OVERHEAD: usize = size_of::<Entry>() + size_of::<(u64, Box<Entry>)>() * 8 / 5 + size_of::<u64>() + 4 * 16;
+
+impl Entry {
+    fn size(&self) -> usize {
+        let outcome = match &self.record.state {
+            State::Completed { outcome, .. } => outcome.as_stored().len(),
+            State::InProgress { .. } | State::Indeterminate => 0,
+        };
+        OVERHEAD + self.key.as_stored().len() + outcome
+    }
+
+    fn is_expired(&self, now: StoreTime) -> bool {
+        self.record.purge_at().is_some_and(|at| at <= now)
+    }
 }
 
 fn expiry_second(at: StoreTime) -> u64 {
@@ -57,12 +107,12 @@ impl Shard {
             Write::Nothing => return,
             Write::Put(record) => self.put(key, record, usage),
             Write::Delete => {
-                if let Some(old) = self.claimed.remove(key).or_else(|| self.settled.remove(key)) {
-                    usage.remove(size(key, &old));
+                if let Some(old) = self.claimed.take(key).or_else(|| self.settled.take(key)) {
+                    usage.remove(old.size());
                 }
             }
         }
-        if !self.watchers.is_empty() && !self.claimed.contains_key(key) {
+        if !self.watchers.is_empty() && self.claimed.get(key).is_none() {
             for watcher in self.watchers.remove(key).unwrap_or_default() {
                 // Whoever no longer listens need not be told.
                 let _ = watcher.send(());
@@ -71,19 +121,25 @@ impl Shard {
     }
 
     fn put(&mut self, key: &Key, record: Record, usage: &Usage) {
-        let new_size = size(key, &record);
-        let is_claim = matches!(record.state, State::InProgress { .. });
         if let State::Completed { expires_at, .. } = &record.state {
-            self.expiring.entry(expiry_second(*expires_at)).or_default().push(key.clone());
+            self.expiring.entry(expiry_second(*expires_at)).or_default().push(key.table_hash());
         }
-        let (home, other) =
-            if is_claim { (&mut self.claimed, &mut self.settled) } else { (&mut self.settled, &mut self.claimed) };
-        let old = other.remove(key);
-        let old = home.insert(key.clone(), record).or(old);
-        match old {
-            Some(old) => usage.replace(size(key, &old), new_size),
-            None => usage.add(new_size),
-        }
+        let old = self.claimed.take(key).or_else(|| self.settled.take(key));
+        let entry = match old {
+            Some(mut entry) => {
+                let old_size = entry.size();
+                entry.record = record;
+                usage.replace(old_size, entry.size());
+                entry
+            }
+            None => {
+                let entry = Box::new(Entry { key: key.clone(), record });
+                usage.add(entry.size());
+                entry
+            }
+        };
+        let is_claim = matches!(entry.record.state, State::InProgress { .. });
+        if is_claim { &mut self.claimed } else { &mut self.settled }.add(entry);
     }
 
     /// Removes up to `limit` records whose time is over, and gives their count.
@@ -93,15 +149,12 @@ impl Shard {
             && let Some(mut second) = self.expiring.first_entry()
             && *second.key() * 1_000 <= now.as_millis()
         {
-            let Some(key) = second.get_mut().pop() else {
+            let Some(hash) = second.get_mut().pop() else {
                 second.remove();
                 continue;
             };
-            let is_expired = |record: &Record| record.purge_at().is_some_and(|at| at <= now);
-            if self.settled.get(&key).is_some_and(is_expired)
-                && let Some(old) = self.settled.remove(&key)
-            {
-                usage.remove(size(&key, &old));
+            if let Some(old) = self.settled.take_where(hash, |entry| entry.is_expired(now)) {
+                usage.remove(old.size());
                 removed += 1;
             }
         }
@@ -109,50 +162,37 @@ impl Shard {
             self.next_claim_walk = now.as_millis() + CLAIM_WALK_EVERY;
             removed += self.settle_abandoned(now, limit - removed, usage);
         }
-        self.give_back_room();
+        self.claimed.give_back_room();
+        self.settled.give_back_room();
         removed
     }
 
     /// Claims that nobody came back for: those that may be rerun go after their time, those to be held are indeterminate.
     fn settle_abandoned(&mut self, now: StoreTime, limit: usize, usage: &Usage) -> usize {
-        let stale: Vec<_> = self
-            .claimed
-            .iter()
-            .filter_map(|(key, record)| match record.clone().at(now) {
-                None => Some((key.clone(), Write::Delete)),
-                Some(record) if record.state == State::Indeterminate => Some((key.clone(), Write::Put(record))),
-                Some(_) => None,
-            })
-            .take(limit)
-            .collect();
+        let stale = self.claimed.iter().filter_map(|entry| match entry.record.clone().at(now) {
+            None => Some((entry.key.clone(), Write::Delete)),
+            Some(record) if record.state == State::Indeterminate => Some((entry.key.clone(), Write::Put(record))),
+            Some(_) => None,
+        });
+        let stale: Vec<_> = stale.take(limit).collect();
         let removed = stale.iter().filter(|(_, write)| *write == Write::Delete).count();
         stale.into_iter().for_each(|(key, write)| self.write(&key, write, usage));
         removed
     }
 
-    /// After a flood has expired, its room is not kept.
-    fn give_back_room(&mut self) {
-        for map in [&mut self.claimed, &mut self.settled] {
-            if map.capacity() > 1_024 && map.len() < map.capacity() / 8 {
-                map.shrink_to(map.len() * 2);
-            }
-        }
-    }
-
     /// The `limit` smallest records after a key.
     pub(super) fn page(&self, now: StoreTime, message: &List) -> Vec<RecordView> {
-        let is_later = |key: &Key| message.after.as_ref().is_none_or(|after| key > after);
-        let mut found: Vec<_> =
-            self.claimed.iter().chain(self.settled.iter()).filter(|(key, _)| is_later(key)).collect();
-        found.sort_unstable_by_key(|(key, _)| *key);
-        let views = found.into_iter().filter_map(|(key, record)| RecordView::of(key.clone(), record.clone(), now));
+        let is_later = |entry: &&Entry| message.after.as_ref().is_none_or(|after| entry.key > *after);
+        let mut found: Vec<_> = self.claimed.iter().chain(self.settled.iter()).filter(is_later).collect();
+        found.sort_unstable_by_key(|entry| &entry.key);
+        let views = found.into_iter().filter_map(|entry| RecordView::of(entry.key.clone(), entry.record.clone(), now));
         views.take(message.limit).collect()
     }
 
     pub(super) fn count(&self, stats: &mut StoreStats) {
-        stats.in_progress += self.claimed.len() as u64;
-        for record in self.settled.values() {
-            match record.state {
+        stats.in_progress += self.claimed.iter().count() as u64;
+        for entry in self.settled.iter() {
+            match entry.record.state {
                 State::Indeterminate => stats.indeterminate += 1,
                 State::Completed { .. } | State::InProgress { .. } => stats.completed += 1,
             }
@@ -161,9 +201,7 @@ impl Shard {
 
     /// A signal for when the key is no longer claimed; `None` if it is not claimed now.
     pub(super) fn watch(&mut self, key: &Key) -> Option<oneshot::Receiver<()>> {
-        if !self.claimed.contains_key(key) {
-            return None;
-        }
+        self.claimed.get(key)?;
         let (changed, watching) = oneshot::channel();
         let watchers = self.watchers.entry(key.clone()).or_default();
         watchers.retain(|watcher| !watcher.is_closed());

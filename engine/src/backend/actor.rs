@@ -60,8 +60,10 @@ impl<B: Backend> BackendActor<B> {
     /// Sends what was gathered as one batch. A store that answers without waiting, as the memory does, is done when
     /// this returns, and has cost neither a task nor a timer.
     fn send_batch(&mut self, task: &mut TaskContext<'_>) {
-        let batch = std::mem::take(&mut self.gathered);
-        let (backend, size) = (Rc::clone(&self.backend), batch.len());
+        let size = self.gathered.len();
+        // The next batch is likely of this size: it does not grow step by step.
+        let batch = std::mem::replace(&mut self.gathered, Vec::with_capacity(size));
+        let backend = Rc::clone(&self.backend);
         let mut steps = Box::pin(AssertUnwindSafe(async move { backend.execute(batch).await }).catch_unwind());
         match steps.poll_unpin(task) {
             Poll::Ready(Ok(())) => {}

@@ -101,8 +101,10 @@ pub enum OperationFailure {
 /// # Ok::<(), oncekey::KeyError>(())
 /// ```
 pub struct TransactionOperation {
-    run: Box<dyn FnOnce(&mut dyn Any) -> Result<SealedOutcome, OperationFailure> + Send>,
+    run: Box<ErasedOperation>,
 }
+
+type ErasedOperation = dyn FnOnce(&mut dyn Any) -> Result<SealedOutcome, OperationFailure> + Send;
 
 impl TransactionOperation {
     /// An operation on a connection of type `C`. It runs where the store runs its transactions: for SQLite on the

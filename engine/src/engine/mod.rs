@@ -12,6 +12,8 @@ pub use builder::{EngineBuilder, StartError};
 pub use claim::Claim;
 pub use run::Outcome;
 pub use shutdown::Shutdown;
+#[cfg(feature = "web")]
+pub(crate) use transaction::{Transacted, transact};
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -167,7 +169,7 @@ impl Engine {
         self.nodes.attach()
     }
 
-    fn tell(&self, kind: EventKind, key: &Key) {
+    pub(crate) fn tell(&self, kind: EventKind, key: &Key) {
         self.nodes.shared().events.tell(kind, key);
     }
 

@@ -92,7 +92,7 @@ impl Engine {
     {
         // Made before the first await, so that what it borrows need not be `Sync` for this future to be `Send`.
         let fingerprint = fingerprint.to_fingerprint().map_err(Error::from);
-        let node = self.nodes.current().map_err(Error::from)?;
+        let node = self.nodes.current()?;
         match self.begin(&node, key.clone(), fingerprint?, &self.policy).await? {
             Admitted::Replay(outcome) => Ok(Outcome::Replayed(replayed(&key, &outcome)?)),
             Admitted::Unguarded => run_unguarded(key, operation).await,

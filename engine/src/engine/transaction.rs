@@ -114,6 +114,8 @@ pub(crate) enum Transacted<T> {
     Committed(SealedOutcome),
 }
 
+type Given<T, E> = Arc<Mutex<Option<Result<T, RunError<E>>>>>;
+
 /// Runs `operation` in the transaction that completes the grant's record. On errors of the operation the claim still
 /// stands.
 pub(crate) async fn transact<C, T, E, F>(
@@ -130,7 +132,7 @@ where
     E: Send + 'static,
 {
     // The store's messages carry bytes; the value or the error comes back to its own caller by this.
-    let given: Arc<Mutex<Option<Result<T, RunError<E>>>>> = Arc::default();
+    let given: Given<T, E> = Arc::default();
     let giving = Arc::clone(&given);
     let operation = TransactionOperation::new(move |connection: &mut C| {
         match catch_unwind(AssertUnwindSafe(|| operation(connection))) {

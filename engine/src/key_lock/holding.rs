@@ -32,7 +32,8 @@ struct Settling {
     step: SettlingStep,
     /// Who is told; `None` once it has been, or where nobody asked.
     reply: Option<Answer<Result<Settled, Error>>>,
-    since: Instant,
+    /// When the store first failed to take it.
+    failing_since: Option<Instant>,
     tries: u32,
 }
 
@@ -52,6 +53,12 @@ enum SettlingStep {
     Recover,
 }
 
+impl Settling {
+    fn new(step: SettlingStep, reply: Option<Answer<Result<Settled, Error>>>) -> Self {
+        Self { step, reply, failing_since: None, tries: 0 }
+    }
+}
+
 impl Holding {
     /// A claim that was granted.
     pub(crate) fn granted(owner: Owner, on_abandoned: OnAbandoned, asked_at: Instant) -> Self {
@@ -68,9 +75,8 @@ impl Holding {
 
     /// A claim that may have been granted, but whose answer was not heard: it is to be taken back.
     pub(crate) fn unheard(owner: Owner, on_abandoned: OnAbandoned) -> Self {
-        let now = Instant::now();
-        let settling = Settling { step: SettlingStep::Recover, reply: None, since: now, tries: 0 };
-        Self { settling: Some(settling), ..Self::granted(owner, on_abandoned, now) }
+        let settling = Settling::new(SettlingStep::Recover, None);
+        Self { settling: Some(settling), ..Self::granted(owner, on_abandoned, Instant::now()) }
     }
 
     pub(super) fn is_recovering(&self) -> bool {
@@ -160,11 +166,12 @@ impl KeyLock {
 
     fn settle(&mut self, settlement: Settlement, reply: Option<Answer<Result<Settled, Error>>>, lock: LockAddr) {
         let Role::Holding(holding) = &mut self.role else {
-            return if let Some(reply) = reply {
+            if let Some(reply) = reply {
                 reply.send(Err(Error::ClaimLost));
-            };
+            }
+            return;
         };
-        let begin = |step| holding.settling = Some(Settling { step, reply, since: Instant::now(), tries: 0 });
+        let begin = |step| holding.settling = Some(Settling::new(step, reply));
         match settlement {
             Settlement::Complete { outcome, retention } => begin(SettlingStep::Complete { outcome, retention }),
             Settlement::Release => begin(SettlingStep::Release),
@@ -214,11 +221,13 @@ impl KeyLock {
         self.retire(outcome);
     }
 
-    fn tell_holder(&mut self, settled: Result<Settled, Error>) {
-        if let Role::Holding(Holding { settling: Some(settling), .. }) = &mut self.role
-            && let Some(reply) = settling.reply.take()
-        {
-            reply.send(settled);
+    /// Whether the holder was there to hear it.
+    fn tell_holder(&mut self, settled: Result<Settled, Error>) -> bool {
+        match &mut self.role {
+            Role::Holding(Holding { settling: Some(Settling { reply, .. }), .. }) => {
+                reply.take().is_some_and(|reply| reply.send(settled))
+            }
+            _ => false,
         }
     }
 
@@ -241,11 +250,11 @@ impl KeyLock {
                 self.settled(Ok(Settled::Committed(outcome.clone())), Some(outcome));
             }
             Answered::CompletedInTransaction(Ok(CompletedInTransaction::RolledBack)) => {
-                self.keep_holding(Ok(Settled::RolledBack));
+                self.keep_holding(Ok(Settled::RolledBack), lock);
             }
             Answered::CompletedInTransaction(Ok(CompletedInTransaction::WrongConnection { wanted })) => {
                 let what = "its transactions have connections of another type".to_owned();
-                self.keep_holding(Err(Error::NoSuchTransaction { wanted, what }));
+                self.keep_holding(Err(Error::NoSuchTransaction { wanted, what }), lock);
             }
             Answered::Released(Ok(_)) => {
                 // Lost is as good: the claim is not ours. After an unheard answer it says that it is done.
@@ -276,11 +285,15 @@ impl KeyLock {
         self.settled(Err(Error::ClaimLost), None);
     }
 
-    /// The transaction is known not to have committed: its claim stands, and its holder decides what next.
-    fn keep_holding(&mut self, settled: Result<Settled, Error>) {
-        self.tell_holder(settled);
+    /// The transaction is known not to have committed: its claim stands, and its holder decides what next. If the holder
+    /// has gone meanwhile, nothing happened, and the key is free.
+    fn keep_holding(&mut self, settled: Result<Settled, Error>, lock: LockAddr) {
+        let heard = self.tell_holder(settled);
         if let Role::Holding(holding) = &mut self.role {
             holding.settling = None;
+        }
+        if !heard {
+            self.settle(Settlement::Release, None, lock);
         }
     }
 
@@ -290,14 +303,15 @@ impl KeyLock {
         self.tell(EventKind::StoreFailed);
         if let SettlingStep::Transaction = step {
             if !error.is_unknown() {
-                return self.keep_holding(Err(Error::Store(error)));
+                return self.keep_holding(Err(Error::Store(error)), lock);
             }
             // Nothing else may be done until it is known whether it was committed.
             self.set_step(SettlingStep::Probe);
         }
         let limit = self.neighbours.shared.settings.settling_limit;
         let Role::Holding(Holding { settling: Some(settling), .. }) = &mut self.role else { return };
-        let (tries, spent) = (settling.tries, settling.since.elapsed());
+        let spent = settling.failing_since.get_or_insert_with(Instant::now).elapsed();
+        let tries = settling.tries;
         if !error.is_passing() || (spent >= limit && tries > 2) {
             return self.give_up(step, error);
         }

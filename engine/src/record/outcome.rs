@@ -1,5 +1,6 @@
 //! Outcomes as stored: versioned, checksummed bytes, so that a corrupt or foreign record is an error, never an answer.
 
+use std::cell::RefCell;
 use std::fmt;
 
 use bytes::Bytes;
@@ -10,6 +11,8 @@ use crate::Key;
 
 /// The first byte of every outcome. A reader refuses any other.
 const VERSION: u8 = 1;
+/// Up to this many bytes an outcome is copied to a block of its own length.
+const SMALL: usize = 4_096;
 /// Version, kind, checksum.
 const HEADER_LEN: usize = 6;
 
@@ -150,13 +153,23 @@ impl SealedOutcome {
     }
 
     fn assemble(key: &Key, tag: u8, write: impl FnOnce(&mut Vec<u8>)) -> Self {
-        let mut bytes = Vec::with_capacity(256);
+        // Most outcomes are small: they are written here and copied once, so that what is kept for a day has its exact
+        // length, and no larger block is cut up for it. A large one takes the buffer with it instead.
+        thread_local! {
+            static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        let mut bytes = SCRATCH.take();
         bytes.extend_from_slice(&[VERSION, tag, 0, 0, 0, 0]);
         write(&mut bytes);
         let checksum = checksum(key, tag, &bytes[HEADER_LEN..]);
         bytes[2..HEADER_LEN].copy_from_slice(&checksum.to_le_bytes());
-        // A boxed slice of the exact length: what is kept for a day should not carry spare capacity.
-        Self(Bytes::from(bytes.into_boxed_slice()))
+        if bytes.len() > SMALL {
+            return Self(Bytes::from(bytes.into_boxed_slice()));
+        }
+        let sealed = Self(Bytes::copy_from_slice(&bytes));
+        bytes.clear();
+        SCRATCH.set(bytes);
+        sealed
     }
 
     /// Takes bytes back from a store. Nothing is checked until [`open`](Self::open).

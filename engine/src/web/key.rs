@@ -1,0 +1,185 @@
+//! The caller's idempotency key, from a request.
+
+use std::fmt;
+use std::rc::Rc;
+
+use actix_web::dev::ServiceRequest;
+use actix_web::http::header::HeaderName;
+use bytes::Bytes;
+
+use crate::{Fingerprint, MAX_PART_LEN};
+
+type MakeKey = dyn Fn(&ServiceRequest, &Bytes) -> Option<String>;
+
+/// Where a request's idempotency key comes from.
+///
+/// ```
+/// use oncekey::web::KeyStrategy;
+///
+/// // A webhook's sender numbers its deliveries in the body.
+/// let delivery = KeyStrategy::custom(|_request, body| {
+///     let delivery: serde_json::Value = serde_json::from_slice(body).ok()?;
+///     Some(delivery.get("delivery_id")?.as_str()?.to_owned())
+/// });
+/// # let _ = delivery;
+/// ```
+#[derive(Clone, Default)]
+pub enum KeyStrategy {
+    /// The header. The default.
+    #[default]
+    Header,
+    /// The fingerprint of the whole request: equal requests are the same request, whoever sends them again.
+    BodyHash,
+    /// The header, or where it is missing, as [`BodyHash`](Self::BodyHash).
+    HeaderOrBodyHash,
+    /// What this function makes of the request and its body; `None` is a missing key.
+    Custom(Rc<MakeKey>),
+}
+
+impl KeyStrategy {
+    /// A strategy of the user's own.
+    pub fn custom(make: impl Fn(&ServiceRequest, &Bytes) -> Option<String> + 'static) -> Self {
+        Self::Custom(Rc::new(make))
+    }
+
+    pub(super) fn reads_header(&self) -> bool {
+        matches!(self, Self::Header | Self::HeaderOrBodyHash)
+    }
+
+    /// The key of a request whose header has none; `None` if it has none at all.
+    pub(super) fn make(
+        &self,
+        request: &ServiceRequest,
+        body: &Bytes,
+        whole: impl FnOnce() -> Fingerprint,
+    ) -> Option<String> {
+        match self {
+            Self::Header => None,
+            Self::BodyHash | Self::HeaderOrBodyHash => {
+                Some(whole().as_bytes().iter().map(|byte| format!("{byte:02x}")).collect())
+            }
+            Self::Custom(make) => make(request, body),
+        }
+    }
+}
+
+impl fmt::Debug for KeyStrategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Header => "Header",
+            Self::BodyHash => "BodyHash",
+            Self::HeaderOrBodyHash => "HeaderOrBodyHash",
+            Self::Custom(_) => "Custom",
+        })
+    }
+}
+
+/// What is wrong with an idempotency key.
+///
+/// ```
+/// use oncekey::web::BadKey;
+///
+/// assert_eq!(BadKey::TooLong.to_string(), "it is longer than 255 bytes");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadKey {
+    /// The header is empty, or an empty string in quotes.
+    #[error("it is empty")]
+    Empty,
+    /// Over [`MAX_PART_LEN`] bytes.
+    #[error("it is longer than {MAX_PART_LEN} bytes")]
+    TooLong,
+    /// A space, a control character, or a character outside of ASCII.
+    #[error("it has a character that is not visible ASCII")]
+    NotVisibleAscii,
+    /// A quote in a bare key, or a quoted key that is not a structured-field String (RFC 9651).
+    #[error("it is not quoted as a structured-field String")]
+    BadQuoting,
+    /// The header is there more than once.
+    #[error("there is more than one")]
+    Several,
+}
+
+/// The key in the header, bare or as a structured-field String: `abc` and `"abc"` are one key.
+///
+/// The IETF draft (draft-ietf-httpapi-idempotency-key-header-07) has it quoted; Stripe and nearly every client send it
+/// bare.
+pub(super) fn from_header(request: &ServiceRequest, name: &HeaderName) -> Result<Option<String>, BadKey> {
+    let mut values = request.headers().get_all(name);
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(BadKey::Several);
+    }
+    parse(value.as_bytes()).map(Some)
+}
+
+fn parse(value: &[u8]) -> Result<String, BadKey> {
+    let text = std::str::from_utf8(value).map_err(|_| BadKey::NotVisibleAscii)?;
+    let key = if text.starts_with('"') {
+        let item = sfv::Parser::new(text).parse::<sfv::Item>().map_err(|_| BadKey::BadQuoting)?;
+        match item.bare_item {
+            sfv::BareItem::String(key) if item.params.is_empty() => String::from(key),
+            _ => return Err(BadKey::BadQuoting),
+        }
+    } else if text.contains('"') {
+        return Err(BadKey::BadQuoting);
+    } else {
+        text.to_owned()
+    };
+    match key {
+        key if key.is_empty() => Err(BadKey::Empty),
+        key if key.len() > MAX_PART_LEN => Err(BadKey::TooLong),
+        key if !key.bytes().all(|byte| byte.is_ascii_graphic()) => Err(BadKey::NotVisibleAscii),
+        key => Ok(key),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn h06_bad_keys_are_told_apart() {
+        let longest = "k".repeat(255);
+        assert_eq!(parse(longest.as_bytes()), Ok(longest.clone()));
+        assert_eq!(parse(format!("\"{longest}\"").as_bytes()), Ok(longest.clone()));
+        for (value, error) in [
+            ("", BadKey::Empty),
+            ("\"\"", BadKey::Empty),
+            (&*format!("{longest}k"), BadKey::TooLong),
+            ("a b", BadKey::NotVisibleAscii),
+            ("\"a b\"", BadKey::NotVisibleAscii),
+            ("a\tb", BadKey::NotVisibleAscii),
+            ("kéy", BadKey::NotVisibleAscii),
+            ("\"abc", BadKey::BadQuoting),
+            ("\"", BadKey::BadQuoting),
+            ("ab\"c", BadKey::BadQuoting),
+            ("\"abc\"d", BadKey::BadQuoting),
+            ("\"abc\";p=1", BadKey::BadQuoting),
+        ] {
+            assert_eq!(parse(value.as_bytes()), Err(error), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn h07_quoted_and_bare_are_one_key() {
+        assert_eq!(parse(br#""abc""#), parse(b"abc"));
+        assert_eq!(parse(br#""a\\b""#), parse(br"a\b"));
+    }
+
+    proptest! {
+        #[test]
+        fn h07_every_bare_key_has_a_quoted_form(key in "[!#-~]{1,255}") {
+            let quoted = format!("\"{}\"", key.replace('\\', "\\\\"));
+            prop_assert_eq!(parse(quoted.as_bytes()), parse(key.as_bytes()));
+        }
+
+        #[test]
+        fn h06_any_bytes_are_read_or_refused(value in proptest::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(key) = parse(&value) {
+                prop_assert!(!key.is_empty() && key.len() <= 255 && key.bytes().all(|byte| byte.is_ascii_graphic()));
+            }
+        }
+    }
+}

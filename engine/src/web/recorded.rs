@@ -1,0 +1,228 @@
+//! A response as it is stored and replayed.
+
+use actix_web::HttpResponse;
+use actix_web::body::BoxBody;
+use actix_web::http::StatusCode;
+use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use bytes::{Buf as _, Bytes};
+use serde::Serialize;
+
+use crate::Key;
+use crate::record::{PayloadKind, SealedOutcome};
+
+/// The header that marks a replay.
+pub(super) const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
+/// A response that can be stored, and sent again: status, headers and body.
+///
+/// An operation in a transaction gives one, since it runs on another thread; so does a reconciler that has found out
+/// what a handler did.
+///
+/// ```
+/// use actix_web::http::{StatusCode, header};
+/// use oncekey::web::RecordedResponse;
+///
+/// let ordered = RecordedResponse::json(StatusCode::CREATED, &serde_json::json!({"id": 17}))?
+///     .header(header::LOCATION, "/orders/17".try_into()?);
+/// assert_eq!(ordered.status(), StatusCode::CREATED);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordedResponse {
+    status: StatusCode,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    body: Bytes,
+}
+
+/// Stored bytes that are no HTTP response.
+///
+/// ```
+/// use oncekey::web::RecordedResponse;
+///
+/// assert!(RecordedResponse::decode("?".into()).is_err());
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the stored bytes are not an HTTP response")]
+pub struct MalformedResponse;
+
+impl RecordedResponse {
+    /// A response with a body and no headers.
+    ///
+    /// ```
+    /// # use actix_web::http::StatusCode;
+    /// # use oncekey::web::RecordedResponse;
+    /// let done = RecordedResponse::new(StatusCode::NO_CONTENT, "");
+    /// ```
+    pub fn new(status: StatusCode, body: impl Into<Bytes>) -> Self {
+        Self { status, headers: Vec::new(), body: body.into() }
+    }
+
+    /// A response with a JSON body and its content type.
+    ///
+    /// # Errors
+    /// A value that JSON can't hold.
+    pub fn json(status: StatusCode, value: &impl Serialize) -> Result<Self, serde_json::Error> {
+        let content_type = HeaderValue::from_static("application/json");
+        Ok(Self::new(status, serde_json::to_vec(value)?).header(header::CONTENT_TYPE, content_type))
+    }
+
+    /// Adds a header; one that is there already stays as well. Those that a replay must never carry are left out: see
+    /// [`Idempotency::keep_header`](super::Idempotency::keep_header).
+    #[must_use]
+    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        if !is_never_kept(&name) {
+            self.headers.push((name, value));
+        }
+        self
+    }
+
+    /// What the handler answered, as far as it is kept.
+    pub(super) fn capture(status: StatusCode, headers: &HeaderMap, kept: &[HeaderName], body: Bytes) -> Self {
+        let headers = headers
+            .iter()
+            .filter(|(name, _)| kept.contains(name) && !is_never_kept(name))
+            .map(|(name, value)| (name.clone(), value.clone()));
+        Self { status, headers: headers.collect(), body }
+    }
+
+    /// The status.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// Seals the response as the outcome of `key`.
+    ///
+    /// ```
+    /// # use actix_web::http::StatusCode;
+    /// # use oncekey::{Key, Verdict, web::RecordedResponse};
+    /// let key = Key::new("public", "r-1")?;
+    /// let happened = Verdict::Completed(RecordedResponse::new(StatusCode::CREATED, "charged").seal(&key));
+    /// # Ok::<(), oncekey::KeyError>(())
+    /// ```
+    pub fn seal(&self, key: &Key) -> SealedOutcome {
+        SealedOutcome::seal(key, PayloadKind::Http, |bytes| self.encode(bytes))
+    }
+
+    /// Status, count of headers, then each name and value behind its length, then the body; numbers are big-endian.
+    fn encode(&self, bytes: &mut Vec<u8>) {
+        bytes.extend_from_slice(&self.status.as_u16().to_be_bytes());
+        bytes.extend_from_slice(&(self.headers.len() as u32).to_be_bytes());
+        for (name, value) in &self.headers {
+            for part in [name.as_str().as_bytes(), value.as_bytes()] {
+                bytes.extend_from_slice(&(part.len() as u32).to_be_bytes());
+                bytes.extend_from_slice(part);
+            }
+        }
+        bytes.extend_from_slice(&self.body);
+    }
+
+    /// Reads what [`seal`](Self::seal) wrote, of an outcome that was opened. Whatever the bytes hold, no header comes out
+    /// of them that HTTP does not allow or a replay must not carry.
+    ///
+    /// # Errors
+    /// [`MalformedResponse`] for any other bytes.
+    pub fn decode(mut bytes: Bytes) -> Result<Self, MalformedResponse> {
+        let status = bytes.try_get_u16().ok().and_then(|status| StatusCode::from_u16(status).ok());
+        let status = status.filter(|status| status.as_u16() >= 200).ok_or(MalformedResponse)?;
+        let count = bytes.try_get_u32().map_err(|_| MalformedResponse)?;
+        let mut headers = Vec::new();
+        for _ in 0..count {
+            let name = HeaderName::from_bytes(&part(&mut bytes)?).map_err(|_| MalformedResponse)?;
+            let value = HeaderValue::from_maybe_shared(part(&mut bytes)?).map_err(|_| MalformedResponse)?;
+            if !is_never_kept(&name) {
+                headers.push((name, value));
+            }
+        }
+        Ok(Self { status, headers, body: bytes })
+    }
+
+    /// The response, to be sent for the first time.
+    pub(super) fn into_response(self) -> HttpResponse<BoxBody> {
+        let mut response = HttpResponse::new(self.status);
+        for (name, value) in self.headers {
+            response.headers_mut().append(name, value);
+        }
+        response.set_body(BoxBody::new(self.body))
+    }
+
+    /// The response, to be sent again.
+    pub(super) fn into_replay(self) -> HttpResponse<BoxBody> {
+        let mut response = self.into_response();
+        response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+        response
+    }
+}
+
+fn part(bytes: &mut Bytes) -> Result<Bytes, MalformedResponse> {
+    let len = bytes.try_get_u32().map_err(|_| MalformedResponse)? as usize;
+    if len > bytes.len() {
+        return Err(MalformedResponse);
+    }
+    Ok(bytes.split_to(len))
+}
+
+/// Headers that say something of one message or one client alone, and never of a replay: cookies, the date, the framing
+/// and the hop-by-hop headers of RFC 9110, section 7.6.1.
+fn is_never_kept(name: &HeaderName) -> bool {
+    const NEVER: [HeaderName; 11] = [
+        header::SET_COOKIE,
+        header::DATE,
+        header::CONTENT_LENGTH,
+        header::CONNECTION,
+        header::TRANSFER_ENCODING,
+        header::TE,
+        header::TRAILER,
+        header::UPGRADE,
+        header::PROXY_AUTHENTICATE,
+        header::PROXY_AUTHORIZATION,
+        REPLAYED,
+    ];
+    NEVER.contains(name) || matches!(name.as_str(), "keep-alive" | "proxy-connection")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Payload;
+    use proptest::prelude::*;
+
+    fn sample() -> RecordedResponse {
+        RecordedResponse::new(StatusCode::CREATED, "paid")
+            .header(header::LINK, HeaderValue::from_static("</a>"))
+            .header(header::LINK, HeaderValue::from_static("</b>"))
+    }
+
+    #[test]
+    fn h02_what_is_stored_is_replayed() {
+        let key = Key::new("s", "k").unwrap();
+        let Payload::Value { bytes, .. } = sample().seal(&key).open(&key).unwrap() else { panic!("a tombstone") };
+        let read = RecordedResponse::decode(bytes).unwrap();
+        assert_eq!(read, sample());
+        let links: Vec<_> = read.into_replay().headers().get_all(header::LINK).cloned().collect();
+        assert_eq!(links, ["</a>", "</b>"]);
+    }
+
+    #[test]
+    fn h15_a_tampered_record_smuggles_no_header() {
+        let mut bytes = Vec::new();
+        let smuggler =
+            RecordedResponse { headers: vec![(header::SET_COOKIE, HeaderValue::from_static("session=1"))], ..sample() };
+        smuggler.encode(&mut bytes);
+        assert!(RecordedResponse::decode(bytes.into()).unwrap().headers.is_empty());
+
+        let mut bytes = vec![0, 200, 0, 0, 0, 1, 0, 0, 0, 4];
+        bytes.extend_from_slice(b"link\0\0\0\x12a\r\nSet-Cookie: b=1");
+        assert_eq!(RecordedResponse::decode(bytes.into()), Err(MalformedResponse));
+    }
+
+    proptest! {
+        #[test]
+        fn e13_any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            if let Ok(read) = RecordedResponse::decode(bytes.into()) {
+                let mut again = Vec::new();
+                read.encode(&mut again);
+                prop_assert_eq!(RecordedResponse::decode(again.into()), Ok(read));
+            }
+        }
+    }
+}
