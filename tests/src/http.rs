@@ -72,6 +72,14 @@ impl Request {
         Self::new("POST", target, body)
     }
 
+    /// A POST whose body comes in chunks, its length not announced.
+    pub fn post_in_chunks(target: &str, chunks: &[&str]) -> Self {
+        let head = format!("POST {target} HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n");
+        let framed = |chunk: &str| format!("{:x}\r\n{chunk}\r\n", chunk.len());
+        let body: String = chunks.iter().map(|chunk| framed(chunk)).chain([framed("")]).collect();
+        Self { head, body: body.into_bytes() }
+    }
+
     /// Adds a header, as it is.
     #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Self {

@@ -234,25 +234,33 @@ pub async fn e06_steps_can_be_repeated_by_their_owner<C: Connect>(store: &Store<
     }
 }
 
-/// E06: the owner of a lapsed claim that nobody has taken over renews or completes it: it is not stale.
+/// E06: the owner of a lapsed claim that nobody has taken over renews, completes or releases it: it is not stale. Whether
+/// somebody has come for the key meanwhile, and was told that it is indeterminate, makes no difference.
 pub async fn e06_a_late_owner_completes_what_nobody_took_over<C: Connect>(store: &Store<C>) {
     let backend = store.connect().await;
-    for policy in [OnAbandoned::Rerun, OnAbandoned::Hold] {
-        let key = fresh_key();
-        let owner = claim(&backend, &key, SHORT, policy).await;
-        until("the lease's end", async || has_lapsed(&backend, &key).await).await;
-        if policy == OnAbandoned::Hold {
-            let answer = backend.acquire(acquire(&key, LONG, policy)).await;
-            assert_eq!(answer, Ok(Acquired::Indeterminate { attempt: Attempt::FIRST }));
+    for (policy, was_seen) in [(OnAbandoned::Rerun, false), (OnAbandoned::Hold, false), (OnAbandoned::Hold, true)] {
+        let (completed, renewed, released) = (fresh_key(), fresh_key(), fresh_key());
+        let mut owners = Vec::new();
+        for key in [&completed, &renewed, &released] {
+            owners.push(claim(&backend, key, SHORT, policy).await);
         }
-        assert_eq!(complete(&backend, &key, owner, "1", LONG).await, Completed::Stored, "{policy:?}");
+        for key in [&completed, &renewed, &released] {
+            until("the lease's end", async || has_lapsed(&backend, key).await).await;
+            if was_seen {
+                let answer = backend.acquire(acquire(key, LONG, policy)).await;
+                assert_eq!(answer, Ok(Acquired::Indeterminate { attempt: Attempt::FIRST }));
+            }
+        }
+        let what = format!("{policy:?}, seen by another: {was_seen}");
+        assert_eq!(complete(&backend, &completed, owners[0], "1", LONG).await, Completed::Stored, "{what}");
+        let renew = Renew { key: renewed.clone(), owner: owners[1], lease: LONG };
+        assert_eq!(backend.renew(renew).await, Ok(Renewed::Renewed), "{what}");
+        let answer = backend.acquire(acquire(&renewed, LONG, policy)).await.unwrap();
+        assert!(matches!(answer, Acquired::InProgress { .. }), "{what}: {answer:?}");
+        let release = Release { key: released.clone(), owner: owners[2] };
+        assert_eq!(backend.release(release).await, Ok(Released::Released), "{what}");
+        claim(&backend, &released, LONG, policy).await;
     }
-    let key = fresh_key();
-    let owner = claim(&backend, &key, SHORT, OnAbandoned::Rerun).await;
-    until("the lease's end", async || has_lapsed(&backend, &key).await).await;
-    assert_eq!(backend.renew(Renew { key: key.clone(), owner, lease: LONG }).await, Ok(Renewed::Renewed));
-    let answer = backend.acquire(acquire(&key, LONG, OnAbandoned::Rerun)).await.unwrap();
-    assert!(matches!(answer, Acquired::InProgress { .. }), "{answer:?}");
 }
 
 /// E07: release frees at once, and removes the whole claim: the next acquire wins, whatever it asks for.
