@@ -1,4 +1,79 @@
-//! Do it once, answer every time.
+//! *Do it once, answer every time.* Oncekey is an actor-based, embedded idempotency engine.
+//!
+//! A caller names an operation with a [`Key`]. The engine makes sure that it happens once, keeps its outcome, and answers
+//! every retry with it: from the actix-web middleware, from job processors, and from events inside one process.
+//!
+//! # A guarded route
+//!
+//! ```no_run
+//! use actix_web::{App, HttpResponse, HttpServer, web};
+//! use oncekey::{Engine, web::Idempotency};
+//! use oncekey_backends::SqliteBackend;
+//!
+//! async fn create_order() -> HttpResponse {
+//!     HttpResponse::Created().body("ordered")
+//! }
+//!
+//! # #[actix_web::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let engine = Engine::builder(SqliteBackend::open("keys.db")?).start()?;
+//! HttpServer::new(move || {
+//!     App::new()
+//!         .wrap(Idempotency::new(engine.clone()).required().scope_by_header("X-Api-Key", "public"))
+//!         .route("/orders", web::post().to(create_order))
+//! })
+//! .bind(("127.0.0.1", 8080))?
+//! .run()
+//! .await?;
+//! # Ok(()) }
+//! ```
+//!
+//! # A job
+//!
+//! ```
+//! use oncekey::{Engine, Key, Outcome};
+//! use oncekey_backends::MemoryBackend;
+//!
+//! # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let engine = Engine::builder(MemoryBackend::new()).start()?;
+//! let order = 17;
+//! let sent = engine
+//!     .run(Key::new("mail", order)?, &order, move |claim| async move {
+//!         Ok::<_, std::io::Error>(format!("mail for order {order}, attempt {}", claim.attempt()))
+//!     })
+//!     .await?;
+//! match sent {
+//!     Outcome::Ran(receipt) | Outcome::Replayed(receipt) => println!("acknowledge: {receipt}"),
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! # How it works
+//!
+//! ```text
+//! caller ──Begin──▶ Supervisor ──owns──▶ KeyLock (one actor per key in flight)
+//!                      │                     │ heartbeat, waiters, fencing token
+//!                      │                     ▼
+//!                      └────────────▶ backend actor ──▶ memory | SQLite | yours
+//! ```
+//!
+//! Every arbiter, and each actix-web worker is one, has its own supervisor, key locks and backend actor: on the way of a
+//! call nothing crosses a thread. Two workers of a process meet in the store, as two machines do, by the same atomic
+//! steps.
+//!
+//! # Where to read on
+//!
+//! - [`guide::guarantees`]: what is promised under which failure, and what is not.
+//! - [`guide::choosing_a_store`]: memory, SQLite, or your own.
+//! - [`web`]: the middleware, and what it answers.
+//! - [`guide::jobs_and_threads`]: without HTTP.
+//! - [`guide::operations`]: settings, metrics, stuck keys, shutdown.
+//! - [`guide::writing_a_backend`] and [`conformance`]: a store of your own.
+//! - [`Engine`], [`EngineBuilder`], [`CallPolicy`]: the handle and its settings.
+//!
+//! # Features
+//!
+//! - `web`: the actix-web middleware.
+//! - `conformance`: the suite for authors of backends.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod backend;
@@ -11,6 +86,7 @@ mod engine;
 mod error;
 mod event;
 mod fingerprint;
+pub mod guide;
 mod key;
 mod key_lock;
 mod node;
@@ -30,3 +106,8 @@ pub use key::{Key, KeyError, KeyHasher, KeyPart, MAX_PART_LEN};
 pub use policy::{CallPolicy, OnAbandoned, OnFailure, OnInProgress, OnStoreFailure};
 pub use reconcile::{Abandoned, Verdict};
 pub use record::{Attempt, CorruptOutcome};
+
+/// The examples of the README, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+mod readme {}

@@ -52,27 +52,25 @@ use crate::{Engine, EngineBuilder, Fingerprint, Key, OnAbandoned};
 /// ```
 /// use oncekey::conformance::Capabilities;
 ///
-/// let plain = Capabilities { transactions: false, ..Capabilities::all() };
-/// # let _ = plain;
+/// assert!(Capabilities::all().transactions);
+/// assert!(!Capabilities::without_transactions().transactions);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Capabilities {
     /// It can run an operation in the transaction that completes its record.
     pub transactions: bool,
-    /// A claim of one connection is seen by all others at once.
-    pub shared: bool,
 }
 
 impl Capabilities {
     /// Everything.
     pub fn all() -> Self {
-        Self { transactions: true, shared: true }
+        Self { transactions: true }
     }
 
     /// Everything but [`transactions`](Self::transactions).
     pub fn without_transactions() -> Self {
-        Self { transactions: false, ..Self::all() }
+        Self { transactions: false }
     }
 }
 

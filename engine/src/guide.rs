@@ -1,0 +1,16 @@
+//! The guides: what is promised, which store, how to run it, how to extend it.
+
+#[doc = include_str!("../guide/guarantees.md")]
+pub mod guarantees {}
+
+#[doc = include_str!("../guide/choosing_a_store.md")]
+pub mod choosing_a_store {}
+
+#[doc = include_str!("../guide/jobs_and_threads.md")]
+pub mod jobs_and_threads {}
+
+#[doc = include_str!("../guide/operations.md")]
+pub mod operations {}
+
+#[doc = include_str!("../guide/writing_a_backend.md")]
+pub mod writing_a_backend {}
