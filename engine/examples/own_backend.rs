@@ -5,6 +5,8 @@
 //! cargo test -p oncekey --example own_backend --features conformance
 //! ```
 
+#![expect(clippy::print_stdout, reason = "an example shows what it does")]
+
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

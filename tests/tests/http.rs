@@ -3,6 +3,8 @@
 //! The acceptance script checks most of them from outside, against the shop; here are the finer points, and what needs
 //! a store that fails.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

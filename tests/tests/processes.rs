@@ -1,5 +1,7 @@
 //! The contract between processes that share an SQLite file: killed, paused, and with clocks that differ.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
