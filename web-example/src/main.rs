@@ -1,0 +1,45 @@
+//! A small shop that charges cards exactly once, however often its clients retry.
+//!
+//! `cargo run --release -p web-example` listens on <http://127.0.0.1:8080> and keeps its records in an SQLite file.
+
+mod options;
+mod page;
+mod server;
+mod shop;
+mod store;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use metrics_exporter_prometheus::PrometheusBuilder;
+use tracing_subscriber::EnvFilter;
+
+use options::Options;
+use server::StartError;
+
+#[actix_web::main]
+async fn main() -> ExitCode {
+    let options = Options::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match start(options).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            ExitCode::from(2)
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "one line to whoever started it")]
+fn report(error: &StartError) {
+    eprintln!("web-example: {error}");
+}
+
+async fn start(options: Options) -> Result<(), StartError> {
+    // Before the engine, which takes its counters from the recorder that it finds.
+    let metrics = PrometheusBuilder::new().install_recorder()?;
+    let store = store::Store::open(&options)?;
+    let shop = shop::Shop::open(&store)?;
+    server::serve(&options, store, shop, metrics).await
+}

@@ -1,0 +1,86 @@
+//! The command line, and its twins in the environment.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use oncekey::OnAbandoned;
+
+/// A small shop that charges cards exactly once.
+#[derive(Debug, Clone, Parser)]
+#[command(version, about)]
+pub(crate) struct Options {
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, env = "ONCEKEY_BIND", default_value = "127.0.0.1:8080")]
+    pub(crate) bind: SocketAddr,
+    /// Where the idempotency records are: memory: or sqlite:PATH
+    #[arg(long, env = "ONCEKEY_STORE", default_value = "sqlite:oncekey.db", value_name = "URL")]
+    pub(crate) store: String,
+    /// The shop's own database, where the store is no SQL database
+    #[arg(long, env = "ONCEKEY_SHOP_DB", default_value = "shop.db", value_name = "PATH")]
+    pub(crate) shop_db: PathBuf,
+    /// How many worker threads; as many as there are cores if not given
+    #[arg(long, env = "ONCEKEY_WORKERS", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) workers: Option<u16>,
+    /// How long a claim holds without a heartbeat
+    #[arg(long, env = "ONCEKEY_LEASE", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub(crate) lease: Duration,
+    /// How long responses are kept
+    #[arg(long, env = "ONCEKEY_RETENTION", default_value = "24h", value_parser = humantime::parse_duration)]
+    pub(crate) retention: Duration,
+    /// How long a request waits for another at work on its key; if not given it is turned away at once
+    #[arg(long, env = "ONCEKEY_WAIT", value_parser = humantime::parse_duration)]
+    pub(crate) wait: Option<Duration>,
+    /// What a lapsed lease means; if not given: rerun for orders in the store's transaction, hold for the rest
+    #[arg(long, env = "ONCEKEY_ON_ABANDONED")]
+    pub(crate) on_abandoned: Option<Abandoned>,
+}
+
+/// What a lapsed lease means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Abandoned {
+    /// The next request takes the key over
+    Rerun,
+    /// The key waits to be resolved
+    Hold,
+}
+
+impl From<Abandoned> for OnAbandoned {
+    fn from(abandoned: Abandoned) -> Self {
+        match abandoned {
+            Abandoned::Rerun => Self::Rerun,
+            Abandoned::Hold => Self::Hold,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flags_of_the_command_line_are_read() {
+        let options = Options::try_parse_from([
+            "web-example",
+            "--bind=127.0.0.1:0",
+            "--store=memory:",
+            "--workers=3",
+            "--lease=1s",
+            "--retention=3s",
+            "--wait=500ms",
+            "--on-abandoned=rerun",
+        ])
+        .unwrap();
+        assert_eq!((options.workers, options.lease), (Some(3), Duration::from_secs(1)));
+        assert_eq!((options.retention, options.wait), (Duration::from_secs(3), Some(Duration::from_millis(500))));
+        assert_eq!(options.on_abandoned.map(OnAbandoned::from), Some(OnAbandoned::Rerun));
+    }
+
+    #[test]
+    fn bad_flags_are_refused() {
+        for bad in ["--bind=here", "--workers=0", "--lease=soon", "--on-abandoned=maybe", "--nothing"] {
+            assert!(Options::try_parse_from(["web-example", bad]).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! The HTTP server: its routes, its guard, its start and its end.
+
+use std::time::Duration;
+
+use actix_web::dev::ServerHandle;
+use actix_web::http::StatusCode;
+use actix_web::{App, HttpResponse, HttpServer, middleware, web};
+use metrics_exporter_prometheus::{BuildError, PrometheusHandle};
+use oncekey::web::{Idempotency, RouteRules};
+use oncekey::{Engine, Key, OnAbandoned};
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
+
+use crate::options::Options;
+use crate::page;
+use crate::shop::{self, Shop};
+use crate::store::{Store, StoreError};
+
+/// Why the shop does not open.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the shop's database can't be used: {0}")]
+    Shop(#[from] shop::DatabaseError),
+    #[error("can't listen on {bind}: {error}")]
+    Bind { bind: std::net::SocketAddr, error: std::io::Error },
+    #[error("the metrics can't be set up: {0}")]
+    Metrics(#[from] BuildError),
+    #[error("the server ended with an error: {0}")]
+    Server(std::io::Error),
+}
+
+/// How long requests in flight may take once the process is told to end.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(20);
+
+pub(crate) async fn serve(
+    options: &Options,
+    store: Store,
+    shop: Shop,
+    metrics: PrometheusHandle,
+) -> Result<(), StartError> {
+    let (engine, metrics) = (store.engine.clone(), web::Data::new(metrics));
+    let (shop, data) = (web::Data::new(shop), web::Data::new(store.clone()));
+    let abandoned = options.on_abandoned;
+    let is_shared = store.is_shared;
+    let server = HttpServer::new(move || {
+        // An order in the store's transaction commits nothing before its outcome: after a crash it may simply run again.
+        let orders = move |rules: RouteRules| match abandoned {
+            None if is_shared => rules.on_abandoned(OnAbandoned::Rerun),
+            _ => rules,
+        };
+        let guard = Idempotency::new(engine.clone())
+            .required()
+            .scope_by_header("X-Api-Key", "public")
+            .route("/orders", orders)
+            .route("/echo", RouteRules::optional);
+        App::new()
+            .app_data(data.clone())
+            .app_data(shop.clone())
+            .app_data(metrics.clone())
+            .app_data(web::JsonConfig::default().error_handler(|error, _| {
+                let told = problem(StatusCode::BAD_REQUEST, "The body is not the JSON that this route takes", &error);
+                actix_web::error::InternalError::from_response(error, told).into()
+            }))
+            .wrap(guard)
+            .wrap(middleware::NormalizePath::trim())
+            .route("/", web::get().to(page::page))
+            .route("/healthz", web::get().to(healthz))
+            .route("/metrics", web::get().to(prometheus))
+            .configure(shop::routes)
+            .default_service(web::to(|| async {
+                problem(StatusCode::NOT_FOUND, "There is nothing here", &"look at / for what there is")
+            }))
+    });
+    let server = match options.workers {
+        Some(workers) => server.workers(usize::from(workers)),
+        None => server,
+    };
+    // Ended by ourselves, so that the engine is drained while its workers still run.
+    let server = server
+        .disable_signals()
+        .shutdown_timeout(SHUTDOWN_LIMIT.as_secs())
+        .bind(options.bind)
+        .map_err(|error| StartError::Bind { bind: options.bind, error })?;
+    let address = server.addrs().first().copied().unwrap_or(options.bind);
+    greet(address, &store.name);
+    let server = server.run();
+    actix_web::rt::spawn(end_on_signal(store.engine, server.handle()));
+    server.await.map_err(StartError::Server)
+}
+
+#[expect(clippy::print_stdout, reason = "whoever starts it reads this")]
+fn greet(address: std::net::SocketAddr, store: &str) {
+    println!("The shop is open: http://{address}/");
+    println!("Its idempotency records are kept in: {store}");
+    println!(
+        "Pay, and pay again:\n  curl -i http://{address}/payments -H 'Idempotency-Key: pay-1' \
+         -H 'Content-Type: application/json' \
+         -d '{{\"amount\": 1999, \"currency\": \"usd\", \"card\": \"tok_visa\", \"reference\": \"r-1\"}}'"
+    );
+}
+
+/// The first signal drains: no new claims, and those in flight finish. The second ends at once.
+async fn end_on_signal(engine: Engine, server: ServerHandle) {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return warn!("signals can't be handled: the process ends without draining");
+    };
+    let mut told = async || tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () };
+    told().await;
+    info!("ending: requests in flight may finish; once more ends at once");
+    tokio::select! {
+        shutdown = engine.shutdown(SHUTDOWN_LIMIT) => {
+            if shutdown.left_to_their_lease > 0 {
+                warn!(keys = shutdown.left_to_their_lease, "keys in flight are left to their lease");
+            }
+            server.stop(true).await;
+        }
+        () = told() => server.stop(false).await,
+    }
+}
+
+/// Alive, and whether the store answers.
+async fn healthz(store: web::Data<Store>) -> HttpResponse {
+    let answers = async {
+        let probe = Key::new("healthz", "probe").ok()?;
+        store.engine.lookup(&probe).await.ok()
+    };
+    let answers = tokio::time::timeout(Duration::from_secs(1), answers).await.ok().flatten().is_some();
+    HttpResponse::Ok().json(json!({"status": "up", "store": if answers { "up" } else { "down" }}))
+}
+
+async fn prometheus(metrics: web::Data<PrometheusHandle>) -> HttpResponse {
+    HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(metrics.render())
+}
+
+/// A refusal of the shop's own, in the form of RFC 9457.
+pub(crate) fn problem(status: StatusCode, title: &str, detail: &dyn std::fmt::Display) -> HttpResponse {
+    HttpResponse::build(status).content_type("application/problem+json").body(
+        json!({"type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail.to_string()})
+            .to_string(),
+    )
+}

@@ -1,0 +1,136 @@
+//! Payments: an outside effect. The charge is written to the ledger in a commit of its own, before the response.
+
+use std::time::Duration;
+
+use actix_web::cookie::Cookie;
+use actix_web::http::StatusCode;
+use actix_web::{HttpResponse, web};
+use diesel::prelude::*;
+use oncekey::web::{ResponseFate, WithFate as _};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::Shop;
+use super::database::{charges, now};
+use crate::server::problem;
+
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Payment {
+    amount: i64,
+    currency: String,
+    card: String,
+    reference: String,
+}
+
+#[derive(Debug, Serialize, Queryable, Selectable)]
+#[diesel(table_name = charges)]
+pub(super) struct Charge {
+    id: i64,
+    reference: String,
+    amount: i64,
+    currency: String,
+    card: String,
+    created_at: String,
+}
+
+/// How the provider answers a card.
+enum Provider {
+    Charges,
+    ChargesSlowly,
+    ChargesAtLength,
+    ChargesAndFallsSilent,
+    Declines,
+    IsDown,
+    Crashes,
+}
+
+fn provider_for(card: &str) -> Option<Provider> {
+    Some(match card {
+        "tok_visa" => Provider::Charges,
+        "tok_slow" => Provider::ChargesSlowly,
+        "tok_huge" => Provider::ChargesAtLength,
+        "tok_unsure" => Provider::ChargesAndFallsSilent,
+        "tok_declined" => Provider::Declines,
+        "tok_gateway_down" => Provider::IsDown,
+        "tok_panic" => Provider::Crashes,
+        _ => return None,
+    })
+}
+
+async fn charge(shop: &Shop, payment: Payment) -> Result<Charge, actix_web::Error> {
+    shop.database
+        .run(move |connection| {
+            diesel::insert_into(charges::table)
+                .values((
+                    charges::reference.eq(payment.reference),
+                    charges::amount.eq(payment.amount),
+                    charges::currency.eq(payment.currency),
+                    charges::card.eq(payment.card),
+                    charges::created_at.eq(now()),
+                ))
+                .returning(Charge::as_returning())
+                .get_result(connection)
+        })
+        .await
+}
+
+pub(super) async fn pay(shop: web::Data<Shop>, payment: web::Json<Payment>) -> Result<HttpResponse, actix_web::Error> {
+    let payment = payment.into_inner();
+    if payment.amount < 1 || payment.currency.len() != 3 || payment.reference.is_empty() {
+        let detail = "it needs an amount of at least 1, a currency of three letters, and a reference";
+        return Ok(problem(StatusCode::BAD_REQUEST, "Not a payment", &detail));
+    }
+    let Some(provider) = provider_for(&payment.card) else {
+        return Ok(problem(StatusCode::BAD_REQUEST, "Unknown card", &"see the start page for the cards of this shop"));
+    };
+    match provider {
+        Provider::Declines => Ok(HttpResponse::PaymentRequired().json(json!({"error": "card declined"}))),
+        Provider::IsDown => Ok(HttpResponse::ServiceUnavailable().json(json!({"error": "the card gateway is down"}))),
+        Provider::Crashes => crash(),
+        Provider::Charges => {
+            // A cookie for this client alone: a replay never carries it.
+            let cookie = Cookie::build("last_payment", payment.reference.clone()).http_only(true).finish();
+            Ok(HttpResponse::Created().cookie(cookie).json(charge(&shop, payment).await?))
+        }
+        Provider::ChargesSlowly => {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            Ok(HttpResponse::Created().json(charge(&shop, payment).await?))
+        }
+        Provider::ChargesAtLength => {
+            let charge = charge(&shop, payment).await?;
+            // Over what the guard keeps.
+            Ok(HttpResponse::Created().json(json!({"charge": charge, "receipt": "=".repeat(2 << 20)})))
+        }
+        Provider::ChargesAndFallsSilent => {
+            charge(&shop, payment).await?;
+            let lost = HttpResponse::GatewayTimeout().json(json!({"error": "the card gateway did not answer"}));
+            Ok(lost.with_fate(ResponseFate::Indeterminate))
+        }
+    }
+}
+
+#[expect(clippy::panic, reason = "a card to show what a handler's panic does")]
+fn crash() -> ! {
+    panic!("tok_panic was used")
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Wanted {
+    reference: Option<String>,
+}
+
+/// The ledger: one line per charge that happened.
+pub(super) async fn list(shop: web::Data<Shop>, wanted: web::Query<Wanted>) -> Result<HttpResponse, actix_web::Error> {
+    let found = shop
+        .database
+        .run(move |connection| {
+            let all = charges::table.select(Charge::as_select()).order(charges::id).into_boxed();
+            let wanted = match wanted.into_inner().reference {
+                Some(reference) => all.filter(charges::reference.eq(reference)),
+                None => all,
+            };
+            wanted.load(connection)
+        })
+        .await?;
+    Ok(HttpResponse::Ok().json(found))
+}

@@ -1,0 +1,117 @@
+//! The idempotency store that `--store` names, and the engine on it.
+
+use std::path::PathBuf;
+
+use oncekey::backend::Backend;
+use oncekey::{Engine, EngineBuilder, OnInProgress, StartError};
+use oncekey_backends::{MemoryBackend, SqliteBackend, SqliteOpenError};
+
+use crate::options::Options;
+
+/// An engine on its store, and the database where the shop's own rows go.
+#[derive(Debug, Clone)]
+pub(crate) struct Store {
+    pub(crate) engine: Engine,
+    pub(crate) name: String,
+    /// The file of the shop's rows.
+    pub(crate) shop_db: PathBuf,
+    /// Whether that is the store's own database, so that a row and the completion can commit together.
+    pub(crate) is_shared: bool,
+}
+
+/// Why there is no store. A URL may hold a password, and is never shown.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    #[error("--store {0}: is not built in; there are memory: and sqlite:PATH")]
+    NotBuiltIn(&'static str),
+    #[error("--store takes a URL such as memory: or sqlite:PATH; this is none of the schemes that it knows")]
+    UnknownScheme,
+    #[error("--store sqlite: needs a path, as in sqlite:oncekey.db")]
+    NoPath,
+    #[error("--store memory: takes nothing behind the colon")]
+    MemoryWithPath,
+    #[error("--store can't be opened: {0}")]
+    Sqlite(#[from] SqliteOpenError),
+    #[error("the settings can't work: {0}")]
+    Settings(#[from] StartError),
+}
+
+/// What a URL names.
+#[derive(Debug, PartialEq, Eq)]
+enum Named {
+    Memory,
+    Sqlite(PathBuf),
+}
+
+fn parse(url: &str) -> Result<Named, StoreError> {
+    let (scheme, rest) = url.split_once(':').ok_or(StoreError::UnknownScheme)?;
+    match scheme {
+        "memory" if rest.is_empty() => Ok(Named::Memory),
+        "memory" => Err(StoreError::MemoryWithPath),
+        "sqlite" if rest.is_empty() || rest == "//" => Err(StoreError::NoPath),
+        // Both `sqlite:keys.db` and `sqlite:///var/lib/keys.db` are written in the wild.
+        "sqlite" => Ok(Named::Sqlite(PathBuf::from(rest.strip_prefix("//").unwrap_or(rest)))),
+        "postgres" | "postgresql" => Err(StoreError::NotBuiltIn("postgres")),
+        "mysql" => Err(StoreError::NotBuiltIn("mysql")),
+        "redis" => Err(StoreError::NotBuiltIn("redis")),
+        "rediss" => Err(StoreError::NotBuiltIn("rediss")),
+        "redis+cluster" => Err(StoreError::NotBuiltIn("redis+cluster")),
+        "redis+sentinel" => Err(StoreError::NotBuiltIn("redis+sentinel")),
+        _ => Err(StoreError::UnknownScheme),
+    }
+}
+
+impl Store {
+    pub(crate) fn open(options: &Options) -> Result<Self, StoreError> {
+        match parse(&options.store)? {
+            Named::Memory => Ok(Self {
+                engine: start(Engine::builder(MemoryBackend::new()), options)?,
+                name: "memory".to_owned(),
+                shop_db: options.shop_db.clone(),
+                is_shared: false,
+            }),
+            Named::Sqlite(path) => Ok(Self {
+                engine: start(Engine::builder(SqliteBackend::open(&path)?), options)?,
+                name: format!("SQLite in {}", path.display()),
+                shop_db: path,
+                is_shared: true,
+            }),
+        }
+    }
+}
+
+fn start<B: Backend>(mut builder: EngineBuilder<B>, options: &Options) -> Result<Engine, StartError> {
+    builder = builder.lease(options.lease).retention(options.retention);
+    if let Some(limit) = options.wait {
+        builder = builder.on_in_progress(OnInProgress::Wait(limit));
+    }
+    if let Some(abandoned) = options.on_abandoned {
+        builder = builder.on_abandoned(abandoned.into());
+    }
+    builder.start()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_name_stores() {
+        assert_eq!(parse("memory:").unwrap(), Named::Memory);
+        for (url, path) in
+            [("sqlite:keys.db", "keys.db"), ("sqlite:/var/keys.db", "/var/keys.db"), ("sqlite:///var/k", "/var/k")]
+        {
+            assert_eq!(parse(url).unwrap(), Named::Sqlite(path.into()), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_bad_url_is_told_without_its_password() {
+        for bad in
+            ["", "memory", "memory:x", "sqlite:", "sqlite://", "keys.db", "ftp://u:secret@h/", "postgres://u:secret@h/"]
+        {
+            let told = parse(bad).unwrap_err().to_string();
+            assert!(told.starts_with("--store") && !told.contains("secret") && !told.contains('\n'), "{bad}: {told}");
+        }
+    }
+}
