@@ -1,0 +1,163 @@
+//! The shop as its users meet it: started badly, ended politely, killed, and run twice on one store.
+
+use diesel::connection::SimpleConnection as _;
+use diesel::prelude::*;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use tests::http::{Answer, Request};
+use tests::shop::{Shop, command};
+
+fn order(item: &str, key: &str) -> Request {
+    let body = format!(r#"{{"item": "{item}", "quantity": 1}}"#);
+    Request::post("/orders", body).header("Content-Type", "application/json").key(key)
+}
+
+fn payment(card: &str, reference: &str, key: &str) -> Request {
+    let body = format!(r#"{{"amount": 1999, "currency": "usd", "card": "{card}", "reference": "{reference}"}}"#);
+    Request::post("/payments", body).header("Content-Type", "application/json").key(key)
+}
+
+async fn count(shop: &Shop, target: &str) -> usize {
+    let found = Request::new("GET", target, "").send(shop.address).await;
+    serde_json::from_slice::<Vec<serde_json::Value>>(&found.body).unwrap().len()
+}
+
+/// Starts it badly, and gives what it says and its exit code.
+fn start_badly(folder: &std::path::Path, flags: &[&str]) -> (String, Option<i32>) {
+    let ended = command(folder, flags).output().unwrap();
+    (String::from_utf8(ended.stderr).unwrap(), ended.status.code())
+}
+
+#[test]
+fn e13_a_bad_store_is_one_clear_line_and_exit_code_2() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("folder")).unwrap();
+    std::fs::write(folder.path().join("text.db"), "no database ".repeat(1_000)).unwrap();
+    for (url, word) in [
+        ("nonsense", "scheme"),
+        ("sqlite:", "path"),
+        ("sqlite:folder", "folder"),
+        ("sqlite:missing/keys.db", "missing"),
+        ("sqlite:text.db", "text.db"),
+        ("postgres://user:secret@nowhere/db", "not built in"),
+        ("redis+cluster://:secret@nowhere", "not built in"),
+        ("sqlite:/proc/keys.db", "/proc/keys.db"),
+    ] {
+        let (told, code) = start_badly(folder.path(), &["--store", url]);
+        assert_eq!((code, told.lines().count()), (Some(2), 1), "{url}: {told}");
+        assert!(told.contains(word) && !told.contains("secret"), "{url}: {told}");
+    }
+    let (told, code) = start_badly(folder.path(), &["--store=memory:", "--lease=0s"]);
+    assert!(code == Some(2) && told.contains("lease"), "{told}");
+}
+
+#[test]
+fn e13_a_newer_schema_is_refused_and_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(Shop::open(folder.path(), &["--store=sqlite:keys.db"]));
+    let file = folder.path().join("keys.db");
+    let mut connection = SqliteConnection::establish(file.to_str().unwrap()).unwrap();
+    connection.batch_execute("PRAGMA busy_timeout = 10000").unwrap();
+    connection.batch_execute("INSERT INTO oncekey_migrations VALUES ('99991231000000')").unwrap();
+    let (told, code) = start_badly(folder.path(), &["--store=sqlite:keys.db"]);
+    assert!(code == Some(2) && told.contains("99991231000000"), "{told}");
+}
+
+#[actix_rt::test]
+async fn e16_a_polite_end_lets_a_slow_payment_finish() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut shop = Shop::open(folder.path(), &[]);
+    let (address, request) = (shop.address, payment("tok_slow", "r", "k"));
+    let paying = {
+        let request = request.clone();
+        actix_rt::spawn(async move { request.send(address).await })
+    };
+    // The claim stands: a duplicate is turned away.
+    while request.send(address).await.status != 409 {}
+    // And one whose client has left before the end.
+    drop(payment("tok_slow", "left", "k-left").send_only(address).await);
+    while payment("tok_slow", "left", "k-left").send(address).await.status != 409 {}
+    shop.process.terminate();
+    let paid = paying.await.unwrap();
+    assert_eq!(paid.status, 201);
+    assert_eq!(actix_web::rt::task::spawn_blocking(move || shop.process.exit_code()).await.unwrap(), Some(0));
+
+    let shop = Shop::open(folder.path(), &[]);
+    for (reference, key) in [("r", "k"), ("left", "k-left")] {
+        let again = payment("tok_slow", reference, key).send(shop.address).await;
+        assert!(again.is_replay() && again.status == 201, "{reference}: {again:?}");
+        assert_eq!(count(&shop, &format!("/payments?reference={reference}")).await, 1);
+    }
+}
+
+#[actix_rt::test]
+async fn e01_two_shops_on_one_file_order_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let shops = [(); 2].map(|()| Shop::open(folder.path(), &["--store=sqlite:keys.db", "--wait=20s"]));
+    for round in 0..40 {
+        let request = order("book", &format!("k{round}"));
+        let sent = (0..16).map(|n| request.send(shops[n % 2].address));
+        let answers: Vec<Answer> = futures_util::future::join_all(sent).await;
+        assert!(answers.iter().all(|answer| answer.status == 201 && answer.body == answers[0].body), "{answers:?}");
+        assert_eq!(answers.iter().filter(|answer| !answer.is_replay()).count(), 1);
+    }
+    assert_eq!(count(&shops[0], "/orders?item=book").await, 40);
+}
+
+/// Orders while the shop is killed with SIGKILL again and again, each order retried until it is answered. Gives the count
+/// of rows. `same_key`: whether a retry carries the key of its order.
+async fn order_under_kill_9(orders: usize, same_key: bool) -> usize {
+    const AT_ONCE: usize = 60;
+    let folder = tempfile::tempdir().unwrap();
+    let flags = ["--store=sqlite:keys.db", "--lease=1s"];
+    let mut shop = Shop::open(folder.path(), &flags);
+    let (mut kills, mut tries) = (0, 0);
+    let mut open: Vec<usize> = (0..orders).collect();
+    while !open.is_empty() {
+        let address = shop.address;
+        let mut ordering: FuturesUnordered<_> = open
+            .iter()
+            .take(AT_ONCE)
+            .map(|&number| {
+                tries += 1;
+                let key = if same_key { format!("order-{number}") } else { format!("try-{tries}") };
+                async move { (number, order("book", &key).try_send(address).await) }
+            })
+            .collect();
+        // Killed once a few of them have been answered, the rest on their way; the last round is left in peace.
+        let kill_at = (open.len() > AT_ONCE).then_some(AT_ONCE / 6);
+        let (mut ordered, mut is_killed) = (0, false);
+        while let Some((number, answer)) = ordering.next().await {
+            match answer {
+                Ok(answer) if answer.status == 201 => {
+                    open.retain(|other| *other != number);
+                    ordered += 1;
+                }
+                // Claimed by the process before: its lease is not over yet.
+                Ok(answer) => assert_eq!(answer.status, 409, "{answer:?}"),
+                Err(_) => {}
+            }
+            if Some(ordered) == kill_at && !is_killed {
+                shop.process.kill();
+                (kills, is_killed) = (kills + 1, true);
+            }
+        }
+        if is_killed {
+            shop = Shop::open(folder.path(), &flags);
+        }
+    }
+    assert!(kills >= 5, "only {kills} kills: the fault hardly fired");
+    count(&shop, "/orders?item=book").await
+}
+
+#[actix_rt::test]
+async fn e05_orders_survive_kill_9_of_the_shop_exactly_once() {
+    assert_eq!(order_under_kill_9(500, true).await, 500);
+}
+
+/// The control: with a new key for each try there is no guard, and the same kills order twice.
+#[actix_rt::test]
+async fn e05_control_without_a_key_kill_9_orders_twice() {
+    let rows = order_under_kill_9(500, false).await;
+    assert!(rows > 500, "{rows} rows for 500 orders: the kills prove nothing");
+}
