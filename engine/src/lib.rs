@@ -4,6 +4,8 @@
 pub mod backend;
 mod bridge;
 mod call;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod detach;
 mod engine;
 mod error;

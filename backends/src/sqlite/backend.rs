@@ -199,7 +199,7 @@ impl Backend for SqliteBackend {
 
     async fn execute(&self, batch: Vec<Request>) {
         let mut answers = Batch::with_capacity(batch.len());
-        batch.into_iter().for_each(|request| dispatch::queue(&self.store, request, &mut answers));
+        dispatch::queue_all(&self.store, batch, &mut answers);
         answers.answered().await;
     }
 }

@@ -1,14 +1,50 @@
 //! From a message to the thread that takes its step.
 
+use std::collections::HashSet;
+
 use crossbeam_channel::{Sender, TrySendError};
-use oncekey::Key;
 use oncekey::backend::{Changed, Purge, Purged, RecordView, Removed, Reply, Request, Stats, StoreError};
 use oncekey::record::transition;
+use oncekey::{Key, KeyHasher};
 
 use super::job::{Batch, Job};
 use super::registry::Store;
 use super::session::Session;
 use super::{records, transaction};
+
+/// Puts steps into their threads' queues, in order for each key: a look-up of a key that is written before it goes to
+/// the writer, behind that step.
+pub(super) fn queue_all(store: &Store, requests: Vec<Request>, batch: &mut Batch) {
+    let has_lookups = requests.iter().any(|request| matches!(request, Request::Lookup(..)));
+    let mut written = HashSet::<Key, KeyHasher>::default();
+    for request in requests {
+        match request {
+            Request::Lookup(message, reply) if written.contains(&message.key) => {
+                write(store, batch, reply, move |session| lookup(session, &message.key));
+            }
+            request => {
+                if has_lookups {
+                    written.extend(written_key(&request).cloned());
+                }
+                queue(store, request, batch);
+            }
+        }
+    }
+}
+
+fn written_key(request: &Request) -> Option<&Key> {
+    match request {
+        Request::Acquire(message, _) => Some(&message.key),
+        Request::Renew(message, _) => Some(&message.key),
+        Request::Complete(message, _) => Some(&message.key),
+        Request::CompleteInTransaction(message, _) => Some(&message.key),
+        Request::Release(message, _) => Some(&message.key),
+        Request::Hold(message, _) => Some(&message.key),
+        Request::Resolve(message, _) => Some(&message.key),
+        Request::Remove(message, _) => Some(&message.key),
+        Request::Purge(..) | Request::Lookup(..) | Request::List(..) | Request::Stats(..) | Request::Watch(..) => None,
+    }
+}
 
 /// Puts one step into its thread's queue. `batch` hears of its answer.
 pub(super) fn queue(store: &Store, request: Request, batch: &mut Batch) {

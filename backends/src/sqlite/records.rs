@@ -2,6 +2,9 @@
 //! each connection.
 
 use diesel::prelude::*;
+use diesel::query_builder::{AstPass, QueryFragment, QueryId};
+use diesel::sql_types::{BigInt, Binary, Nullable};
+use diesel::sqlite::Sqlite;
 use oncekey::backend::{RecordView, StoreError, StoreStats};
 use oncekey::record::{Attempt, Owner, Record, SealedOutcome, State, StoreTime};
 use oncekey::{Fingerprint, Key, OnAbandoned};
@@ -38,8 +41,8 @@ struct Row {
 }
 
 // NULL is written as such: with DEFAULT, each pattern of absent columns would be another statement, and none prepared.
-#[derive(Insertable, AsChangeset)]
-#[diesel(table_name = oncekey_records, treat_none_as_default_value = false, treat_none_as_null = true)]
+#[derive(Insertable)]
+#[diesel(table_name = oncekey_records, treat_none_as_default_value = false)]
 struct Columns<'a> {
     fingerprint: &'a [u8],
     attempt: i64,
@@ -51,12 +54,51 @@ struct Columns<'a> {
     purge_at: Option<i64>,
 }
 
+/// Puts a record in the place of the one in a row. Diesel's own UPDATE is prepared anew for every execution, which costs
+/// more than the execution.
+struct Update<'a> {
+    id: i64,
+    columns: Columns<'a>,
+}
+
+impl QueryId for Update<'_> {
+    type QueryId = Update<'static>;
+
+    const HAS_STATIC_QUERY_ID: bool = true;
+}
+
+impl QueryFragment<Sqlite> for Update<'_> {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
+        out.push_sql("UPDATE oncekey_records SET fingerprint = ");
+        out.push_bind_param::<Binary, _>(self.columns.fingerprint)?;
+        out.push_sql(", attempt = ");
+        out.push_bind_param::<BigInt, _>(&self.columns.attempt)?;
+        out.push_sql(", owner = ");
+        out.push_bind_param::<Binary, _>(self.columns.owner)?;
+        out.push_sql(", state = ");
+        out.push_bind_param::<BigInt, _>(&self.columns.state)?;
+        out.push_sql(", lease_until = ");
+        out.push_bind_param::<Nullable<BigInt>, _>(&self.columns.lease_until)?;
+        out.push_sql(", on_abandoned = ");
+        out.push_bind_param::<Nullable<BigInt>, _>(&self.columns.on_abandoned)?;
+        out.push_sql(", outcome = ");
+        out.push_bind_param::<Nullable<Binary>, _>(&self.columns.outcome)?;
+        out.push_sql(", purge_at = ");
+        out.push_bind_param::<Nullable<BigInt>, _>(&self.columns.purge_at)?;
+        out.push_sql(" WHERE id = ");
+        out.push_bind_param::<BigInt, _>(&self.id)
+    }
+}
+
+impl RunQueryDsl<SqliteConnection> for Update<'_> {}
+
 /// Reads a key's record, whether its time is over or not.
 pub(super) fn find(connection: &mut SqliteConnection, key: &Key) -> Result<Option<Found>, StoreError> {
+    // Not `first`: SQLite prepares a statement with a bound LIMIT anew whenever it is bound, and a key has one row.
     let row = dsl::oncekey_records
         .filter(dsl::key.eq(key.as_stored()))
         .select(Row::as_select())
-        .first(connection)
+        .get_result(connection)
         .optional()
         .map_err(|error| not_taken(&error))?;
     row.map(|row| Ok(Found { id: row.id, record: decode(row)? })).transpose()
@@ -69,7 +111,7 @@ pub(super) fn insert(connection: &mut SqliteConnection, key: &Key, record: &Reco
 }
 
 pub(super) fn update(connection: &mut SqliteConnection, id: i64, record: &Record) -> Result<(), StoreError> {
-    let updated = diesel::update(dsl::oncekey_records.find(id)).set(encode(record)?).execute(connection);
+    let updated = Update { id, columns: encode(record)? }.execute(connection);
     updated.map(drop).map_err(|error| not_taken(&error))
 }
 

@@ -20,6 +20,8 @@ pub(super) struct Session {
     pub(super) settled: Vec<Key>,
     /// Set when a user's operation has ended or replaced the transaction that it was run in.
     pub(super) broken: bool,
+    /// Set when the connection refuses to write, whatever the reason: the next batch gets another.
+    pub(super) worn: bool,
 }
 
 /// Why what a transaction did is not known to be committed.
@@ -35,7 +37,7 @@ pub(super) enum NotCommitted {
 
 impl Session {
     pub(super) fn new(connection: SqliteConnection, clock: Clock) -> Self {
-        Self { connection, clock, settled: Vec::new(), broken: false }
+        Self { connection, clock, settled: Vec::new(), broken: false, worn: false }
     }
 
     pub(super) fn clock(&self) -> &Clock {

@@ -39,9 +39,10 @@ impl Writer {
             while !batch.is_empty() {
                 let committed = catch_unwind(AssertUnwindSafe(|| self.commit_together(&mut batch)));
                 if committed.is_err() {
-                    // The jobs that were dropped have answered "unknown".
                     error!("the SQLite writer panicked, and goes on with a new connection");
                     self.session = None;
+                    // A job that is dropped answers "unknown" if it was begun, and "unavailable" if not.
+                    batch.clear();
                 }
             }
         }
@@ -77,6 +78,9 @@ impl Writer {
             Ok(()) => {
                 self.commits.fetch_add(1, Ordering::Relaxed);
                 self.watchers.wake(session.settled.drain(..));
+                if session.worn {
+                    self.give_up(&"it refuses to write");
+                }
             }
             Err(NotCommitted::Refused(error)) => {
                 warn!(%error, "SQLite refused a commit; the steps beside users' operations are taken again");
@@ -114,9 +118,9 @@ fn take(
                 "another step's operation ended the transaction that this step was part of",
             )));
         }
-        if let Ran::Failed(error) = ran
-            && !session.in_transaction()
-        {
+        let Ran::Failed(error) = ran else { continue };
+        session.worn |= matches!(error, StoreError::ReadOnly(_));
+        if !session.in_transaction() {
             return Some(NotCommitted::RolledBack(match error {
                 StoreError::Full(_) | StoreError::ReadOnly(_) => error,
                 other => StoreError::unavailable(format!("SQLite rolled the transaction back: {other}")),

@@ -107,24 +107,25 @@ pub fn acquire(found: Option<&Record>, now: StoreTime, message: &Acquire) -> Ste
     }
 }
 
-/// Lengthens the holder's lease. A lapsed lease that nobody has taken over can still be renewed.
+/// Lengthens the holder's lease.
+///
+/// A lapsed lease that nobody has taken over can still be renewed, also one that made the key *indeterminate*: see
+/// [`complete`].
 pub fn renew(found: Option<&Record>, now: StoreTime, message: &Renew) -> Step<Renewed> {
-    match owned(found, now, message.owner) {
-        Some(record @ Record { state: State::InProgress { on_abandoned, .. }, .. }) => put(
-            Record {
-                state: State::InProgress { lease_until: now.after(message.lease), on_abandoned: *on_abandoned },
-                ..record.clone()
-            },
-            Renewed::Renewed,
-        ),
-        _ => unchanged(Renewed::Lost),
-    }
+    let Some(record) = owned(found, now, message.owner) else { return unchanged(Renewed::Lost) };
+    let on_abandoned = match record.state {
+        State::InProgress { on_abandoned, .. } => on_abandoned,
+        State::Indeterminate => OnAbandoned::Hold,
+        State::Completed { .. } => return unchanged(Renewed::Lost),
+    };
+    let state = State::InProgress { lease_until: now.after(message.lease), on_abandoned };
+    put(Record { state, ..record.clone() }, Renewed::Renewed)
 }
 
 /// Stores the outcome.
 ///
-/// The owner of a claim that lapsed into *indeterminate* may still complete it: nobody has run the operation since, and
-/// nobody knows its outcome better.
+/// The owner of a claim that lapsed into *indeterminate* is not stale: nobody has run the operation since, and nobody
+/// knows better what became of it. Until somebody resolves the key, its owner may complete, renew or release it.
 pub fn complete(found: Option<&Record>, now: StoreTime, message: &Complete) -> Step<Completed> {
     match owned(found, now, message.owner) {
         Some(Record { state: State::Completed { .. }, .. }) => unchanged(Completed::Stored),
@@ -142,7 +143,7 @@ pub fn complete(found: Option<&Record>, now: StoreTime, message: &Complete) -> S
 /// Gives the claim up: nothing happened, and the next acquire wins.
 pub fn release(found: Option<&Record>, now: StoreTime, message: &Release) -> Step<Released> {
     match owned(found, now, message.owner) {
-        Some(Record { state: State::InProgress { .. }, .. }) => {
+        Some(Record { state: State::InProgress { .. } | State::Indeterminate, .. }) => {
             Step { write: Write::Delete, answer: Released::Released }
         }
         _ => unchanged(Released::Lost),

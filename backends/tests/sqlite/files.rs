@@ -1,0 +1,153 @@
+//! Opening: what is kept, what is refused, and how it is said.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
+use std::thread;
+use std::time::Instant;
+
+use oncekey::backend::{Acquired, Backend as _, List, Lookup, Remove, Removed, StateView, StoreError};
+use oncekey::record::Owner;
+use oncekey_backends::SqliteOpenError;
+
+use super::*;
+
+#[test]
+fn records_are_there_after_the_file_is_opened_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, owner) = (folder.path().join("keys.db"), Owner::random());
+    for round in 0..3 {
+        let path = path.clone();
+        actix_rt::System::new().block_on(async move {
+            let backend = SqliteBackend::open(&path).unwrap();
+            if round == 0 {
+                assert!(is_claimed(&backend, claim(&key("done"), owner)).await);
+                assert!(is_claimed(&backend, claim(&key("claimed"), owner)).await);
+                backend.complete(completion(&key("done"), owner)).await.unwrap();
+            }
+            let replayed = Acquired::Completed { outcome: outcome(&key("done"), "17") };
+            assert_eq!(backend.acquire(claim(&key("done"), Owner::random())).await, Ok(replayed));
+            let claimed = backend.lookup(Lookup { key: key("claimed") }).await.unwrap().unwrap();
+            assert!(matches!(claimed.state, StateView::InProgress { .. }), "round {round}: {claimed:?}");
+        });
+    }
+}
+
+#[test]
+fn the_log_is_write_ahead_and_paths_that_look_like_urls_are_paths() {
+    let folder = tempfile::tempdir().unwrap();
+    let odd = folder.path().join("file:keys?mode=memory.db");
+    let backend = SqliteBackend::open(&odd).unwrap();
+    assert!(odd.exists());
+    let mode: String =
+        diesel::dsl::sql::<diesel::sql_types::Text>("PRAGMA journal_mode").get_result(&mut beside(&backend)).unwrap();
+    assert_eq!(mode, "wal");
+}
+
+#[test]
+fn a_newer_schema_is_refused_with_both_versions() {
+    let (folder, backend) = fresh();
+    let sql = "INSERT INTO oncekey_migrations VALUES ('29991231000000')";
+    beside(&backend).batch_execute(sql).unwrap();
+    drop(backend);
+    // Another path to the same file is the same file: nothing of the first opening is left once it is dropped.
+    let error = SqliteBackend::open(folder.path().join("keys.db")).unwrap_err();
+    assert!(matches!(error, SqliteOpenError::NewerSchema { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("29991231000000") && text.contains("20261124000000"), "{text}");
+}
+
+#[test]
+fn the_users_own_migrations_and_tables_are_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("shop.db");
+    let mut shop = connect(&path);
+    let sql = "CREATE TABLE __diesel_schema_migrations (version TEXT PRIMARY KEY NOT NULL, run_on TEXT);
+               INSERT INTO __diesel_schema_migrations VALUES ('29991231000000', 'now'); PRAGMA user_version = 17;";
+    shop.batch_execute(sql).unwrap();
+    SqliteBackend::open(&path).unwrap();
+    let count = "SELECT count(*) FROM __diesel_schema_migrations";
+    let count: i64 = diesel::dsl::sql::<diesel::sql_types::BigInt>(count).get_result(&mut shop).unwrap();
+    assert_eq!(count, 1);
+}
+
+#[test]
+fn what_is_no_database_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("letter.txt");
+    fs::write(&path, "Dear Ada, ".repeat(1_000)).unwrap();
+    let error = SqliteBackend::open(&path).unwrap_err();
+    assert!(matches!(error, SqliteOpenError::NotADatabase { .. }), "{error}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "Dear Ada, ".repeat(1_000));
+
+    let error = SqliteBackend::open(folder.path()).unwrap_err();
+    assert!(matches!(error, SqliteOpenError::Unopenable { .. }), "{error}");
+    let error = SqliteBackend::open(folder.path().join("none").join("keys.db")).unwrap_err();
+    assert!(matches!(error, SqliteOpenError::Path { .. }), "{error}");
+    assert!(matches!(SqliteBackend::open(":memory:").unwrap_err(), SqliteOpenError::InMemory));
+}
+
+#[test]
+fn a_read_only_file_is_refused() {
+    let (folder, backend) = fresh();
+    drop(backend);
+    // SQLite removes the log when the last connection is closed: then all is in the file.
+    let (started, log) = (Instant::now(), folder.path().join("keys.db-wal"));
+    while log.exists() {
+        assert!(started.elapsed() < Duration::from_secs(5));
+        thread::sleep(Duration::from_millis(1));
+    }
+    // A copy, since SQLite may still use a descriptor that it has of the file itself.
+    let path = folder.path().join("copy.db");
+    fs::copy(folder.path().join("keys.db"), &path).unwrap();
+    let set = |flag: &str| Command::new("chattr").arg(flag).arg(&path).status().is_ok_and(|status| status.success());
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).unwrap();
+    // Root writes to it all the same, unless the file is immutable.
+    let is_immutable = set("+i");
+    if is_immutable || fs::OpenOptions::new().append(true).open(&path).is_err() {
+        let error = SqliteBackend::open(&path).unwrap_err();
+        assert!(matches!(error, SqliteOpenError::ReadOnly { .. }), "{error}");
+    }
+    if is_immutable {
+        assert!(set("-i"));
+    }
+}
+
+#[actix_rt::test]
+async fn e13_a_corrupt_row_is_an_error_of_its_own_key_alone() {
+    let (_folder, backend) = fresh();
+    let damages = [
+        "state = 9",
+        "owner = x'00'",
+        "fingerprint = x''",
+        "attempt = 0",
+        "lease_until = NULL",
+        "on_abandoned = 7",
+        "lease_until = -1",
+        "state = 2",
+    ];
+    for (n, damage) in damages.iter().enumerate() {
+        assert!(is_claimed(&backend, claim(&key(n), Owner::random())).await);
+        let stored = key(n).as_stored().to_owned();
+        let sql = format!("UPDATE oncekey_records SET {damage} WHERE key = '{stored}'");
+        beside(&backend).batch_execute(&sql).unwrap();
+    }
+    let steps: Vec<_> = (0..damages.len() + 8)
+        .map(|n| {
+            let backend = backend.clone();
+            actix_rt::spawn(async move { backend.acquire(claim(&key(n), Owner::random())).await })
+        })
+        .collect();
+    for (n, step) in steps.into_iter().enumerate() {
+        let answer = step.await.unwrap();
+        match damages.get(n) {
+            Some(damage) => assert!(matches!(answer, Err(StoreError::Corrupt(_))), "{damage}: {answer:?}"),
+            None => assert!(matches!(answer, Ok(Acquired::Claimed { .. })), "{answer:?}"),
+        }
+    }
+    assert!(matches!(backend.lookup(Lookup { key: key(0) }).await, Err(StoreError::Corrupt(_))));
+    assert!(matches!(backend.list(List { after: None, limit: 10 }).await, Err(StoreError::Corrupt(_))));
+    // An operator gets rid of it.
+    assert_eq!(backend.remove(Remove { key: key(0) }).await, Ok(Removed::Removed));
+    assert!(is_claimed(&backend, claim(&key(0), Owner::random())).await);
+}

@@ -1,0 +1,238 @@
+//! Operations whose rows and outcome commit together.
+
+use diesel::sql_types::BigInt;
+use oncekey::backend::{
+    Acquired, Backend as _, CompleteInTransaction, CompletedInTransaction, Lookup, OperationFailure, Reply, Request,
+    StateView, StoreError, TransactionOperation,
+};
+use oncekey::record::Owner;
+
+use super::*;
+
+type Operation = Result<SealedOutcome, OperationFailure>;
+
+fn in_transaction(
+    key: &Key,
+    owner: Owner,
+    operation: impl FnOnce(&mut SqliteConnection) -> Operation + Send + 'static,
+) -> CompleteInTransaction {
+    let operation = TransactionOperation::new(operation);
+    CompleteInTransaction { key: key.clone(), owner, retention: DAY, operation }
+}
+
+/// Runs statements on the writer's connection, inside a transaction of its.
+pub(super) async fn on_writer(backend: &SqliteBackend, sql: &'static str) {
+    let (key, owner) = (key("on the writer"), Owner::random());
+    assert!(is_claimed(backend, claim(&key, owner)).await);
+    let sealed = outcome(&key, "1");
+    let message = in_transaction(&key, owner, move |connection| {
+        connection.batch_execute(sql).unwrap();
+        Ok(sealed)
+    });
+    let answer = backend.complete_in_transaction(message).await;
+    assert!(matches!(answer, Ok(CompletedInTransaction::Stored { .. })), "{answer:?}");
+}
+
+/// Runs statements as [`on_writer`] does, and rolls back.
+pub(super) async fn rolled_back_on_writer(backend: &SqliteBackend, sql: &'static str) {
+    let (key, owner) = (key("rolled back on the writer"), Owner::random());
+    assert!(is_claimed(backend, claim(&key, owner)).await);
+    let message = in_transaction(&key, owner, move |connection| {
+        connection.batch_execute(sql).unwrap();
+        Err(OperationFailure::RollBack)
+    });
+    assert_eq!(backend.complete_in_transaction(message).await, Ok(CompletedInTransaction::RolledBack));
+}
+
+/// A backend whose file has a table of the user's.
+fn shop() -> (TempDir, SqliteBackend) {
+    let (folder, backend) = fresh();
+    let sql = "CREATE TABLE orders (id INTEGER PRIMARY KEY, item TEXT NOT NULL);
+               CREATE TABLE lines (order_id INTEGER REFERENCES orders (id) DEFERRABLE INITIALLY DEFERRED);";
+    beside(&backend).batch_execute(sql).unwrap();
+    (folder, backend)
+}
+
+fn orders(backend: &SqliteBackend) -> i64 {
+    diesel::dsl::sql::<BigInt>("SELECT count(*) FROM orders").get_result(&mut beside(backend)).unwrap()
+}
+
+fn order(connection: &mut SqliteConnection) {
+    connection.batch_execute("INSERT INTO orders (item) VALUES ('book')").unwrap();
+}
+
+#[actix_rt::test]
+async fn rows_and_outcome_commit_together_and_once() {
+    let (_folder, backend) = shop();
+    let (key, owner) = (key(1), Owner::random());
+    assert!(is_claimed(&backend, claim(&key, owner)).await);
+    let stored = CompletedInTransaction::Stored { outcome: outcome(&key, "1") };
+    for _ in 0..2 {
+        let sealed = outcome(&key, "1");
+        let message = in_transaction(&key, owner, move |connection| {
+            // Diesel's own transactions nest.
+            connection
+                .transaction::<_, diesel::result::Error, _>(|connection| {
+                    order(connection);
+                    Ok(())
+                })
+                .unwrap();
+            Ok(sealed)
+        });
+        assert_eq!(backend.complete_in_transaction(message).await, Ok(stored.clone()));
+        assert_eq!(orders(&backend), 1);
+    }
+    let replayed = Acquired::Completed { outcome: outcome(&key, "1") };
+    assert_eq!(backend.acquire(claim(&key, Owner::random())).await, Ok(replayed));
+}
+
+#[actix_rt::test]
+async fn a_failure_and_a_panic_roll_back_and_the_claim_stands() {
+    let (_folder, backend) = shop();
+    let (key, owner) = (key(1), Owner::random());
+    assert!(is_claimed(&backend, claim(&key, owner)).await);
+    let failing = in_transaction(&key, owner, |connection| {
+        order(connection);
+        Err(OperationFailure::RollBack)
+    });
+    assert_eq!(backend.complete_in_transaction(failing).await, Ok(CompletedInTransaction::RolledBack));
+    let panicking = in_transaction(&key, owner, |connection| {
+        let _: Result<(), diesel::result::Error> = connection.transaction(|connection| {
+            order(connection);
+            panic!("the operation's own affair")
+        });
+        Err(OperationFailure::RollBack)
+    });
+    assert_eq!(backend.complete_in_transaction(panicking).await, Ok(CompletedInTransaction::RolledBack));
+    assert_eq!(orders(&backend), 0);
+    let view = backend.lookup(Lookup { key: key.clone() }).await.unwrap().unwrap();
+    assert!(matches!(view.state, StateView::InProgress { .. }));
+}
+
+#[actix_rt::test]
+async fn a_lost_claim_and_a_wrong_connection_do_not_run() {
+    let (_folder, backend) = shop();
+    let (key, owner) = (key(1), Owner::random());
+    let runs = |key: &Key| {
+        let sealed = outcome(key, "1");
+        move |connection: &mut SqliteConnection| {
+            order(connection);
+            Ok(sealed)
+        }
+    };
+    let absent = in_transaction(&key, owner, runs(&key));
+    assert_eq!(backend.complete_in_transaction(absent).await, Ok(CompletedInTransaction::Lost));
+    assert!(is_claimed(&backend, claim(&key, owner)).await);
+    let stale = in_transaction(&key, Owner::random(), runs(&key));
+    assert_eq!(backend.complete_in_transaction(stale).await, Ok(CompletedInTransaction::Lost));
+    let operation = TransactionOperation::new(|_: &mut String| Err(OperationFailure::RollBack));
+    let wrong = CompleteInTransaction { key: key.clone(), owner, retention: DAY, operation };
+    let answer = backend.complete_in_transaction(wrong).await.unwrap();
+    assert!(matches!(answer, CompletedInTransaction::WrongConnection { wanted } if wanted.contains("String")));
+    assert_eq!(orders(&backend), 0);
+    let good = in_transaction(&key, owner, runs(&key));
+    assert!(matches!(backend.complete_in_transaction(good).await, Ok(CompletedInTransaction::Stored { .. })));
+}
+
+/// Puts an operation between steps of one batch, and gives the answers of the steps before and after it, and its own.
+async fn amid_neighbours(
+    backend: &SqliteBackend,
+    operation: impl FnOnce(&mut SqliteConnection) -> Operation + Send + 'static,
+) -> (Vec<Result<Acquired, StoreError>>, Result<CompletedInTransaction, StoreError>) {
+    let (key_of_it, owner) = (key("it"), Owner::random());
+    assert!(is_claimed(backend, claim(&key_of_it, owner)).await);
+    let (answered, answers) = std::sync::mpsc::channel();
+    let (its_answer, its_answers) = std::sync::mpsc::channel();
+    let neighbour = |n: u32| {
+        let answered = answered.clone();
+        let reply = Reply::new(move |answer| answered.send((n, answer)).unwrap());
+        Request::Acquire(claim(&key(n), Owner::random()), reply)
+    };
+    let message = in_transaction(&key_of_it, owner, operation);
+    let it = Request::CompleteInTransaction(message, Reply::new(move |answer| its_answer.send(answer).unwrap()));
+    let mut batch: Vec<_> = (0..5).map(neighbour).collect();
+    batch.push(it);
+    batch.extend((5..10).map(neighbour));
+    // The writer is kept busy, so that it finds the whole batch at once.
+    let mut other = beside(backend);
+    other.batch_execute("BEGIN IMMEDIATE").unwrap();
+    let busy = backend.clone();
+    let busy = actix_rt::spawn(async move { busy.acquire(claim(&key("busy"), Owner::random())).await });
+    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    let running = backend.clone();
+    let running = actix_rt::spawn(async move { running.execute(batch).await });
+    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    other.batch_execute("ROLLBACK").unwrap();
+    running.await.unwrap();
+    busy.await.unwrap().unwrap();
+    let mut answers: Vec<_> = answers.try_iter().collect();
+    answers.sort_by_key(|(n, _)| *n);
+    (answers.into_iter().map(|(_, answer)| answer).collect(), its_answers.try_recv().unwrap())
+}
+
+#[actix_rt::test]
+async fn an_operation_that_fails_does_not_touch_its_neighbours() {
+    let (_folder, backend) = shop();
+    let (neighbours, it) = amid_neighbours(&backend, |connection| {
+        order(connection);
+        panic!("the operation's own affair")
+    })
+    .await;
+    assert_eq!(it, Ok(CompletedInTransaction::RolledBack));
+    assert_eq!(neighbours.len(), 10);
+    assert!(neighbours.iter().all(|answer| matches!(answer, Ok(Acquired::Claimed { .. }))), "{neighbours:?}");
+    assert_eq!(orders(&backend), 0);
+}
+
+#[actix_rt::test]
+async fn an_operation_that_leaves_a_transaction_open_is_rolled_back() {
+    use diesel::connection::{AnsiTransactionManager, TransactionManager as _};
+    let (_folder, backend) = shop();
+    let (neighbours, it) = amid_neighbours(&backend, |connection| {
+        AnsiTransactionManager::begin_transaction(connection).unwrap();
+        order(connection);
+        Ok(outcome(&key("it"), "1"))
+    })
+    .await;
+    assert_eq!(it, Ok(CompletedInTransaction::RolledBack));
+    assert!(neighbours.iter().all(|answer| matches!(answer, Ok(Acquired::Claimed { .. }))), "{neighbours:?}");
+    assert_eq!(orders(&backend), 0);
+}
+
+#[actix_rt::test]
+async fn an_operation_that_ends_the_transaction_is_found_out() {
+    for ending in ["COMMIT", "ROLLBACK", "COMMIT; BEGIN"] {
+        let (_folder, backend) = shop();
+        let (neighbours, it) = amid_neighbours(&backend, move |connection| {
+            connection.batch_execute(ending).unwrap();
+            Ok(outcome(&key("it"), "1"))
+        })
+        .await;
+        assert!(matches!(it, Err(StoreError::Unknown(_))), "{ending}: {it:?}");
+        let (before, after) = neighbours.split_at(5);
+        assert!(before.iter().all(|answer| matches!(answer, Err(StoreError::Unknown(_)))), "{ending}: {before:?}");
+        // Those behind it are taken in a transaction of their own.
+        assert!(after.iter().all(|answer| matches!(answer, Ok(Acquired::Claimed { .. }))), "{ending}: {after:?}");
+        // Nothing that was called unknown is half there, and the writer goes on.
+        for n in 0..5 {
+            let found = backend.lookup(Lookup { key: key(n) }).await.unwrap();
+            assert_eq!(found.is_some(), ending != "ROLLBACK", "{ending}");
+        }
+        assert!(is_claimed(&backend, claim(&key("next"), Owner::random())).await);
+    }
+}
+
+#[actix_rt::test]
+async fn a_deferred_constraint_that_is_violated_refuses_the_operation_alone() {
+    let (_folder, backend) = shop();
+    let (neighbours, it) = amid_neighbours(&backend, |connection| {
+        connection.batch_execute("INSERT INTO lines VALUES (4711)").unwrap();
+        Ok(outcome(&key("it"), "1"))
+    })
+    .await;
+    assert!(matches!(it, Err(StoreError::Unavailable(_))), "{it:?}");
+    assert_eq!(neighbours.len(), 10);
+    assert!(neighbours.iter().all(|answer| matches!(answer, Ok(Acquired::Claimed { .. }))), "{neighbours:?}");
+    let view = backend.lookup(Lookup { key: key("it") }).await.unwrap().unwrap();
+    assert!(matches!(view.state, StateView::InProgress { .. }));
+}

@@ -1,0 +1,314 @@
+//! The suite that every backend must pass, the shipped ones and yours.
+//!
+//! It checks the engine's contract, line by line, on a store of your choice: real claims by several threads with
+//! connections of their own, leases that lapse, answers that are lost. Call [`suite`] for all of it in one test, or
+//! [`conformance_tests!`](crate::conformance_tests) for a test by each name.
+//!
+//! ```
+//! use oncekey::conformance::{self, Capabilities};
+//! use oncekey_backends::MemoryBackend;
+//!
+//! # #[cfg(not(doctest))] // The whole suite takes a while; each backend's tests run it.
+//! #[actix_rt::test]
+//! async fn conforms() {
+//!     let store = MemoryBackend::new();
+//!     conformance::suite(move || std::future::ready(store.clone()), Capabilities::all()).await;
+//! }
+//! ```
+//!
+//! The function that is given connects to the store. It is called many times, also on other threads, and all its
+//! connections must reach **the same records**. The checks use keys of their own and need no empty store, and nobody else
+//! may use it meanwhile where [`e14`](e14_expired_records_are_purged_in_bounded_batches) counts what is purged.
+//!
+//! What needs processes of their own (kill -9, clocks that differ) can't be checked from inside one; the project's
+//! `tests` package does so for the shipped backends.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed check is a panic, as in any test")]
+
+mod faults;
+mod limits;
+mod operations;
+mod records;
+mod transactions;
+mod waiting;
+
+pub use faults::*;
+pub use limits::*;
+pub use operations::*;
+pub use records::*;
+pub use transactions::*;
+pub use waiting::*;
+
+use std::fmt;
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use crate::backend::{Acquire, Acquired, Backend};
+use crate::record::{Owner, PayloadKind, SealedOutcome};
+use crate::{Engine, EngineBuilder, Fingerprint, Key, OnAbandoned};
+
+/// What a store can do beyond the least.
+///
+/// ```
+/// use oncekey::conformance::Capabilities;
+///
+/// let plain = Capabilities { transactions: false, ..Capabilities::all() };
+/// # let _ = plain;
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// It can run an operation in the transaction that completes its record.
+    pub transactions: bool,
+    /// A claim of one connection is seen by all others at once.
+    pub shared: bool,
+}
+
+impl Capabilities {
+    /// Everything.
+    pub fn all() -> Self {
+        Self { transactions: true, shared: true }
+    }
+
+    /// Everything but [`transactions`](Self::transactions).
+    pub fn without_transactions() -> Self {
+        Self { transactions: false, ..Self::all() }
+    }
+}
+
+/// Connects to the store under test. Every function that gives a future of a backend does.
+///
+/// ```
+/// # use oncekey::conformance::Connect;
+/// # use oncekey_backends::MemoryBackend;
+/// fn takes(_: impl Connect) {}
+/// takes(|| async { MemoryBackend::new() });
+/// ```
+pub trait Connect: Clone + Send + Sync + 'static {
+    /// The backend.
+    type Backend: Backend;
+
+    /// A new connection to the same records.
+    fn connect(&self) -> impl Future<Output = Self::Backend>;
+}
+
+impl<F, Fut, B> Connect for F
+where
+    F: Fn() -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = B>,
+    B: Backend,
+{
+    type Backend = B;
+
+    fn connect(&self) -> impl Future<Output = B> {
+        self()
+    }
+}
+
+/// The store under test.
+///
+/// ```
+/// # use oncekey::conformance::{Capabilities, Store};
+/// # use oncekey_backends::MemoryBackend;
+/// let store = Store::new(|| async { MemoryBackend::new() }, Capabilities::without_transactions());
+/// ```
+#[derive(Clone)]
+pub struct Store<C> {
+    connect: C,
+    capabilities: Capabilities,
+}
+
+impl<C: Connect> Store<C> {
+    /// A store that `connect` reaches.
+    pub fn new(connect: C, capabilities: Capabilities) -> Self {
+        Self { connect, capabilities }
+    }
+
+    async fn connect(&self) -> C::Backend {
+        self.connect.connect().await
+    }
+
+    /// An engine on a connection of its own.
+    async fn engine(&self, set_up: impl FnOnce(EngineBuilder<C::Backend>) -> EngineBuilder<C::Backend>) -> Engine {
+        set_up(Engine::builder(self.connect().await)).start().unwrap()
+    }
+
+    /// Runs `work` on `threads` threads at once, each an arbiter with a connection of its own, and gives what they gave.
+    fn on_threads<T, W, Fut>(&self, threads: usize, work: W) -> Vec<T>
+    where
+        T: Send + 'static,
+        W: Fn(C::Backend, usize) -> Fut + Clone + Send + 'static,
+        Fut: Future<Output = T> + 'static,
+    {
+        let barrier = std::sync::Arc::new(std::sync::Barrier::new(threads));
+        let spawned: Vec<_> = (0..threads)
+            .map(|thread| {
+                let (connect, work, barrier) = (self.connect.clone(), work.clone(), barrier.clone());
+                std::thread::spawn(move || {
+                    actix_rt::System::new().block_on(async move {
+                        let backend = connect.connect().await;
+                        barrier.wait();
+                        work(backend, thread).await
+                    })
+                })
+            })
+            .collect();
+        spawned.into_iter().map(|thread| thread.join().expect("a thread of the check failed")).collect()
+    }
+}
+
+impl<C> fmt::Debug for Store<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("capabilities", &self.capabilities).finish_non_exhaustive()
+    }
+}
+
+/// Long enough that nothing lapses by itself in a check.
+const LONG: Duration = Duration::from_secs(60);
+/// Short enough to wait for.
+const SHORT: Duration = Duration::from_millis(300);
+
+fn fresh_key() -> Key {
+    Key::new("conformance", format_args!("{:032x}", rand::random::<u128>())).unwrap()
+}
+
+fn fingerprint() -> Fingerprint {
+    Fingerprint::of(b"what was asked")
+}
+
+fn outcome(key: &Key, text: &str) -> SealedOutcome {
+    SealedOutcome::seal(key, PayloadKind::Json, |bytes| bytes.extend_from_slice(text.as_bytes()))
+}
+
+/// An acquire of `key` by a new owner.
+fn acquire(key: &Key, lease: Duration, on_abandoned: OnAbandoned) -> Acquire {
+    Acquire { key: key.clone(), fingerprint: fingerprint(), owner: Owner::random(), lease, on_abandoned }
+}
+
+/// Claims `key` and gives the owner.
+async fn claim(backend: &impl Backend, key: &Key, lease: Duration, on_abandoned: OnAbandoned) -> Owner {
+    let message = acquire(key, lease, on_abandoned);
+    let owner = message.owner;
+    let answer = backend.acquire(message).await.unwrap();
+    assert!(matches!(answer, Acquired::Claimed { .. }), "a fresh key was not claimed: {answer:?}");
+    owner
+}
+
+/// Waits until `condition` holds, which time alone brings about; fails if it takes absurdly long.
+async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition().await {
+        assert!(Instant::now() < deadline, "{what} did not come to pass");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Gives every check's name to a macro, behind the given tokens: the one list of the suite.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __for_each_conformance_check {
+    ($callback:path, $($given:tt)*) => {
+        $callback! {
+            $($given)*
+            e01_one_of_many_acquires_wins
+            e01_one_of_many_calls_runs
+            e02_a_completed_key_replays_until_its_retention_ends
+            e03_another_fingerprint_is_a_mismatch
+            e04_a_renewed_lease_holds
+            e04_a_long_operation_keeps_its_key
+            e05_a_lapsed_lease_is_taken_over_where_it_may_be_rerun
+            e05_a_lapsed_lease_is_indeterminate_where_it_is_held
+            e05_resolve_settles_an_indeterminate_key
+            e05_the_reconciler_settles_an_abandoned_key
+            e06_a_stale_owner_changes_nothing
+            e06_steps_can_be_repeated_by_their_owner
+            e06_a_late_owner_completes_what_nobody_took_over
+            e07_release_frees_at_once
+            e08_a_waiter_on_this_arbiter_gets_the_outcome
+            e08_a_waiter_elsewhere_gets_the_outcome_soon
+            e08_past_its_limit_a_waiter_is_told_in_progress
+            e08_waiters_are_capped
+            e08_a_waiter_takes_its_turn_after_a_failure
+            e09_an_error_frees_the_key_or_holds_it
+            e09_a_panic_frees_the_key_and_answers_its_waiters
+            e10_a_dropped_caller_does_not_stop_its_operation
+            e10_a_call_that_is_dropped_early_leaves_no_claim
+            e11_a_store_that_is_down_runs_nothing
+            e11_a_black_hole_meets_its_deadline_and_leaves_no_claim
+            e11_a_lost_answer_to_an_acquire_leaves_no_claim
+            e11_run_unguarded_only_where_the_policy_says_so
+            e12_a_completion_is_retried_while_its_lease_is_renewed
+            e12_a_completion_that_is_given_up_is_reported
+            e12_a_lost_answer_to_a_completion_is_found_again
+            e13_a_corrupt_outcome_is_an_error
+            e14_expired_records_are_purged_in_bounded_batches
+            e14_list_pages_through_the_records
+            e15_a_reached_limit_is_overloaded_at_once
+            e16_shutdown_lets_what_is_in_flight_finish
+            e16_shutdown_leaves_the_rest_at_its_limit
+            e18_the_outcome_commits_with_the_operation
+            e18_a_failed_transaction_leaves_the_claim
+        }
+    };
+}
+
+macro_rules! suite_of {
+    ($store:ident $($check:ident)*) => {
+        $(
+            tracing::info!(check = stringify!($check), "conformance");
+            $check(&$store).await;
+        )*
+    };
+}
+
+/// Runs every check, one after the other. To be called on an arbiter (`#[actix_rt::test]`).
+///
+/// # Panics
+/// At the first check that fails, with what was expected.
+pub async fn suite<C: Connect>(connect: C, capabilities: Capabilities) {
+    let store = Store::new(connect, capabilities);
+    __for_each_conformance_check!(suite_of, store);
+}
+
+/// Makes a `#[test]` of each check, in a module of the given name: a failure then has the name of the contract's line.
+///
+/// ```
+/// use oncekey::conformance::Capabilities;
+/// use oncekey_backends::MemoryBackend;
+///
+/// oncekey::conformance_tests!(memory, Capabilities::without_transactions(), {
+///     let store = MemoryBackend::new();
+///     move || std::future::ready(store.clone())
+/// });
+/// # fn main() {}
+/// ```
+#[macro_export]
+macro_rules! conformance_tests {
+    ($module:ident, $capabilities:expr, $connect:expr) => {
+        mod $module {
+            use super::*;
+
+            $crate::__for_each_conformance_check!($crate::__conformance_tests, ($capabilities)($connect));
+        }
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __conformance_tests {
+    (($capabilities:expr) ($connect:expr) $($check:ident)*) => {
+        $(
+            #[test]
+            fn $check() {
+                let store = $crate::conformance::Store::new($connect, $capabilities);
+                $crate::conformance::on_an_arbiter(async move { $crate::conformance::$check(&store).await });
+            }
+        )*
+    };
+}
+
+/// Runs a check on an arbiter of its own.
+#[doc(hidden)]
+pub fn on_an_arbiter(check: impl Future<Output = ()>) {
+    actix_rt::System::new().block_on(check);
+}

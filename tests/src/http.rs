@@ -1,0 +1,179 @@
+//! A plain HTTP/1.1 client on one connection, which sends exactly what it is told and can leave at any moment.
+
+use std::io;
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    /// Names in lower case, and values, in their order.
+    pub headers: Vec<(String, String)>,
+    /// The body, its framing taken off.
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// The first value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
+    }
+
+    /// All values of a header.
+    pub fn all(&self, name: &str) -> Vec<&str> {
+        self.headers.iter().filter(|(found, _)| found == name).map(|(_, value)| value.as_str()).collect()
+    }
+
+    /// The body as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// Whether it is marked as a replay.
+    pub fn is_replay(&self) -> bool {
+        self.header("idempotent-replayed") == Some("true")
+    }
+
+    /// The last part of the `type` of a problem in the form of RFC 9457.
+    ///
+    /// # Panics
+    /// If the answer is no such problem.
+    pub fn problem(&self) -> String {
+        assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
+        let problem: serde_json::Value = serde_json::from_slice(&self.body).unwrap();
+        assert_eq!(problem["status"], self.status);
+        assert!(problem["title"].is_string() && problem["detail"].is_string(), "{problem}");
+        let problem_type = problem["type"].as_str().unwrap();
+        problem_type.strip_prefix("urn:oncekey:problem:").unwrap().to_owned()
+    }
+}
+
+/// A request to be sent.
+#[derive(Debug, Clone)]
+pub struct Request {
+    head: String,
+    body: Vec<u8>,
+}
+
+impl Request {
+    /// A request with a body.
+    pub fn new(method: &str, target: &str, body: impl Into<Vec<u8>>) -> Self {
+        let body = body.into();
+        let head = format!("{method} {target} HTTP/1.1\r\nHost: shop\r\nContent-Length: {}\r\n", body.len());
+        Self { head, body }
+    }
+
+    /// A POST.
+    pub fn post(target: &str, body: impl Into<Vec<u8>>) -> Self {
+        Self::new("POST", target, body)
+    }
+
+    /// A POST whose body comes in chunks, its length not announced.
+    pub fn post_in_chunks(target: &str, chunks: &[&str]) -> Self {
+        let head = format!("POST {target} HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n");
+        let framed = |chunk: &str| format!("{:x}\r\n{chunk}\r\n", chunk.len());
+        let body: String = chunks.iter().map(|chunk| framed(chunk)).chain([framed("")]).collect();
+        Self { head, body: body.into_bytes() }
+    }
+
+    /// Adds a header, as it is.
+    #[must_use]
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.head.push_str(&format!("{name}: {value}\r\n"));
+        self
+    }
+
+    /// Adds the idempotency key.
+    #[must_use]
+    pub fn key(self, key: &str) -> Self {
+        self.header("Idempotency-Key", key)
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        [self.head.as_bytes(), b"\r\n", &self.body].concat()
+    }
+
+    /// Sends it on a connection of its own and reads the answer.
+    ///
+    /// # Panics
+    /// If the server can't be reached or its answer is no HTTP.
+    pub async fn send(&self, server: SocketAddr) -> Answer {
+        self.try_send(server).await.unwrap_or_else(|error| panic!("{} got no answer: {error}", self.head))
+    }
+
+    /// The same, where the server may be gone.
+    ///
+    /// # Errors
+    /// What the connection failed with.
+    pub async fn try_send(&self, server: SocketAddr) -> io::Result<Answer> {
+        let mut stream = TcpStream::connect(server).await?;
+        stream.write_all(&self.bytes()).await?;
+        read_answer(&mut stream).await
+    }
+
+    /// Sends it and gives the connection, to be left at will.
+    ///
+    /// # Panics
+    /// If the server can't be reached.
+    pub async fn send_only(&self, server: SocketAddr) -> TcpStream {
+        let mut stream = TcpStream::connect(server).await.unwrap();
+        stream.write_all(&self.bytes()).await.unwrap();
+        stream
+    }
+}
+
+async fn read_answer(stream: &mut TcpStream) -> io::Result<Answer> {
+    let mut bytes = Vec::new();
+    let head_len = loop {
+        if let Some(at) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
+            break at + 4;
+        }
+        if stream.read_buf(&mut bytes).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    };
+    let head = String::from_utf8_lossy(&bytes[..head_len]).into_owned();
+    let mut lines = head.lines();
+    let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|status| status.parse().ok());
+    let status = status.ok_or_else(|| io::Error::other(format!("no status line: {head}")))?;
+    let headers: Vec<(String, String)> = lines
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+        .collect();
+    let mut answer = Answer { status, headers, body: bytes.split_off(head_len) };
+    let chunked = answer.header("transfer-encoding") == Some("chunked");
+    let length: usize = answer.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    loop {
+        if chunked {
+            if let Some(body) = unchunk(&answer.body) {
+                answer.body = body;
+                return Ok(answer);
+            }
+        } else if answer.body.len() >= length {
+            answer.body.truncate(length);
+            return Ok(answer);
+        }
+        if stream.read_buf(&mut answer.body).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+/// Takes the chunks apart; `None` while the last is missing.
+fn unchunk(mut bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let line_len = bytes.windows(2).position(|window| window == b"\r\n")?;
+        let size = usize::from_str_radix(std::str::from_utf8(&bytes[..line_len]).ok()?, 16).ok()?;
+        let chunk = bytes.get(line_len + 2..line_len + 2 + size)?;
+        if size == 0 {
+            return Some(body);
+        }
+        body.extend_from_slice(chunk);
+        bytes = bytes.get(line_len + 2 + size + 2..)?;
+    }
+}

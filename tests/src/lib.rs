@@ -1,0 +1,6 @@
+//! The harness of the suites: processes that can be killed and paused, and a plain HTTP client.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a harness, what fails fails the test")]
+
+pub mod http;
+pub mod process;
