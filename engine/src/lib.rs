@@ -93,6 +93,7 @@ mod node;
 mod policy;
 mod reconcile;
 pub mod record;
+mod resting;
 mod shared;
 mod supervisor;
 #[cfg(feature = "web")]

@@ -13,9 +13,10 @@ use tracing::{debug, error};
 
 use crate::backend::{Acquire, Acquired, Persist, Purge, Purged, Reply, Request, StoreError};
 use crate::call::{Admitted, Begin, Grant};
-use crate::key_lock::{Following, Holding, Join, KeyLock, LockAddr, Reconciling, Role, Tick};
+use crate::key_lock::{Following, Holding, Join, KeyLock, LockAddr, Part, Reconciling, Role, Tick};
 use crate::reconcile::Reconciler;
 use crate::record::Owner;
+use crate::resting::Resting;
 use crate::shared::Shared;
 use crate::{Attempt, Error, EventKind, Fingerprint, Key, KeyHasher, OnStoreFailure};
 
@@ -46,6 +47,7 @@ impl Neighbours {
 pub(crate) struct Supervisor {
     neighbours: Rc<Neighbours>,
     locks: HashMap<Key, Locked, KeyHasher>,
+    resting: Resting,
     next_lock_id: u64,
     purging: bool,
     /// Who waits for the last key to be settled.
@@ -73,6 +75,7 @@ impl Supervisor {
             Self {
                 neighbours: Rc::new(Neighbours { shared, store, supervisor }),
                 locks: HashMap::default(),
+                resting: Resting::default(),
                 next_lock_id: 0,
                 purging: false,
                 draining: Vec::new(),
@@ -132,9 +135,19 @@ impl Supervisor {
     ) -> LockAddr {
         self.next_lock_id += 1;
         let id = self.next_lock_id;
-        let lock = KeyLock::start(key.clone(), id, fingerprint, Rc::clone(&self.neighbours), role, waiting);
+        let part = Part { key: key.clone(), id, fingerprint, role, waiting };
+        let lock = self.cast(part);
         self.locks.insert(key, Locked { lock: Arc::clone(&lock), id, since });
         lock
+    }
+
+    /// Gives a part to a lock that rests, or else to a new one.
+    fn cast(&mut self, part: Part) -> LockAddr {
+        let Some(lock) = self.resting.take() else { return KeyLock::start(Rc::clone(&self.neighbours), part) };
+        match lock.try_send(part) {
+            Ok(()) => lock,
+            Err(SendError::Closed(part) | SendError::Full(part)) => KeyLock::start(Rc::clone(&self.neighbours), part),
+        }
     }
 
     fn on_acquired(&mut self, AcquireAnswered { call, owner, asked_at, answer }: AcquireAnswered) {
@@ -170,6 +183,7 @@ impl Supervisor {
     /// Wakes the locks whose lease has run for a while. Most keys are settled before a sweep ever meets them, and cost
     /// no timer of their own.
     fn sweep(&mut self) {
+        self.resting.dismiss();
         self.in_flight.set(self.locks.len() as f64);
         let old = self.neighbours.shared.settings.lease / 3;
         // A lock that can't be told is gone, by a panic: what it held is left to its lease.
@@ -307,6 +321,8 @@ pub(crate) struct Retired {
     pub(crate) key: Key,
     pub(crate) id: u64,
     pub(crate) resubmit: Vec<Begin>,
+    /// Whether the lock may be given another key.
+    pub(crate) may_rest: bool,
 }
 
 impl Message for Retired {
@@ -316,11 +332,14 @@ impl Message for Retired {
 impl Handler<Retired> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, Retired { key, id, resubmit }: Retired, _: &mut Self::Context) {
+    fn handle(&mut self, Retired { key, id, resubmit, may_rest }: Retired, _: &mut Self::Context) {
         if let Entry::Occupied(place) = self.locks.entry(key)
             && place.get().id == id
         {
-            place.remove();
+            let Locked { lock, .. } = place.remove();
+            if may_rest {
+                self.resting.keep(lock);
+            }
         }
         resubmit.into_iter().for_each(|call| self.begin(call));
         if !self.draining.is_empty() {

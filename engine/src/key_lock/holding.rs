@@ -320,6 +320,7 @@ impl KeyLock {
             self.tell_holder(Ok(Settled::Done));
         }
         let pause = Duration::from_millis(20 << tries.min(6)).mul_f64(rand::random_range(0.5..1.0));
+        self.may_rest = false;
         ctx.run_later(pause, move |lock_actor, _| lock_actor.settle_step(lock));
     }
 

@@ -5,10 +5,12 @@
 //! callers here that wait ([`following`]). Or it has an abandoned key **reconciled** ([`reconciling`]).
 //!
 //! It ends by a handshake. When its role is played it tells the supervisor, which forgets the address; what came in
-//! meanwhile is still answered or handed back, and when the last address is dropped, actix ends the actor.
+//! meanwhile is still answered or handed back, and when the last address is dropped, actix ends the actor. Under load the
+//! supervisor lets it rest for a moment instead, and gives it the next key: see [`Resting`](crate::resting::Resting).
 
 mod following;
 mod holding;
+mod part;
 mod reconciling;
 
 use std::fmt;
@@ -28,6 +30,7 @@ use crate::{Error, EventKind, Fingerprint, Key, Verdict};
 
 pub(crate) use following::Following;
 pub(crate) use holding::Holding;
+pub(crate) use part::Part;
 pub(crate) use reconciling::Reconciling;
 
 /// A lock's address, shared: a clone of an actix `Addr` allocates twice.
@@ -42,7 +45,13 @@ pub(crate) struct KeyLock {
     fingerprint: Fingerprint,
     role: Role,
     waiters: Vec<Begin>,
+    /// Whether another key may follow this one here: not once a timer was set, or an address given away that the
+    /// supervisor does not count, since what comes by them could come in the time of the other key.
+    may_rest: bool,
 }
+
+/// A lock that keeps more than this of its last outcome is not worth keeping.
+const LARGEST_KEPT_OUTCOME: usize = 4_096;
 
 /// What the lock is there for.
 pub(crate) enum Role {
@@ -55,15 +64,9 @@ pub(crate) enum Role {
 
 impl KeyLock {
     /// Starts a lock on the current arbiter.
-    pub(crate) fn start(
-        key: Key,
-        id: u64,
-        fingerprint: Fingerprint,
-        neighbours: Rc<Neighbours>,
-        role: Role,
-        waiters: Vec<Begin>,
-    ) -> LockAddr {
-        let lock = Self { key, id, neighbours, fingerprint, role, waiters };
+    pub(crate) fn start(neighbours: Rc<Neighbours>, part: Part) -> LockAddr {
+        let Part { key, id, fingerprint, role, waiting: waiters } = part;
+        let lock = Self { key, id, neighbours, fingerprint, role, waiters, may_rest: true };
         Arc::new(Self::create(|ctx| {
             // Before the first message, not in `started`: admission is counted elsewhere, and this bound must never be
             // the one that is met.
@@ -89,8 +92,10 @@ impl KeyLock {
                 waiter.reply.send(Ok(Admitted::Replay(outcome.clone())));
             }
         }
+        let is_small = outcome.as_ref().is_none_or(|outcome| outcome.as_stored().len() <= LARGEST_KEPT_OUTCOME);
+        let may_rest = self.may_rest && is_small;
         self.role = Role::Retired(outcome);
-        self.neighbours.tell_supervisor(Retired { key: self.key.clone(), id: self.id, resubmit });
+        self.neighbours.tell_supervisor(Retired { key: self.key.clone(), id: self.id, resubmit, may_rest });
     }
 
     /// Takes a call in that asks for what this lock's key is already being asked for.
@@ -109,6 +114,7 @@ impl KeyLock {
         }
         self.tell(EventKind::Wait);
         self.waiters.push(call);
+        self.may_rest = false;
         ctx.run_later(until.saturating_duration_since(Instant::now()), |lock, _| lock.dismiss_late_waiters());
     }
 
@@ -150,16 +156,7 @@ impl Actor for KeyLock {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let waiting = std::mem::take(&mut self.waiters);
-        for call in waiting {
-            self.take_in(call, ctx);
-        }
-        match &self.role {
-            Role::Holding(holding) if holding.is_recovering() => self.settle_step(Arc::new(ctx.address())),
-            Role::Holding(_) | Role::Retired(_) => {}
-            Role::Following(_) => self.follow(ctx),
-            Role::Reconciling(_) => self.reconcile(ctx),
-        }
+        self.play(ctx);
     }
 }
 

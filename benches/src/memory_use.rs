@@ -1,0 +1,99 @@
+//! What a completed key costs in memory, measured in a process of its own.
+
+use std::io::{self, Write as _};
+use std::process::Command;
+
+use oncekey::Engine;
+use oncekey_backends::MemoryBackend;
+use serde::{Deserialize, Serialize};
+
+use crate::drive::{call, key};
+
+/// The argument by which the executable is told to measure.
+pub const ARGUMENT: &str = "memory-use";
+
+/// Calls in flight while the keys are completed.
+const IN_FLIGHT: usize = 64;
+
+/// What was measured.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct MemoryUse {
+    /// How many keys were completed.
+    pub completed_keys: usize,
+    /// By how much the process's resident memory grew, for each key.
+    pub resident_bytes_per_key: f64,
+    /// What the memory backend says that a record takes.
+    pub backend_bytes_per_key: f64,
+    /// How many KeyLock actors the idle engine has.
+    pub key_locks_when_idle: usize,
+}
+
+/// Starts this executable again to measure, so that what ran before has left no memory that could be used again.
+///
+/// # Errors
+/// A process that does not start, or does not say what it measured.
+pub fn measure_apart(completed_keys: usize) -> io::Result<MemoryUse> {
+    let said = Command::new(std::env::current_exe()?).args([ARGUMENT, &completed_keys.to_string()]).output()?;
+    serde_json::from_slice(&said.stdout).map_err(io::Error::other)
+}
+
+/// Measures, and prints it as JSON.
+///
+/// # Errors
+/// An engine that does not start, or a system that does not say how much memory a process has.
+pub fn measure_and_print(completed_keys: usize) -> io::Result<()> {
+    let measured = measure(completed_keys)?;
+    writeln!(io::stdout(), "{}", serde_json::to_string(&measured)?)
+}
+
+fn measure(completed_keys: usize) -> io::Result<MemoryUse> {
+    actix_rt::System::new().block_on(async {
+        let backend = MemoryBackend::new();
+        let engine = Engine::builder(backend.clone()).start().map_err(io::Error::other)?;
+        // The actors and the allocator's first blocks are there before it counts.
+        complete(&engine, 1, 1_000).await?;
+        let (resident, bytes) = (resident_bytes()?, backend.bytes());
+        complete(&engine, 0, completed_keys).await?;
+        let grown = |now: usize, before: usize| now.saturating_sub(before) as f64 / completed_keys as f64;
+        Ok(MemoryUse {
+            completed_keys,
+            resident_bytes_per_key: grown(resident_bytes()?, resident),
+            backend_bytes_per_key: grown(backend.bytes(), bytes),
+            key_locks_when_idle: engine.keys_in_flight().await,
+        })
+    })
+}
+
+async fn complete(engine: &Engine, thread: usize, keys: usize) -> io::Result<()> {
+    let tasks: Vec<_> = (0..IN_FLIGHT)
+        .map(|task| {
+            let engine = engine.clone();
+            actix_rt::spawn(async move {
+                for operation in (task..keys).step_by(IN_FLIGHT) {
+                    call(&engine, key(thread, operation)).await;
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.map_err(io::Error::other)?;
+    }
+    Ok(())
+}
+
+/// The second figure of `/proc/self/statm` is in pages, which have 4096 bytes where this is run.
+fn resident_bytes() -> io::Result<usize> {
+    let statm = std::fs::read_to_string("/proc/self/statm")?;
+    let pages = statm.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse::<usize>().ok());
+    pages.map(|pages| pages * 4_096).ok_or_else(|| io::Error::other("/proc/self/statm is not as expected"))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn an_idle_engine_has_no_locks() {
+        let measured = super::measure(500).unwrap();
+        assert_eq!(measured.key_locks_when_idle, 0);
+        assert!(measured.backend_bytes_per_key > 100.0);
+    }
+}
