@@ -2,6 +2,7 @@
 
 use std::io::{self, Write as _};
 use std::process::Command;
+use std::time::Duration;
 
 use oncekey::Engine;
 use oncekey_backends::MemoryBackend;
@@ -54,12 +55,14 @@ fn measure(completed_keys: usize) -> io::Result<MemoryUse> {
         complete(&engine, 1, 1_000).await?;
         let (resident, bytes) = (resident_bytes()?, backend.bytes());
         complete(&engine, 0, completed_keys).await?;
+        // The last locks rest for up to a second: then the engine is idle.
+        tokio::time::sleep(Duration::from_secs(2)).await;
         let grown = |now: usize, before: usize| now.saturating_sub(before) as f64 / completed_keys as f64;
         Ok(MemoryUse {
             completed_keys,
             resident_bytes_per_key: grown(resident_bytes()?, resident),
             backend_bytes_per_key: grown(backend.bytes(), bytes),
-            key_locks_when_idle: engine.keys_in_flight().await,
+            key_locks_when_idle: engine.key_lock_actors(),
         })
     })
 }

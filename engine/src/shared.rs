@@ -1,6 +1,6 @@
 //! What all arbiters of an engine share: its settings, and the switches of its life.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,25 @@ pub(crate) struct Shared {
     /// When one of the arbiters may next purge, in milliseconds since `started`.
     next_purge: AtomicU64,
     nodes: Mutex<Vec<Weak<Node>>>,
+    /// Key lock actors that are alive, over all arbiters.
+    lock_actors: AtomicUsize,
+}
+
+/// Counts a key lock actor for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct CountedLock(Arc<Shared>);
+
+impl CountedLock {
+    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
+        shared.lock_actors.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for CountedLock {
+    fn drop(&mut self) {
+        self.0.lock_actors.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Shared {
@@ -49,7 +68,12 @@ impl Shared {
             started: Instant::now(),
             next_purge: AtomicU64::new(0),
             nodes: Mutex::new(Vec::new()),
+            lock_actors: AtomicUsize::new(0),
         }
+    }
+
+    pub(crate) fn lock_actors(&self) -> usize {
+        self.lock_actors.load(Ordering::Relaxed)
     }
 
     /// Whether the engine takes no new calls.

@@ -99,10 +99,13 @@ async fn e14_an_idle_engine_with_a_million_keys_holds_no_lock() {
         }
     }
     while calls.next().await.is_some() {}
-    // The last farewells are on their way; each is a message that has been sent.
-    while engine.keys_in_flight().await > 0 {
-        tokio::task::yield_now().await;
+    // The last farewells are on their way, and the last locks rest until the next sweep.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while engine.key_lock_actors() > 0 {
+        assert!(std::time::Instant::now() < deadline, "{} key locks of an idle engine", engine.key_lock_actors());
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
+    assert_eq!(engine.keys_in_flight().await, 0);
     assert_eq!(engine.stats().await.unwrap().completed, KEYS as u64);
     let per_key = backend.bytes() / KEYS;
     assert!(per_key < 512, "{per_key} bytes a key");

@@ -1,5 +1,7 @@
 //! The shop as its users meet it: started badly, ended politely, killed, and run twice on one store.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
+
 use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
 use futures_util::StreamExt as _;

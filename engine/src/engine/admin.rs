@@ -137,4 +137,19 @@ impl Engine {
         }
         count
     }
+
+    /// How many key lock actors are alive, over all arbiters of the process: those of the keys in flight, and for up to a
+    /// second those that rest for the next key. An idle engine has none.
+    ///
+    /// ```
+    /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use oncekey::Engine;
+    /// # use oncekey_backends::MemoryBackend;
+    /// # let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// assert_eq!(engine.key_lock_actors(), 0);
+    /// # Ok(()) }
+    /// ```
+    pub fn key_lock_actors(&self) -> usize {
+        self.nodes.shared().lock_actors()
+    }
 }

@@ -25,6 +25,7 @@ use crate::backend::{
 };
 use crate::call::{Admitted, Answer, Begin, Settled, Settlement};
 use crate::record::SealedOutcome;
+use crate::shared::CountedLock;
 use crate::supervisor::{Neighbours, Retired};
 use crate::{Error, EventKind, Fingerprint, Key, Verdict};
 
@@ -48,6 +49,7 @@ pub(crate) struct KeyLock {
     /// Whether another key may follow this one here: not once a timer was set, or an address given away that the
     /// supervisor does not count, since what comes by them could come in the time of the other key.
     may_rest: bool,
+    _counted: CountedLock,
 }
 
 /// A lock that keeps more than this of its last outcome is not worth keeping.
@@ -66,7 +68,8 @@ impl KeyLock {
     /// Starts a lock on the current arbiter.
     pub(crate) fn start(neighbours: Rc<Neighbours>, part: Part) -> LockAddr {
         let Part { key, id, fingerprint, role, waiting: waiters } = part;
-        let lock = Self { key, id, neighbours, fingerprint, role, waiters, may_rest: true };
+        let counted = CountedLock::new(&neighbours.shared);
+        let lock = Self { key, id, neighbours, fingerprint, role, waiters, may_rest: true, _counted: counted };
         Arc::new(Self::create(|ctx| {
             // Before the first message, not in `started`: admission is counted elsewhere, and this bound must never be
             // the one that is met.
