@@ -1,5 +1,10 @@
 //! The supervisor of one arbiter: it routes calls by key, owns the key locks, and drains them at the end.
 
+mod acquire;
+mod ending;
+
+pub(crate) use ending::{CountInFlight, Drain, End};
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
@@ -11,14 +16,12 @@ use actix::prelude::*;
 use tokio::sync::oneshot;
 use tracing::{debug, error};
 
-use crate::backend::{Acquire, Acquired, Persist, Purge, Purged, Reply, Request, StoreError};
-use crate::call::{Admitted, Begin, Grant};
-use crate::key_lock::{Following, Holding, Join, KeyLock, LockAddr, Part, Reconciling, Role, Tick};
-use crate::reconcile::Reconciler;
-use crate::record::Owner;
+use crate::backend::{Persist, Purge, Purged, Reply, Request, StoreError};
+use crate::call::Begin;
+use crate::key_lock::{Join, KeyLock, LockAddr, Part, Role, Tick};
 use crate::resting::Resting;
 use crate::shared::Shared;
-use crate::{Attempt, Error, EventKind, Fingerprint, Key, KeyHasher, OnStoreFailure};
+use crate::{Error, Fingerprint, Key, KeyHasher};
 
 /// Whom the actors of one arbiter talk to.
 pub(crate) struct Neighbours {
@@ -100,28 +103,6 @@ impl Supervisor {
         }
     }
 
-    /// Asks the store for the key. An answer that settles the call goes straight to its caller; one that needs a lock
-    /// comes back here.
-    fn acquire(&mut self, call: Begin) {
-        let owner = Owner::random();
-        let message = Acquire {
-            key: call.key.clone(),
-            fingerprint: call.fingerprint,
-            owner,
-            lease: self.neighbours.shared.settings.lease,
-            on_abandoned: call.on_abandoned,
-        };
-        let (supervisor, shared) = (Arc::clone(&self.neighbours.supervisor), Arc::clone(&self.neighbours.shared));
-        let asked_at = Instant::now();
-        let reply = Reply::new(move |answer| {
-            if let Some((call, answer)) = answer_or_pass_on(&shared, call, answer) {
-                // A supervisor that has ended leaves the claim to its lease, and the caller hears that it stopped.
-                let _ = supervisor.try_send(AcquireAnswered { call, owner, asked_at, answer });
-            }
-        });
-        self.neighbours.ask_store(Request::Acquire(message, reply));
-    }
-
     /// Starts a lock for a key, and gives it the calls that wait there.
     ///
     /// If the key has one, it has played its role, and its farewell is on its way here: the new one takes its place.
@@ -147,36 +128,6 @@ impl Supervisor {
         match lock.try_send(part) {
             Ok(()) => lock,
             Err(SendError::Closed(part) | SendError::Full(part)) => KeyLock::start(Rc::clone(&self.neighbours), part),
-        }
-    }
-
-    fn on_acquired(&mut self, AcquireAnswered { call, owner, asked_at, answer }: AcquireAnswered) {
-        match answer {
-            NeedsLock::Claimed { attempt, took_over } => {
-                let kind = if took_over { EventKind::Takeover } else { EventKind::Miss };
-                self.neighbours.shared.events.tell(kind, &call.key);
-                let Begin { key, fingerprint, on_abandoned, reply, permit, .. } = call;
-                let role = Role::Holding(Holding::granted(owner, on_abandoned, asked_at));
-                let lock = self.lock(key, fingerprint, asked_at, role, Vec::new());
-                // If the caller has gone, the grant gives itself up.
-                reply.send(Ok(Admitted::Granted(Grant::new(lock, attempt, permit))));
-            }
-            NeedsLock::ToFollow { .. } | NeedsLock::ToReconcile { .. } if self.locks.contains_key(&call.key) => {
-                self.begin(call);
-            }
-            NeedsLock::ToFollow { lease_left } => {
-                let role = Role::Following(Following::new(lease_left));
-                self.lock(call.key.clone(), call.fingerprint, asked_at, role, vec![call]);
-            }
-            NeedsLock::ToReconcile { attempt, reconciler } => {
-                let role = Role::Reconciling(Reconciling::new(attempt, reconciler));
-                self.lock(call.key.clone(), call.fingerprint, asked_at, role, vec![call]);
-            }
-            NeedsLock::ToTakeBack(error) => {
-                let role = Role::Holding(Holding::unheard(owner, call.on_abandoned));
-                self.lock(call.key.clone(), call.fingerprint, asked_at, role, Vec::new());
-                answer_store_failure(&self.neighbours.shared, call, error);
-            }
         }
     }
 
@@ -238,84 +189,6 @@ impl Handler<Begin> for Supervisor {
     }
 }
 
-/// An answer to an acquire that needs a lock.
-struct AcquireAnswered {
-    call: Begin,
-    owner: Owner,
-    asked_at: Instant,
-    answer: NeedsLock,
-}
-
-enum NeedsLock {
-    Claimed {
-        attempt: Attempt,
-        took_over: bool,
-    },
-    /// Another holds it, and the call waits.
-    ToFollow {
-        lease_left: Duration,
-    },
-    ToReconcile {
-        attempt: Attempt,
-        reconciler: Reconciler,
-    },
-    /// The claim may stand, for nobody: it is taken back as soon as the store hears of it.
-    ToTakeBack(StoreError),
-}
-
-/// Answers the call, unless that takes a lock.
-fn answer_or_pass_on(shared: &Shared, call: Begin, answer: Result<Acquired, StoreError>) -> Option<(Begin, NeedsLock)> {
-    let refuse = |call: Begin, kind, error| {
-        shared.events.tell(kind, &call.key);
-        call.refuse(error);
-        None
-    };
-    match answer {
-        Ok(Acquired::Claimed { attempt, took_over }) => Some((call, NeedsLock::Claimed { attempt, took_over })),
-        Ok(Acquired::Completed { outcome }) => {
-            shared.events.tell(EventKind::Hit, &call.key);
-            call.reply.send(Ok(Admitted::Replay(outcome)));
-            None
-        }
-        Ok(Acquired::InProgress { lease_left }) => match call.wait_until {
-            Some(_) => Some((call, NeedsLock::ToFollow { lease_left })),
-            None => refuse(call, EventKind::Conflict, Error::InProgress { lease_left }),
-        },
-        Ok(Acquired::Mismatch) => refuse(call, EventKind::Mismatch, Error::Mismatch),
-        Ok(Acquired::Indeterminate { attempt }) => match shared.settings.reconciler.clone() {
-            Some(reconciler) => Some((call, NeedsLock::ToReconcile { attempt, reconciler })),
-            None => refuse(call, EventKind::Indeterminate, Error::Indeterminate { attempt }),
-        },
-        Err(error) if error.is_unknown() => Some((call, NeedsLock::ToTakeBack(error))),
-        Err(error) => {
-            answer_store_failure(shared, call, error);
-            None
-        }
-    }
-}
-
-fn answer_store_failure(shared: &Shared, call: Begin, error: StoreError) {
-    shared.events.tell(EventKind::StoreFailed, &call.key);
-    if call.on_store_failure == OnStoreFailure::Run && error.is_passing() {
-        shared.events.tell(EventKind::Unguarded, &call.key);
-        call.reply.send(Ok(Admitted::Unguarded));
-    } else {
-        call.refuse(Error::Store(error));
-    }
-}
-
-impl Message for AcquireAnswered {
-    type Result = ();
-}
-
-impl Handler<AcquireAnswered> for Supervisor {
-    type Result = ();
-
-    fn handle(&mut self, answered: AcquireAnswered, _: &mut Self::Context) {
-        self.on_acquired(answered);
-    }
-}
-
 /// A lock's farewell: it answers no more for its key, and these calls are to be begun anew.
 pub(crate) struct Retired {
     pub(crate) key: Key,
@@ -368,55 +241,6 @@ impl Handler<PurgeAnswered> for Supervisor {
                 }
             }
             Err(error) => debug!(%error, "expired records could not be purged; it is tried again later"),
-        }
-    }
-}
-
-/// Tells when no key is in flight here any more.
-pub(crate) struct Drain(pub(crate) oneshot::Sender<()>);
-
-impl Message for Drain {
-    type Result = ();
-}
-
-impl Handler<Drain> for Supervisor {
-    type Result = ();
-
-    fn handle(&mut self, Drain(waiting): Drain, _: &mut Self::Context) {
-        self.draining.push(waiting);
-        self.end_if_drained();
-    }
-}
-
-/// How many keys are in flight here.
-pub(crate) struct CountInFlight;
-
-impl Message for CountInFlight {
-    type Result = usize;
-}
-
-impl Handler<CountInFlight> for Supervisor {
-    type Result = usize;
-
-    fn handle(&mut self, _: CountInFlight, _: &mut Self::Context) -> usize {
-        self.locks.len()
-    }
-}
-
-/// The engine is dropped: end as soon as nothing is in flight.
-pub(crate) struct End;
-
-impl Message for End {
-    type Result = ();
-}
-
-impl Handler<End> for Supervisor {
-    type Result = ();
-
-    fn handle(&mut self, _: End, ctx: &mut Self::Context) {
-        self.ending = true;
-        if self.locks.is_empty() {
-            ctx.stop();
         }
     }
 }

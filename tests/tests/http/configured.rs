@@ -1,0 +1,278 @@
+//! What the user's own rules change, what a failing store answers, and other runtimes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::http::header;
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, ResponseError as _, web};
+use oncekey::conformance::{Fault, Faulty, Steps};
+use oncekey::web::{FingerprintStrategy, Idempotency, KeyStrategy, ResponseFate};
+use oncekey::{Engine, Fingerprint, OnInProgress, OnStoreFailure};
+use oncekey_backends::MemoryBackend;
+use tests::http::Request;
+
+use super::server::{Server, new_key, new_order, sqlite};
+
+async fn configured(rules: impl Fn(Idempotency) -> Idempotency + Clone + Send + 'static) -> Server {
+    Server::start(Engine::builder(MemoryBackend::new()).start().unwrap(), rules).await
+}
+
+#[actix_rt::test]
+async fn h03_with_waiting_on_duplicates_get_the_replay() {
+    let server = configured(|guard| guard.on_in_progress(OnInProgress::Wait(Duration::from_secs(30)))).await;
+    let request = Request::post("/slow", "").key(&new_key());
+    let address = server.address;
+    let first = {
+        let request = request.clone();
+        actix_rt::spawn(async move { request.send(address).await })
+    };
+    server.shop.began.notified().await;
+    let waiting: Vec<_> = (0..24)
+        .map(|_| {
+            let request = request.clone();
+            actix_rt::spawn(async move { request.send(address).await })
+        })
+        .collect();
+    server.shop.go.notify_one();
+    assert!(!first.await.unwrap().is_replay());
+    for waiter in waiting {
+        let answer = waiter.await.unwrap();
+        assert!(answer.is_replay() && answer.text() == "slow", "{answer:?}");
+    }
+    assert_eq!(server.shop.runs(), 1);
+    server.stop().await;
+}
+
+#[actix_rt::test]
+async fn h05_an_optional_key_guards_only_where_it_is_given() {
+    let server = configured(|guard| guard.route("/orders", |rules| rules.optional())).await;
+    for _ in 0..2 {
+        let answer = server.send(&Request::post("/orders", "a book")).await;
+        assert!(answer.status == 201 && !answer.is_replay());
+    }
+    let (_, again) = server.twice(&new_order()).await;
+    assert!(again.is_replay());
+    assert_eq!(server.shop.runs(), 3);
+    assert_eq!(server.send(&Request::post("/other", "a book")).await.problem(), "key-missing");
+    server.stop().await;
+}
+
+#[actix_rt::test]
+async fn h05_a_key_can_be_made_of_the_body() {
+    let server = configured(|guard| guard.key(KeyStrategy::HeaderOrBodyHash)).await;
+    let (_, again) = server.twice(&Request::post("/orders", "a book")).await;
+    assert!(again.is_replay());
+    let other = server.send(&Request::post("/other", "a book")).await;
+    assert!(!other.is_replay(), "another path is another request");
+    let (_, by_header) = server.twice(&new_order()).await;
+    assert!(by_header.is_replay());
+    assert_eq!(server.shop.runs(), 3);
+    server.stop().await;
+
+    let of_delivery = |guard: Idempotency| {
+        guard
+            .key(KeyStrategy::custom(|_, body| {
+                std::str::from_utf8(body).ok()?.split_once('#').map(|(id, _)| id.into())
+            }))
+            .fingerprint(FingerprintStrategy::custom(|request, _| Fingerprint::of(request.path().as_bytes())))
+    };
+    let server = configured(of_delivery).await;
+    assert!(!server.send(&Request::post("/orders", "d-1#sent at 9:00")).await.is_replay());
+    assert!(server.send(&Request::post("/orders", "d-1#sent at 9:05")).await.is_replay());
+    assert_eq!(server.send(&Request::post("/orders", "no delivery")).await.problem(), "key-missing");
+    server.stop().await;
+}
+
+#[actix_rt::test]
+async fn h12_a_scope_that_finds_no_caller_rejects() {
+    let server = configured(|guard| {
+        guard.scope(|request| match request.headers().get("X-User") {
+            Some(user) => Ok(user.to_str().unwrap_or("?").to_owned()),
+            None => Err(actix_web::error::ErrorUnauthorized("who are you?")),
+        })
+    })
+    .await;
+    let answer = server.send(&new_order()).await;
+    assert_eq!((answer.status, answer.text().as_str()), (401, "who are you?"));
+    assert_eq!(server.shop.runs(), 0);
+    assert_eq!(server.send(&new_order().header("X-User", "ada")).await.status, 201);
+    server.stop().await;
+}
+
+#[actix_rt::test]
+async fn h13_h14_limits_are_settings() {
+    let server = configured(|guard| guard.request_limit(10).response_limit(3_999)).await;
+    assert_eq!(server.send(&Request::post("/orders", "0123456789a").key(&new_key())).await.status, 413);
+    // The same without an announced length.
+    let in_chunks = |chunks: &[&str]| Request::post_in_chunks("/orders", chunks).key(&new_key());
+    assert_eq!(server.send(&in_chunks(&["01234", "56789", "a"])).await.problem(), "request-too-large");
+    assert_eq!(server.shop.runs(), 0);
+    let largest = server.send(&in_chunks(&["01234", "56789"])).await;
+    assert_eq!((largest.status, largest.text().as_str()), (201, "order 1: 0123456789"));
+    for how in ["sized", "sized-stream", "stream"] {
+        let before = server.shop.runs();
+        let (first, again) = server.twice(&Request::post(&format!("/large/{how}"), "").key(&new_key())).await;
+        assert_eq!((first.status, first.body.len()), (200, 4_000), "{how}: the first caller gets it whole");
+        assert_eq!((again.status, again.problem().as_str()), (409, "outcome-not-kept"), "{how}");
+        assert_eq!(server.shop.runs(), before + 1, "{how}");
+    }
+    let (first, again) = server.twice(&Request::post("/large/small-sized-stream", "").key(&new_key())).await;
+    assert_eq!((first.text().as_str(), again.text().as_str(), again.is_replay()), ("small", "small", true));
+    let (first, again) = server.twice(&Request::post("/large/broken", "").key(&new_key())).await;
+    assert_eq!((first.status, again.problem().as_str()), (500, "outcome-not-kept"), "what was done is done");
+    server.stop().await;
+}
+
+#[actix_rt::test]
+async fn h15_the_allow_list_can_be_added_to_but_not_for_cookies() {
+    let server = configured(|guard| {
+        guard
+            .keep_header(header::HeaderName::from_static("x-kept"))
+            .keep_header(header::SET_COOKIE)
+            .keep_header(header::DATE)
+    })
+    .await;
+    let (_, again) = server.twice(&new_order()).await;
+    assert_eq!(again.header("x-kept"), Some("yes"));
+    assert_eq!(again.header("set-cookie"), None);
+    assert_eq!(again.all("date").len(), 1);
+    server.stop().await;
+}
+
+#[actix_rt::test]
+async fn h16_a_store_that_is_away_is_503_and_nothing_runs() {
+    let faulty = Faulty::new(MemoryBackend::new());
+    let engine = Engine::builder(faulty.clone()).store_deadline(Duration::from_millis(200)).start().unwrap();
+    let server =
+        Server::start(engine, |guard| guard.route("/other", |rules| rules.on_store_failure(OnStoreFailure::Run))).await;
+    for fault in [Fault::Down, Fault::BlackHole] {
+        faulty.strike(Steps::All, fault);
+        let request = new_order();
+        let before = server.shop.runs();
+        let answer = server.send(&request).await;
+        assert_eq!((answer.status, answer.problem().as_str()), (503, "store-unavailable"), "{fault:?}");
+        assert!(answer.header("retry-after").is_some());
+        assert_eq!(server.shop.runs(), before);
+        let unguarded = server.send(&Request::post("/other", "a book").key(&new_key())).await;
+        assert_eq!(unguarded.status, 201, "where the policy says so, it runs without a guard");
+        faulty.heal();
+        let healed = loop {
+            let answer = server.send(&request).await;
+            if answer.status != 503 {
+                break answer;
+            }
+        };
+        assert_eq!(healed.status, 201);
+    }
+    server.stop().await;
+}
+
+#[actix_rt::test]
+async fn h16_an_outcome_that_can_not_be_stored_is_told() {
+    let faulty = Faulty::new(MemoryBackend::new());
+    let engine = Engine::builder(faulty.clone()).settling_limit(Duration::from_millis(200)).start().unwrap();
+    let server = Server::start(engine, |guard| guard).await;
+    faulty.strike(Steps::Complete, Fault::Down);
+    let answer = server.send(&new_order()).await;
+    assert_eq!((answer.status, answer.problem().as_str()), (500, "outcome-not-stored"));
+    assert!(server.shop.runs() == 1 && faulty.struck() > 2);
+    server.stop().await;
+}
+
+#[actix_rt::test]
+async fn h17_past_its_retention_a_key_is_new() {
+    let server = configured(|guard| guard.retention(Duration::from_millis(300))).await;
+    let request = new_order();
+    let (_, again) = server.twice(&request).await;
+    assert!(again.is_replay());
+    let expired = loop {
+        let answer = server.send(&request).await;
+        if !answer.is_replay() {
+            break answer;
+        }
+    };
+    assert_eq!((expired.status, expired.text().as_str()), (201, "order 2: a book"));
+    server.stop().await;
+}
+
+#[actix_rt::test]
+async fn h19_the_users_error_handler_answers_instead() {
+    let server = configured(|guard| {
+        guard.error_handler(|refusal| HttpResponse::build(refusal.status_code()).body(format!("mine: {refusal}")))
+    })
+    .await;
+    let answer = server.send(&Request::post("/orders", "")).await;
+    assert_eq!(answer.status, 400);
+    assert_eq!(answer.text(), "mine: this request needs an idempotency key, in its idempotency-key header");
+    let panicked = server.send(&Request::post("/panics", "").key(&new_key())).await;
+    assert_eq!((panicked.status, panicked.text().as_str()), (500, "mine: the operation panicked"));
+    server.stop().await;
+}
+
+#[actix_rt::test]
+async fn h20_the_users_policy_decides_by_status() {
+    let server = configured(|guard| {
+        guard.fate(|status, _| match status.as_u16() {
+            402 => ResponseFate::Release,
+            504 => ResponseFate::Indeterminate,
+            _ => ResponseFate::Keep,
+        })
+    })
+    .await;
+    let (_, again) = server.twice(&Request::post("/status/402", "").key(&new_key())).await;
+    assert!(again.status == 402 && !again.is_replay());
+    let (_, again) = server.twice(&Request::post("/status/503", "").key(&new_key())).await;
+    assert!(again.status == 503 && again.is_replay());
+    let (_, again) = server.twice(&Request::post("/status/504", "").key(&new_key())).await;
+    assert_eq!(again.problem(), "indeterminate");
+    server.stop().await;
+}
+
+#[actix_rt::test]
+async fn h02_a_transaction_stores_its_response_or_nothing() {
+    let server = Server::on(sqlite()).await;
+    let key = new_key();
+    let fails = Request::post("/transact/fails", "").key(&key);
+    let (first, again) = server.twice(&fails).await;
+    assert_eq!((first.status, again.status, again.is_replay()), (500, 500, false), "released: it may run again");
+    let panics = server.send(&Request::post("/transact/panics", "").key(&new_key())).await;
+    assert_eq!(panics.problem(), "handler-panicked");
+    let (first, again) = server.twice(&Request::post("/transact/works", "").key(&new_key())).await;
+    assert_eq!((first.status, first.text().as_str()), (201, "committed 1"), "the others' rows were rolled back");
+    assert!(again.is_replay() && again.body == first.body);
+    server.stop().await;
+
+    let server = Server::on(MemoryBackend::new()).await;
+    let answer = server.send(&Request::post("/transact/works", "").key(&new_key())).await;
+    assert_eq!((answer.status, answer.problem().as_str()), (500, "internal"), "the memory has no transactions");
+    server.stop().await;
+}
+
+/// On a plain tokio runtime, without an actix `System`, the workers are no arbiters; the middleware works there too.
+#[test]
+fn h01_on_a_plain_tokio_runtime() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let engine = Engine::builder(MemoryBackend::new()).start().unwrap();
+    let used = Arc::new(engine);
+    runtime.block_on(async {
+        let engine = Engine::clone(&used);
+        let server = HttpServer::new(move || {
+            App::new()
+                .wrap(Idempotency::new(engine.clone()).required())
+                .route("/", web::post().to(|_: HttpRequest| async { "done" }))
+        })
+        .workers(2)
+        .disable_signals()
+        .bind(("127.0.0.1", 0))
+        .unwrap();
+        let address = server.addrs()[0];
+        let server = server.run();
+        let handle = server.handle();
+        let serving = tokio::spawn(server);
+        let request = Request::post("/", "").key(&new_key());
+        assert!(!request.send(address).await.is_replay());
+        assert!(request.send(address).await.is_replay());
+        handle.stop(false).await;
+        serving.await.unwrap().unwrap();
+    });
+}

@@ -1,0 +1,90 @@
+//! A server on a free port, guarded, with its engine at hand.
+
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+
+use actix_web::dev::ServerHandle;
+use actix_web::{App, HttpServer, web};
+use oncekey::Engine;
+use oncekey::backend::Backend;
+use oncekey::web::Idempotency;
+use oncekey_backends::SqliteBackend;
+use tests::http::{Answer, Request};
+
+use super::handlers::{Shop, State, claim, keep_500, large, order, panics, slow, status, transact, unsure};
+
+/// A server on a free port, with its engine.
+pub(super) struct Server {
+    pub(super) address: SocketAddr,
+    pub(super) shop: State,
+    pub(super) engine: Engine,
+    handle: ServerHandle,
+}
+
+impl Server {
+    pub(super) async fn start(
+        engine: Engine,
+        rules: impl Fn(Idempotency) -> Idempotency + Clone + Send + 'static,
+    ) -> Self {
+        let shop = State::new(Shop::default());
+        let (data, guarded) = (shop.clone(), engine.clone());
+        let server = HttpServer::new(move || {
+            let guard = Idempotency::new(guarded.clone()).required().scope_by_header("X-Api-Key", "public");
+            App::new()
+                .app_data(data.clone())
+                .wrap(rules(guard))
+                .route("/orders", web::post().to(order))
+                .route("/orders", web::put().to(order))
+                .route("/orders", web::get().to(order))
+                .route("/other", web::post().to(order))
+                .route("/status/{code}", web::post().to(status))
+                .route("/slow", web::post().to(slow))
+                .route("/panics", web::post().to(panics))
+                .route("/large/{how}", web::post().to(large))
+                .route("/unsure", web::post().to(unsure))
+                .route("/keep-500", web::post().to(keep_500))
+                .route("/claim", web::post().to(claim))
+                .route("/transact/{how}", web::post().to(transact))
+        })
+        .workers(2)
+        .disable_signals()
+        .bind(("127.0.0.1", 0))
+        .unwrap();
+        let address = server.addrs()[0];
+        let server = server.run();
+        let handle = server.handle();
+        actix_rt::spawn(server);
+        Self { address, shop, engine, handle }
+    }
+
+    pub(super) async fn on(backend: impl Backend) -> Self {
+        Self::start(Engine::builder(backend).start().unwrap(), |guard| guard).await
+    }
+
+    pub(super) async fn send(&self, request: &Request) -> Answer {
+        request.send(self.address).await
+    }
+
+    /// Sends it twice, and gives both answers.
+    pub(super) async fn twice(&self, request: &Request) -> (Answer, Answer) {
+        (self.send(request).await, self.send(request).await)
+    }
+
+    pub(super) async fn stop(self) {
+        self.handle.stop(false).await;
+    }
+}
+
+pub(super) fn new_key() -> String {
+    use std::sync::atomic::AtomicU64;
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!("key-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+pub(super) fn sqlite() -> SqliteBackend {
+    SqliteBackend::open(tempfile::tempdir().unwrap().keep().join("keys.db")).unwrap()
+}
+
+pub(super) fn new_order() -> Request {
+    Request::post("/orders", "a book").key(&new_key())
+}
