@@ -26,6 +26,7 @@ use crate::{Error, detach};
 
 /// One supervisor and one backend actor, on one arbiter.
 pub(crate) struct Node {
+    pub(crate) shared: Arc<Shared>,
     pub(crate) supervisor: Arc<Addr<Supervisor>>,
     store: Recipient<Persist>,
     /// Of the arbiter: operations whose caller went away go on there.
@@ -39,6 +40,7 @@ impl Node {
     fn start<B: Backend>(shared: &Arc<Shared>, backend: &B) -> Arc<Self> {
         let store = BackendActor::new(backend.session(), shared.settings.store_deadline).start().recipient();
         let node = Arc::new(Self {
+            shared: Arc::clone(shared),
             supervisor: Supervisor::start(Arc::clone(shared), store.clone()),
             store,
             runtime: Handle::current(),

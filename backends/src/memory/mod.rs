@@ -55,27 +55,60 @@ struct Store {
     max_bytes: usize,
 }
 
-/// What the records take, over all shards.
-#[derive(Debug, Default)]
+/// What the records take, over all shards. Each shard counts by itself, and adds its count here in portions: what two
+/// threads count together at every step costs each of them more than the step.
+#[derive(Debug)]
 struct Usage {
     records: AtomicUsize,
     bytes: AtomicUsize,
+    /// How far a shard's own count may go before it is added; zero under a small cap, which is then exact.
+    portion: usize,
 }
 
 impl Usage {
-    fn add(&self, bytes: usize) {
-        self.records.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    fn new(max_records: usize, max_bytes: usize) -> Self {
+        // All shards together hold back less than a sixteenth of either cap.
+        let portion = max_records.min(max_bytes / BYTES_OF_A_RECORD) / (SHARDS * 16);
+        let portion = portion.min(64);
+        Self { records: AtomicUsize::new(0), bytes: AtomicUsize::new(0), portion }
     }
 
-    fn remove(&self, bytes: usize) {
-        self.records.fetch_sub(1, Ordering::Relaxed);
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    /// Adds what a shard has counted, if it is a portion.
+    fn take_in(&self, tally: &mut Tally) {
+        let records = tally.records.unsigned_abs();
+        if records <= self.portion && tally.bytes.unsigned_abs() <= self.portion * BYTES_OF_A_RECORD {
+            return;
+        }
+        // Wrapping additions: a negative count takes away.
+        self.records.fetch_add(tally.records as usize, Ordering::Relaxed);
+        self.bytes.fetch_add(tally.bytes as usize, Ordering::Relaxed);
+        *tally = Tally::default();
+    }
+}
+
+/// About what a small record takes.
+const BYTES_OF_A_RECORD: usize = 512;
+
+/// What a shard has counted and not yet added to the whole.
+#[derive(Debug, Default)]
+struct Tally {
+    records: isize,
+    bytes: isize,
+}
+
+impl Tally {
+    fn add(&mut self, bytes: usize) {
+        self.records += 1;
+        self.bytes += bytes as isize;
     }
 
-    fn replace(&self, old: usize, new: usize) {
-        // Wrapping addition of the difference, whichever is larger.
-        self.bytes.fetch_add(new.wrapping_sub(old), Ordering::Relaxed);
+    fn remove(&mut self, bytes: usize) {
+        self.records -= 1;
+        self.bytes -= bytes as isize;
+    }
+
+    fn replace(&mut self, old: usize, new: usize) {
+        self.bytes += new as isize - old as isize;
     }
 }
 
@@ -112,7 +145,7 @@ impl MemoryBackendBuilder {
         let store = Store {
             shards,
             started: Instant::now(),
-            usage: Usage::default(),
+            usage: Usage::new(self.max_records, self.max_bytes),
             max_records: self.max_records,
             max_bytes: self.max_bytes,
         };
@@ -143,7 +176,9 @@ impl MemoryBackend {
     /// assert_eq!(oncekey_backends::MemoryBackend::new().bytes(), 0);
     /// ```
     pub fn bytes(&self) -> usize {
-        self.store.usage.bytes.load(Ordering::Relaxed)
+        let counted = self.store.usage.bytes.load(Ordering::Relaxed);
+        let held_back = self.store.shards.iter().map(|shard| shard.lock().held_back_bytes());
+        held_back.fold(counted, |sum, bytes| sum.wrapping_add_signed(bytes))
     }
 }
 

@@ -9,7 +9,7 @@ use oncekey::record::{Record, State, StoreTime};
 use oncekey::{Key, KeyHasher};
 use tokio::sync::oneshot;
 
-use super::Usage;
+use super::{Tally, Usage};
 
 /// Claims stand apart from settled records: they are few and often touched, and those that were abandoned are found
 /// among them alone.
@@ -22,6 +22,7 @@ pub(super) struct Shard {
     /// its time stays until then, and finds nothing.
     expiring: BTreeMap<u64, Vec<u64>>,
     watchers: HashMap<Key, Vec<oneshot::Sender<()>>, KeyHasher>,
+    tally: Tally,
     /// When to look for abandoned claims again, in milliseconds of the store's time.
     next_claim_walk: u64,
 }
@@ -105,13 +106,14 @@ impl Shard {
     pub(super) fn write(&mut self, key: &Key, write: Write, usage: &Usage) {
         match write {
             Write::Nothing => return,
-            Write::Put(record) => self.put(key, record, usage),
+            Write::Put(record) => self.put(key, record),
             Write::Delete => {
                 if let Some(old) = self.claimed.take(key).or_else(|| self.settled.take(key)) {
-                    usage.remove(old.size());
+                    self.tally.remove(old.size());
                 }
             }
         }
+        usage.take_in(&mut self.tally);
         if !self.watchers.is_empty() && self.claimed.get(key).is_none() {
             for watcher in self.watchers.remove(key).unwrap_or_default() {
                 // Whoever no longer listens need not be told.
@@ -120,7 +122,7 @@ impl Shard {
         }
     }
 
-    fn put(&mut self, key: &Key, record: Record, usage: &Usage) {
+    fn put(&mut self, key: &Key, record: Record) {
         if let State::Completed { expires_at, .. } = &record.state {
             self.expiring.entry(expiry_second(*expires_at)).or_default().push(key.table_hash());
         }
@@ -129,12 +131,12 @@ impl Shard {
             Some(mut entry) => {
                 let old_size = entry.size();
                 entry.record = record;
-                usage.replace(old_size, entry.size());
+                self.tally.replace(old_size, entry.size());
                 entry
             }
             None => {
                 let entry = Box::new(Entry { key: key.clone(), record });
-                usage.add(entry.size());
+                self.tally.add(entry.size());
                 entry
             }
         };
@@ -154,7 +156,7 @@ impl Shard {
                 continue;
             };
             if let Some(old) = self.settled.take_where(hash, |entry| entry.is_expired(now)) {
-                usage.remove(old.size());
+                self.tally.remove(old.size());
                 removed += 1;
             }
         }
@@ -162,9 +164,15 @@ impl Shard {
             self.next_claim_walk = now.as_millis() + CLAIM_WALK_EVERY;
             removed += self.settle_abandoned(now, limit - removed, usage);
         }
+        usage.take_in(&mut self.tally);
         self.claimed.give_back_room();
         self.settled.give_back_room();
         removed
+    }
+
+    /// Bytes that are not yet counted in the whole.
+    pub(super) fn held_back_bytes(&self) -> isize {
+        self.tally.bytes
     }
 
     /// Claims that nobody came back for: those that may be rerun go after their time, those to be held are indeterminate.

@@ -58,7 +58,7 @@ impl Engine {
                 let claim = Claim::new(key.clone(), grant.attempt, grant.lock().clone());
                 grant.begin();
                 let result = catch_unwind(AssertUnwindSafe(|| operation(&claim)));
-                let (settlement, answer) = settlement(self, &key, &self.policy, result);
+                let (settlement, answer) = settlement(self.nodes.shared(), &key, &self.policy, result);
                 match (grant.settle_blocking(settlement), answer) {
                     (Ok(_), answer) => answer,
                     (Err(_), Err(error)) => Err(error),

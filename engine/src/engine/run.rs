@@ -4,6 +4,7 @@ use std::any::Any;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use serde::Serialize;
@@ -14,6 +15,7 @@ use super::{Claim, Engine};
 use crate::call::{Admitted, Grant, Settlement};
 use crate::detach::{self, DetachOnDrop};
 use crate::record::SealedOutcome;
+use crate::shared::Shared;
 use crate::{CallPolicy, Error, EventKind, Key, OnFailure, RunError, ToFingerprint};
 
 /// What a call gives: the operation's value, and whether it ran now or before.
@@ -97,9 +99,9 @@ impl Engine {
             Admitted::Replay(outcome) => Ok(Outcome::Replayed(replayed(&key, &outcome)?)),
             Admitted::Unguarded => run_unguarded(key, operation).await,
             Admitted::Granted(grant) => {
-                let engine = self.clone();
-                let running = async move { run_granted(&engine, key, grant, operation).await };
-                let go_on = move |rest: Pin<Box<_>>| drop(node.runtime.spawn(rest));
+                let (policy, here) = (self.policy, Arc::clone(&node));
+                let running = async move { run_granted(&node.shared, &policy, key, grant, operation).await };
+                let go_on = move |rest: Pin<Box<_>>| drop(here.runtime.spawn(rest));
                 DetachOnDrop::new(running, go_on).await
             }
         }
@@ -149,8 +151,8 @@ impl Engine {
             Admitted::Replay(outcome) => Ok(Outcome::Replayed(replayed(&key, &outcome)?)),
             Admitted::Unguarded => run_unguarded(key, operation).await,
             Admitted::Granted(grant) => {
-                let engine = self.clone();
-                let running = async move { run_granted(&engine, key, grant, operation).await };
+                let policy = self.policy;
+                let running = async move { run_granted(&node.shared, &policy, key, grant, operation).await };
                 let go_on = |rest: Pin<Box<_>>| detach::go_on_here(Box::pin(async move { drop(rest.await) }));
                 DetachOnDrop::new(running, go_on).await
             }
@@ -176,7 +178,8 @@ where
 }
 
 async fn run_granted<T, E, F, Fut>(
-    engine: &Engine,
+    shared: &Shared,
+    policy: &CallPolicy,
     key: Key,
     mut grant: Grant,
     operation: F,
@@ -192,17 +195,18 @@ where
     // An inner block, so that a panic before the operation's first await is caught as well.
     let running = async move { operation(claim).await };
     let result = AssertUnwindSafe(running).catch_unwind().instrument(span).await;
-    settle(engine, &key, &mut grant, result).await
+    settle(shared, policy, &key, &mut grant, result).await
 }
 
 /// Settles a claim by what its operation gave.
 async fn settle<T: Serialize, E>(
-    engine: &Engine,
+    shared: &Shared,
+    policy: &CallPolicy,
     key: &Key,
     grant: &mut Grant,
     result: Result<Result<T, E>, Box<dyn Any + Send>>,
 ) -> Result<Outcome<T>, RunError<E>> {
-    let (settlement, answer) = settlement(engine, key, &engine.policy, result);
+    let (settlement, answer) = settlement(shared, key, policy, result);
     match (grant.settle(settlement).await, answer) {
         (Ok(_), answer) => answer,
         // The operation's own error is the one to tell: that its claim could not be given up is an event.
@@ -213,7 +217,7 @@ async fn settle<T: Serialize, E>(
 
 /// What becomes of the claim, and what the caller is told if the store takes it.
 pub(super) fn settlement<T: Serialize, E>(
-    engine: &Engine,
+    shared: &Shared,
     key: &Key,
     policy: &CallPolicy,
     result: Result<Result<T, E>, Box<dyn Any + Send>>,
@@ -230,7 +234,7 @@ pub(super) fn settlement<T: Serialize, E>(
         },
         Ok(Err(error)) => (on_failure, Err(RunError::Operation(error))),
         Err(_) => {
-            engine.tell(EventKind::Panicked, key);
+            shared.events.tell(EventKind::Panicked, key);
             (on_failure, Err(RunError::Engine(Error::Panicked)))
         }
     }

@@ -14,7 +14,6 @@ mod part;
 mod reconciling;
 
 use std::fmt;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -42,7 +41,7 @@ pub(crate) struct KeyLock {
     key: Key,
     /// Tells this lock from a later one of the same key.
     id: u64,
-    neighbours: Rc<Neighbours>,
+    neighbours: Arc<Neighbours>,
     fingerprint: Fingerprint,
     role: Role,
     waiters: Vec<Begin>,
@@ -66,7 +65,7 @@ pub(crate) enum Role {
 
 impl KeyLock {
     /// Starts a lock on the current arbiter.
-    pub(crate) fn start(neighbours: Rc<Neighbours>, part: Part) -> LockAddr {
+    pub(crate) fn start(neighbours: Arc<Neighbours>, part: Part) -> LockAddr {
         let Part { key, id, fingerprint, role, waiting: waiters } = part;
         let counted = CountedLock::new(&neighbours.shared);
         let lock = Self { key, id, neighbours, fingerprint, role, waiters, may_rest: true, _counted: counted };

@@ -26,12 +26,12 @@ impl Supervisor {
             lease: self.neighbours.shared.settings.lease,
             on_abandoned: call.on_abandoned,
         };
-        let (supervisor, shared) = (Arc::clone(&self.neighbours.supervisor), Arc::clone(&self.neighbours.shared));
-        let asked_at = Instant::now();
+        // One count for all that the answer needs, and one that no other arbiter shares.
+        let (neighbours, asked_at) = (Arc::clone(&self.neighbours), Instant::now());
         let reply = Reply::new(move |answer| {
-            if let Some((call, answer)) = answer_or_pass_on(&shared, call, answer) {
+            if let Some((call, answer)) = answer_or_pass_on(&neighbours.shared, call, answer) {
                 // A supervisor that has ended leaves the claim to its lease, and the caller hears that it stopped.
-                let _ = supervisor.try_send(AcquireAnswered { call, owner, asked_at, answer });
+                neighbours.tell_supervisor(AcquireAnswered { call, owner, asked_at, answer });
             }
         });
         self.neighbours.ask_store(Request::Acquire(message, reply));

@@ -8,7 +8,6 @@ pub(crate) use ending::{CountInFlight, Drain, End};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,7 +22,8 @@ use crate::resting::Resting;
 use crate::shared::Shared;
 use crate::{Error, Fingerprint, Key, KeyHasher};
 
-/// Whom the actors of one arbiter talk to.
+/// Whom the actors of one arbiter talk to. Each arbiter has its own, so that counting the references to it is nobody
+/// else's affair: what two threads count together costs each of them more than a message does.
 pub(crate) struct Neighbours {
     pub(crate) shared: Arc<Shared>,
     store: Recipient<Persist>,
@@ -48,7 +48,7 @@ impl Neighbours {
 
 /// One on each arbiter that uses the engine. It ends when the engine is dropped, or with its arbiter.
 pub(crate) struct Supervisor {
-    neighbours: Rc<Neighbours>,
+    neighbours: Arc<Neighbours>,
     locks: HashMap<Key, Locked, KeyHasher>,
     resting: Resting,
     next_lock_id: u64,
@@ -76,7 +76,7 @@ impl Supervisor {
             let supervisor = Arc::new(ctx.address());
             address = Some(Arc::clone(&supervisor));
             Self {
-                neighbours: Rc::new(Neighbours { shared, store, supervisor }),
+                neighbours: Arc::new(Neighbours { shared, store, supervisor }),
                 locks: HashMap::default(),
                 resting: Resting::default(),
                 next_lock_id: 0,
@@ -124,10 +124,10 @@ impl Supervisor {
 
     /// Gives a part to a lock that rests, or else to a new one.
     fn cast(&mut self, part: Part) -> LockAddr {
-        let Some(lock) = self.resting.take() else { return KeyLock::start(Rc::clone(&self.neighbours), part) };
+        let Some(lock) = self.resting.take() else { return KeyLock::start(Arc::clone(&self.neighbours), part) };
         match lock.try_send(part) {
             Ok(()) => lock,
-            Err(SendError::Closed(part) | SendError::Full(part)) => KeyLock::start(Rc::clone(&self.neighbours), part),
+            Err(SendError::Closed(part) | SendError::Full(part)) => KeyLock::start(Arc::clone(&self.neighbours), part),
         }
     }
 
