@@ -200,8 +200,10 @@ impl Store {
         decide: impl FnOnce(Option<&Record>) -> transition::Step<Answer>,
     ) -> Result<Answer, StoreError> {
         let mut shard = self.shard(key);
-        let step = decide(shard.find(key));
-        shard.write(key, step.write, &self.usage);
+        let found = shard.find(key);
+        let was_there = found.is_some();
+        let step = decide(found);
+        shard.write(key, was_there, step.write, &self.usage);
         Ok(step.answer)
     }
 
@@ -308,7 +310,7 @@ impl Backend for MemoryBackend {
     async fn remove(&self, message: Remove) -> Result<Removed, StoreError> {
         let mut shard = self.store.shard(&message.key);
         let was_there = shard.find(&message.key).is_some();
-        shard.write(&message.key, transition::Write::Delete, &self.store.usage);
+        shard.write(&message.key, was_there, transition::Write::Delete, &self.store.usage);
         Ok(if was_there { Removed::Removed } else { Removed::Absent })
     }
 

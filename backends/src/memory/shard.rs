@@ -102,11 +102,12 @@ impl Shard {
         self.claimed.get(key).or_else(|| self.settled.get(key))
     }
 
-    /// Does what a step decided, and wakes those who watch the key.
-    pub(super) fn write(&mut self, key: &Key, write: Write, usage: &Usage) {
+    /// Does what a step decided, and wakes those who watch the key. `was_there`: whether [`find`](Self::find) has found
+    /// the key, so that a fresh one is not looked for again.
+    pub(super) fn write(&mut self, key: &Key, was_there: bool, write: Write, usage: &Usage) {
         match write {
             Write::Nothing => return,
-            Write::Put(record) => self.put(key, record),
+            Write::Put(record) => self.put(key, was_there, record),
             Write::Delete => {
                 if let Some(old) = self.claimed.take(key).or_else(|| self.settled.take(key)) {
                     self.tally.remove(old.size());
@@ -122,11 +123,11 @@ impl Shard {
         }
     }
 
-    fn put(&mut self, key: &Key, record: Record) {
+    fn put(&mut self, key: &Key, was_there: bool, record: Record) {
         if let State::Completed { expires_at, .. } = &record.state {
             self.expiring.entry(expiry_second(*expires_at)).or_default().push(key.table_hash());
         }
-        let old = self.claimed.take(key).or_else(|| self.settled.take(key));
+        let old = was_there.then(|| self.claimed.take(key).or_else(|| self.settled.take(key))).flatten();
         let entry = match old {
             Some(mut entry) => {
                 let old_size = entry.size();
@@ -184,7 +185,7 @@ impl Shard {
         });
         let stale: Vec<_> = stale.take(limit).collect();
         let removed = stale.iter().filter(|(_, write)| *write == Write::Delete).count();
-        stale.into_iter().for_each(|(key, write)| self.write(&key, write, usage));
+        stale.into_iter().for_each(|(key, write)| self.write(&key, true, write, usage));
         removed
     }
 

@@ -123,14 +123,21 @@ impl<B: Backend> ActorFuture<BackendActor<B>> for Pump {
         ctx: &mut Context<BackendActor<B>>,
         task: &mut TaskContext<'_>,
     ) -> Poll<()> {
-        while let Poll::Ready(Some(())) = actor.batches.poll_next_unpin(task) {}
-        while let Poll::Ready(Some(())) = actor.watches.poll_next_unpin(task) {}
+        finish(&mut actor.batches, task);
+        finish(&mut actor.watches, task);
         while !actor.gathered.is_empty() && actor.batches.len() < actor.backend.batches_under_way() {
             actor.send_batch(task);
             // Registers this task's waker with a batch that did not finish at once.
-            while let Poll::Ready(Some(())) = actor.batches.poll_next_unpin(task) {}
+            finish(&mut actor.batches, task);
         }
         let idle = actor.gathered.is_empty() && actor.batches.is_empty() && actor.watches.is_empty();
         if idle && !ctx.connected() { Poll::Ready(()) } else { Poll::Pending }
     }
+}
+
+/// Takes out what is done, and registers for the rest; with a store that never waits there is nothing to look at.
+fn finish(under_way: &mut FuturesUnordered<LocalBoxFuture<'static, ()>>, task: &mut TaskContext<'_>) {
+    while !under_way.is_empty()
+        && let Poll::Ready(Some(())) = under_way.poll_next_unpin(task)
+    {}
 }
