@@ -8,14 +8,21 @@ use clap::{Parser, ValueEnum};
 use oncekey::OnAbandoned;
 
 /// A small shop that charges cards exactly once.
-#[derive(Debug, Clone, Parser)]
+#[derive(Clone, Parser)]
 #[command(version, about)]
 pub(crate) struct Options {
     /// Where to listen; port 0 takes a free one
     #[arg(long, env = "ONCEKEY_BIND", default_value = "127.0.0.1:8080")]
     pub(crate) bind: SocketAddr,
     /// Where the idempotency records are: memory: or sqlite:PATH
-    #[arg(long, env = "ONCEKEY_STORE", default_value = "sqlite:oncekey.db", value_name = "URL")]
+    // A URL may hold a password, which the help must not print.
+    #[arg(
+        long,
+        env = "ONCEKEY_STORE",
+        hide_env_values = true,
+        default_value = "sqlite:oncekey.db",
+        value_name = "URL"
+    )]
     pub(crate) store: String,
     /// The shop's own database, where the store is no SQL database
     #[arg(long, env = "ONCEKEY_SHOP_DB", default_value = "shop.db", value_name = "PATH")]
@@ -79,6 +86,9 @@ mod tests {
 
     #[test]
     fn bad_flags_are_refused() {
+        use clap::CommandFactory as _;
+        let store = Options::command().get_arguments().find(|flag| flag.get_id() == "store").cloned().unwrap();
+        assert!(store.is_hide_env_values_set(), "the help would print a password");
         for bad in ["--bind=here", "--workers=0", "--lease=soon", "--on-abandoned=maybe", "--nothing"] {
             assert!(Options::try_parse_from(["web-example", bad]).is_err(), "{bad}");
         }

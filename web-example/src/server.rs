@@ -41,6 +41,7 @@ pub(crate) async fn serve(
     shop: Shop,
     metrics: PrometheusHandle,
 ) -> Result<(), StartError> {
+    actix_web::rt::spawn(keep_up(metrics.clone()));
     let (engine, metrics) = (store.engine.clone(), web::Data::new(metrics));
     let (shop, data) = (web::Data::new(shop), web::Data::new(store.clone()));
     let abandoned = options.on_abandoned;
@@ -119,6 +120,15 @@ async fn end_on_signal(engine: Engine, server: ServerHandle) {
             server.stop(true).await;
         }
         () = told() => server.stop(false).await,
+    }
+}
+
+/// Empties the histograms that nobody scrapes: the recorder does so only when it is told to.
+async fn keep_up(metrics: PrometheusHandle) {
+    let mut every = tokio::time::interval(Duration::from_secs(5));
+    loop {
+        every.tick().await;
+        metrics.run_upkeep();
     }
 }
 

@@ -57,8 +57,11 @@ fn provider_for(card: &str) -> Option<Provider> {
     })
 }
 
-async fn charge(shop: &Shop, payment: Payment) -> Result<Charge, actix_web::Error> {
-    shop.database
+/// Writes the charge. If the ledger fails, its commit may have happened all the same: the key is then held, not released
+/// for a retry that would charge again.
+async fn charge(shop: &Shop, payment: Payment) -> Result<Charge, HttpResponse> {
+    let charged = shop
+        .database
         .run(move |connection| {
             diesel::insert_into(charges::table)
                 .values((
@@ -71,7 +74,11 @@ async fn charge(shop: &Shop, payment: Payment) -> Result<Charge, actix_web::Erro
                 .returning(Charge::as_returning())
                 .get_result(connection)
         })
-        .await
+        .await;
+    charged.map_err(|_| {
+        let unsure = problem(StatusCode::INTERNAL_SERVER_ERROR, "The ledger failed", &"the card may have been charged");
+        unsure.with_fate(ResponseFate::Indeterminate)
+    })
 }
 
 pub(super) async fn pay(shop: web::Data<Shop>, payment: web::Json<Payment>) -> Result<HttpResponse, actix_web::Error> {
@@ -83,6 +90,10 @@ pub(super) async fn pay(shop: web::Data<Shop>, payment: web::Json<Payment>) -> R
     let Some(provider) = provider_for(&payment.card) else {
         return Ok(problem(StatusCode::BAD_REQUEST, "Unknown card", &"see the start page for the cards of this shop"));
     };
+    Ok(answer(&shop, provider, payment).await.unwrap_or_else(|unsure| unsure))
+}
+
+async fn answer(shop: &Shop, provider: Provider, payment: Payment) -> Result<HttpResponse, HttpResponse> {
     match provider {
         Provider::Declines => Ok(HttpResponse::PaymentRequired().json(json!({"error": "card declined"}))),
         Provider::IsDown => Ok(HttpResponse::ServiceUnavailable().json(json!({"error": "the card gateway is down"}))),
@@ -90,19 +101,19 @@ pub(super) async fn pay(shop: web::Data<Shop>, payment: web::Json<Payment>) -> R
         Provider::Charges => {
             // A cookie for this client alone: a replay never carries it.
             let cookie = Cookie::build("last_payment", payment.reference.clone()).http_only(true).finish();
-            Ok(HttpResponse::Created().cookie(cookie).json(charge(&shop, payment).await?))
+            Ok(HttpResponse::Created().cookie(cookie).json(charge(shop, payment).await?))
         }
         Provider::ChargesSlowly => {
             tokio::time::sleep(Duration::from_secs(2)).await;
-            Ok(HttpResponse::Created().json(charge(&shop, payment).await?))
+            Ok(HttpResponse::Created().json(charge(shop, payment).await?))
         }
         Provider::ChargesAtLength => {
-            let charge = charge(&shop, payment).await?;
+            let charge = charge(shop, payment).await?;
             // Over what the guard keeps.
             Ok(HttpResponse::Created().json(json!({"charge": charge, "receipt": "=".repeat(2 << 20)})))
         }
         Provider::ChargesAndFallsSilent => {
-            charge(&shop, payment).await?;
+            charge(shop, payment).await?;
             let lost = HttpResponse::GatewayTimeout().json(json!({"error": "the card gateway did not answer"}));
             Ok(lost.with_fate(ResponseFate::Indeterminate))
         }
