@@ -30,6 +30,7 @@ pub(crate) struct BackendActor<B> {
     gathered: Vec<Request>,
     batches: FuturesUnordered<LocalBoxFuture<'static, ()>>,
     watches: FuturesUnordered<LocalBoxFuture<'static, ()>>,
+    transactions: FuturesUnordered<LocalBoxFuture<'static, ()>>,
     batch_seconds: metrics::Histogram,
     batch_size: metrics::Histogram,
 }
@@ -42,6 +43,7 @@ impl<B: Backend> BackendActor<B> {
             gathered: Vec::new(),
             batches: FuturesUnordered::new(),
             watches: FuturesUnordered::new(),
+            transactions: FuturesUnordered::new(),
             batch_seconds: metrics::histogram!("oncekey_store_batch_seconds"),
             batch_size: metrics::histogram!("oncekey_store_batch_size"),
         }
@@ -54,6 +56,17 @@ impl<B: Backend> BackendActor<B> {
             let watched = AssertUnwindSafe(timeout(limit, backend.watch(message))).catch_unwind().await;
             // At its limit the hint to ask again is right as well.
             reply.send(watched.unwrap_or(Ok(Ok(Changed))).unwrap_or(Ok(Changed)));
+        }));
+    }
+
+    /// A user's operation takes what time it takes: the steps of others don't wait for it.
+    fn transact(&mut self, request: Request) {
+        let (backend, deadline) = (Rc::clone(&self.backend), self.deadline);
+        self.transactions.push(Box::pin(async move {
+            let steps = AssertUnwindSafe(async move { backend.execute(vec![request]).await }).catch_unwind();
+            if let Ok(Err(_)) = timeout(deadline, steps).await {
+                report_panic();
+            }
         }));
     }
 
@@ -106,6 +119,10 @@ impl<B: Backend> Handler<Persist> for BackendActor<B> {
                 let limit = message.limit;
                 self.watch(request, limit);
             }
+            // Where batches are not limited nothing waits for one.
+            Request::CompleteInTransaction(..) if self.backend.batches_under_way() < usize::MAX => {
+                self.transact(request);
+            }
             _ => self.gathered.push(request),
         }
     }
@@ -125,12 +142,16 @@ impl<B: Backend> ActorFuture<BackendActor<B>> for Pump {
     ) -> Poll<()> {
         finish(&mut actor.batches, task);
         finish(&mut actor.watches, task);
+        finish(&mut actor.transactions, task);
         while !actor.gathered.is_empty() && actor.batches.len() < actor.backend.batches_under_way() {
             actor.send_batch(task);
             // Registers this task's waker with a batch that did not finish at once.
             finish(&mut actor.batches, task);
         }
-        let idle = actor.gathered.is_empty() && actor.batches.is_empty() && actor.watches.is_empty();
+        let idle = actor.gathered.is_empty()
+            && actor.batches.is_empty()
+            && actor.watches.is_empty()
+            && actor.transactions.is_empty();
         if idle && !ctx.connected() { Poll::Ready(()) } else { Poll::Pending }
     }
 }

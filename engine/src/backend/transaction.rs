@@ -2,7 +2,11 @@
 
 use std::any::{Any, type_name};
 use std::fmt;
+use std::future::ready;
+use std::marker::PhantomData;
 use std::time::Duration;
+
+use futures_util::future::LocalBoxFuture;
 
 use crate::Key;
 use crate::record::{Owner, SealedOutcome};
@@ -101,14 +105,49 @@ pub enum OperationFailure {
 /// # Ok::<(), oncekey::KeyError>(())
 /// ```
 pub struct TransactionOperation {
-    run: Box<ErasedOperation>,
+    run: Run,
+}
+
+enum Run {
+    Blocking(Option<Box<ErasedOperation>>),
+    Async(Box<dyn ErasedAsyncOperation>),
 }
 
 type ErasedOperation = dyn FnOnce(&mut dyn Any) -> Result<SealedOutcome, OperationFailure> + Send;
 
+/// An async closure behind a pointer: what it gives borrows the closure, as a boxed `FnMut`'s can't.
+trait ErasedAsyncOperation: Send {
+    fn run<'a>(&'a mut self, connection: &'a mut dyn Any) -> Running<'a>;
+
+    fn wanted(&self) -> &'static str;
+}
+
+type Running<'a> = LocalBoxFuture<'a, Result<SealedOutcome, OperationFailure>>;
+
+struct AsyncOperation<C, F> {
+    operation: F,
+    connection: PhantomData<fn(&mut C)>,
+}
+
+impl<C: Any, F> ErasedAsyncOperation for AsyncOperation<C, F>
+where
+    F: AsyncFnMut(&mut C) -> Result<SealedOutcome, OperationFailure> + Send,
+{
+    fn run<'a>(&'a mut self, connection: &'a mut dyn Any) -> Running<'a> {
+        match connection.downcast_mut::<C>() {
+            Some(connection) => Box::pin((self.operation)(connection)),
+            None => Box::pin(ready(Err(OperationFailure::WrongConnection { wanted: type_name::<C>() }))),
+        }
+    }
+
+    fn wanted(&self) -> &'static str {
+        type_name::<C>()
+    }
+}
+
 impl TransactionOperation {
-    /// An operation on a connection of type `C`. It runs where the store runs its transactions: for SQLite on the
-    /// writer's thread.
+    /// An operation on a connection of type `C` that blocks. It runs where the store runs its transactions: for SQLite on
+    /// the writer's thread.
     pub fn new<C: Any>(
         operation: impl FnOnce(&mut C) -> Result<SealedOutcome, OperationFailure> + Send + 'static,
     ) -> Self {
@@ -118,14 +157,36 @@ impl TransactionOperation {
         })
     }
 
+    /// An operation on a connection of type `C` that is awaited, on the arbiter of the backend.
+    ///
+    /// It may be run **several times**: a database that gives a transaction up for another's sake (a deadlock, a
+    /// serialization failure) has rolled all of it back, and the store runs it again from the start.
+    ///
+    /// ```
+    /// # use oncekey::{Key, backend::TransactionOperation, record::SealedOutcome};
+    /// # struct Connection;
+    /// # impl Connection { async fn insert(&mut self) {} }
+    /// let outcome = SealedOutcome::tombstone(&Key::new("orders", 17)?);
+    /// let operation = TransactionOperation::new_async(async move |connection: &mut Connection| {
+    ///     connection.insert().await;
+    ///     Ok(outcome.clone())
+    /// });
+    /// # Ok::<(), oncekey::KeyError>(())
+    /// ```
+    pub fn new_async<C: Any>(
+        operation: impl AsyncFnMut(&mut C) -> Result<SealedOutcome, OperationFailure> + Send + 'static,
+    ) -> Self {
+        Self { run: Run::Async(Box::new(AsyncOperation { operation, connection: PhantomData })) }
+    }
+
     /// An operation on whatever connection the store has.
     pub(crate) fn erased(
         operation: impl FnOnce(&mut dyn Any) -> Result<SealedOutcome, OperationFailure> + Send + 'static,
     ) -> Self {
-        Self { run: Box::new(operation) }
+        Self { run: Run::Blocking(Some(Box::new(operation))) }
     }
 
-    /// Runs it.
+    /// Runs it on a connection that blocks. One that is to be awaited does nothing, and says what it wanted.
     ///
     /// # Errors
     /// Whatever the operation failed with; its writes are to be rolled back.
@@ -133,7 +194,46 @@ impl TransactionOperation {
     /// # Panics
     /// If the operation does: a backend catches it and rolls back.
     pub fn run(self, connection: &mut dyn Any) -> Result<SealedOutcome, OperationFailure> {
-        (self.run)(connection)
+        match self.run {
+            Run::Blocking(Some(run)) => run(connection),
+            // It was run before.
+            Run::Blocking(None) => Err(OperationFailure::RollBack),
+            Run::Async(run) => Err(OperationFailure::WrongConnection { wanted: run.wanted() }),
+        }
+    }
+
+    /// Runs it on a connection that is awaited, for the first time or again. One that blocks can be run only once, and
+    /// fails the second time.
+    ///
+    /// # Cancel safety
+    /// Dropped midway, its writes are to be rolled back.
+    ///
+    /// # Errors
+    /// Whatever the operation failed with; its writes are to be rolled back.
+    ///
+    /// # Panics
+    /// If the operation does: a backend catches it and rolls back.
+    ///
+    /// ```
+    /// # use oncekey::{Key, backend::TransactionOperation, record::SealedOutcome};
+    /// # #[actix_rt::main] async fn main() -> Result<(), oncekey::KeyError> {
+    /// let outcome = SealedOutcome::tombstone(&Key::new("orders", 17)?);
+    /// let mut operation = TransactionOperation::new_async(async move |runs: &mut u32| {
+    ///     *runs += 1;
+    ///     Ok(outcome.clone())
+    /// });
+    /// let mut runs = 0_u32;
+    /// for _ in 0..2 {
+    ///     assert!(operation.run_async(&mut runs).await.is_ok());
+    /// }
+    /// assert_eq!(runs, 2);
+    /// # Ok(()) }
+    /// ```
+    pub async fn run_async(&mut self, connection: &mut dyn Any) -> Result<SealedOutcome, OperationFailure> {
+        match &mut self.run {
+            Run::Blocking(run) => run.take().map_or(Err(OperationFailure::RollBack), |run| run(connection)),
+            Run::Async(run) => run.run(connection).await,
+        }
     }
 }
 

@@ -13,7 +13,7 @@ pub use claim::Claim;
 pub use run::Outcome;
 pub use shutdown::Shutdown;
 #[cfg(feature = "web")]
-pub(crate) use transaction::{Transacted, transact};
+pub(crate) use transaction::{Given, Transacted, awaited, blocking, transact};
 
 use std::sync::Arc;
 use std::time::Duration;

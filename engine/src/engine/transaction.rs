@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 
+use futures_util::future::FutureExt as _;
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -15,7 +16,9 @@ use crate::backend::{OperationFailure, StoreError, TransactionOperation};
 use crate::call::{Admitted, Grant, Settled, Settlement};
 use crate::detach::DetachOnDrop;
 use crate::record::SealedOutcome;
-use crate::{CallPolicy, Error, EventKind, Key, OnAbandoned, OnStoreFailure, Outcome, RunError, ToFingerprint};
+use crate::{
+    CallPolicy, Error, EventKind, Fingerprint, Key, OnAbandoned, OnStoreFailure, Outcome, RunError, ToFingerprint,
+};
 
 impl Engine {
     /// Runs `operation` inside a transaction of the record's own database, which also stores its outcome: both commit,
@@ -65,7 +68,74 @@ impl Engine {
         T: Serialize + DeserializeOwned + Send + 'static,
         E: Send + 'static,
     {
-        let fingerprint = fingerprint.to_fingerprint().map_err(Error::from);
+        let fingerprint = fingerprint.to_fingerprint().map_err(Error::from)?;
+        self.transact_under(key, fingerprint, type_name::<C>(), move |claim, given| {
+            let operation = move |connection: &mut C| operation(connection, &claim).and_then_seal(claim.key());
+            blocking(operation, given)
+        })
+        .await
+    }
+
+    /// [`run_in_transaction`](Self::run_in_transaction) for stores whose connections are awaited:
+    /// `diesel_async::AsyncPgConnection` for PostgreSQL, `diesel_async::AsyncMysqlConnection` for MySQL and MariaDB.
+    ///
+    /// The operation runs on an arbiter of the engine, in a transaction of the database's default isolation. **It may be
+    /// run several times**: when the database gives the transaction up for another's sake (a deadlock, a serialization
+    /// failure), all of it was rolled back and is done again, a few times at most. What it writes through its connection
+    /// is committed once.
+    ///
+    /// # Cancel safety
+    /// As for [`run`](Self::run).
+    ///
+    /// # Errors
+    /// As for [`run_in_transaction`](Self::run_in_transaction).
+    ///
+    /// ```no_run
+    /// # async fn example(engine: oncekey::Engine) -> Result<(), Box<dyn std::error::Error>> {
+    /// # struct AsyncPgConnection;
+    /// # async fn insert_order(_: &mut AsyncPgConnection, _: &str) -> Result<u64, std::io::Error> { Ok(17) }
+    /// use oncekey::Key;
+    ///
+    /// let order = engine
+    ///     .run_in_async_transaction(Key::new("orders", 17)?, &"book", async |tx: &mut AsyncPgConnection, _claim| {
+    ///         insert_order(tx, "book").await
+    ///     })
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn run_in_async_transaction<C, T, E, F>(
+        &self,
+        key: Key,
+        fingerprint: impl ToFingerprint,
+        mut operation: F,
+    ) -> Result<Outcome<T>, RunError<E>>
+    where
+        C: Any,
+        F: AsyncFnMut(&mut C, &Claim) -> Result<T, E> + Send + 'static,
+        T: Serialize + DeserializeOwned + Send + 'static,
+        E: Send + 'static,
+    {
+        let fingerprint = fingerprint.to_fingerprint().map_err(Error::from)?;
+        self.transact_under(key, fingerprint, type_name::<C>(), move |claim, given| {
+            let operation =
+                async move |connection: &mut C| operation(connection, &claim).await.and_then_seal(claim.key());
+            awaited(operation, given)
+        })
+        .await
+    }
+
+    /// Claims the key, and runs what `make` makes of the claim in the transaction that completes it.
+    async fn transact_under<T, E>(
+        &self,
+        key: Key,
+        fingerprint: Fingerprint,
+        wanted: &'static str,
+        make: impl FnOnce(Claim, Given<T, E>) -> TransactionOperation + Send + 'static,
+    ) -> Result<Outcome<T>, RunError<E>>
+    where
+        T: DeserializeOwned + Send + 'static,
+        E: Send + 'static,
+    {
         let policy = CallPolicy {
             on_abandoned: self.policy.on_abandoned.or(Some(OnAbandoned::Rerun)),
             // Without its store there is no transaction to run in.
@@ -73,21 +143,16 @@ impl Engine {
             ..self.policy
         };
         let node = self.nodes.current()?;
-        match self.begin(&node, key.clone(), fingerprint?, &policy).await? {
+        match self.begin(&node, key.clone(), fingerprint, &policy).await? {
             Admitted::Replay(outcome) => Ok(Outcome::Replayed(replayed(&key, &outcome)?)),
             Admitted::Unguarded => Err(Error::Stopped.into()),
             Admitted::Granted(mut grant) => {
                 let engine = self.clone();
                 let running = async move {
                     let claim = Claim::new(key.clone(), grant.attempt, grant.lock().clone());
-                    let sealing = key.clone();
-                    let operation = move |connection: &mut C| {
-                        let value = operation(connection, &claim).map_err(RunError::Operation)?;
-                        let outcome = SealedOutcome::of_value(&sealing, &value)
-                            .map_err(|error| Error::Unserializable(error.to_string()))?;
-                        Ok((value, outcome))
-                    };
-                    match transact(&engine, &key, &mut grant, policy.retention, operation).await {
+                    let given = Given::default();
+                    let operation = make(claim, Arc::clone(&given));
+                    match transact(&engine, &key, &mut grant, policy.retention, wanted, operation, given).await {
                         Ok(Transacted::Ran(value)) => Ok(Outcome::Ran(value)),
                         // Committed, but the answer was lost on the way: the stored outcome is the value.
                         Ok(Transacted::Committed(outcome)) => Ok(Outcome::Ran(replayed(&key, &outcome)?)),
@@ -106,6 +171,19 @@ impl Engine {
     }
 }
 
+/// An operation's value with the outcome that it is stored as.
+trait AndThenSeal<T, E> {
+    fn and_then_seal(self, key: &Key) -> Result<(T, SealedOutcome), RunError<E>>;
+}
+
+impl<T: Serialize, E> AndThenSeal<T, E> for Result<T, E> {
+    fn and_then_seal(self, key: &Key) -> Result<(T, SealedOutcome), RunError<E>> {
+        let value = self.map_err(RunError::Operation)?;
+        let outcome = SealedOutcome::of_value(key, &value).map_err(|error| Error::Unserializable(error.to_string()))?;
+        Ok((value, outcome))
+    }
+}
+
 /// How a transaction ended well.
 pub(crate) enum Transacted<T> {
     /// With the operation's value.
@@ -114,42 +192,55 @@ pub(crate) enum Transacted<T> {
     Committed(SealedOutcome),
 }
 
-type Given<T, E> = Arc<Mutex<Option<Result<T, RunError<E>>>>>;
+/// Where an operation leaves its value or its error for its own caller: the store's messages carry bytes.
+pub(crate) type Given<T, E> = Arc<Mutex<Option<Result<T, RunError<E>>>>>;
+
+/// An operation on a connection that blocks, which leaves what it gave in `given`.
+pub(crate) fn blocking<C: Any, T: Send + 'static, E: Send + 'static>(
+    operation: impl FnOnce(&mut C) -> Result<(T, SealedOutcome), RunError<E>> + Send + 'static,
+    given: Given<T, E>,
+) -> TransactionOperation {
+    TransactionOperation::new(move |connection: &mut C| {
+        leave(catch_unwind(AssertUnwindSafe(|| operation(connection))), &given)
+    })
+}
+
+/// An operation on a connection that is awaited, which leaves what it gave last in `given`.
+pub(crate) fn awaited<C: Any, T: Send + 'static, E: Send + 'static>(
+    mut operation: impl AsyncFnMut(&mut C) -> Result<(T, SealedOutcome), RunError<E>> + Send + 'static,
+    given: Given<T, E>,
+) -> TransactionOperation {
+    TransactionOperation::new_async(async move |connection: &mut C| {
+        // The block, so that a panic in the call itself is caught as well.
+        let running = AssertUnwindSafe(async { operation(connection).await });
+        leave(running.catch_unwind().await, &given)
+    })
+}
+
+fn leave<T, E>(
+    ran: std::thread::Result<Result<(T, SealedOutcome), RunError<E>>>,
+    given: &Given<T, E>,
+) -> Result<SealedOutcome, OperationFailure> {
+    let (left, told) = match ran {
+        Ok(Ok((value, outcome))) => (Ok(value), Ok(outcome)),
+        Ok(Err(error)) => (Err(error), Err(OperationFailure::RollBack)),
+        Err(_) => (Err(RunError::Engine(Error::Panicked)), Err(OperationFailure::RollBack)),
+    };
+    *given.lock() = Some(left);
+    told
+}
 
 /// Runs `operation` in the transaction that completes the grant's record. On errors of the operation the claim still
 /// stands.
-pub(crate) async fn transact<C, T, E, F>(
+pub(crate) async fn transact<T, E>(
     engine: &Engine,
     key: &Key,
     grant: &mut Grant,
     retention: std::time::Duration,
-    operation: F,
-) -> Result<Transacted<T>, RunError<E>>
-where
-    C: Any,
-    F: FnOnce(&mut C) -> Result<(T, SealedOutcome), RunError<E>> + Send + 'static,
-    T: Send + 'static,
-    E: Send + 'static,
-{
-    // The store's messages carry bytes; the value or the error comes back to its own caller by this.
-    let given: Given<T, E> = Arc::default();
-    let giving = Arc::clone(&given);
-    let operation = TransactionOperation::new(move |connection: &mut C| {
-        match catch_unwind(AssertUnwindSafe(|| operation(connection))) {
-            Ok(Ok((value, outcome))) => {
-                *giving.lock() = Some(Ok(value));
-                Ok(outcome)
-            }
-            Ok(Err(error)) => {
-                *giving.lock() = Some(Err(error));
-                Err(OperationFailure::RollBack)
-            }
-            Err(_) => {
-                *giving.lock() = Some(Err(RunError::Engine(Error::Panicked)));
-                Err(OperationFailure::RollBack)
-            }
-        }
-    });
+    wanted: &'static str,
+    operation: TransactionOperation,
+    given: Given<T, E>,
+) -> Result<Transacted<T>, RunError<E>> {
     grant.begin();
     let settled = grant.settle(Settlement::CompleteInTransaction { operation, retention }).await;
     let given = given.lock().take();
@@ -169,8 +260,7 @@ where
             _ => Err(Error::Store(StoreError::unavailable("the transaction was rolled back")).into()),
         },
         Err(Error::Store(StoreError::Unsupported(what))) => {
-            Err(Error::NoSuchTransaction { wanted: type_name::<C>(), what: format!("it does not support {what}") }
-                .into())
+            Err(Error::NoSuchTransaction { wanted, what: format!("it does not support {what}") }.into())
         }
         Err(error) => Err(error.into()),
     }

@@ -1,6 +1,6 @@
 //! What a handler can ask of its guard: the claim, and a transaction that stores its response.
 
-use std::any::Any;
+use std::any::{Any, type_name};
 use std::fmt;
 use std::future::{Ready, ready};
 use std::rc::Rc;
@@ -11,9 +11,10 @@ use actix_web::{FromRequest, HttpMessage as _, HttpRequest, HttpResponse, Respon
 
 use super::guard::{GrantSlot, Guarded, RequestGuard};
 use super::{RecordedResponse, Refusal};
-use crate::engine::{Claim, Transacted, transact};
-use crate::record::Payload as Stored;
-use crate::{CorruptOutcome, Error, RunError};
+use crate::backend::TransactionOperation;
+use crate::engine::{Claim, Given, Transacted, awaited, blocking, transact};
+use crate::record::{Payload as Stored, SealedOutcome};
+use crate::{CorruptOutcome, Error, Key, RunError};
 
 const NOT_GUARDED: &str = "the handler asks for its idempotency guard, but no guard is at work on this request";
 
@@ -133,6 +134,57 @@ impl Transaction {
         E: Send + 'static,
         F: FnOnce(&mut C, &Claim) -> Result<RecordedResponse, E> + Send + 'static,
     {
+        self.transact(type_name::<C>(), move |claim, given| {
+            let operation = move |connection: &mut C| sealed(operation(connection, &claim), claim.key());
+            blocking(operation, given)
+        })
+        .await
+    }
+
+    /// [`run`](Self::run) for stores whose connections are awaited: `diesel_async::AsyncPgConnection` for PostgreSQL,
+    /// `diesel_async::AsyncMysqlConnection` for MySQL and MariaDB.
+    ///
+    /// The operation runs on this worker, and **may be run several times**: when the database gives the transaction up
+    /// for another's sake (a deadlock, a serialization failure), all of it was rolled back and is done again, a few times
+    /// at most. What it writes is committed once.
+    ///
+    /// # Errors
+    /// As for [`run`](Self::run).
+    ///
+    /// ```no_run
+    /// # struct AsyncPgConnection;
+    /// # async fn insert_order(_: &mut AsyncPgConnection) -> Result<u64, std::io::Error> { Ok(17) }
+    /// use actix_web::{HttpResponse, http::StatusCode};
+    /// use oncekey::web::{RecordedResponse, Transaction, TransactionError};
+    ///
+    /// async fn order(transaction: Transaction) -> Result<HttpResponse, TransactionError<std::io::Error>> {
+    ///     transaction
+    ///         .run_async(async |tx: &mut AsyncPgConnection, _claim| {
+    ///             let id = insert_order(tx).await?;
+    ///             Ok(RecordedResponse::new(StatusCode::CREATED, format!("order {id}")))
+    ///         })
+    ///         .await
+    /// }
+    /// # let _ = order;
+    /// ```
+    pub async fn run_async<C, E, F>(&self, mut operation: F) -> Result<HttpResponse, TransactionError<E>>
+    where
+        C: Any,
+        E: Send + 'static,
+        F: AsyncFnMut(&mut C, &Claim) -> Result<RecordedResponse, E> + Send + 'static,
+    {
+        self.transact(type_name::<C>(), move |claim, given| {
+            let operation = async move |connection: &mut C| sealed(operation(connection, &claim).await, claim.key());
+            awaited(operation, given)
+        })
+        .await
+    }
+
+    async fn transact<E: Send + 'static>(
+        &self,
+        wanted: &'static str,
+        make: impl FnOnce(Claim, Given<RecordedResponse, E>) -> TransactionOperation,
+    ) -> Result<HttpResponse, TransactionError<E>> {
         let guard = &self.guard;
         let refuse = |error: Error| TransactionError::Refused(Refusal::Engine(error));
         let slot = std::mem::replace(&mut *guard.grant.borrow_mut(), GrantSlot::Lent);
@@ -140,13 +192,9 @@ impl Transaction {
             *guard.grant.borrow_mut() = slot;
             return Err(refuse(Error::ClaimLost));
         };
-        let (claim, key) = (guard.claim.clone(), guard.claim.key().clone());
-        let operation = move |connection: &mut C| {
-            let response = operation(connection, &claim).map_err(RunError::Operation)?;
-            let outcome = response.seal(claim.key());
-            Ok((response, outcome))
-        };
-        match transact(&guard.engine, &key, &mut grant, guard.policy.retention, operation).await {
+        let (key, given) = (guard.claim.key().clone(), Given::default());
+        let operation = make(guard.claim.clone(), Given::clone(&given));
+        match transact(&guard.engine, &key, &mut grant, guard.policy.retention, wanted, operation, given).await {
             Ok(transacted) => {
                 *guard.grant.borrow_mut() = GrantSlot::Gone;
                 let response = match transacted {
@@ -169,6 +217,15 @@ impl Transaction {
             }
         }
     }
+}
+
+fn sealed<E>(
+    response: Result<RecordedResponse, E>,
+    key: &Key,
+) -> Result<(RecordedResponse, SealedOutcome), RunError<E>> {
+    let response = response.map_err(RunError::Operation)?;
+    let outcome = response.seal(key);
+    Ok((response, outcome))
 }
 
 impl fmt::Debug for Transaction {
