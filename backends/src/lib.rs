@@ -4,6 +4,8 @@
 //! |---|---|---|---|
 //! | [`MemoryBackend`] | `memory` | one process | nothing |
 //! | [`SqliteBackend`] | `sqlite` | the processes of one machine | kill -9; with `synchronous=FULL`, the default, a power cut |
+//! | `PostgresBackend` | `postgres` | all that reach the server | what the server does |
+//! | `MysqlBackend` | `mysql` | all that reach the server (MySQL or MariaDB) | what the server does |
 //!
 //! Each passes the public conformance suite, `oncekey::conformance`. The engine's
 //! guide to choosing a store says what each keeps in which failure.
@@ -19,12 +21,25 @@
 //! # Ok(()) }
 //! ```
 
+#[cfg(all(feature = "postgres", feature = "mysql"))]
+#[doc = include_str!("../guide/databases.md")]
+pub mod databases {}
 #[cfg(feature = "memory")]
 mod memory;
+#[cfg(feature = "mysql")]
+pub mod mysql;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod sql;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 
 #[cfg(feature = "memory")]
 pub use memory::{MemoryBackend, MemoryBackendBuilder};
+#[cfg(feature = "mysql")]
+pub use mysql::MysqlBackend;
+#[cfg(feature = "postgres")]
+pub use postgres::PostgresBackend;
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqliteBackend, SqliteBuilder, SqliteOpenError, Synchronous};

@@ -1,7 +1,9 @@
-//! The harness of the suites: processes that can be killed and paused, and a plain HTTP client.
+//! The harness of the suites: processes and servers that can be killed and paused, and a plain HTTP client.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a harness, what fails fails the test")]
 
+pub mod cutter;
 pub mod http;
 pub mod process;
+pub mod server;
 pub mod shop;

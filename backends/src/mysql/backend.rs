@@ -1,0 +1,257 @@
+//! The handle, and the store's side of the protocol.
+
+use std::fmt;
+use std::sync::Arc;
+
+use diesel_async::AsyncMysqlConnection;
+use diesel_async::pooled_connection::deadpool::Pool;
+use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
+use futures_util::future::FutureExt as _;
+use oncekey::backend::{
+    Acquire, Acquired, Backend, Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held, Hold, List,
+    Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Request, Resolve, Resolved,
+    Stats, StoreError, StoreStats,
+};
+
+use super::connect::Connector;
+use super::migration::{bring_up_to_date, check_durability, database, lock_name};
+use super::options::Source;
+use super::table::Mysql;
+use super::{MysqlBuilder, MysqlOpenError};
+use crate::sql::{BATCHES, Core, Name};
+
+/// A store of records in MySQL (8.0 or later) or MariaDB (10.6 or later), by Diesel. No libmysqlclient is needed.
+///
+/// What waits in an arbiter's backend actor becomes a few statements for all of it: one reads the batch's rows, one each
+/// inserts, replaces and deletes what was decided, if the row is still what it was decided on. So a commit, which is what
+/// a claim costs, serves many, and a replay writes nothing. Time is the server's.
+///
+/// **Each arbiter has connections of its own** (see [`MysqlBuilder::pool_size`]), since a connection lives on the runtime
+/// that opened it. An application that has a Diesel pool [hands it over](Self::from_pool) instead.
+///
+/// An operation that is [completed in a transaction](oncekey::Engine::run_in_async_transaction) gets the
+/// [`AsyncMysqlConnection`]: its rows and its outcome are committed together, at the server's default isolation. It may
+/// use savepoints (`transaction` inside), and must not end the transaction by itself, as data definition (`CREATE TABLE`)
+/// does here without a word. When the server gives it up for another's sake (a deadlock, a lock wait that takes too long)
+/// it is rolled back and done again, up to five times.
+///
+/// The server can't tell of changes: one who waits for another process looks every 30 ms or so.
+///
+/// ```no_run
+/// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
+/// use oncekey::Engine;
+/// use oncekey_backends::mysql::MysqlBackend;
+///
+/// let backend = MysqlBackend::open("mysql://shop@localhost/shop").await?;
+/// let engine = Engine::builder(backend).start()?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct MysqlBackend {
+    core: Core<Mysql>,
+    shared: Arc<Shared>,
+}
+
+/// What all arbiters' sessions are made from.
+struct Shared {
+    /// `None` where the application's pool is used.
+    connector: Option<Connector>,
+    pool_size: usize,
+    database: String,
+    table: Name,
+}
+
+impl MysqlBackend {
+    /// Connects with the default options; see [`MysqlBuilder::open`].
+    ///
+    /// # Errors
+    /// [`MysqlOpenError`] says what is in the way.
+    ///
+    /// ```no_run
+    /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
+    /// use oncekey_backends::mysql::MysqlBackend;
+    ///
+    /// let backend = MysqlBackend::open("mysql://shop@db.example/shop").await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn open(url: &str) -> Result<Self, MysqlOpenError> {
+        Self::builder(url).open().await
+    }
+
+    /// Options for connecting to a URL, `mysql://USER:PASSWORD@HOST:PORT/DATABASE`. Unless the server is on this machine
+    /// it must speak TLS and show a certificate that is trusted; `?require_ssl=false` says otherwise, and the other
+    /// parameters of `mysql_async` are taken as well.
+    ///
+    /// ```
+    /// use oncekey_backends::mysql::MysqlBackend;
+    ///
+    /// let builder = MysqlBackend::builder("mysql://shop@localhost/shop").pool_size(12);
+    /// # let _ = builder;
+    /// ```
+    pub fn builder(url: impl Into<String>) -> MysqlBuilder {
+        MysqlBuilder::new(Source::Url(url.into()))
+    }
+
+    /// Options for using the application's own pool, which all arbiters then share: it needs some 5 connections for each
+    /// arbiter, and its runtime must outlive the engine.
+    ///
+    /// Its connections must count found rows, as Diesel's own do.
+    ///
+    /// ```
+    /// use diesel_async::AsyncMysqlConnection;
+    /// use diesel_async::pooled_connection::AsyncDieselConnectionManager;
+    /// use diesel_async::pooled_connection::deadpool::Pool;
+    /// use oncekey_backends::mysql::MysqlBackend;
+    ///
+    /// let manager = AsyncDieselConnectionManager::<AsyncMysqlConnection>::new("mysql://shop@localhost/shop");
+    /// let pool = Pool::builder(manager).max_size(20).build()?;
+    /// let builder = MysqlBackend::from_pool(pool);
+    /// # let _ = builder;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn from_pool(pool: Pool<AsyncMysqlConnection>) -> MysqlBuilder {
+        MysqlBuilder::new(Source::Pool(pool))
+    }
+
+    /// A pool of connections that are opened as this backend's are, for the application's own queries. For a backend on
+    /// the application's pool it is that one.
+    ///
+    /// ```no_run
+    /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use oncekey_backends::mysql::MysqlBackend;
+    /// let backend = MysqlBackend::open("mysql://shop@localhost/shop").await?;
+    /// let connection = backend.pool_of_its_own().get().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn pool_of_its_own(&self) -> Pool<AsyncMysqlConnection> {
+        match &self.shared.connector {
+            Some(connector) => pool_of(connector, self.shared.pool_size),
+            None => self.core.dialect.pool.clone(),
+        }
+    }
+
+    pub(super) async fn open_with(options: MysqlBuilder) -> Result<Self, MysqlOpenError> {
+        let table = options.table;
+        let unreachable = |error: &dyn fmt::Display| MysqlOpenError::Unreachable(error.to_string());
+        let (connector, pool, database) = match options.source {
+            Source::Url(url) => {
+                let connector = Connector::new(&url)?;
+                let mut connection = connector.clone().connect().await.map_err(|error| unreachable(&error))?;
+                let database = prepare(&mut connection, &table, options.migrate).await?;
+                (Some(connector.clone()), pool_of(&connector, options.pool_size), database)
+            }
+            Source::Pool(pool) => {
+                let mut connection = pool.get().await.map_err(|error| unreachable(&error))?;
+                let database = prepare(&mut connection, &table, options.migrate).await?;
+                (None, pool.clone(), database)
+            }
+        };
+        let shared = Shared { connector, pool_size: options.pool_size, database, table };
+        Ok(Self { core: shared.core(pool), shared: Arc::new(shared) })
+    }
+}
+
+/// Gives the database's name.
+async fn prepare(connection: &mut AsyncMysqlConnection, table: &Name, migrate: bool) -> Result<String, MysqlOpenError> {
+    let unreachable = |error: diesel::result::Error| MysqlOpenError::Unreachable(error.to_string());
+    let database = database(connection).await.map_err(unreachable)?;
+    bring_up_to_date(connection, table, &lock_name("migrate", &database, table), migrate).await?;
+    check_durability(connection).await.map_err(unreachable)?;
+    Ok(database)
+}
+
+/// A pool that opens its connections when they are asked for. It has no time-outs: every call has the engine's deadline.
+#[expect(clippy::expect_used, reason = "the only error is a time-out without a runtime, and there is no time-out")]
+fn pool_of(connector: &Connector, size: usize) -> Pool<AsyncMysqlConnection> {
+    let connector = connector.clone();
+    let mut config = ManagerConfig::default();
+    // Each batch begins with a look-up, which finds a broken connection out by itself.
+    config.recycling_method = RecyclingMethod::Fast;
+    config.custom_setup = Box::new(move |_| connector.clone().connect().boxed());
+    let manager = AsyncDieselConnectionManager::new_with_config("", config);
+    Pool::builder(manager).max_size(size).build().expect("a pool without time-outs")
+}
+
+impl Shared {
+    fn core(&self, pool: Pool<AsyncMysqlConnection>) -> Core<Mysql> {
+        let purge_lock = lock_name("purge", &self.database, &self.table);
+        Core::new(Mysql { pool, table: format!("`{}`", self.table), purge_lock })
+    }
+}
+
+impl Backend for MysqlBackend {
+    fn session(&self) -> Self {
+        match &self.shared.connector {
+            Some(connector) => Self {
+                core: self.shared.core(pool_of(connector, self.shared.pool_size)),
+                shared: Arc::clone(&self.shared),
+            },
+            None => self.clone(),
+        }
+    }
+
+    fn batches_under_way(&self) -> usize {
+        BATCHES
+    }
+
+    async fn acquire(&self, message: Acquire) -> Result<Acquired, StoreError> {
+        self.core.ask(|reply| Request::Acquire(message, reply)).await
+    }
+
+    async fn renew(&self, message: Renew) -> Result<Renewed, StoreError> {
+        self.core.ask(|reply| Request::Renew(message, reply)).await
+    }
+
+    async fn complete(&self, message: Complete) -> Result<Completed, StoreError> {
+        self.core.ask(|reply| Request::Complete(message, reply)).await
+    }
+
+    async fn complete_in_transaction(
+        &self,
+        message: CompleteInTransaction,
+    ) -> Result<CompletedInTransaction, StoreError> {
+        self.core.complete_in_transaction(message).await
+    }
+
+    async fn release(&self, message: Release) -> Result<Released, StoreError> {
+        self.core.ask(|reply| Request::Release(message, reply)).await
+    }
+
+    async fn hold(&self, message: Hold) -> Result<Held, StoreError> {
+        self.core.ask(|reply| Request::Hold(message, reply)).await
+    }
+
+    async fn resolve(&self, message: Resolve) -> Result<Resolved, StoreError> {
+        self.core.ask(|reply| Request::Resolve(message, reply)).await
+    }
+
+    async fn lookup(&self, message: Lookup) -> Result<Option<RecordView>, StoreError> {
+        self.core.lookup(message).await
+    }
+
+    async fn remove(&self, message: Remove) -> Result<Removed, StoreError> {
+        self.core.remove(message).await
+    }
+
+    async fn list(&self, message: List) -> Result<Vec<RecordView>, StoreError> {
+        self.core.list(message).await
+    }
+
+    async fn purge(&self, message: Purge) -> Result<Purged, StoreError> {
+        self.core.purge(message).await
+    }
+
+    async fn stats(&self, message: Stats) -> Result<StoreStats, StoreError> {
+        self.core.stats(message).await
+    }
+
+    async fn execute(&self, batch: Vec<Request>) {
+        self.core.execute(batch, |request| request.dispatch(self)).await;
+    }
+}
+
+impl fmt::Debug for MysqlBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MysqlBackend").field("table", &self.shared.table).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,88 @@
+//! How the records are reached.
+
+use std::fmt;
+
+use diesel_async::AsyncMysqlConnection;
+use diesel_async::pooled_connection::deadpool::Pool;
+
+use super::{MysqlBackend, MysqlOpenError};
+use crate::sql::{InvalidName, Name};
+
+/// Options for [`MysqlBackend::builder`]. Each has a default that is right for most.
+///
+/// ```no_run
+/// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
+/// use oncekey_backends::mysql::MysqlBackend;
+///
+/// let backend = MysqlBackend::builder("mysql://shop@db.example/shop")
+///     .table("records")?
+///     .pool_size(10)
+///     .open()
+///     .await?;
+/// # Ok(()) }
+/// ```
+#[must_use]
+pub struct MysqlBuilder {
+    pub(super) source: Source,
+    pub(super) table: Name,
+    pub(super) pool_size: usize,
+    pub(super) migrate: bool,
+}
+
+/// Where connections come from.
+pub(super) enum Source {
+    Url(String),
+    Pool(Pool<AsyncMysqlConnection>),
+}
+
+impl MysqlBuilder {
+    pub(super) fn new(source: Source) -> Self {
+        let table = Name::fixed("oncekey_records");
+        Self { source, table, pool_size: 8, migrate: true }
+    }
+
+    /// The table's name. Its migrations are recorded beside it, in `NAME_migrations`. Default: `oncekey_records`.
+    ///
+    /// # Errors
+    /// [`InvalidName`] for all but a plain name.
+    pub fn table(mut self, table: &str) -> Result<Self, InvalidName> {
+        self.table = Name::new(table)?;
+        Ok(self)
+    }
+
+    /// How many connections **each arbiter** (each worker of a server) opens at most; a pool of your own has its own
+    /// size. Default: 8, of which 4 are for claims and settlements, and the others for operations in transactions. At
+    /// least 5.
+    pub fn pool_size(mut self, connections: usize) -> Self {
+        self.pool_size = connections.max(5);
+        self
+    }
+
+    /// Whether [`open`](Self::open) makes and updates the table; without, it must be there. Default: true.
+    pub fn migrate(mut self, migrate: bool) -> Self {
+        self.migrate = migrate;
+        self
+    }
+
+    /// Connects, brings the table up to date where that is needed, and checks the server's settings: a setting that
+    /// can lose what was answered is warned of by its name.
+    ///
+    /// # Cancel safety
+    /// A migration that is interrupted goes on at the next opening.
+    ///
+    /// # Errors
+    /// [`MysqlOpenError`] says what is in the way.
+    pub async fn open(self) -> Result<MysqlBackend, MysqlOpenError> {
+        MysqlBackend::open_with(self).await
+    }
+}
+
+/// The URL may hold a password: it is not shown.
+impl fmt::Debug for MysqlBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MysqlBuilder")
+            .field("table", &self.table)
+            .field("pool_size", &self.pool_size)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,295 @@
+//! MySQL's and MariaDB's statements on the table of records.
+//!
+//! Neither says which rows a statement wrote, so that one that wrote fewer than it was to is followed by a look.
+
+use diesel::QueryResult;
+use diesel::mysql::Mysql as Backend;
+use diesel::query_builder::AstPass;
+use diesel::result::{DatabaseErrorKind, Error};
+use diesel::sql_types::{BigInt, Binary, Nullable, SmallInt};
+use diesel_async::pooled_connection::deadpool::{Object, Pool};
+use diesel_async::{AsyncMysqlConnection, RunQueryDsl};
+use oncekey::backend::StoreError;
+use oncekey::record::StoreTime;
+
+use crate::sql::{
+    Columns, Completion, Dialect, Expected, Failure, Fragment, Keyed, Part, Row, Written, from_column, time_of,
+};
+
+/// The server's time in milliseconds since 1970, as it is when a row is given: later than whatever wrote the row.
+const NOW: &str = "CAST(UNIX_TIMESTAMP(SYSDATE(3)) * 1000 AS SIGNED)";
+
+/// The time at which the statement began, which does not change meanwhile, so that an index can be asked for it.
+const BEGAN: &str = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(3)) DIV 1000";
+
+const ROW: &str = "fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at";
+
+type RowTypes =
+    (Binary, BigInt, Binary, SmallInt, Nullable<BigInt>, Nullable<SmallInt>, Nullable<Binary>, Nullable<BigInt>);
+
+/// A parameter.
+#[derive(Clone, Copy)]
+pub(super) enum Bind<'a> {
+    Bytes(&'a [u8]),
+    MaybeBytes(Option<&'a [u8]>),
+    BigInt(i64),
+    MaybeBigInt(Option<i64>),
+    SmallInt(i16),
+    MaybeSmallInt(Option<i16>),
+}
+
+impl Part<Backend> for Bind<'_> {
+    fn push<'b>(&'b self, out: &mut AstPass<'_, 'b, Backend>) -> QueryResult<()> {
+        match self {
+            Self::Bytes(value) => out.push_bind_param::<Binary, _>(*value),
+            Self::MaybeBytes(value) => out.push_bind_param::<Nullable<Binary>, _>(value),
+            Self::BigInt(value) => out.push_bind_param::<BigInt, _>(value),
+            Self::MaybeBigInt(value) => out.push_bind_param::<Nullable<BigInt>, _>(value),
+            Self::SmallInt(value) => out.push_bind_param::<SmallInt, _>(value),
+            Self::MaybeSmallInt(value) => out.push_bind_param::<Nullable<SmallInt>, _>(value),
+        }
+    }
+}
+
+/// MySQL or MariaDB, by one arbiter's pool, and the table's quoted name.
+pub(super) struct Mysql {
+    pub(super) pool: Pool<AsyncMysqlConnection>,
+    pub(super) table: String,
+    /// The name of the lock under which one process purges.
+    pub(super) purge_lock: String,
+}
+
+/// The rows of a statement are repeated up to a power of two, so that a connection prepares few statements: a repeated
+/// row finds its work done.
+fn padded<T: Copy>(rows: &[T]) -> impl Iterator<Item = T> + '_ {
+    let last = rows.last().copied();
+    let missing = rows.len().next_power_of_two() - rows.len();
+    rows.iter().copied().chain(std::iter::repeat_n(last, missing).flatten())
+}
+
+fn repeated(row: &str, separator: &str, rows: usize) -> String {
+    vec![row; rows.next_power_of_two()].join(separator)
+}
+
+fn written(rows: usize, wanted: usize) -> Written {
+    if rows >= wanted { Written::All } else { Written::Some }
+}
+
+fn columns<'a>(row: &Columns<'a>) -> [Bind<'a>; 8] {
+    [
+        Bind::Bytes(row.fingerprint),
+        Bind::BigInt(row.attempt),
+        Bind::Bytes(row.owner),
+        Bind::SmallInt(row.state),
+        Bind::MaybeBigInt(row.lease_until),
+        Bind::MaybeSmallInt(row.on_abandoned),
+        Bind::MaybeBytes(row.outcome),
+        Bind::MaybeBigInt(row.purge_at),
+    ]
+}
+
+fn expected<'a>(row: &Expected<'a>) -> [Bind<'a>; 4] {
+    [
+        Bind::Bytes(row.key.as_bytes()),
+        Bind::Bytes(row.owner),
+        Bind::SmallInt(row.state),
+        Bind::MaybeBigInt(row.lease_until),
+    ]
+}
+
+fn completion(row: Completion<'_>) -> [Bind<'_>; 4] {
+    [Bind::Bytes(row.key.as_bytes()), Bind::Bytes(row.owner), Bind::Bytes(row.outcome), Bind::BigInt(row.retention)]
+}
+
+impl Mysql {
+    /// Whether this connection is the one that purges now.
+    async fn try_lock(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<bool> {
+        let text = format!("SELECT GET_LOCK('{}', 0)", self.purge_lock);
+        let got: Option<i64> = Fragment::<Nullable<BigInt>, Bind<'_>>::new(&text, &[]).get_result(connection).await?;
+        Ok(got == Some(1))
+    }
+
+    async fn purge_locked(&self, connection: &mut AsyncMysqlConnection, limit: usize) -> QueryResult<usize> {
+        let table = &self.table;
+        let text = format!("SELECT record_key FROM {table} WHERE purge_at <= {BEGAN} ORDER BY purge_at LIMIT ?");
+        let limit = [Bind::BigInt(i64::try_from(limit).unwrap_or(i64::MAX))];
+        let keys: Vec<Vec<u8>> = Fragment::<Binary, _>::new(&text, &limit).load(connection).await?;
+        let mut removed = 0;
+        // By their keys, each row locked by itself: a delete by the range of times would lock what lies between.
+        for keys in keys.chunks(256) {
+            let marks = repeated("?", ", ", keys.len());
+            let text = format!("DELETE FROM {table} WHERE record_key IN ({marks}) AND purge_at <= {BEGAN}");
+            let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+            let binds: Vec<_> = padded(&keys).map(Bind::Bytes).collect();
+            removed += Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
+        }
+        Ok(removed)
+    }
+}
+
+impl Dialect for Mysql {
+    type Connection = AsyncMysqlConnection;
+    type Pooled = Object<AsyncMysqlConnection>;
+
+    async fn lend(&self) -> Result<Self::Pooled, StoreError> {
+        self.pool.get().await.map_err(|error| StoreError::unavailable(format!("MySQL: {error}")))
+    }
+
+    fn take(pooled: Self::Pooled) -> Self::Connection {
+        Object::take(pooled)
+    }
+
+    fn pool_size(&self) -> usize {
+        self.pool.status().max_size
+    }
+
+    async fn read(&self, connection: &mut AsyncMysqlConnection, keys: &[&str]) -> QueryResult<(StoreTime, Vec<Keyed>)> {
+        let marks = repeated("?", ", ", keys.len());
+        // One row without a key, so that the time is known if there is no other.
+        let text = format!(
+            "SELECT {NOW}, r.record_key, COALESCE(r.fingerprint, ''), COALESCE(r.attempt, 0), COALESCE(r.owner, ''), \
+             COALESCE(r.state, 0), r.lease_until, r.on_abandoned, r.outcome, r.purge_at \
+             FROM (SELECT 1 AS one) AS o LEFT JOIN {} AS r ON r.record_key IN ({marks})",
+            self.table
+        );
+        let binds: Vec<_> = padded(keys).map(|key| Bind::Bytes(key.as_bytes())).collect();
+        let rows: Vec<(i64, Option<Vec<u8>>, Row)> =
+            Fragment::<(BigInt, Nullable<Binary>, RowTypes), _>::new(&text, &binds).load(connection).await?;
+        let now = time_of(&rows, |(now, ..)| *now);
+        Ok((from_column(now), rows.into_iter().filter_map(|(_, key, row)| Some((key?, row))).collect()))
+    }
+
+    async fn lock(&self, connection: &mut AsyncMysqlConnection, key: &str) -> QueryResult<(StoreTime, Option<Row>)> {
+        let text = format!("SELECT {NOW}, {ROW} FROM {} WHERE record_key = ? FOR UPDATE", self.table);
+        let binds = [Bind::Bytes(key.as_bytes())];
+        let rows: Vec<(i64, Row)> = Fragment::<(BigInt, RowTypes), _>::new(&text, &binds).load(connection).await?;
+        let found = rows.into_iter().next();
+        Ok(found.map_or((from_column(0), None), |(now, row)| (from_column(now), Some(row))))
+    }
+
+    async fn insert(&self, connection: &mut AsyncMysqlConnection, rows: &[Columns<'_>]) -> QueryResult<Written> {
+        let marks = repeated("(?, ?, ?, ?, ?, ?, ?, ?, ?)", ", ", rows.len());
+        // IGNORE passes over rows that are there, and would also cut a value that does not fit; all of these do.
+        let text = format!("INSERT IGNORE INTO {} (record_key, {ROW}) VALUES {marks}", self.table);
+        let binds: Vec<_> =
+            padded(rows).flat_map(|row| [Bind::Bytes(row.key.as_bytes())].into_iter().chain(columns(&row))).collect();
+        let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
+        Ok(written(counted, rows.len()))
+    }
+
+    async fn update(
+        &self,
+        connection: &mut AsyncMysqlConnection,
+        rows: &[(Expected<'_>, Columns<'_>)],
+    ) -> QueryResult<Written> {
+        const VALUES: &str = "SELECT CAST(? AS BINARY) AS was_key, CAST(? AS BINARY) AS was_owner, \
+            CAST(? AS SIGNED) AS was_state, CAST(? AS SIGNED) AS was_lease, CAST(? AS BINARY) AS new_fingerprint, \
+            CAST(? AS SIGNED) AS new_attempt, CAST(? AS BINARY) AS new_owner, CAST(? AS SIGNED) AS new_state, \
+            CAST(? AS SIGNED) AS new_lease, CAST(? AS SIGNED) AS new_word, CAST(? AS BINARY) AS new_outcome, \
+            CAST(? AS SIGNED) AS new_purge_at";
+        let values = repeated(VALUES, " UNION ALL ", rows.len());
+        let text = format!(
+            "UPDATE ({values}) AS a STRAIGHT_JOIN {} AS r ON r.record_key = a.was_key AND r.owner = a.was_owner \
+             AND r.state = a.was_state AND r.lease_until <=> a.was_lease \
+             SET r.fingerprint = a.new_fingerprint, r.attempt = a.new_attempt, r.owner = a.new_owner, \
+             r.state = a.new_state, r.lease_until = a.new_lease, r.on_abandoned = a.new_word, \
+             r.outcome = a.new_outcome, r.purge_at = a.new_purge_at",
+            self.table
+        );
+        let binds: Vec<_> =
+            padded(rows).flat_map(|(was, row)| expected(&was).into_iter().chain(columns(&row))).collect();
+        let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
+        Ok(written(counted, rows.len()))
+    }
+
+    async fn complete(&self, connection: &mut AsyncMysqlConnection, rows: &[Completion<'_>]) -> QueryResult<Written> {
+        const VALUES: &str = "SELECT CAST(? AS BINARY) AS was_key, CAST(? AS BINARY) AS was_owner, \
+            CAST(? AS BINARY) AS new_outcome, CAST(? AS SIGNED) AS retention";
+        let values = repeated(VALUES, " UNION ALL ", rows.len());
+        let text = format!(
+            "UPDATE ({values}) AS a STRAIGHT_JOIN {} AS r ON r.record_key = a.was_key AND r.owner = a.was_owner \
+             AND r.state IN (1, 3) AND (r.purge_at IS NULL OR r.purge_at > {BEGAN}) \
+             SET r.state = 2, r.lease_until = NULL, r.on_abandoned = NULL, r.outcome = a.new_outcome, \
+             r.purge_at = {NOW} + a.retention",
+            self.table
+        );
+        let binds: Vec<_> = padded(rows).flat_map(completion).collect();
+        let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
+        Ok(written(counted, rows.len()))
+    }
+
+    async fn delete(&self, connection: &mut AsyncMysqlConnection, rows: &[Expected<'_>]) -> QueryResult<Written> {
+        let each = "(record_key = ? AND owner = ? AND state = ? AND lease_until <=> ?)";
+        let text = format!("DELETE FROM {} WHERE {}", self.table, repeated(each, " OR ", rows.len()));
+        let binds: Vec<_> = padded(rows).flat_map(|row| expected(&row)).collect();
+        let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
+        Ok(written(counted, rows.len()))
+    }
+
+    async fn remove(&self, connection: &mut AsyncMysqlConnection, key: &str) -> QueryResult<bool> {
+        let text = format!("DELETE FROM {} WHERE record_key = ?", self.table);
+        let removed = Fragment::<(), _>::new(&text, &[Bind::Bytes(key.as_bytes())]).execute(connection).await?;
+        Ok(removed > 0)
+    }
+
+    async fn list(
+        &self,
+        connection: &mut AsyncMysqlConnection,
+        after: &str,
+        limit: usize,
+    ) -> QueryResult<(StoreTime, Vec<Keyed>)> {
+        let text = format!(
+            "SELECT {NOW}, record_key, {ROW} FROM {} WHERE record_key > ? AND (purge_at IS NULL OR purge_at > {BEGAN}) \
+             ORDER BY record_key LIMIT ?",
+            self.table
+        );
+        let binds = [Bind::Bytes(after.as_bytes()), Bind::BigInt(i64::try_from(limit).unwrap_or(i64::MAX))];
+        let rows: Vec<(i64, Vec<u8>, Row)> =
+            Fragment::<(BigInt, Binary, RowTypes), _>::new(&text, &binds).load(connection).await?;
+        let now = time_of(&rows, |(now, ..)| *now);
+        Ok((from_column(now), rows.into_iter().map(|(_, key, row)| (key, row)).collect()))
+    }
+
+    async fn purge(&self, connection: &mut AsyncMysqlConnection, limit: usize) -> QueryResult<usize> {
+        if !self.try_lock(connection).await? {
+            return Ok(0);
+        }
+        // A connection that fails or is dropped here is closed, and its lock with it.
+        let removed = self.purge_locked(connection, limit).await?;
+        let text = format!("SELECT RELEASE_LOCK('{}')", self.purge_lock);
+        let _: Option<i64> = Fragment::<Nullable<BigInt>, Bind<'_>>::new(&text, &[]).get_result(connection).await?;
+        Ok(removed)
+    }
+
+    async fn stats(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<Vec<(i16, i64)>> {
+        let text = format!("SELECT state, COUNT(*) FROM {} GROUP BY state", self.table);
+        Fragment::<(SmallInt, BigInt), Bind<'_>>::new(&text, &[]).load(connection).await
+    }
+
+    fn failure(error: &Error) -> Failure {
+        match error {
+            Error::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => Failure::Contended,
+            Error::DatabaseError(DatabaseErrorKind::ReadOnlyTransaction, _) => Failure::ReadOnly,
+            Error::DatabaseError(DatabaseErrorKind::UnableToSendCommand | DatabaseErrorKind::ClosedConnection, _)
+            | Error::BrokenTransactionManager => Failure::Disconnected,
+            // Diesel keeps the message and not the number; the driver's own errors come the same way. Where the server
+            // speaks another language a deadlock is not known as one: it is then an error, and never a success.
+            Error::DatabaseError(DatabaseErrorKind::Unknown, information) => match information.message() {
+                message if message.starts_with("Deadlock found") => Failure::Contended,
+                message if message.starts_with("Lock wait timeout exceeded") => Failure::Contended,
+                message if message.starts_with("Input/output error") => Failure::Disconnected,
+                message if message.starts_with("Driver error") => Failure::Disconnected,
+                message if message.starts_with("Server shutdown in progress") => Failure::Disconnected,
+                message if message.starts_with("Connection was killed") => Failure::Disconnected,
+                message if message.contains("read-only option") => Failure::ReadOnly,
+                message if message.starts_with("The table") && message.ends_with("is full") => Failure::Full,
+                message if message.starts_with("Data too long for column") => Failure::Refused,
+                _ => Failure::Other,
+            },
+            Error::DatabaseError(..) | Error::DeserializationError(_) | Error::SerializationError(_) => {
+                Failure::Refused
+            }
+            _ => Failure::Other,
+        }
+    }
+}

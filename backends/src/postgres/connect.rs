@@ -1,0 +1,215 @@
+//! Opening connections: the URL, TLS, and what each connection is set to.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use diesel::result::{ConnectionError, ConnectionResult};
+use diesel_async::{AsyncPgConnection, SimpleAsyncConnection as _};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::{Config, NoTls};
+use tokio_postgres_rustls::MakeRustlsConnect;
+use tracing::warn;
+
+use super::PostgresOpenError;
+use super::error::chain;
+
+/// Each statement is planned for its own numbers and for the table's size as it is now. A plan that was kept from when
+/// the table was empty would read the whole table until the server next looks at its statistics.
+const SET_UP: &str = "SET plan_cache_mode = force_custom_plan";
+
+/// How long the server may take to answer a new connection, unless the URL says so.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How connections are opened.
+#[derive(Clone)]
+pub(super) struct Connector {
+    config: Config,
+    /// `None`: without TLS.
+    tls: Option<MakeRustlsConnect>,
+}
+
+impl Connector {
+    /// Reads a URL. Beyond what `tokio_postgres` takes: `sslmode=verify-full`, `sslmode=verify-ca` and
+    /// `sslrootcert=PATH`.
+    ///
+    /// Where nothing is said of TLS a server on this machine is spoken to as it likes, and any other only by TLS with a
+    /// verified certificate. `prefer` and `require` are, as everywhere, without verification.
+    pub(super) fn new(url: &str) -> Result<Self, PostgresOpenError> {
+        let (url, mode, roots) = take_tls_words(url);
+        let mut config: Config = url.parse().map_err(|_| {
+            PostgresOpenError::Url("it has the form postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=verify-full")
+        })?;
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(CONNECT_TIMEOUT);
+        }
+        if config.get_application_name().is_none() {
+            config.application_name("oncekey");
+        }
+        let is_local = config.get_hosts().iter().all(is_loopback);
+        let tls = match mode.as_deref() {
+            Some("disable") => {
+                if !is_local {
+                    warn!("sslmode=disable: the connection to PostgreSQL is not encrypted");
+                }
+                None
+            }
+            None if is_local => None,
+            Some("verify-full" | "verify-ca") | None => Some(verifying(roots.as_deref())?),
+            Some("prefer" | "allow" | "require") if roots.is_some() => Some(verifying(roots.as_deref())?),
+            Some("prefer" | "allow" | "require") => {
+                if !is_local {
+                    warn!("sslmode without verification: whoever answers is taken for PostgreSQL; use verify-full");
+                }
+                Some(trusting()?)
+            }
+            Some(_) => return Err(PostgresOpenError::Url("sslmode is none of disable, prefer, require, verify-full")),
+        };
+        let optional = matches!(mode.as_deref(), Some("prefer" | "allow"));
+        config.ssl_mode(match tls {
+            None => SslMode::Disable,
+            Some(_) if optional => SslMode::Prefer,
+            Some(_) => SslMode::Require,
+        });
+        Ok(Self { config, tls })
+    }
+
+    pub(super) async fn connect(self) -> ConnectionResult<AsyncPgConnection> {
+        let refused = |error: tokio_postgres::Error| ConnectionError::BadConnection(chain(&error));
+        let mut connection = match self.tls {
+            None => {
+                let (client, connection) = self.config.connect(NoTls).await.map_err(refused)?;
+                AsyncPgConnection::try_from_client_and_connection(client, connection).await?
+            }
+            Some(tls) => {
+                let (client, connection) = self.config.connect(tls).await.map_err(refused)?;
+                AsyncPgConnection::try_from_client_and_connection(client, connection).await?
+            }
+        };
+        connection.batch_execute(SET_UP).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
+        Ok(connection)
+    }
+}
+
+/// Takes `sslmode` and `sslrootcert` off a URL: the driver does not know all of their values.
+fn take_tls_words(url: &str) -> (String, Option<String>, Option<String>) {
+    let Some((base, query)) = url.split_once('?') else { return (url.to_owned(), None, None) };
+    let (mut mode, mut roots, mut rest) = (None, None, Vec::new());
+    for pair in query.split('&') {
+        match pair.split_once('=') {
+            Some(("sslmode", value)) => mode = Some(value.to_owned()),
+            Some(("sslrootcert", value)) => roots = Some(value.replace("%2F", "/")),
+            _ => rest.push(pair),
+        }
+    }
+    let url = if rest.is_empty() { base.to_owned() } else { format!("{base}?{}", rest.join("&")) };
+    (url, mode, roots)
+}
+
+fn is_loopback(host: &Host) -> bool {
+    match host {
+        Host::Tcp(name) => {
+            name == "localhost" || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        }
+        Host::Unix(_) => true,
+    }
+}
+
+fn builder() -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, PostgresOpenError> {
+    ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| PostgresOpenError::Certificates(error.to_string()))
+}
+
+/// Verifies by the given file, or else by what the operating system trusts.
+fn verifying(roots: Option<&str>) -> Result<MakeRustlsConnect, PostgresOpenError> {
+    let mut store = RootCertStore::empty();
+    match roots {
+        Some(path) => {
+            let unreadable =
+                |error: &dyn std::fmt::Display| PostgresOpenError::Certificates(format!("{path}: {error}"));
+            for certificate in CertificateDer::pem_file_iter(path).map_err(|error| unreadable(&error))? {
+                let certificate = certificate.map_err(|error| unreadable(&error))?;
+                store.add(certificate).map_err(|error| unreadable(&error))?;
+            }
+        }
+        None => {
+            let native = rustls_native_certs::load_native_certs();
+            let (added, _) = store.add_parsable_certificates(native.certs);
+            if added == 0 {
+                return Err(PostgresOpenError::Certificates(
+                    "the system trusts no certificates; name a file by sslrootcert=PATH, or install ca-certificates"
+                        .to_owned(),
+                ));
+            }
+        }
+    }
+    Ok(MakeRustlsConnect::new(builder()?.with_root_certificates(store).with_no_client_auth()))
+}
+
+fn trusting() -> Result<MakeRustlsConnect, PostgresOpenError> {
+    let verifier = Arc::new(Trusting(rustls::crypto::ring::default_provider()));
+    Ok(MakeRustlsConnect::new(builder()?.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()))
+}
+
+/// `sslmode=require` encrypts, and asks nobody who he is.
+#[derive(Debug)]
+struct Trusting(rustls::crypto::CryptoProvider);
+
+impl ServerCertVerifier for Trusting {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_elsewhere_is_verified_unless_told_otherwise() {
+        let mode = |url: &str| Connector::new(url).map(|connector| connector.config.get_ssl_mode());
+        assert_eq!(mode("postgres://u@127.0.0.1/d").unwrap(), SslMode::Disable);
+        assert_eq!(mode("postgres://u@localhost/d?sslmode=prefer").unwrap(), SslMode::Prefer);
+        assert_eq!(mode("postgres://u@db.example/d?sslmode=disable").unwrap(), SslMode::Disable);
+        assert_eq!(mode("postgres://u@db.example/d?sslmode=require").unwrap(), SslMode::Require);
+        // Or an error, where this machine trusts no certificates.
+        assert!(mode("postgres://u@db.example/d").map_or(true, |mode| mode == SslMode::Require));
+        assert!(matches!(mode("postgres://u@h/d?sslmode=maybe"), Err(PostgresOpenError::Url(_))));
+    }
+}

@@ -1,0 +1,16 @@
+//! Records in PostgreSQL.
+
+mod backend;
+mod connect;
+mod error;
+mod migration;
+mod options;
+mod table;
+mod texts;
+mod watch;
+
+pub use backend::PostgresBackend;
+pub use error::PostgresOpenError;
+pub use options::PostgresBuilder;
+
+pub use crate::sql::InvalidName;

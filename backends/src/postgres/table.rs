@@ -1,0 +1,203 @@
+//! PostgreSQL's statements on the table of records.
+//!
+//! Rows travel as one array for each column, so that a statement has one text for any number of rows.
+
+use diesel::QueryResult;
+use diesel::pg::Pg;
+use diesel::query_builder::AstPass;
+use diesel::result::{DatabaseErrorKind, Error};
+use diesel::sql_types::{Array, BigInt, Binary, Nullable, SmallInt, Text};
+use diesel_async::pooled_connection::deadpool::{Object, Pool};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use oncekey::backend::StoreError;
+use oncekey::record::StoreTime;
+
+use super::texts::Texts;
+use crate::sql::{
+    Columns, Completion, Dialect, Expected, Failure, Fragment, Keyed, Part, Row, Written, from_column, time_of,
+};
+
+type RowTypes =
+    (Binary, BigInt, Binary, SmallInt, Nullable<BigInt>, Nullable<SmallInt>, Nullable<Binary>, Nullable<BigInt>);
+
+/// A parameter.
+pub(super) enum Bind<'a> {
+    Text(&'a str),
+    BigInt(i64),
+    Texts(Vec<&'a str>),
+    Blobs(Vec<&'a [u8]>),
+    MaybeBlobs(Vec<Option<&'a [u8]>>),
+    BigInts(Vec<i64>),
+    MaybeBigInts(Vec<Option<i64>>),
+    SmallInts(Vec<i16>),
+    MaybeSmallInts(Vec<Option<i16>>),
+}
+
+impl Part<Pg> for Bind<'_> {
+    fn push<'b>(&'b self, out: &mut AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        match self {
+            Self::Text(value) => out.push_bind_param::<Text, _>(*value),
+            Self::BigInt(value) => out.push_bind_param::<BigInt, _>(value),
+            Self::Texts(values) => out.push_bind_param::<Array<Text>, _>(values),
+            Self::Blobs(values) => out.push_bind_param::<Array<Binary>, _>(values),
+            Self::MaybeBlobs(values) => out.push_bind_param::<Array<Nullable<Binary>>, _>(values),
+            Self::BigInts(values) => out.push_bind_param::<Array<BigInt>, _>(values),
+            Self::MaybeBigInts(values) => out.push_bind_param::<Array<Nullable<BigInt>>, _>(values),
+            Self::SmallInts(values) => out.push_bind_param::<Array<SmallInt>, _>(values),
+            Self::MaybeSmallInts(values) => out.push_bind_param::<Array<Nullable<SmallInt>>, _>(values),
+        }
+    }
+}
+
+/// PostgreSQL, by one arbiter's pool.
+pub(super) struct Postgres {
+    pub(super) pool: Pool<AsyncPgConnection>,
+    pub(super) texts: Texts,
+}
+
+/// What is written of rows, a column each.
+fn columns<'a>(rows: impl Iterator<Item = &'a Columns<'a>> + Clone) -> [Bind<'a>; 8] {
+    [
+        Bind::Blobs(rows.clone().map(|row| row.fingerprint).collect()),
+        Bind::BigInts(rows.clone().map(|row| row.attempt).collect()),
+        Bind::Blobs(rows.clone().map(|row| row.owner).collect()),
+        Bind::SmallInts(rows.clone().map(|row| row.state).collect()),
+        Bind::MaybeBigInts(rows.clone().map(|row| row.lease_until).collect()),
+        Bind::MaybeSmallInts(rows.clone().map(|row| row.on_abandoned).collect()),
+        Bind::MaybeBlobs(rows.clone().map(|row| row.outcome).collect()),
+        Bind::MaybeBigInts(rows.map(|row| row.purge_at).collect()),
+    ]
+}
+
+fn expected<'a>(rows: impl Iterator<Item = &'a Expected<'a>> + Clone) -> [Bind<'a>; 4] {
+    [
+        Bind::Texts(rows.clone().map(|row| row.key).collect()),
+        Bind::Blobs(rows.clone().map(|row| row.owner).collect()),
+        Bind::SmallInts(rows.clone().map(|row| row.state).collect()),
+        Bind::MaybeBigInts(rows.map(|row| row.lease_until).collect()),
+    ]
+}
+
+impl Postgres {
+    /// Runs a statement that gives the keys that it wrote, and announcements.
+    async fn announcing(connection: &mut AsyncPgConnection, text: &str, binds: &[Bind<'_>]) -> QueryResult<Written> {
+        let written: Vec<(Vec<u8>, Option<String>)> =
+            Fragment::<(Binary, Nullable<Text>), _>::new(text, binds).load(connection).await?;
+        Ok(Written::Only(written.into_iter().map(|(key, _)| key).collect()))
+    }
+}
+
+impl Dialect for Postgres {
+    type Connection = AsyncPgConnection;
+    type Pooled = Object<AsyncPgConnection>;
+
+    async fn lend(&self) -> Result<Self::Pooled, StoreError> {
+        self.pool.get().await.map_err(|error| StoreError::unavailable(format!("PostgreSQL: {error}")))
+    }
+
+    fn take(pooled: Self::Pooled) -> Self::Connection {
+        Object::take(pooled)
+    }
+
+    fn pool_size(&self) -> usize {
+        self.pool.status().max_size
+    }
+
+    async fn read(&self, connection: &mut AsyncPgConnection, keys: &[&str]) -> QueryResult<(StoreTime, Vec<Keyed>)> {
+        let binds = [Bind::Texts(keys.to_vec())];
+        let rows: Vec<(i64, Option<Vec<u8>>, Row)> =
+            Fragment::<(BigInt, Nullable<Binary>, RowTypes), _>::new(&self.texts.read, &binds).load(connection).await?;
+        let now = time_of(&rows, |(now, ..)| *now);
+        let rows = rows.into_iter().filter_map(|(_, key, row)| Some((key?, row)));
+        Ok((from_column(now), rows.collect()))
+    }
+
+    async fn lock(&self, connection: &mut AsyncPgConnection, key: &str) -> QueryResult<(StoreTime, Option<Row>)> {
+        let binds = [Bind::Text(key)];
+        let rows: Vec<(i64, Row)> =
+            Fragment::<(BigInt, RowTypes), _>::new(&self.texts.lock, &binds).load(connection).await?;
+        let found = rows.into_iter().next();
+        Ok(found.map_or((from_column(0), None), |(now, row)| (from_column(now), Some(row))))
+    }
+
+    async fn insert(&self, connection: &mut AsyncPgConnection, rows: &[Columns<'_>]) -> QueryResult<Written> {
+        let keys = Bind::Texts(rows.iter().map(|row| row.key).collect());
+        let binds: Vec<_> = [keys].into_iter().chain(columns(rows.iter())).collect();
+        Fragment::<Binary, _>::new(&self.texts.insert, &binds).load(connection).await.map(Written::Only)
+    }
+
+    async fn update(
+        &self,
+        connection: &mut AsyncPgConnection,
+        rows: &[(Expected<'_>, Columns<'_>)],
+    ) -> QueryResult<Written> {
+        let was = expected(rows.iter().map(|(was, _)| was));
+        let binds: Vec<_> = was.into_iter().chain(columns(rows.iter().map(|(_, row)| row))).collect();
+        Self::announcing(connection, &self.texts.update, &binds).await
+    }
+
+    async fn complete(&self, connection: &mut AsyncPgConnection, rows: &[Completion<'_>]) -> QueryResult<Written> {
+        let binds = [
+            Bind::Texts(rows.iter().map(|row| row.key).collect()),
+            Bind::Blobs(rows.iter().map(|row| row.owner).collect()),
+            Bind::Blobs(rows.iter().map(|row| row.outcome).collect()),
+            Bind::BigInts(rows.iter().map(|row| row.retention).collect()),
+        ];
+        Self::announcing(connection, &self.texts.complete, &binds).await
+    }
+
+    async fn delete(&self, connection: &mut AsyncPgConnection, rows: &[Expected<'_>]) -> QueryResult<Written> {
+        Self::announcing(connection, &self.texts.delete, &expected(rows.iter())).await
+    }
+
+    async fn remove(&self, connection: &mut AsyncPgConnection, key: &str) -> QueryResult<bool> {
+        let removed = Self::announcing(connection, &self.texts.remove, &[Bind::Text(key)]).await?;
+        Ok(removed != Written::Only(Vec::new()))
+    }
+
+    async fn list(
+        &self,
+        connection: &mut AsyncPgConnection,
+        after: &str,
+        limit: usize,
+    ) -> QueryResult<(StoreTime, Vec<Keyed>)> {
+        let binds = [Bind::Text(after), Bind::BigInt(i64::try_from(limit).unwrap_or(i64::MAX))];
+        let rows: Vec<(i64, Vec<u8>, Row)> =
+            Fragment::<(BigInt, Binary, RowTypes), _>::new(&self.texts.list, &binds).load(connection).await?;
+        let now = time_of(&rows, |(now, ..)| *now);
+        Ok((from_column(now), rows.into_iter().map(|(_, key, row)| (key, row)).collect()))
+    }
+
+    async fn purge(&self, connection: &mut AsyncPgConnection, limit: usize) -> QueryResult<usize> {
+        let binds = [Bind::BigInt(i64::try_from(limit).unwrap_or(i64::MAX))];
+        Fragment::<(), _>::new(&self.texts.purge, &binds).execute(connection).await
+    }
+
+    async fn stats(&self, connection: &mut AsyncPgConnection) -> QueryResult<Vec<(i16, i64)>> {
+        Fragment::<(SmallInt, BigInt), Bind<'_>>::new(&self.texts.stats, &[]).load(connection).await
+    }
+
+    fn failure(error: &Error) -> Failure {
+        match error {
+            Error::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => Failure::Contended,
+            Error::DatabaseError(DatabaseErrorKind::ReadOnlyTransaction, _) => Failure::ReadOnly,
+            // Without an SQLSTATE it is the connection that spoke.
+            Error::DatabaseError(DatabaseErrorKind::UnableToSendCommand | DatabaseErrorKind::ClosedConnection, _)
+            | Error::BrokenTransactionManager => Failure::Disconnected,
+            // Diesel keeps the server's message and not its SQLSTATE. Where the server speaks another language a
+            // deadlock is not known as one: it is then an error, and never taken for a success.
+            Error::DatabaseError(DatabaseErrorKind::Unknown, information) => match information.message() {
+                "deadlock detected" => Failure::Contended,
+                message if message.starts_with("terminating connection") => Failure::Disconnected,
+                message if message.starts_with("the database system is") => Failure::Disconnected,
+                message if message.starts_with("could not extend file") => Failure::Full,
+                message if message.contains("No space left on device") => Failure::Full,
+                _ => Failure::Other,
+            },
+            Error::DatabaseError(..) | Error::DeserializationError(_) | Error::SerializationError(_) => {
+                Failure::Refused
+            }
+            _ => Failure::Other,
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! PostgreSQL's statements on the table of records, as text.
+
+/// The server's time in milliseconds since 1970, as it is when a row is given: later than whatever wrote the row.
+macro_rules! now {
+    () => {
+        "(extract(epoch from clock_timestamp()) * 1000)::bigint"
+    };
+}
+
+/// The time at which the statement began, which does not change meanwhile, so that an index can be asked for it.
+macro_rules! began {
+    () => {
+        "(extract(epoch from statement_timestamp()) * 1000)::bigint"
+    };
+}
+
+macro_rules! row {
+    () => {
+        "r.fingerprint, r.attempt, r.owner, r.state, r.lease_until, r.on_abandoned, r.outcome, r.purge_at"
+    };
+}
+
+/// The texts of the statements, with the table's name.
+pub(super) struct Texts {
+    pub(super) read: String,
+    pub(super) lock: String,
+    pub(super) insert: String,
+    pub(super) update: String,
+    pub(super) complete: String,
+    pub(super) delete: String,
+    pub(super) remove: String,
+    pub(super) list: String,
+    pub(super) purge: String,
+    pub(super) stats: String,
+    pub(super) watch: String,
+}
+
+impl Texts {
+    /// `table` is the quoted name, `channel` that of the announcements, and `purge_lock` the number of the advisory lock
+    /// under which one process purges.
+    pub(super) fn new(table: &str, channel: &str, purge_lock: i64) -> Self {
+        // Announced in the transaction of the change, and only where somebody waits.
+        let announce = format!("CASE WHEN watched THEN pg_notify('{channel}', key)::text END");
+        Self {
+            // One row without a key if there is none, so that the time is known.
+            read: format!(
+                concat!(
+                    "SELECT ",
+                    now!(),
+                    ", convert_to(r.key, 'UTF8'), coalesce(r.fingerprint, ''), ",
+                    "coalesce(r.attempt, 0), coalesce(r.owner, ''), coalesce(r.state, 0::smallint), r.lease_until, ",
+                    "r.on_abandoned, r.outcome, r.purge_at ",
+                    "FROM (VALUES (1)) AS one LEFT JOIN {table} AS r ON r.key = ANY(?)"
+                ),
+                table = table
+            ),
+            lock: format!(
+                concat!("SELECT ", now!(), ", ", row!(), " FROM {table} AS r WHERE r.key = ? FOR UPDATE"),
+                table = table
+            ),
+            insert: format!(
+                "INSERT INTO {table} (key, fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, \
+                 purge_at) SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?) AS a (key, b, c, d, e, f, g, h, i) \
+                 ORDER BY a.key COLLATE \"C\" ON CONFLICT (key) DO NOTHING RETURNING convert_to(key, 'UTF8')"
+            ),
+            update: format!(
+                "WITH written AS (UPDATE {table} AS r SET fingerprint = a.fingerprint, attempt = a.attempt, \
+                 owner = a.owner, state = a.state, lease_until = a.lease_until, on_abandoned = a.on_abandoned, \
+                 outcome = a.outcome, purge_at = a.purge_at, watched = r.watched AND r.state = 1 \
+                 FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) AS a (key, was_owner, was_state, was_lease, \
+                 fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at) \
+                 WHERE r.key = a.key AND r.owner = a.was_owner AND r.state = a.was_state \
+                 AND r.lease_until IS NOT DISTINCT FROM a.was_lease \
+                 RETURNING r.key, r.watched AND a.state <> 1 AS watched) \
+                 SELECT convert_to(key, 'UTF8'), {announce} FROM written"
+            ),
+            complete: format!(
+                concat!(
+                    "WITH written AS (UPDATE {table} AS r SET state = 2, lease_until = NULL, on_abandoned = NULL, ",
+                    "outcome = a.outcome, purge_at = ",
+                    now!(),
+                    " + a.retention, watched = r.watched AND r.state = 1 ",
+                    "FROM unnest(?, ?, ?, ?) AS a (key, owner, outcome, retention) ",
+                    "WHERE r.key = a.key AND r.owner = a.owner AND r.state IN (1, 3) ",
+                    "AND (r.purge_at IS NULL OR r.purge_at > ",
+                    began!(),
+                    ") RETURNING r.key, r.watched) ",
+                    "SELECT convert_to(key, 'UTF8'), {announce} FROM written"
+                ),
+                table = table,
+                announce = announce
+            ),
+            delete: format!(
+                "WITH written AS (DELETE FROM {table} AS r USING unnest(?, ?, ?, ?) AS a (key, owner, state, lease) \
+                 WHERE r.key = a.key AND r.owner = a.owner AND r.state = a.state \
+                 AND r.lease_until IS NOT DISTINCT FROM a.lease RETURNING r.key, r.watched) \
+                 SELECT convert_to(key, 'UTF8'), {announce} FROM written"
+            ),
+            remove: format!(
+                "WITH written AS (DELETE FROM {table} WHERE key = ? RETURNING key, watched) \
+                 SELECT convert_to(key, 'UTF8'), {announce} FROM written"
+            ),
+            list: format!(
+                concat!(
+                    "SELECT ",
+                    now!(),
+                    ", convert_to(r.key, 'UTF8'), ",
+                    row!(),
+                    " FROM {table} AS r WHERE r.key > ? ",
+                    "AND (r.purge_at IS NULL OR r.purge_at > ",
+                    began!(),
+                    ") ORDER BY r.key LIMIT ?"
+                ),
+                table = table
+            ),
+            purge: format!(
+                concat!(
+                    "DELETE FROM {table} WHERE key = ANY(ARRAY(SELECT key FROM {table} WHERE purge_at <= ",
+                    began!(),
+                    " AND (SELECT pg_try_advisory_xact_lock({purge_lock})) ORDER BY purge_at LIMIT ? ",
+                    "FOR UPDATE SKIP LOCKED))"
+                ),
+                table = table,
+                purge_lock = purge_lock
+            ),
+            stats: format!("SELECT state, count(*) FROM {table} GROUP BY state"),
+            watch: format!("UPDATE {table} SET watched = true WHERE key = ? AND state = 1 AND NOT watched"),
+        }
+    }
+}

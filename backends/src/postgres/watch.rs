@@ -1,0 +1,150 @@
+//! Waiting for another process's change, by LISTEN and NOTIFY.
+//!
+//! Announcements are committed one after the other by the whole server, so that announcing every change would undo what
+//! group commit gains. Only rows that somebody waits for are announced: a watcher marks the row first, by a write that
+//! either comes before the change, which then announces itself, or finds it done.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use diesel_async::{AsyncPgConnection, SimpleAsyncConnection as _};
+use futures_util::StreamExt as _;
+use oncekey::backend::{Changed, Lookup, StateView, StoreError, Watch};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::table::{Bind, Postgres};
+use crate::sql::{Core, Fragment, Lent, of_read};
+
+/// How often a watcher looks for itself: where the announcements don't come through (a pooler between, a connection that
+/// broke), it learns late, and not never.
+const LOOKS_EVERY: Duration = Duration::from_secs(1);
+
+/// The keys that are waited for on one arbiter.
+#[derive(Default)]
+pub(super) struct Watchers {
+    keys: Mutex<HashMap<String, Waiting>>,
+    listening: tokio::sync::Mutex<Option<Arc<()>>>,
+}
+
+struct Waiting {
+    signal: Arc<Notify>,
+    watchers: usize,
+}
+
+/// One who waits. Dropping it ends the wait.
+struct Watcher<'a> {
+    watchers: &'a Watchers,
+    key: String,
+    signal: Arc<Notify>,
+}
+
+impl Watchers {
+    fn register(&self, key: &str) -> Watcher<'_> {
+        let mut keys = self.keys.lock();
+        let waiting = keys.entry(key.to_owned()).or_insert_with(|| Waiting { signal: Arc::default(), watchers: 0 });
+        waiting.watchers += 1;
+        Watcher { watchers: self, key: key.to_owned(), signal: Arc::clone(&waiting.signal) }
+    }
+
+    fn wake(&self, key: &str) {
+        if let Some(waiting) = self.keys.lock().get(key) {
+            waiting.signal.notify_waiters();
+        }
+    }
+
+    fn wake_all(&self) {
+        self.keys.lock().values().for_each(|waiting| waiting.signal.notify_waiters());
+    }
+
+    /// Sees to it that somebody listens on a connection of its own.
+    async fn listen(self: &Arc<Self>, core: &Core<Postgres>, channel: &str) -> Result<(), StoreError> {
+        let mut listening = self.listening.lock().await;
+        // The listener's task holds the other end; when its connection breaks it is gone.
+        if listening.as_ref().is_some_and(|token| Arc::strong_count(token) > 1) {
+            return Ok(());
+        }
+        let mut lent = Lent::from(&*core.dialect).await?;
+        let listen = format!("LISTEN \"{channel}\"");
+        lent.connection()?.batch_execute(&listen).await.map_err(|error| of_read::<Postgres>(&error))?;
+        let Some(connection) = lent.keep() else { return Ok(()) };
+        let token = Arc::new(());
+        *listening = Some(Arc::clone(&token));
+        // It ends with its arbiter, with the last handle, or with its connection.
+        tokio::spawn(hear(connection, Arc::downgrade(self), token));
+        Ok(())
+    }
+}
+
+impl Drop for Watcher<'_> {
+    fn drop(&mut self) {
+        let mut keys = self.watchers.keys.lock();
+        if let Some(waiting) = keys.get_mut(&self.key) {
+            waiting.watchers -= 1;
+            if waiting.watchers == 0 {
+                keys.remove(&self.key);
+            }
+        }
+    }
+}
+
+async fn hear(mut connection: AsyncPgConnection, watchers: Weak<Watchers>, _token: Arc<()>) {
+    {
+        let mut announcements = std::pin::pin!(connection.notifications_stream());
+        loop {
+            let heard = timeout(LOOKS_EVERY * 30, announcements.next()).await;
+            let Some(watchers) = watchers.upgrade() else { return };
+            match heard {
+                Ok(Some(Ok(announcement))) => watchers.wake(&announcement.payload),
+                Ok(Some(Err(_)) | None) => {
+                    debug!("the connection that listens broke");
+                    watchers.wake_all();
+                    return;
+                }
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+/// Waits until the key is no longer in progress.
+pub(super) async fn watch(
+    core: &Core<Postgres>,
+    watchers: &Arc<Watchers>,
+    channel: &str,
+    message: Watch,
+) -> Result<Changed, StoreError> {
+    let key = message.key.as_stored();
+    let watcher = watchers.register(key);
+    loop {
+        watchers.listen(core, channel).await?;
+        // Before the row is marked, so that no announcement after it is missed.
+        let changed = watcher.signal.notified();
+        mark(core, key).await?;
+        let found = core.lookup(Lookup { key: message.key.clone() }).await?;
+        match found.map(|view| view.state) {
+            // A lease that lapses changes what an acquire would find, and nobody announces that.
+            Some(StateView::InProgress { lease_left }) if !lease_left.is_zero() => {
+                if timeout(lease_left.min(LOOKS_EVERY), changed).await.is_ok() {
+                    return Ok(Changed);
+                }
+            }
+            _ => return Ok(Changed),
+        }
+    }
+}
+
+/// Asks that the end of the claim be announced.
+async fn mark(core: &Core<Postgres>, key: &str) -> Result<(), StoreError> {
+    use diesel_async::RunQueryDsl as _;
+
+    let binds = [Bind::Text(key)];
+    core.writing(async |dialect, connection| {
+        Fragment::<(), _>::new(&dialect.texts.watch, &binds).execute(connection).await
+    })
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,284 @@
+//! Group commit: steps on many keys, taken by few statements.
+//!
+//! All the batch's rows are read by one statement; the protocol's pure functions decide; one statement each inserts,
+//! replaces and deletes what was decided, **if its row is still what it was decided on**. What was changed by another
+//! in between is read and decided again. So there is no transaction to hold open and no lock to wait behind, and a
+//! replay writes nothing.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use diesel::QueryResult;
+use diesel::result::Error;
+use oncekey::backend::{Request, StoreError};
+use oncekey::record::transition::Write;
+use oncekey::record::{Record, StoreTime};
+use oncekey::{Key, KeyHasher};
+
+use super::dialect::{Dialect, Failure, Written};
+use super::error::{of_read, of_write};
+use super::lent::Lent;
+use super::row::{Columns, Expected, Row};
+use super::step::{Step, step_of};
+
+/// The most steps in one statement.
+const MAX_STATEMENT: usize = 128;
+/// How often steps that meet others' changes are decided anew before they are refused.
+const MAX_TRIES: u32 = 20;
+
+/// Splits a batch into rounds in which each key occurs once, so that a key's steps are taken in their order. What is no
+/// step comes first: nothing waits for it.
+pub(crate) fn rounds(batch: Vec<Request>) -> (Vec<Request>, Vec<Vec<Box<dyn Step>>>) {
+    let (mut others, mut rounds): (_, Vec<Vec<Box<dyn Step>>>) = (Vec::new(), Vec::new());
+    let mut seen: HashMap<Key, usize, KeyHasher> = HashMap::default();
+    for request in batch {
+        match step_of(request) {
+            Ok(step) => {
+                let round = seen.entry(step.key().clone()).or_default();
+                if rounds.len() == *round {
+                    rounds.push(Vec::new());
+                }
+                rounds[*round].push(step);
+                *round += 1;
+            }
+            Err(other) => others.push(other),
+        }
+    }
+    (others, rounds)
+}
+
+/// Takes one round: claims on one connection, settlements on another, so that neither waits for the other's commit.
+pub(crate) async fn take_round<D: Dialect>(dialect: &D, round: Vec<Box<dyn Step>>) {
+    let (mut acquires, mut others): (Vec<_>, Vec<_>) = round.into_iter().partition(|step| step.is_acquire());
+    let mut groups = Vec::new();
+    for steps in [&mut acquires, &mut others] {
+        // In the order of their keys, in which every process locks.
+        steps.sort_unstable_by(|a, b| a.key().cmp(b.key()));
+        while !steps.is_empty() {
+            let rest = steps.split_off(steps.len().min(MAX_STATEMENT));
+            let group = std::mem::replace(steps, rest);
+            groups.push(async move {
+                let rest = complete(dialect, group).await;
+                if !rest.is_empty() {
+                    take(dialect, rest).await;
+                }
+            });
+        }
+    }
+    let _: Vec<()> = futures_util::future::join_all(groups).await;
+}
+
+/// A step, and what it decided on.
+struct Open {
+    step: Box<dyn Step>,
+    found: Option<Record>,
+    write: Write,
+    /// Whether its write was sent, and may have been done.
+    sent: bool,
+}
+
+/// Completes what can be completed without a look: nearly every claim that was operated under. Gives the others back.
+///
+/// Whatever fails here is looked at and decided by [`take`]: a completion that was done already is found done.
+async fn complete<D: Dialect>(dialect: &D, steps: Vec<Box<dyn Step>>) -> Vec<Box<dyn Step>> {
+    let (completing, mut rest): (Vec<_>, Vec<_>) = steps.into_iter().partition(|step| step.completion().is_some());
+    if completing.is_empty() {
+        return rest;
+    }
+    let rows: Vec<_> = completing.iter().filter_map(|step| step.completion()).collect();
+    let written = async {
+        let mut lent = Lent::from(dialect).await.ok()?;
+        let written = dialect.complete(lent.connection().ok()?, &rows).await.ok()?;
+        lent.give_back();
+        Some(written)
+    };
+    let written = written.await;
+    drop(rows);
+    match written {
+        Some(Written::All) => completing.into_iter().for_each(Step::done),
+        Some(Written::Only(keys)) => {
+            let keys: HashSet<Vec<u8>> = keys.into_iter().collect();
+            for step in completing {
+                if keys.contains(step.key().as_stored().as_bytes()) {
+                    step.done();
+                } else {
+                    rest.push(step);
+                }
+            }
+        }
+        Some(Written::Some) | None => rest.extend(completing),
+    }
+    rest.sort_unstable_by(|a, b| a.key().cmp(b.key()));
+    rest
+}
+
+async fn take<D: Dialect>(dialect: &D, steps: Vec<Box<dyn Step>>) {
+    let mut open: Vec<Open> =
+        steps.into_iter().map(|step| Open { step, found: None, write: Write::Nothing, sent: false }).collect();
+    let refuse = |open: Vec<Open>, error: StoreError| {
+        open.into_iter().for_each(|open| open.step.refuse(error.clone()));
+    };
+    for tries in 0..MAX_TRIES {
+        let (mut lent, now, found) = match read(dialect, &open).await {
+            Ok(read) => read,
+            Err(error) => return refuse(open, error),
+        };
+        open = decide(open, found, now);
+        let wrote = match lent.connection() {
+            Ok(connection) => write(dialect, connection, &mut open).await,
+            Err(error) => return refuse(open, error),
+        };
+        match wrote {
+            Ok(()) => lent.give_back(),
+            Err(error) if D::failure(&error) == Failure::Contended => {}
+            Err(error) if matches!(D::failure(&error), Failure::Refused | Failure::Other) && open.len() > 1 => {
+                // One of the rows is at fault: each goes by itself, so that its neighbours don't share its fate.
+                drop(lent);
+                for alone in open {
+                    Box::pin(take(dialect, vec![alone.step])).await;
+                }
+                return;
+            }
+            Err(error) => return refuse(open, of_write::<D>(&error)),
+        }
+        if open.is_empty() {
+            return;
+        }
+        pause(tries).await;
+    }
+    refuse(open, StoreError::unavailable("others changed the record again and again"));
+}
+
+/// Reads the rows of all keys. A connection that broke while it lay in the pool is found out here, before anything is
+/// written.
+async fn read<D: Dialect>(
+    dialect: &D,
+    open: &[Open],
+) -> Result<(Lent<D>, StoreTime, HashMap<Vec<u8>, Row>), StoreError> {
+    let keys: Vec<&str> = open.iter().map(|open| open.step.key().as_stored()).collect();
+    let mut stale = 0;
+    loop {
+        let mut lent = Lent::from(dialect).await?;
+        match dialect.read(lent.connection()?, &keys).await {
+            Ok((now, rows)) => return Ok((lent, now, rows.into_iter().collect())),
+            // Every connection in the pool may be stale after the server's restart; the next one is new.
+            Err(error) if D::failure(&error) == Failure::Disconnected && stale <= dialect.pool_size() => stale += 1,
+            Err(error) => return Err(of_read::<D>(&error)),
+        }
+    }
+}
+
+/// Decides each step; answers those that write nothing, and gives the others.
+fn decide(open: Vec<Open>, mut rows: HashMap<Vec<u8>, Row>, now: StoreTime) -> Vec<Open> {
+    let mut writing = Vec::with_capacity(open.len());
+    for mut open in open {
+        let found = match rows.remove(open.step.key().as_stored().as_bytes()).map(Row::decode).transpose() {
+            Ok(found) => found,
+            Err(error) => {
+                open.step.refuse(error);
+                continue;
+            }
+        };
+        // It was this step that wrote it: the database did not say so.
+        let is_done = open.sent
+            && match &open.write {
+                Write::Put(record) => found.as_ref() == Some(record),
+                Write::Delete => found.is_none(),
+                Write::Nothing => false,
+            };
+        if is_done {
+            open.step.answer();
+            continue;
+        }
+        open.write = open.step.decide(found.as_ref(), now);
+        (open.found, open.sent) = (found, false);
+        match open.write {
+            Write::Nothing => open.step.answer(),
+            Write::Put(_) | Write::Delete => writing.push(open),
+        }
+    }
+    writing
+}
+
+/// Writes what was decided and answers what is written; the rest stays in `open`.
+async fn write<D: Dialect>(dialect: &D, connection: &mut D::Connection, open: &mut Vec<Open>) -> QueryResult<()> {
+    let (mut inserts, mut updates, mut deletes) = (Vec::new(), Vec::new(), Vec::new());
+    for open in open.drain(..) {
+        match (&open.write, &open.found) {
+            (Write::Put(_), None) => inserts.push(open),
+            (Write::Put(_), Some(_)) => updates.push(open),
+            (Write::Delete | Write::Nothing, _) => deletes.push(open),
+        }
+    }
+    let mut result = Ok(());
+    if !inserts.is_empty() {
+        let rows: Vec<_> = inserts.iter().filter_map(put).collect();
+        let written = dialect.insert(connection, &rows).await;
+        drop(rows);
+        result = keep_unwritten(inserts, written, open);
+    }
+    if !updates.is_empty() {
+        // After a failure the others are left as they are: they come again.
+        let written = match &result {
+            Ok(()) => {
+                let rows: Vec<_> = updates.iter().filter_map(|open| Some((expected(open)?, put(open)?))).collect();
+                dialect.update(connection, &rows).await
+            }
+            Err(_) => Ok(Written::Only(Vec::new())),
+        };
+        result = result.and(keep_unwritten(updates, written, open));
+    }
+    if !deletes.is_empty() {
+        let written = match &result {
+            Ok(()) => {
+                let rows: Vec<_> = deletes.iter().filter_map(expected).collect();
+                dialect.delete(connection, &rows).await
+            }
+            Err(_) => Ok(Written::Only(Vec::new())),
+        };
+        result = result.and(keep_unwritten(deletes, written, open));
+    }
+    open.sort_unstable_by(|a, b| a.step.key().cmp(b.step.key()));
+    result
+}
+
+fn put(open: &Open) -> Option<Columns<'_>> {
+    match &open.write {
+        Write::Put(record) => Some(Columns::of(open.step.key(), record)),
+        Write::Delete | Write::Nothing => None,
+    }
+}
+
+fn expected(open: &Open) -> Option<Expected<'_>> {
+    open.found.as_ref().map(|found| Expected::of(open.step.key(), found))
+}
+
+fn keep_unwritten(sent: Vec<Open>, written: Result<Written, Error>, open: &mut Vec<Open>) -> QueryResult<()> {
+    match written {
+        Ok(Written::All) => sent.into_iter().for_each(|open| open.step.answer()),
+        Ok(Written::Only(keys)) => {
+            let keys: HashSet<Vec<u8>> = keys.into_iter().collect();
+            for sent in sent {
+                if keys.contains(sent.step.key().as_stored().as_bytes()) {
+                    sent.step.answer();
+                } else {
+                    open.push(sent);
+                }
+            }
+        }
+        Ok(Written::Some) => open.extend(sent.into_iter().map(|sent| Open { sent: true, ..sent })),
+        Err(error) => {
+            open.extend(sent);
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// The first tries follow at once; later ones leave the others time to finish, each after another while.
+pub(crate) async fn pause(tries: u32) {
+    if tries > 0 {
+        let limit = 2_u64 << tries.min(6);
+        tokio::time::sleep(Duration::from_millis(rand::random_range(0..limit))).await;
+    }
+}

@@ -1,0 +1,166 @@
+//! The store's side of the protocol, for any dialect.
+
+use std::sync::Arc;
+
+use oncekey::Key;
+use oncekey::backend::{
+    CompleteInTransaction, CompletedInTransaction, List, Lookup, Purge, Purged, RecordView, Remove, Removed, Reply,
+    Request, Stats, StoreError, StoreStats,
+};
+use oncekey::record::StoreTime;
+use tokio::sync::{Semaphore, oneshot};
+
+use super::batch::{rounds, take_round};
+use super::dialect::{Dialect, Failure};
+use super::error::{of_read, of_write};
+use super::lent::Lent;
+use super::row::{COMPLETED, IN_PROGRESS, INDETERMINATE, Row};
+use super::transaction;
+
+/// How many batches may be under way at once: while one commits the next gathers, and a slow one does not stop the rest.
+pub(crate) const BATCHES: usize = 2;
+/// Each batch uses one connection for its claims and one for its settlements.
+pub(crate) const STEP_CONNECTIONS: usize = 2 * BATCHES;
+
+/// One arbiter's access to the records.
+pub(crate) struct Core<D> {
+    pub(crate) dialect: Arc<D>,
+    /// Users' operations may take long: they never take the last connections from the steps.
+    transactions: Arc<Semaphore>,
+}
+
+impl<D> Clone for Core<D> {
+    fn clone(&self) -> Self {
+        Self { dialect: Arc::clone(&self.dialect), transactions: Arc::clone(&self.transactions) }
+    }
+}
+
+impl<D: Dialect> Core<D> {
+    pub(crate) fn new(dialect: D) -> Self {
+        let transactions = dialect.pool_size().saturating_sub(STEP_CONNECTIONS).max(1);
+        Self { dialect: Arc::new(dialect), transactions: Arc::new(Semaphore::new(transactions)) }
+    }
+
+    /// Takes one step by itself.
+    pub(crate) async fn ask<A: Send + 'static>(
+        &self,
+        request: impl FnOnce(Reply<A>) -> Request,
+    ) -> Result<A, StoreError> {
+        let (answer, heard) = oneshot::channel();
+        // Nobody hears it if the future was dropped.
+        let reply = Reply::new(move |result| drop(answer.send(result)));
+        let (_, rounds) = rounds(vec![request(reply)]);
+        for round in rounds {
+            take_round(&*self.dialect, round).await;
+        }
+        heard.await.unwrap_or_else(|_| Err(StoreError::unknown("the answer was lost")))
+    }
+
+    /// Takes a batch: `other` takes what is no step.
+    pub(crate) async fn execute<Fut: Future<Output = ()>>(&self, batch: Vec<Request>, other: impl Fn(Request) -> Fut) {
+        let (others, rounds) = rounds(batch);
+        let taken = async {
+            for round in rounds {
+                take_round(&*self.dialect, round).await;
+            }
+        };
+        futures_util::future::join(taken, futures_util::future::join_all(others.into_iter().map(other))).await;
+    }
+
+    pub(crate) async fn complete_in_transaction(
+        &self,
+        message: CompleteInTransaction,
+    ) -> Result<CompletedInTransaction, StoreError> {
+        let _permit = self.transactions.acquire().await.map_err(StoreError::unavailable)?;
+        transaction::complete(&*self.dialect, message).await
+    }
+
+    pub(crate) async fn lookup(&self, message: Lookup) -> Result<Option<RecordView>, StoreError> {
+        let key = message.key.as_stored();
+        let (now, rows) = self.reading(async |dialect, connection| dialect.read(connection, &[key]).await).await?;
+        let Some((_, row)) = rows.into_iter().next() else { return Ok(None) };
+        Ok(RecordView::of(message.key, row.decode()?, now))
+    }
+
+    pub(crate) async fn list(&self, message: List) -> Result<Vec<RecordView>, StoreError> {
+        let after = message.after.as_ref().map_or("", Key::as_stored);
+        let (now, rows) =
+            self.reading(async |dialect, connection| dialect.list(connection, after, message.limit).await).await?;
+        rows.into_iter().filter_map(|(key, row)| view(&key, row, now).transpose()).collect()
+    }
+
+    pub(crate) async fn stats(&self, _: Stats) -> Result<StoreStats, StoreError> {
+        let counts = self.reading(async |dialect, connection| dialect.stats(connection).await).await?;
+        let mut stats = StoreStats::default();
+        for (state, count) in counts {
+            let count = u64::try_from(count).unwrap_or(0);
+            match state {
+                IN_PROGRESS => stats.in_progress = count,
+                COMPLETED => stats.completed = count,
+                INDETERMINATE => stats.indeterminate = count,
+                other => return Err(StoreError::corrupt(format!("a record's state is {other}"))),
+            }
+        }
+        Ok(stats)
+    }
+
+    pub(crate) async fn remove(&self, message: Remove) -> Result<Removed, StoreError> {
+        let key = message.key.as_stored();
+        let removed = self.writing(async |dialect, connection| dialect.remove(connection, key).await).await?;
+        Ok(if removed { Removed::Removed } else { Removed::Absent })
+    }
+
+    pub(crate) async fn purge(&self, message: Purge) -> Result<Purged, StoreError> {
+        let limit = message.limit;
+        let removed = self.writing(async |dialect, connection| dialect.purge(connection, limit).await).await?;
+        Ok(Purged { removed, more: removed >= limit && limit > 0 })
+    }
+
+    /// Runs a statement that only reads, again on another connection if this one broke while it lay in the pool.
+    async fn reading<T>(
+        &self,
+        statement: impl AsyncFn(&D, &mut D::Connection) -> diesel::QueryResult<T>,
+    ) -> Result<T, StoreError> {
+        let mut stale = 0;
+        loop {
+            let mut lent = Lent::from(&*self.dialect).await?;
+            match statement(&self.dialect, lent.connection()?).await {
+                Ok(read) => {
+                    lent.give_back();
+                    return Ok(read);
+                }
+                Err(error) => match D::failure(&error) {
+                    Failure::Disconnected if stale <= self.dialect.pool_size() => stale += 1,
+                    _ => return Err(of_read::<D>(&error)),
+                },
+            }
+        }
+    }
+
+    /// Runs a statement that is as good done twice as once.
+    pub(crate) async fn writing<T>(
+        &self,
+        statement: impl AsyncFn(&D, &mut D::Connection) -> diesel::QueryResult<T>,
+    ) -> Result<T, StoreError> {
+        let mut tries = 0;
+        loop {
+            let mut lent = Lent::from(&*self.dialect).await?;
+            match statement(&self.dialect, lent.connection()?).await {
+                Ok(written) => {
+                    lent.give_back();
+                    return Ok(written);
+                }
+                Err(error) => match D::failure(&error) {
+                    Failure::Disconnected | Failure::Contended if tries <= self.dialect.pool_size() => tries += 1,
+                    _ => return Err(of_write::<D>(&error)),
+                },
+            }
+        }
+    }
+}
+
+fn view(key: &[u8], row: Row, now: StoreTime) -> Result<Option<RecordView>, StoreError> {
+    let text = std::str::from_utf8(key).map_err(|_| StoreError::corrupt("a record's key is not UTF-8"))?;
+    let key = Key::from_stored(text).map_err(|error| StoreError::corrupt(format!("a record's key: {error}")))?;
+    Ok(RecordView::of(key, row.decode()?, now))
+}

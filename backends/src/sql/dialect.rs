@@ -1,0 +1,123 @@
+//! What a database must say in its own words.
+
+use std::ops::DerefMut;
+
+use diesel::QueryResult;
+use diesel::result::Error;
+use diesel_async::{AnsiTransactionManager, AsyncConnection};
+use oncekey::backend::StoreError;
+use oncekey::record::StoreTime;
+
+use super::row::{Columns, Expected, Row};
+use super::step::Completion;
+
+/// A record's key and its row.
+pub(crate) type Keyed = (Vec<u8>, Row);
+
+/// What a statement that writes several rows conditionally did.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Written {
+    /// Every row was as expected, and is written.
+    All,
+    /// Only these keys' rows.
+    Only(Vec<Vec<u8>>),
+    /// Not every row, and the database does not say which.
+    Some,
+}
+
+/// What an error of the driver means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// The connection is gone, and with it the answer.
+    Disconnected,
+    /// The database gave this transaction up for another's sake: all of it may be done again.
+    Contended,
+    ReadOnly,
+    Full,
+    /// The rows offend a constraint, or can't be read: nothing was written.
+    Refused,
+    /// The database said something that is not known here.
+    Other,
+}
+
+/// The statements of one database, on one table.
+///
+/// Each is one atomic statement, committed by itself unless the connection is in a transaction. Rows are given in the
+/// order of their keys, each key once.
+pub(crate) trait Dialect: Send + Sync + 'static {
+    type Connection: AsyncConnection<TransactionManager = AnsiTransactionManager> + 'static;
+
+    /// A connection that goes back to its pool when it is dropped.
+    type Pooled: DerefMut<Target = Self::Connection> + Send + 'static;
+
+    /// A connection from the pool.
+    fn lend(&self) -> impl Future<Output = Result<Self::Pooled, StoreError>> + Send;
+
+    /// Takes a connection out of its pool for good.
+    fn take(pooled: Self::Pooled) -> Self::Connection;
+
+    /// How many connections there are at most.
+    fn pool_size(&self) -> usize;
+
+    fn read(
+        &self,
+        connection: &mut Self::Connection,
+        keys: &[&str],
+    ) -> impl Future<Output = QueryResult<(StoreTime, Vec<Keyed>)>> + Send;
+
+    /// Reads one row inside a transaction, and keeps others from changing it until the end.
+    fn lock(
+        &self,
+        connection: &mut Self::Connection,
+        key: &str,
+    ) -> impl Future<Output = QueryResult<(StoreTime, Option<Row>)>> + Send;
+
+    /// Inserts rows where there are none.
+    fn insert(
+        &self,
+        connection: &mut Self::Connection,
+        rows: &[Columns<'_>],
+    ) -> impl Future<Output = QueryResult<Written>> + Send;
+
+    /// Replaces rows that are as expected.
+    fn update(
+        &self,
+        connection: &mut Self::Connection,
+        rows: &[(Expected<'_>, Columns<'_>)],
+    ) -> impl Future<Output = QueryResult<Written>> + Send;
+
+    /// Completes the claims that are their owner's and not completed yet, counting retentions from the server's time:
+    /// what [`transition::complete`](oncekey::record::transition::complete) decides of them, without a look before.
+    fn complete(
+        &self,
+        connection: &mut Self::Connection,
+        rows: &[Completion<'_>],
+    ) -> impl Future<Output = QueryResult<Written>> + Send;
+
+    /// Deletes rows that are as expected.
+    fn delete(
+        &self,
+        connection: &mut Self::Connection,
+        rows: &[Expected<'_>],
+    ) -> impl Future<Output = QueryResult<Written>> + Send;
+
+    /// Deletes a key's row, whatever it is.
+    fn remove(&self, connection: &mut Self::Connection, key: &str) -> impl Future<Output = QueryResult<bool>> + Send;
+
+    /// Reads rows whose time is not over after a key, in the order of the keys' bytes.
+    fn list(
+        &self,
+        connection: &mut Self::Connection,
+        after: &str,
+        limit: usize,
+    ) -> impl Future<Output = QueryResult<(StoreTime, Vec<Keyed>)>> + Send;
+
+    /// Deletes up to `limit` rows whose time is over, unless another process does so now.
+    fn purge(&self, connection: &mut Self::Connection, limit: usize)
+    -> impl Future<Output = QueryResult<usize>> + Send;
+
+    /// Counts by state.
+    fn stats(&self, connection: &mut Self::Connection) -> impl Future<Output = QueryResult<Vec<(i16, i64)>>> + Send;
+
+    fn failure(error: &Error) -> Failure;
+}

@@ -1,0 +1,41 @@
+//! Connections from the pool that don't outlive what went wrong on them.
+
+use oncekey::backend::StoreError;
+
+use super::dialect::Dialect;
+
+/// A connection that is at work. Unless it is [given back](Self::give_back) it is closed: a future that was dropped
+/// midway, or an error, may leave a statement or a transaction on it, whose locks would live on in the pool.
+pub(crate) struct Lent<D: Dialect> {
+    pooled: Option<D::Pooled>,
+}
+
+impl<D: Dialect> Lent<D> {
+    pub(crate) async fn from(dialect: &D) -> Result<Self, StoreError> {
+        Ok(Self { pooled: Some(dialect.lend().await?) })
+    }
+
+    pub(crate) fn give_back(mut self) {
+        drop(self.pooled.take());
+    }
+
+    /// Takes it out of the pool for good.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn keep(mut self) -> Option<D::Connection> {
+        self.pooled.take().map(D::take)
+    }
+
+    /// # Errors
+    /// Never: it is there until it is given back or kept, which both take `self`.
+    pub(crate) fn connection(&mut self) -> Result<&mut D::Connection, StoreError> {
+        self.pooled.as_deref_mut().ok_or_else(|| StoreError::unavailable("the connection was given back"))
+    }
+}
+
+impl<D: Dialect> Drop for Lent<D> {
+    fn drop(&mut self) {
+        if let Some(pooled) = self.pooled.take() {
+            drop(D::take(pooled));
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! What PostgreSQL and MySQL share: the batches, the transactions, and the table's columns.
+
+mod batch;
+mod core;
+mod dialect;
+mod error;
+mod fragment;
+mod lent;
+mod name;
+mod noticing;
+mod row;
+mod step;
+mod transaction;
+
+pub(crate) use core::{BATCHES, Core};
+pub(crate) use dialect::{Dialect, Failure, Keyed, Written};
+pub(crate) use error::of_read;
+pub(crate) use fragment::{Fragment, Part};
+#[cfg(feature = "postgres")]
+pub(crate) use lent::Lent;
+pub use name::InvalidName;
+pub(crate) use name::Name;
+pub(crate) use row::{Columns, Expected, Row, from_column, time_of};
+pub(crate) use step::Completion;

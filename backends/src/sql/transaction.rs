@@ -1,0 +1,203 @@
+//! A user's operation in the transaction that completes its record.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use diesel::connection::get_default_instrumentation;
+use diesel::result::Error;
+use diesel_async::{AnsiTransactionManager, AsyncConnection, TransactionManager};
+use futures_util::future::FutureExt as _;
+use oncekey::backend::{
+    Complete, CompleteInTransaction, Completed, CompletedInTransaction, OperationFailure, StoreError,
+};
+use oncekey::record::transition::{self, Write};
+use oncekey::record::{Record, SealedOutcome, State};
+
+use super::batch::pause;
+use super::dialect::{Dialect, Failure, Written};
+use super::error::{of_read, of_write};
+use super::lent::Lent;
+use super::noticing::Noticing;
+use super::row::{Columns, Expected, Row};
+
+/// How often a transaction that the database gives up for another's sake is done again.
+const MAX_RERUNS: u32 = 5;
+
+type Answer = Result<CompletedInTransaction, StoreError>;
+
+/// How one try ended.
+enum Tried {
+    Done(CompletedInTransaction),
+    /// Rolled back for another transaction's sake.
+    Contended(CompletedInTransaction),
+}
+
+/// Runs the operation and completes its record, in one transaction.
+pub(crate) async fn complete<D: Dialect>(dialect: &D, mut message: CompleteInTransaction) -> Answer {
+    let contended = Arc::new(AtomicBool::new(false));
+    let mut reruns = 0;
+    loop {
+        contended.store(false, Ordering::Relaxed);
+        let mut lent = begin(dialect).await?;
+        lent.connection()?
+            .set_instrumentation(Noticing::new(&contended, |error| D::failure(error) == Failure::Contended));
+        let tried = try_once(dialect, &mut lent, &mut message, &contended).await;
+        match tried {
+            Ok(tried) => {
+                let connection = lent.connection()?;
+                match get_default_instrumentation() {
+                    Some(default) => connection.set_instrumentation(default),
+                    None => connection.set_instrumentation(None::<Box<dyn diesel::connection::Instrumentation>>),
+                }
+                lent.give_back();
+                match tried {
+                    Tried::Done(answer) => return Ok(answer),
+                    Tried::Contended(answer) if reruns >= MAX_RERUNS => return Ok(answer),
+                    Tried::Contended(_) => {}
+                }
+            }
+            // The connection is closed with what is open on it.
+            Err(error) => return Err(error),
+        }
+        reruns += 1;
+        pause(reruns).await;
+    }
+}
+
+/// Opens a transaction. A connection that broke while it lay in the pool is found out here, where nothing has run yet.
+async fn begin<D: Dialect>(dialect: &D) -> Result<Lent<D>, StoreError> {
+    let mut stale = 0;
+    loop {
+        let mut lent = Lent::from(dialect).await?;
+        match AnsiTransactionManager::begin_transaction(lent.connection()?).await {
+            Ok(()) => return Ok(lent),
+            Err(error) if D::failure(&error) == Failure::Disconnected && stale <= dialect.pool_size() => stale += 1,
+            Err(error) => return Err(of_read::<D>(&error)),
+        }
+    }
+}
+
+async fn try_once<D: Dialect>(
+    dialect: &D,
+    lent: &mut Lent<D>,
+    message: &mut CompleteInTransaction,
+    contended: &AtomicBool,
+) -> Result<Tried, StoreError> {
+    let connection = lent.connection()?;
+    // Asked before the operation runs, so that a holder that has lost its claim writes nothing. The row is not locked
+    // yet: the claim's heartbeats go on while the operation runs, and wait for nobody.
+    let key = message.key.as_stored();
+    let (now, rows) = match dialect.read(connection, &[key]).await {
+        Ok(read) => read,
+        Err(error) => return Err(of_read::<D>(&error)),
+    };
+    let found = rows.into_iter().next().map(|(_, row)| row.decode()).transpose()?;
+    // With an outcome that is never written.
+    let mut complete = Complete {
+        key: message.key.clone(),
+        owner: message.owner,
+        outcome: SealedOutcome::tombstone(&message.key),
+        retention: message.retention,
+    };
+    let asked = transition::complete(found.as_ref(), now, &complete);
+    match (asked.answer, asked.write, found.map(|record| record.state)) {
+        (Completed::Stored, Write::Put(_), _) => {}
+        // The answer to its first completion was lost.
+        (Completed::Stored, _, Some(State::Completed { outcome, .. })) => {
+            roll_back(connection).await?;
+            return Ok(Tried::Done(CompletedInTransaction::Stored { outcome }));
+        }
+        _ => {
+            roll_back(connection).await?;
+            return Ok(Tried::Done(CompletedInTransaction::Lost));
+        }
+    }
+    let ran = AssertUnwindSafe(message.operation.run_async(connection)).catch_unwind().await;
+    let depth = AnsiTransactionManager::transaction_manager_status_mut(connection).transaction_depth();
+    let failure = match ran {
+        Ok(Ok(outcome)) if matches!(depth, Ok(Some(depth)) if depth.get() == 1) => {
+            complete.outcome = outcome;
+            return keep(dialect, connection, &complete).await;
+        }
+        // It left a transaction of its own open, so that what it meant to be committed is not known.
+        Ok(Ok(_)) | Err(_) | Ok(Err(OperationFailure::RollBack)) => CompletedInTransaction::RolledBack,
+        Ok(Err(OperationFailure::WrongConnection { wanted })) => CompletedInTransaction::WrongConnection { wanted },
+    };
+    roll_back(connection).await?;
+    let is_contended = contended.load(Ordering::Relaxed) && failure == CompletedInTransaction::RolledBack;
+    Ok(if is_contended { Tried::Contended(failure) } else { Tried::Done(failure) })
+}
+
+/// Locks the record, writes the outcome, and commits. If another has taken the claim over meanwhile, all that the
+/// operation wrote is rolled back.
+async fn keep<D: Dialect>(
+    dialect: &D,
+    connection: &mut D::Connection,
+    complete: &Complete,
+) -> Result<Tried, StoreError> {
+    let contended = Ok(Tried::Contended(CompletedInTransaction::RolledBack));
+    let written = match dialect.lock(connection, complete.key.as_stored()).await {
+        Ok((now, row)) => {
+            let found = row.map(Row::decode).transpose()?;
+            let step = transition::complete(found.as_ref(), now, complete);
+            match (step.write, &found) {
+                (Write::Put(completed), Some(found)) => {
+                    let row = (Expected::of(&complete.key, found), Columns::of(&complete.key, &completed));
+                    dialect.update(connection, &[row]).await
+                }
+                // An earlier try's commit was still on its way when its record was looked at: this try is one too many.
+                (Write::Nothing, Some(Record { owner, state: State::Completed { outcome, .. }, .. }))
+                    if *owner == complete.owner =>
+                {
+                    let outcome = outcome.clone();
+                    roll_back(connection).await?;
+                    return Ok(Tried::Done(CompletedInTransaction::Stored { outcome }));
+                }
+                // The claim is another's by now, or the operation has changed the record.
+                _ => Ok(Written::Some),
+            }
+        }
+        Err(error) => Err(error),
+    };
+    match written {
+        Ok(Written::All) => {}
+        Ok(Written::Only(keys)) if !keys.is_empty() => {}
+        Ok(_) => {
+            roll_back(connection).await?;
+            return Ok(Tried::Done(CompletedInTransaction::Lost));
+        }
+        Err(error) if D::failure(&error) == Failure::Contended => {
+            roll_back(connection).await?;
+            return contended;
+        }
+        // Nothing was committed: the connection is closed with its transaction open.
+        Err(error) => return Err(StoreError::unavailable(error)),
+    }
+    match AnsiTransactionManager::commit_transaction(connection).await {
+        Ok(()) => Ok(Tried::Done(CompletedInTransaction::Stored { outcome: complete.outcome.clone() })),
+        Err(error) if D::failure(&error) == Failure::Contended => contended,
+        // A deferred constraint of the operation's rows, for one: the database rolled back.
+        Err(error) if D::failure(&error) == Failure::Refused => Ok(Tried::Done(CompletedInTransaction::RolledBack)),
+        Err(error) => Err(of_write::<D>(&error)),
+    }
+}
+
+/// Rolls everything back. If that fails the caller closes the connection, which does the same.
+async fn roll_back<C>(connection: &mut C) -> Result<(), StoreError>
+where
+    C: AsyncConnection<TransactionManager = AnsiTransactionManager>,
+{
+    loop {
+        let depth = AnsiTransactionManager::transaction_manager_status_mut(connection).transaction_depth();
+        match depth {
+            Ok(None) => return Ok(()),
+            Ok(Some(_)) => {}
+            Err(error) => return Err(StoreError::unavailable(error)),
+        }
+        match AnsiTransactionManager::rollback_transaction(connection).await {
+            Ok(()) | Err(Error::AlreadyInTransaction) => {}
+            Err(error) => return Err(StoreError::unavailable(error)),
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Real database servers, from the binaries that are installed: on free ports, in temporary folders.
+//!
+//! A server is stopped and its folder removed when the test's process ends, however it ends: a shell holds both, and
+//! waits for its input to close.
+
+mod mariadb;
+mod postgres;
+
+pub use mariadb::MariaDb;
+pub use postgres::Postgres;
+
+use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, getuid, kill_process};
+use tempfile::TempDir;
+
+use crate::process::PATIENCE;
+
+/// Prints its child's id and waits for its end, so that a killed server does not linger as a zombie, which its own lock
+/// file would take for a server. When its input closes it kills the child, and clears up.
+const KEEPER: &str = r#"folder=$1; shift; exec 3<&0
+"$@" >"$folder/log" 2>&1 </dev/null 3<&- & server=$!
+{ cat <&3 >/dev/null; kill -KILL $server 2>/dev/null; rm -rf "$folder"; } & echo $server
+exec >/dev/null; wait $server; wait"#;
+
+/// A server's process under its keeper.
+#[derive(Debug)]
+struct Running {
+    /// Ends the server when this closes its input.
+    _keeper: Child,
+    pid: Pid,
+}
+
+impl Running {
+    fn start(folder: &Path, command: &[&OsStr]) -> Self {
+        let mut keeper = Command::new("sh")
+            .args(["-c", KEEPER, "keeper"])
+            .arg(folder)
+            .args(command)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        Self { _keeper: keeper, pid: Pid::from_raw(line.trim().parse().unwrap()).unwrap() }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(self.pid, signal).unwrap_or_else(|error| panic!("{signal:?} could not be sent: {error}"));
+    }
+
+    fn is_alive(&self) -> bool {
+        Path::new(&format!("/proc/{}", self.pid.as_raw_nonzero())).exists()
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    fn kill(&self) {
+        self.signal(Signal::KILL);
+        let deadline = Instant::now() + PATIENCE;
+        while self.is_alive() {
+            assert!(Instant::now() < deadline, "the server survived SIGKILL");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+/// A folder that a server's user may use. Its keeper removes it.
+fn folder_for(user: &str) -> PathBuf {
+    let folder = TempDir::with_prefix("oncekey-").unwrap().keep();
+    if getuid().is_root() {
+        let (uid, gid) = ids_of(user);
+        chown(&folder, Some(uid), Some(gid)).unwrap();
+    }
+    folder
+}
+
+/// Runs as `user` what servers refuse to be run as root; anybody else runs them as himself.
+fn as_user(user: &str) -> Vec<String> {
+    if !getuid().is_root() {
+        return Vec::new();
+    }
+    let (uid, gid) = ids_of(user);
+    ["setpriv", &format!("--reuid={uid}"), &format!("--regid={gid}"), "--clear-groups"].map(str::to_owned).to_vec()
+}
+
+fn ids_of(user: &str) -> (u32, u32) {
+    let users = std::fs::read_to_string("/etc/passwd").unwrap();
+    let find = |name: &str| {
+        users.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            (fields.next() == Some(name)).then_some(())?;
+            Some((fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?))
+        })
+    };
+    find(user).or_else(|| find("nobody")).expect("a user for the server")
+}
+
+/// A binary from the given folders or the path.
+fn binary(name: &str, folders: &[PathBuf], package: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = folders.iter().cloned().chain(std::env::split_paths(&path)).map(|folder| folder.join(name));
+    found.into_iter().find(|path| path.is_file()).unwrap_or_else(|| {
+        panic!("{name} is not installed: `apt-get install {package}`, or run the suites by tests/run, which does so")
+    })
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Waits until somebody accepts connections there and `is_ready`; says what the server said if it ended instead.
+fn wait_until_ready(
+    running: &Running,
+    folder: &Path,
+    port: u16,
+    mut is_ready: impl FnMut() -> bool,
+) -> Result<(), String> {
+    let (address, deadline) = (SocketAddr::from(([127, 0, 0, 1], port)), Instant::now() + 2 * PATIENCE);
+    while TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_err() || !is_ready() {
+        let log = || std::fs::read_to_string(folder.join("log")).unwrap_or_default();
+        if !running.is_alive() {
+            return Err(log());
+        }
+        assert!(Instant::now() < deadline, "the server is not ready: {}", log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Launches it again after it was killed, until what its processes held is free.
+fn relaunch(launch: impl Fn() -> Result<Running, String>) -> Running {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match launch() {
+            Ok(running) => return running,
+            Err(log) => assert!(Instant::now() < deadline, "the server does not start again: {log}"),
+        }
+    }
+}
+
+fn run(command: &[&OsStr]) {
+    let output = Command::new(command[0]).args(&command[1..]).output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn os(words: &[String]) -> Vec<&OsStr> {
+    words.iter().map(OsStr::new).collect()
+}

@@ -1,0 +1,122 @@
+//! A PostgreSQL server.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use rustix::process::Signal;
+
+use super::{Running, as_user, binary, folder_for, free_port, os, relaunch, run, wait_until_ready};
+
+const USER: &str = "postgres";
+const PACKAGE: &str = "postgresql";
+
+/// A server of its own, with durable settings. It can be killed, paused and started again.
+#[derive(Debug)]
+pub struct Postgres {
+    folder: PathBuf,
+    port: u16,
+    running: Running,
+}
+
+impl Postgres {
+    /// Makes a cluster and starts it.
+    ///
+    /// # Panics
+    /// If PostgreSQL is not installed, or does not start.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same with settings, such as `synchronous_commit=off`.
+    ///
+    /// # Panics
+    /// If PostgreSQL is not installed, or does not start.
+    pub fn start_with(settings: &[&str]) -> Self {
+        let folder = folder_for(USER);
+        let data = folder.join("data").display().to_string();
+        let mut init = as_user(USER);
+        init.push(find("initdb").display().to_string());
+        init.extend(["-D", &data, "-U", "shop", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"].map(str::to_owned));
+        run(&os(&init));
+        let port = free_port();
+        let running = launch(&folder, port, settings).unwrap_or_else(|log| panic!("the server ended: {log}"));
+        Self { folder, port, running }
+    }
+
+    /// The URL of a database that every server has.
+    pub fn url(&self) -> String {
+        format!("postgres://shop@127.0.0.1:{}/postgres", self.port)
+    }
+
+    /// The server's port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Runs SQL by `psql`, and gives what it prints.
+    ///
+    /// # Panics
+    /// If the server refuses.
+    pub fn sql(&self, text: &str) -> String {
+        let output = Command::new(find("psql"))
+            .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", &self.url(), "-c", text])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{text}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// SIGKILL for the postmaster, after which its other processes end by themselves.
+    pub fn kill(&self) {
+        self.running.kill();
+    }
+
+    /// SIGSTOP for the postmaster: new connections get no answer.
+    pub fn pause(&self) {
+        self.running.signal(Signal::STOP);
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self) {
+        self.running.signal(Signal::CONT);
+    }
+
+    /// Starts it again after [`kill`](Self::kill), on the same port and data.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn restart(&mut self) {
+        // The old keeper would remove the folder; it ends with this process, after the new one.
+        let old = std::mem::replace(&mut self.running, relaunch(|| launch(&self.folder, self.port, &[])));
+        std::mem::forget(old);
+    }
+}
+
+fn launch(folder: &std::path::Path, port: u16, settings: &[&str]) -> Result<Running, String> {
+    let mut command = as_user(USER);
+    command.push(find("postgres").display().to_string());
+    command.extend(["-D".to_owned(), folder.join("data").display().to_string(), "-p".to_owned(), port.to_string()]);
+    let socket = format!("unix_socket_directories={}", folder.display());
+    for setting in ["listen_addresses=127.0.0.1", &socket, "max_connections=300"].iter().chain(settings) {
+        command.extend(["-c".to_owned(), (*setting).to_owned()]);
+    }
+    let running = Running::start(folder, &os(&command));
+    let probe = find("pg_isready");
+    wait_until_ready(&running, folder, port, || {
+        let port = port.to_string();
+        let mut asked = Command::new(&probe);
+        asked.args(["-q", "-h", "127.0.0.1", "-p", &port]).stdout(Stdio::null()).status().unwrap().success()
+    })?;
+    Ok(running)
+}
+
+/// Debian keeps the server's binaries out of the path, in a folder for each version.
+fn find(name: &str) -> PathBuf {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut folders: Vec<_> = versions.map(|entry| entry.path().join("bin")).collect();
+    folders.sort();
+    folders.reverse();
+    folders.extend(std::env::var_os("ONCEKEY_POSTGRES_BIN").map(PathBuf::from));
+    folders.rotate_right(usize::from(std::env::var_os("ONCEKEY_POSTGRES_BIN").is_some()));
+    binary(name, &folders, PACKAGE)
+}

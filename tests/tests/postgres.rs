@@ -1,0 +1,286 @@
+//! PostgreSQL: the conformance suite, and what is its own, on a real server.
+
+#![allow(clippy::unwrap_used, reason = "in a test, what fails fails the test")]
+
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use diesel_async::pooled_connection::AsyncDieselConnectionManager;
+use diesel_async::pooled_connection::deadpool::Pool;
+use diesel_async::{AsyncConnection as _, AsyncPgConnection, SimpleAsyncConnection as _};
+use futures_util::future::join_all;
+use oncekey::backend::{
+    Acquire, Acquired, Backend as _, CompleteInTransaction, CompletedInTransaction, List, Lookup, Purge, Purged,
+    TransactionOperation,
+};
+use oncekey::conformance::Capabilities;
+use oncekey::record::{Owner, SealedOutcome};
+use oncekey::{Engine, Fingerprint, Key, OnAbandoned, Outcome, RunError};
+use oncekey_backends::postgres::{PostgresBackend, PostgresOpenError};
+use tests::cutter::Cutter;
+use tests::process::PATIENCE;
+use tests::server::Postgres;
+
+static SERVER: LazyLock<Postgres> = LazyLock::new(Postgres::start);
+
+/// A table of its own for each check.
+fn fresh_table() -> String {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    format!("records_{}", COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+oncekey::conformance_tests!(conformance, Capabilities::all(), {
+    let table = fresh_table();
+    move || {
+        let table = table.clone();
+        async move { PostgresBackend::builder(SERVER.url()).table(&table).unwrap().open().await.unwrap() }
+    }
+});
+
+async fn open(table: &str) -> PostgresBackend {
+    PostgresBackend::builder(SERVER.url()).table(table).unwrap().open().await.unwrap()
+}
+
+fn acquire(key: &str) -> Acquire {
+    Acquire {
+        key: Key::new("s", key).unwrap(),
+        fingerprint: Fingerprint::of(b"asked"),
+        owner: Owner::random(),
+        lease: Duration::from_secs(60),
+        on_abandoned: OnAbandoned::Rerun,
+    }
+}
+
+#[actix_rt::test]
+async fn ten_that_start_at_once_make_one_table() {
+    let table = fresh_table();
+    let opened = join_all((0..10).map(|_| open(&table))).await;
+    let acquired = join_all(opened.iter().map(|backend| backend.acquire(acquire("k")))).await;
+    assert_eq!(acquired.iter().filter(|answer| matches!(answer, Ok(Acquired::Claimed { .. }))).count(), 1);
+    assert_eq!(SERVER.sql(&format!("SELECT count(*) FROM {table}_migrations")), "1");
+}
+
+#[actix_rt::test]
+async fn a_newer_schema_is_refused_by_name() {
+    let table = fresh_table();
+    drop(open(&table).await);
+    SERVER.sql(&format!("INSERT INTO {table}_migrations VALUES (99)"));
+    let refused = PostgresBackend::builder(SERVER.url()).table(&table).unwrap().open().await.unwrap_err();
+    assert!(matches!(refused, PostgresOpenError::NewerSchema { found: 99, .. }), "{refused}");
+    assert!(refused.to_string().contains(&table), "{refused}");
+}
+
+#[actix_rt::test]
+async fn the_schema_is_made_and_a_table_that_is_not_to_be_made_is_asked_for() {
+    let builder = || PostgresBackend::builder(SERVER.url()).schema("apart").unwrap().table("kept").unwrap();
+    let refused = builder().migrate(false).open().await.unwrap_err();
+    assert!(matches!(refused, PostgresOpenError::NotMigrated { found: 0, .. }), "{refused}");
+    builder().open().await.unwrap();
+    let backend = builder().migrate(false).open().await.unwrap();
+    assert!(matches!(backend.acquire(acquire("k")).await, Ok(Acquired::Claimed { .. })));
+    assert_eq!(SERVER.sql("SELECT count(*) FROM apart.kept"), "1");
+}
+
+/// One row that the server refuses does not fail the others of its batch.
+#[actix_rt::test]
+async fn one_bad_row_does_not_fail_its_neighbours() {
+    let table = fresh_table();
+    let backend = open(&table).await;
+    SERVER.sql(&format!("ALTER TABLE {table} ADD CONSTRAINT refused CHECK (key NOT LIKE '%:bad')"));
+    let engine = Engine::builder(backend).start().unwrap();
+    let keys = ["a", "b", "bad", "c", "d"];
+    let ran = join_all(keys.map(|key| {
+        let engine = engine.clone();
+        async move { engine.run(Key::new("s", key).unwrap(), b"", |_| async { Ok::<u32, ()>(1) }).await }
+    }))
+    .await;
+    let failed: Vec<_> = keys.iter().zip(&ran).filter(|(_, ran)| ran.is_err()).map(|(key, _)| *key).collect();
+    assert_eq!(failed, ["bad"], "{ran:?}");
+}
+
+/// Lists and purges never read the whole table.
+#[actix_rt::test]
+async fn list_and_purge_go_by_their_indexes() {
+    let table = fresh_table();
+    let backend = open(&table).await;
+    SERVER.sql(&format!(
+        "INSERT INTO {table} SELECT '1:s:' || lpad(n::text, 9, '0'), '\\x00', 1, '\\x00', 2, NULL, NULL, '\\x00', \
+         CASE WHEN n % 100 = 0 THEN 1 ELSE 9000000000000 END FROM generate_series(1, 200000) AS n; ANALYZE {table}"
+    ));
+    let purged = backend.purge(Purge { limit: 500 }).await.unwrap();
+    assert_eq!(purged, Purged { removed: 500, more: true });
+    let refused = backend.list(List { after: None, limit: 100 }).await.unwrap_err();
+    assert!(refused.to_string().contains("corrupt"), "the rows are no records: {refused}");
+    drop(backend);
+    // A session's counts are there when it has ended.
+    let count = |what: &str| {
+        SERVER.sql(&format!("SELECT coalesce(sum({what}), 0) FROM pg_stat_user_tables WHERE relname = '{table}'"))
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while count("n_tup_del") != "500" {
+        assert!(Instant::now() < deadline, "the purge was not counted");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(count("seq_tup_read"), "0", "rows were read by scanning the table");
+}
+
+/// The server restarts under an engine: it goes on by itself.
+#[actix_rt::test]
+async fn after_the_servers_restart_it_goes_on() {
+    let mut server = Postgres::start();
+    let engine = Engine::builder(PostgresBackend::open(&server.url()).await.unwrap()).start().unwrap();
+    let run = async |key: &str| engine.run(Key::new("s", key).unwrap(), b"", |_| async { Ok::<u32, ()>(1) }).await;
+    assert_eq!(run("before").await.unwrap(), Outcome::Ran(1));
+    server.kill();
+    assert!(run("while").await.is_err());
+    server.restart();
+    assert_eq!(run("before").await.unwrap(), Outcome::Replayed(1));
+    assert_eq!(run("after").await.unwrap(), Outcome::Ran(1));
+}
+
+fn pool() -> Pool<AsyncPgConnection> {
+    Pool::builder(AsyncDieselConnectionManager::new(SERVER.url())).max_size(20).build().unwrap()
+}
+
+/// On the application's own pool: the rows and the outcome commit together, or neither does.
+#[actix_rt::test]
+async fn the_operations_rows_commit_with_the_outcome() {
+    let table = fresh_table();
+    SERVER.sql("CREATE TABLE IF NOT EXISTS orders (item text)");
+    let backend = PostgresBackend::from_pool(pool()).table(&table).unwrap().open().await.unwrap();
+    let engine = Engine::builder(backend).start().unwrap();
+    let order = async |key: &str, item: &'static str, fails: bool| {
+        let key = Key::new("s", key).unwrap();
+        engine
+            .run_in_async_transaction(key, b"", async move |tx: &mut AsyncPgConnection, _| {
+                tx.batch_execute(&format!("INSERT INTO orders VALUES ('{item}')")).await?;
+                if fails { Err(diesel::result::Error::RollbackTransaction) } else { Ok(17_u32) }
+            })
+            .await
+    };
+    let count = |item: &str| SERVER.sql(&format!("SELECT count(*) FROM orders WHERE item = '{item}'"));
+    assert!(matches!(order("1", "book", true).await, Err(RunError::Operation(_))));
+    assert_eq!(count("book"), "0");
+    assert_eq!(order("1", "book", false).await.unwrap(), Outcome::Ran(17));
+    assert_eq!(order("1", "book", false).await.unwrap(), Outcome::Replayed(17));
+    assert_eq!(count("book"), "1");
+}
+
+/// Two operations that take the same rows in opposite order: the database gives one up, and it is done again.
+#[actix_rt::test]
+async fn a_deadlock_is_done_again() {
+    SERVER.sql(
+        "CREATE TABLE stock (item text PRIMARY KEY, left_over int); INSERT INTO stock VALUES ('a', 100), ('b', 100)",
+    );
+    let table = fresh_table();
+    let engines = [open(&table).await, open(&table).await].map(|backend| Engine::builder(backend).start().unwrap());
+    let runs = std::sync::Arc::new(AtomicUsize::new(0));
+    let meet = std::sync::Arc::new(tokio::sync::Barrier::new(2));
+    let took = join_all([["a", "b"], ["b", "a"]].into_iter().zip(&engines).map(|(items, engine)| {
+        let (runs, meet) = (runs.clone(), meet.clone());
+        engine.run_in_async_transaction(
+            Key::new("s", items.concat()).unwrap(),
+            b"",
+            async move |tx: &mut AsyncPgConnection, _| {
+                let first = runs.fetch_add(1, Ordering::Relaxed) < 2;
+                for item in items {
+                    let text = format!("UPDATE stock SET left_over = left_over - 1 WHERE item = '{item}'");
+                    tx.batch_execute(&text).await?;
+                    // Both hold their first row before either asks for its second.
+                    if first && item == items[0] {
+                        meet.wait().await;
+                    }
+                }
+                Ok::<u32, diesel::result::Error>(1)
+            },
+        )
+    }))
+    .await;
+    assert!(took.iter().all(|took| matches!(took, Ok(Outcome::Ran(1)))), "{took:?}");
+    assert_eq!(runs.load(Ordering::Relaxed), 3, "one was done again");
+    assert_eq!(SERVER.sql("SELECT string_agg(left_over::text, ' ') FROM stock"), "98 98");
+}
+
+/// Connections cut behind the engine's back are replaced by it.
+#[actix_rt::test]
+async fn cut_connections_are_replaced() {
+    let table = fresh_table();
+    let backend = open(&table).await;
+    assert!(matches!(backend.acquire(acquire("a")).await, Ok(Acquired::Claimed { .. })));
+    let cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+               WHERE application_name = 'oncekey' AND state = 'idle' AND query LIKE ";
+    SERVER.sql(&format!("{cut} '%{table}%'"));
+    assert!(backend.lookup(Lookup { key: Key::new("s", "a").unwrap() }).await.unwrap().is_some());
+    assert!(matches!(backend.acquire(acquire("b")).await, Ok(Acquired::Claimed { .. })));
+}
+
+#[actix_rt::test]
+async fn a_password_is_in_no_error() {
+    let url = format!("postgres://nobody:hunter2@127.0.0.1:{}/postgres", SERVER.port());
+    let error = PostgresBackend::open(&url).await.unwrap_err();
+    assert!(!format!("{error} {error:?} {:?}", PostgresBackend::builder(&url)).contains("hunter2"), "{error}");
+}
+
+#[actix_rt::test]
+async fn a_savepoint_of_the_operation_is_its_own_affair() {
+    let table = fresh_table();
+    SERVER.sql("CREATE TABLE notes (text text)");
+    let engine = Engine::builder(open(&table).await).start().unwrap();
+    let noted = engine
+        .run_in_async_transaction(Key::new("s", "n").unwrap(), b"", async |tx: &mut AsyncPgConnection, _| {
+            let inner = tx
+                .transaction(async |tx| {
+                    tx.batch_execute("INSERT INTO notes VALUES ('gone')").await?;
+                    Err::<(), _>(diesel::result::Error::RollbackTransaction)
+                })
+                .await;
+            assert!(inner.is_err());
+            tx.batch_execute("INSERT INTO notes VALUES ('kept')").await?;
+            Ok::<u32, diesel::result::Error>(1)
+        })
+        .await;
+    assert_eq!(noted.unwrap(), Outcome::Ran(1));
+    assert_eq!(SERVER.sql("SELECT string_agg(text, ' ') FROM notes"), "kept");
+}
+
+/// A holder that was away for longer than its lease, while its operation ran, commits nothing.
+#[actix_rt::test]
+async fn a_claim_taken_over_during_the_operation_commits_nothing() {
+    SERVER.sql("CREATE TABLE late (text varchar(50))");
+    let table = fresh_table();
+    let (holder, other) = (open(&table).await, open(&table).await);
+    let claim = Acquire { lease: Duration::from_millis(1), ..acquire("k") };
+    let (key, owner) = (claim.key.clone(), claim.owner);
+    assert!(matches!(holder.acquire(claim).await, Ok(Acquired::Claimed { .. })));
+    let outcome = SealedOutcome::tombstone(&key);
+    let operation = TransactionOperation::new_async(async move |tx: &mut AsyncPgConnection| {
+        tx.batch_execute("INSERT INTO late VALUES ('late')").await.unwrap();
+        while !matches!(other.acquire(acquire("k")).await, Ok(Acquired::Claimed { took_over: true, .. })) {}
+        Ok(outcome.clone())
+    });
+    let message = CompleteInTransaction { key, owner, retention: Duration::from_secs(60), operation };
+    assert_eq!(holder.complete_in_transaction(message).await, Ok(CompletedInTransaction::Lost));
+    assert_eq!(SERVER.sql("SELECT count(*) FROM late"), "0");
+}
+
+/// The connection is cut after COMMIT: the record tells that it took place, and nothing runs again.
+#[actix_rt::test]
+async fn a_commit_without_an_answer_is_found_again() {
+    SERVER.sql("CREATE TABLE cut (text varchar(50))");
+    let cutter = Cutter::before(SERVER.port());
+    let url = format!("postgres://shop@127.0.0.1:{}/postgres", cutter.port());
+    let backend = PostgresBackend::builder(url).table(&fresh_table()).unwrap().open().await.unwrap();
+    let engine = Engine::builder(backend).start().unwrap();
+    cutter.arm(5);
+    for number in 0..5 {
+        let key = Key::new("s", number).unwrap();
+        let ran = engine.run_in_async_transaction(key, b"", async |tx: &mut AsyncPgConnection, _| {
+            tx.batch_execute("INSERT INTO cut VALUES ('cut')").await?;
+            Ok::<u32, diesel::result::Error>(17)
+        });
+        assert_eq!(ran.await.unwrap(), Outcome::Ran(17));
+    }
+    assert_eq!(cutter.left(), 0);
+    assert_eq!(SERVER.sql("SELECT count(*) FROM cut"), "5");
+}
