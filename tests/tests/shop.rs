@@ -7,6 +7,8 @@ use diesel::prelude::*;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tests::http::{Answer, Request};
+use tests::process::Process;
+use tests::server::{MariaDb, Postgres};
 use tests::shop::{Shop, command};
 
 fn order(item: &str, key: &str) -> Request {
@@ -47,7 +49,9 @@ fn e13_a_bad_store_is_one_clear_line_and_exit_code_2() {
         ("sqlite:folder", "folder"),
         ("sqlite:missing/keys.db", "missing"),
         ("sqlite:text.db", "text.db"),
-        ("postgres://user:secret@nowhere/db", "not built in"),
+        ("postgres://user:secret@127.0.0.1:1/db", "PostgreSQL"),
+        ("postgres://user:secret@[/db", "PostgreSQL"),
+        ("mysql://user:secret@127.0.0.1:1/db", "MySQL"),
         ("redis+cluster://:secret@nowhere", "not built in"),
         ("sqlite:/proc/keys.db", "/proc/keys.db"),
     ] {
@@ -97,10 +101,10 @@ async fn e16_a_polite_end_lets_a_slow_payment_finish() {
     }
 }
 
-#[actix_rt::test]
-async fn e01_two_shops_on_one_file_order_once() {
+/// Two shops on one store: 16 at once, 40 times over.
+async fn two_shops_order_once(store: &str) {
     let folder = tempfile::tempdir().unwrap();
-    let shops = [(); 2].map(|()| Shop::open(folder.path(), &["--store=sqlite:keys.db", "--wait=20s"]));
+    let shops = [(); 2].map(|()| Shop::open(folder.path(), &["--store", store, "--wait=20s"]));
     for round in 0..40 {
         let request = order("book", &format!("k{round}"));
         let sent = (0..16).map(|n| request.send(shops[n % 2].address));
@@ -111,12 +115,27 @@ async fn e01_two_shops_on_one_file_order_once() {
     assert_eq!(count(&shops[0], "/orders?item=book").await, 40);
 }
 
+#[actix_rt::test]
+async fn e01_two_shops_on_one_file_order_once() {
+    two_shops_order_once("sqlite:keys.db").await;
+}
+
+#[actix_rt::test]
+async fn e01_two_shops_on_one_postgres_order_once() {
+    two_shops_order_once(&Postgres::start().url()).await;
+}
+
+#[actix_rt::test]
+async fn e01_two_shops_on_one_mysql_order_once() {
+    two_shops_order_once(&MariaDb::start().url()).await;
+}
+
 /// Orders while the shop is killed with SIGKILL again and again, each order retried until it is answered. Gives the count
 /// of rows. `same_key`: whether a retry carries the key of its order.
-async fn order_under_kill_9(orders: usize, same_key: bool) -> usize {
+async fn order_under_kill_9(store: &str, orders: usize, same_key: bool) -> usize {
     const AT_ONCE: usize = 60;
     let folder = tempfile::tempdir().unwrap();
-    let flags = ["--store=sqlite:keys.db", "--lease=1s"];
+    let flags = ["--store", store, "--lease=1s"];
     let mut shop = Shop::open(folder.path(), &flags);
     let (mut kills, mut tries) = (0, 0);
     let mut open: Vec<usize> = (0..orders).collect();
@@ -159,12 +178,38 @@ async fn order_under_kill_9(orders: usize, same_key: bool) -> usize {
 
 #[actix_rt::test]
 async fn e05_orders_survive_kill_9_of_the_shop_exactly_once() {
-    assert_eq!(order_under_kill_9(500, true).await, 500);
+    assert_eq!(order_under_kill_9("sqlite:keys.db", 500, true).await, 500);
+}
+
+#[actix_rt::test]
+async fn e05_orders_in_postgres_survive_kill_9_of_the_shop_exactly_once() {
+    assert_eq!(order_under_kill_9(&Postgres::start().url(), 2_000, true).await, 2_000);
+}
+
+#[actix_rt::test]
+async fn e05_orders_in_mysql_survive_kill_9_of_the_shop_exactly_once() {
+    assert_eq!(order_under_kill_9(&MariaDb::start().url(), 2_000, true).await, 2_000);
+}
+
+/// A setting that can lose what was answered is told by its name.
+#[test]
+fn weak_settings_are_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let postgres = Postgres::start_with(&["synchronous_commit=off"]);
+    let mysql = MariaDb::start_with(&["--innodb-flush-log-at-trx-commit=2"]);
+    for (url, setting) in [(postgres.url(), "synchronous_commit"), (mysql.url(), "innodb_flush_log_at_trx_commit")] {
+        let log = std::fs::File::create(folder.path().join("log")).unwrap();
+        let mut command = command(folder.path(), &["--store", &url]);
+        let mut shop = Process::start(command.env("RUST_LOG", "warn").stderr(log));
+        shop.expect("The shop is open");
+        let told = std::fs::read_to_string(folder.path().join("log")).unwrap();
+        assert!(told.contains(setting), "{url}: {told}");
+    }
 }
 
 /// The control: with a new key for each try there is no guard, and the same kills order twice.
 #[actix_rt::test]
 async fn e05_control_without_a_key_kill_9_orders_twice() {
-    let rows = order_under_kill_9(500, false).await;
+    let rows = order_under_kill_9("sqlite:keys.db", 500, false).await;
     assert!(rows > 500, "{rows} rows for 500 orders: the kills prove nothing");
 }

@@ -39,7 +39,7 @@ fn report(error: &StartError) {
 async fn start(options: Options) -> Result<(), StartError> {
     // Before the engine, which takes its counters from the recorder that it finds.
     let metrics = PrometheusBuilder::new().install_recorder()?;
-    let store = store::Store::open(&options)?;
-    let shop = shop::Shop::open(&store)?;
+    let store = store::Store::open(&options).await?;
+    let shop = shop::Shop::open(&store).await?;
     server::serve(&options, store, shop, metrics).await
 }

@@ -2,8 +2,12 @@
 
 use std::path::PathBuf;
 
+use diesel_async::pooled_connection::deadpool::Pool;
+use diesel_async::{AsyncMysqlConnection, AsyncPgConnection};
 use oncekey::backend::Backend;
 use oncekey::{Engine, EngineBuilder, OnInProgress, StartError};
+use oncekey_backends::mysql::{MysqlBackend, MysqlOpenError};
+use oncekey_backends::postgres::{PostgresBackend, PostgresOpenError};
 use oncekey_backends::{MemoryBackend, SqliteBackend, SqliteOpenError};
 
 use crate::options::Options;
@@ -13,16 +17,34 @@ use crate::options::Options;
 pub(crate) struct Store {
     pub(crate) engine: Engine,
     pub(crate) name: String,
-    /// The file of the shop's rows.
-    pub(crate) shop_db: PathBuf,
+    /// Where the shop's rows are.
+    pub(crate) home: Home,
     /// Whether that is the store's own database, so that a row and the completion can commit together.
     pub(crate) is_shared: bool,
+}
+
+/// The database of the shop's own rows.
+#[derive(Clone)]
+pub(crate) enum Home {
+    File(PathBuf),
+    Postgres(Pool<AsyncPgConnection>),
+    Mysql(Pool<AsyncMysqlConnection>),
+}
+
+impl std::fmt::Debug for Home {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            Self::Postgres(_) => f.write_str("Postgres"),
+            Self::Mysql(_) => f.write_str("Mysql"),
+        }
+    }
 }
 
 /// Why there is no store. A URL may hold a password, and is never shown.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
-    #[error("--store {0}: is not built in; there are memory: and sqlite:PATH")]
+    #[error("--store {0}: is not built in; there are memory:, sqlite:PATH, postgres://… and mysql://…")]
     NotBuiltIn(&'static str),
     #[error("--store takes a URL such as memory: or sqlite:PATH; this is none of the schemes that it knows")]
     UnknownScheme,
@@ -32,6 +54,10 @@ pub(crate) enum StoreError {
     MemoryWithPath,
     #[error("--store can't be opened: {0}")]
     Sqlite(#[from] SqliteOpenError),
+    #[error("--store can't be opened: {0}")]
+    Postgres(#[from] PostgresOpenError),
+    #[error("--store can't be opened: {0}")]
+    Mysql(#[from] MysqlOpenError),
     #[error("the settings can't work: {0}")]
     Settings(#[from] StartError),
 }
@@ -41,6 +67,8 @@ pub(crate) enum StoreError {
 enum Named {
     Memory,
     Sqlite(PathBuf),
+    Postgres,
+    Mysql,
 }
 
 fn parse(url: &str) -> Result<Named, StoreError> {
@@ -51,8 +79,8 @@ fn parse(url: &str) -> Result<Named, StoreError> {
         "sqlite" if rest.is_empty() || rest == "//" => Err(StoreError::NoPath),
         // Both `sqlite:keys.db` and `sqlite:///var/lib/keys.db` are written in the wild.
         "sqlite" => Ok(Named::Sqlite(PathBuf::from(rest.strip_prefix("//").unwrap_or(rest)))),
-        "postgres" | "postgresql" => Err(StoreError::NotBuiltIn("postgres")),
-        "mysql" => Err(StoreError::NotBuiltIn("mysql")),
+        "postgres" | "postgresql" => Ok(Named::Postgres),
+        "mysql" => Ok(Named::Mysql),
         "redis" => Err(StoreError::NotBuiltIn("redis")),
         "rediss" => Err(StoreError::NotBuiltIn("rediss")),
         "redis+cluster" => Err(StoreError::NotBuiltIn("redis+cluster")),
@@ -62,20 +90,40 @@ fn parse(url: &str) -> Result<Named, StoreError> {
 }
 
 impl Store {
-    pub(crate) fn open(options: &Options) -> Result<Self, StoreError> {
+    pub(crate) async fn open(options: &Options) -> Result<Self, StoreError> {
         match parse(&options.store)? {
             Named::Memory => Ok(Self {
                 engine: start(Engine::builder(MemoryBackend::new()), options)?,
                 name: "memory".to_owned(),
-                shop_db: options.shop_db.clone(),
+                home: Home::File(options.shop_db.clone()),
                 is_shared: false,
             }),
             Named::Sqlite(path) => Ok(Self {
                 engine: start(Engine::builder(SqliteBackend::open(&path)?), options)?,
                 name: format!("SQLite in {}", path.display()),
-                shop_db: path,
+                home: Home::File(path),
                 is_shared: true,
             }),
+            Named::Postgres => {
+                let backend = PostgresBackend::open(&options.store).await?;
+                let home = Home::Postgres(backend.pool_of_its_own());
+                Ok(Self {
+                    engine: start(Engine::builder(backend), options)?,
+                    name: "PostgreSQL".to_owned(),
+                    home,
+                    is_shared: true,
+                })
+            }
+            Named::Mysql => {
+                let backend = MysqlBackend::open(&options.store).await?;
+                let home = Home::Mysql(backend.pool_of_its_own());
+                Ok(Self {
+                    engine: start(Engine::builder(backend), options)?,
+                    name: "MySQL".to_owned(),
+                    home,
+                    is_shared: true,
+                })
+            }
         }
     }
 }
@@ -108,7 +156,7 @@ mod tests {
     #[test]
     fn a_bad_url_is_told_without_its_password() {
         for bad in
-            ["", "memory", "memory:x", "sqlite:", "sqlite://", "keys.db", "ftp://u:secret@h/", "postgres://u:secret@h/"]
+            ["", "memory", "memory:x", "sqlite:", "sqlite://", "keys.db", "ftp://u:secret@h/", "redis://u:secret@h/"]
         {
             let told = parse(bad).unwrap_err().to_string();
             assert!(told.starts_with("--store") && !told.contains("secret") && !told.contains('\n'), "{bad}: {told}");

@@ -21,8 +21,8 @@ pub(crate) struct Shop {
 }
 
 impl Shop {
-    pub(crate) fn open(store: &Store) -> Result<Self, DatabaseError> {
-        Ok(Self { database: Database::open(&store.shop_db)?, orders_in_the_store: store.is_shared })
+    pub(crate) async fn open(store: &Store) -> Result<Self, DatabaseError> {
+        Ok(Self { database: Database::open(&store.home).await?, orders_in_the_store: store.is_shared })
     }
 }
 

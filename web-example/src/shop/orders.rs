@@ -3,12 +3,15 @@
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpResponse, web};
-use diesel::prelude::*;
+use diesel::sqlite::SqliteConnection;
+use diesel::{ExpressionMethods as _, QueryDsl as _, QueryResult, Queryable, Selectable, SelectableHelper as _};
+use diesel_async::{AsyncMysqlConnection, AsyncPgConnection};
+use oncekey::Claim;
 use oncekey::web::{RecordedResponse, Transaction, TransactionError};
 use serde::{Deserialize, Serialize};
 
 use super::Shop;
-use super::database::{now, orders};
+use super::database::{Database, DatabaseError, last_insert_id, now, on_database, orders};
 use crate::server::problem;
 
 #[derive(Debug, Deserialize)]
@@ -26,11 +29,44 @@ pub(super) struct Order {
     created_at: String,
 }
 
-fn insert(connection: &mut SqliteConnection, order: NewOrder) -> QueryResult<Order> {
-    diesel::insert_into(orders::table)
-        .values((orders::item.eq(order.item), orders::quantity.eq(order.quantity), orders::created_at.eq(now())))
-        .returning(Order::as_returning())
-        .get_result(connection)
+type Row = (
+    diesel::dsl::Eq<orders::item, String>,
+    diesel::dsl::Eq<orders::quantity, i64>,
+    diesel::dsl::Eq<orders::created_at, String>,
+);
+
+fn row(order: &NewOrder) -> Row {
+    (orders::item.eq(order.item.clone()), orders::quantity.eq(order.quantity), orders::created_at.eq(now()))
+}
+
+fn insert(connection: &mut SqliteConnection, order: &NewOrder) -> QueryResult<Order> {
+    use diesel::RunQueryDsl as _;
+
+    diesel::insert_into(orders::table).values(row(order)).returning(Order::as_returning()).get_result(connection)
+}
+
+async fn insert_pg(connection: &mut AsyncPgConnection, order: &NewOrder) -> QueryResult<Order> {
+    use diesel_async::RunQueryDsl as _;
+
+    let inserted = diesel::insert_into(orders::table).values(row(order)).returning(Order::as_returning());
+    inserted.get_result(connection).await
+}
+
+/// MySQL has no RETURNING.
+async fn insert_mysql(connection: &mut AsyncMysqlConnection, order: &NewOrder) -> QueryResult<Order> {
+    use diesel_async::RunQueryDsl as _;
+
+    diesel::insert_into(orders::table).values(row(order)).execute(connection).await?;
+    orders::table.filter(orders::id.eq(last_insert_id())).select(Order::as_select()).first(connection).await
+}
+
+/// Inserts by itself, where the records are elsewhere.
+async fn insert_alone(database: &Database, order: NewOrder) -> Result<Order, DatabaseError> {
+    match database {
+        Database::Sqlite(file) => file.run(move |connection| insert(connection, &order)).await,
+        Database::Postgres(pool) => Ok(insert_pg(&mut *pool.get().await?, &order).await?),
+        Database::Mysql(pool) => Ok(insert_mysql(&mut *pool.get().await?, &order).await?),
+    }
 }
 
 /// 201, with where the order is.
@@ -61,15 +97,30 @@ pub(super) async fn create(
         return Ok(problem(StatusCode::BAD_REQUEST, "Not an order", &"it needs an item and a quantity of at least 1"));
     }
     if shop.orders_in_the_store {
-        let committed = transaction
-            .run(move |tx: &mut SqliteConnection, _claim| Ok::<_, OrderError>(created(&insert(tx, order)?)?))
-            .await;
+        // Each database runs the operation on its own connection, in the transaction that stores the response.
+        let committed = match &shop.database {
+            Database::Sqlite(_) => {
+                let operation = move |tx: &mut SqliteConnection, _: &Claim| Ok(created(&insert(tx, &order)?)?);
+                transaction.run(operation).await
+            }
+            Database::Postgres(_) => {
+                let operation =
+                    async move |tx: &mut AsyncPgConnection, _: &Claim| Ok(created(&insert_pg(tx, &order).await?)?);
+                transaction.run_async(operation).await
+            }
+            Database::Mysql(_) => {
+                let operation = async move |tx: &mut AsyncMysqlConnection, _: &Claim| {
+                    Ok(created(&insert_mysql(tx, &order).await?)?)
+                };
+                transaction.run_async(operation).await
+            }
+        };
         return committed.map_err(|error: TransactionError<OrderError>| {
             tracing::error!(%error, "an order was not taken");
             error.into()
         });
     }
-    let order = shop.database.run(move |connection| insert(connection, order)).await?;
+    let order = insert_alone(&shop.database, order).await?;
     Ok(HttpResponse::Created().insert_header((header::LOCATION, format!("/orders/{}", order.id))).json(order))
 }
 
@@ -79,27 +130,20 @@ pub(super) struct Wanted {
 }
 
 pub(super) async fn list(shop: web::Data<Shop>, wanted: web::Query<Wanted>) -> Result<HttpResponse, actix_web::Error> {
-    let found = shop
-        .database
-        .run(move |connection| {
-            let all = orders::table.select(Order::as_select()).order(orders::id).into_boxed();
-            let wanted = match wanted.into_inner().item {
-                Some(item) => all.filter(orders::item.eq(item)),
-                None => all,
-            };
-            wanted.load(connection)
-        })
-        .await?;
+    let found: Vec<Order> = match wanted.into_inner().item {
+        Some(item) => on_database!(
+            &shop.database,
+            load(orders::table.filter(orders::item.eq(item)).order(orders::id).select(Order::as_select()))
+        )?,
+        None => on_database!(&shop.database, load(orders::table.order(orders::id).select(Order::as_select())))?,
+    };
     Ok(HttpResponse::Ok().json(found))
 }
 
 pub(super) async fn get(shop: web::Data<Shop>, id: web::Path<i64>) -> Result<HttpResponse, actix_web::Error> {
     let id = id.into_inner();
-    let found = shop
-        .database
-        .run(move |connection| orders::table.find(id).select(Order::as_select()).first(connection).optional())
-        .await?;
-    Ok(match found {
+    let found: Vec<Order> = on_database!(&shop.database, load(orders::table.find(id).select(Order::as_select())))?;
+    Ok(match found.into_iter().next() {
         Some(order) => HttpResponse::Ok().json(order),
         None => problem(StatusCode::NOT_FOUND, "No such order", &format!("there is no order {id}")),
     })

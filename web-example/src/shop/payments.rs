@@ -5,13 +5,13 @@ use std::time::Duration;
 use actix_web::cookie::Cookie;
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
-use diesel::prelude::*;
+use diesel::{ExpressionMethods as _, QueryDsl as _, Queryable, Selectable, SelectableHelper as _};
 use oncekey::web::{ResponseFate, WithFate as _};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Shop;
-use super::database::{charges, now};
+use super::database::{Database, DatabaseError, charges, last_insert_id, now, on_database};
 use crate::server::problem;
 
 #[derive(Debug, Clone, Deserialize)]
@@ -57,25 +57,38 @@ fn provider_for(card: &str) -> Option<Provider> {
     })
 }
 
+async fn insert(shop: &Shop, payment: Payment) -> Result<Charge, DatabaseError> {
+    let row = (
+        charges::reference.eq(payment.reference),
+        charges::amount.eq(payment.amount),
+        charges::currency.eq(payment.currency),
+        charges::card.eq(payment.card),
+        charges::created_at.eq(now()),
+    );
+    let inserted = diesel::insert_into(charges::table).values(row);
+    match &shop.database {
+        Database::Sqlite(file) => {
+            let inserted = inserted.returning(Charge::as_returning());
+            file.run(move |connection| diesel::RunQueryDsl::get_result(inserted, connection)).await
+        }
+        Database::Postgres(pool) => {
+            let inserted = inserted.returning(Charge::as_returning());
+            Ok(diesel_async::RunQueryDsl::get_result(inserted, &mut *pool.get().await?).await?)
+        }
+        Database::Mysql(pool) => {
+            let mut connection = pool.get().await?;
+            diesel_async::RunQueryDsl::execute(inserted, &mut *connection).await?;
+            let found = charges::table.filter(charges::id.eq(last_insert_id())).select(Charge::as_select());
+            Ok(diesel_async::RunQueryDsl::first(found, &mut *connection).await?)
+        }
+    }
+}
+
 /// Writes the charge. If the ledger fails, its commit may have happened all the same: the key is then held, not released
 /// for a retry that would charge again.
 async fn charge(shop: &Shop, payment: Payment) -> Result<Charge, HttpResponse> {
-    let charged = shop
-        .database
-        .run(move |connection| {
-            diesel::insert_into(charges::table)
-                .values((
-                    charges::reference.eq(payment.reference),
-                    charges::amount.eq(payment.amount),
-                    charges::currency.eq(payment.currency),
-                    charges::card.eq(payment.card),
-                    charges::created_at.eq(now()),
-                ))
-                .returning(Charge::as_returning())
-                .get_result(connection)
-        })
-        .await;
-    charged.map_err(|_| {
+    insert(shop, payment).await.map_err(|error| {
+        tracing::error!(%error, "the ledger failed");
         let unsure = problem(StatusCode::INTERNAL_SERVER_ERROR, "The ledger failed", &"the card may have been charged");
         unsure.with_fate(ResponseFate::Indeterminate)
     })
@@ -132,16 +145,14 @@ pub(super) struct Wanted {
 
 /// The ledger: one line per charge that happened.
 pub(super) async fn list(shop: web::Data<Shop>, wanted: web::Query<Wanted>) -> Result<HttpResponse, actix_web::Error> {
-    let found = shop
-        .database
-        .run(move |connection| {
-            let all = charges::table.select(Charge::as_select()).order(charges::id).into_boxed();
-            let wanted = match wanted.into_inner().reference {
-                Some(reference) => all.filter(charges::reference.eq(reference)),
-                None => all,
-            };
-            wanted.load(connection)
-        })
-        .await?;
+    let found: Vec<Charge> = match wanted.into_inner().reference {
+        Some(reference) => on_database!(
+            &shop.database,
+            load(
+                charges::table.filter(charges::reference.eq(reference)).order(charges::id).select(Charge::as_select())
+            )
+        )?,
+        None => on_database!(&shop.database, load(charges::table.order(charges::id).select(Charge::as_select())))?,
+    };
     Ok(HttpResponse::Ok().json(found))
 }

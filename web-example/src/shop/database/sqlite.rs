@@ -1,4 +1,4 @@
-//! The shop's tables, and access to them from off the arbiters.
+//! The shop's SQLite file, used from off the arbiters.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,26 +8,7 @@ use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
 use diesel::r2d2::{ConnectionManager, CustomizeConnection, Pool};
 
-diesel::table! {
-    orders (id) {
-        id -> BigInt,
-        item -> Text,
-        quantity -> BigInt,
-        created_at -> Text,
-    }
-}
-
-diesel::table! {
-    /// One line per charge that happened.
-    charges (id) {
-        id -> BigInt,
-        reference -> Text,
-        amount -> BigInt,
-        currency -> Text,
-        card -> Text,
-        created_at -> Text,
-    }
-}
+use super::DatabaseError;
 
 const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS orders (
@@ -39,24 +20,9 @@ const TABLES: &str = "
     CREATE INDEX IF NOT EXISTS charges_by_reference ON charges (reference);
 ";
 
-/// Why the shop can't use its database.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum DatabaseError {
-    #[error("{0}")]
-    Sql(#[from] diesel::result::Error),
-    #[error("{0}")]
-    Pool(String),
-}
-
 /// A pool of connections to the shop's file.
 #[derive(Clone)]
-pub(crate) struct Database(Pool<ConnectionManager<SqliteConnection>>);
-
-impl std::fmt::Debug for Database {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Database")
-    }
-}
+pub(crate) struct SqliteFile(Pool<ConnectionManager<SqliteConnection>>);
 
 #[derive(Debug)]
 struct SetUp;
@@ -69,7 +35,7 @@ impl CustomizeConnection<SqliteConnection, diesel::r2d2::Error> for SetUp {
     }
 }
 
-impl Database {
+impl SqliteFile {
     pub(super) fn open(path: &Path) -> Result<Self, DatabaseError> {
         let path = path.to_string_lossy();
         let manager = ConnectionManager::new(&*path);
@@ -77,31 +43,23 @@ impl Database {
             .max_size(4)
             .connection_timeout(Duration::from_secs(10))
             .connection_customizer(Box::new(SetUp));
-        let pool = pool.build(manager).map_err(|error| DatabaseError::Pool(error.to_string()))?;
-        let mut connection = pool.get().map_err(|error| DatabaseError::Pool(error.to_string()))?;
+        let pool = pool.build(manager).map_err(|error| DatabaseError::Open(error.to_string()))?;
+        let mut connection = pool.get().map_err(|error| DatabaseError::Open(error.to_string()))?;
         // In one write transaction: two processes that start at once take turns.
         connection.immediate_transaction(|connection| connection.batch_execute(TABLES))?;
         Ok(Self(pool))
     }
 
     /// Does `work` on a thread for blocking work.
-    pub(super) async fn run<T: Send + 'static>(
+    pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
-    ) -> Result<T, actix_web::Error> {
+    ) -> Result<T, DatabaseError> {
         let pool = self.0.clone();
         let done = web::block(move || {
-            let mut connection = pool.get().map_err(|error| DatabaseError::Pool(error.to_string()))?;
+            let mut connection = pool.get().map_err(|error| DatabaseError::Open(error.to_string()))?;
             work(&mut connection).map_err(DatabaseError::from)
         });
-        done.await?.map_err(|error| {
-            tracing::error!(%error, "the shop's database failed");
-            actix_web::error::ErrorInternalServerError("the shop's database failed")
-        })
+        done.await?
     }
-}
-
-/// The time, as the shop shows it.
-pub(super) fn now() -> String {
-    jiff::Timestamp::now().to_string()
 }

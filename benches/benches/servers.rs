@@ -1,0 +1,217 @@
+//! First use of a key over PostgreSQL and MariaDB with 64 in flight: the engine, a bare loop of one INSERT and one
+//! UPDATE, and the six-step sequence (get, lock, set, get, set, unlock) that the engine replaces. All three on one
+//! thread, by the same driver, with pools of the same size; the servers are started here, with durable settings.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use diesel::prelude::{ExpressionMethods as _, OptionalExtension as _, QueryDsl as _};
+use diesel::query_builder::{AstPass, QueryFragment, QueryId};
+use diesel_async::pooled_connection::deadpool::Pool;
+use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
+use diesel_async::{AsyncMysqlConnection, AsyncPgConnection, RunQueryDsl as _};
+use oncekey::backend::Backend;
+use oncekey::{Engine, Key};
+use oncekey_backends::{MysqlBackend, PostgresBackend};
+use tests::server::{MariaDb, Postgres};
+
+type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+
+const IN_FLIGHT: usize = 64;
+const POOL: usize = 8;
+const ROUNDS: usize = 3;
+
+mod tables {
+    #![allow(missing_docs, reason = "what the macro makes can't be documented here")]
+
+    diesel::table! {
+        records (name) {
+            name -> VarChar,
+            data -> Binary,
+            expires_at -> BigInt,
+        }
+    }
+
+    diesel::table! {
+        locks (name) {
+            name -> VarChar,
+            expires_at -> BigInt,
+        }
+    }
+}
+use tables::{locks, records};
+
+#[expect(clippy::print_stdout, reason = "a bench prints what it found")]
+fn say(text: &str) {
+    println!("{text}");
+}
+
+/// As the engine's own pools are: no look whether a connection lives before it is used.
+fn without_pings<C: diesel_async::AsyncConnection + 'static>() -> ManagerConfig<C> {
+    let mut config = ManagerConfig::default();
+    config.recycling_method = RecyclingMethod::Fast;
+    config
+}
+
+/// Runs `flow` over and over in as many tasks as are in flight, and gives how many a second.
+async fn per_second(flows: usize, flow: impl AsyncFn(usize) -> Outcome) -> Outcome<f64> {
+    let (next, began) = (AtomicUsize::new(0), Instant::now());
+    let worker = async || {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= flows {
+                return Ok::<(), Box<dyn Error>>(());
+            }
+            flow(number).await?;
+        }
+    };
+    futures_util::future::try_join_all((0..IN_FLIGHT).map(|_| worker())).await?;
+    Ok(flows as f64 / began.elapsed().as_secs_f64())
+}
+
+/// The engine, by its whole way: key, claim, operation, completion.
+async fn engine(backend: impl Backend, round: usize, flows: usize) -> Outcome<(f64, f64)> {
+    let engine = Engine::builder(backend).start()?;
+    let run = async |number: usize| {
+        let key = Key::new("bench", format_args!("{round}-{number}"))?;
+        engine.run(key, b"body", |_| async { Ok::<u32, ()>(17) }).await.map_err(|error| format!("{error:?}"))?;
+        Ok(())
+    };
+    let first = per_second(flows, &run).await?;
+    Ok((first, per_second(flows, &run).await?))
+}
+
+/// Diesel's own UPDATE is prepared anew for every execution, which would flatter the engine.
+struct Update<'a> {
+    name: &'a str,
+}
+
+impl QueryId for Update<'_> {
+    type QueryId = Update<'static>;
+
+    const HAS_STATIC_QUERY_ID: bool = true;
+}
+
+impl<DB: diesel::backend::Backend> QueryFragment<DB> for Update<'_>
+where
+    str: diesel::serialize::ToSql<diesel::sql_types::Text, DB>,
+{
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> diesel::QueryResult<()> {
+        out.push_sql("UPDATE records SET data = 'done', expires_at = 2 WHERE name = ");
+        out.push_bind_param::<diesel::sql_types::Text, _>(self.name)
+    }
+}
+
+macro_rules! yardsticks {
+    ($module:ident, $connection:ty, $target:expr) => {
+        mod $module {
+            use super::*;
+
+            /// What any guard must do at least: one INSERT before, one UPDATE after.
+            pub(super) async fn bare(pool: &Pool<$connection>, name: String) -> Outcome {
+                let row = (records::name.eq(&name), records::data.eq(&b"pending"[..]), records::expires_at.eq(1));
+                diesel::insert_into(records::table).values(row).execute(&mut pool.get().await?).await?;
+                Update { name: &name }.execute(&mut pool.get().await?).await?;
+                Ok(())
+            }
+
+            async fn get(pool: &Pool<$connection>, name: &str) -> Outcome<Option<(Vec<u8>, i64)>> {
+                let row = records::table.find(name).select((records::data, records::expires_at));
+                Ok(row.first(&mut pool.get().await?).await.optional()?)
+            }
+
+            async fn set(pool: &Pool<$connection>, name: &str, data: &[u8]) -> Outcome {
+                let changed = (records::data.eq(data), records::expires_at.eq(1));
+                diesel::insert_into(records::table)
+                    .values((records::name.eq(name), records::data.eq(data), records::expires_at.eq(1)))
+                    .on_conflict($target(records::name))
+                    .do_update()
+                    .set(changed)
+                    .execute(&mut pool.get().await?)
+                    .await?;
+                Ok(())
+            }
+
+            /// Each step a statement and a commit of its own.
+            pub(super) async fn six_steps(pool: &Pool<$connection>, name: String) -> Outcome {
+                get(pool, &name).await?;
+                diesel::insert_into(locks::table)
+                    .values((locks::name.eq(&name), locks::expires_at.eq(1)))
+                    .on_conflict($target(locks::name))
+                    .do_update()
+                    .set(locks::expires_at.eq(1))
+                    .execute(&mut pool.get().await?)
+                    .await?;
+                set(pool, &name, b"pending").await?;
+                get(pool, &name).await?;
+                set(pool, &name, b"done").await?;
+                diesel::delete(locks::table.find(&name)).execute(&mut pool.get().await?).await?;
+                Ok(())
+            }
+        }
+    };
+}
+
+yardsticks!(on_postgres, AsyncPgConnection, std::convert::identity);
+yardsticks!(on_mysql, AsyncMysqlConnection, |_| diesel::dsl::DuplicatedKeys);
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
+}
+
+/// The sides in turns; each turn with keys of its own.
+macro_rules! compare {
+    ($name:literal, $backend:expr, $pool:expr, $module:ident, $flows:expr) => {{
+        let (pool, flows) = (Arc::new($pool), $flows);
+        let (mut ours, mut replays, mut bare, mut six) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for round in 0..ROUNDS {
+            let (first, replay) = engine($backend, round, flows).await?;
+            ours.push(first);
+            replays.push(replay);
+            let flow = async |number: usize| $module::bare(&pool, format!("bare-{round}-{number}")).await;
+            bare.push(per_second(flows, flow).await?);
+            let flow = async |number: usize| $module::six_steps(&pool, format!("six-{round}-{number}")).await;
+            six.push(per_second(flows / 4, flow).await?);
+        }
+        let (ours, replays, bare, six) = (median(ours), median(replays), median(bare), median(six));
+        say(&format!(
+            "{}, {IN_FLIGHT} in flight, flows a second: engine {ours:.0} (replays {replays:.0}), bare {bare:.0} \
+             ({:.2} x, wanted 1.5), six steps {six:.0} ({:.1} x, wanted 8)",
+            $name,
+            ours / bare,
+            ours / six
+        ));
+    }};
+}
+
+#[actix_rt::main]
+async fn main() -> Outcome {
+    // As a test there is nothing to see.
+    if std::env::args().any(|argument| argument == "--test" || argument == "--list") {
+        return Ok(());
+    }
+    let flows: usize = std::env::var("ONCEKEY_BENCH_FLOWS").ok().and_then(|flows| flows.parse().ok()).unwrap_or(20_000);
+    let postgres = Postgres::start();
+    postgres.sql(
+        "CREATE TABLE records (name varchar(255) PRIMARY KEY, data bytea NOT NULL, expires_at bigint NOT NULL);
+         CREATE TABLE locks (name varchar(255) PRIMARY KEY, expires_at bigint NOT NULL)",
+    );
+    let url = postgres.url();
+    let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new_with_config(&url, without_pings());
+    let pool = Pool::builder(manager).max_size(POOL).build()?;
+    compare!("PostgreSQL", PostgresBackend::open(&url).await?, pool, on_postgres, flows);
+
+    let mysql = MariaDb::start();
+    mysql.sql(
+        "USE shop; CREATE TABLE records (name varchar(255) PRIMARY KEY, data blob NOT NULL, expires_at bigint NOT NULL);
+         CREATE TABLE locks (name varchar(255) PRIMARY KEY, expires_at bigint NOT NULL)",
+    );
+    let url = mysql.url();
+    let manager = AsyncDieselConnectionManager::<AsyncMysqlConnection>::new_with_config(&url, without_pings());
+    let pool = Pool::builder(manager).max_size(POOL).build()?;
+    compare!("MariaDB", MysqlBackend::open(&url).await?, pool, on_mysql, flows);
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! The shop's tables, and access to them.
+
+mod server;
+mod sqlite;
+
+pub(crate) use sqlite::SqliteFile;
+
+use diesel_async::pooled_connection::deadpool::{Pool, PoolError};
+use diesel_async::{AsyncMysqlConnection, AsyncPgConnection};
+
+use crate::store::Home;
+
+diesel::table! {
+    orders (id) {
+        id -> BigInt,
+        item -> Text,
+        quantity -> BigInt,
+        created_at -> Text,
+    }
+}
+
+diesel::table! {
+    /// One line per charge that happened.
+    charges (id) {
+        id -> BigInt,
+        reference -> Text,
+        amount -> BigInt,
+        currency -> Text,
+        card -> Text,
+        created_at -> Text,
+    }
+}
+
+/// Why the shop can't use its database.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DatabaseError {
+    #[error("{0}")]
+    Sql(#[from] diesel::result::Error),
+    #[error("{0}")]
+    Open(String),
+    #[error("{0}")]
+    Pool(#[from] PoolError),
+    #[error("{0}")]
+    Thread(#[from] actix_web::error::BlockingError),
+}
+
+/// 500, without a word of what the database said.
+impl actix_web::ResponseError for DatabaseError {
+    fn error_response(&self) -> actix_web::HttpResponse {
+        tracing::error!(error = %self, "the shop's database failed");
+        actix_web::HttpResponse::InternalServerError().body("the shop's database failed")
+    }
+}
+
+/// The shop's rows, in the store's own database where that is SQL, or else in an SQLite file.
+#[derive(Clone)]
+pub(crate) enum Database {
+    Sqlite(SqliteFile),
+    Postgres(Pool<AsyncPgConnection>),
+    Mysql(Pool<AsyncMysqlConnection>),
+}
+
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Sqlite(_) => "SQLite",
+            Self::Postgres(_) => "PostgreSQL",
+            Self::Mysql(_) => "MySQL",
+        })
+    }
+}
+
+impl Database {
+    pub(super) async fn open(home: &Home) -> Result<Self, DatabaseError> {
+        Ok(match home {
+            Home::File(path) => Self::Sqlite(SqliteFile::open(path)?),
+            Home::Postgres(pool) => {
+                server::make_tables(&mut *pool.get().await?, server::POSTGRES_TABLES).await?;
+                Self::Postgres(pool.clone())
+            }
+            Home::Mysql(pool) => {
+                server::make_tables(&mut *pool.get().await?, server::MYSQL_TABLES).await?;
+                Self::Mysql(pool.clone())
+            }
+        })
+    }
+}
+
+/// Runs a query on whichever database it is; the query is built anew for each dialect.
+macro_rules! on_database {
+    ($database:expr, $run:ident($query:expr)) => {
+        async {
+            Ok::<_, $crate::shop::database::DatabaseError>(match $database {
+                $crate::shop::database::Database::Sqlite(file) => {
+                    file.run(move |connection| diesel::RunQueryDsl::$run($query, connection)).await?
+                }
+                $crate::shop::database::Database::Postgres(pool) => {
+                    diesel_async::RunQueryDsl::$run($query, &mut *pool.get().await?).await?
+                }
+                $crate::shop::database::Database::Mysql(pool) => {
+                    diesel_async::RunQueryDsl::$run($query, &mut *pool.get().await?).await?
+                }
+            })
+        }
+        .await
+    };
+}
+pub(super) use on_database;
+
+/// The number that MySQL gave the last row.
+pub(super) fn last_insert_id() -> diesel::expression::SqlLiteral<diesel::sql_types::BigInt> {
+    diesel::dsl::sql("CAST(LAST_INSERT_ID() AS SIGNED)")
+}
+
+/// The time, as the shop shows it.
+pub(super) fn now() -> String {
+    jiff::Timestamp::now().to_string()
+}

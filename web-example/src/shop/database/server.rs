@@ -1,0 +1,34 @@
+//! The shop's tables in the database of a server.
+
+use diesel::QueryResult;
+use diesel_async::SimpleAsyncConnection;
+
+/// Under a lock: two processes that start at once take turns.
+pub(super) const POSTGRES_TABLES: &[&str] = &["
+    BEGIN;
+    SELECT pg_advisory_xact_lock(hashtext('oncekey web-example'));
+    CREATE TABLE IF NOT EXISTS orders (
+        id BIGSERIAL PRIMARY KEY, item TEXT NOT NULL, quantity BIGINT NOT NULL, created_at TEXT NOT NULL);
+    CREATE INDEX IF NOT EXISTS orders_by_item ON orders (item);
+    CREATE TABLE IF NOT EXISTS charges (
+        id BIGSERIAL PRIMARY KEY, reference TEXT NOT NULL, amount BIGINT NOT NULL, currency TEXT NOT NULL,
+        card TEXT NOT NULL, created_at TEXT NOT NULL);
+    CREATE INDEX IF NOT EXISTS charges_by_reference ON charges (reference);
+    COMMIT;
+"];
+
+pub(super) const MYSQL_TABLES: &[&str] = &[
+    "CREATE TABLE IF NOT EXISTS orders (
+        id BIGINT AUTO_INCREMENT PRIMARY KEY, item TEXT NOT NULL, quantity BIGINT NOT NULL, created_at TEXT NOT NULL,
+        KEY orders_by_item (item(64))) ENGINE = InnoDB",
+    "CREATE TABLE IF NOT EXISTS charges (
+        id BIGINT AUTO_INCREMENT PRIMARY KEY, reference TEXT NOT NULL, amount BIGINT NOT NULL, currency TEXT NOT NULL,
+        card TEXT NOT NULL, created_at TEXT NOT NULL, KEY charges_by_reference (reference(64))) ENGINE = InnoDB",
+];
+
+pub(super) async fn make_tables<C: SimpleAsyncConnection>(connection: &mut C, tables: &[&str]) -> QueryResult<()> {
+    for table in tables {
+        connection.batch_execute(table).await?;
+    }
+    Ok(())
+}
