@@ -1,0 +1,30 @@
+//! Runs a command beside a real server of its own, with `{url}` in its words replaced by the server's URL.
+//!
+//! Usage: `with_server postgres|mariadb COMMAND…`. Ends with the command's exit code; the server ends with it.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a process of the tests: what fails fails the test")]
+
+use std::process::{Command, ExitCode};
+
+use tests::server::{MariaDb, Postgres};
+
+fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    match words.next().as_deref() {
+        Some("postgres") => {
+            let server = Postgres::start();
+            run(words, &server.url())
+        }
+        Some("mariadb") => {
+            let server = MariaDb::start();
+            run(words, &server.url())
+        }
+        other => panic!("there are postgres and mariadb, and no {other:?}"),
+    }
+}
+
+fn run(words: impl Iterator<Item = String>, url: &str) -> ExitCode {
+    let words: Vec<String> = words.map(|word| word.replace("{url}", url)).collect();
+    let status = Command::new(&words[0]).args(&words[1..]).status().unwrap();
+    ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+}
