@@ -21,6 +21,8 @@
 //! # Ok(()) }
 //! ```
 
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+mod complete_in;
 #[cfg(all(feature = "postgres", feature = "mysql"))]
 #[doc = include_str!("../guide/databases.md")]
 pub mod databases {}
@@ -35,6 +37,8 @@ mod sql;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+pub use complete_in::CompleteInError;
 #[cfg(feature = "memory")]
 pub use memory::{MemoryBackend, MemoryBackendBuilder};
 #[cfg(feature = "mysql")]

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use crate::backend::TransactionOperation;
 use crate::key_lock::{Abandon, LockAddr, Settle};
-use crate::record::SealedOutcome;
+use crate::record::{Owner, SealedOutcome};
 use crate::{Attempt, CallPolicy, Error, Fingerprint, Key, OnAbandoned, OnInProgress, OnStoreFailure};
 
 /// Asks the supervisor for a key.
@@ -154,14 +154,15 @@ pub(crate) enum Settled {
 pub(crate) struct Grant {
     lock: LockAddr,
     pub(crate) attempt: Attempt,
+    pub(crate) owner: Owner,
     began: bool,
     settled: bool,
     _permit: Permit,
 }
 
 impl Grant {
-    pub(crate) fn new(lock: LockAddr, attempt: Attempt, permit: Permit) -> Self {
-        Self { lock, attempt, began: false, settled: false, _permit: permit }
+    pub(crate) fn new(lock: LockAddr, attempt: Attempt, owner: Owner, permit: Permit) -> Self {
+        Self { lock, attempt, owner, began: false, settled: false, _permit: permit }
     }
 
     pub(crate) fn lock(&self) -> &LockAddr {

@@ -10,9 +10,10 @@ pub use mariadb::MariaDb;
 pub use postgres::Postgres;
 
 use std::ffi::OsStr;
+use std::fs::Permissions;
 use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -79,6 +80,16 @@ fn folder_for(user: &str) -> PathBuf {
         chown(&folder, Some(uid), Some(gid)).unwrap();
     }
     folder
+}
+
+/// Writes a file that only the server's user may read, as servers ask of keys.
+fn write_for(user: &str, path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
+    if getuid().is_root() {
+        let (uid, gid) = ids_of(user);
+        chown(path, Some(uid), Some(gid)).unwrap();
+    }
 }
 
 /// Runs as `user` what servers refuse to be run as root; anybody else runs them as himself.

@@ -11,12 +11,13 @@ use diesel_async::pooled_connection::deadpool::Pool;
 use diesel_async::{AsyncConnection as _, AsyncPgConnection, SimpleAsyncConnection as _};
 use futures_util::future::join_all;
 use oncekey::backend::{
-    Acquire, Acquired, Backend as _, CompleteInTransaction, CompletedInTransaction, List, Lookup, Purge, Purged,
-    TransactionOperation,
+    Acquire, Acquired, Backend as _, Complete, CompleteInTransaction, CompletedInTransaction, List, Lookup, Purge,
+    Purged, TransactionOperation,
 };
 use oncekey::conformance::Capabilities;
 use oncekey::record::{Owner, SealedOutcome};
-use oncekey::{Engine, Fingerprint, Key, OnAbandoned, Outcome, RunError};
+use oncekey::{Claim, Engine, Fingerprint, Key, OnAbandoned, Outcome, RunError};
+use oncekey_backends::CompleteInError;
 use oncekey_backends::postgres::{PostgresBackend, PostgresOpenError};
 use tests::cutter::Cutter;
 use tests::process::PATIENCE;
@@ -165,6 +166,61 @@ async fn the_operations_rows_commit_with_the_outcome() {
     assert_eq!(order("1", "book", false).await.unwrap(), Outcome::Ran(17));
     assert_eq!(order("1", "book", false).await.unwrap(), Outcome::Replayed(17));
     assert_eq!(count("book"), "1");
+}
+
+/// In a transaction that the application opens by itself: the rows and the outcome commit together, or neither does.
+#[actix_rt::test]
+async fn e18_a_claim_is_completed_in_the_callers_own_transaction() {
+    type Failure = Box<dyn std::error::Error + Send + Sync>;
+    SERVER.sql("CREATE TABLE own (item varchar(50))");
+    let backend = open(&fresh_table()).await;
+    let engine = Engine::builder(backend.clone()).on_abandoned(OnAbandoned::Rerun).start().unwrap();
+    let pool = pool();
+    let order = async |key: &str, commits: bool| {
+        let (pool, backend) = (pool.clone(), backend.clone());
+        let operation = move |claim: Claim| async move {
+            let completion = claim.completion(&17_u32)?;
+            let mut connection = pool.get().await?;
+            // Outside of a transaction it would be committed by itself.
+            let alone = backend.complete_in(&mut connection, completion.clone()).await;
+            assert!(matches!(alone, Err(CompleteInError::NoTransaction)));
+            connection
+                .transaction(async |tx| {
+                    tx.batch_execute("INSERT INTO own VALUES ('book')").await?;
+                    backend.complete_in(tx, completion.clone()).await?;
+                    // As good as once.
+                    backend.complete_in(tx, completion).await?;
+                    if commits { Ok(17_u32) } else { Err(Failure::from("changed its mind")) }
+                })
+                .await
+        };
+        engine.run_local(Key::new("s", key).unwrap(), b"", operation).await
+    };
+    let count = || SERVER.sql("SELECT count(*) FROM own");
+    assert!(matches!(order("k", false).await, Err(RunError::Operation(_))));
+    assert_eq!(count(), "0");
+    assert_eq!(order("k", true).await.unwrap(), Outcome::Ran(17));
+    assert_eq!(order("k", true).await.unwrap(), Outcome::Replayed(17));
+    assert_eq!(count(), "1");
+}
+
+/// A holder whose claim was taken over is told so in its own transaction, which it rolls back.
+#[actix_rt::test]
+async fn e06_a_stale_owner_completes_nothing_in_its_own_transaction() {
+    SERVER.sql("CREATE TABLE own_late (item varchar(50))");
+    let backend = open(&fresh_table()).await;
+    let claim = Acquire { lease: Duration::from_millis(1), ..acquire("k") };
+    let outcome = SealedOutcome::tombstone(&claim.key);
+    let stale = Complete { key: claim.key.clone(), owner: claim.owner, outcome, retention: Duration::from_secs(60) };
+    assert!(matches!(backend.acquire(claim).await, Ok(Acquired::Claimed { .. })));
+    while !matches!(backend.acquire(acquire("k")).await, Ok(Acquired::Claimed { took_over: true, .. })) {}
+    let mut connection = pool().get().await.unwrap();
+    let ended = connection.transaction(async |tx| {
+        tx.batch_execute("INSERT INTO own_late VALUES ('book')").await?;
+        backend.complete_in(tx, stale).await
+    });
+    assert!(matches!(ended.await, Err(CompleteInError::ClaimLost)));
+    assert_eq!(SERVER.sql("SELECT count(*) FROM own_late"), "0");
 }
 
 /// Two operations that take the same rows in opposite order: the database gives one up, and it is done again.

@@ -18,6 +18,7 @@ use super::migration::{bring_up_to_date, check_durability, database, lock_name};
 use super::options::Source;
 use super::table::Mysql;
 use super::{MysqlBuilder, MysqlOpenError};
+use crate::CompleteInError;
 use crate::sql::{BATCHES, Core, Name};
 
 /// A store of records in MySQL (8.0 or later) or MariaDB (10.6 or later), by Diesel. No libmysqlclient is needed.
@@ -79,8 +80,8 @@ impl MysqlBackend {
     }
 
     /// Options for connecting to a URL, `mysql://USER:PASSWORD@HOST:PORT/DATABASE`. Unless the server is on this machine
-    /// it must speak TLS and show a certificate that is trusted; `?require_ssl=false` says otherwise, and the other
-    /// parameters of `mysql_async` are taken as well.
+    /// it must speak TLS and show a certificate that is trusted, or one that `?ssl_ca=PATH` does;
+    /// `?require_ssl=false` says otherwise, and the other parameters of `mysql_async` are taken as well.
     ///
     /// ```
     /// use oncekey_backends::mysql::MysqlBackend;
@@ -128,6 +129,51 @@ impl MysqlBackend {
             Some(connector) => pool_of(connector, self.shared.pool_size),
             None => self.core.dialect.pool.clone(),
         }
+    }
+
+    /// Completes a claim **in the caller's own open transaction**: the outcome is committed with the caller's rows, or
+    /// neither is. The message comes from [`Claim::completion`](oncekey::Claim::completion).
+    ///
+    /// Make it the transaction's last step: the record is locked from here to its end, and the claim's heartbeats wait.
+    ///
+    /// # Cancel safety
+    /// Dropped midway, the transaction is to be rolled back.
+    ///
+    /// # Errors
+    /// [`CompleteInError`]: the transaction is to be rolled back.
+    ///
+    /// ```no_run
+    /// # async fn order() -> Result<(), Box<dyn std::error::Error>> {
+    /// use diesel_async::{AsyncConnection as _, SimpleAsyncConnection as _};
+    /// use oncekey::{Engine, Key, OnAbandoned};
+    /// use oncekey_backends::MysqlBackend;
+    ///
+    /// type Failure = Box<dyn std::error::Error + Send + Sync>;
+    ///
+    /// let backend = MysqlBackend::open("mysql://shop@localhost/shop").await?;
+    /// // What did not commit did not happen: a claim whose holder crashed is run again.
+    /// let engine = Engine::builder(backend.clone()).on_abandoned(OnAbandoned::Rerun).start()?;
+    /// let pool = backend.pool_of_its_own();
+    ///
+    /// let key = Key::new("orders", 17)?;
+    /// let order = engine.run_local(key, &"book", async move |claim| {
+    ///     let mut connection = pool.get().await?;
+    ///     let order = connection.transaction(async |tx| {
+    ///         tx.batch_execute("INSERT INTO orders (item) VALUES ('book')").await?;
+    ///         backend.complete_in(tx, claim.completion(&17)?).await?;
+    ///         Ok::<_, Failure>(17)
+    ///     });
+    ///     order.await
+    /// });
+    /// order.await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn complete_in(
+        &self,
+        connection: &mut AsyncMysqlConnection,
+        completion: Complete,
+    ) -> Result<(), CompleteInError> {
+        self.core.complete_in(connection, &completion).await
     }
 
     pub(super) async fn open_with(options: MysqlBuilder) -> Result<Self, MysqlOpenError> {

@@ -1,6 +1,7 @@
 //! Opening connections: the URL and TLS.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use diesel::result::{ConnectionError, ConnectionResult};
 use diesel_async::AsyncMysqlConnection;
@@ -16,10 +17,11 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    /// Reads a URL, with the parameters that `mysql_async` takes. Where nothing is said of TLS a server on this machine
+    /// Reads a URL, with the parameters that `mysql_async` takes and `ssl_ca=PATH`. Where nothing is said of TLS a server on this machine
     /// is spoken to without, and any other only by TLS with a verified certificate.
     pub(super) fn new(url: &str) -> Result<Self, MysqlOpenError> {
-        let options = Opts::from_url(url).map_err(|_| {
+        let (url, roots) = take_roots(url);
+        let options = Opts::from_url(&url).map_err(|_| {
             MysqlOpenError::Url("it has the form mysql://USER:PASSWORD@HOST:PORT/DATABASE?require_ssl=true")
         })?;
         if options.db_name().is_none() {
@@ -41,6 +43,15 @@ impl Connector {
             }
             None => Some(SslOpts::default()),
         };
+        let tls = match roots {
+            Some(roots) => {
+                std::fs::metadata(&roots)
+                    .map_err(|error| MysqlOpenError::Certificates(format!("{}: {error}", roots.display())))?;
+                let tls = tls.unwrap_or_default().with_root_certs(vec![roots.into()]);
+                Some(tls.with_disable_built_in_roots(true))
+            }
+            None => tls,
+        };
         let options = OptsBuilder::from_opts(options)
             .ssl_opts(tls)
             .stmt_cache_size(0) // Diesel keeps the statements.
@@ -56,6 +67,15 @@ impl Connector {
         let connection = connection.map_err(|error| ConnectionError::BadConnection(error.to_string()))?;
         AsyncMysqlConnection::try_from(connection).await
     }
+}
+
+/// Takes `ssl_ca=PATH` off a URL, which the driver does not know.
+fn take_roots(url: &str) -> (String, Option<PathBuf>) {
+    let Some((base, query)) = url.split_once('?') else { return (url.to_owned(), None) };
+    let (roots, rest): (Vec<&str>, Vec<&str>) = query.split('&').partition(|pair| pair.starts_with("ssl_ca="));
+    let roots = roots.iter().filter_map(|pair| pair.strip_prefix("ssl_ca="));
+    let url = if rest.is_empty() { base.to_owned() } else { format!("{base}?{}", rest.join("&")) };
+    (url, roots.last().map(|path| path.replace("%2F", "/").into()))
 }
 
 fn is_loopback(host: &str) -> bool {

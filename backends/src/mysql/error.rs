@@ -17,6 +17,9 @@ pub enum MysqlOpenError {
     /// The URL can't be read. What is wrong with it is told without quoting it.
     #[error("the MySQL URL can't be read: {0}")]
     Url(&'static str),
+    /// The certificates that are to be trusted can't be read.
+    #[error("the certificates for MySQL can't be read: {0}")]
+    Certificates(String),
     /// The server can't be reached, or refuses the connection.
     #[error("MySQL can't be reached: {0}")]
     Unreachable(String),

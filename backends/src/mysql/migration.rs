@@ -6,7 +6,7 @@ use tracing::{info, warn};
 
 use super::MysqlOpenError;
 use super::table::Bind;
-use crate::sql::{Fragment, Name};
+use crate::sql::{Fragment, Name, lock_number};
 
 /// Each is applied once, in this order. `{table}` stands for the table's name.
 const MIGRATIONS: &[&str] = &[include_str!("../../migrations/mysql/1_records.sql")];
@@ -16,11 +16,7 @@ const LOCK_SECONDS: u32 = 60;
 
 /// The name of a lock on this table: locks are the whole server's, and their names have up to 64 characters.
 pub(super) fn lock_name(purpose: &str, database: &str, table: &Name) -> String {
-    // FNV-1a: it must be the same name in every process and version.
-    let text = format!("{database}.{table}");
-    let hash = text
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let hash = lock_number(&format!("{database}.{table}"));
     format!("oncekey_{purpose}_{hash:016x}")
 }
 

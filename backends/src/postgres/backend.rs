@@ -20,6 +20,7 @@ use super::table::Postgres;
 use super::texts::Texts;
 use super::watch::{Watchers, watch};
 use super::{PostgresBuilder, PostgresOpenError};
+use crate::CompleteInError;
 use crate::sql::{BATCHES, Core};
 
 /// A store of records in PostgreSQL, by Diesel. No libpq is needed.
@@ -133,6 +134,51 @@ impl PostgresBackend {
             Some(connector) => pool_of(connector, self.shared.pool_size),
             None => self.core.dialect.pool.clone(),
         }
+    }
+
+    /// Completes a claim **in the caller's own open transaction**: the outcome is committed with the caller's rows, or
+    /// neither is. The message comes from [`Claim::completion`](oncekey::Claim::completion).
+    ///
+    /// Make it the transaction's last step: the record is locked from here to its end, and the claim's heartbeats wait.
+    ///
+    /// # Cancel safety
+    /// Dropped midway, the transaction is to be rolled back.
+    ///
+    /// # Errors
+    /// [`CompleteInError`]: the transaction is to be rolled back.
+    ///
+    /// ```no_run
+    /// # async fn order() -> Result<(), Box<dyn std::error::Error>> {
+    /// use diesel_async::{AsyncConnection as _, SimpleAsyncConnection as _};
+    /// use oncekey::{Engine, Key, OnAbandoned};
+    /// use oncekey_backends::PostgresBackend;
+    ///
+    /// type Failure = Box<dyn std::error::Error + Send + Sync>;
+    ///
+    /// let backend = PostgresBackend::open("postgres://shop@localhost/shop").await?;
+    /// // What did not commit did not happen: a claim whose holder crashed is run again.
+    /// let engine = Engine::builder(backend.clone()).on_abandoned(OnAbandoned::Rerun).start()?;
+    /// let pool = backend.pool_of_its_own();
+    ///
+    /// let key = Key::new("orders", 17)?;
+    /// let order = engine.run_local(key, &"book", async move |claim| {
+    ///     let mut connection = pool.get().await?;
+    ///     let order = connection.transaction(async |tx| {
+    ///         tx.batch_execute("INSERT INTO orders (item) VALUES ('book')").await?;
+    ///         backend.complete_in(tx, claim.completion(&17)?).await?;
+    ///         Ok::<_, Failure>(17)
+    ///     });
+    ///     order.await
+    /// });
+    /// order.await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn complete_in(
+        &self,
+        connection: &mut AsyncPgConnection,
+        completion: Complete,
+    ) -> Result<(), CompleteInError> {
+        self.core.complete_in(connection, &completion).await
     }
 
     pub(super) async fn open_with(options: PostgresBuilder) -> Result<Self, PostgresOpenError> {

@@ -6,7 +6,7 @@ use tracing::{info, warn};
 
 use super::PostgresOpenError;
 use super::table::Bind;
-use crate::sql::{Fragment, Name};
+use crate::sql::{Fragment, Name, lock_number};
 
 /// Each is applied once, in this order. `{table}` and `{name}` stand for the table's name, with its schema and without.
 const MIGRATIONS: &[&str] = &[include_str!("../../migrations/postgres/1_records.sql")];
@@ -38,12 +38,7 @@ impl Place {
 
     /// The number of an advisory lock on this table.
     pub(super) fn lock(&self, purpose: &str) -> i64 {
-        // FNV-1a: it must be the same number in every process and version.
-        let text = format!("oncekey {purpose} {}", self.qualified());
-        let hash = text
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
-        hash.cast_signed()
+        lock_number(&format!("oncekey {purpose} {}", self.qualified())).cast_signed()
     }
 }
 

@@ -2,20 +2,23 @@
 
 use std::sync::Arc;
 
+use diesel_async::{AnsiTransactionManager, TransactionManager as _};
 use oncekey::Key;
 use oncekey::backend::{
-    CompleteInTransaction, CompletedInTransaction, List, Lookup, Purge, Purged, RecordView, Remove, Removed, Reply,
-    Request, Stats, StoreError, StoreStats,
+    Complete, CompleteInTransaction, Completed, CompletedInTransaction, List, Lookup, Purge, Purged, RecordView,
+    Remove, Removed, Reply, Request, Stats, StoreError, StoreStats,
 };
-use oncekey::record::StoreTime;
+use oncekey::record::{StoreTime, transition};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::batch::{rounds, take_round};
-use super::dialect::{Dialect, Failure};
+use super::dialect::{Dialect, Failure, Written};
 use super::error::{of_read, of_write};
 use super::lent::Lent;
 use super::row::{COMPLETED, IN_PROGRESS, INDETERMINATE, Row};
+use super::step::Completion;
 use super::transaction;
+use crate::CompleteInError;
 
 /// How many batches may be under way at once: while one commits the next gathers, and a slow one does not stop the rest.
 pub(crate) const BATCHES: usize = 2;
@@ -73,6 +76,30 @@ impl<D: Dialect> Core<D> {
     ) -> Result<CompletedInTransaction, StoreError> {
         let _permit = self.transactions.acquire().await.map_err(StoreError::unavailable)?;
         transaction::complete(&*self.dialect, message).await
+    }
+
+    /// Completes a claim in a transaction that is open on the caller's connection.
+    pub(crate) async fn complete_in(
+        &self,
+        connection: &mut D::Connection,
+        message: &Complete,
+    ) -> Result<(), CompleteInError> {
+        let depth = AnsiTransactionManager::transaction_manager_status_mut(connection).transaction_depth()?;
+        if depth.is_none() {
+            return Err(CompleteInError::NoTransaction);
+        }
+        match self.dialect.complete(connection, &[Completion::of(message)]).await? {
+            Written::All => return Ok(()),
+            Written::Only(keys) if !keys.is_empty() => return Ok(()),
+            Written::Only(_) | Written::Some => {}
+        }
+        let (now, row) = self.dialect.lock(connection, message.key.as_stored()).await?;
+        let found = row.map(Row::decode).transpose()?;
+        match transition::complete(found.as_ref(), now, message).answer {
+            // It was completed before, by the same owner.
+            Completed::Stored => Ok(()),
+            Completed::Lost => Err(CompleteInError::ClaimLost),
+        }
     }
 
     pub(crate) async fn lookup(&self, message: Lookup) -> Result<Option<RecordView>, StoreError> {

@@ -19,6 +19,6 @@ pub(crate) use fragment::{Fragment, Part};
 #[cfg(feature = "postgres")]
 pub(crate) use lent::Lent;
 pub use name::InvalidName;
-pub(crate) use name::Name;
+pub(crate) use name::{Name, lock_number};
 pub(crate) use row::{Columns, Expected, Row, from_column, time_of};
 pub(crate) use step::Completion;

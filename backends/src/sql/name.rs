@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use oncekey::Fingerprint;
+
 /// A table's or a schema's name that is not a plain one.
 ///
 /// ```
@@ -43,6 +45,12 @@ impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// A number for a lock's name, the same in every process and version.
+pub(crate) fn lock_number(text: &str) -> u64 {
+    let digest = Fingerprint::of(text.as_bytes());
+    digest.as_bytes().iter().take(8).fold(0, |number, byte| (number << 8) | u64::from(*byte))
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ pub(crate) struct Completion<'a> {
 }
 
 impl<'a> Completion<'a> {
-    fn of(message: &'a Complete) -> Self {
+    pub(crate) fn of(message: &'a Complete) -> Self {
         let millis = message.retention.as_nanos().div_ceil(1_000_000);
         Self {
             key: message.key.as_stored(),

@@ -4,17 +4,21 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use diesel::connection::{AnsiTransactionManager, TransactionManager as _};
+use diesel::sqlite::SqliteConnection;
 use oncekey::backend::{
     Acquire, Acquired, Backend, Changed, Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held,
     Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Reply, Request,
     Resolve, Resolved, StateView, Stats, StoreError, StoreStats, Watch,
 };
+use oncekey::record::transition::{self, Write};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::job::Batch;
 use super::registry::{self, Store};
-use super::{SqliteBuilder, SqliteOpenError, dispatch};
+use super::{SqliteBuilder, SqliteOpenError, dispatch, records};
+use crate::CompleteInError;
 
 /// A store of records in an SQLite file, by Diesel.
 ///
@@ -103,6 +107,30 @@ impl SqliteBackend {
     /// The file's absolute path.
     pub fn path(&self) -> &Path {
         &self.store.path
+    }
+
+    /// Completes a claim **in the caller's own open transaction** on this file: the outcome is committed with the
+    /// caller's rows, or neither is. The message comes from [`Claim::completion`](oncekey::Claim::completion), where there
+    /// is an example.
+    ///
+    /// Make it the transaction's last step. The transaction holds the file's write lock, for which this process's writer
+    /// waits: an immediate transaction (`BEGIN IMMEDIATE`) and a busy time-out on the connection are right.
+    ///
+    /// # Errors
+    /// [`CompleteInError`]: the transaction is to be rolled back.
+    pub fn complete_in(&self, connection: &mut SqliteConnection, completion: Complete) -> Result<(), CompleteInError> {
+        let depth = AnsiTransactionManager::transaction_manager_status_mut(connection).transaction_depth()?;
+        if depth.is_none() {
+            return Err(CompleteInError::NoTransaction);
+        }
+        let found = records::find(connection, &completion.key)?;
+        let step = transition::complete(found.as_ref().map(|found| &found.record), self.store.clock.now(), &completion);
+        match (step.answer, step.write, found) {
+            (Completed::Stored, Write::Put(record), Some(found)) => Ok(records::update(connection, found.id, &record)?),
+            // It was completed before, by the same owner.
+            (Completed::Stored, ..) => Ok(()),
+            (Completed::Lost, ..) => Err(CompleteInError::ClaimLost),
+        }
     }
 
     #[cfg(test)]

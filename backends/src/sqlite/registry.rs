@@ -10,6 +10,7 @@ use std::thread;
 use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
 
+use super::clock::Clock;
 use super::connection::Opener;
 use super::job::Job;
 use super::reader::Reader;
@@ -22,6 +23,7 @@ pub(super) struct Store {
     pub(super) path: PathBuf,
     pub(super) writes: Sender<Box<dyn Job>>,
     pub(super) reads: Sender<Box<dyn Job>>,
+    pub(super) clock: Clock,
     pub(super) watchers: Arc<Watchers>,
     pub(super) lookout: Sender<()>,
     /// How many transactions were committed.
@@ -82,7 +84,7 @@ fn start(opener: Opener, options: &SqliteBuilder) -> Result<Store, SqliteOpenErr
         let reader = Reader { queue: read_queue.clone(), opener: opener.clone(), clock: clock.clone(), session };
         spawn("oncekey-sqlite-reader", move || reader.run())?;
     }
-    let watching = Lookout { calls, watchers: Arc::clone(&watchers), opener: opener.clone(), clock };
+    let watching = Lookout { calls, watchers: Arc::clone(&watchers), opener: opener.clone(), clock: clock.clone() };
     spawn("oncekey-sqlite-watch", move || watching.run())?;
     let path = opener.path.clone();
     let writer = Writer {
@@ -94,7 +96,7 @@ fn start(opener: Opener, options: &SqliteBuilder) -> Result<Store, SqliteOpenErr
         commits: Arc::clone(&commits),
     };
     spawn("oncekey-sqlite-writer", move || writer.run())?;
-    Ok(Store { path, writes, reads, watchers, lookout, commits })
+    Ok(Store { path, writes, reads, clock, watchers, lookout, commits })
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), SqliteOpenError> {

@@ -4,6 +4,7 @@
 
 mod files;
 mod locks;
+mod own_transaction;
 mod processes;
 mod steps;
 mod transactions;

@@ -55,7 +55,7 @@ impl Engine {
                 Err(_) => Err(Error::Panicked.into()),
             },
             Admitted::Granted(mut grant) => {
-                let claim = Claim::new(key.clone(), grant.attempt, grant.lock().clone());
+                let claim = Claim::of(key.clone(), &grant).kept_for(&grant, self.policy.retention);
                 grant.begin();
                 let result = catch_unwind(AssertUnwindSafe(|| operation(&claim)));
                 let (settlement, answer) = settlement(self.nodes.shared(), &key, &self.policy, result);

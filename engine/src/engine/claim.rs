@@ -2,10 +2,15 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
+use serde::Serialize;
 use tokio::sync::oneshot;
 
+use crate::backend::Complete;
+use crate::call::Grant;
 use crate::key_lock::{Confirm, LockAddr};
+use crate::record::{Owner, SealedOutcome};
 use crate::{Attempt, Error, Key};
 
 /// The claim under which an operation runs.
@@ -33,15 +38,23 @@ pub struct Claim {
     key: Key,
     attempt: Attempt,
     lock: Option<LockAddr>,
+    /// What the claim's own operation may complete it with.
+    completion: Option<(Owner, Duration)>,
 }
 
 impl Claim {
-    pub(crate) fn new(key: Key, attempt: Attempt, lock: LockAddr) -> Self {
-        Self { key, attempt, lock: Some(lock) }
+    pub(crate) fn of(key: Key, grant: &Grant) -> Self {
+        Self { key, attempt: grant.attempt, lock: Some(grant.lock().clone()), completion: None }
+    }
+
+    /// Lets the operation complete the claim by itself.
+    pub(crate) fn kept_for(mut self, grant: &Grant, retention: Duration) -> Self {
+        self.completion = Some((grant.owner, retention));
+        self
     }
 
     pub(crate) fn unguarded(key: Key) -> Self {
-        Self { key, attempt: Attempt::FIRST, lock: None }
+        Self { key, attempt: Attempt::FIRST, lock: None, completion: None }
     }
 
     /// The key that is claimed.
@@ -73,6 +86,56 @@ impl Claim {
         let message = Confirm { reply, lock: Arc::clone(lock) };
         lock.try_send(message).map_err(|_| Error::Stopped)?;
         confirmed.await.unwrap_or(Err(Error::Stopped))
+    }
+
+    /// What stores `value` as the outcome of this claim **in a transaction that the operation opened by itself**: the
+    /// message for a store's `complete_in`. Give the same value back from the operation.
+    ///
+    /// It is for operations of [`run`](crate::Engine::run), [`run_local`](crate::Engine::run_local) and
+    /// [`run_blocking`](crate::Engine::run_blocking) whose transaction is theirs: an application's unit of work, say. Where
+    /// the transaction may be the engine's, [`run_in_transaction`](crate::Engine::run_in_transaction) is simpler, and does
+    /// deadlocks again.
+    ///
+    /// # Errors
+    /// [`Error::Unserializable`] for the value, and [`Error::ClaimLost`] where there is no claim that could be completed
+    /// so: an unguarded run, an HTTP request's claim (which is completed with a response, by
+    /// [`web::Transaction`](crate::web::Transaction)), a claim that is completed in the engine's own transaction.
+    ///
+    /// ```
+    /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use diesel::connection::{Connection as _, SimpleConnection as _};
+    /// use diesel::sqlite::SqliteConnection;
+    /// use oncekey::{CallPolicy, Engine, Key, OnAbandoned, Outcome};
+    /// use oncekey_backends::SqliteBackend;
+    ///
+    /// type Failure = Box<dyn std::error::Error + Send + Sync>;
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// let file = folder.path().join("shop.db");
+    /// let backend = SqliteBackend::open(&file)?;
+    /// // What did not commit did not happen: a claim whose holder crashed is run again.
+    /// let engine = Engine::builder(backend.clone()).on_abandoned(OnAbandoned::Rerun).start()?;
+    /// let mut own = SqliteConnection::establish(file.to_str().unwrap_or_default())?;
+    /// own.batch_execute("PRAGMA busy_timeout = 5000; CREATE TABLE orders (item TEXT)")?;
+    ///
+    /// let ordered = engine
+    ///     .run_local(Key::new("orders", 17)?, &"book", move |claim| async move {
+    ///         own.immediate_transaction(|tx| {
+    ///             tx.batch_execute("INSERT INTO orders VALUES ('book')")?;
+    ///             let order = 17_u64;
+    ///             backend.complete_in(tx, claim.completion(&order)?)?; // last, since the record is locked from here
+    ///             Ok::<_, Failure>(order)
+    ///         })
+    ///     })
+    ///     .await?;
+    /// assert_eq!(ordered, Outcome::Ran(17));
+    /// # Ok(()) }
+    /// ```
+    pub fn completion<T: Serialize>(&self, value: &T) -> Result<Complete, Error> {
+        let (owner, retention) = self.completion.ok_or(Error::ClaimLost)?;
+        let outcome = SealedOutcome::of_value(&self.key, value);
+        let outcome = outcome.map_err(|error| Error::Unserializable(error.to_string()))?;
+        Ok(Complete { key: self.key.clone(), owner, outcome, retention })
     }
 }
 

@@ -149,7 +149,7 @@ impl Engine {
             Admitted::Granted(mut grant) => {
                 let engine = self.clone();
                 let running = async move {
-                    let claim = Claim::new(key.clone(), grant.attempt, grant.lock().clone());
+                    let claim = Claim::of(key.clone(), &grant);
                     let given = Given::default();
                     let operation = make(claim, Arc::clone(&given));
                     match transact(&engine, &key, &mut grant, policy.retention, wanted, operation, given).await {

@@ -46,7 +46,7 @@ impl Supervisor {
                 let role = Role::Holding(Holding::granted(owner, on_abandoned, asked_at));
                 let lock = self.lock(key, fingerprint, asked_at, role, Vec::new());
                 // If the caller has gone, the grant gives itself up.
-                reply.send(Ok(Admitted::Granted(Grant::new(lock, attempt, permit))));
+                reply.send(Ok(Admitted::Granted(Grant::new(lock, attempt, owner, permit))));
             }
             NeedsLock::ToFollow { .. } | NeedsLock::ToReconcile { .. } if self.locks.contains_key(&call.key) => {
                 self.begin(call);

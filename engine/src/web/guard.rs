@@ -84,7 +84,7 @@ impl Guard {
             }
         };
         let claim = match &grant {
-            GrantSlot::Held(grant) => Claim::new(key, grant.attempt, grant.lock().clone()),
+            GrantSlot::Held(grant) => Claim::of(key, grant),
             GrantSlot::Lent | GrantSlot::Gone => Claim::unguarded(key),
         };
         let guard = RequestGuard { engine: self.engine.clone(), claim, policy, grant: RefCell::new(grant) };

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
-use super::{Running, as_user, binary, folder_for, free_port, os, relaunch, run, wait_until_ready};
+use super::{Running, as_user, binary, folder_for, free_port, os, relaunch, run, wait_until_ready, write_for};
 
 const USER: &str = "mysql";
 const PACKAGE: &str = "mariadb-server";
@@ -15,6 +15,7 @@ const PACKAGE: &str = "mariadb-server";
 pub struct MariaDb {
     folder: PathBuf,
     port: u16,
+    settings: Vec<String>,
     running: Running,
 }
 
@@ -32,7 +33,20 @@ impl MariaDb {
     /// # Panics
     /// If MariaDB is not installed, or does not start.
     pub fn start_with(settings: &[&str]) -> Self {
+        Self::start_with_files(&[], settings)
+    }
+
+    /// The same with files of its own, by name and text; `{folder}` in the settings is where they are.
+    ///
+    /// # Panics
+    /// If MariaDB is not installed, or does not start.
+    pub fn start_with_files(files: &[(&str, &str)], settings: &[&str]) -> Self {
         let folder = folder_for(USER);
+        for (name, text) in files {
+            write_for(USER, &folder.join(name), text);
+        }
+        let path = folder.display().to_string();
+        let settings: Vec<_> = settings.iter().map(|setting| setting.replace("{folder}", &path)).collect();
         let mut init = as_user(USER);
         init.push(binary("mariadb-install-db", &sbin(), PACKAGE).display().to_string());
         init.extend([
@@ -44,8 +58,8 @@ impl MariaDb {
         ]);
         run(&os(&init));
         let port = free_port();
-        let running = launch(&folder, port, settings).unwrap_or_else(|log| panic!("the server ended: {log}"));
-        let server = Self { folder, port, running };
+        let running = launch(&folder, port, &settings).unwrap_or_else(|log| panic!("the server ended: {log}"));
+        let server = Self { folder, port, settings, running };
         server.sql("CREATE DATABASE shop; CREATE USER shop@'127.0.0.1'; GRANT ALL ON *.* TO shop@'127.0.0.1'");
         server
     }
@@ -91,7 +105,7 @@ impl MariaDb {
     /// If it does not start.
     pub fn restart(&mut self) {
         // The old keeper would remove the folder; it ends with this process, after the new one.
-        let old = std::mem::replace(&mut self.running, relaunch(|| launch(&self.folder, self.port, &[])));
+        let old = std::mem::replace(&mut self.running, relaunch(|| launch(&self.folder, self.port, &self.settings)));
         std::mem::forget(old);
     }
 }
@@ -102,7 +116,7 @@ fn client(folder: &Path) -> Command {
     client
 }
 
-fn launch(folder: &Path, port: u16, settings: &[&str]) -> Result<Running, String> {
+fn launch(folder: &Path, port: u16, settings: &[String]) -> Result<Running, String> {
     let mut command = as_user(USER);
     command.push(binary("mariadbd", &sbin(), PACKAGE).display().to_string());
     command.extend([
@@ -115,7 +129,7 @@ fn launch(folder: &Path, port: u16, settings: &[&str]) -> Result<Running, String
         "--skip-name-resolve".to_owned(),
         "--max-connections=300".to_owned(),
     ]);
-    command.extend(settings.iter().map(|setting| (*setting).to_owned()));
+    command.extend(settings.iter().cloned());
     let running = Running::start(folder, &os(&command));
     wait_until_ready(&running, folder, port, || {
         let mut asked = client(folder);

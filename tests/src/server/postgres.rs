@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
-use super::{Running, as_user, binary, folder_for, free_port, os, relaunch, run, wait_until_ready};
+use super::{Running, as_user, binary, folder_for, free_port, os, relaunch, run, wait_until_ready, write_for};
 
 const USER: &str = "postgres";
 const PACKAGE: &str = "postgresql";
@@ -15,6 +15,7 @@ const PACKAGE: &str = "postgresql";
 pub struct Postgres {
     folder: PathBuf,
     port: u16,
+    settings: Vec<String>,
     running: Running,
 }
 
@@ -32,15 +33,28 @@ impl Postgres {
     /// # Panics
     /// If PostgreSQL is not installed, or does not start.
     pub fn start_with(settings: &[&str]) -> Self {
+        Self::start_with_files(&[], settings)
+    }
+
+    /// The same with files of its own, by name and text; `{folder}` in the settings is where they are.
+    ///
+    /// # Panics
+    /// If PostgreSQL is not installed, or does not start.
+    pub fn start_with_files(files: &[(&str, &str)], settings: &[&str]) -> Self {
         let folder = folder_for(USER);
+        for (name, text) in files {
+            write_for(USER, &folder.join(name), text);
+        }
+        let path = folder.display().to_string();
+        let settings: Vec<_> = settings.iter().map(|setting| setting.replace("{folder}", &path)).collect();
         let data = folder.join("data").display().to_string();
         let mut init = as_user(USER);
         init.push(find("initdb").display().to_string());
         init.extend(["-D", &data, "-U", "shop", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"].map(str::to_owned));
         run(&os(&init));
         let port = free_port();
-        let running = launch(&folder, port, settings).unwrap_or_else(|log| panic!("the server ended: {log}"));
-        Self { folder, port, running }
+        let running = launch(&folder, port, &settings).unwrap_or_else(|log| panic!("the server ended: {log}"));
+        Self { folder, port, settings, running }
     }
 
     /// The URL of a database that every server has.
@@ -87,18 +101,19 @@ impl Postgres {
     /// If it does not start.
     pub fn restart(&mut self) {
         // The old keeper would remove the folder; it ends with this process, after the new one.
-        let old = std::mem::replace(&mut self.running, relaunch(|| launch(&self.folder, self.port, &[])));
+        let old = std::mem::replace(&mut self.running, relaunch(|| launch(&self.folder, self.port, &self.settings)));
         std::mem::forget(old);
     }
 }
 
-fn launch(folder: &std::path::Path, port: u16, settings: &[&str]) -> Result<Running, String> {
+fn launch(folder: &std::path::Path, port: u16, settings: &[String]) -> Result<Running, String> {
     let mut command = as_user(USER);
     command.push(find("postgres").display().to_string());
     command.extend(["-D".to_owned(), folder.join("data").display().to_string(), "-p".to_owned(), port.to_string()]);
     let socket = format!("unix_socket_directories={}", folder.display());
-    for setting in ["listen_addresses=127.0.0.1", &socket, "max_connections=300"].iter().chain(settings) {
-        command.extend(["-c".to_owned(), (*setting).to_owned()]);
+    let own = ["listen_addresses=127.0.0.1", &socket, "max_connections=300"];
+    for setting in own.into_iter().chain(settings.iter().map(String::as_str)) {
+        command.extend(["-c".to_owned(), setting.to_owned()]);
     }
     let running = Running::start(folder, &os(&command));
     let probe = find("pg_isready");

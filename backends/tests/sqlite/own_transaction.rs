@@ -1,0 +1,81 @@
+//! Claims that are completed in the caller's own transaction.
+
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection as _;
+use diesel::prelude::*;
+use oncekey::backend::{Acquire, Acquired, Backend as _, Complete};
+use oncekey::record::{Owner, SealedOutcome};
+use oncekey::{Engine, Fingerprint, Key, OnAbandoned, Outcome, RunError};
+use oncekey_backends::{CompleteInError, SqliteBackend};
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+fn connect(file: &std::path::Path) -> SqliteConnection {
+    let mut connection = SqliteConnection::establish(file.to_str().unwrap()).unwrap();
+    connection.batch_execute("PRAGMA busy_timeout = 10000; CREATE TABLE IF NOT EXISTS own (item TEXT)").unwrap();
+    connection
+}
+
+fn rows(connection: &mut SqliteConnection) -> i64 {
+    diesel::dsl::sql::<diesel::sql_types::BigInt>("SELECT count(*) FROM own").get_result(connection).unwrap()
+}
+
+/// The rows and the outcome commit together, or neither does.
+#[actix_rt::test]
+async fn e18_a_claim_is_completed_in_the_callers_own_transaction() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.db");
+    let backend = SqliteBackend::open(&file).unwrap();
+    let engine = Engine::builder(backend.clone()).on_abandoned(OnAbandoned::Rerun).start().unwrap();
+    let order = async |commits: bool| {
+        let (backend, mut connection) = (backend.clone(), connect(&file));
+        let operation = move |claim: oncekey::Claim| async move {
+            let completion = claim.completion(&17_u32)?;
+            // Outside of a transaction it would be committed by itself.
+            let alone = backend.complete_in(&mut connection, completion.clone());
+            assert!(matches!(alone, Err(CompleteInError::NoTransaction)));
+            connection.immediate_transaction(|tx| {
+                tx.batch_execute("INSERT INTO own VALUES ('book')")?;
+                backend.complete_in(tx, completion.clone())?;
+                // As good as once.
+                backend.complete_in(tx, completion)?;
+                if commits { Ok(17_u32) } else { Err(Failure::from("changed its mind")) }
+            })
+        };
+        engine.run_local(Key::new("s", "k").unwrap(), b"", operation).await
+    };
+    assert!(matches!(order(false).await, Err(RunError::Operation(_))));
+    assert_eq!(rows(&mut connect(&file)), 0);
+    assert_eq!(order(true).await.unwrap(), Outcome::Ran(17));
+    assert_eq!(order(true).await.unwrap(), Outcome::Replayed(17));
+    assert_eq!(rows(&mut connect(&file)), 1);
+}
+
+/// A holder whose claim was taken over is told so in its own transaction, which it rolls back.
+#[actix_rt::test]
+async fn e06_a_stale_owner_completes_nothing_in_its_own_transaction() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.db");
+    let backend = SqliteBackend::open(&file).unwrap();
+    let acquire = |lease| Acquire {
+        key: Key::new("s", "k").unwrap(),
+        fingerprint: Fingerprint::of(b""),
+        owner: Owner::random(),
+        lease,
+        on_abandoned: OnAbandoned::Rerun,
+    };
+    let claim = acquire(Duration::from_millis(1));
+    let outcome = SealedOutcome::tombstone(&claim.key);
+    let stale = Complete { key: claim.key.clone(), owner: claim.owner, outcome, retention: Duration::from_secs(60) };
+    assert!(matches!(backend.acquire(claim).await, Ok(Acquired::Claimed { .. })));
+    let next = || backend.acquire(acquire(Duration::from_secs(60)));
+    while !matches!(next().await, Ok(Acquired::Claimed { took_over: true, .. })) {}
+    let mut connection = connect(&file);
+    let ended = connection.immediate_transaction(|tx| {
+        tx.batch_execute("INSERT INTO own VALUES ('book')")?;
+        backend.complete_in(tx, stale)
+    });
+    assert!(matches!(ended, Err(CompleteInError::ClaimLost)));
+    assert_eq!(rows(&mut connect(&file)), 0);
+}
