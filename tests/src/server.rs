@@ -128,21 +128,24 @@ fn free_port() -> u16 {
 
 /// Waits until somebody accepts connections there and `is_ready`; says what the server said if it ended instead.
 fn wait_until_ready(
-    running: &Running,
+    running: Running,
     folder: &Path,
     port: u16,
     mut is_ready: impl FnMut() -> bool,
-) -> Result<(), String> {
+) -> Result<Running, String> {
     let (address, deadline) = (SocketAddr::from(([127, 0, 0, 1], port)), Instant::now() + 2 * PATIENCE);
     while TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_err() || !is_ready() {
         let log = || std::fs::read_to_string(folder.join("log")).unwrap_or_default();
         if !running.is_alive() {
-            return Err(log());
+            let told = log();
+            // Its keeper would remove the folder, which the next try needs; it does so when this process ends.
+            std::mem::forget(running);
+            return Err(told);
         }
         assert!(Instant::now() < deadline, "the server is not ready: {}", log());
         std::thread::sleep(Duration::from_millis(20));
     }
-    Ok(())
+    Ok(running)
 }
 
 /// Launches it again after it was killed, until what its processes held is free.

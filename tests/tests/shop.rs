@@ -191,6 +191,69 @@ async fn e05_orders_in_mysql_survive_kill_9_of_the_shop_exactly_once() {
     assert_eq!(order_under_kill_9(&MariaDb::start().url(), 2_000, true).await, 2_000);
 }
 
+/// Orders while the store's server is killed with SIGKILL and started again, each order retried until it is answered. Gives
+/// the count of rows.
+async fn order_under_server_kills(store: &str, orders: usize, mut kill_and_restart: impl FnMut()) -> usize {
+    const AT_ONCE: usize = 100;
+    let folder = tempfile::tempdir().unwrap();
+    let shop = Shop::open(folder.path(), &["--store", store, "--lease=2s"]);
+    let (mut rounds, mut kills, mut failed) = (0, 0, 0);
+    let mut open: Vec<usize> = (0..orders).collect();
+    while !open.is_empty() {
+        let mut ordering: FuturesUnordered<_> = open
+            .iter()
+            .take(AT_ONCE)
+            .map(|&number| {
+                let address = shop.address;
+                async move { (number, order("book", &format!("order-{number}")).send(address).await) }
+            })
+            .collect();
+        // In every other round it is killed once a few have been answered, the rest on their way.
+        let kill_at = (rounds % 2 == 0 && open.len() > AT_ONCE).then_some(AT_ONCE / 8);
+        rounds += 1;
+        let mut ordered = 0;
+        while let Some((number, answer)) = ordering.next().await {
+            match answer.status {
+                201 => {
+                    open.retain(|other| *other != number);
+                    ordered += 1;
+                    if Some(ordered) == kill_at {
+                        kill_and_restart();
+                        kills += 1;
+                    }
+                }
+                // Its claim waits for its lease to lapse, or its store was away.
+                409 | 500 | 503 => failed += 1,
+                _ => panic!("{answer:?}"),
+            }
+        }
+    }
+    assert!(kills >= 5 && failed > 0, "{kills} kills and {failed} failures: the fault hardly fired");
+    count(&shop, "/orders?item=book").await
+}
+
+#[actix_rt::test]
+async fn e11_orders_survive_kill_9_of_postgres_exactly_once() {
+    let mut server = Postgres::start();
+    let url = server.url();
+    let kill_and_restart = || {
+        server.kill();
+        server.restart();
+    };
+    assert_eq!(order_under_server_kills(&url, 2_000, kill_and_restart).await, 2_000);
+}
+
+#[actix_rt::test]
+async fn e11_orders_survive_kill_9_of_mysql_exactly_once() {
+    let mut server = MariaDb::start();
+    let url = server.url();
+    let kill_and_restart = || {
+        server.kill();
+        server.restart();
+    };
+    assert_eq!(order_under_server_kills(&url, 2_000, kill_and_restart).await, 2_000);
+}
+
 /// A setting that can lose what was answered is told by its name.
 #[test]
 fn weak_settings_are_warned_of() {

@@ -53,6 +53,9 @@ pub struct MysqlBackend {
     shared: Arc<Shared>,
 }
 
+/// Each batch begins with a look-up, which finds a broken connection out by itself.
+const UNTRIED: RecyclingMethod<AsyncMysqlConnection> = RecyclingMethod::Fast;
+
 /// What all arbiters' sessions are made from.
 struct Shared {
     /// `None` where the application's pool is used.
@@ -114,7 +117,8 @@ impl MysqlBackend {
         MysqlBuilder::new(Source::Pool(pool))
     }
 
-    /// A pool of connections that are opened as this backend's are, for the application's own queries. For a backend on
+    /// A pool of connections that are opened as this backend's are, for the application's own queries: each is tried
+    /// before it is lent, so that a server's restart is nobody's error. For a backend on
     /// the application's pool it is that one.
     ///
     /// ```no_run
@@ -126,7 +130,7 @@ impl MysqlBackend {
     /// ```
     pub fn pool_of_its_own(&self) -> Pool<AsyncMysqlConnection> {
         match &self.shared.connector {
-            Some(connector) => pool_of(connector, self.shared.pool_size),
+            Some(connector) => pool_of(connector, self.shared.pool_size, RecyclingMethod::Verified),
             None => self.core.dialect.pool.clone(),
         }
     }
@@ -184,7 +188,7 @@ impl MysqlBackend {
                 let connector = Connector::new(&url)?;
                 let mut connection = connector.clone().connect().await.map_err(|error| unreachable(&error))?;
                 let database = prepare(&mut connection, &table, options.migrate).await?;
-                (Some(connector.clone()), pool_of(&connector, options.pool_size), database)
+                (Some(connector.clone()), pool_of(&connector, options.pool_size, UNTRIED), database)
             }
             Source::Pool(pool) => {
                 let mut connection = pool.get().await.map_err(|error| unreachable(&error))?;
@@ -208,11 +212,14 @@ async fn prepare(connection: &mut AsyncMysqlConnection, table: &Name, migrate: b
 
 /// A pool that opens its connections when they are asked for. It has no time-outs: every call has the engine's deadline.
 #[expect(clippy::expect_used, reason = "the only error is a time-out without a runtime, and there is no time-out")]
-fn pool_of(connector: &Connector, size: usize) -> Pool<AsyncMysqlConnection> {
+fn pool_of(
+    connector: &Connector,
+    size: usize,
+    recycling: RecyclingMethod<AsyncMysqlConnection>,
+) -> Pool<AsyncMysqlConnection> {
     let connector = connector.clone();
     let mut config = ManagerConfig::default();
-    // Each batch begins with a look-up, which finds a broken connection out by itself.
-    config.recycling_method = RecyclingMethod::Fast;
+    config.recycling_method = recycling;
     config.custom_setup = Box::new(move |_| connector.clone().connect().boxed());
     let manager = AsyncDieselConnectionManager::new_with_config("", config);
     Pool::builder(manager).max_size(size).build().expect("a pool without time-outs")
@@ -229,7 +236,7 @@ impl Backend for MysqlBackend {
     fn session(&self) -> Self {
         match &self.shared.connector {
             Some(connector) => Self {
-                core: self.shared.core(pool_of(connector, self.shared.pool_size)),
+                core: self.shared.core(pool_of(connector, self.shared.pool_size, UNTRIED)),
                 shared: Arc::clone(&self.shared),
             },
             None => self.clone(),

@@ -57,6 +57,9 @@ pub struct PostgresBackend {
     shared: Arc<Shared>,
 }
 
+/// Each batch begins with a look-up, which finds a broken connection out by itself.
+const UNTRIED: RecyclingMethod<AsyncPgConnection> = RecyclingMethod::Fast;
+
 /// What all arbiters' sessions are made from.
 struct Shared {
     /// `None` where the application's pool is used.
@@ -119,7 +122,8 @@ impl PostgresBackend {
         PostgresBuilder::new(Source::Pool(pool))
     }
 
-    /// A pool of connections that are opened as this backend's are, for the application's own queries. For a backend on
+    /// A pool of connections that are opened as this backend's are, for the application's own queries: each is tried
+    /// before it is lent, so that a server's restart is nobody's error. For a backend on
     /// the application's pool it is that one.
     ///
     /// ```no_run
@@ -131,7 +135,7 @@ impl PostgresBackend {
     /// ```
     pub fn pool_of_its_own(&self) -> Pool<AsyncPgConnection> {
         match &self.shared.connector {
-            Some(connector) => pool_of(connector, self.shared.pool_size),
+            Some(connector) => pool_of(connector, self.shared.pool_size, RecyclingMethod::Verified),
             None => self.core.dialect.pool.clone(),
         }
     }
@@ -189,7 +193,7 @@ impl PostgresBackend {
                 let connector = Connector::new(&url)?;
                 let mut connection = connector.clone().connect().await.map_err(|error| unreachable(&error))?;
                 prepare(&mut connection, &place, options.migrate).await?;
-                (Some(connector.clone()), pool_of(&connector, options.pool_size))
+                (Some(connector.clone()), pool_of(&connector, options.pool_size, UNTRIED))
             }
             Source::Pool(pool) => {
                 let mut connection = pool.get().await.map_err(|error| unreachable(&error))?;
@@ -210,11 +214,14 @@ async fn prepare(connection: &mut AsyncPgConnection, place: &Place, migrate: boo
 
 /// A pool that opens its connections when they are asked for. It has no time-outs: every call has the engine's deadline.
 #[expect(clippy::expect_used, reason = "the only error is a time-out without a runtime, and there is no time-out")]
-fn pool_of(connector: &Connector, size: usize) -> Pool<AsyncPgConnection> {
+fn pool_of(
+    connector: &Connector,
+    size: usize,
+    recycling: RecyclingMethod<AsyncPgConnection>,
+) -> Pool<AsyncPgConnection> {
     let connector = connector.clone();
     let mut config = ManagerConfig::default();
-    // Each batch begins with a look-up, which finds a broken connection out by itself.
-    config.recycling_method = RecyclingMethod::Fast;
+    config.recycling_method = recycling;
     config.custom_setup = Box::new(move |_| connector.clone().connect().boxed());
     let manager = AsyncDieselConnectionManager::new_with_config("", config);
     Pool::builder(manager).max_size(size).build().expect("a pool without time-outs")
@@ -231,7 +238,7 @@ impl Backend for PostgresBackend {
     fn session(&self) -> Self {
         match &self.shared.connector {
             Some(connector) => Self {
-                core: self.shared.core(pool_of(connector, self.shared.pool_size)),
+                core: self.shared.core(pool_of(connector, self.shared.pool_size, UNTRIED)),
                 watchers: Arc::default(),
                 shared: Arc::clone(&self.shared),
             },

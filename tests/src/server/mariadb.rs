@@ -131,11 +131,10 @@ fn launch(folder: &Path, port: u16, settings: &[String]) -> Result<Running, Stri
     ]);
     command.extend(settings.iter().cloned());
     let running = Running::start(folder, &os(&command));
-    wait_until_ready(&running, folder, port, || {
+    wait_until_ready(running, folder, port, || {
         let mut asked = client(folder);
         asked.args(["-e", "SELECT 1"]).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
-    })?;
-    Ok(running)
+    })
 }
 
 fn sbin() -> Vec<PathBuf> {

@@ -117,12 +117,11 @@ fn launch(folder: &std::path::Path, port: u16, settings: &[String]) -> Result<Ru
     }
     let running = Running::start(folder, &os(&command));
     let probe = find("pg_isready");
-    wait_until_ready(&running, folder, port, || {
+    wait_until_ready(running, folder, port, || {
         let port = port.to_string();
         let mut asked = Command::new(&probe);
         asked.args(["-q", "-h", "127.0.0.1", "-p", &port]).stdout(Stdio::null()).status().unwrap().success()
-    })?;
-    Ok(running)
+    })
 }
 
 /// Debian keeps the server's binaries out of the path, in a folder for each version.
