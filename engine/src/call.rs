@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use crate::backend::TransactionOperation;
 use crate::key_lock::{Abandon, LockAddr, Settle};
 use crate::record::{Owner, SealedOutcome};
+use crate::scopes::Share;
 use crate::{Attempt, CallPolicy, Error, Fingerprint, Key, OnAbandoned, OnInProgress, OnStoreFailure};
 
 /// Asks the supervisor for a key.
@@ -105,24 +106,28 @@ impl<T> Answer<T> {
 
 /// One place among the calls that an arbiter admits; given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Permit(Arc<AtomicUsize>);
+pub(crate) struct Permit {
+    taken: Arc<AtomicUsize>,
+    /// The place among those of its scope, where these are counted.
+    _share: Option<Share>,
+}
 
 impl Permit {
     /// Takes a place, or tells that all `limit` are taken.
-    pub(crate) fn take(taken: &Arc<AtomicUsize>, limit: usize) -> Option<Self> {
+    pub(crate) fn take(taken: &Arc<AtomicUsize>, limit: usize, share: Option<Share>) -> Option<Self> {
         // One addition, and a second one only for those turned away: the counter may stand above the limit for a
         // moment, but no more than `limit` are ever admitted.
         if taken.fetch_add(1, Ordering::Relaxed) >= limit {
             taken.fetch_sub(1, Ordering::Relaxed);
             return None;
         }
-        Some(Self(Arc::clone(taken)))
+        Some(Self { taken: Arc::clone(taken), _share: share })
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.taken.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{Attempt, FingerprintError};
 ///     "the idempotency key was used before, for a different request: use a new key for a new request",
 /// );
 /// ```
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// Another caller is working on the key.
@@ -115,7 +115,10 @@ impl Error {
 
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
-        Self::Store(error)
+        match error {
+            StoreError::Outcome(corrupt) => Self::Corrupt(corrupt),
+            other => Self::Store(other),
+        }
     }
 }
 
@@ -133,7 +136,7 @@ impl From<FingerprintError> for Error {
 /// let error: RunError<std::io::Error> = Error::Mismatch.into();
 /// assert!(matches!(error, RunError::Engine(Error::Mismatch)));
 /// ```
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RunError<E> {
     /// The operation ran and failed. The key was settled as [`OnFailure`](crate::OnFailure) says.
     #[error("the operation failed: {0}")]

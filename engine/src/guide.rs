@@ -12,5 +12,8 @@ pub mod jobs_and_threads {}
 #[doc = include_str!("../guide/operations.md")]
 pub mod operations {}
 
+#[doc = include_str!("../guide/security.md")]
+pub mod security {}
+
 #[doc = include_str!("../guide/writing_a_backend.md")]
 pub mod writing_a_backend {}

@@ -46,7 +46,8 @@ pub enum KeyError {
     /// The part is longer than [`MAX_PART_LEN`] bytes.
     #[error("the {0} has {1} bytes; the limit is {MAX_PART_LEN}")]
     TooLong(KeyPart, usize),
-    /// The part has a control character, which could forge a line of a log.
+    /// The part has a control character, a separator of lines or a mark of writing direction, with which a line of a log
+    /// could be forged or be made to read as another.
     #[error("the {0} contains a control character")]
     ControlCharacter(KeyPart),
     /// The text is not one that [`Key::as_stored`] gives.
@@ -110,6 +111,9 @@ impl Key {
     /// # Ok::<(), oncekey::KeyError>(())
     /// ```
     pub fn from_stored(stored: &str) -> Result<Self, KeyError> {
+        if let Some(digest) = stored.strip_prefix(HASHED) {
+            return if is_digest(digest) { Ok(Self::assemble(stored)) } else { Err(KeyError::NotStoredForm) };
+        }
         let (length, rest) = stored.split_once(':').ok_or(KeyError::NotStoredForm)?;
         let scope_len: usize = length.parse().map_err(|_| KeyError::NotStoredForm)?;
         // "+4", "04": another text for the same key would be a second record of it.
@@ -119,6 +123,23 @@ impl Key {
         check(KeyPart::Scope, &rest[..scope_len])?;
         check(KeyPart::IdempotencyKey, &rest[scope_len + 1..])?;
         Ok(Self::assemble(stored))
+    }
+
+    /// The name under which a store knows a key that it must not see.
+    pub(crate) fn hashed(secret_id: &str, digest: &str) -> Self {
+        Self::assemble(&format!("{HASHED}{secret_id}-{digest}"))
+    }
+
+    /// Whether this is a digest of a key, as [`KeyHashing`](crate::at_rest::KeyHashing) has it stored. Its scope is empty, and
+    /// its idempotency key the digest behind the secret's name.
+    ///
+    /// ```
+    /// # use oncekey::Key;
+    /// assert!(!Key::new("mail", 17)?.is_hashed());
+    /// # Ok::<(), oncekey::KeyError>(())
+    /// ```
+    pub fn is_hashed(&self) -> bool {
+        self.stored.starts_with(HASHED)
     }
 
     fn assemble(stored: &str) -> Self {
@@ -159,12 +180,30 @@ impl Key {
     }
 }
 
+/// How the stored form of a digest begins: with an empty scope, which no caller can name.
+const HASHED: &str = "0::";
+
+/// Eight digits that name the secret, and 64 of the digest.
+fn is_digest(text: &str) -> bool {
+    let is_hex = |text: &str| text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    text.split_once('-').is_some_and(|(id, digest)| (id.len(), digest.len()) == (8, 64) && is_hex(id) && is_hex(digest))
+}
+
+/// Line and paragraph separators, and what turns the direction of writing: no control characters to Unicode, but to whoever
+/// reads a log.
+fn is_deceptive(character: char) -> bool {
+    matches!(
+        character,
+        '\u{61C}' | '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}' | '\u{FEFF}'
+    )
+}
+
 fn check(part: KeyPart, text: &str) -> Result<(), KeyError> {
     if text.is_empty() {
         Err(KeyError::Empty(part))
     } else if text.len() > MAX_PART_LEN {
         Err(KeyError::TooLong(part, text.len()))
-    } else if text.chars().any(char::is_control) {
+    } else if text.chars().any(|character| character.is_control() || is_deceptive(character)) {
         Err(KeyError::ControlCharacter(part))
     } else {
         Ok(())
@@ -200,6 +239,9 @@ impl Ord for Key {
 
 impl Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_hashed() {
+            return f.write_str(self.idempotency_key());
+        }
         write!(f, "{}/{}", self.scope(), self.idempotency_key())
     }
 }
@@ -259,7 +301,25 @@ mod tests {
         assert_eq!(Key::new("s", &over).unwrap_err(), KeyError::TooLong(KeyPart::IdempotencyKey, 256));
         assert_eq!(Key::new(&over, "k").unwrap_err(), KeyError::TooLong(KeyPart::Scope, 256));
         assert_eq!(Key::new("", "k").unwrap_err(), KeyError::Empty(KeyPart::Scope));
-        assert_eq!(Key::new("s", "a\nb").unwrap_err(), KeyError::ControlCharacter(KeyPart::IdempotencyKey));
+        for forged in ["a\nb", "a\0b", "a\u{1b}[31mb", "a\u{85}b", "a\u{2028}b", "a\u{202e}b", "a\u{feff}b"] {
+            assert_eq!(Key::new("s", forged).unwrap_err(), KeyError::ControlCharacter(KeyPart::IdempotencyKey));
+            assert_eq!(Key::new(forged, "k").unwrap_err(), KeyError::ControlCharacter(KeyPart::Scope));
+        }
+    }
+
+    #[test]
+    fn h12_no_caller_names_a_digest() {
+        let digest = format!("0::{}-{}", "0a".repeat(4), "1b".repeat(32));
+        let hashed = Key::from_stored(&digest).unwrap();
+        assert!(hashed.is_hashed());
+        assert_eq!((hashed.scope(), hashed.idempotency_key()), ("", &digest[3..]));
+        // What comes nearest to it is something else.
+        for scope in ["0", "0:", ":", "0::"] {
+            assert!(!Key::new(scope, &digest[3..]).unwrap().is_hashed());
+        }
+        for other in ["0::", "0::k", "0:", &digest[..digest.len() - 1], &digest.to_uppercase(), &format!("{digest}0")] {
+            assert_eq!(Key::from_stored(other).unwrap_err(), KeyError::NotStoredForm, "{other}");
+        }
     }
 
     proptest! {

@@ -66,6 +66,7 @@
 //! - [`guide::choosing_a_store`]: memory, SQLite, or your own.
 //! - [`web`]: the middleware, and what it answers.
 //! - [`guide::jobs_and_threads`]: without HTTP.
+//! - [`guide::security`] and [`at_rest`]: who sees what, hashed keys, encrypted outcomes.
 //! - [`guide::operations`]: settings, metrics, stuck keys, shutdown.
 //! - [`guide::writing_a_backend`] and [`conformance`]: a store of your own.
 //! - [`Engine`], [`EngineBuilder`], [`CallPolicy`]: the handle and its settings.
@@ -73,9 +74,11 @@
 //! # Features
 //!
 //! - `web`: the actix-web middleware.
+//! - `encryption`: encryption of stored outcomes.
 //! - `conformance`: the suite for authors of backends.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+pub mod at_rest;
 pub mod backend;
 mod bridge;
 mod call;
@@ -94,6 +97,7 @@ mod policy;
 mod reconcile;
 pub mod record;
 mod resting;
+mod scopes;
 mod shared;
 mod supervisor;
 #[cfg(feature = "web")]

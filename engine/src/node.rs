@@ -20,9 +20,10 @@ use tracing::error;
 use crate::backend::{Backend, BackendActor, Persist, Reply, Request, StoreError};
 use crate::bridge::Bridge;
 use crate::call::Permit;
+use crate::scopes::Scopes;
 use crate::shared::Shared;
 use crate::supervisor::{Drain, End, Supervisor};
-use crate::{Error, detach};
+use crate::{Error, Key, detach};
 
 /// One supervisor and one backend actor, on one arbiter.
 pub(crate) struct Node {
@@ -33,12 +34,19 @@ pub(crate) struct Node {
     pub(crate) runtime: Handle,
     taken: Arc<AtomicUsize>,
     limit: usize,
+    scopes: Option<Arc<Scopes>>,
 }
 
 impl Node {
     /// Starts one on the current arbiter.
     fn start<B: Backend>(shared: &Arc<Shared>, backend: &B) -> Arc<Self> {
-        let store = BackendActor::new(backend.session(), shared.settings.store_deadline).start().recipient();
+        let (session, deadline, at_rest) =
+            (backend.session(), shared.settings.store_deadline, &shared.settings.at_rest);
+        let store = if at_rest.is_on() {
+            BackendActor::new(at_rest.protect(session), deadline).start().recipient()
+        } else {
+            BackendActor::new(session, deadline).start().recipient()
+        };
         let node = Arc::new(Self {
             shared: Arc::clone(shared),
             supervisor: Supervisor::start(Arc::clone(shared), store.clone()),
@@ -46,6 +54,7 @@ impl Node {
             runtime: Handle::current(),
             taken: Arc::default(),
             limit: shared.settings.max_calls_per_arbiter,
+            scopes: shared.settings.max_calls_per_scope.map(Scopes::new),
         });
         detach::start_on_this_thread();
         shared.add_node(&node);
@@ -53,8 +62,10 @@ impl Node {
     }
 
     /// Counts a call in, before any message is sent for it.
-    pub(crate) fn admit(&self) -> Result<Permit, Error> {
-        Permit::take(&self.taken, self.limit)
+    pub(crate) fn admit(&self, key: &Key) -> Result<Permit, Error> {
+        // Its scope first: a tenant that is over its limit does not touch what all share.
+        let share = self.scopes.as_ref().map(|scopes| scopes.admit(key)).transpose()?;
+        Permit::take(&self.taken, self.limit, share)
             .ok_or(Error::Overloaded { what: "calls on this arbiter", limit: self.limit })
     }
 

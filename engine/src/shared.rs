@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::CallPolicy;
+use crate::at_rest::AtRest;
 use crate::event::Events;
 use crate::node::Node;
 use crate::reconcile::Reconciler;
@@ -22,10 +23,12 @@ pub(crate) struct Settings {
     pub(crate) settling_limit: Duration,
     pub(crate) reconcile_limit: Duration,
     pub(crate) max_calls_per_arbiter: usize,
+    pub(crate) max_calls_per_scope: Option<usize>,
     pub(crate) max_waiters_per_key: usize,
     pub(crate) purge_every: Option<Duration>,
     pub(crate) purge_limit: usize,
     pub(crate) reconciler: Option<Reconciler>,
+    pub(crate) at_rest: AtRest,
 }
 
 /// One for each engine. Locked only when an arbiter joins or the engine ends.

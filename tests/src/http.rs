@@ -38,6 +38,12 @@ impl Answer {
         self.header("idempotent-replayed") == Some("true")
     }
 
+    /// The same as [`problem`](Self::problem); `None` if the answer is no problem of the engine's.
+    pub fn problem_name(&self) -> Option<String> {
+        let problem: serde_json::Value = serde_json::from_slice(&self.body).ok()?;
+        problem["type"].as_str()?.strip_prefix("urn:oncekey:problem:").map(str::to_owned)
+    }
+
     /// The last part of the `type` of a problem in the form of RFC 9457.
     ///
     /// # Panics
@@ -120,9 +126,17 @@ impl Request {
     /// # Panics
     /// If the server can't be reached.
     pub async fn send_only(&self, server: SocketAddr) -> TcpStream {
-        let mut stream = TcpStream::connect(server).await.unwrap();
-        stream.write_all(&self.bytes()).await.unwrap();
-        stream
+        self.try_send_only(server).await.unwrap()
+    }
+
+    /// The same, where the server may be gone.
+    ///
+    /// # Errors
+    /// What the connection failed with.
+    pub async fn try_send_only(&self, server: SocketAddr) -> io::Result<TcpStream> {
+        let mut stream = TcpStream::connect(server).await?;
+        stream.write_all(&self.bytes()).await?;
+        Ok(stream)
     }
 }
 

@@ -11,7 +11,7 @@ pub use postgres::Postgres;
 
 use std::ffi::OsStr;
 use std::fs::Permissions;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
@@ -24,17 +24,17 @@ use tempfile::TempDir;
 use crate::process::PATIENCE;
 
 /// Prints its child's id and waits for its end, so that a killed server does not linger as a zombie, which its own lock
-/// file would take for a server. When its input closes it kills the child, and clears up.
+/// file would take for a server. When its input closes it kills the child, and clears up; a line dismisses it.
 const KEEPER: &str = r#"folder=$1; shift; exec 3<&0
 "$@" >"$folder/log" 2>&1 </dev/null 3<&- & server=$!
-{ cat <&3 >/dev/null; kill -KILL $server 2>/dev/null; rm -rf "$folder"; } & echo $server
+{ read -r dismissed <&3 || { kill -KILL $server 2>/dev/null; rm -rf "$folder"; }; } & echo $server
 exec >/dev/null; wait $server; wait"#;
 
 /// A server's process under its keeper.
 #[derive(Debug)]
 struct Running {
     /// Ends the server when this closes its input.
-    _keeper: Child,
+    keeper: Child,
     pid: Pid,
 }
 
@@ -50,11 +50,48 @@ impl Running {
             .unwrap();
         let mut line = String::new();
         BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        Self { _keeper: keeper, pid: Pid::from_raw(line.trim().parse().unwrap()).unwrap() }
+        Self { keeper, pid: Pid::from_raw(line.trim().parse().unwrap()).unwrap() }
+    }
+
+    /// Lets the keeper of a server go that has ended, and leaves its folder to the next one.
+    fn dismiss(mut self) {
+        if let Some(input) = &mut self.keeper.stdin {
+            writeln!(input, "dismissed").unwrap();
+        }
+        self.keeper.wait().unwrap();
+    }
+
+    /// Itself, if it got ready; one that ended leaves its folder to the next try.
+    fn unless_it_ended(self, ready: Result<(), String>) -> Result<Self, String> {
+        match ready {
+            Ok(()) => Ok(self),
+            Err(log) => {
+                self.dismiss();
+                Err(log)
+            }
+        }
     }
 
     fn signal(&self, signal: Signal) {
         kill_process(self.pid, signal).unwrap_or_else(|error| panic!("{signal:?} could not be sent: {error}"));
+    }
+
+    /// For the process, and then for its children: the first, stopped, makes no more of them.
+    fn signal_all(&self, signal: Signal) {
+        self.signal(signal);
+        let parent = self.pid.as_raw_nonzero().to_string();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| Pid::from_raw(name.parse().ok()?)) else {
+                continue;
+            };
+            // Behind the command's name, which stands in parentheses: the state, and the parent.
+            let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            let is_child = stat.rsplit(')').next().and_then(|rest| rest.split(' ').nth(2)) == Some(&parent);
+            if is_child {
+                // One that has just ended needs no signal.
+                let _ = kill_process(pid, signal);
+            }
+        }
     }
 
     fn is_alive(&self) -> bool {
@@ -128,24 +165,26 @@ fn free_port() -> u16 {
 
 /// Waits until somebody accepts connections there and `is_ready`; says what the server said if it ended instead.
 fn wait_until_ready(
-    running: Running,
+    running: &Running,
     folder: &Path,
     port: u16,
     mut is_ready: impl FnMut() -> bool,
-) -> Result<Running, String> {
+) -> Result<(), String> {
     let (address, deadline) = (SocketAddr::from(([127, 0, 0, 1], port)), Instant::now() + 2 * PATIENCE);
     while TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_err() || !is_ready() {
         let log = || std::fs::read_to_string(folder.join("log")).unwrap_or_default();
         if !running.is_alive() {
-            let told = log();
-            // Its keeper would remove the folder, which the next try needs; it does so when this process ends.
-            std::mem::forget(running);
-            return Err(told);
+            return Err(log());
         }
         assert!(Instant::now() < deadline, "the server is not ready: {}", log());
         std::thread::sleep(Duration::from_millis(20));
     }
-    Ok(running)
+    Ok(())
+}
+
+fn never_started(folder: &Path, log: &str) -> ! {
+    let _ = std::fs::remove_dir_all(folder);
+    panic!("the server ended: {log}")
 }
 
 /// Launches it again after it was killed, until what its processes held is free.

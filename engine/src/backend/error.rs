@@ -1,5 +1,7 @@
 //! What a store can fail with.
 
+use crate::CorruptOutcome;
+
 /// A step that a store did not take, or of which it is unknown whether it did.
 ///
 /// The engine tells two kinds apart: after [`is_unknown`](Self::is_unknown) the step may have been taken, so that it is
@@ -34,6 +36,9 @@ pub enum StoreError {
     /// What is stored for the key can't be read as a record.
     #[error("the stored record is corrupt or foreign: {0}")]
     Corrupt(String),
+    /// The outcome that is stored, or to be stored, is none of the key's.
+    #[error("the stored outcome can't be read: {0}")]
+    Outcome(CorruptOutcome),
     /// The backend has no such ability.
     #[error("this store does not support {0}")]
     Unsupported(&'static str),
@@ -62,6 +67,6 @@ impl StoreError {
 
     /// Whether the same step may succeed later without anybody's help.
     pub fn is_passing(&self) -> bool {
-        !matches!(self, Self::Corrupt(_) | Self::Unsupported(_))
+        !matches!(self, Self::Corrupt(_) | Self::Outcome(_) | Self::Unsupported(_))
     }
 }

@@ -145,7 +145,40 @@ where
     }
 }
 
+/// An operation whose outcome something else has the last word on.
+struct AndThen<F> {
+    operation: Box<dyn ErasedAsyncOperation>,
+    then: F,
+}
+
+impl<F> ErasedAsyncOperation for AndThen<F>
+where
+    F: FnMut(SealedOutcome) -> Result<SealedOutcome, OperationFailure> + Send,
+{
+    fn run<'a>(&'a mut self, connection: &'a mut dyn Any) -> Running<'a> {
+        let running = self.operation.run(connection);
+        Box::pin(async { running.await.and_then(&mut self.then) })
+    }
+
+    fn wanted(&self) -> &'static str {
+        self.operation.wanted()
+    }
+}
+
 impl TransactionOperation {
+    /// The same operation, its outcome passed through `then` each time that it has run.
+    pub(crate) fn and_then(
+        self,
+        then: impl FnMut(SealedOutcome) -> Result<SealedOutcome, OperationFailure> + Send + 'static,
+    ) -> Self {
+        let run = match self.run {
+            Run::Blocking(Some(run)) => Run::Blocking(Some(Box::new(move |connection| run(connection).and_then(then)))),
+            Run::Blocking(None) => Run::Blocking(None),
+            Run::Async(operation) => Run::Async(Box::new(AndThen { operation, then })),
+        };
+        Self { run }
+    }
+
     /// An operation on a connection of type `C` that blocks. It runs where the store runs its transactions: for SQLite on
     /// the writer's thread.
     pub fn new<C: Any>(

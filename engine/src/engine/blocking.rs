@@ -43,7 +43,7 @@ impl Engine {
             return Err(Error::ShuttingDown.into());
         }
         let (node, bridge) = self.nodes.home()?;
-        let permit = node.admit().inspect_err(|_| self.tell(EventKind::Overloaded, &key))?;
+        let permit = node.admit(&key).inspect_err(|_| self.tell(EventKind::Overloaded, &key))?;
         let (sender, receiver) = crossbeam_channel::bounded(1);
         bridge.send(Begin::new(key.clone(), fingerprint, &self.policy, Answer::Thread(sender), permit))?;
         // The supervisor answers every call: the store has its deadline, and waiting its limit.
@@ -55,7 +55,11 @@ impl Engine {
                 Err(_) => Err(Error::Panicked.into()),
             },
             Admitted::Granted(mut grant) => {
-                let claim = Claim::of(key.clone(), &grant).kept_for(&grant, self.policy.retention);
+                let claim = Claim::of(key.clone(), &grant).kept_for(
+                    &grant,
+                    self.policy.retention,
+                    &self.nodes.shared().settings.at_rest,
+                );
                 grant.begin();
                 let result = catch_unwind(AssertUnwindSafe(|| operation(&claim)));
                 let (settlement, answer) = settlement(self.nodes.shared(), &key, &self.policy, result);

@@ -5,6 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Engine;
+#[cfg(feature = "encryption")]
+use crate::at_rest::Encryption;
+use crate::at_rest::{AtRest, KeyHashing};
 use crate::backend::Backend;
 use crate::event::{Events, Observer};
 use crate::node::Nodes;
@@ -32,6 +35,9 @@ pub enum StartError {
     /// An engine that admits nothing.
     #[error("a limit of calls or waiters is zero")]
     ZeroLimit,
+    /// Which secret decrypts an outcome could not be told.
+    #[error("one number names two secrets of the encryption")]
+    AmbiguousSecret,
 }
 
 /// Sets an [`Engine`] up. Each method's documentation has its default.
@@ -79,10 +85,12 @@ impl<B: Backend> EngineBuilder<B> {
             settling_limit: Duration::from_secs(30),
             reconcile_limit: Duration::from_secs(30),
             max_calls_per_arbiter: 10_000,
+            max_calls_per_scope: None,
             max_waiters_per_key: 1_000,
             purge_every: Some(Duration::from_secs(10)),
             purge_limit: 1_000,
             reconciler: None,
+            at_rest: AtRest::default(),
         };
         Self { backend, settings, observers: Observers::default() }
     }
@@ -144,6 +152,30 @@ impl<B: Backend> EngineBuilder<B> {
     /// [`Error::Overloaded`](crate::Error::Overloaded). Default: 10 000.
     pub fn max_calls_per_arbiter(mut self, limit: usize) -> Self {
         self.settings.max_calls_per_arbiter = limit;
+        self
+    }
+
+    /// How many calls of one scope an arbiter admits at once, those that wait included; more are told
+    /// [`Error::Overloaded`](crate::Error::Overloaded), and callers of other scopes notice nothing. Default: no limit but
+    /// that of all calls, which one scope can then take up alone.
+    pub fn max_calls_per_scope(mut self, limit: usize) -> Self {
+        self.settings.max_calls_per_scope = Some(limit);
+        self
+    }
+
+    /// The store sees keyed digests in place of scopes, keys and fingerprints: see [`KeyHashing`]. Default: it sees them as
+    /// they are.
+    ///
+    /// Records that were stored without it, or under another secret, are not found any more.
+    pub fn key_hashing(mut self, hashing: KeyHashing) -> Self {
+        self.settings.at_rest = self.settings.at_rest.key_hashing(hashing);
+        self
+    }
+
+    /// The store sees outcomes encrypted: see [`Encryption`]. Default: it sees them as they are.
+    #[cfg(feature = "encryption")]
+    pub fn encryption(mut self, encryption: Encryption) -> Self {
+        self.settings.at_rest = self.settings.at_rest.encryption(encryption);
         self
     }
 
@@ -222,8 +254,17 @@ impl<B: Backend> EngineBuilder<B> {
         if settings.policy.retention.is_zero() {
             return Err(StartError::NoRetention);
         }
-        if settings.max_calls_per_arbiter == 0 || settings.max_waiters_per_key == 0 || settings.purge_limit == 0 {
+        let limits = [
+            settings.max_calls_per_arbiter,
+            settings.max_calls_per_scope.unwrap_or(usize::MAX),
+            settings.max_waiters_per_key,
+            settings.purge_limit,
+        ];
+        if limits.contains(&0) {
             return Err(StartError::ZeroLimit);
+        }
+        if settings.at_rest.is_ambiguous() {
+            return Err(StartError::AmbiguousSecret);
         }
         let policy = settings.policy;
         let shared = Shared::new(settings, Events::new(self.observers.0));

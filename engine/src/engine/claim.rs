@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
+use crate::at_rest::AtRest;
 use crate::backend::Complete;
 use crate::call::Grant;
 use crate::key_lock::{Confirm, LockAddr};
@@ -39,7 +40,14 @@ pub struct Claim {
     attempt: Attempt,
     lock: Option<LockAddr>,
     /// What the claim's own operation may complete it with.
-    completion: Option<(Owner, Duration)>,
+    completion: Option<Completion>,
+}
+
+#[derive(Clone)]
+struct Completion {
+    owner: Owner,
+    retention: Duration,
+    at_rest: AtRest,
 }
 
 impl Claim {
@@ -48,8 +56,8 @@ impl Claim {
     }
 
     /// Lets the operation complete the claim by itself.
-    pub(crate) fn kept_for(mut self, grant: &Grant, retention: Duration) -> Self {
-        self.completion = Some((grant.owner, retention));
+    pub(crate) fn kept_for(mut self, grant: &Grant, retention: Duration, at_rest: &AtRest) -> Self {
+        self.completion = Some(Completion { owner: grant.owner, retention, at_rest: at_rest.clone() });
         self
     }
 
@@ -132,10 +140,11 @@ impl Claim {
     /// # Ok(()) }
     /// ```
     pub fn completion<T: Serialize>(&self, value: &T) -> Result<Complete, Error> {
-        let (owner, retention) = self.completion.ok_or(Error::ClaimLost)?;
+        let Completion { owner, retention, at_rest } = self.completion.as_ref().ok_or(Error::ClaimLost)?;
         let outcome = SealedOutcome::of_value(&self.key, value);
         let outcome = outcome.map_err(|error| Error::Unserializable(error.to_string()))?;
-        Ok(Complete { key: self.key.clone(), owner, outcome, retention })
+        let message = Complete { key: self.key.clone(), owner: *owner, outcome, retention: *retention };
+        Ok(at_rest.complete(message)?)
     }
 }
 

@@ -186,7 +186,7 @@ impl Engine {
         if self.nodes.shared().is_closing() {
             return Err(Error::ShuttingDown);
         }
-        let permit = node.admit().inspect_err(|_| self.tell(EventKind::Overloaded, &key))?;
+        let permit = node.admit(&key).inspect_err(|_| self.tell(EventKind::Overloaded, &key))?;
         let (sender, receiver) = oneshot::channel();
         let call = Begin::new(key, fingerprint, policy, Answer::Task(sender), permit);
         node.supervisor.try_send(call).map_err(|_| Error::Stopped)?;

@@ -102,9 +102,29 @@ pub enum CorruptOutcome {
     /// The checksum is right, but the content is not what the kind says.
     #[error("the outcome's content can't be read as what is expected of it")]
     Content,
+    /// An encrypted outcome, where nothing was there to decrypt it, or where it could not be decrypted.
+    #[error("the outcome is encrypted, and was not decrypted")]
+    Encrypted,
+    /// A plain outcome, where only encrypted ones are taken.
+    #[error("the outcome is not encrypted, and plain ones are not accepted here")]
+    NotEncrypted,
+    /// It was encrypted by a secret that this engine was not given.
+    #[error("the outcome is encrypted by secret {0}, which is not known here")]
+    UnknownSecret(u32),
+    /// It was changed since it was encrypted, belongs to another key, or its secret's number names another secret here.
+    #[error("the encrypted outcome is not authentic for its key")]
+    NotAuthentic,
 }
 
 impl SealedOutcome {
+    /// The first byte of an outcome that is encrypted, where a plain one has its version.
+    pub(crate) const ENCRYPTED: u8 = 2;
+
+    /// What stands for an outcome that can't be shown: to open it is an error.
+    pub(crate) fn unreadable() -> Self {
+        Self(Bytes::from_static(&[Self::ENCRYPTED]))
+    }
+
     /// Seals what `write` appends.
     pub fn seal(key: &Key, kind: PayloadKind, write: impl FnOnce(&mut Vec<u8>)) -> Self {
         let tag = match kind {
@@ -152,7 +172,35 @@ impl SealedOutcome {
         Self::assemble(key, 0, |_| ())
     }
 
-    fn assemble(key: &Key, tag: u8, write: impl FnOnce(&mut Vec<u8>)) -> Self {
+    /// Kind and payload, checked.
+    pub(crate) fn parts(&self, key: &Key) -> Result<(u8, Bytes), CorruptOutcome> {
+        let bytes = &self.0;
+        if bytes.first() == Some(&Self::ENCRYPTED) {
+            return Err(CorruptOutcome::Encrypted);
+        }
+        if bytes.len() < HEADER_LEN {
+            return Err(CorruptOutcome::TooShort(bytes.len()));
+        }
+        let (version, tag) = (bytes[0], bytes[1]);
+        if version != VERSION {
+            return Err(CorruptOutcome::UnknownVersion(version));
+        }
+        if bytes[2..HEADER_LEN] != checksum(key, tag, &bytes[HEADER_LEN..]).to_le_bytes() {
+            return Err(CorruptOutcome::Checksum);
+        }
+        Ok((tag, bytes.slice(HEADER_LEN..)))
+    }
+
+    /// The outcome of `from`, sealed for `to`: one record under two names.
+    pub(crate) fn move_to(&self, from: &Key, to: &Key) -> Result<Self, CorruptOutcome> {
+        if from == to {
+            return Ok(self.clone());
+        }
+        let (tag, payload) = self.parts(from)?;
+        Ok(Self::assemble(to, tag, |bytes| bytes.extend_from_slice(&payload)))
+    }
+
+    pub(crate) fn assemble(key: &Key, tag: u8, write: impl FnOnce(&mut Vec<u8>)) -> Self {
         // Most outcomes are small: they are written here and copied once, so that what is kept for a day has its exact
         // length, and no larger block is cut up for it. A large one takes the buffer with it instead.
         thread_local! {
@@ -187,24 +235,14 @@ impl SealedOutcome {
     /// # Errors
     /// [`CorruptOutcome`] if the bytes were not sealed for this key by a version that is known here.
     pub fn open(&self, key: &Key) -> Result<Payload, CorruptOutcome> {
-        let bytes = &self.0;
-        if bytes.len() < HEADER_LEN {
-            return Err(CorruptOutcome::TooShort(bytes.len()));
-        }
-        let (version, tag) = (bytes[0], bytes[1]);
-        if version != VERSION {
-            return Err(CorruptOutcome::UnknownVersion(version));
-        }
-        if bytes[2..HEADER_LEN] != checksum(key, tag, &bytes[HEADER_LEN..]).to_le_bytes() {
-            return Err(CorruptOutcome::Checksum);
-        }
+        let (tag, bytes) = self.parts(key)?;
         let kind = match tag {
             0 => return Ok(Payload::Tombstone),
             1 => PayloadKind::Json,
             2 => PayloadKind::Http,
             other => return Err(CorruptOutcome::UnknownKind(other)),
         };
-        Ok(Payload::Value { kind, bytes: bytes.slice(HEADER_LEN..) })
+        Ok(Payload::Value { kind, bytes })
     }
 }
 

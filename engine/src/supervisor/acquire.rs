@@ -130,7 +130,7 @@ fn answer_store_failure(shared: &Shared, call: Begin, error: StoreError) {
         shared.events.tell(EventKind::Unguarded, &call.key);
         call.reply.send(Ok(Admitted::Unguarded));
     } else {
-        call.refuse(Error::Store(error));
+        call.refuse(Error::from(error));
     }
 }
 

@@ -5,7 +5,9 @@ use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
-use super::{Running, as_user, binary, folder_for, free_port, os, relaunch, run, wait_until_ready, write_for};
+use super::{
+    Running, as_user, binary, folder_for, free_port, never_started, os, relaunch, run, wait_until_ready, write_for,
+};
 
 const USER: &str = "mysql";
 const PACKAGE: &str = "mariadb-server";
@@ -58,7 +60,7 @@ impl MariaDb {
         ]);
         run(&os(&init));
         let port = free_port();
-        let running = launch(&folder, port, &settings).unwrap_or_else(|log| panic!("the server ended: {log}"));
+        let running = launch(&folder, port, &settings).unwrap_or_else(|log| never_started(&folder, &log));
         let server = Self { folder, port, settings, running };
         server.sql("CREATE DATABASE shop; CREATE USER shop@'127.0.0.1'; GRANT ALL ON *.* TO shop@'127.0.0.1'");
         server
@@ -104,9 +106,8 @@ impl MariaDb {
     /// # Panics
     /// If it does not start.
     pub fn restart(&mut self) {
-        // The old keeper would remove the folder; it ends with this process, after the new one.
-        let old = std::mem::replace(&mut self.running, relaunch(|| launch(&self.folder, self.port, &self.settings)));
-        std::mem::forget(old);
+        let relaunched = relaunch(|| launch(&self.folder, self.port, &self.settings));
+        std::mem::replace(&mut self.running, relaunched).dismiss();
     }
 }
 
@@ -131,10 +132,11 @@ fn launch(folder: &Path, port: u16, settings: &[String]) -> Result<Running, Stri
     ]);
     command.extend(settings.iter().cloned());
     let running = Running::start(folder, &os(&command));
-    wait_until_ready(running, folder, port, || {
+    let ready = wait_until_ready(&running, folder, port, || {
         let mut asked = client(folder);
         asked.args(["-e", "SELECT 1"]).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
-    })
+    });
+    running.unless_it_ended(ready)
 }
 
 fn sbin() -> Vec<PathBuf> {

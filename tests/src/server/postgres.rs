@@ -5,7 +5,9 @@ use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
-use super::{Running, as_user, binary, folder_for, free_port, os, relaunch, run, wait_until_ready, write_for};
+use super::{
+    Running, as_user, binary, folder_for, free_port, never_started, os, relaunch, run, wait_until_ready, write_for,
+};
 
 const USER: &str = "postgres";
 const PACKAGE: &str = "postgresql";
@@ -53,7 +55,7 @@ impl Postgres {
         init.extend(["-D", &data, "-U", "shop", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"].map(str::to_owned));
         run(&os(&init));
         let port = free_port();
-        let running = launch(&folder, port, &settings).unwrap_or_else(|log| panic!("the server ended: {log}"));
+        let running = launch(&folder, port, &settings).unwrap_or_else(|log| never_started(&folder, &log));
         Self { folder, port, settings, running }
     }
 
@@ -90,6 +92,16 @@ impl Postgres {
         self.running.signal(Signal::STOP);
     }
 
+    /// SIGSTOP for the postmaster and all its processes: nothing is answered at all.
+    pub fn pause_all(&self) {
+        self.running.signal_all(Signal::STOP);
+    }
+
+    /// SIGCONT for all of them.
+    pub fn resume_all(&self) {
+        self.running.signal_all(Signal::CONT);
+    }
+
     /// SIGCONT.
     pub fn resume(&self) {
         self.running.signal(Signal::CONT);
@@ -100,9 +112,8 @@ impl Postgres {
     /// # Panics
     /// If it does not start.
     pub fn restart(&mut self) {
-        // The old keeper would remove the folder; it ends with this process, after the new one.
-        let old = std::mem::replace(&mut self.running, relaunch(|| launch(&self.folder, self.port, &self.settings)));
-        std::mem::forget(old);
+        let relaunched = relaunch(|| launch(&self.folder, self.port, &self.settings));
+        std::mem::replace(&mut self.running, relaunched).dismiss();
     }
 }
 
@@ -117,11 +128,12 @@ fn launch(folder: &std::path::Path, port: u16, settings: &[String]) -> Result<Ru
     }
     let running = Running::start(folder, &os(&command));
     let probe = find("pg_isready");
-    wait_until_ready(running, folder, port, || {
+    let ready = wait_until_ready(&running, folder, port, || {
         let port = port.to_string();
         let mut asked = Command::new(&probe);
         asked.args(["-q", "-h", "127.0.0.1", "-p", &port]).stdout(Stdio::null()).status().unwrap().success()
-    })
+    });
+    running.unless_it_ended(ready)
 }
 
 /// Debian keeps the server's binaries out of the path, in a folder for each version.

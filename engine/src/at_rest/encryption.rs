@@ -1,0 +1,203 @@
+//! Outcomes encrypted.
+
+use std::fmt;
+
+use bytes::Bytes;
+use chacha20poly1305::aead::{Aead as _, KeyInit as _, Payload};
+use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+
+use crate::record::SealedOutcome;
+use crate::{CorruptOutcome, Key};
+
+/// The first byte of an encrypted outcome, where a plain one has its version.
+const VERSION: u8 = SealedOutcome::ENCRYPTED;
+const ID: std::ops::Range<usize> = 1..5;
+const NONCE: std::ops::Range<usize> = 5..29;
+
+/// Outcomes are stored encrypted and authenticated, by XChaCha20-Poly1305 with a random nonce for each.
+///
+/// The stored form of the record's key is authenticated with them: an outcome that was copied to another key's record, or
+/// changed by a bit, is [`CorruptOutcome::NotAuthentic`], and nothing is replayed and nothing runs. What shows is an outcome's
+/// length, and when it was written.
+///
+/// Each secret has a number, which stands in what it encrypted. To change secrets, give the new one to
+/// [`new`](Self::new) and the old one to [`previous`](Self::previous) until the longest retention has passed; processes that
+/// do not know the new one yet must be given it by `previous` first.
+///
+/// Secrets are wiped from memory when the engine ends, and no `Debug` shows them. The caller's own copies are the caller's
+/// to wipe.
+///
+/// ```
+/// # fn secret(_: &str) -> [u8; 32] { [7; 32] }
+/// use oncekey::{Engine, at_rest::Encryption};
+/// use oncekey_backends::MemoryBackend;
+///
+/// let encryption = Encryption::new(2, &secret("of this year")).previous(1, &secret("of last year"));
+/// assert_eq!(format!("{encryption:?}"), "Encryption(2, previously 1)");
+/// let engine = Engine::builder(MemoryBackend::new()).encryption(encryption).start()?;
+/// # Ok::<(), oncekey::StartError>(())
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct Encryption {
+    /// The newest first; there is always one.
+    newest: (u32, XChaCha20Poly1305),
+    previous: Vec<(u32, XChaCha20Poly1305)>,
+    accepts_plain: bool,
+}
+
+impl Encryption {
+    /// Encrypts by this secret: 32 random bytes, known by the number `id`.
+    pub fn new(id: u32, secret: &[u8; 32]) -> Self {
+        Self { newest: (id, XChaCha20Poly1305::new(secret.into())), previous: Vec::new(), accepts_plain: false }
+    }
+
+    /// Decrypts what was encrypted by another secret.
+    pub fn previous(mut self, id: u32, secret: &[u8; 32]) -> Self {
+        self.previous.push((id, XChaCha20Poly1305::new(secret.into())));
+        self
+    }
+
+    /// Replays outcomes that are not encrypted, as they were written before encryption was turned on.
+    ///
+    /// Without this they are [`CorruptOutcome::NotEncrypted`]: whoever can write to the store could otherwise put one there.
+    /// Leave it out again once the longest retention has passed.
+    pub fn accept_plain(mut self) -> Self {
+        self.accepts_plain = true;
+        self
+    }
+
+    /// Whether one number names two secrets.
+    pub(crate) fn has_ambiguous_id(&self) -> bool {
+        let mut ids: Vec<u32> = self.ids().collect();
+        ids.sort_unstable();
+        ids.windows(2).any(|pair| pair[0] == pair[1])
+    }
+
+    fn ids(&self) -> impl Iterator<Item = u32> {
+        std::iter::once(self.newest.0).chain(self.previous.iter().map(|(id, _)| *id))
+    }
+
+    fn find(&self, id: u32) -> Option<&XChaCha20Poly1305> {
+        std::iter::once(&self.newest).chain(&self.previous).find(|(known, _)| *known == id).map(|(_, cipher)| cipher)
+    }
+
+    /// Version, number of the secret, nonce; then the kind and the payload, encrypted, and their authentication.
+    pub(super) fn seal(&self, stored: &Key, (tag, payload): (u8, Bytes)) -> Result<SealedOutcome, CorruptOutcome> {
+        let (id, cipher) = &self.newest;
+        // 192 random bits: no counter to keep, and no two meet.
+        let nonce: [u8; 24] = rand::random();
+        let mut head = vec![VERSION];
+        head.extend_from_slice(&id.to_le_bytes());
+        let plain = zeroize::Zeroizing::new([&[tag], &*payload].concat());
+        let sealed = cipher
+            .encrypt(&XNonce::from(nonce), Payload { msg: &plain, aad: &aad(&head, stored) })
+            // Only for more than 256 GiB.
+            .map_err(|_| CorruptOutcome::Content)?;
+        Ok(SealedOutcome::from_stored([&*head, &nonce, &sealed].concat().into()))
+    }
+
+    /// The kind and the payload; `None` for a plain outcome that may be one.
+    pub(super) fn open(&self, stored: &Key, outcome: &SealedOutcome) -> Result<Option<(u8, Bytes)>, CorruptOutcome> {
+        let bytes = outcome.as_stored();
+        match bytes.first() {
+            Some(&VERSION) if bytes.len() < NONCE.end => return Err(CorruptOutcome::TooShort(bytes.len())),
+            Some(&VERSION) => {}
+            _ if self.accepts_plain => return Ok(None),
+            _ => return Err(CorruptOutcome::NotEncrypted),
+        }
+        let short = |_| CorruptOutcome::TooShort(bytes.len());
+        let id = u32::from_le_bytes(bytes[ID].try_into().map_err(short)?);
+        let nonce: [u8; 24] = bytes[NONCE].try_into().map_err(short)?;
+        let cipher = self.find(id).ok_or(CorruptOutcome::UnknownSecret(id))?;
+        let mut plain = cipher
+            .decrypt(&XNonce::from(nonce), Payload { msg: &bytes[NONCE.end..], aad: &aad(&bytes[..ID.end], stored) })
+            .map(Bytes::from)
+            .map_err(|_| CorruptOutcome::NotAuthentic)?;
+        // Something that knows the secret encrypted nothing at all.
+        let tag = *plain.first().ok_or(CorruptOutcome::Content)?;
+        Ok(Some((tag, plain.split_off(1))))
+    }
+}
+
+/// What is authenticated beside the outcome: how it was encrypted, and whose it is.
+fn aad(head: &[u8], stored: &Key) -> Vec<u8> {
+    [head, stored.as_stored().as_bytes()].concat()
+}
+
+impl fmt::Debug for Encryption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Encryption({}", self.newest.0)?;
+        for (at, (id, _)) in self.previous.iter().enumerate() {
+            write!(f, "{}{id}", if at == 0 { ", previously " } else { ", " })?;
+        }
+        f.write_str(")")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn key(name: &str) -> Key {
+        Key::new("s", name).unwrap()
+    }
+
+    fn sealed(encryption: &Encryption) -> SealedOutcome {
+        encryption.seal(&key("k"), (2, Bytes::from_static(b"paid"))).unwrap()
+    }
+
+    #[test]
+    fn what_is_sealed_is_opened_and_never_looks_the_same() {
+        let encryption = Encryption::new(1, &[1; 32]);
+        let (one, other) = (sealed(&encryption), sealed(&encryption));
+        assert_ne!(one, other);
+        assert!(!one.as_stored().windows(4).any(|window| window == b"paid"));
+        assert_eq!(encryption.open(&key("k"), &one), Ok(Some((2, Bytes::from_static(b"paid")))));
+    }
+
+    #[test]
+    fn e13_every_flipped_bit_and_every_prefix_is_an_error() {
+        let encryption = Encryption::new(1, &[1; 32]).previous(0, &[2; 32]).accept_plain();
+        let sealed = sealed(&encryption);
+        let bytes = sealed.as_stored();
+        for bit in 8..bytes.len() * 8 {
+            let mut bytes = bytes.to_vec();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(encryption.open(&key("k"), &SealedOutcome::from_stored(bytes.into())).is_err(), "bit {bit}");
+        }
+        for len in 1..bytes.len() {
+            let prefix = SealedOutcome::from_stored(bytes.slice(..len));
+            assert!(encryption.open(&key("k"), &prefix).is_err(), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn e13_an_outcome_of_another_key_or_secret_is_an_error() {
+        let encryption = Encryption::new(1, &[1; 32]);
+        let sealed = sealed(&encryption);
+        assert_eq!(encryption.open(&key("other"), &sealed), Err(CorruptOutcome::NotAuthentic));
+        assert_eq!(Encryption::new(1, &[2; 32]).open(&key("k"), &sealed), Err(CorruptOutcome::NotAuthentic));
+        assert_eq!(Encryption::new(2, &[1; 32]).open(&key("k"), &sealed), Err(CorruptOutcome::UnknownSecret(1)));
+    }
+
+    #[test]
+    fn a_plain_outcome_is_taken_only_where_that_is_said() {
+        let encryption = Encryption::new(1, &[1; 32]);
+        let plain = SealedOutcome::tombstone(&key("k"));
+        assert_eq!(encryption.open(&key("k"), &plain), Err(CorruptOutcome::NotEncrypted));
+        assert_eq!(encryption.accept_plain().open(&key("k"), &plain), Ok(None));
+    }
+
+    proptest! {
+        #[test]
+        fn e13_any_bytes_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
+            let encryption = Encryption::new(0, &[1; 32]);
+            for head in [vec![], vec![VERSION, 0, 0, 0, 0]] {
+                let stored = SealedOutcome::from_stored([head, bytes.clone()].concat().into());
+                prop_assert!(encryption.open(&key("k"), &stored).is_err());
+            }
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! What the store gets to see: keys as keyed digests, outcomes encrypted.
+//!
+//! Whoever can read the store (a backup, a replica, an administrator) reads the callers' keys and what they were answered.
+//! Two settings, each by itself, take that away:
+//!
+//! - [`KeyHashing`]: the store sees HMAC-SHA-256 of scope and key in place of both, and of the fingerprint too.
+//! - `Encryption` (feature `encryption`): the store sees outcomes encrypted and authenticated, each bound to its key.
+//!
+//! The engine's callers, its observers and its logs see the keys that they know. Both work between the engine and its
+//! backend, message by message, and every step stays the one atomic step that it was.
+//!
+//! ```
+//! # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # fn secret(_: &str) -> [u8; 32] { [7; 32] }
+//! use oncekey::{Engine, Key, Outcome, at_rest::KeyHashing};
+//! use oncekey_backends::MemoryBackend;
+//!
+//! let engine =
+//!     Engine::builder(MemoryBackend::new()).key_hashing(KeyHashing::hmac(secret("idempotency keys"))?).start()?;
+//! let key = Key::new("mail", "ada@example.org")?;
+//! engine.run(key.clone(), &"welcome", |_| async { Ok::<_, std::io::Error>("sent".to_owned()) }).await?;
+//!
+//! let stored = &engine.list(None, 1).await?[0].key;
+//! assert!(stored.is_hashed() && !stored.as_stored().contains("ada"));
+//! assert!(engine.lookup(&key).await?.is_some());
+//! # Ok(()) }
+//! ```
+//!
+//! What this protects from, what it does not, and how secrets are changed: [`guide::security`](crate::guide::security).
+
+#[cfg(feature = "encryption")]
+mod encryption;
+mod hashing;
+mod protected;
+
+#[cfg(feature = "encryption")]
+pub use encryption::Encryption;
+pub use hashing::{KeyHashing, SecretTooShort};
+pub use protected::Protected;
+
+use std::sync::Arc;
+
+use crate::backend::{Backend, OperationFailure, StateView, StoreError, TransactionOperation};
+use crate::record::SealedOutcome;
+use crate::{CorruptOutcome, Fingerprint, Key};
+
+/// The settings of this module together, for a backend that is used without an engine. An engine takes them one by one:
+/// [`EngineBuilder::key_hashing`](crate::EngineBuilder::key_hashing) and `EngineBuilder::encryption`.
+///
+/// ```
+/// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use oncekey::Key;
+/// use oncekey::at_rest::{AtRest, KeyHashing};
+/// use oncekey::backend::{Backend, Lookup};
+/// use oncekey_backends::MemoryBackend;
+///
+/// let at_rest = AtRest::default().key_hashing(KeyHashing::hmac([7; 32])?);
+/// let store = at_rest.protect(MemoryBackend::new());
+/// assert_eq!(store.lookup(Lookup { key: Key::new("mail", 17)? }).await?, None);
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, Default)]
+#[must_use]
+pub struct AtRest {
+    hashing: Option<Arc<KeyHashing>>,
+    #[cfg(feature = "encryption")]
+    encryption: Option<Arc<Encryption>>,
+}
+
+/// A key by its two names.
+#[derive(Clone)]
+struct Names {
+    /// As the caller knows it.
+    plain: Key,
+    /// As the store knows it.
+    stored: Key,
+}
+
+impl AtRest {
+    /// The store sees digests in place of keys.
+    pub fn key_hashing(mut self, hashing: KeyHashing) -> Self {
+        self.hashing = Some(Arc::new(hashing));
+        self
+    }
+
+    /// The store sees outcomes encrypted.
+    #[cfg(feature = "encryption")]
+    pub fn encryption(mut self, encryption: Encryption) -> Self {
+        self.encryption = Some(Arc::new(encryption));
+        self
+    }
+
+    /// The same store, seen through these settings.
+    pub fn protect<B: Backend>(&self, backend: B) -> Protected<B> {
+        Protected::new(backend, self.clone())
+    }
+
+    pub(crate) fn is_on(&self) -> bool {
+        #[cfg(feature = "encryption")]
+        if self.encryption.is_some() {
+            return true;
+        }
+        self.hashing.is_some()
+    }
+
+    /// Whether it can't be told which secret is meant.
+    pub(crate) fn is_ambiguous(&self) -> bool {
+        #[cfg(feature = "encryption")]
+        return self.encryption.as_ref().is_some_and(|encryption| encryption.has_ambiguous_id());
+        #[cfg(not(feature = "encryption"))]
+        false
+    }
+
+    fn names(&self, plain: Key) -> Names {
+        let stored = match &self.hashing {
+            Some(hashing) if !plain.is_hashed() => hashing.hash(&plain),
+            // A key that was read from the store is its own name there.
+            _ => plain.clone(),
+        };
+        Names { plain, stored }
+    }
+
+    fn fingerprint(&self, names: &Names, asked: Fingerprint) -> Fingerprint {
+        match &self.hashing {
+            Some(hashing) => hashing.fingerprint(&names.stored, &asked),
+            None => asked,
+        }
+    }
+
+    /// What the store is given for an outcome that was sealed for the plain key.
+    ///
+    /// The plain form's checksum covers the plain key: it is made anew, or whoever reads the store could try keys on it.
+    fn seal(&self, names: &Names, outcome: &SealedOutcome) -> Result<SealedOutcome, CorruptOutcome> {
+        #[cfg(feature = "encryption")]
+        if let Some(encryption) = &self.encryption {
+            return encryption.seal(&names.stored, outcome.parts(&names.plain)?);
+        }
+        outcome.move_to(&names.plain, &names.stored)
+    }
+
+    /// The outcome of the plain key, from what the store has.
+    fn open(&self, names: &Names, stored: &SealedOutcome) -> Result<SealedOutcome, CorruptOutcome> {
+        #[cfg(feature = "encryption")]
+        if let Some(encryption) = &self.encryption
+            && let Some((tag, payload)) = encryption.open(&names.stored, stored)?
+        {
+            return Ok(SealedOutcome::assemble(&names.plain, tag, |bytes| bytes.extend_from_slice(&payload)));
+        }
+        stored.move_to(&names.stored, &names.plain)
+    }
+
+    /// For eyes: an outcome that can't be opened does not hide the rest of its record, nor the records after it.
+    fn show(&self, names: &Names, state: StateView) -> StateView {
+        match state {
+            StateView::Completed { outcome, expires_in } => {
+                let outcome = self.open(names, &outcome).unwrap_or_else(|_| SealedOutcome::unreadable());
+                StateView::Completed { outcome, expires_in }
+            }
+            other => other,
+        }
+    }
+
+    fn operation(&self, names: Names, operation: TransactionOperation) -> TransactionOperation {
+        let at_rest = self.clone();
+        operation.and_then(move |outcome| at_rest.seal(&names, &outcome).map_err(|_| OperationFailure::RollBack))
+    }
+}
+
+impl From<CorruptOutcome> for StoreError {
+    fn from(corrupt: CorruptOutcome) -> Self {
+        Self::Outcome(corrupt)
+    }
+}

@@ -1,0 +1,12 @@
+//! What an attacker can try: by the requests that he sends, and by the store that he can read or write.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
+
+mod conformance;
+mod floods;
+mod hostile;
+mod logs;
+mod secrets;
+mod stores;
+mod tampered;
+mod tenants;
