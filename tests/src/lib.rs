@@ -4,6 +4,7 @@
 
 pub mod cutter;
 pub mod http;
+pub mod model;
 pub mod process;
 pub mod server;
 pub mod shop;

@@ -1,0 +1,216 @@
+//! What is true of a key, kept beside the store: the promises are checked against it, never against the record alone.
+
+use super::store::{Answer, OPERATORS};
+use super::{Ask, LEASE, Life, Mode, RETENTION, Stored, Transition};
+
+/// The truth about one key.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Ghost {
+    /// Whose claim stands.
+    pub claimant: Option<u8>,
+    /// For how many ticks the store has promised the claim.
+    pub lease: i8,
+    /// The highest attempt of this life of the key.
+    pub attempt: u8,
+    /// Whether the claim has been given to somebody's word.
+    pub held: bool,
+    /// The outcome that stands, and for how many ticks.
+    pub completed: Option<(u8, i8)>,
+    /// How often the effect happened in this life of the key, where it is to happen once.
+    pub effects: u8,
+    /// The first promise that was broken.
+    pub broken: Option<Broken>,
+}
+
+/// A promise that did not hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Broken {
+    /// A claim was granted while another's lease held.
+    TwoOwners,
+    /// An effect that happens at most once happened twice.
+    TwoEffects,
+    /// An outcome changed or went away before its time.
+    OutcomeChanged,
+    /// Somebody changed a record that was not theirs.
+    StaleWrite,
+    /// The holder of a claim was refused.
+    OwnerRefused,
+    /// A takeover did not raise the attempt.
+    AttemptNotRaised,
+    /// A claim that is to be held was taken over.
+    HeldTakenOver,
+    /// The store's answer does not fit what stands there.
+    WrongAnswer,
+    /// A key could not be settled any more.
+    Stuck,
+    /// Another request was taken for the same.
+    FingerprintIgnored,
+}
+
+impl Ghost {
+    fn breaks(&mut self, broken: Broken) {
+        self.broken.get_or_insert(broken);
+    }
+
+    fn ends(&mut self) {
+        *self = Self { broken: self.broken, ..Self::default() };
+    }
+
+    fn completes(&mut self, outcome: u8) {
+        (self.claimant, self.lease, self.held) = (None, 0, false);
+        self.completed = Some((outcome, RETENTION));
+    }
+
+    /// An outside effect happens.
+    pub fn effect(&mut self, mode: Mode) {
+        // Where it may be rerun, nobody counts.
+        self.effects += u8::from(mode != Mode::Rerun);
+        if self.effects > 1 {
+            self.breaks(Broken::TwoEffects);
+        }
+    }
+
+    /// A tick passes.
+    pub fn ages(&mut self) {
+        self.lease = (self.lease - 1).max(0);
+        if let Some((_, left)) = &mut self.completed {
+            *left -= 1;
+            if *left <= 0 {
+                self.ends();
+            }
+        }
+    }
+
+    /// Compares what the store did with a request to what it may do, and tells which transition it was.
+    pub fn observes(
+        &mut self,
+        mode: Mode,
+        ask: Ask,
+        owner: u8,
+        answer: Answer,
+        before: Option<&Stored>,
+        after: Option<&Stored>,
+    ) -> Transition {
+        let rightful = self.claimant == Some(owner);
+        if !rightful && ask != Ask::Acquire && before != after {
+            self.breaks(Broken::StaleWrite);
+        }
+        match answer {
+            Answer::Claimed { attempt, took_over } => return self.claims(mode, owner, attempt, took_over),
+            Answer::Replay(outcome) => {
+                if self.completed.is_none_or(|(stands, _)| stands != outcome) {
+                    self.breaks(Broken::OutcomeChanged);
+                }
+                return Transition::Replay;
+            }
+            Answer::InProgress => {
+                if self.claimant.is_none() || self.lease == 0 {
+                    self.breaks(Broken::WrongAnswer);
+                }
+                return Transition::InProgress;
+            }
+            Answer::Indeterminate => {
+                if mode != Mode::Hold || self.completed.is_some() || (self.lease > 0 && !self.held) {
+                    self.breaks(Broken::WrongAnswer);
+                }
+                self.held = true;
+                return Transition::Lapse;
+            }
+            Answer::Mismatch => self.breaks(Broken::WrongAnswer),
+            Answer::Lost => {
+                if rightful {
+                    self.breaks(Broken::OwnerRefused);
+                }
+                return Transition::StaleRefused;
+            }
+            Answer::RolledBack if !rightful => self.breaks(Broken::WrongAnswer),
+            Answer::RolledBack => return Transition::ProbedUncommitted,
+            Answer::Done | Answer::Committed => {}
+        }
+        match ask {
+            Ask::Renew => {
+                (self.lease, self.held) = (LEASE, false);
+                Transition::Renew
+            }
+            Ask::Complete | Ask::Transact | Ask::Probe if !rightful => {
+                // Said again by the one who said it first.
+                if self.completed.is_some_and(|(stands, _)| stands != owner && stands != OPERATORS) {
+                    self.breaks(Broken::StaleWrite);
+                }
+                if answer == Answer::Committed {
+                    self.effect(mode);
+                }
+                if ask == Ask::Probe { Transition::ProbedCommitted } else { Transition::CompleteRepeated }
+            }
+            Ask::Complete | Ask::Transact | Ask::Probe => {
+                self.completes(owner);
+                if answer == Answer::Committed {
+                    self.effect(mode);
+                }
+                if ask == Ask::Complete { Transition::Complete } else { Transition::Commit }
+            }
+            Ask::Release | Ask::Recover => {
+                self.ends();
+                if after.is_some() {
+                    self.breaks(Broken::WrongAnswer);
+                }
+                if ask == Ask::Release { Transition::Release } else { Transition::Recover }
+            }
+            Ask::Hold => {
+                (self.held, self.lease) = (true, 0);
+                Transition::Hold
+            }
+            Ask::Acquire => {
+                self.breaks(Broken::WrongAnswer);
+                Transition::Claim
+            }
+        }
+    }
+
+    fn claims(&mut self, mode: Mode, owner: u8, attempt: u8, took_over: bool) -> Transition {
+        if self.completed.is_some() {
+            self.breaks(Broken::OutcomeChanged);
+        }
+        let again = self.claimant == Some(owner);
+        if !again && self.claimant.is_some() {
+            if self.lease > 0 {
+                self.breaks(Broken::TwoOwners);
+            }
+            if mode == Mode::Hold {
+                self.breaks(Broken::HeldTakenOver);
+            }
+            if took_over && attempt <= self.attempt {
+                self.breaks(Broken::AttemptNotRaised);
+            }
+        }
+        (self.claimant, self.lease, self.attempt) = (Some(owner), LEASE, attempt);
+        match (again, took_over) {
+            (true, _) => Transition::ClaimRepeated,
+            (false, true) => Transition::Takeover,
+            (false, false) => Transition::Claim,
+        }
+    }
+
+    /// An operator's word was taken, or not.
+    pub fn resolved(&mut self, complete: bool, taken: bool) {
+        if !taken {
+            return self.breaks(Broken::Stuck);
+        }
+        if complete { self.completes(OPERATORS) } else { self.ends() }
+    }
+
+    /// Compares what stands in the store to what should.
+    pub fn compares(&mut self, now: Option<&Stored>) {
+        let stands = now.and_then(|record| match record.life {
+            Life::Completed { outcome, .. } => Some(outcome),
+            _ => None,
+        });
+        if stands != self.completed.map(|(outcome, _)| outcome) {
+            self.breaks(Broken::OutcomeChanged);
+        }
+        // A claim that may be rerun is forgotten when nobody came for it; one to be held never is.
+        if now.is_none() && self.held {
+            self.breaks(Broken::OutcomeChanged);
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! What must hold in every state, and what must happen somewhere.
+
+use stateright::Property;
+
+use super::store::Answer;
+use super::{Ask, Broken, Life, Mode, Phase, Protocol, State};
+
+pub(super) fn all() -> Vec<Property<Protocol>> {
+    vec![
+        Property::always("never two live owners", |_, state| no(state, &[Broken::TwoOwners])),
+        Property::always("an outcome once stored stands for its retention", |_, state| {
+            no(state, &[Broken::OutcomeChanged])
+        }),
+        Property::always("a stale owner changes nothing", |_, state| no(state, &[Broken::StaleWrite])),
+        Property::always("the owner is never refused", |_, state| no(state, &[Broken::OwnerRefused])),
+        Property::always("at most one effect under Hold and in transactions", |_, state| {
+            no(state, &[Broken::TwoEffects])
+        }),
+        Property::always("a takeover raises the attempt, and takes nothing that is held", |_, state| {
+            no(state, &[Broken::AttemptNotRaised, Broken::HeldTakenOver])
+        }),
+        Property::always("answers tell what stands there", |_, state| no(state, &[Broken::WrongAnswer, Broken::Stuck])),
+        Property::always("another fingerprint is refused", another_fingerprint_is_refused),
+        Property::always("an operator's word about another attempt changes nothing", another_attempt_is_not_resolved),
+        Property::always("a stranger changes nothing", strangers_change_nothing),
+        Property::always("every abandoned key can be settled", every_key_settles),
+        // A model in which these never happen shows nothing.
+        Property::sometimes("a process works whose lease has lapsed", |protocol: &Protocol, state: &State| {
+            state.processes.iter().filter_map(|process| process.job.as_ref()).any(|job| {
+                let record = state.records[usize::from(job.key)].as_ref();
+                matches!(job.phase, Phase::Working { .. })
+                    && protocol.store.now(record, job.key).is_some_and(|now| {
+                        now.owner == job.owner
+                            && matches!(now.life, Life::Indeterminate | Life::Claimed { left: ..=0, .. })
+                    })
+            })
+        }),
+        Property::sometimes("two processes work on one key that may be rerun", |_, state: &State| {
+            let working = state.processes.iter().filter_map(|process| process.job.as_ref());
+            let mut keys: Vec<_> =
+                working.filter(|job| matches!(job.phase, Phase::Working { .. })).map(|job| job.key).collect();
+            keys.sort_unstable();
+            keys.windows(2).any(|pair| pair[0] == pair[1])
+        }),
+    ]
+}
+
+fn no(state: &State, broken: &[Broken]) -> bool {
+    !state.ghosts.iter().any(|ghost| ghost.broken.is_some_and(|found| broken.contains(&found)))
+}
+
+fn another_fingerprint_is_refused(protocol: &Protocol, state: &State) -> bool {
+    state.records.iter().zip(0..).all(|(record, key)| {
+        protocol
+            .store
+            .now(record.as_ref(), key)
+            .is_none_or(|_| record.as_ref().is_none_or(|found| protocol.store.refuses_another_fingerprint(found, key)))
+    })
+}
+
+fn another_attempt_is_not_resolved(protocol: &Protocol, state: &State) -> bool {
+    state.records.iter().zip(0..).all(|(record, key)| {
+        record.as_ref().is_none_or(|found| {
+            let (after, resolved) = protocol.store.resolve(Some(found), key, found.attempt + 1, true);
+            !resolved && after.as_ref() == Some(found)
+        })
+    })
+}
+
+/// One who never claimed the key may ask for all that an owner may.
+fn strangers_change_nothing(protocol: &Protocol, state: &State) -> bool {
+    const STRANGER: u8 = 200;
+    state.records.iter().zip(0..).all(|(record, key)| {
+        [Ask::Renew, Ask::Complete, Ask::Transact, Ask::Release, Ask::Hold].into_iter().all(|ask| {
+            let (after, answer) = protocol.store.take(record.as_ref(), ask, key, STRANGER);
+            after == *record && answer == Answer::Lost
+        })
+    })
+}
+
+/// If all processes vanish now and all messages with them, then time, one caller and, where the effect is in doubt, one
+/// operator are enough to settle every key.
+fn every_key_settles(protocol: &Protocol, state: &State) -> bool {
+    const NEWCOMER: u8 = 201;
+    state.records.iter().zip(0..).all(|(record, key)| {
+        let mut record = record.clone();
+        for _ in 0..super::LEASE {
+            record = record.map(super::Stored::aged);
+        }
+        let (after, answer) = protocol.store.take(record.as_ref(), Ask::Acquire, key, NEWCOMER);
+        let answer = match answer {
+            Answer::Indeterminate if protocol.store.mode(key) == Mode::Hold => {
+                let attempt = after.as_ref().map_or(0, |found| found.attempt);
+                let (after, resolved) = protocol.store.resolve(after.as_ref(), key, attempt, false);
+                if !resolved {
+                    return false;
+                }
+                protocol.store.take(after.as_ref(), Ask::Acquire, key, NEWCOMER).1
+            }
+            other => other,
+        };
+        matches!(answer, Answer::Claimed { .. } | Answer::Replay(_))
+    })
+}

@@ -1,0 +1,411 @@
+//! The store's side: the real transitions, on records in relative time.
+
+use std::time::Duration;
+
+use oncekey::backend::{Acquire, Acquired, Complete, Completed, Hold, Release, Renew, Resolution, Resolve, Resolved};
+use oncekey::record::transition::{self, Step, Write};
+use oncekey::record::{ABANDONED_CLAIM_KEPT, Attempt, Owner, PayloadKind, Record, SealedOutcome, State, StoreTime};
+use oncekey::{Fingerprint, Key, OnAbandoned};
+
+use super::{Ask, Mode};
+
+/// Ticks that a claim holds without a renewal.
+pub const LEASE: i8 = 2;
+/// Ticks that an outcome is kept.
+pub const RETENTION: i8 = 2;
+/// Ticks that a lapsed claim is kept that may be rerun.
+pub const KEPT: i8 = 2;
+
+const TICK: Duration = Duration::from_millis(ABANDONED_CLAIM_KEPT.as_millis() as u64 / KEPT as u64);
+/// The store's time at every step: records move instead.
+const NOW: StoreTime = StoreTime::from_millis(1_000 * TICK.as_millis() as u64);
+/// The outcome that an operator gives, beside those that owners do.
+pub(super) const OPERATORS: u8 = u8::MAX;
+
+/// A record, with what is left of its times.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Stored {
+    /// The fencing token.
+    pub attempt: u8,
+    /// The holder of the last claim.
+    pub owner: u8,
+    /// Where in its life it is.
+    pub life: Life,
+}
+
+/// A record's state, in ticks from now.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Life {
+    /// In progress; below zero since the lease has lapsed.
+    Claimed {
+        /// Ticks left of the lease.
+        left: i8,
+        /// Whether its lapse makes it indeterminate.
+        hold: bool,
+    },
+    /// Completed.
+    Completed {
+        /// Whose outcome it is.
+        outcome: u8,
+        /// Ticks left of the retention.
+        left: i8,
+    },
+    /// It waits for somebody's word.
+    Indeterminate,
+}
+
+impl Stored {
+    /// The record one tick later. What is far enough in the past stands still.
+    #[must_use]
+    pub fn aged(mut self) -> Self {
+        match &mut self.life {
+            Life::Claimed { left, .. } => *left = (*left - 1).max(-KEPT),
+            Life::Completed { left, .. } => *left = (*left - 1).max(0),
+            Life::Indeterminate => {}
+        }
+        self
+    }
+}
+
+/// An error planted in the store's steps: a model that does not notice is worth nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mutation {
+    /// A completion is taken from whoever sends it.
+    CompleteByAnyone,
+    /// A release is taken from whoever sends it.
+    ReleaseByAnyone,
+    /// A renewal is taken from whoever sends it.
+    RenewByAnyone,
+    /// A takeover keeps the attempt of the claim before.
+    AttemptNotRaised,
+    /// A lapsed claim to be held is taken over.
+    HoldRerun,
+    /// A claim is granted while another holds.
+    ClaimedWhileHeld,
+    /// A repeated completion writes once more.
+    CompletedTwice,
+    /// A completed key is claimed again.
+    CompletedForgotten,
+    /// A release leaves the claim where it is.
+    ReleaseLeavesTheClaim,
+    /// A purge takes lapsed claims before their time.
+    PurgeTakesClaims,
+    /// An operator's word is taken about whichever claim is there.
+    ResolveAnything,
+    /// An owner whose lease lapsed is refused though nobody took over.
+    LateOwnerRefused,
+    /// An unknown commit is sent again as if it had not happened.
+    CommitRepeatedBlindly,
+    /// Another fingerprint is taken for the same.
+    FingerprintIgnored,
+}
+
+impl Mutation {
+    /// All of them.
+    pub const ALL: [Self; 14] = [
+        Self::CompleteByAnyone,
+        Self::ReleaseByAnyone,
+        Self::RenewByAnyone,
+        Self::AttemptNotRaised,
+        Self::HoldRerun,
+        Self::ClaimedWhileHeld,
+        Self::CompletedTwice,
+        Self::CompletedForgotten,
+        Self::ReleaseLeavesTheClaim,
+        Self::PurgeTakesClaims,
+        Self::ResolveAnything,
+        Self::LateOwnerRefused,
+        Self::CommitRepeatedBlindly,
+        Self::FingerprintIgnored,
+    ];
+}
+
+/// What the store answers, with all that the ghost wants to know of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Answer {
+    /// The claim is the sender's.
+    Claimed {
+        /// The fencing token.
+        attempt: u8,
+        /// Whether a lapsed claim was taken over.
+        took_over: bool,
+    },
+    /// Another holds it.
+    InProgress,
+    /// It was done before.
+    Replay(u8),
+    /// Something else was asked.
+    Mismatch,
+    /// Nobody knows.
+    Indeterminate,
+    /// Done as asked.
+    Done,
+    /// The transaction ran: its effect and its outcome are there.
+    Committed,
+    /// The transaction is known not to have been committed.
+    RolledBack,
+    /// The claim is not the sender's.
+    Lost,
+}
+
+/// The real steps with a translation on either side.
+#[derive(Debug)]
+pub struct Store {
+    keys: Vec<(Key, Mode)>,
+    mutation: Option<Mutation>,
+}
+
+impl Store {
+    /// A store of these keys.
+    pub fn new(modes: &[Mode], mutation: Option<Mutation>) -> Self {
+        let keys = modes.iter().enumerate().map(|(at, mode)| (Key::new("model", at).unwrap(), *mode)).collect();
+        Self { keys, mutation }
+    }
+
+    /// What is done under a key.
+    pub fn mode(&self, key: u8) -> Mode {
+        self.keys[usize::from(key)].1
+    }
+
+    pub(super) fn is(&self, mutation: Mutation) -> bool {
+        self.mutation == Some(mutation)
+    }
+
+    fn key(&self, key: u8) -> Key {
+        self.keys[usize::from(key)].0.clone()
+    }
+
+    /// Takes a request, and gives what is stored afterwards.
+    pub fn take(&self, found: Option<&Stored>, ask: Ask, key: u8, owner: u8) -> (Option<Stored>, Answer) {
+        let record = found.map(|stored| self.real(key, stored));
+        let found_record = record.as_ref();
+        let owner = by(owner);
+        match ask {
+            Ask::Acquire => {
+                let step = self.acquire(found_record, key, owner, fingerprint());
+                done(found, step, |answer| acquired(&answer))
+            }
+            Ask::Renew => {
+                let owner = self.owner_for(Mutation::RenewByAnyone, found_record, owner);
+                let step = transition::renew(
+                    found_record,
+                    NOW,
+                    &Renew { key: self.key(key), owner, lease: TICK * LEASE as u32 },
+                );
+                let step = self.refuse_late(found_record, step, oncekey::backend::Renewed::Lost);
+                done(found, step, |answer| done_if(answer == oncekey::backend::Renewed::Renewed))
+            }
+            Ask::Complete => {
+                let step = self.complete(found_record, key, owner);
+                done(found, step, |answer| done_if(answer == Completed::Stored))
+            }
+            Ask::Transact => {
+                let step = self.complete(found_record, key, owner);
+                let committed = matches!(step.write, Write::Put(_));
+                done(found, step, |answer| match answer {
+                    Completed::Stored if committed => Answer::Committed,
+                    Completed::Stored => Answer::Done,
+                    Completed::Lost => Answer::Lost,
+                })
+            }
+            Ask::Probe => {
+                let step = self.complete(found_record, key, owner);
+                let would_commit = matches!(step.write, Write::Put(_));
+                let step = Step { write: Write::Nothing, answer: step.answer };
+                done(found, step, |answer| match answer {
+                    Completed::Stored if would_commit => Answer::RolledBack,
+                    Completed::Stored => Answer::Done,
+                    Completed::Lost => Answer::Lost,
+                })
+            }
+            Ask::Release | Ask::Recover => {
+                let owner = self.owner_for(Mutation::ReleaseByAnyone, found_record, owner);
+                let mut step = transition::release(found_record, NOW, &Release { key: self.key(key), owner });
+                if self.is(Mutation::ReleaseLeavesTheClaim) {
+                    step.write = Write::Nothing;
+                }
+                done(found, step, |answer| done_if(answer == oncekey::backend::Released::Released))
+            }
+            Ask::Hold => {
+                let step = transition::hold(found_record, NOW, &Hold { key: self.key(key), owner });
+                done(found, step, |answer| done_if(answer == oncekey::backend::Held::Held))
+            }
+        }
+    }
+
+    fn acquire(&self, found: Option<&Record>, key: u8, owner: Owner, asked: Fingerprint) -> Step<Acquired> {
+        let on_abandoned = if self.mode(key) == Mode::Hold { OnAbandoned::Hold } else { OnAbandoned::Rerun };
+        let message =
+            Acquire { key: self.key(key), fingerprint: asked, owner, lease: TICK * LEASE as u32, on_abandoned };
+        let mut found = found.cloned();
+        if let Some(record) = &mut found {
+            match &mut record.state {
+                State::InProgress { on_abandoned, .. } if self.is(Mutation::HoldRerun) => {
+                    *on_abandoned = OnAbandoned::Rerun;
+                }
+                State::InProgress { lease_until, .. } if self.is(Mutation::ClaimedWhileHeld) => *lease_until = NOW,
+                State::Completed { expires_at, .. } if self.is(Mutation::CompletedForgotten) => *expires_at = NOW,
+                _ => {}
+            }
+            if self.is(Mutation::FingerprintIgnored) {
+                record.fingerprint = asked;
+            }
+        }
+        let mut step = transition::acquire(found.as_ref(), NOW, &message);
+        if self.is(Mutation::AttemptNotRaised)
+            && let (Write::Put(record), Acquired::Claimed { attempt, took_over: true }) =
+                (&mut step.write, &mut step.answer)
+        {
+            *attempt = Attempt::new(attempt.get() - 1);
+            record.attempt = *attempt;
+        }
+        step
+    }
+
+    fn complete(&self, found: Option<&Record>, key: u8, owner: Owner) -> Step<Completed> {
+        let outcome = self.outcome(key, owner.as_bytes()[0]);
+        let mut found = found.cloned();
+        if let Some(record) = &mut found {
+            if self.is(Mutation::CompleteByAnyone) {
+                record.owner = owner;
+            }
+            let repeats = self.is(Mutation::CompletedTwice) || self.is(Mutation::CommitRepeatedBlindly);
+            if repeats && matches!(record.state, State::Completed { .. }) && record.owner == owner {
+                record.state = State::Indeterminate;
+            }
+        }
+        let message = Complete { key: self.key(key), owner, outcome, retention: TICK * RETENTION as u32 };
+        let step = transition::complete(found.as_ref(), NOW, &message);
+        self.refuse_late(found.as_ref(), step, Completed::Lost)
+    }
+
+    fn owner_for(&self, mutation: Mutation, found: Option<&Record>, owner: Owner) -> Owner {
+        found.filter(|_| self.is(mutation)).map_or(owner, |record| record.owner)
+    }
+
+    fn refuse_late<T>(&self, found: Option<&Record>, step: Step<T>, lost: T) -> Step<T> {
+        let late = found
+            .is_some_and(|record| matches!(record.state, State::InProgress { lease_until, .. } if lease_until <= NOW));
+        if self.is(Mutation::LateOwnerRefused) && late {
+            return Step { write: Write::Nothing, answer: lost };
+        }
+        step
+    }
+
+    /// Takes an operator's word on a key.
+    pub fn resolve(&self, found: Option<&Stored>, key: u8, attempt: u8, complete: bool) -> (Option<Stored>, bool) {
+        let record = found.map(|stored| self.real(key, stored));
+        let with = if complete {
+            Resolution::Complete { outcome: self.outcome(key, OPERATORS), retention: TICK * RETENTION as u32 }
+        } else {
+            Resolution::Release
+        };
+        let attempt = (!self.is(Mutation::ResolveAnything)).then(|| Attempt::new(attempt.into()));
+        let step = transition::resolve(record.as_ref(), NOW, &Resolve { key: self.key(key), attempt, with });
+        let resolved = step.answer == Resolved::Resolved;
+        (done(found, step, |_| Answer::Done).0, resolved)
+    }
+
+    /// The record as it stands now: expired is absent, a lapsed claim to be held is indeterminate.
+    pub fn now(&self, found: Option<&Stored>, key: u8) -> Option<Stored> {
+        self.real(key, found?).at(NOW).map(|record| modelled(&record))
+    }
+
+    /// What a purge leaves of a record.
+    pub fn purged(&self, found: Option<&Stored>, key: u8) -> Option<Stored> {
+        let lapsed = matches!(found, Some(Stored { life: Life::Claimed { left: ..=0, .. }, .. }));
+        if lapsed && self.is(Mutation::PurgeTakesClaims) {
+            return None;
+        }
+        self.now(found, key)
+    }
+
+    /// Whether asking for something else under a used key is refused, and changes nothing.
+    pub fn refuses_another_fingerprint(&self, found: &Stored, key: u8) -> bool {
+        let record = self.real(key, found);
+        let step = self.acquire(Some(&record), key, by(OPERATORS), Fingerprint::of(b"something else"));
+        step == Step { write: Write::Nothing, answer: Acquired::Mismatch }
+    }
+
+    fn outcome(&self, key: u8, whose: u8) -> SealedOutcome {
+        SealedOutcome::seal(&self.keys[usize::from(key)].0, PayloadKind::Json, |bytes| bytes.push(whose))
+    }
+
+    fn real(&self, key: u8, stored: &Stored) -> Record {
+        let state = match stored.life {
+            Life::Claimed { left, hold } => State::InProgress {
+                lease_until: in_ticks(left),
+                on_abandoned: if hold { OnAbandoned::Hold } else { OnAbandoned::Rerun },
+            },
+            Life::Completed { outcome, left } => {
+                State::Completed { outcome: self.outcome(key, outcome), expires_at: in_ticks(left) }
+            }
+            Life::Indeterminate => State::Indeterminate,
+        };
+        Record {
+            fingerprint: fingerprint(),
+            attempt: Attempt::new(stored.attempt.into()),
+            owner: by(stored.owner),
+            state,
+        }
+    }
+}
+
+fn modelled(record: &Record) -> Stored {
+    let life = match &record.state {
+        State::InProgress { lease_until, on_abandoned } => {
+            Life::Claimed { left: ticks_to(*lease_until), hold: *on_abandoned == OnAbandoned::Hold }
+        }
+        State::Completed { outcome, expires_at } => {
+            Life::Completed { outcome: whose(outcome), left: ticks_to(*expires_at) }
+        }
+        State::Indeterminate => Life::Indeterminate,
+    };
+    Stored { attempt: record.attempt.get() as u8, owner: record.owner.as_bytes()[0], life }
+}
+
+fn acquired(answer: &Acquired) -> Answer {
+    match answer {
+        Acquired::Claimed { attempt, took_over } => {
+            Answer::Claimed { attempt: attempt.get() as u8, took_over: *took_over }
+        }
+        Acquired::InProgress { .. } => Answer::InProgress,
+        Acquired::Completed { outcome } => Answer::Replay(whose(outcome)),
+        Acquired::Mismatch => Answer::Mismatch,
+        Acquired::Indeterminate { .. } => Answer::Indeterminate,
+    }
+}
+
+fn done<T>(found: Option<&Stored>, step: Step<T>, answer: impl Fn(T) -> Answer) -> (Option<Stored>, Answer) {
+    let stored = match &step.write {
+        Write::Nothing => found.cloned(),
+        Write::Put(record) => Some(modelled(record)),
+        Write::Delete => None,
+    };
+    (stored, answer(step.answer))
+}
+
+fn by(owner: u8) -> Owner {
+    Owner::from_bytes([owner; Owner::LEN])
+}
+
+fn fingerprint() -> Fingerprint {
+    Fingerprint::from_bytes([7; Fingerprint::LEN])
+}
+
+/// The one byte that an outcome is made of here, behind its header.
+fn whose(outcome: &SealedOutcome) -> u8 {
+    *outcome.as_stored().last().unwrap()
+}
+
+fn in_ticks(left: i8) -> StoreTime {
+    StoreTime::from_millis(NOW.as_millis().wrapping_add_signed(i64::from(left) * TICK.as_millis() as i64))
+}
+
+fn ticks_to(time: StoreTime) -> i8 {
+    ((time.as_millis() as i64 - NOW.as_millis() as i64) / TICK.as_millis() as i64) as i8
+}
+
+fn done_if(yes: bool) -> Answer {
+    if yes { Answer::Done } else { Answer::Lost }
+}
