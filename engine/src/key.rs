@@ -2,7 +2,9 @@
 
 use std::fmt::{self, Display, Write as _};
 use std::hash::{BuildHasher, Hash, Hasher};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
+#[cfg(not(feature = "simulation"))]
+use std::sync::LazyLock;
 
 /// The longest scope and the longest caller's key, in bytes. Stripe's limit for `Idempotency-Key` is the same.
 pub const MAX_PART_LEN: usize = 255;
@@ -79,7 +81,11 @@ impl Display for KeyPart {
 
 /// One seed for the process: every table that looks a key up shares its hash, and no caller can choose keys that
 /// collide in them.
+#[cfg(not(feature = "simulation"))]
 static HASHER: LazyLock<foldhash::quality::RandomState> = LazyLock::new(foldhash::quality::RandomState::default);
+/// The same in every run, so that a simulation meets its keys in the same order again.
+#[cfg(feature = "simulation")]
+static HASHER: foldhash::quality::FixedState = foldhash::quality::FixedState::with_seed(0);
 
 impl Key {
     /// Names an operation by its scope and its idempotency key.

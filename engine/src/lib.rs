@@ -76,12 +76,14 @@
 //! - `web`: the actix-web middleware.
 //! - `encryption`: encryption of stored outcomes.
 //! - `conformance`: the suite for authors of backends.
+//! - `simulation`: chance that a test can seed, for whoever tests with an engine on a virtual clock.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod at_rest;
 pub mod backend;
 mod bridge;
 mod call;
+mod chance;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod detach;
@@ -99,6 +101,8 @@ pub mod record;
 mod resting;
 mod scopes;
 mod shared;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod supervisor;
 #[cfg(feature = "web")]
 pub mod web;

@@ -2,15 +2,17 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::CallPolicy;
 use crate::at_rest::AtRest;
 use crate::event::Events;
 use crate::node::Node;
 use crate::reconcile::Reconciler;
+use crate::{CallPolicy, chance};
 
 /// Fixed when the engine starts.
 #[derive(Debug)]
@@ -104,7 +106,7 @@ impl Shared {
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let due = self.next_purge.load(Ordering::Relaxed);
         // Processes that share a store drift apart by the jitter.
-        let next = now.saturating_add((every.as_millis() as f64 * rand::random_range(0.8..1.2)) as u64);
+        let next = now.saturating_add((every.as_millis() as f64 * chance::between(0.8, 1.2)) as u64);
         now >= due && self.next_purge.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }

@@ -1,9 +1,10 @@
 //! A lock that follows a claim held elsewhere, so that callers here hear of its end.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::prelude::*;
+use tokio::time::Instant;
 
 use super::{Answered, Bring, KeyLock, Role};
 use crate::backend::{Changed, Reply, Request, StoreError, Watch};

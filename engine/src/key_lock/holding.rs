@@ -1,9 +1,10 @@
 //! A lock that holds a claim: heartbeat, settlement, and what follows when the store does not answer.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::prelude::*;
+use tokio::time::Instant;
 use tracing::warn;
 
 use super::{Abandon, Answered, Bring, Confirm, KeyLock, LockAddr, Role, Settle, Tick};
@@ -13,7 +14,7 @@ use crate::backend::{
 };
 use crate::call::{Answer, Settled, Settlement};
 use crate::record::{Owner, SealedOutcome};
-use crate::{Error, EventKind, OnAbandoned};
+use crate::{Error, EventKind, OnAbandoned, chance};
 
 /// A claim that the store has granted to this lock, or may have.
 pub(crate) struct Holding {
@@ -319,7 +320,7 @@ impl KeyLock {
         if matches!(step, SettlingStep::Release | SettlingStep::Hold) {
             self.tell_holder(Ok(Settled::Done));
         }
-        let pause = Duration::from_millis(20 << tries.min(6)).mul_f64(rand::random_range(0.5..1.0));
+        let pause = Duration::from_millis(20 << tries.min(6)).mul_f64(chance::between(0.5, 1.0));
         self.may_rest = false;
         ctx.run_later(pause, move |lock_actor, _| lock_actor.settle_step(lock));
     }

@@ -15,9 +15,9 @@ mod reconciling;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
 
 use actix::prelude::*;
+use tokio::time::Instant;
 
 use crate::backend::{
     Changed, Completed, CompletedInTransaction, Held, Released, Renewed, Request, Resolved, StoreError,

@@ -21,7 +21,7 @@ pub use outcome::{CorruptOutcome, Payload, PayloadKind, SealedOutcome};
 use std::fmt;
 use std::time::Duration;
 
-use crate::{Fingerprint, OnAbandoned};
+use crate::{Fingerprint, OnAbandoned, chance};
 
 /// Milliseconds by the store's clock. Where the clock starts is the store's affair: only differences count.
 ///
@@ -118,7 +118,7 @@ impl Owner {
 
     /// A new owner.
     pub fn random() -> Self {
-        Self(rand::random())
+        Self(chance::bits())
     }
 
     /// The bits, as a store keeps them.

@@ -1,9 +1,10 @@
 //! Asking the store for a key, and what its answer leads to.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::prelude::*;
+use tokio::time::Instant;
 
 use super::Supervisor;
 use crate::backend::{Acquire, Acquired, Reply, Request, StoreError};

@@ -9,10 +9,11 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::prelude::*;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tracing::{debug, error};
 
 use crate::backend::{Persist, Purge, Purged, Reply, Request, StoreError};
