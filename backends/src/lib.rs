@@ -6,6 +6,7 @@
 //! | [`SqliteBackend`] | `sqlite` | the processes of one machine | kill -9; with `synchronous=FULL`, the default, a power cut |
 //! | `PostgresBackend` | `postgres` | all that reach the server | what the server does |
 //! | `MysqlBackend` | `mysql` | all that reach the server (MySQL or MariaDB) | what the server does |
+//! | `RedisBackend` | `redis` | all that reach the server (Redis or Valkey) | what the server does, which is less: see its page |
 //!
 //! Each passes the public conformance suite, `oncekey::conformance`. The engine's
 //! guide to choosing a store says what each keeps in which failure.
@@ -32,6 +33,8 @@ mod memory;
 pub mod mysql;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+#[cfg(feature = "redis")]
+pub mod redis;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod sql;
 #[cfg(feature = "sqlite")]
@@ -39,6 +42,8 @@ pub mod sqlite;
 
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 pub use complete_in::CompleteInError;
+#[cfg(feature = "redis")]
+pub use self::redis::RedisBackend;
 #[cfg(feature = "memory")]
 pub use memory::{MemoryBackend, MemoryBackendBuilder};
 #[cfg(feature = "mysql")]

@@ -5,9 +5,11 @@
 
 mod mariadb;
 mod postgres;
+mod redis;
 
 pub use mariadb::MariaDb;
 pub use postgres::Postgres;
+pub use redis::{Redis, RedisCluster, RedisSentinel};
 
 use std::ffi::OsStr;
 use std::fs::Permissions;

@@ -52,7 +52,10 @@ fn e13_a_bad_store_is_one_clear_line_and_exit_code_2() {
         ("postgres://user:secret@127.0.0.1:1/db", "PostgreSQL"),
         ("postgres://user:secret@[/db", "PostgreSQL"),
         ("mysql://user:secret@127.0.0.1:1/db", "MySQL"),
-        ("redis+cluster://:secret@nowhere", "not built in"),
+        ("redis://:secret@127.0.0.1:1/0", "Redis"),
+        ("redis://:secret@[/0", "Redis"),
+        ("redis+cluster://:secret@127.0.0.1:1", "Redis"),
+        ("redis+sentinel://:secret@127.0.0.1:1/main", "Redis"),
         ("sqlite:/proc/keys.db", "/proc/keys.db"),
     ] {
         let (told, code) = start_badly(folder.path(), &["--store", url]);

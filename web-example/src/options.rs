@@ -14,7 +14,7 @@ pub(crate) struct Options {
     /// Where to listen; port 0 takes a free one
     #[arg(long, env = "ONCEKEY_BIND", default_value = "127.0.0.1:8080")]
     pub(crate) bind: SocketAddr,
-    /// Where the idempotency records are: memory:, sqlite:PATH, postgres://… or mysql://…
+    /// Where the idempotency records are: memory:, sqlite:PATH, postgres://…, mysql://… or redis://…
     // A URL may hold a password, which the help must not print.
     #[arg(
         long,

@@ -8,6 +8,7 @@ use oncekey::backend::Backend;
 use oncekey::{Engine, EngineBuilder, OnInProgress, StartError};
 use oncekey_backends::mysql::{MysqlBackend, MysqlOpenError};
 use oncekey_backends::postgres::{PostgresBackend, PostgresOpenError};
+use oncekey_backends::redis::{RedisBackend, RedisOpenError};
 use oncekey_backends::{MemoryBackend, SqliteBackend, SqliteOpenError};
 
 use crate::options::Options;
@@ -44,9 +45,10 @@ impl std::fmt::Debug for Home {
 /// Why there is no store. A URL may hold a password, and is never shown.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
-    #[error("--store {0}: is not built in; there are memory:, sqlite:PATH, postgres://… and mysql://…")]
-    NotBuiltIn(&'static str),
-    #[error("--store takes a URL such as memory: or sqlite:PATH; this is none of the schemes that it knows")]
+    #[error(
+        "--store takes a URL such as memory:, sqlite:PATH, postgres://…, mysql://… or redis://…; this is none of the \
+         schemes that it knows"
+    )]
     UnknownScheme,
     #[error("--store sqlite: needs a path, as in sqlite:oncekey.db")]
     NoPath,
@@ -58,6 +60,8 @@ pub(crate) enum StoreError {
     Postgres(#[from] PostgresOpenError),
     #[error("--store can't be opened: {0}")]
     Mysql(#[from] MysqlOpenError),
+    #[error("--store can't be opened: {0}")]
+    Redis(#[from] RedisOpenError),
     #[error("the settings can't work: {0}")]
     Settings(#[from] StartError),
 }
@@ -69,6 +73,7 @@ enum Named {
     Sqlite(PathBuf),
     Postgres,
     Mysql,
+    Redis,
 }
 
 fn parse(url: &str) -> Result<Named, StoreError> {
@@ -81,10 +86,8 @@ fn parse(url: &str) -> Result<Named, StoreError> {
         "sqlite" => Ok(Named::Sqlite(PathBuf::from(rest.strip_prefix("//").unwrap_or(rest)))),
         "postgres" | "postgresql" => Ok(Named::Postgres),
         "mysql" => Ok(Named::Mysql),
-        "redis" => Err(StoreError::NotBuiltIn("redis")),
-        "rediss" => Err(StoreError::NotBuiltIn("rediss")),
-        "redis+cluster" => Err(StoreError::NotBuiltIn("redis+cluster")),
-        "redis+sentinel" => Err(StoreError::NotBuiltIn("redis+sentinel")),
+        "redis" | "rediss" | "redis+unix" | "unix" => Ok(Named::Redis),
+        "redis+cluster" | "rediss+cluster" | "redis+sentinel" | "rediss+sentinel" => Ok(Named::Redis),
         _ => Err(StoreError::UnknownScheme),
     }
 }
@@ -124,6 +127,12 @@ impl Store {
                     is_shared: true,
                 })
             }
+            Named::Redis => Ok(Self {
+                engine: start(Engine::builder(RedisBackend::open(&options.store).await?), options)?,
+                name: "Redis".to_owned(),
+                home: Home::File(options.shop_db.clone()),
+                is_shared: false,
+            }),
         }
     }
 }
@@ -155,9 +164,7 @@ mod tests {
 
     #[test]
     fn a_bad_url_is_told_without_its_password() {
-        for bad in
-            ["", "memory", "memory:x", "sqlite:", "sqlite://", "keys.db", "ftp://u:secret@h/", "redis://u:secret@h/"]
-        {
+        for bad in ["", "memory", "memory:x", "sqlite:", "sqlite://", "keys.db", "ftp://u:secret@h/"] {
             let told = parse(bad).unwrap_err().to_string();
             assert!(told.starts_with("--store") && !told.contains("secret") && !told.contains('\n'), "{bad}: {told}");
         }

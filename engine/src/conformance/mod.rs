@@ -60,17 +60,30 @@ use crate::{Engine, EngineBuilder, Fingerprint, Key, OnAbandoned};
 pub struct Capabilities {
     /// It can run an operation in the transaction that completes its record.
     pub transactions: bool,
+    /// It removes expired records without being told to: a purge finds nothing to do.
+    pub expires_by_itself: bool,
 }
 
 impl Capabilities {
-    /// Everything.
+    /// Everything, and expired records wait for a purge.
     pub fn all() -> Self {
-        Self { transactions: true }
+        Self { transactions: true, expires_by_itself: false }
     }
 
     /// Everything but [`transactions`](Self::transactions).
     pub fn without_transactions() -> Self {
-        Self { transactions: false }
+        Self { transactions: false, ..Self::all() }
+    }
+
+    /// The same, and expired records go without a purge.
+    ///
+    /// ```
+    /// # use oncekey::conformance::Capabilities;
+    /// assert!(Capabilities::all().expiring_by_itself().expires_by_itself);
+    /// ```
+    #[must_use]
+    pub fn expiring_by_itself(self) -> Self {
+        Self { expires_by_itself: true, ..self }
     }
 }
 

@@ -1,0 +1,333 @@
+//! An arbiter's connection: opened when it is needed, shared by all that is under way, dropped when it falls silent.
+
+use std::time::{Duration, Instant};
+
+use oncekey::backend::StoreError;
+use parking_lot::Mutex;
+use redis::aio::{MultiplexedConnection, PubSub};
+use redis::cluster::ClusterClient;
+use redis::cluster_async::ClusterConnection;
+use redis::sentinel::SentinelClient;
+use redis::{Client, Cmd, Pipeline, RedisError, RedisResult, ServerError, Value};
+use tokio::time::{sleep, timeout};
+use tracing::{debug, warn};
+
+use super::address::{Address, Topology, without_timeouts};
+use super::cluster;
+use super::error::{failed, refused};
+
+/// The longest pause between two tries to connect.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// A call that is dropped before it was answered says nothing of its connection, unless that was silent for so long.
+const SUSPICIOUS: Duration = Duration::from_millis(200);
+
+/// How long things may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) connect: Duration,
+    pub(super) response: Duration,
+}
+
+/// A connection. Clones share it.
+#[derive(Clone)]
+pub(super) enum Connection {
+    Single(MultiplexedConnection),
+    Cluster(ClusterConnection),
+}
+
+/// What connections are made by.
+enum Maker {
+    Single(Client),
+    Sentinel(SentinelClient),
+    Cluster(ClusterClient),
+}
+
+/// The way to the store. It belongs to one arbiter, since a connection lives on the runtime that opened it.
+pub(super) struct Link {
+    address: Address,
+    limits: Limits,
+    current: Mutex<Current>,
+    /// Held while a connection is made: one tries, and the others wait for what comes of it.
+    connecting: tokio::sync::Mutex<Option<Maker>>,
+}
+
+struct Current {
+    connection: Option<Connection>,
+    /// Counts connections, so that a call drops none but the one that it used.
+    number: u64,
+    heard: Instant,
+    /// Tries that failed since the last success, and what the last one met.
+    failures: u32,
+    last_failure: Option<(Instant, StoreError)>,
+}
+
+impl Link {
+    pub(super) fn new(address: Address, limits: Limits) -> Self {
+        let current = Current { connection: None, number: 0, heard: Instant::now(), failures: 0, last_failure: None };
+        Self { address, limits, current: Mutex::new(current), connecting: tokio::sync::Mutex::new(None) }
+    }
+
+    /// Another link of the same kind, for another arbiter.
+    pub(super) fn another(&self) -> Self {
+        Self::new(self.address.clone(), self.limits)
+    }
+
+    pub(super) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self.address.topology, Topology::Cluster)
+    }
+
+    /// The connection that there is, or a new one.
+    async fn connection(&self) -> Result<(u64, Connection), StoreError> {
+        let ready = |current: &Current| current.connection.clone().map(|connection| (current.number, connection));
+        if let Some(found) = ready(&self.current.lock()) {
+            return Ok(found);
+        }
+        let asked = Instant::now();
+        let mut maker = self.connecting.lock().await;
+        let pause = {
+            let current = self.current.lock();
+            if let Some(found) = ready(&current) {
+                return Ok(found);
+            }
+            match &current.last_failure {
+                // Who waited while another tried has its answer.
+                Some((at, error)) if *at > asked => return Err(error.clone()),
+                Some((at, _)) => (*at + pause_after(current.failures)).saturating_duration_since(asked),
+                None => Duration::ZERO,
+            }
+        };
+        sleep(pause).await;
+        let made = match timeout(self.limits.connect, self.make(&mut maker)).await {
+            Ok(made) => made.map_err(|error| refused_connection(&error)),
+            Err(_) => Err(StoreError::unavailable(format!("no connection within {:?}", self.limits.connect))),
+        };
+        let mut current = self.current.lock();
+        match made {
+            Ok(connection) => {
+                current.number += 1;
+                (current.failures, current.last_failure, current.heard) = (0, None, Instant::now());
+                current.connection = Some(connection.clone());
+                Ok((current.number, connection))
+            }
+            Err(error) => {
+                if current.failures == 0 {
+                    warn!(server = %self.address.name(), %error, "Redis can't be reached; it is tried again and again");
+                }
+                current.failures = current.failures.saturating_add(1);
+                current.last_failure = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    async fn make(&self, maker: &mut Option<Maker>) -> RedisResult<Connection> {
+        let maker = match maker {
+            Some(maker) => maker,
+            None => maker.insert(self.maker()?),
+        };
+        Ok(match maker {
+            Maker::Single(client) => Connection::Single(open(client).await?),
+            Maker::Sentinel(sentinels) => Connection::Single(open(&sentinels.async_get_client().await?).await?),
+            Maker::Cluster(client) => Connection::Cluster(client.get_async_connection().await?),
+        })
+    }
+
+    fn maker(&self) -> RedisResult<Maker> {
+        Ok(match (&self.address.topology, self.address.nodes.first()) {
+            (Topology::Single, Some(node)) => Maker::Single(self.address.client(node)?),
+            (Topology::Sentinel { master, sentinel_user, sentinel_password }, _) => {
+                Maker::Sentinel(self.address.sentinels(master, sentinel_user.as_ref(), sentinel_password.as_ref())?)
+            }
+            _ => Maker::Cluster(self.address.cluster(self.limits.connect, self.limits.response)?),
+        })
+    }
+
+    /// Drops a connection, if it is still the current one: the next call makes another.
+    fn retire(&self, number: u64, why: &str) {
+        let mut current = self.current.lock();
+        if current.number == number && current.connection.take().is_some() {
+            debug!(server = %self.address.name(), why, "a connection to Redis is dropped");
+        }
+    }
+
+    /// Sends commands in one go and gives each its answer; an error of the server is one command's own.
+    ///
+    /// Of a call that is dropped nothing is known. If its connection said nothing all the while, it is dropped as well.
+    pub(super) async fn pipeline(&self, commands: &[Cmd]) -> Result<Vec<Result<Value, StoreError>>, StoreError> {
+        let (number, connection) = self.connection().await?;
+        let Connection::Single(mut connection) = connection else {
+            return Err(StoreError::unavailable("a cluster takes no pipeline over its slots"));
+        };
+        let answers = async move {
+            if let [command] = commands {
+                return connection.send_packed_command(command).await.map(|value| vec![value]);
+            }
+            let mut pipeline = Pipeline::with_capacity(commands.len());
+            for command in commands {
+                pipeline.add_command(command.clone());
+            }
+            connection.send_packed_commands(&pipeline, 0, commands.len()).await
+        };
+        match self.answered(number, answers).await {
+            Ok(values) if values.len() == commands.len() => Ok(values.into_iter().map(sorted).collect()),
+            Ok(values) => {
+                self.retire(number, "it gave the wrong count of answers");
+                Err(StoreError::unknown(format!("{} answers to {} commands", values.len(), commands.len())))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sends one command, to the node of its key.
+    pub(super) async fn command(&self, command: &Cmd) -> Result<Value, StoreError> {
+        let (number, connection) = self.connection().await?;
+        match connection {
+            Connection::Single(mut connection) => {
+                let value = self.answered(number, async { connection.send_packed_command(command).await }).await?;
+                sorted(value)
+            }
+            Connection::Cluster(mut connection) => {
+                self.answered(number, async { Ok(cluster::send(&mut connection, command).await) }).await?
+            }
+        }
+    }
+
+    /// Asks every server that holds records, and gives each one's answer by its name; a refusal is an answer.
+    pub(super) async fn everywhere(&self, command: Cmd) -> Result<Vec<(String, Value)>, StoreError> {
+        let (number, connection) = self.connection().await?;
+        let answers = async {
+            match connection {
+                Connection::Single(mut connection) => {
+                    let answer = connection.send_packed_command(&command).await.or_else(told)?;
+                    Ok(vec![(self.address.name(), answer)])
+                }
+                Connection::Cluster(mut connection) => cluster::ask_primaries(&mut connection, command).await,
+            }
+        };
+        self.answered(number, answers).await
+    }
+
+    /// Asks one of the servers that [`everywhere`](Self::everywhere) names.
+    pub(super) async fn on_server(&self, name: &str, command: Cmd) -> Result<Value, StoreError> {
+        let (number, connection) = self.connection().await?;
+        let answer = async {
+            match connection {
+                Connection::Single(mut connection) => connection.send_packed_command(&command).await,
+                Connection::Cluster(mut connection) => cluster::ask_node(&mut connection, name, command).await,
+            }
+        };
+        self.answered(number, answer).await.and_then(sorted)
+    }
+
+    /// Waits for an answer for as long as one may take. A connection that failed, or was silent for so long, is dropped.
+    async fn answered<T>(&self, number: u64, answer: impl Future<Output = RedisResult<T>>) -> Result<T, StoreError> {
+        let mut waiting = Waiting { link: self, number, since: Some(Instant::now()) };
+        let answered = timeout(self.limits.response, answer).await;
+        waiting.since = None;
+        match answered {
+            Ok(Ok(value)) => {
+                self.current.lock().heard = Instant::now();
+                Ok(value)
+            }
+            // One command alone gives the server's error as its own.
+            Ok(Err(error)) => {
+                let failed = failed(error);
+                if failed.is_unknown() || matches!(failed, StoreError::ReadOnly(_)) {
+                    self.retire(number, "it failed");
+                }
+                Err(failed)
+            }
+            Err(_) => {
+                self.retire(number, "it gave no answer");
+                Err(StoreError::unknown(format!("no answer within {:?}", self.limits.response)))
+            }
+        }
+    }
+
+    /// A read-only server is one that was demoted: the next connection may find the one that took its place.
+    pub(super) fn is_read_only(&self) {
+        let number = self.current.lock().number;
+        if !self.is_cluster() {
+            self.retire(number, "the server can't be written to");
+        }
+    }
+
+    /// A connection that hears messages.
+    pub(super) async fn listen(&self, channel: &str) -> RedisResult<PubSub> {
+        let listening = async {
+            let mut refused = None;
+            let clients: Vec<Client> = match &self.address.topology {
+                Topology::Sentinel { master, sentinel_user, sentinel_password } => {
+                    let (user, password) = (sentinel_user.as_ref(), sentinel_password.as_ref());
+                    vec![self.address.sentinels(master, user, password)?.async_get_client().await?]
+                }
+                _ => self.address.nodes.iter().map(|node| self.address.client(node)).collect::<RedisResult<_>>()?,
+            };
+            for client in clients {
+                match client.get_async_pubsub().await {
+                    Ok(mut heard) => {
+                        heard.subscribe(channel).await?;
+                        return Ok(heard);
+                    }
+                    Err(error) => refused = Some(error),
+                }
+            }
+            Err(refused.unwrap_or_else(|| std::io::Error::other("no address").into()))
+        };
+        let limit = self.limits.connect + self.limits.response;
+        timeout(limit, listening)
+            .await
+            .unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
+    }
+}
+
+/// A call that waits. If it is dropped while nothing was heard for long, its connection goes with it.
+struct Waiting<'a> {
+    link: &'a Link,
+    number: u64,
+    since: Option<Instant>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let Some(since) = self.since else { return };
+        let heard = self.link.current.lock().heard;
+        if since.elapsed() >= SUSPICIOUS && heard < since {
+            self.link.retire(self.number, "it was silent until a call was given up");
+        }
+    }
+}
+
+async fn open(client: &Client) -> RedisResult<MultiplexedConnection> {
+    client.get_multiplexed_async_connection_with_config(&without_timeouts()).await
+}
+
+/// Before a connection there was no step.
+fn refused_connection(error: &RedisError) -> StoreError {
+    match ServerError::try_from(error.clone()) {
+        Ok(error) => refused(&error),
+        Err(error) => StoreError::unavailable(error),
+    }
+}
+
+fn told(error: RedisError) -> RedisResult<Value> {
+    ServerError::try_from(error).map(Value::ServerError)
+}
+
+/// An error in an answer's place is that command's own.
+fn sorted(value: Value) -> Result<Value, StoreError> {
+    match value {
+        Value::ServerError(error) => Err(refused(&error)),
+        value => Ok(value),
+    }
+}
+
+/// Half of it is chance, so that many that lost one server don't come back in step.
+fn pause_after(failures: u32) -> Duration {
+    let pause = Duration::from_millis(25 << failures.min(6)).min(LONGEST_PAUSE);
+    pause.mul_f64(rand::random_range(0.5..1.0))
+}

@@ -1,0 +1,18 @@
+#![doc = include_str!("../../guide/redis.md")]
+
+mod address;
+mod backend;
+mod cluster;
+mod error;
+mod link;
+mod options;
+mod scan;
+mod script;
+mod settings;
+mod step;
+mod value;
+mod watch;
+
+pub use backend::RedisBackend;
+pub use error::RedisOpenError;
+pub use options::RedisBuilder;

@@ -1,0 +1,141 @@
+//! Reading the whole store. Redis has no order of keys and no index: each of these reads every key of the database.
+
+use std::collections::{BTreeSet, HashSet};
+use std::hash::{BuildHasher as _, RandomState};
+
+use oncekey::Key;
+use oncekey::backend::{List, RecordView, StoreError, StoreStats};
+use redis::{Cmd, Value};
+
+use super::link::Link;
+use super::script;
+use super::step::{Names, bytes_or_nil, of_read, read_record};
+use super::value::STATE_AT;
+
+/// How many keys the server looks at in one step: others wait for about a millisecond.
+const AT_ONCE: usize = 1_000;
+
+/// A walk through the store's keys, on every server that has some. A key may be shown twice.
+struct Walk<'a> {
+    link: &'a Link,
+    pattern: String,
+    /// Those still to be walked through, and where in the last of them the walk is.
+    servers: Vec<String>,
+    cursor: u64,
+}
+
+impl<'a> Walk<'a> {
+    async fn begin(link: &'a Link, names: &Names) -> Result<Self, StoreError> {
+        // Asked for its servers' names.
+        let servers = link.everywhere(redis::cmd("DBSIZE")).await.map_err(of_read)?;
+        let servers = servers.into_iter().map(|(server, _)| server).collect();
+        Ok(Self { link, pattern: pattern(&names.prefix), servers, cursor: 0 })
+    }
+
+    async fn next(&mut self) -> Result<Option<Vec<Vec<u8>>>, StoreError> {
+        let Some(server) = self.servers.last() else { return Ok(None) };
+        let mut scan = redis::cmd("SCAN");
+        scan.arg(self.cursor).arg("MATCH").arg(&self.pattern).arg("COUNT").arg(AT_ONCE);
+        let page = self.link.on_server(server, scan).await.map_err(of_read)?;
+        let (cursor, keys) = redis::from_redis_value(page).map_err(StoreError::unavailable)?;
+        self.cursor = cursor;
+        if cursor == 0 {
+            self.servers.pop();
+        }
+        Ok(Some(keys))
+    }
+}
+
+/// Sends a command for each key.
+async fn ask_each(link: &Link, commands: Vec<Cmd>) -> Result<Vec<Result<Value, StoreError>>, StoreError> {
+    if link.is_cluster() {
+        return Ok(futures_util::future::join_all(commands.iter().map(|command| link.command(command))).await);
+    }
+    if commands.is_empty() {
+        return Ok(Vec::new());
+    }
+    link.pipeline(&commands).await
+}
+
+/// A page of records. The whole store is looked through for it, and of its keys no more than a page is kept.
+pub(super) async fn list(link: &Link, names: &Names, message: List) -> Result<Vec<RecordView>, StoreError> {
+    let mut found = Vec::new();
+    let mut after = message.after;
+    // What expires between the look at the keys and the look at the records leaves a page short: another is read.
+    while found.len() < message.limit {
+        let page = keys_after(link, names, after.as_ref(), message.limit - found.len()).await?;
+        let Some(last) = page.last() else { break };
+        after = Some(last.clone());
+        let reads = page.iter().map(|key| script::READ.call(&names.of(key), true)).collect();
+        for (key, answer) in page.iter().zip(ask_each(link, reads).await.map_err(of_read)?) {
+            found.extend(read_record(key, answer.map_err(of_read)?)?);
+        }
+    }
+    Ok(found)
+}
+
+/// The first keys after one, in their order.
+async fn keys_after(link: &Link, names: &Names, after: Option<&Key>, limit: usize) -> Result<Vec<Key>, StoreError> {
+    let mut first: BTreeSet<Key> = BTreeSet::new();
+    let mut walk = Walk::begin(link, names).await?;
+    while let Some(keys) = walk.next().await? {
+        for name in keys {
+            let stored = name.get(names.prefix.len()..).and_then(|stored| std::str::from_utf8(stored).ok());
+            let key = stored.and_then(|stored| Key::from_stored(stored).ok());
+            let key = key.ok_or_else(|| StoreError::corrupt("a key with the store's prefix is no record's"))?;
+            if after.is_none_or(|after| key > *after) {
+                first.insert(key);
+                if first.len() > limit {
+                    first.pop_last();
+                }
+            }
+        }
+    }
+    Ok(first.into_iter().collect())
+}
+
+/// Counts the records by their states.
+pub(super) async fn stats(link: &Link, names: &Names) -> Result<StoreStats, StoreError> {
+    let mut stats = StoreStats::default();
+    // A key is shown twice if the server's table grows meanwhile. Eight bytes are kept of each, not the whole key.
+    let (hasher, mut seen) = (RandomState::new(), HashSet::new());
+    let mut walk = Walk::begin(link, names).await?;
+    while let Some(mut keys) = walk.next().await? {
+        keys.retain(|key| seen.insert(hasher.hash_one(key)));
+        let looks = keys.iter().map(|key| redis::cmd("GETRANGE").arg(key).arg(STATE_AT).arg(STATE_AT).take()).collect();
+        for answer in ask_each(link, looks).await.map_err(of_read)? {
+            match bytes_or_nil(answer.map_err(of_read)?)?.as_deref() {
+                Some(b"r" | b"h") => stats.in_progress += 1,
+                Some(b"c") => stats.completed += 1,
+                Some(b"i") => stats.indeterminate += 1,
+                // Withdrawn, or gone since.
+                Some(b"w" | b"") | None => {}
+                Some(_) => return Err(StoreError::corrupt("a key with the store's prefix holds no record")),
+            }
+        }
+    }
+    Ok(stats)
+}
+
+/// A pattern for all that begins with the prefix, whose own signs mean nothing.
+fn pattern(prefix: &str) -> String {
+    let mut pattern = String::with_capacity(prefix.len() + 1);
+    for sign in prefix.chars() {
+        if matches!(sign, '*' | '?' | '[' | ']' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(sign);
+    }
+    pattern.push('*');
+    pattern
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_is_no_pattern() {
+        assert_eq!(pattern("a*[b]?\\:"), "a\\*\\[b\\]\\?\\\\:*");
+    }
+}
