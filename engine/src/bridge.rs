@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use actix::prelude::*;
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use tokio::sync::Notify;
 
 use crate::Error;
@@ -26,8 +26,18 @@ impl Bridge {
         Self { calls, wake }
     }
 
-    pub(crate) fn send(&self, call: Begin) -> Result<(), Error> {
-        self.calls.send(call).map_err(|_| Error::Stopped)?;
+    /// Sends calls, and wakes the arbiter once for all of them.
+    pub(crate) fn send(&self, calls: impl IntoIterator<Item = Begin>) -> Result<(), Error> {
+        for call in calls {
+            match self.calls.try_send(call) {
+                Ok(()) => {}
+                Err(TrySendError::Full(call)) => {
+                    self.wake.notify_one();
+                    self.calls.send(call).map_err(|_| Error::Stopped)?;
+                }
+                Err(TrySendError::Disconnected(_)) => return Err(Error::Stopped),
+            }
+        }
         self.wake.notify_one();
         Ok(())
     }

@@ -82,7 +82,8 @@ pub(crate) enum Admitted {
 #[derive(Debug)]
 pub(crate) enum Answer<T> {
     Task(oneshot::Sender<T>),
-    Thread(crossbeam_channel::Sender<T>),
+    /// One of several that the thread waits for, by its number.
+    Thread(crossbeam_channel::Sender<(usize, T)>, usize),
 }
 
 impl<T> Answer<T> {
@@ -91,7 +92,7 @@ impl<T> Answer<T> {
     pub(crate) fn send(self, answer: T) -> bool {
         match self {
             Self::Task(sender) => sender.send(answer).is_ok(),
-            Self::Thread(sender) => sender.try_send(answer).is_ok(),
+            Self::Thread(sender, number) => sender.try_send((number, answer)).is_ok(),
         }
     }
 
@@ -99,7 +100,7 @@ impl<T> Answer<T> {
     pub(crate) fn is_closed(&self) -> bool {
         match self {
             Self::Task(sender) => sender.is_closed(),
-            Self::Thread(_) => false,
+            Self::Thread(..) => false,
         }
     }
 }
@@ -190,13 +191,14 @@ impl Grant {
         self.note(settled)
     }
 
-    /// The same for a plain thread, which it blocks.
-    pub(crate) fn settle_blocking(&mut self, settlement: Settlement) -> Result<Settled, Error> {
-        let (sender, receiver) = crossbeam_channel::bounded(1);
-        self.send(settlement, Answer::Thread(sender))?;
-        // The lock gives up by itself after its limits, so that this ends.
-        let settled = receiver.recv().unwrap_or(Err(Error::Stopped));
-        self.note(settled)
+    /// Settles, and has the answer sent to a plain thread, which hands it to [`note`](Self::note).
+    pub(crate) fn settle_for_thread(
+        &mut self,
+        settlement: Settlement,
+        answers: &crossbeam_channel::Sender<(usize, Result<Settled, Error>)>,
+        number: usize,
+    ) -> Result<(), Error> {
+        self.send(settlement, Answer::Thread(answers.clone(), number))
     }
 
     /// Gives the claim up, if it still stands.
@@ -213,7 +215,7 @@ impl Grant {
         self.lock.try_send(message).map_err(|_| Error::Stopped)
     }
 
-    fn note(&mut self, settled: Result<Settled, Error>) -> Result<Settled, Error> {
+    pub(crate) fn note(&mut self, settled: Result<Settled, Error>) -> Result<Settled, Error> {
         if let Ok(Settled::RolledBack) | Err(Error::Store(_) | Error::NoSuchTransaction { .. }) = settled {
             self.settled = false;
         }

@@ -9,6 +9,26 @@ pub mod choosing_a_store {}
 #[doc = include_str!("../guide/jobs_and_threads.md")]
 pub mod jobs_and_threads {}
 
+#[cfg(feature = "consumer")]
+#[doc = include_str!("../guide/consumers.md")]
+pub mod consumers {}
+
+#[cfg(feature = "redis-streams")]
+#[doc = include_str!("../guide/redis_streams.md")]
+pub mod redis_streams {}
+
+#[cfg(feature = "rabbitmq")]
+#[doc = include_str!("../guide/rabbitmq.md")]
+pub mod rabbitmq {}
+
+#[cfg(feature = "nats")]
+#[doc = include_str!("../guide/nats.md")]
+pub mod nats {}
+
+#[cfg(feature = "consumer")]
+#[doc = include_str!("../guide/writing_a_source.md")]
+pub mod writing_a_source {}
+
 #[doc = include_str!("../guide/operations.md")]
 pub mod operations {}
 

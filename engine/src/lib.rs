@@ -67,6 +67,7 @@
 //! - [`web`]: the middleware, and what it answers.
 //! - [`guide::jobs_and_threads`]: without HTTP.
 //! - [`guide::security`] and [`at_rest`]: who sees what, hashed keys, encrypted outcomes.
+//! - [`guide::consumers`]: messages from a broker, each with its effect once.
 //! - [`guide::operations`]: settings, metrics, stuck keys, shutdown.
 //! - [`guide::writing_a_backend`] and [`conformance`]: a store of your own.
 //! - [`Engine`], [`EngineBuilder`], [`CallPolicy`]: the handle and its settings.
@@ -75,6 +76,7 @@
 //!
 //! - `web`: the actix-web middleware.
 //! - `encryption`: encryption of stored outcomes.
+//! - `consumer`: job processors and event consumers; with `redis-streams`, `rabbitmq` and `nats` their brokers.
 //! - `conformance`: the suite for authors of backends.
 //! - `simulation`: chance that a test can seed, for whoever tests with an engine on a virtual clock.
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -86,6 +88,8 @@ mod call;
 mod chance;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+#[cfg(feature = "consumer")]
+pub mod consumer;
 mod detach;
 mod engine;
 mod error;

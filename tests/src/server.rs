@@ -1,15 +1,21 @@
-//! Real database servers, from the binaries that are installed: on free ports, in temporary folders.
+//! Real servers, of databases and of messages, from the binaries that are installed: on free ports, in temporary folders.
 //!
 //! A server is stopped and its folder removed when the test's process ends, however it ends: a shell holds both, and
 //! waits for its input to close.
 
+mod broker_redis;
 mod mariadb;
+mod nats;
 mod postgres;
 mod redis;
+mod rabbitmq;
 
+pub use broker_redis::BrokerRedis;
 pub use mariadb::MariaDb;
+pub use nats::Nats;
 pub use postgres::Postgres;
 pub use redis::{Redis, RedisCluster, RedisSentinel};
+pub use rabbitmq::RabbitMqServer;
 
 use std::ffi::OsStr;
 use std::fs::Permissions;

@@ -2,13 +2,14 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crossbeam_channel::Sender;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::run::{replayed, settlement};
 use super::{Claim, Engine};
-use crate::call::{Admitted, Answer, Begin};
-use crate::{Error, EventKind, Key, Outcome, RunError, ToFingerprint};
+use crate::call::{Admitted, Answer, Begin, Decision, Grant, Settled};
+use crate::{Error, EventKind, Fingerprint, Key, Outcome, RunError, ToFingerprint};
 
 impl Engine {
     /// [`run`](Self::run) for a plain thread: it blocks until the outcome is stored, or the engine says why not.
@@ -39,36 +40,139 @@ impl Engine {
         T: Serialize + DeserializeOwned,
     {
         let fingerprint = fingerprint.to_fingerprint().map_err(Error::from)?;
-        if self.nodes.shared().is_closing() {
-            return Err(Error::ShuttingDown.into());
+        let (mut operation, mut done) = (Some(operation), None);
+        self.run_all_blocking(
+            vec![(key, fingerprint)],
+            // There is one call, and its operation runs once.
+            |_, claim| operation.take().map(|operation| operation(claim)),
+            |_, result| done = Some(result),
+        );
+        done.unwrap_or(Err(RunError::Engine(Error::Stopped)))
+    }
+
+    /// Runs several calls for a plain thread, one operation after the other, while their claims and outcomes are on their
+    /// way together: a thread is woken far less often than for each by itself. `done` is told of each, by its number.
+    pub(crate) fn run_all_blocking<T, E>(
+        &self,
+        calls: Vec<(Key, Fingerprint)>,
+        mut operation: impl FnMut(usize, &Claim) -> Option<Result<T, E>>,
+        mut done: impl FnMut(usize, Result<Outcome<T>, RunError<E>>),
+    ) where
+        T: Serialize + DeserializeOwned,
+    {
+        let keys: Vec<Key> = calls.iter().map(|(key, _)| key.clone()).collect();
+        // Each has room for its answer: the answering side never waits.
+        let (sender, decisions) = crossbeam_channel::bounded(calls.len());
+        let mut open: Vec<bool> = vec![true; calls.len()];
+        if let Err(error) = self.send_to_home(calls, sender, |number, error| {
+            open[number] = false;
+            done(number, Err(error.into()));
+        }) {
+            // What was sent is answered or dropped all the same; nothing of it has begun.
+            for number in (0..open.len()).filter(|number| open[*number]) {
+                done(number, Err(error.clone().into()));
+            }
+            return;
         }
-        let (node, bridge) = self.nodes.home()?;
-        let permit = node.admit(&key).inspect_err(|_| self.tell(EventKind::Overloaded, &key))?;
-        let (sender, receiver) = crossbeam_channel::bounded(1);
-        bridge.send(Begin::new(key.clone(), fingerprint, &self.policy, Answer::Thread(sender), permit))?;
-        // The supervisor answers every call: the store has its deadline, and waiting its limit.
-        match receiver.recv().unwrap_or(Err(Error::Stopped))? {
-            Admitted::Replay(outcome) => Ok(Outcome::Replayed(replayed(&key, &outcome)?)),
-            Admitted::Unguarded => match catch_unwind(AssertUnwindSafe(|| operation(&Claim::unguarded(key)))) {
-                Ok(Ok(value)) => Ok(Outcome::Ran(value)),
-                Ok(Err(error)) => Err(RunError::Operation(error)),
-                Err(_) => Err(Error::Panicked.into()),
-            },
-            Admitted::Granted(mut grant) => {
-                let claim = Claim::of(key.clone(), &grant).kept_for(
-                    &grant,
-                    self.policy.retention,
-                    &self.nodes.shared().settings.at_rest,
-                );
-                grant.begin();
-                let result = catch_unwind(AssertUnwindSafe(|| operation(&claim)));
-                let (settlement, answer) = settlement(self.nodes.shared(), &key, &self.policy, result);
-                match (grant.settle_blocking(settlement), answer) {
-                    (Ok(_), answer) => answer,
-                    (Err(_), Err(error)) => Err(error),
-                    (Err(error), Ok(_)) => Err(RunError::Engine(error)),
+        let (settled_sender, settlements) = crossbeam_channel::bounded(keys.len());
+        let mut settling: Vec<Option<Settling<T, E>>> = keys.iter().map(|_| None).collect();
+        // The supervisor answers every call: the store has its deadline, and waiting its limit. If its arbiter ends, the
+        // channel is closed.
+        while let Ok((number, decision)) = decisions.recv() {
+            open[number] = false;
+            let key = &keys[number];
+            match decision {
+                Err(error) => done(number, Err(error.into())),
+                Ok(Admitted::Replay(outcome)) => {
+                    done(number, replayed(key, &outcome).map(Outcome::Replayed).map_err(RunError::Engine));
+                }
+                Ok(Admitted::Unguarded) => {
+                    let claim = Claim::unguarded(key.clone());
+                    let ran = catch_unwind(AssertUnwindSafe(|| operation(number, &claim)));
+                    done(
+                        number,
+                        match ran {
+                            Ok(Some(Ok(value))) => Ok(Outcome::Ran(value)),
+                            Ok(Some(Err(error))) => Err(RunError::Operation(error)),
+                            Ok(None) => Err(Error::Stopped.into()),
+                            Err(_) => Err(Error::Panicked.into()),
+                        },
+                    );
+                }
+                Ok(Admitted::Granted(mut grant)) => {
+                    let claim = Claim::of(key.clone(), &grant).kept_for(&grant, self.policy.retention, &self.nodes.shared().settings.at_rest);
+                    grant.begin();
+                    let result = match catch_unwind(AssertUnwindSafe(|| operation(number, &claim))) {
+                        Ok(Some(result)) => Ok(result),
+                        Ok(None) => {
+                            done(number, Err(Error::Stopped.into()));
+                            continue;
+                        }
+                        Err(panic) => Err(panic),
+                    };
+                    let (settlement, answer) = settlement(self.nodes.shared(), key, &self.policy, result);
+                    let sent = grant.settle_for_thread(settlement, &settled_sender, number);
+                    match sent {
+                        Ok(()) => settling[number] = Some(Settling { grant, answer }),
+                        Err(error) => done(number, told(Err(error), answer)),
+                    }
                 }
             }
         }
+        drop(settled_sender);
+        // Each lock gives up by itself after its limits, so that this ends.
+        while let Ok((number, settled)) = settlements.recv() {
+            if let Some(Settling { mut grant, answer }) = settling[number].take() {
+                done(number, told(grant.note(settled), answer));
+            }
+        }
+        for (number, open) in open.into_iter().enumerate() {
+            if let Some(Settling { answer, .. }) = settling[number].take() {
+                done(number, told(Err(Error::Stopped), answer));
+            } else if open {
+                done(number, Err(Error::Stopped.into()));
+            }
+        }
+    }
+
+    /// Sends calls to the home arbiter; `refused` is told of those that find no place there.
+    fn send_to_home(
+        &self,
+        calls: Vec<(Key, Fingerprint)>,
+        decisions: Sender<(usize, Decision)>,
+        mut refused: impl FnMut(usize, Error),
+    ) -> Result<(), Error> {
+        if self.nodes.shared().is_closing() {
+            return Err(Error::ShuttingDown);
+        }
+        let (node, bridge) = self.nodes.home()?;
+        let admitted = calls.into_iter().enumerate().filter_map(|(number, (key, fingerprint))| match node.admit(&key) {
+            Ok(permit) => {
+                Some(Begin::new(key, fingerprint, &self.policy, Answer::Thread(decisions.clone(), number), permit))
+            }
+            Err(error) => {
+                self.tell(EventKind::Overloaded, &key);
+                refused(number, error);
+                None
+            }
+        });
+        bridge.send(admitted)
+    }
+}
+
+/// An operation that ran, its claim on the way to be settled.
+struct Settling<T, E> {
+    grant: Grant,
+    answer: Result<Outcome<T>, RunError<E>>,
+}
+
+/// The operation's own error is the one to tell; its value only once it is stored.
+fn told<T, E>(
+    settled: Result<Settled, Error>,
+    answer: Result<Outcome<T>, RunError<E>>,
+) -> Result<Outcome<T>, RunError<E>> {
+    match (settled, answer) {
+        (Err(error), Ok(_)) => Err(RunError::Engine(error)),
+        (_, answer) => answer,
     }
 }

@@ -1,0 +1,55 @@
+//! A mail for each order, over Redis Streams: an order that is published twice is mailed once.
+//!
+//! ```text
+//! cargo run -p oncekey --features redis-streams --example redis_streams -- redis://127.0.0.1:6379/
+//! ```
+
+#![expect(clippy::print_stdout, reason = "an example shows what it does")]
+
+use std::error::Error;
+use std::time::Duration;
+
+use oncekey::consumer::redis_streams::{RedisPublisher, RedisStreams, redis};
+use oncekey::consumer::{Identity, Message, Processor, job};
+use oncekey::{Engine, Key};
+use oncekey_backends::MemoryBackend;
+use serde::{Deserialize, Serialize};
+
+#[derive(Serialize, Deserialize)]
+struct Order {
+    number: u64,
+    to: String,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let url = std::env::args().nth(1).unwrap_or_else(|| "redis://127.0.0.1:6379/".to_owned());
+    let client = redis::Client::open(url)?;
+    let publisher = RedisPublisher::new(client.clone(), "orders");
+    let source = RedisStreams::builder(client, "orders", "mailers", "mailer-1").open().await?;
+    for number in [17, 18, 17] {
+        let order = Order { number, to: "ada".to_owned() };
+        publisher.publish(&Message::json(format!("order-{number}"), &order)?).await?;
+    }
+
+    // Where an outcome must outlive the process, another backend stands here.
+    let engine = Engine::builder(MemoryBackend::new()).start()?;
+    let mail = job(
+        |message: &Message| {
+            let order: Order = message.parse()?;
+            Ok(Identity::new(Key::new("mail", order.number)?, &order)?)
+        },
+        |call, message| async move {
+            call.run(move |claim| async move {
+                let order: Order = message.parse()?;
+                println!("mail for order {} to {}, attempt {}", order.number, order.to, claim.attempt());
+                Ok::<_, serde_json::Error>(order.number)
+            })
+            .await
+        },
+    );
+    let until = tokio::time::sleep(Duration::from_secs(2));
+    let processed = Processor::new(engine, source, mail).run(until).await;
+    println!("{} mailed, {} delivered again", processed.ran, processed.replayed);
+    Ok(())
+}

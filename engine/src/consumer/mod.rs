@@ -1,0 +1,67 @@
+//! Job processors and event consumers: from a message to its effect, once, and from the decision to the broker.
+//!
+//! Brokers deliver at least once. A [`Processor`] takes messages from a [`Source`], runs a [`Job`] for each under the key
+//! that the job reads from it, and settles it by one [`Disposition`]: acknowledged, retried later, or a dead letter.
+//!
+//! ```
+//! # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use oncekey::consumer::{Identity, Processor, in_process, job};
+//! use oncekey::{Engine, Key};
+//! use oncekey_backends::MemoryBackend;
+//!
+//! let engine = Engine::builder(MemoryBackend::new()).start()?;
+//! let (orders, source) = in_process::channel::<u64>(100);
+//! let mail = job(
+//!     |order: &u64| Ok(Identity::new(Key::new("mail", order)?, order)?),
+//!     |call, order| async move {
+//!         call.run(move |_claim| async move { Ok::<_, std::io::Error>(format!("mail for order {order}")) }).await
+//!     },
+//! );
+//! orders.send(17).await?;
+//! orders.send(17).await?; // delivered again
+//! drop(orders);
+//! let processed = Processor::new(engine, source, mail).run(std::future::pending()).await;
+//! assert_eq!((processed.ran, processed.replayed), (1, 1));
+//! # Ok(()) }
+//! ```
+//!
+//! | what | async | plain threads |
+//! |---|---|---|
+//! | the work | [`Job`], or a closure by [`job`] | [`BlockingJob`], or a closure by [`blocking_job`] |
+//! | the consumer | [`Processor`] | [`BlockingProcessor`] |
+//! | where messages come from | a [`Source`]: [`in_process`], Redis Streams, RabbitMQ, NATS JetStream, yours | a crossbeam channel |
+//!
+//! The guide to [consumers](crate::guide::consumers) says what is promised by which choice.
+
+mod blocking;
+mod call;
+mod disposition;
+mod job;
+mod lanes;
+mod message;
+mod processor;
+mod retry;
+mod source;
+mod sources;
+mod tally;
+mod tap;
+
+pub use blocking::{BlockingJob, BlockingProcessed, BlockingProcessor, BlockingProcessorBuilder, blocking_job};
+/// The channels of plain threads, as [`BlockingProcessor`] and [`EventTap`] have them.
+pub use crossbeam_channel;
+
+pub use call::{Call, JobError, JobResult};
+pub use disposition::Disposition;
+pub use job::{Identity, Job, Unreadable, job};
+pub use message::Message;
+pub use processor::{Processed, Processor};
+pub use retry::{OnIndeterminate, RetryPolicy};
+pub use source::{Delivery, Source};
+pub use sources::in_process;
+#[cfg(feature = "nats")]
+pub use sources::nats;
+#[cfg(feature = "rabbitmq")]
+pub use sources::rabbitmq;
+#[cfg(feature = "redis-streams")]
+pub use sources::redis_streams;
+pub use tap::{EventTap, TappedEvent, event_tap};

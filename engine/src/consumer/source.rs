@@ -1,0 +1,63 @@
+//! Where messages come from.
+
+use std::error::Error;
+use std::future::Future;
+use std::sync::Arc;
+
+use super::Disposition;
+
+/// One delivery of a message.
+///
+/// ```
+/// use oncekey::consumer::Delivery;
+///
+/// let delivery = Delivery { message: "to: ada".into(), receipt: 17, failures: 0 };
+/// # let _: Delivery<&str, u64> = delivery;
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivery<M, R> {
+    /// The message; shared, so that a source that keeps it in memory can deliver it again.
+    pub message: Arc<M>,
+    /// What it is settled by.
+    pub receipt: R,
+    /// How often it was settled as [`RetryLater`](Disposition::RetryLater) with `failed` before.
+    pub failures: u32,
+}
+
+/// A broker's queue, as a [`Processor`](super::Processor) sees it. A source is thin: it takes the next message, and
+/// settles one by its disposition. The guide to [sources of your own](crate::guide::writing_a_source) writes one.
+///
+/// It reconnects by itself: an error of [`next`](Self::next) is told to the log, and asked again a moment later. It may
+/// deliver a message any number of times, to any number of processors at once; it must not lose one that was never
+/// settled as [`Ack`](Disposition::Ack) or [`DeadLetter`](Disposition::DeadLetter).
+pub trait Source: Send + Sync + 'static {
+    /// What it delivers.
+    type Message: Send + Sync + 'static;
+    /// What it settles a delivery by.
+    type Receipt: Send + 'static;
+    /// Why it can't.
+    type Error: Error + Send + Sync + 'static;
+
+    /// Waits for the next message; `None` when there will be none any more. It is not called again before it has
+    /// answered.
+    ///
+    /// # Cancel safety
+    /// It is dropped midway only when the processor ends. A message that it has taken by then must come again by itself.
+    #[expect(clippy::type_complexity, reason = "an implementation writes it as an async fn, without the half of it")]
+    fn next(&self) -> impl Future<Output = Result<Option<Delivery<Self::Message, Self::Receipt>>, Self::Error>> + Send;
+
+    /// Settles a delivery. It is called while [`next`](Self::next) waits, and for several deliveries at once.
+    ///
+    /// If it fails, the message is to come again by itself, as it does when a consumer dies. A dead letter must be kept
+    /// before the message is taken from the queue.
+    fn settle(
+        &self,
+        receipt: Self::Receipt,
+        disposition: Disposition,
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
+
+    /// Gives back what it has taken and not delivered yet. Called once, when the processor ends.
+    fn close(&self) -> impl Future<Output = ()> + Send {
+        async {}
+    }
+}

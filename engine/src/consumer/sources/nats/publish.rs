@@ -1,0 +1,55 @@
+//! Publishing messages to a stream.
+
+use async_nats::jetstream::{self, Context};
+use async_nats::{Client, HeaderMap};
+
+use super::{NatsError, failed};
+use crate::consumer::Message;
+
+/// Publishes messages to a subject of a stream, in the form in which [`NatsJetStream`](super::NatsJetStream) reads them,
+/// and waits for the stream's word. The server drops a message whose id it has seen within the stream's window for that.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use oncekey::consumer::{Message, nats::{NatsPublisher, async_nats}};
+///
+/// let publisher = NatsPublisher::new(async_nats::connect("127.0.0.1:4222").await?, "orders");
+/// publisher.publish(&Message::json("order-17", &["book"])?).await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct NatsPublisher {
+    context: Context,
+    subject: String,
+}
+
+impl NatsPublisher {
+    /// For a subject that a stream takes.
+    pub fn new(client: Client, subject: impl Into<String>) -> Self {
+        Self { context: jetstream::new(client), subject: subject.into() }
+    }
+
+    /// Publishes a message, and returns once the stream has it.
+    ///
+    /// # Errors
+    /// The stream did not say so. It may have it all the same: publish the message again, with its id.
+    pub async fn publish(&self, message: &Message) -> Result<(), NatsError> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in message.headers() {
+            headers.insert(name.as_str(), value.as_str());
+        }
+        headers.insert(async_nats::header::NATS_MESSAGE_ID, message.id());
+        send(&self.context, &self.subject, headers, message).await
+    }
+}
+
+pub(super) async fn send(
+    context: &Context,
+    subject: &str,
+    headers: HeaderMap,
+    message: &Message,
+) -> Result<(), NatsError> {
+    let publishing = context.publish_with_headers(subject.to_owned(), headers, message.payload().clone());
+    let confirmed = publishing.await.map_err(failed("publishing a message"))?;
+    confirmed.await.map_err(failed("publishing a message")).map(drop)
+}

@@ -1,0 +1,214 @@
+//! Pulling from a stream.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::consumer::{AckPolicy, pull};
+use async_nats::jetstream::kv::{self, Store};
+use async_nats::jetstream::message::Acker;
+use async_nats::jetstream::{self, AckKind, Context, stream};
+use futures_util::future::FutureExt as _;
+use futures_util::stream::StreamExt as _;
+use tokio::sync::Mutex;
+
+use super::publish::send;
+use super::{NatsError, NatsJetStreamBuilder, failed};
+use crate::consumer::{Delivery, Disposition, Message, Source};
+
+/// Why a message is a dead letter.
+const ERROR: &str = "Oncekey-Error";
+
+/// How long a message's failures are remembered after its last one.
+const FAILURES_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// A durable pull consumer of a stream.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use oncekey::consumer::nats::{NatsJetStream, async_nats};
+///
+/// let client = async_nats::connect("127.0.0.1:4222").await?;
+/// let source = NatsJetStream::builder(client, "ORDERS", "mailers").open().await?;
+/// # Ok(()) }
+/// ```
+pub struct NatsJetStream {
+    context: Context,
+    options: NatsJetStreamBuilder,
+    failures: Store,
+    messages: Mutex<Option<pull::Stream>>,
+}
+
+/// What a message of this source is settled by.
+pub struct Receipt {
+    message: Arc<Message>,
+    acker: Acker,
+    sequence: u64,
+    failures: u32,
+}
+
+impl NatsJetStream {
+    /// A consumer of the stream; see [`NatsJetStreamBuilder`].
+    pub fn builder(client: async_nats::Client, stream: &str, consumer: &str) -> NatsJetStreamBuilder {
+        NatsJetStreamBuilder::new(client, stream, consumer)
+    }
+
+    pub(super) async fn open(options: NatsJetStreamBuilder) -> Result<Self, NatsError> {
+        let context = jetstream::new(options.client.clone());
+        let bucket = format!("oncekey_{}_{}", options.stream, options.consumer);
+        // To make one that is there with the same settings is no error.
+        let failures = context.create_key_value(kv::Config {
+            bucket,
+            history: 1,
+            max_age: FAILURES_KEPT,
+            ..kv::Config::default()
+        });
+        let failures = failures.await.map_err(failed("making the bucket of failures"))?;
+        let dead = context.get_or_create_stream(stream::Config {
+            name: options.dead.replace('.', "_"),
+            subjects: vec![options.dead.clone()],
+            ..stream::Config::default()
+        });
+        dead.await.map_err(failed("making the dead letters' stream"))?;
+        let source = Self { context, options, failures, messages: Mutex::new(None) };
+        let messages = source.pull().await?;
+        *source.messages.lock().await = Some(messages);
+        Ok(source)
+    }
+
+    async fn pull(&self) -> Result<pull::Stream, NatsError> {
+        let NatsJetStreamBuilder { stream, consumer, filter, ack_wait, batch, .. } = &self.options;
+        let found = self.context.get_stream(stream).await.map_err(failed("finding the stream"))?;
+        let config = pull::Config {
+            durable_name: Some(consumer.clone()),
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: *ack_wait,
+            filter_subject: filter.clone(),
+            // Attempts are counted by whether the job failed, and not by deliveries.
+            max_deliver: -1,
+            ..pull::Config::default()
+        };
+        let consumer = found.get_or_create_consumer(consumer, config).await.map_err(failed("making the consumer"))?;
+        let pulling = consumer
+            .stream()
+            .max_messages_per_batch(*batch)
+            .expires(Duration::from_secs(10))
+            .heartbeat(Duration::from_secs(2))
+            .messages();
+        pulling.await.map_err(failed("pulling messages"))
+    }
+
+    async fn deliver(&self, taken: jetstream::Message) -> Result<Delivery<Message, Receipt>, NatsError> {
+        let (sequence, delivered) = {
+            let info = taken.info().map_err(failed("reading a message's number"))?;
+            (info.stream_sequence, info.delivered)
+        };
+        let mut failures = 0;
+        if delivered > 1 {
+            let counted = self.failures.get(sequence.to_string()).await.map_err(failed("looking failures up"))?;
+            failures = counted.and_then(|count| std::str::from_utf8(&count).ok()?.parse().ok()).unwrap_or(0);
+        }
+        let (taken, acker) = taken.split();
+        let headers = taken.headers.unwrap_or_default();
+        let id = headers.get(async_nats::header::NATS_MESSAGE_ID).map(ToString::to_string);
+        let id = id.unwrap_or_else(|| format!("{}:{sequence}", self.options.stream));
+        let mut message = Message::new(id, taken.payload).with_header("subject", taken.subject.to_string());
+        for (name, values) in headers.iter() {
+            if let Some(value) = values.first() {
+                message = message.with_header(name.to_string(), value.as_str());
+            }
+        }
+        let message = Arc::new(message);
+        Ok(Delivery {
+            message: Arc::clone(&message),
+            receipt: Receipt { message, acker, sequence, failures },
+            failures,
+        })
+    }
+}
+
+impl Source for NatsJetStream {
+    type Message = Message;
+    type Receipt = Receipt;
+    type Error = NatsError;
+
+    async fn next(&self) -> Result<Option<Delivery<Message, Receipt>>, NatsError> {
+        let mut messages = self.messages.lock().await;
+        let open = match &mut *messages {
+            Some(open) => open,
+            None => messages.insert(self.pull().await?),
+        };
+        match open.next().await {
+            // If its failures can't be looked up it is not delivered, and comes again after its time.
+            Some(Ok(taken)) => self.deliver(taken).await.map(Some),
+            Some(Err(error)) => {
+                *messages = None;
+                Err(failed("pulling messages")(error))
+            }
+            None => {
+                *messages = None;
+                Err(failed("pulling messages")("the consumer is gone"))
+            }
+        }
+    }
+
+    async fn settle(&self, receipt: Receipt, disposition: Disposition) -> Result<(), NatsError> {
+        let Receipt { message, acker, sequence, failures } = receipt;
+        let kind = match disposition {
+            Disposition::Ack => AckKind::Ack,
+            Disposition::RetryLater { after, failed: is_failure } => {
+                if is_failure {
+                    let count = failures.saturating_add(1).to_string();
+                    let counted = self.failures.put(sequence.to_string(), count.into()).await;
+                    counted.map_err(failed("counting a failure"))?;
+                }
+                AckKind::Nak((!after.is_zero()).then_some(after))
+            }
+            Disposition::DeadLetter { reason } => {
+                let mut headers = HeaderMap::new();
+                for (name, value) in message.headers() {
+                    headers.insert(name.as_str(), value.as_str());
+                }
+                // A header is one line.
+                headers.insert(ERROR, reason.replace(['\r', '\n'], " "));
+                headers.insert("Oncekey-Id", message.id());
+                // So that one that is put aside twice, its TERM lost, stands there once.
+                headers.insert(async_nats::header::NATS_MESSAGE_ID, format!("{}:{sequence}", self.options.stream));
+                send(&self.context, &self.options.dead, headers, &message).await?;
+                AckKind::Term
+            }
+        };
+        acker.ack_with(kind).await.map_err(failed("settling a message"))?;
+        if failures > 0 && !matches!(kind, AckKind::Nak(_)) {
+            // One that stays is dropped by its age.
+            let _ = self.failures.purge(sequence.to_string()).await;
+        }
+        Ok(())
+    }
+
+    async fn close(&self) {
+        if let Some(mut messages) = self.messages.lock().await.take() {
+            while let Some(Some(Ok(taken))) = messages.next().now_or_never() {
+                // If it can't be given back, it comes again after its time.
+                let _ = taken.ack_with(AckKind::Nak(None)).await;
+            }
+        }
+        let _ = self.options.client.flush().await;
+    }
+}
+
+impl fmt::Debug for NatsJetStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NatsJetStream").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Receipt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Receipt")
+            .field("sequence", &self.sequence)
+            .field("failures", &self.failures)
+            .finish_non_exhaustive()
+    }
+}

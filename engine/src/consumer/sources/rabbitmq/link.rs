@@ -1,0 +1,76 @@
+//! A connection with its channels, as long as it lasts.
+
+use std::future::Future;
+use std::time::Duration;
+
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::uri::AMQPUri;
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use tokio::time::timeout;
+
+use super::RabbitMqError;
+
+/// Every call of the client's has a limit: a broker that is black-holed answers nothing.
+pub(super) async fn within<T>(
+    limit: Duration,
+    what: &'static str,
+    call: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, RabbitMqError> {
+    match timeout(limit, call).await {
+        Ok(answer) => answer.map_err(|error| RabbitMqError::Client { what, error }),
+        Err(_) => Err(RabbitMqError::Silent(what)),
+    }
+}
+
+pub(super) async fn connect(uri: &AMQPUri, limit: Duration) -> Result<Connection, RabbitMqError> {
+    let properties = ConnectionProperties::default().with_connection_name("oncekey".into());
+    within(limit, "connecting", Connection::connect_uri(uri.clone(), properties)).await
+}
+
+/// A channel on which the broker confirms what it has taken.
+pub(super) async fn confirming(connection: &Connection, limit: Duration) -> Result<Channel, RabbitMqError> {
+    let channel = within(limit, "opening a channel", connection.create_channel()).await?;
+    within(limit, "asking for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+    Ok(channel)
+}
+
+/// Publishes a message, and returns once the broker keeps it.
+pub(super) async fn publish(
+    channel: &Channel,
+    limit: Duration,
+    (exchange, routing_key): (&str, &str),
+    payload: &[u8],
+    properties: BasicProperties,
+) -> Result<(), RabbitMqError> {
+    const PERSISTENT: u8 = 2;
+
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let properties = properties.with_delivery_mode(PERSISTENT);
+    let publishing =
+        async { channel.basic_publish(exchange.into(), routing_key.into(), options, payload, properties).await?.await };
+    let confirmed = within(limit, "publishing a message", publishing).await?;
+    // One that no queue takes comes back, and is confirmed all the same.
+    if confirmed.is_ack() && confirmed.take_message().is_none() {
+        return Ok(());
+    }
+    Err(RabbitMqError::NotTaken(format!("{exchange}{routing_key}")))
+}
+
+pub(super) async fn declare(
+    channel: &Channel,
+    limit: Duration,
+    queue: &str,
+    arguments: &[(&'static str, AMQPValue)],
+) -> Result<(), RabbitMqError> {
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    let mut table = FieldTable::default();
+    for (name, value) in arguments {
+        table.insert((*name).into(), value.clone());
+    }
+    within(limit, "declaring a queue", channel.queue_declare(queue.into(), options, table)).await.map(drop)
+}
+
+pub(super) fn text(text: &str) -> AMQPValue {
+    AMQPValue::LongString(text.into())
+}

@@ -1,0 +1,222 @@
+//! Consuming a queue.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::StreamExt as _;
+use lapin::message::Delivery as Delivered;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, ExchangeDeclareOptions, QueueBindOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Acker, BasicProperties, Channel, Connection, Consumer, ExchangeKind};
+use tokio::sync::Mutex;
+
+use super::link::{confirming, connect, declare, publish, text, within};
+use super::{RabbitMqBuilder, RabbitMqError};
+use crate::consumer::{Delivery, Disposition, Message, Source};
+
+/// How often the job failed.
+const FAILURES: &str = "oncekey-failures";
+/// Why a message is a dead letter.
+const ERROR: &str = "oncekey-error";
+
+/// A consumer of a queue.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use oncekey::consumer::rabbitmq::RabbitMq;
+///
+/// let source = RabbitMq::builder("amqp://127.0.0.1:5672/%2f", "orders")?.prefetch(64).open().await?;
+/// # Ok(()) }
+/// ```
+pub struct RabbitMq {
+    options: RabbitMqBuilder,
+    session: Mutex<Option<Session>>,
+}
+
+/// One connection: what it delivered can be settled by it alone.
+struct Session {
+    connection: Connection,
+    consumer: Consumer,
+    publishing: Channel,
+}
+
+/// What a message of this source is settled by.
+pub struct Receipt {
+    acker: Acker,
+    publishing: Channel,
+    message: Arc<Message>,
+    properties: BasicProperties,
+    failures: u32,
+}
+
+impl RabbitMq {
+    /// A consumer of `queue`; see [`RabbitMqBuilder`].
+    ///
+    /// # Errors
+    /// The URI is none.
+    pub fn builder(uri: &str, queue: &str) -> Result<RabbitMqBuilder, RabbitMqError> {
+        RabbitMqBuilder::new(uri, queue)
+    }
+
+    pub(super) async fn open(options: RabbitMqBuilder) -> Result<Self, RabbitMqError> {
+        let session = Session::begin(&options).await?;
+        Ok(Self { options, session: Mutex::new(Some(session)) })
+    }
+}
+
+impl Session {
+    async fn begin(options: &RabbitMqBuilder) -> Result<Self, RabbitMqError> {
+        let RabbitMqBuilder { uri, queue, dead, prefetch, classic, deadline } = options;
+        let limit = *deadline;
+        let connection = connect(uri, limit).await?;
+        let publishing = confirming(&connection, limit).await?;
+        let quorum = [("x-queue-type", text("quorum"))];
+        declare(&publishing, limit, queue, if *classic { &[] } else { &quorum }).await?;
+        declare(&publishing, limit, dead, &quorum).await?;
+        let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        let exchange =
+            publishing.exchange_declare(dead.as_str().into(), ExchangeKind::Fanout, durable, FieldTable::default());
+        within(limit, "declaring the dead letters' exchange", exchange).await?;
+        let binding = publishing.queue_bind(
+            dead.as_str().into(),
+            dead.as_str().into(),
+            "".into(),
+            QueueBindOptions::default(),
+            FieldTable::default(),
+        );
+        within(limit, "binding the dead letters' queue", binding).await?;
+        let channel = within(limit, "opening a channel", connection.create_channel()).await?;
+        within(limit, "setting the prefetch", channel.basic_qos(*prefetch, BasicQosOptions::default())).await?;
+        let consuming = channel.basic_consume(
+            queue.as_str().into(),
+            "".into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        let consumer = within(limit, "consuming", consuming).await?;
+        Ok(Self { connection, consumer, publishing })
+    }
+}
+
+impl Source for RabbitMq {
+    type Message = Message;
+    type Receipt = Receipt;
+    type Error = RabbitMqError;
+
+    async fn next(&self) -> Result<Option<Delivery<Message, Receipt>>, RabbitMqError> {
+        let mut session = self.session.lock().await;
+        let open = match &mut *session {
+            Some(open) => open,
+            // The broker has given what the last connection had to others, or gives it again here.
+            None => session.insert(Session::begin(&self.options).await?),
+        };
+        match open.consumer.next().await {
+            Some(Ok(delivered)) => Ok(Some(deliver(delivered, &open.publishing))),
+            Some(Err(error)) => {
+                *session = None;
+                Err(RabbitMqError::Client { what: "consuming", error })
+            }
+            None => {
+                *session = None;
+                Err(RabbitMqError::Ended(self.options.queue.clone()))
+            }
+        }
+    }
+
+    async fn settle(&self, receipt: Receipt, disposition: Disposition) -> Result<(), RabbitMqError> {
+        let limit = self.options.deadline;
+        let Receipt { acker, publishing, message, properties, failures } = receipt;
+        match disposition {
+            Disposition::Ack => {}
+            Disposition::RetryLater { after, failed: false } if after.is_zero() => {
+                let requeue = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+                return within(limit, "giving a message back", acker.nack(requeue)).await.map(drop);
+            }
+            Disposition::RetryLater { after, failed } => {
+                let queue = self.retry_queue(&publishing, after).await?;
+                let failures = failures.saturating_add(u32::from(failed));
+                let properties = with_header(properties, FAILURES, AMQPValue::LongLongInt(failures.into()));
+                publish(&publishing, limit, ("", &queue), message.payload(), properties).await?;
+            }
+            Disposition::DeadLetter { reason } => {
+                let properties = with_header(properties, ERROR, text(&reason));
+                publish(&publishing, limit, (&self.options.dead, ""), message.payload(), properties).await?;
+            }
+        }
+        within(limit, "acknowledging a message", acker.ack(BasicAckOptions::default())).await.map(drop)
+    }
+
+    /// The broker gives what is not settled to others as soon as the connection ends.
+    async fn close(&self) {
+        if let Some(Session { connection, .. }) = self.session.lock().await.take() {
+            // If it can't be told, it finds out.
+            let _ = within(self.options.deadline, "closing", connection.close(200, "the consumer ends".into())).await;
+        }
+    }
+}
+
+impl RabbitMq {
+    /// A queue whose messages live for at least `after`, and then return. One for each power of two of milliseconds: in
+    /// a queue of several delays a message would wait behind a longer one.
+    async fn retry_queue(&self, channel: &Channel, after: Duration) -> Result<String, RabbitMqError> {
+        let millis =
+            u32::try_from(after.as_millis()).unwrap_or(u32::MAX / 2).clamp(16, u32::MAX / 2).next_power_of_two();
+        let name = format!("{}.retry.{millis}", self.options.queue);
+        let arguments = [
+            ("x-queue-type", text("quorum")),
+            ("x-message-ttl", AMQPValue::LongLongInt(millis.into())),
+            ("x-dead-letter-exchange", text("")),
+            ("x-dead-letter-routing-key", text(&self.options.queue)),
+            // Kept until the other queue has it; that asks for the second.
+            ("x-dead-letter-strategy", text("at-least-once")),
+            ("x-overflow", text("reject-publish")),
+        ];
+        declare(channel, self.options.deadline, &name, &arguments).await?;
+        Ok(name)
+    }
+}
+
+fn with_header(properties: BasicProperties, name: &str, value: AMQPValue) -> BasicProperties {
+    let mut headers = properties.headers().clone().unwrap_or_default();
+    headers.insert(name.into(), value);
+    properties.with_headers(headers)
+}
+
+fn deliver(delivered: Delivered, publishing: &Channel) -> Delivery<Message, Receipt> {
+    let Delivered { properties, data, acker, .. } = delivered;
+    let id = properties.message_id().as_ref().map(ToString::to_string).unwrap_or_default();
+    let mut message = Message::new(id, data);
+    let mut failures = 0;
+    for (name, value) in properties.headers().iter().flat_map(|headers| headers.inner()) {
+        match (name.as_str(), value) {
+            (FAILURES, AMQPValue::LongLongInt(count)) => failures = u32::try_from(*count).unwrap_or(0),
+            (name, AMQPValue::LongString(value)) => {
+                message = message.with_header(name, String::from_utf8_lossy(value.as_bytes()));
+            }
+            // What is no text is no header here; it stays with the message for whoever reads it next.
+            _ => {}
+        }
+    }
+    let message = Arc::new(message);
+    let receipt =
+        Receipt { acker, publishing: publishing.clone(), message: Arc::clone(&message), properties, failures };
+    Delivery { message, receipt, failures }
+}
+
+impl fmt::Debug for RabbitMq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RabbitMq").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Receipt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Receipt")
+            .field("message", &self.message)
+            .field("failures", &self.failures)
+            .finish_non_exhaustive()
+    }
+}

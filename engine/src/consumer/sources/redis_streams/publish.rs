@@ -1,0 +1,58 @@
+//! Adding messages to a stream.
+
+use std::time::Duration;
+
+use redis::{Client, Cmd};
+
+use super::RedisStreamsError;
+use super::link::Link;
+use crate::consumer::Message;
+
+/// Adds messages to a stream, in the form in which [`RedisStreams`](super::RedisStreams) reads them.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use oncekey::consumer::{Message, redis_streams::{RedisPublisher, redis}};
+///
+/// let publisher = RedisPublisher::new(redis::Client::open("redis://127.0.0.1/")?, "orders");
+/// publisher.publish(&Message::json("order-17", &["book"])?).await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct RedisPublisher {
+    link: Link,
+    stream: String,
+    max_len: Option<usize>,
+}
+
+impl RedisPublisher {
+    /// Connects at the first message.
+    pub fn new(client: Client, stream: impl Into<String>) -> Self {
+        Self { link: Link::new(client, Duration::from_secs(5)), stream: stream.into(), max_len: None }
+    }
+
+    /// Has the oldest entries dropped beyond about this many. **They are dropped read or not**: choose it larger than any
+    /// backlog. Default: none are.
+    #[must_use]
+    pub fn max_len(mut self, entries: usize) -> Self {
+        self.max_len = Some(entries);
+        self
+    }
+
+    /// Adds a message, and returns once Redis has it.
+    ///
+    /// # Errors
+    /// Redis did not say so. It may have it all the same: publish the message again, with its id.
+    pub async fn publish(&self, message: &Message) -> Result<(), RedisStreamsError> {
+        let mut command = Cmd::new();
+        command.arg("XADD").arg(&self.stream);
+        if let Some(entries) = self.max_len {
+            command.arg("MAXLEN").arg("~").arg(entries);
+        }
+        command.arg("*").arg("id").arg(message.id()).arg("payload").arg(message.payload().as_ref());
+        for (name, value) in message.headers() {
+            command.arg(name).arg(value);
+        }
+        self.link.ask("adding a message", &command).await
+    }
+}

@@ -1,0 +1,390 @@
+//! Reading a stream as one consumer of a group.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use redis::streams::{StreamAutoClaimReply, StreamId, StreamReadReply};
+use redis::{Value, from_redis_value, pipe};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use super::link::Link;
+use super::{Names, RedisStreamsBuilder, RedisStreamsError};
+use crate::consumer::{Delivery, Disposition, Message, Source};
+
+/// One consumer of a consumer group of a stream.
+///
+/// The **consumer's name** is to stay the same over restarts: a consumer that comes back begins with what it had in hand.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use oncekey::consumer::redis_streams::{RedisStreams, redis};
+///
+/// let client = redis::Client::open("redis://127.0.0.1/")?;
+/// let source = RedisStreams::builder(client, "orders", "mailers", "mailer-1").open().await?;
+/// # Ok(()) }
+/// ```
+pub struct RedisStreams {
+    shared: Arc<Shared>,
+    reading: tokio::sync::Mutex<Reading>,
+    keeper: JoinHandle<()>,
+}
+
+struct Shared {
+    commands: Arc<Link>,
+    names: Names,
+    claim_after: Duration,
+    delete_settled: bool,
+    held: Mutex<Held>,
+}
+
+/// What is pending with this consumer, and alive in this process.
+#[derive(Default)]
+struct Held {
+    ids: HashSet<String>,
+    /// To be delivered again, the first to be due at the front.
+    later: BTreeMap<(Instant, String), (Arc<Message>, u32)>,
+}
+
+struct Reading {
+    /// A connection for this alone: reading waits, and what shares the connection would wait with it.
+    link: Link,
+    batch: usize,
+    max_waiting: usize,
+    from_start: bool,
+    /// Read, and not delivered yet.
+    buffer: VecDeque<Delivery<Message, Receipt>>,
+    /// What this consumer had in hand before its process began is read from here on, until there is no more.
+    own_past: Option<String>,
+    next_claim: Instant,
+    claim_cursor: String,
+}
+
+/// What a message of this source is settled by.
+#[derive(Debug)]
+pub struct Receipt {
+    id: String,
+    message: Arc<Message>,
+    failures: u32,
+}
+
+/// How long a read waits on the server at most. It is never cut short, since what it was about to bring would lie unseen:
+/// so this is by how much a retry may be late on a stream that is quiet.
+const LONGEST_BLOCK: Duration = Duration::from_millis(500);
+
+impl RedisStreams {
+    /// A consumer of the group of `stream` that has this name; see [`RedisStreamsBuilder`].
+    pub fn builder(client: redis::Client, stream: &str, group: &str, consumer: &str) -> RedisStreamsBuilder {
+        RedisStreamsBuilder::new(client, stream, group, consumer)
+    }
+
+    pub(super) async fn open(options: RedisStreamsBuilder, commands: Arc<Link>) -> Result<Self, RedisStreamsError> {
+        let shared = Arc::new(Shared {
+            commands,
+            names: options.names,
+            claim_after: options.claim_after,
+            delete_settled: options.delete_settled,
+            held: Mutex::default(),
+        });
+        shared.make_group(options.from_start).await?;
+        let reading = Reading {
+            link: Link::new(options.client, options.deadline + LONGEST_BLOCK),
+            batch: options.batch,
+            max_waiting: options.max_waiting,
+            from_start: options.from_start,
+            buffer: VecDeque::new(),
+            own_past: Some("0".to_owned()),
+            next_claim: Instant::now(),
+            claim_cursor: "0-0".to_owned(),
+        };
+        let keeper = tokio::spawn(keep_alive(Arc::downgrade(&shared), shared.claim_after / 3));
+        Ok(Self { shared, reading: tokio::sync::Mutex::new(reading), keeper })
+    }
+}
+
+impl Shared {
+    async fn make_group(&self, from_start: bool) -> Result<(), RedisStreamsError> {
+        let mut command = redis::cmd("XGROUP");
+        command.arg("CREATE").arg(&self.names.stream).arg(&self.names.group);
+        command.arg(if from_start { "0" } else { "$" }).arg("MKSTREAM");
+        match self.commands.ask::<()>("making the group", &command).await {
+            Err(error) if error.error.code() == Some("BUSYGROUP") => Ok(()),
+            made => made,
+        }
+    }
+
+    /// Takes an entry in hand, unless this process has it already.
+    fn hold(&self, id: &str) -> bool {
+        self.held.lock().ids.insert(id.to_owned())
+    }
+
+    fn let_go(&self, id: &str) {
+        self.held.lock().ids.remove(id);
+    }
+
+    /// The first message to be retried that is due, or when the first will be.
+    fn due(&self) -> Result<Delivery<Message, Receipt>, Option<Instant>> {
+        let mut held = self.held.lock();
+        match held.later.first_entry() {
+            Some(first) if first.key().0 <= Instant::now() => {
+                let ((_, id), (message, failures)) = first.remove_entry();
+                Ok(deliver(id, message, failures))
+            }
+            Some(first) => Err(Some(first.key().0)),
+            None => Err(None),
+        }
+    }
+
+    /// Gives entries a sign of life, or, if they are to be taken by others, the opposite. The count of deliveries stays.
+    async fn set_idle(&self, ids: &[String], idle: Duration) -> Result<(), RedisStreamsError> {
+        for ids in ids.chunks(1_000) {
+            let mut command = redis::cmd("XCLAIM");
+            command.arg(&self.names.stream).arg(&self.names.group).arg(&self.names.consumer).arg(0).arg(ids);
+            command.arg("IDLE").arg(millis(idle)).arg("JUSTID");
+            self.commands.ask::<()>("keeping messages in hand", &command).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Redis counts in whole milliseconds.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What is in hand is not idle: else a job that takes long would be given to another consumer, for nothing.
+async fn keep_alive(shared: Weak<Shared>, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        let Some(shared) = shared.upgrade() else { return };
+        let ids: Vec<String> = shared.held.lock().ids.iter().cloned().collect();
+        if let Err(error) = shared.set_idle(&ids, Duration::ZERO).await {
+            debug!(%error, "messages in hand got no sign of life");
+        }
+    }
+}
+
+fn deliver(id: String, message: Arc<Message>, failures: u32) -> Delivery<Message, Receipt> {
+    Delivery { message: Arc::clone(&message), receipt: Receipt { id, message, failures }, failures }
+}
+
+impl Source for RedisStreams {
+    type Message = Message;
+    type Receipt = Receipt;
+    type Error = RedisStreamsError;
+
+    async fn next(&self) -> Result<Option<Delivery<Message, Receipt>>, RedisStreamsError> {
+        let mut reading = self.reading.lock().await;
+        loop {
+            let due = match self.shared.due() {
+                Ok(delivery) => return Ok(Some(delivery)),
+                Err(due) => due,
+            };
+            if let Some(delivery) = reading.buffer.pop_front() {
+                return Ok(Some(delivery));
+            }
+            if let Err(error) = reading.read(&self.shared, due).await {
+                // What the answer would have brought is pending with this consumer.
+                reading.own_past = Some("0".to_owned());
+                if error.error.code() != Some("NOGROUP") {
+                    return Err(error);
+                }
+                // The server came back without its data: what is added from now on is not to be missed.
+                warn!(stream = self.shared.names.stream, "the consumer group is gone, and made again");
+                self.shared.make_group(reading.from_start).await?;
+            }
+        }
+    }
+
+    async fn settle(&self, receipt: Receipt, disposition: Disposition) -> Result<(), RedisStreamsError> {
+        let Receipt { id, message, failures } = receipt;
+        let settled = self.shared.settle(&id, &message, failures, &disposition).await;
+        let mut held = self.shared.held.lock();
+        match (&settled, disposition) {
+            (Ok(()), Disposition::RetryLater { after, failed }) => {
+                let due = Instant::now() + after;
+                held.later.insert((due, id), (message, failures.saturating_add(u32::from(failed))));
+            }
+            // Settled for good; or it is not known whether it is, and then it is left to be claimed.
+            _ => drop(held.ids.remove(&id)),
+        }
+        settled
+    }
+
+    /// Others may claim at once what lies here.
+    async fn close(&self) {
+        self.keeper.abort();
+        let ids: Vec<String> = self.shared.held.lock().ids.drain().collect();
+        if let Err(error) = self.shared.set_idle(&ids, self.shared.claim_after).await {
+            warn!(%error, messages = ids.len(), "messages could not be given back: they are claimed when they were idle long enough");
+        }
+    }
+}
+
+impl Shared {
+    async fn settle(
+        &self,
+        id: &str,
+        message: &Message,
+        failures: u32,
+        disposition: &Disposition,
+    ) -> Result<(), RedisStreamsError> {
+        let Names { stream, group, dead, failures: counts, .. } = &self.names;
+        let mut commands = pipe();
+        commands.atomic();
+        match disposition {
+            Disposition::RetryLater { failed: false, .. } => return Ok(()),
+            Disposition::RetryLater { failed: true, .. } => {
+                let counted = redis::cmd("HINCRBY").arg(counts).arg(id).arg(1).to_owned();
+                return self.commands.ask("counting a failure", &counted).await;
+            }
+            Disposition::Ack => {}
+            Disposition::DeadLetter { reason } => {
+                let letter = commands.cmd("XADD").arg(dead).arg("*");
+                letter.arg("id").arg(message.id()).arg("payload").arg(message.payload().as_ref());
+                for (name, value) in message.headers() {
+                    letter.arg(name).arg(value);
+                }
+                letter.arg("oncekey-error").arg(reason).arg("oncekey-stream").arg(stream).arg("oncekey-entry").arg(id);
+                letter.ignore();
+            }
+        }
+        commands.cmd("XACK").arg(stream).arg(group).arg(id).ignore();
+        if failures > 0 {
+            commands.cmd("HDEL").arg(counts).arg(id).ignore();
+        }
+        if self.delete_settled {
+            commands.cmd("XDEL").arg(stream).arg(id).ignore();
+        }
+        self.commands.ask_all("settling a message", &commands).await
+    }
+}
+
+impl Reading {
+    /// Fills the buffer from one of the three places where messages lie; waits for new ones until something is due.
+    async fn read(&mut self, shared: &Shared, due: Option<Instant>) -> Result<(), RedisStreamsError> {
+        if let Some(after) = self.own_past.clone() {
+            let entries = self.read_group(shared, &after, None).await?;
+            self.own_past = entries.last().map(|last| last.id.clone());
+            return self.take(shared, entries, true).await;
+        }
+        let now = Instant::now();
+        if now >= self.next_claim {
+            return self.claim(shared, now).await;
+        }
+        let until = due.map_or(self.next_claim, |due| due.min(self.next_claim)).min(now + LONGEST_BLOCK);
+        let block = until.saturating_duration_since(now);
+        if shared.held.lock().later.len() >= self.max_waiting {
+            // No new ones before some of those that wait are settled.
+            tokio::time::sleep(block).await;
+            return Ok(());
+        }
+        let entries = self.read_group(shared, ">", Some(block)).await?;
+        self.take(shared, entries, false).await
+    }
+
+    async fn read_group(
+        &self,
+        shared: &Shared,
+        after: &str,
+        block: Option<Duration>,
+    ) -> Result<Vec<StreamId>, RedisStreamsError> {
+        let mut command = redis::cmd("XREADGROUP");
+        command.arg("GROUP").arg(&shared.names.group).arg(&shared.names.consumer).arg("COUNT").arg(self.batch);
+        if let Some(block) = block {
+            // Zero would be for ever.
+            command.arg("BLOCK").arg(millis(block).max(1));
+        }
+        command.arg("STREAMS").arg(&shared.names.stream).arg(after);
+        let read: Option<StreamReadReply> = self.link.ask("reading the stream", &command).await?;
+        Ok(read.into_iter().flat_map(|read| read.keys).flat_map(|key| key.ids).collect())
+    }
+
+    /// Takes what others had in hand and gave no sign of life for.
+    async fn claim(&mut self, shared: &Shared, now: Instant) -> Result<(), RedisStreamsError> {
+        let mut command = redis::cmd("XAUTOCLAIM");
+        command.arg(&shared.names.stream).arg(&shared.names.group).arg(&shared.names.consumer);
+        command.arg(millis(shared.claim_after)).arg(&self.claim_cursor).arg("COUNT").arg(self.batch);
+        let claimed: StreamAutoClaimReply = self.link.ask("claiming abandoned messages", &command).await?;
+        self.claim_cursor = claimed.next_stream_id;
+        if self.claim_cursor == "0-0" {
+            // All were looked at. Consumers that began together drift apart by the jitter.
+            self.next_claim = now + shared.claim_after.mul_f64(rand::random_range(0.4..0.6));
+        }
+        self.take(shared, claimed.claimed, true).await
+    }
+
+    /// Puts entries into the buffer. Of those that were delivered before, the failures are looked up.
+    async fn take(
+        &mut self,
+        shared: &Shared,
+        entries: Vec<StreamId>,
+        was_delivered: bool,
+    ) -> Result<(), RedisStreamsError> {
+        let mut entries: Vec<StreamId> = entries.into_iter().filter(|entry| shared.hold(&entry.id)).collect();
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let mut failures = vec![None; entries.len()];
+        if was_delivered {
+            // An entry that was deleted while it was pending has no fields: there is nothing to do for it.
+            for gone in entries.extract_if(.., |entry| entry.map.is_empty()) {
+                shared.let_go(&gone.id);
+                let ack =
+                    redis::cmd("XACK").arg(&shared.names.stream).arg(&shared.names.group).arg(&gone.id).to_owned();
+                self.link.ask::<()>("dropping a deleted entry", &ack).await?;
+            }
+            if entries.is_empty() {
+                return Ok(());
+            }
+            let mut command = redis::cmd("HMGET");
+            command.arg(&shared.names.failures);
+            for entry in &entries {
+                command.arg(&entry.id);
+            }
+            failures = match self.link.ask::<Vec<Option<u32>>>("looking failures up", &command).await {
+                Ok(failures) => failures,
+                Err(error) => {
+                    entries.iter().for_each(|entry| shared.let_go(&entry.id));
+                    return Err(error);
+                }
+            };
+        }
+        for (entry, failures) in entries.into_iter().zip(failures) {
+            let (id, message) = read_entry(entry);
+            self.buffer.push_back(deliver(id, Arc::new(message), failures.unwrap_or(0)));
+        }
+        Ok(())
+    }
+}
+
+fn read_entry(mut entry: StreamId) -> (String, Message) {
+    let text =
+        |value: Value| from_redis_value::<Vec<u8>>(value).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let id = entry.map.remove("id").and_then(|id| text(id).ok()).unwrap_or_else(|| entry.id.clone());
+    let payload = entry.map.remove("payload").and_then(|payload| from_redis_value::<Vec<u8>>(payload).ok());
+    let message = Message::new(id, payload.unwrap_or_default());
+    let headers = entry.map.into_iter().filter_map(|(name, value)| Some((name, text(value).ok()?)));
+    (entry.id, headers.fold(message, |message, (name, value)| message.with_header(name, value)))
+}
+
+impl Drop for RedisStreams {
+    fn drop(&mut self) {
+        self.keeper.abort();
+    }
+}
+
+impl fmt::Debug for RedisStreams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let held = self.shared.held.lock();
+        f.debug_struct("RedisStreams")
+            .field("names", &self.shared.names)
+            .field("held", &held.ids.len())
+            .field("later", &held.later.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,89 @@
+//! What the engine did, as a channel.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+
+use crate::{Event, EventKind, Key, Observer};
+
+/// An [`Event`] that has left its arbiter.
+///
+/// ```
+/// use oncekey::{EventKind, Key, consumer::TappedEvent};
+///
+/// let event = TappedEvent { kind: EventKind::Hit, key: Key::new("mail", 17)? };
+/// assert_eq!(event.kind.name(), "hit");
+/// # Ok::<(), oncekey::KeyError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TappedEvent {
+    /// What was done.
+    pub kind: EventKind,
+    /// For which key.
+    pub key: Key,
+}
+
+/// The receiving end of [`event_tap`].
+#[derive(Clone)]
+pub struct EventTap {
+    events: Receiver<TappedEvent>,
+    dropped: Arc<AtomicU64>,
+}
+
+/// A channel of what the engine does, for a thread of yours: give the observer to
+/// [`EngineBuilder::observer`](crate::EngineBuilder::observer), and keep the tap.
+///
+/// The channel holds up to `capacity` events. An event that finds it full is **dropped and counted**: the engine waits for
+/// no observer.
+///
+/// ```
+/// use oncekey::{Engine, EventKind, Key, consumer::event_tap};
+/// use oncekey_backends::MemoryBackend;
+///
+/// let (observer, tap) = event_tap(1_000);
+/// let engine = Engine::builder(MemoryBackend::new()).observer(observer).start()?;
+/// engine.run_blocking(Key::new("mail", 17)?, &(), |_| Ok::<_, std::io::Error>(()))?;
+/// assert_eq!(tap.events().recv()?.kind, EventKind::Miss);
+/// assert_eq!(tap.dropped(), 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn event_tap(capacity: usize) -> (impl Observer + fmt::Debug, EventTap) {
+    let (sender, events) = bounded(capacity);
+    let dropped = Arc::new(AtomicU64::new(0));
+    (Tapped { sender, dropped: Arc::clone(&dropped) }, EventTap { events, dropped })
+}
+
+impl EventTap {
+    /// The events. Receivers may be cloned: each event goes to one of them.
+    pub fn events(&self) -> &Receiver<TappedEvent> {
+        &self.events
+    }
+
+    /// How many events found the channel full, or nobody at its end.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+}
+
+impl fmt::Debug for EventTap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventTap").field("waiting", &self.events.len()).field("dropped", &self.dropped()).finish()
+    }
+}
+
+#[derive(Debug)]
+struct Tapped {
+    sender: Sender<TappedEvent>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Observer for Tapped {
+    fn on_event(&self, event: &Event<'_>) {
+        let tapped = TappedEvent { kind: event.kind, key: event.key.clone() };
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.sender.try_send(tapped) {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}

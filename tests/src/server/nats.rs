@@ -1,0 +1,62 @@
+//! A NATS server with JetStream.
+
+use std::path::{Path, PathBuf};
+
+use super::{Running, as_user, binary, folder_for, free_port, os, relaunch, wait_until_ready};
+
+const USER: &str = "nats";
+const PACKAGE: &str = "nats-server";
+
+/// A server of its own. It can be killed and started again.
+#[derive(Debug)]
+pub struct Nats {
+    folder: PathBuf,
+    port: u16,
+    running: Running,
+}
+
+impl Nats {
+    /// Starts it.
+    ///
+    /// # Panics
+    /// If NATS is not installed, or does not start.
+    pub fn start() -> Self {
+        let (folder, port) = (folder_for(USER), free_port());
+        let running = launch(&folder, port).unwrap_or_else(|log| panic!("the server ended: {log}"));
+        Self { folder, port, running }
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// SIGKILL.
+    pub fn kill(&self) {
+        self.running.kill();
+    }
+
+    /// Starts it again after [`kill`](Self::kill), on the same port and data.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn restart(&mut self) {
+        // The old keeper would remove the folder; it ends with this process, after the new one.
+        let old = std::mem::replace(&mut self.running, relaunch(|| launch(&self.folder, self.port)));
+        std::mem::forget(old);
+    }
+}
+
+fn launch(folder: &Path, port: u16) -> Result<Running, String> {
+    let mut command = as_user(USER);
+    command.push(binary("nats-server", &[PathBuf::from("/usr/sbin")], PACKAGE).display().to_string());
+    let (port_text, data) = (port.to_string(), folder.join("data").display().to_string());
+    command.extend(["-a", "127.0.0.1", "-p", &port_text, "-js", "-sd", &data].map(str::to_owned));
+    let running = Running::start(folder, &os(&command));
+    let log = folder.join("log");
+    wait_until_ready(&running, folder, port, || {
+        // It listens before its streams are recovered.
+        std::fs::read_to_string(&log).is_ok_and(|log| log.contains("Server is ready"))
+    })?;
+    Ok(running)
+}

@@ -1,0 +1,103 @@
+//! A RabbitMQ node.
+
+use std::path::{Path, PathBuf};
+
+use super::{Running, as_user, binary, folder_for, free_port, os, relaunch, wait_until_ready};
+
+const USER: &str = "rabbitmq";
+const PACKAGE: &str = "rabbitmq-server";
+
+/// A node of its own, with a port mapper of its own: Erlang's would outlive it. It can be killed and started again.
+#[derive(Debug)]
+pub struct RabbitMqServer {
+    folder: PathBuf,
+    ports: Ports,
+    running: Running,
+    _mapper: Running,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ports {
+    node: u16,
+    distribution: u16,
+    mapper: u16,
+}
+
+impl RabbitMqServer {
+    /// Starts it.
+    ///
+    /// # Panics
+    /// If RabbitMQ is not installed, or does not start.
+    pub fn start() -> Self {
+        let folder = folder_for(USER);
+        let ports = Ports { node: free_port(), distribution: free_port(), mapper: free_port() };
+        let mut command = as_user(USER);
+        command.push(binary("epmd", &[], "erlang-base").display().to_string());
+        command.extend(["-port".to_owned(), ports.mapper.to_string()]);
+        let mapper_folder = folder_for(USER);
+        let mapper = Running::start(&mapper_folder, &os(&command));
+        wait_until_ready(&mapper, &mapper_folder, ports.mapper, || true).unwrap();
+        let running = launch(&folder, ports).unwrap_or_else(|log| panic!("the server ended: {log}"));
+        Self { folder, ports, running, _mapper: mapper }
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.ports.node)
+    }
+
+    /// SIGKILL.
+    pub fn kill(&self) {
+        self.running.kill();
+    }
+
+    /// Starts it again after [`kill`](Self::kill), on the same port and data.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn restart(&mut self) {
+        // The old keeper would remove the folder; it ends with this process, after the new one.
+        let old = std::mem::replace(&mut self.running, relaunch(|| launch(&self.folder, self.ports)));
+        std::mem::forget(old);
+    }
+}
+
+fn launch(folder: &Path, ports: Ports) -> Result<Running, String> {
+    let mut command = as_user(USER);
+    command.push("env".to_owned());
+    let path = |name: &str| folder.join(name).display().to_string();
+    let own = [
+        ("HOME", folder.display().to_string()),
+        ("LANG", "C.UTF-8".to_owned()),
+        ("ERL_EPMD_PORT", ports.mapper.to_string()),
+        ("RABBITMQ_NODENAME", format!("oncekey-{}@localhost", ports.node)),
+        ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".to_owned()),
+        ("RABBITMQ_NODE_PORT", ports.node.to_string()),
+        ("RABBITMQ_DIST_PORT", ports.distribution.to_string()),
+        ("RABBITMQ_MNESIA_BASE", path("data")),
+        ("RABBITMQ_LOG_BASE", path("logs")),
+        ("RABBITMQ_LOGS", "-".to_owned()),
+        ("RABBITMQ_CONF_ENV_FILE", path("env.conf")),
+        ("RABBITMQ_CONFIG_FILE", path("rabbitmq.conf")),
+        ("RABBITMQ_ENABLED_PLUGINS_FILE", path("plugins")),
+        ("RABBITMQ_PID_FILE", path("pid")),
+        // So that the script becomes the node instead of starting it: what is killed is the node.
+        ("RABBITMQ_ALLOW_INPUT", "true".to_owned()),
+        ("RABBITMQ_SERVER_START_ARGS", "-noinput".to_owned()),
+    ];
+    command.extend(own.map(|(name, value)| format!("{name}={value}")));
+    command.push(script().display().to_string());
+    let running = Running::start(folder, &os(&command));
+    let log = folder.join("log");
+    wait_until_ready(&running, folder, ports.node, || {
+        std::fs::read_to_string(&log).is_ok_and(|log| log.contains("Server startup complete"))
+    })?;
+    Ok(running)
+}
+
+/// The server's own script: Debian's on the path insists on its user and its folders.
+fn script() -> PathBuf {
+    let versions = std::fs::read_dir("/usr/lib/rabbitmq/lib").into_iter().flatten().flatten();
+    let folders: Vec<_> = versions.map(|entry| entry.path().join("sbin")).collect();
+    binary("rabbitmq-server", &folders, PACKAGE)
+}

@@ -1,0 +1,7 @@
+//! Job processors and event consumers, on memory and SQLite: the contract's J lines without a broker.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
+
+mod processor;
+mod tap;
+mod threads;
