@@ -157,7 +157,7 @@ impl<S: Source, J: Job<S::Message>> Processor<S, J> {
     ///
     /// # Cancel safety
     /// Dropped midway, jobs that began go on for as long as the process lives, and their messages come again.
-    pub async fn run(mut self, until: impl Future<Output = ()> + Send) -> Processed {
+    pub async fn run(mut self, until: impl Future<Output = ()>) -> Processed {
         let parts = &self.parts;
         let places = if self.lanes.is_some() { parts.concurrency * 4 } else { parts.concurrency };
         let places = self.in_hand.unwrap_or(places).max(1);

@@ -1,0 +1,188 @@
+//! A consumer process, for tests that kill it: each message is to leave one row in the table `effects`.
+//!
+//! Usage: `consumer URL NAME MODE FILE WORK_MS`. The URL's scheme names the broker; the queue, stream or group are those
+//! of [`tests::broker`]. The mode says how the row is written:
+//!
+//! - `transaction`: in the transaction that completes the message's key
+//! - `hold`, `rerun`: in a commit of its own, inside an operation of the engine, with that policy
+//! - `unguarded`: in a commit of its own, with no engine: the control
+//!
+//! The acknowledgement of each third message is lost once: it is delivered again after its effect. It says `ready`, and,
+//! told to end by SIGTERM, `ended` with what it did.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a process of the tests: what fails fails the test")]
+#![expect(clippy::print_stdout, reason = "its output is its interface")]
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection as _;
+use diesel::prelude::*;
+use oncekey::consumer::nats::{NatsJetStream, async_nats};
+use oncekey::consumer::rabbitmq::RabbitMq;
+use oncekey::consumer::redis_streams::{RedisStreams, redis};
+use oncekey::consumer::{Call, Delivery, Disposition, Identity, Message, Processor, RetryPolicy, Source, job};
+use oncekey::{Engine, Key, OnAbandoned};
+use oncekey_backends::SqliteBackend;
+use tests::broker::{CONSUMER, GROUP, QUEUE, STREAM};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::sleep;
+
+#[derive(Clone)]
+struct Settings {
+    mode: String,
+    file: String,
+    work: Duration,
+}
+
+#[actix_rt::main]
+async fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [url, name, mode, file, work] = arguments.as_slice() else { unreachable!("URL NAME MODE FILE WORK_MS") };
+    let work = Duration::from_millis(work.parse().expect("a number"));
+    let settings = Settings { mode: mode.clone(), file: file.clone(), work };
+    // The broker may be down just now.
+    if url.starts_with("redis:") {
+        let client = redis::Client::open(url.as_str()).expect("a URL");
+        let open = async || {
+            let builder = RedisStreams::builder(client.clone(), QUEUE, GROUP, name);
+            builder.claim_after(Duration::from_secs(1)).open().await
+        };
+        consume(until_open(open).await, settings).await;
+    } else if url.starts_with("amqp:") {
+        let open = async || RabbitMq::builder(url, QUEUE)?.open().await;
+        consume(until_open(open).await, settings).await;
+    } else {
+        let client = until_open(async || async_nats::connect(url).await).await;
+        let open = async || {
+            let builder = NatsJetStream::builder(client.clone(), STREAM, CONSUMER);
+            builder.ack_wait(Duration::from_secs(2)).open().await
+        };
+        consume(until_open(open).await, settings).await;
+    }
+}
+
+async fn until_open<T, E: std::fmt::Display>(open: impl AsyncFn() -> Result<T, E>) -> T {
+    loop {
+        match open().await {
+            Ok(opened) => return opened,
+            Err(error) => println!("not open: {error}"),
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+fn insert(connection: &mut SqliteConnection, id: &str) -> QueryResult<usize> {
+    diesel::sql_query("INSERT INTO effects VALUES (?)").bind::<diesel::sql_types::Text, _>(id).execute(connection)
+}
+
+async fn consume(source: impl Source<Message = Message>, settings: Settings) {
+    let Settings { mode, file, work } = settings;
+    let mut own = SqliteConnection::establish(&file).expect("the file opens");
+    own.batch_execute("PRAGMA busy_timeout = 20000").expect("a setting");
+    let own = Arc::new(Mutex::new(own));
+    // A commit of its own, off the arbiter.
+    let insert_alone = move |id: String| {
+        let own = own.clone();
+        async move {
+            let inserted = tokio::task::spawn_blocking(move || insert(&mut own.lock().expect("no panic"), &id)).await;
+            inserted.expect("no panic").map(|_| ()).map_err(|error| error.to_string())
+        }
+    };
+    let source = Forgetful { source, forgotten: Mutex::default() };
+    let mut terminate = signal(SignalKind::terminate()).expect("signals can be handled");
+    if mode == "unguarded" {
+        println!("ready");
+        loop {
+            let Ok(Some(Delivery { message, receipt, .. })) = source.next().await else { continue };
+            insert_alone(message.id().to_owned()).await.expect("the row");
+            // If it can't be settled it comes again.
+            let _ = source.settle((receipt.0, message.clone()), Disposition::Ack).await;
+        }
+    }
+    let backend = SqliteBackend::builder(&file).busy_timeout(Duration::from_secs(10)).open().expect("the store opens");
+    let engine = Engine::builder(backend).lease(Duration::from_secs(1)).store_deadline(Duration::from_secs(20));
+    let engine = engine.start().expect("the engine starts");
+    let effect = job(
+        |message: &Message| Ok(Identity::new(Key::new("effect", message.id())?, &message.payload().as_ref())?),
+        move |call: Call, message: Arc<Message>| {
+            let (mode, insert_alone) = (mode.clone(), insert_alone.clone());
+            async move {
+                let id = message.id().to_owned();
+                if message.payload() == "poison" {
+                    return call.run(|_| async { Err::<(), _>("no effect of this one".to_owned()) }).await;
+                }
+                sleep(work / 2).await;
+                let done = if mode == "transaction" {
+                    call.run_in_transaction(move |tx: &mut SqliteConnection, _| {
+                        insert(tx, &id).map(|_| ()).map_err(|error| error.to_string())
+                    })
+                    .await
+                } else {
+                    let policy = if mode == "hold" { OnAbandoned::Hold } else { OnAbandoned::Rerun };
+                    call.with(|engine| engine.with_on_abandoned(policy))
+                        .run(move |_| async move {
+                            insert_alone(id).await?;
+                            // Killed here, the effect has happened and nobody knows.
+                            sleep(work).await;
+                            Ok(())
+                        })
+                        .await
+                };
+                // Killed here, the outcome is stored and the message not acknowledged.
+                sleep(work / 2).await;
+                done
+            }
+        },
+    );
+    println!("ready");
+    let processed = Processor::new(engine.clone(), source, effect)
+        .concurrency(16)
+        .retry(RetryPolicy {
+            max_attempts: 1_000,
+            in_flight_delay: Duration::from_millis(200),
+            ..RetryPolicy::default()
+        })
+        .drain_limit(Duration::from_secs(10))
+        .run(async {
+            terminate.recv().await;
+        })
+        .await;
+    engine.shutdown(Duration::from_secs(10)).await;
+    println!("ended {processed:?}");
+}
+
+/// Loses the first acknowledgement of each third message.
+struct Forgetful<S> {
+    source: S,
+    forgotten: Mutex<HashSet<String>>,
+}
+
+impl<S: Source<Message = Message>> Source for Forgetful<S> {
+    type Message = Message;
+    type Receipt = (S::Receipt, Arc<Message>);
+    type Error = S::Error;
+
+    async fn next(&self) -> Result<Option<Delivery<Message, Self::Receipt>>, S::Error> {
+        let taken = self.source.next().await?;
+        Ok(taken.map(|Delivery { message, receipt, failures }| Delivery {
+            receipt: (receipt, message.clone()),
+            message,
+            failures,
+        }))
+    }
+
+    async fn settle(&self, (receipt, message): Self::Receipt, disposition: Disposition) -> Result<(), S::Error> {
+        let is_third = message.id().parse::<u64>().is_ok_and(|number| number.is_multiple_of(3));
+        let is_lost = disposition == Disposition::Ack
+            && is_third
+            && self.forgotten.lock().expect("no panic").insert(message.id().to_owned());
+        let lost = Disposition::RetryLater { after: Duration::ZERO, failed: false };
+        self.source.settle(receipt, if is_lost { lost } else { disposition }).await
+    }
+
+    async fn close(&self) {
+        self.source.close().await;
+    }
+}

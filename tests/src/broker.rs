@@ -1,0 +1,189 @@
+//! Brokers as the suites use them: one queue each, whatever it is called there.
+
+use std::future::Future;
+
+use futures_util::stream::StreamExt as _;
+use oncekey::consumer::Message;
+use oncekey::consumer::nats::async_nats::jetstream::{self, stream};
+use oncekey::consumer::nats::{NatsPublisher, async_nats};
+use oncekey::consumer::rabbitmq::lapin::options::{BasicGetOptions, QueueDeclareOptions};
+use oncekey::consumer::rabbitmq::lapin::types::{AMQPValue, FieldTable};
+use oncekey::consumer::rabbitmq::lapin::{Connection, ConnectionProperties};
+use oncekey::consumer::rabbitmq::{RabbitMq, RabbitPublisher};
+use oncekey::consumer::redis_streams::redis::streams::StreamRangeReply;
+use oncekey::consumer::redis_streams::{RedisPublisher, redis};
+
+use crate::server::{BrokerRedis, Nats, RabbitMqServer};
+
+/// Of Redis and RabbitMQ.
+pub const QUEUE: &str = "orders";
+/// Of Redis.
+pub const GROUP: &str = "mailers";
+/// Of NATS.
+pub const STREAM: &str = "ORDERS";
+/// Of NATS.
+pub const CONSUMER: &str = "mailers";
+
+/// A dead letter, by the message's id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Letter {
+    /// The message's id.
+    pub id: String,
+    /// Why it was put aside.
+    pub error: String,
+}
+
+/// A broker that is started for a test.
+#[expect(async_fn_in_trait, reason = "for the suites, on one thread")]
+pub trait Broker {
+    /// Where consumers find it.
+    fn url(&self) -> String;
+    /// SIGKILL, and a new start on the same data.
+    fn kill_and_restart(&mut self);
+    /// Makes the queue, and publishes messages.
+    async fn publish(&self, messages: &[Message]);
+    /// How many messages are in the queue, or in somebody's hands as far as the broker tells.
+    async fn left(&self) -> usize;
+    /// All dead letters.
+    async fn dead(&self) -> Vec<Letter>;
+}
+
+impl Broker for BrokerRedis {
+    fn url(&self) -> String {
+        self.url()
+    }
+
+    fn kill_and_restart(&mut self) {
+        self.kill();
+        self.restart();
+    }
+
+    async fn publish(&self, messages: &[Message]) {
+        let publisher = RedisPublisher::new(redis::Client::open(self.url()).unwrap(), QUEUE);
+        all(messages, |message| publisher.publish(message)).await;
+    }
+
+    async fn left(&self) -> usize {
+        let pending = self.cli(&["XPENDING", QUEUE, GROUP]);
+        pending.lines().next().and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+    }
+
+    async fn dead(&self) -> Vec<Letter> {
+        let client = redis::Client::open(self.url()).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let range = redis::cmd("XRANGE").arg(format!("{QUEUE}.dead")).arg("-").arg("+").to_owned();
+        let found: StreamRangeReply = range.query_async(&mut connection).await.unwrap();
+        let letters = found.ids.iter();
+        letters
+            .map(|entry| Letter { id: entry.get("id").unwrap(), error: entry.get("oncekey-error").unwrap() })
+            .collect()
+    }
+}
+
+impl Broker for RabbitMqServer {
+    fn url(&self) -> String {
+        self.url()
+    }
+
+    fn kill_and_restart(&mut self) {
+        self.kill();
+        self.restart();
+    }
+
+    async fn publish(&self, messages: &[Message]) {
+        // It makes the queue.
+        let source = RabbitMq::builder(&self.url(), QUEUE).unwrap().open().await.unwrap();
+        oncekey::consumer::Source::close(&source).await;
+        let publisher = RabbitPublisher::new(&self.url(), "", QUEUE).unwrap();
+        all(messages, |message| publisher.publish(message)).await;
+    }
+
+    async fn left(&self) -> usize {
+        let connection = Connection::connect(&self.url(), ConnectionProperties::default()).await.unwrap();
+        let retries = (4..=17).map(|power| format!("{QUEUE}.retry.{}", 1_u32 << power));
+        let mut left = 0;
+        for queue in std::iter::once(QUEUE.to_owned()).chain(retries) {
+            // A channel for each: asking for a queue that is not there closes it.
+            let channel = connection.create_channel().await.unwrap();
+            let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+            if let Ok(found) = channel.queue_declare(queue.as_str().into(), passive, FieldTable::default()).await {
+                left += found.message_count() as usize;
+            }
+        }
+        left
+    }
+
+    async fn dead(&self) -> Vec<Letter> {
+        let connection = Connection::connect(&self.url(), ConnectionProperties::default()).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        let mut letters = Vec::new();
+        let queue = format!("{QUEUE}.dead");
+        while let Some(letter) = channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap() {
+            let id = letter.properties.message_id().as_ref().unwrap().to_string();
+            let headers = letter.properties.headers().as_ref().unwrap();
+            let Some(AMQPValue::LongString(error)) = headers.inner().get("oncekey-error") else {
+                panic!("a dead letter without its error: {headers:?}")
+            };
+            // It is not acknowledged: the connection's end puts it back.
+            letters.push(Letter { id, error: error.to_string() });
+        }
+        letters
+    }
+}
+
+impl Broker for Nats {
+    fn url(&self) -> String {
+        self.url()
+    }
+
+    fn kill_and_restart(&mut self) {
+        self.kill();
+        self.restart();
+    }
+
+    async fn publish(&self, messages: &[Message]) {
+        let client = async_nats::connect(self.url()).await.unwrap();
+        let orders = stream::Config { name: STREAM.to_owned(), subjects: vec![QUEUE.to_owned()], ..Default::default() };
+        jetstream::new(client.clone()).get_or_create_stream(orders).await.unwrap();
+        let publisher = NatsPublisher::new(client, QUEUE);
+        all(messages, |message| publisher.publish(message)).await;
+    }
+
+    async fn left(&self) -> usize {
+        let Ok(client) = async_nats::connect(self.url()).await else { return usize::MAX };
+        let stream = jetstream::new(client).get_stream(STREAM).await.unwrap();
+        match stream.consumer_info(CONSUMER).await {
+            Ok(info) => info.num_ack_pending + info.num_pending as usize,
+            Err(_) => usize::MAX,
+        }
+    }
+
+    async fn dead(&self) -> Vec<Letter> {
+        let client = async_nats::connect(self.url()).await.unwrap();
+        let Ok(stream) = jetstream::new(client).get_stream(format!("dead_{STREAM}_{CONSUMER}")).await else {
+            return Vec::new();
+        };
+        let count = stream.get_info().await.unwrap().state;
+        let mut letters = Vec::new();
+        for sequence in count.first_sequence.max(1)..=count.last_sequence {
+            let letter = stream.get_raw_message(sequence).await.unwrap();
+            let header = |name: &str| letter.headers.get(name).unwrap().to_string();
+            letters.push(Letter { id: header("Oncekey-Id"), error: header("Oncekey-Error") });
+        }
+        letters
+    }
+}
+
+/// Publishes side by side.
+async fn all<Fut, E>(messages: &[Message], publish: impl Fn(&'static Message) -> Fut)
+where
+    Fut: Future<Output = Result<(), E>>,
+    E: std::fmt::Display,
+{
+    // For as long as the test's process lives.
+    let messages: &'static [Message] = Box::leak(messages.to_vec().into_boxed_slice());
+    let mut publishing = futures_util::stream::iter(messages).map(publish).buffer_unordered(200);
+    while let Some(published) = publishing.next().await {
+        published.unwrap_or_else(|error| panic!("{error}"));
+    }
+}

@@ -1,0 +1,203 @@
+//! Consumers are killed again and again, the broker twice, and every third message is delivered again.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use diesel::connection::SimpleConnection as _;
+use diesel::prelude::*;
+use oncekey::consumer::Message;
+use tempfile::TempDir;
+use tests::broker::{Broker, Letter};
+use tests::process::{PATIENCE, Process};
+
+const CONSUMERS: usize = 3;
+
+fn messages() -> usize {
+    std::env::var("ONCEKEY_BROKER_MESSAGES").map_or(1_000, |count| count.parse().expect("a number of messages"))
+}
+
+#[derive(QueryableByName)]
+struct Effects {
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    message: String,
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    count: i64,
+}
+
+/// The file in which the consumers' effects and keys are.
+struct Ledger {
+    folder: TempDir,
+    connection: SqliteConnection,
+}
+
+impl Ledger {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut connection = SqliteConnection::establish(folder.path().join("effects.db").to_str().unwrap()).unwrap();
+        let made =
+            "PRAGMA busy_timeout = 20000; PRAGMA journal_mode = WAL; CREATE TABLE effects (message TEXT NOT NULL)";
+        connection.batch_execute(made).unwrap();
+        Self { folder, connection }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("effects.db")
+    }
+
+    /// How often each message had its effect.
+    fn effects(&mut self) -> HashMap<String, i64> {
+        let counted = diesel::sql_query("SELECT message, count(*) AS count FROM effects GROUP BY message");
+        let rows: Vec<Effects> = counted.load(&mut self.connection).unwrap();
+        rows.into_iter().map(|row| (row.message, row.count)).collect()
+    }
+}
+
+fn start(url: &str, number: usize, mode: &str, ledger: &Ledger) -> Process {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_consumer"));
+    command.args([url, &format!("mailer-{number}"), mode]).arg(ledger.path()).arg("10");
+    Process::start(&mut command)
+}
+
+/// What a run left.
+struct Left {
+    messages: usize,
+    kills: usize,
+    effects: HashMap<String, i64>,
+    dead: Vec<Letter>,
+}
+
+impl Left {
+    fn doubled(&self) -> usize {
+        self.effects.values().filter(|count| **count > 1).count()
+    }
+
+    fn settled(effects: &HashMap<String, i64>, dead: &[Letter]) -> usize {
+        let dead = dead.iter().map(|letter| &letter.id);
+        effects.keys().chain(dead).collect::<HashSet<_>>().len()
+    }
+}
+
+/// Publishes messages, has them consumed under faults until none is left, and gives what came of them.
+async fn run(mut broker: impl Broker, mode: &str, broker_restarts: usize) -> Left {
+    let (count, mut ledger) = (messages(), Ledger::new());
+    let all: Vec<Message> = (0..count).map(|number| Message::new(number.to_string(), "mail")).collect();
+    broker.publish(&all).await;
+    let url = broker.url();
+    let mut consumers: Vec<Process> = (0..CONSUMERS).map(|number| start(&url, number, mode, &ledger)).collect();
+    let (mut kills, mut restarts, mut killed_at, mut last_kill) = (0, 0, 0, Instant::now());
+    let (began, mut moved) = (Instant::now(), Instant::now());
+    let mut settled_before = 0;
+    loop {
+        let effects = ledger.effects();
+        let done = effects.len();
+        // Nothing to kill for once nearly all is done: the rest is left in peace.
+        if done < count * 9 / 10
+            && (done >= killed_at + count / 15 || last_kill.elapsed() > Duration::from_secs(1))
+            && done > 0
+        {
+            let number = kills % CONSUMERS;
+            consumers[number].kill();
+            consumers[number] = start(&url, number, mode, &ledger);
+            (kills, killed_at, last_kill) = (kills + 1, done, Instant::now());
+        }
+        if restarts < broker_restarts && done >= count * (restarts + 1) / (broker_restarts + 1) {
+            broker.kill_and_restart();
+            restarts += 1;
+        }
+        if done >= count * 9 / 10 {
+            let settled = Left::settled(&effects, &broker.dead().await);
+            if settled == count && broker.left().await == 0 {
+                break;
+            }
+            if settled > settled_before {
+                (settled_before, moved) = (settled, Instant::now());
+            }
+            assert!(
+                moved.elapsed() < 3 * PATIENCE,
+                "{} of {count} are settled, and {} left",
+                settled,
+                broker.left().await
+            );
+        }
+        assert!(began.elapsed() < Duration::from_secs(900), "{done} of {count} were done");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    if mode != "unguarded" {
+        for consumer in &mut consumers {
+            consumer.terminate();
+            consumer.expect("ended");
+            assert_eq!(consumer.exit_code(), Some(0));
+        }
+        // What a broker does not count while somebody has it in hand.
+        assert_eq!(broker.left().await, 0);
+    }
+    assert_eq!(restarts, broker_restarts);
+    assert!(kills >= 5, "only {kills} kills: the fault hardly fired");
+    Left { messages: count, kills, effects: ledger.effects(), dead: broker.dead().await }
+}
+
+pub(crate) async fn exactly_once_in_a_transaction(broker: impl Broker) {
+    let left = run(broker, "transaction", 2).await;
+    assert_eq!((left.effects.len(), left.doubled()), (left.messages, 0), "after {} kills", left.kills);
+    assert_eq!(left.dead, []);
+}
+
+pub(crate) async fn at_most_once_under_hold(broker: impl Broker) {
+    let left = run(broker, "hold", 2).await;
+    assert_eq!(left.doubled(), 0, "after {} kills", left.kills);
+    assert_eq!(Left::settled(&left.effects, &left.dead), left.messages);
+    // Those that a kill met midway, and no others.
+    assert!(left.dead.iter().all(|letter| letter.error.contains("not known whether")), "{:?}", left.dead);
+    let without_effect = left.messages - left.effects.len();
+    assert!(!left.dead.is_empty() && without_effect <= left.dead.len(), "{} dead", left.dead.len());
+}
+
+pub(crate) async fn at_least_once_under_rerun(broker: impl Broker) {
+    let left = run(broker, "rerun", 2).await;
+    assert_eq!((left.effects.len(), left.dead.as_slice()), (left.messages, &[][..]), "after {} kills", left.kills);
+    // Only what a kill met midway: each kill meets sixteen at most.
+    assert!((1..=left.kills * 16).contains(&left.doubled()), "{} doubled by {} kills", left.doubled(), left.kills);
+}
+
+/// The same faults without the engine: each message whose acknowledgement was lost has its effect again.
+pub(crate) async fn control_without_the_engine(broker: impl Broker) {
+    let left = run(broker, "unguarded", 0).await;
+    assert!(left.doubled() * 4 > left.messages, "only {} of {} are doubled", left.doubled(), left.messages);
+}
+
+/// SIGTERM for each consumer in turn while messages flow: what was taken is finished or given back.
+pub(crate) async fn sigterm_under_load(broker: impl Broker) {
+    let (count, mut ledger) = (messages(), Ledger::new());
+    let all: Vec<Message> = (0..count).map(|number| Message::new(number.to_string(), "mail")).collect();
+    broker.publish(&all).await;
+    let url = broker.url();
+    let mut ended = 0;
+    let began = Instant::now();
+    for round in 1..=4 {
+        let mut consumer = start(&url, 0, "hold", &ledger);
+        while ledger.effects().len() < count * round / 6 {
+            assert!(began.elapsed() < 10 * PATIENCE, "{} of {count} were done", ledger.effects().len());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let told = Instant::now();
+        consumer.terminate();
+        consumer.expect("ended");
+        assert_eq!(consumer.exit_code(), Some(0));
+        // The drain's limit, and a second for the last words.
+        assert!(told.elapsed() < Duration::from_secs(12), "it took {:?}", told.elapsed());
+        ended += 1;
+    }
+    let mut last = start(&url, 0, "hold", &ledger);
+    while ledger.effects().len() < count || broker.left().await > 0 {
+        assert!(began.elapsed() < 10 * PATIENCE, "{} of {count} were done", ledger.effects().len());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    last.terminate();
+    assert_eq!(last.exit_code(), Some(0));
+    assert_eq!((ended, broker.left().await), (4, 0));
+    // Under Hold an operation that was cut short would be a dead letter.
+    assert_eq!(broker.dead().await, []);
+    assert!(ledger.effects().values().all(|count| *count == 1));
+}
