@@ -8,6 +8,8 @@
 //! | `MysqlBackend` | `mysql` | all that reach the server (MySQL or MariaDB) | what the server does |
 //! | `RedisBackend` | `redis` | all that reach the server (Redis or Valkey) | what the server does, which is less: see its page |
 //!
+//! With the feature `outbox` a job's messages commit with its rows, on the three SQL stores, and a relay publishes them.
+//!
 //! Each passes the public conformance suite, `oncekey::conformance`. The engine's
 //! guide to choosing a store says what each keeps in which failure.
 //!
@@ -31,6 +33,8 @@ pub mod databases {}
 mod memory;
 #[cfg(feature = "mysql")]
 pub mod mysql;
+#[cfg(feature = "outbox")]
+pub mod outbox;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "redis")]

@@ -41,5 +41,8 @@ async fn start(options: Options) -> Result<(), StartError> {
     let metrics = PrometheusBuilder::new().install_recorder()?;
     let store = store::Store::open(&options).await?;
     let shop = shop::Shop::open(&store).await?;
+    if options.worker {
+        return server::work(&options, store, shop).await;
+    }
     server::serve(&options, store, shop, metrics).await
 }

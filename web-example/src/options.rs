@@ -39,6 +39,12 @@ pub(crate) struct Options {
     /// How long a request waits for another at work on its key; if not given it is turned away at once
     #[arg(long, env = "ONCEKEY_WAIT", value_parser = humantime::parse_duration)]
     pub(crate) wait: Option<Duration>,
+    /// A Redis server, redis://…, whose stream carries the mails to a worker; without one the shop sends them itself
+    #[arg(long, env = "ONCEKEY_MAIL_STREAM", hide_env_values = true, value_name = "URL")]
+    pub(crate) mail_stream: Option<String>,
+    /// Sends the mails of the stream, and serves nothing; the store is to be the shop's, in SQL
+    #[arg(long, requires = "mail_stream")]
+    pub(crate) worker: bool,
     /// What a lapsed lease means; if not given: rerun for orders in the store's transaction, hold for the rest
     #[arg(long, env = "ONCEKEY_ON_ABANDONED")]
     pub(crate) on_abandoned: Option<Abandoned>,
@@ -87,9 +93,11 @@ mod tests {
     #[test]
     fn bad_flags_are_refused() {
         use clap::CommandFactory as _;
-        let store = Options::command().get_arguments().find(|flag| flag.get_id() == "store").cloned().unwrap();
-        assert!(store.is_hide_env_values_set(), "the help would print a password");
-        for bad in ["--bind=here", "--workers=0", "--lease=soon", "--on-abandoned=maybe", "--nothing"] {
+        for name in ["store", "mail_stream"] {
+            let flag = Options::command().get_arguments().find(|flag| flag.get_id() == name).cloned().unwrap();
+            assert!(flag.is_hide_env_values_set(), "the help would print a password");
+        }
+        for bad in ["--worker", "--bind=here", "--workers=0", "--lease=soon", "--on-abandoned=maybe", "--nothing"] {
             assert!(Options::try_parse_from(["web-example", bad]).is_err(), "{bad}");
         }
     }

@@ -6,6 +6,7 @@ use actix_web::dev::ServerHandle;
 use actix_web::http::StatusCode;
 use actix_web::{App, HttpResponse, HttpServer, middleware, web};
 use metrics_exporter_prometheus::{BuildError, PrometheusHandle};
+use oncekey::consumer::redis_streams::redis::{self, RedisError};
 use oncekey::web::{Idempotency, RouteRules};
 use oncekey::{Engine, Key, OnAbandoned};
 use serde_json::json;
@@ -26,6 +27,11 @@ pub(crate) enum StartError {
     Shop(#[from] shop::DatabaseError),
     #[error("can't listen on {bind}: {error}")]
     Bind { bind: std::net::SocketAddr, error: std::io::Error },
+    // The URL may hold a password.
+    #[error("--mail-stream takes a URL such as redis://127.0.0.1/; this is none: {0}")]
+    MailStream(RedisError),
+    #[error("--worker needs the shop's own store, and that in SQL: sqlite:PATH, postgres://… or mysql://…")]
+    NoOutbox,
     #[error("the metrics can't be set up: {0}")]
     Metrics(#[from] BuildError),
     #[error("the server ended with an error: {0}")]
@@ -44,6 +50,7 @@ pub(crate) async fn serve(
     actix_web::rt::spawn(keep_up(metrics.clone()));
     let (engine, metrics) = (store.engine.clone(), web::Data::new(metrics));
     let (shop, data) = (web::Data::new(shop), web::Data::new(store.clone()));
+    actix_web::rt::spawn(shop::relay_mails(shop.clone(), engine.clone(), mail_stream(options)?));
     let abandoned = options.on_abandoned;
     let is_shared = store.is_shared;
     let server = HttpServer::new(move || {
@@ -101,6 +108,31 @@ fn greet(address: std::net::SocketAddr, store: &str) {
          -H 'Content-Type: application/json' \
          -d '{{\"amount\": 1999, \"currency\": \"usd\", \"card\": \"tok_visa\", \"reference\": \"r-1\"}}'"
     );
+}
+
+fn mail_stream(options: &Options) -> Result<Option<redis::Client>, StartError> {
+    options.mail_stream.as_deref().map(redis::Client::open).transpose().map_err(StartError::MailStream)
+}
+
+/// Sends mails until it is told to end: what it has in hand is finished or given back.
+pub(crate) async fn work(options: &Options, store: Store, shop: Shop) -> Result<(), StartError> {
+    let (true, Some(stream)) = (store.is_shared, mail_stream(options)?) else { return Err(StartError::NoOutbox) };
+    let told = async {
+        match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+            (Ok(mut terminate), Ok(mut interrupt)) => {
+                tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () }
+            }
+            _ => std::future::pending().await,
+        }
+    };
+    shop::work_on_mails(&shop, store.engine.clone(), stream, greet_worker, told).await;
+    store.engine.shutdown(SHUTDOWN_LIMIT).await;
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "whoever starts it reads this")]
+fn greet_worker() {
+    println!("The worker is ready");
 }
 
 /// The first signal drains: no new claims, and those in flight finish. The second ends at once.

@@ -6,6 +6,7 @@ use std::future::Future;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::Identity;
 use crate::{Claim, Engine, Fingerprint, Key, Outcome, RunError};
 
 /// Why a job gave no value.
@@ -63,6 +64,24 @@ pub struct Call {
 }
 
 impl Call {
+    /// A call outside of a processor, by whoever has a message in hand: a relay that does the next consumer's part itself.
+    /// Attempts are not counted.
+    ///
+    /// ```
+    /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use oncekey::{Engine, Key, consumer::{Call, Identity}};
+    /// # use oncekey_backends::MemoryBackend;
+    /// let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// let call = Call::new(engine, Identity::new(Key::new("mail", 17)?, &"to: ada")?);
+    /// let sent = call.run(|_claim| async { Ok::<_, std::io::Error>("sent".to_owned()) }).await?;
+    /// assert_eq!(sent.into_inner(), "sent");
+    /// # Ok(()) }
+    /// ```
+    pub fn new(engine: Engine, identity: Identity) -> Self {
+        let Identity { key, fingerprint } = identity;
+        Self { engine, key, fingerprint, failures: 0, max_attempts: u32::MAX }
+    }
+
     /// The key that the job read from the message.
     pub fn key(&self) -> &Key {
         &self.key

@@ -2,15 +2,18 @@
 
 mod database;
 mod echo;
+mod mails;
 mod orders;
 mod payments;
 
 pub(crate) use database::DatabaseError;
+pub(crate) use mails::{relay as relay_mails, work as work_on_mails};
 
 use actix_web::web;
 
 use crate::store::Store;
 use database::Database;
+use mails::Outbox;
 
 /// What the shop's handlers share.
 #[derive(Debug)]
@@ -18,11 +21,15 @@ pub(crate) struct Shop {
     database: Database,
     /// Whether an order's row can commit with its completion.
     orders_in_the_store: bool,
+    /// Where the mails of such orders are posted.
+    outbox: Option<Outbox>,
 }
 
 impl Shop {
     pub(crate) async fn open(store: &Store) -> Result<Self, DatabaseError> {
-        Ok(Self { database: Database::open(&store.home).await?, orders_in_the_store: store.is_shared })
+        let database = Database::open(&store.home).await?;
+        let outbox = if store.is_shared { Some(Outbox::open(&store.home).await?) } else { None };
+        Ok(Self { database, orders_in_the_store: store.is_shared, outbox })
     }
 }
 
@@ -31,6 +38,7 @@ pub(crate) fn routes(config: &mut web::ServiceConfig) {
         .route("/orders", web::post().to(orders::create))
         .route("/orders", web::get().to(orders::list))
         .route("/orders/{id}", web::get().to(orders::get))
+        .route("/mails", web::get().to(mails::list))
         .route("/payments", web::post().to(payments::pay))
         .route("/payments", web::get().to(payments::list))
         .route("/echo", web::post().to(echo::echo));

@@ -1,4 +1,4 @@
-//! Orders: with an SQL store, the row and the completion of its key commit together.
+//! Orders: with an SQL store, the row, the message for its mail and the completion of its key commit together.
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderValue};
@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Shop;
 use super::database::{Database, DatabaseError, last_insert_id, now, on_database, orders};
+use super::mails::{message_for, post, post_mysql, post_pg};
 use crate::server::problem;
 
 #[derive(Debug, Deserialize)]
@@ -100,17 +101,26 @@ pub(super) async fn create(
         // Each database runs the operation on its own connection, in the transaction that stores the response.
         let committed = match &shop.database {
             Database::Sqlite(_) => {
-                let operation = move |tx: &mut SqliteConnection, _: &Claim| Ok(created(&insert(tx, &order)?)?);
+                let operation = move |tx: &mut SqliteConnection, _: &Claim| {
+                    let order = insert(tx, &order)?;
+                    post(tx, &message_for(order.id)?)?;
+                    Ok(created(&order)?)
+                };
                 transaction.run(operation).await
             }
             Database::Postgres(_) => {
-                let operation =
-                    async move |tx: &mut AsyncPgConnection, _: &Claim| Ok(created(&insert_pg(tx, &order).await?)?);
+                let operation = async move |tx: &mut AsyncPgConnection, _: &Claim| {
+                    let order = insert_pg(tx, &order).await?;
+                    post_pg(tx, &message_for(order.id)?).await?;
+                    Ok(created(&order)?)
+                };
                 transaction.run_async(operation).await
             }
             Database::Mysql(_) => {
                 let operation = async move |tx: &mut AsyncMysqlConnection, _: &Claim| {
-                    Ok(created(&insert_mysql(tx, &order).await?)?)
+                    let order = insert_mysql(tx, &order).await?;
+                    post_mysql(tx, &message_for(order.id)?).await?;
+                    Ok(created(&order)?)
                 };
                 transaction.run_async(operation).await
             }

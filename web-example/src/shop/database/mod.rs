@@ -31,6 +31,15 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    /// One line per mail that was sent.
+    mails (id) {
+        id -> BigInt,
+        order_id -> BigInt,
+        created_at -> Text,
+    }
+}
+
 /// Why the shop can't use its database.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DatabaseError {
@@ -40,6 +49,8 @@ pub(crate) enum DatabaseError {
     Open(String),
     #[error("{0}")]
     Pool(#[from] PoolError),
+    #[error("{0}")]
+    Outbox(#[from] oncekey_backends::outbox::OutboxError),
     #[error("{0}")]
     Thread(#[from] actix_web::error::BlockingError),
 }

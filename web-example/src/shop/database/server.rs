@@ -14,6 +14,8 @@ pub(super) const POSTGRES_TABLES: &[&str] = &["
         id BIGSERIAL PRIMARY KEY, reference TEXT NOT NULL, amount BIGINT NOT NULL, currency TEXT NOT NULL,
         card TEXT NOT NULL, created_at TEXT NOT NULL);
     CREATE INDEX IF NOT EXISTS charges_by_reference ON charges (reference);
+    CREATE TABLE IF NOT EXISTS mails (id BIGSERIAL PRIMARY KEY, order_id BIGINT NOT NULL, created_at TEXT NOT NULL);
+    CREATE INDEX IF NOT EXISTS mails_by_order ON mails (order_id);
     COMMIT;
 "];
 
@@ -24,6 +26,9 @@ pub(super) const MYSQL_TABLES: &[&str] = &[
     "CREATE TABLE IF NOT EXISTS charges (
         id BIGINT AUTO_INCREMENT PRIMARY KEY, reference TEXT NOT NULL, amount BIGINT NOT NULL, currency TEXT NOT NULL,
         card TEXT NOT NULL, created_at TEXT NOT NULL, KEY charges_by_reference (reference(64))) ENGINE = InnoDB",
+    "CREATE TABLE IF NOT EXISTS mails (
+        id BIGINT AUTO_INCREMENT PRIMARY KEY, order_id BIGINT NOT NULL, created_at TEXT NOT NULL,
+        KEY mails_by_order (order_id)) ENGINE = InnoDB",
 ];
 
 pub(super) async fn make_tables<C: SimpleAsyncConnection>(connection: &mut C, tables: &[&str]) -> QueryResult<()> {

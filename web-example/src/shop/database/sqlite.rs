@@ -18,6 +18,9 @@ const TABLES: &str = "
         id INTEGER PRIMARY KEY AUTOINCREMENT, reference TEXT NOT NULL, amount INTEGER NOT NULL, currency TEXT NOT NULL,
         card TEXT NOT NULL, created_at TEXT NOT NULL);
     CREATE INDEX IF NOT EXISTS charges_by_reference ON charges (reference);
+    CREATE TABLE IF NOT EXISTS mails (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, order_id INTEGER NOT NULL, created_at TEXT NOT NULL);
+    CREATE INDEX IF NOT EXISTS mails_by_order ON mails (order_id);
 ";
 
 /// A pool of connections to the shop's file.

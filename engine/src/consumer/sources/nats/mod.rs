@@ -4,7 +4,7 @@
 //! |---|---|
 //! | taken | pulled; what a dead consumer had comes again after [`ack_wait`](NatsJetStreamBuilder::ack_wait) |
 //! | acknowledged | `ACK` |
-//! | retried later | `NAK` with the delay; failures are counted in the key-value bucket `oncekey_STREAM_CONSUMER`, since the server counts deliveries, whatever they ended with |
+//! | retried later | `NAK` with the delay; failures are counted in the stream `oncekey_STREAM_CONSUMER`, since the server counts deliveries, whatever they ended with |
 //! | a dead letter | published to `dead.STREAM.CONSUMER` with the header `Oncekey-Error`, then `TERM` |
 //!
 //! The message's id is the header `Nats-Msg-Id`, or where there is none `STREAM:SEQUENCE`. The guide to
@@ -96,7 +96,7 @@ impl NatsJetStreamBuilder {
         self
     }
 
-    /// Finds the stream, and makes the consumer, the bucket of failures and the dead letters' stream where they are
+    /// Finds the stream, and makes the consumer, the stream of failures and the dead letters' stream where they are
     /// missing.
     ///
     /// # Errors

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
-use async_nats::jetstream::kv::{self, Store};
 use async_nats::jetstream::message::Acker;
-use async_nats::jetstream::{self, AckKind, Context, stream};
+use async_nats::jetstream::stream::{self, LastRawMessageErrorKind};
+use async_nats::jetstream::{self, AckKind, Context};
 use futures_util::future::FutureExt as _;
 use futures_util::stream::StreamExt as _;
 use tokio::sync::Mutex;
@@ -36,7 +36,7 @@ const FAILURES_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 pub struct NatsJetStream {
     context: Context,
     options: NatsJetStreamBuilder,
-    failures: Store,
+    failures: stream::Stream,
     messages: Mutex<Option<pull::Stream>>,
 }
 
@@ -56,15 +56,17 @@ impl NatsJetStream {
 
     pub(super) async fn open(options: NatsJetStreamBuilder) -> Result<Self, NatsError> {
         let context = jetstream::new(options.client.clone());
-        let bucket = format!("oncekey_{}_{}", options.stream, options.consumer);
-        // To make one that is there with the same settings is no error.
-        let failures = context.create_key_value(kv::Config {
-            bucket,
-            history: 1,
+        let name = format!("oncekey_{}_{}", options.stream, options.consumer);
+        // The last count of each message. What the client calls a key-value store would be the same, but asks the server
+        // for what one of 2.9 can't tell.
+        let failures = context.get_or_create_stream(stream::Config {
+            subjects: vec![format!("{name}.*")],
+            name,
+            max_messages_per_subject: 1,
             max_age: FAILURES_KEPT,
-            ..kv::Config::default()
+            ..stream::Config::default()
         });
-        let failures = failures.await.map_err(failed("making the bucket of failures"))?;
+        let failures = failures.await.map_err(failed("making the stream of failures"))?;
         let dead = context.get_or_create_stream(stream::Config {
             name: options.dead.replace('.', "_"),
             subjects: vec![options.dead.clone()],
@@ -75,6 +77,11 @@ impl NatsJetStream {
         let messages = source.pull().await?;
         *source.messages.lock().await = Some(messages);
         Ok(source)
+    }
+
+    /// Where a message's failures are counted.
+    fn subject_of(&self, sequence: u64) -> String {
+        format!("oncekey_{}_{}.{sequence}", self.options.stream, self.options.consumer)
     }
 
     async fn pull(&self) -> Result<pull::Stream, NatsError> {
@@ -106,8 +113,13 @@ impl NatsJetStream {
         };
         let mut failures = 0;
         if delivered > 1 {
-            let counted = self.failures.get(sequence.to_string()).await.map_err(failed("looking failures up"))?;
-            failures = counted.and_then(|count| std::str::from_utf8(&count).ok()?.parse().ok()).unwrap_or(0);
+            failures = match self.failures.get_last_raw_message_by_subject(&self.subject_of(sequence)).await {
+                Ok(counted) => {
+                    std::str::from_utf8(&counted.payload).ok().and_then(|count| count.parse().ok()).unwrap_or(0)
+                }
+                Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => 0,
+                Err(error) => return Err(failed("looking failures up")(error)),
+            };
         }
         let (taken, acker) = taken.split();
         let headers = taken.headers.unwrap_or_default();
@@ -160,8 +172,9 @@ impl Source for NatsJetStream {
             Disposition::RetryLater { after, failed: is_failure } => {
                 if is_failure {
                     let count = failures.saturating_add(1).to_string();
-                    let counted = self.failures.put(sequence.to_string(), count.into()).await;
-                    counted.map_err(failed("counting a failure"))?;
+                    let counting = self.context.publish(self.subject_of(sequence), count.into());
+                    let counted = counting.await.map_err(failed("counting a failure"))?;
+                    counted.await.map_err(failed("counting a failure"))?;
                 }
                 AckKind::Nak((!after.is_zero()).then_some(after))
             }
@@ -182,7 +195,7 @@ impl Source for NatsJetStream {
         acker.ack_with(kind).await.map_err(failed("settling a message"))?;
         if failures > 0 && !matches!(kind, AckKind::Nak(_)) {
             // One that stays is dropped by its age.
-            let _ = self.failures.purge(sequence.to_string()).await;
+            let _ = self.failures.purge().filter(self.subject_of(sequence)).await;
         }
         Ok(())
     }

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | taken | a consumer with manual acknowledgements; what a dead consumer had is redelivered by the broker |
 //! | acknowledged | `basic.ack` |
-//! | retried later | published, confirmed, to the queue `QUEUE.retry.MS` whose messages live that long and then return to `QUEUE`; then acknowledged. The header `oncekey-failures` counts |
+//! | retried later, since it can't run now | kept in hand until then |
+//! | retried later, since its job failed | published, confirmed, to the queue `QUEUE.retry.MS` whose messages live that long and then return to `QUEUE`; then acknowledged. The header `oncekey-failures` counts |
 //! | a dead letter | published, confirmed, to the exchange `QUEUE.dead` with the header `oncekey-error`; then acknowledged. The queue `QUEUE.dead` is bound to it |
 //!
 //! The message's id is the property `message_id`. RabbitMQ gives none of its own: **a message that was published without

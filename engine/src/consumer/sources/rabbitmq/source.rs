@@ -1,5 +1,6 @@
 //! Consuming a queue.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Acker, BasicProperties, Channel, Connection, Consumer, ExchangeKind};
 use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep_until};
 
 use super::link::{confirming, connect, declare, publish, text, within};
 use super::{RabbitMqBuilder, RabbitMqError};
@@ -34,6 +36,15 @@ const ERROR: &str = "oncekey-error";
 pub struct RabbitMq {
     options: RabbitMqBuilder,
     session: Mutex<Option<Session>>,
+    waiting: parking_lot::Mutex<Waiting>,
+}
+
+/// Messages that are kept in hand until they are tried again, since nothing about them has to be told to the broker. They
+/// are the connection's: when it ends, the broker gives them again.
+#[derive(Default)]
+struct Waiting {
+    later: BTreeMap<(Instant, u64), Receipt>,
+    next: u64,
 }
 
 /// One connection: what it delivered can be settled by it alone.
@@ -63,7 +74,7 @@ impl RabbitMq {
 
     pub(super) async fn open(options: RabbitMqBuilder) -> Result<Self, RabbitMqError> {
         let session = Session::begin(&options).await?;
-        Ok(Self { options, session: Mutex::new(Some(session)) })
+        Ok(Self { options, session: Mutex::new(Some(session)), waiting: parking_lot::Mutex::default() })
     }
 }
 
@@ -113,16 +124,30 @@ impl Source for RabbitMq {
             // The broker has given what the last connection had to others, or gives it again here.
             None => session.insert(Session::begin(&self.options).await?),
         };
-        match open.consumer.next().await {
-            Some(Ok(delivered)) => Ok(Some(deliver(delivered, &open.publishing))),
-            Some(Err(error)) => {
-                *session = None;
-                Err(RabbitMqError::Client { what: "consuming", error })
-            }
-            None => {
-                *session = None;
-                Err(RabbitMqError::Ended(self.options.queue.clone()))
-            }
+        loop {
+            let due = self.waiting.lock().later.first_key_value().map(|((due, _), _)| *due);
+            let sleeping = async {
+                match due {
+                    Some(due) => sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let taken = tokio::select! {
+                biased;
+                () = sleeping => match self.waiting.lock().later.pop_first() {
+                    Some((_, receipt)) => return Ok(Some(deliver(receipt))),
+                    None => continue,
+                },
+                taken = open.consumer.next() => taken,
+            };
+            let error = match taken {
+                Some(Ok(delivered)) => return Ok(Some(deliver(receive(delivered, &open.publishing)))),
+                Some(Err(error)) => RabbitMqError::Client { what: "consuming", error },
+                None => RabbitMqError::Ended(self.options.queue.clone()),
+            };
+            *session = None;
+            self.waiting.lock().later.clear();
+            return Err(error);
         }
     }
 
@@ -135,9 +160,18 @@ impl Source for RabbitMq {
                 let requeue = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
                 return within(limit, "giving a message back", acker.nack(requeue)).await.map(drop);
             }
-            Disposition::RetryLater { after, failed } => {
+            Disposition::RetryLater { after, failed: false } => {
+                if publishing.status().connected() {
+                    let mut waiting = self.waiting.lock();
+                    let place = (Instant::now() + after, waiting.next);
+                    waiting.next += 1;
+                    waiting.later.insert(place, Receipt { acker, publishing, message, properties, failures });
+                }
+                return Ok(());
+            }
+            Disposition::RetryLater { after, failed: true } => {
                 let queue = self.retry_queue(&publishing, after).await?;
-                let failures = failures.saturating_add(u32::from(failed));
+                let failures = failures.saturating_add(1);
                 let properties = with_header(properties, FAILURES, AMQPValue::LongLongInt(failures.into()));
                 publish(&publishing, limit, ("", &queue), message.payload(), properties).await?;
             }
@@ -185,7 +219,11 @@ fn with_header(properties: BasicProperties, name: &str, value: AMQPValue) -> Bas
     properties.with_headers(headers)
 }
 
-fn deliver(delivered: Delivered, publishing: &Channel) -> Delivery<Message, Receipt> {
+fn deliver(receipt: Receipt) -> Delivery<Message, Receipt> {
+    Delivery { message: Arc::clone(&receipt.message), failures: receipt.failures, receipt }
+}
+
+fn receive(delivered: Delivered, publishing: &Channel) -> Receipt {
     let Delivered { properties, data, acker, .. } = delivered;
     let id = properties.message_id().as_ref().map(ToString::to_string).unwrap_or_default();
     let mut message = Message::new(id, data);
@@ -200,10 +238,7 @@ fn deliver(delivered: Delivered, publishing: &Channel) -> Delivery<Message, Rece
             _ => {}
         }
     }
-    let message = Arc::new(message);
-    let receipt =
-        Receipt { acker, publishing: publishing.clone(), message: Arc::clone(&message), properties, failures };
-    Delivery { message, receipt, failures }
+    Receipt { acker, publishing: publishing.clone(), message: Arc::new(message), properties, failures }
 }
 
 impl fmt::Debug for RabbitMq {
