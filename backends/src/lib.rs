@@ -44,10 +44,10 @@ mod sql;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 
-#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
-pub use complete_in::CompleteInError;
 #[cfg(feature = "redis")]
 pub use self::redis::RedisBackend;
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+pub use complete_in::CompleteInError;
 #[cfg(feature = "memory")]
 pub use memory::{MemoryBackend, MemoryBackendBuilder};
 #[cfg(feature = "mysql")]

@@ -7,7 +7,6 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::CallPolicy;
 use crate::at_rest::AtRest;
 use crate::event::Events;
 use crate::node::Node;

@@ -7,15 +7,15 @@ mod broker_redis;
 mod mariadb;
 mod nats;
 mod postgres;
-mod redis;
 mod rabbitmq;
+mod redis;
 
 pub use broker_redis::BrokerRedis;
 pub use mariadb::MariaDb;
 pub use nats::Nats;
 pub use postgres::Postgres;
-pub use redis::{Redis, RedisCluster, RedisSentinel};
 pub use rabbitmq::RabbitMqServer;
+pub use redis::{Redis, RedisCluster, RedisSentinel};
 
 use std::ffi::OsStr;
 use std::fs::Permissions;

@@ -73,9 +73,9 @@ impl Connector {
 fn take_roots(url: &str) -> (String, Option<PathBuf>) {
     let Some((base, query)) = url.split_once('?') else { return (url.to_owned(), None) };
     let (roots, rest): (Vec<&str>, Vec<&str>) = query.split('&').partition(|pair| pair.starts_with("ssl_ca="));
-    let roots = roots.iter().filter_map(|pair| pair.strip_prefix("ssl_ca="));
+    let mut roots = roots.iter().filter_map(|pair| pair.strip_prefix("ssl_ca="));
     let url = if rest.is_empty() { base.to_owned() } else { format!("{base}?{}", rest.join("&")) };
-    (url, roots.last().map(|path| path.replace("%2F", "/").into()))
+    (url, roots.next_back().map(|path| path.replace("%2F", "/").into()))
 }
 
 fn is_loopback(host: &str) -> bool {

@@ -100,7 +100,11 @@ impl Engine {
                     );
                 }
                 Ok(Admitted::Granted(mut grant)) => {
-                    let claim = Claim::of(key.clone(), &grant).kept_for(&grant, self.policy.retention, &self.nodes.shared().settings.at_rest);
+                    let claim = Claim::of(key.clone(), &grant).kept_for(
+                        &grant,
+                        self.policy.retention,
+                        &self.nodes.shared().settings.at_rest,
+                    );
                     grant.begin();
                     let result = match catch_unwind(AssertUnwindSafe(|| operation(number, &claim))) {
                         Ok(Some(result)) => Ok(result),
@@ -146,16 +150,17 @@ impl Engine {
             return Err(Error::ShuttingDown);
         }
         let (node, bridge) = self.nodes.home()?;
-        let admitted = calls.into_iter().enumerate().filter_map(|(number, (key, fingerprint))| match node.admit(&key) {
-            Ok(permit) => {
-                Some(Begin::new(key, fingerprint, &self.policy, Answer::Thread(decisions.clone(), number), permit))
-            }
-            Err(error) => {
-                self.tell(EventKind::Overloaded, &key);
-                refused(number, error);
-                None
-            }
-        });
+        let admitted =
+            calls.into_iter().enumerate().filter_map(|(number, (key, fingerprint))| match node.admit(&key) {
+                Ok(permit) => {
+                    Some(Begin::new(key, fingerprint, &self.policy, Answer::Thread(decisions.clone(), number), permit))
+                }
+                Err(error) => {
+                    self.tell(EventKind::Overloaded, &key);
+                    refused(number, error);
+                    None
+                }
+            });
         bridge.send(admitted)
     }
 }
