@@ -55,7 +55,7 @@ impl PostgresOutbox {
 }
 
 /// Of this library, in any version.
-const MAKING: i64 = 0x6f6e_6365_6b65_79;
+const MAKING: i64 = 0x006f_6e63_656b_6579;
 const LOCK: &str = "pg_try_advisory_lock(hashtext(current_schema()), hashtext('oncekey_outbox'))";
 
 impl Table for PostgresOutbox {
