@@ -9,7 +9,7 @@ use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
 use diesel_async::pooled_connection::deadpool::Pool;
 use diesel_async::{AsyncConnection, AsyncMysqlConnection, AsyncPgConnection, SimpleAsyncConnection as _};
-use oncekey::consumer::{Identity, Message, Processor, in_process, job};
+use oncekey::consumer::{Message, Processor, in_process, job};
 use oncekey::{Engine, Key, Outcome, RunError};
 use oncekey_backends::outbox::{MysqlOutbox, Posted, PostgresOutbox, Relay, SqliteOutbox, Table};
 use oncekey_backends::{MemoryBackend, MysqlBackend, PostgresBackend, SqliteBackend};
@@ -169,7 +169,7 @@ async fn j03_a_jobs_message_commits_with_its_outcome_and_the_next_consumer_dedup
     }
     drop(publisher);
     let mail = job(
-        |message: &Message| Ok(Identity::new(Key::new("mail", message.id())?, &message.payload().as_ref())?),
+        |message: &Message| Ok(message.identity("mail")?),
         |call, _| async move { call.run(|_| async { Ok::<u32, String>(1) }).await },
     );
     let other = Engine::builder(MemoryBackend::new()).start().unwrap();

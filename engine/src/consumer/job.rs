@@ -53,7 +53,7 @@ pub type Unreadable = Box<dyn Error + Send + Sync>;
 ///     type Error = std::io::Error;
 ///
 ///     fn identify(&self, message: &Message) -> Result<Identity, Unreadable> {
-///         Ok(Identity::new(Key::new("mail", message.id())?, &message.payload().as_ref())?)
+///         Ok(message.identity("mail")?)
 ///     }
 ///
 ///     async fn perform(&self, call: Call, message: Arc<Message>) -> JobResult<String, std::io::Error> {

@@ -7,6 +7,9 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::Identity;
+use crate::{Fingerprint, Key, KeyError};
+
 /// A message of one of the kept sources: bytes, an id, and headers that are text.
 ///
 /// The **id** is its publisher's, where they gave one: it stays the same however often the message is published or
@@ -52,6 +55,21 @@ impl Message {
     /// The id: the same for each delivery.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The message's id under `scope` as the key, and its bytes as what is asked: right where a publisher gives ids.
+    ///
+    /// # Errors
+    /// The id is none, or no [`Key`] can be made of it.
+    ///
+    /// ```
+    /// # use oncekey::consumer::Message;
+    /// let identity = Message::new("order-17", "a book").identity("mail")?;
+    /// assert_eq!(identity.key.to_string(), "mail/order-17");
+    /// # Ok::<(), oncekey::KeyError>(())
+    /// ```
+    pub fn identity(&self, scope: &str) -> Result<Identity, KeyError> {
+        Ok(Identity { key: Key::new(scope, &self.id)?, fingerprint: Fingerprint::of(&self.payload) })
     }
 
     /// The bytes.

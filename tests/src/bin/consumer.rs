@@ -22,8 +22,8 @@ use diesel::prelude::*;
 use oncekey::consumer::nats::{NatsJetStream, async_nats};
 use oncekey::consumer::rabbitmq::RabbitMq;
 use oncekey::consumer::redis_streams::{RedisStreams, redis};
-use oncekey::consumer::{Call, Delivery, Disposition, Identity, Message, Processor, RetryPolicy, Source, job};
-use oncekey::{Engine, Key, OnAbandoned};
+use oncekey::consumer::{Call, Delivery, Disposition, Message, Processor, RetryPolicy, Source, job};
+use oncekey::{Engine, OnAbandoned};
 use oncekey_backends::SqliteBackend;
 use tests::broker::{CONSUMER, GROUP, QUEUE, STREAM};
 use tokio::signal::unix::{SignalKind, signal};
@@ -105,7 +105,7 @@ async fn consume(source: impl Source<Message = Message>, settings: Settings) {
     let engine = Engine::builder(backend).lease(Duration::from_secs(1)).store_deadline(Duration::from_secs(20));
     let engine = engine.start().expect("the engine starts");
     let effect = job(
-        |message: &Message| Ok(Identity::new(Key::new("effect", message.id())?, &message.payload().as_ref())?),
+        |message: &Message| Ok(message.identity("effect")?),
         move |call: Call, message: Arc<Message>| {
             let (mode, insert_alone) = (mode.clone(), insert_alone.clone());
             async move {

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use oncekey::Engine;
 use oncekey::consumer::nats::{NatsJetStream, async_nats};
 use oncekey::consumer::rabbitmq::RabbitMq;
 use oncekey::consumer::redis_streams::{RedisStreams, redis};
-use oncekey::consumer::{Call, Identity, Message, Processed, Processor, RetryPolicy, Source, job};
-use oncekey::{Engine, Key};
+use oncekey::consumer::{Call, Message, Processed, Processor, RetryPolicy, Source, job};
 use oncekey_backends::MemoryBackend;
 use tests::broker::{Broker, CONSUMER, GROUP, Letter, QUEUE, STREAM};
 use tokio::sync::Notify;
@@ -78,7 +78,7 @@ async fn consume(
         job(
             |message: &Message| match message.id() {
                 "unreadable" => Err("it is unreadable".into()),
-                id => Ok(Identity::new(Key::new("mail", id)?, &message.payload().as_ref())?),
+                _ => Ok(message.identity("mail")?),
             },
             move |call: Call, message: Arc<Message>| {
                 let (tried, done, changed) = (tried.clone(), done.clone(), changed.clone());
