@@ -1,6 +1,7 @@
 //! Brokers as the suites use them: one queue each, whatever it is called there.
 
 use std::future::Future;
+use std::time::{Duration, Instant};
 
 use futures_util::stream::StreamExt as _;
 use oncekey::consumer::Message;
@@ -9,10 +10,11 @@ use oncekey::consumer::nats::{NatsPublisher, async_nats};
 use oncekey::consumer::rabbitmq::lapin::options::{BasicGetOptions, QueueDeclareOptions};
 use oncekey::consumer::rabbitmq::lapin::types::{AMQPValue, FieldTable};
 use oncekey::consumer::rabbitmq::lapin::{Connection, ConnectionProperties};
-use oncekey::consumer::rabbitmq::{RabbitMq, RabbitPublisher};
+use oncekey::consumer::rabbitmq::{RabbitMq, RabbitPublisher, lapin};
 use oncekey::consumer::redis_streams::redis::streams::StreamRangeReply;
 use oncekey::consumer::redis_streams::{RedisPublisher, redis};
 
+use crate::process::PATIENCE;
 use crate::server::{BrokerRedis, Nats, RabbitMqServer};
 
 /// Of Redis and RabbitMQ.
@@ -99,35 +101,55 @@ impl Broker for RabbitMqServer {
     }
 
     async fn left(&self) -> usize {
-        let connection = Connection::connect(&self.url(), ConnectionProperties::default()).await.unwrap();
-        let retries = (4..=17).map(|power| format!("{QUEUE}.retry.{}", 1_u32 << power));
-        let mut left = 0;
-        for queue in std::iter::once(QUEUE.to_owned()).chain(retries) {
-            // A channel for each: asking for a queue that is not there closes it.
-            let channel = connection.create_channel().await.unwrap();
-            let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-            if let Ok(found) = channel.queue_declare(queue.as_str().into(), passive, FieldTable::default()).await {
-                left += found.message_count() as usize;
+        patiently(async || {
+            let connection = Connection::connect(&self.url(), ConnectionProperties::default()).await?;
+            let retries = (4..=17).map(|power| format!("{QUEUE}.retry.{}", 1_u32 << power));
+            let mut left = 0;
+            for queue in std::iter::once(QUEUE.to_owned()).chain(retries) {
+                // A channel for each: asking for a queue that is not there closes it.
+                let channel = connection.create_channel().await?;
+                let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+                match channel.queue_declare(queue.as_str().into(), passive, FieldTable::default()).await {
+                    Ok(found) => left += found.message_count() as usize,
+                    Err(error) if error.to_string().contains("NOT_FOUND") => {}
+                    Err(error) => return Err(error),
+                }
             }
-        }
-        left
+            Ok(left)
+        })
+        .await
     }
 
     async fn dead(&self) -> Vec<Letter> {
-        let connection = Connection::connect(&self.url(), ConnectionProperties::default()).await.unwrap();
-        let channel = connection.create_channel().await.unwrap();
-        let mut letters = Vec::new();
-        let queue = format!("{QUEUE}.dead");
-        while let Some(letter) = channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap() {
-            let id = letter.properties.message_id().as_ref().unwrap().to_string();
-            let headers = letter.properties.headers().as_ref().unwrap();
-            let Some(AMQPValue::LongString(error)) = headers.inner().get("oncekey-error") else {
-                panic!("a dead letter without its error: {headers:?}")
-            };
-            // It is not acknowledged: the connection's end puts it back.
-            letters.push(Letter { id, error: error.to_string() });
+        patiently(async || {
+            let connection = Connection::connect(&self.url(), ConnectionProperties::default()).await?;
+            let channel = connection.create_channel().await?;
+            let mut letters = Vec::new();
+            let queue = format!("{QUEUE}.dead");
+            while let Some(letter) = channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await? {
+                let id = letter.properties.message_id().as_ref().unwrap().to_string();
+                let headers = letter.properties.headers().as_ref().unwrap();
+                let Some(AMQPValue::LongString(error)) = headers.inner().get("oncekey-error") else {
+                    panic!("a dead letter without its error: {headers:?}")
+                };
+                // It is not acknowledged: the connection's end puts it back.
+                letters.push(Letter { id, error: error.to_string() });
+            }
+            Ok(letters)
+        })
+        .await
+    }
+}
+
+/// Asks a RabbitMQ that may have been restarted just now: its queues have no leaders for a while.
+async fn patiently<T>(ask: impl AsyncFn() -> Result<T, lapin::Error>) -> T {
+    let deadline = Instant::now() + 2 * PATIENCE;
+    loop {
+        match ask().await {
+            Ok(answer) => return answer,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
         }
-        letters
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
