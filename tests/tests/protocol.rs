@@ -1,6 +1,7 @@
 //! The model in its short form, and the controls that show that it notices.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
+#![expect(clippy::print_stdout, reason = "what was explored is told")]
 
 use tests::model::{Bounds, Mode, Mutation, Transition, explore};
 

@@ -72,6 +72,7 @@ impl Met {
 }
 
 /// What became of a step.
+#[expect(clippy::large_enum_variant, reason = "it is moved once, from the batch to its next round")]
 enum Next {
     Answered,
     /// It has more to say.
