@@ -104,7 +104,8 @@ impl Key {
         Ok(Self::assemble(&stored))
     }
 
-    /// Reads what [`as_stored`](Self::as_stored) gave.
+    /// Reads what [`as_stored`](Self::as_stored) gave: for backends and operators. A text that a caller sends is for
+    /// [`new`](Self::new): here it would choose its own scope.
     ///
     /// # Errors
     /// [`KeyError::NotStoredForm`] for any other text, and the errors of [`Key::new`] for its parts.

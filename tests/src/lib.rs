@@ -5,7 +5,9 @@
 pub mod broker;
 pub mod cutter;
 pub mod http;
+pub mod malformed;
 pub mod model;
+pub mod nemesis;
 pub mod process;
 pub mod server;
 pub mod shop;

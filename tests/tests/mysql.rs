@@ -268,6 +268,22 @@ async fn cut_connections_are_replaced() {
     assert!(matches!(backend.acquire(acquire("b")).await, Ok(Acquired::Claimed { .. })));
 }
 
+/// The application's pool hands out no connection that the server has closed.
+#[actix_rt::test]
+async fn a_closed_connection_is_not_handed_to_the_application() {
+    let server = MariaDb::start();
+    let pool = MysqlBackend::open(&server.url()).await.unwrap().pool_of_its_own();
+    let mut held = pool.get().await.unwrap();
+    held.batch_execute("SELECT 1").await.unwrap();
+    drop(held);
+    let sleeping = "SELECT group_concat(concat('KILL ', id) separator ';') FROM information_schema.processlist \
+                    WHERE user = 'shop' AND command = 'Sleep'";
+    let kills = server.sql(sleeping);
+    assert!(kills.starts_with("KILL "), "there was no connection: {kills}");
+    server.sql(&kills);
+    pool.get().await.unwrap().batch_execute("SELECT 1").await.unwrap();
+}
+
 #[actix_rt::test]
 async fn a_password_is_in_no_error() {
     let url = format!("mysql://nobody:hunter2@127.0.0.1:{}/shop", SERVER.port());

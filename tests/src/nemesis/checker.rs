@@ -1,0 +1,227 @@
+//! What every client saw, beside what the shop's tables hold.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::time::Instant;
+
+use futures_util::StreamExt as _;
+use futures_util::stream;
+use serde_json::Value;
+
+use super::apps::Apps;
+use super::history::{End, History, Kind, Operation, Seen};
+use super::stores::Kind as Store;
+use super::workload::{end_of, request, seen};
+use crate::http::Request;
+use crate::process::PATIENCE;
+
+/// What is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wrong {
+    /// It happened more than once.
+    Double,
+    /// A client was told that it happened, and it did not, or its outcome is gone.
+    Lost,
+    /// Two answers to one key differ, or both claim to be the first.
+    Unlike,
+    /// No final answer came, long after all faults were over.
+    Stuck,
+    /// It waits for somebody's word, and nothing that a client saw explains it.
+    Unexplained,
+    /// An answer that no client of a sound shop gets.
+    Unexpected,
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Double => "double executions",
+            Self::Lost => "lost outcomes",
+            Self::Unlike => "replays unlike their first",
+            Self::Stuck => "stuck keys",
+            Self::Unexplained => "indeterminate without a cause",
+            Self::Unexpected => "unexpected answers",
+        })
+    }
+}
+
+impl Wrong {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Double, Self::Lost, Self::Unlike, Self::Stuck, Self::Unexplained, Self::Unexpected];
+}
+
+/// Everything that is wrong, each with the operation that shows it.
+#[derive(Debug, Clone, Default)]
+pub struct Findings {
+    /// What, and how it shows.
+    pub wrong: Vec<(Wrong, String)>,
+    /// How many successes were asked for once more at the end.
+    pub replayed: usize,
+}
+
+impl Findings {
+    /// How many of one kind.
+    pub fn count(&self, wrong: Wrong) -> usize {
+        self.wrong.iter().filter(|(found, _)| *found == wrong).count()
+    }
+
+    fn add(&mut self, wrong: Wrong, operation: &Operation, why: impl fmt::Display) {
+        let last: Vec<_> = operation.tries.iter().rev().take(6).rev().map(Seen::to_string).collect();
+        self.wrong.push((
+            wrong,
+            format!("{} ({:?}): {why}; its last tries: {}", operation.key, operation.kind, last.join(", ")),
+        ));
+    }
+}
+
+/// Reads the shop's tables, asks for every success once more, and compares.
+///
+/// # Panics
+/// If the shop can't be read.
+pub async fn check(history: &History, apps: &Apps, store: Store, control: bool) -> Findings {
+    let mut findings = Findings::default();
+    let rows = HashMap::from([
+        (Kind::Order, read(apps, "/orders", "item").await),
+        (Kind::Payment, read(apps, "/payments", "reference").await),
+    ]);
+    for operation in &history.operations {
+        let found = rows[&operation.kind].get(&operation.name).map(Vec::as_slice).unwrap_or_default();
+        judge(&mut findings, operation, found, store.has_transactions());
+    }
+    if !control {
+        replay_all(&mut findings, history, apps).await;
+    }
+    findings
+}
+
+/// The rows of a table by their name, each by its number.
+async fn read(apps: &Apps, target: &str, name: &str) -> HashMap<String, Vec<i64>> {
+    let deadline = Instant::now() + PATIENCE;
+    let rows: Vec<Value> = loop {
+        let found = Request::new("GET", target, "").send(apps.address(0)).await;
+        // The first one may meet a connection that the last fault has cut.
+        match serde_json::from_slice(&found.body) {
+            Ok(rows) => break rows,
+            Err(_) => assert!(Instant::now() < deadline, "{target} can't be read: {}", found.status),
+        }
+    };
+    let mut by_name: HashMap<String, Vec<i64>> = HashMap::new();
+    for row in rows {
+        let (Some(name), Some(id)) = (row[name].as_str(), row["id"].as_i64()) else { panic!("no row: {row}") };
+        by_name.entry(name.to_owned()).or_default().push(id);
+    }
+    by_name
+}
+
+fn judge(findings: &mut Findings, operation: &Operation, rows: &[i64], transactions: bool) {
+    if rows.len() > 1 {
+        findings.add(Wrong::Double, operation, format_args!("{} rows: {rows:?}", rows.len()));
+    }
+    let successes: Vec<_> = operation.tries.iter().filter(|seen| seen.is_success()).collect();
+    for seen in &successes {
+        let Seen::Answer { body, .. } = seen else { continue };
+        let id = serde_json::from_slice::<Value>(body).ok().and_then(|body| body["id"].as_i64());
+        match id {
+            Some(id) if rows.contains(&id) => {}
+            _ => findings.add(
+                Wrong::Lost,
+                operation,
+                format_args!("it was answered with row {id:?}, and there are {rows:?}"),
+            ),
+        }
+    }
+    // In a control run the tries have nothing to do with each other.
+    let is_first = |seen: &&&Seen| matches!(seen, Seen::Answer { is_replay: false, .. });
+    if rows.len() <= 1 && (successes.iter().filter(is_first).count() > 1 || !all_same(&successes)) {
+        findings.add(Wrong::Unlike, operation, "its successes differ, or more than one is no replay");
+    }
+    match operation.end {
+        End::Success => {}
+        End::Stuck => findings.add(Wrong::Stuck, operation, format_args!("{} tries", operation.tries.len())),
+        End::Refused => findings.add(Wrong::Unexpected, operation, "refused for good"),
+        End::Indeterminate => {
+            // Where an order's row and its outcome commit together there is nothing to find out.
+            let may_be = operation.kind == Kind::Payment || !transactions;
+            let explained = may_be && operation.tries.iter().any(Seen::leaves_open);
+            if !explained {
+                findings.add(Wrong::Unexplained, operation, "it is indeterminate");
+            }
+        }
+    }
+}
+
+fn all_same(successes: &[&Seen]) -> bool {
+    let body = |seen: &Seen| match seen {
+        Seen::Answer { body, status, .. } => Some((*status, body.clone())),
+        Seen::Unknown | Seen::Left => None,
+    };
+    successes.windows(2).all(|pair| body(pair[0]) == body(pair[1]))
+}
+
+/// No outcome is lost: each success is there, a replay, the same on either shop.
+async fn replay_all(findings: &mut Findings, history: &History, apps: &Apps) {
+    let succeeded: Vec<_> = history.operations.iter().filter(|operation| operation.end == End::Success).collect();
+    let asked = stream::iter(succeeded.iter().enumerate().map(|(number, operation)| async move {
+        let request = request(operation.kind, &operation.name, &operation.key);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            // Asked again for as long as the answer is none that lasts.
+            let again = seen(request.send(apps.address(number % 2)).await);
+            if end_of(&again).is_some() || Instant::now() > deadline {
+                return (*operation, again);
+            }
+        }
+    }));
+    let answers: Vec<_> = asked.buffer_unordered(16).collect().await;
+    for (operation, again) in answers {
+        findings.replayed += 1;
+        let first = operation.tries.iter().find(|seen| seen.is_success());
+        let is_replay = matches!(again, Seen::Answer { is_replay: true, .. });
+        if !is_replay {
+            findings.add(Wrong::Lost, operation, format_args!("asked once more at the end, it gave {}", again));
+        } else if !first.is_some_and(|first| all_same(&[first, &again])) {
+            findings.add(Wrong::Unlike, operation, "asked once more at the end, it gave something else");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn success(id: i64, is_replay: bool) -> Seen {
+        Seen::Answer { status: 201, is_replay, problem: None, body: format!(r#"{{"id": {id}}}"#).into_bytes() }
+    }
+
+    fn wrong(kind: Kind, end: End, tries: &[Seen], rows: &[i64]) -> Vec<Wrong> {
+        let mut findings = Findings::default();
+        let operation = Operation { kind, name: "op".to_owned(), key: "key".to_owned(), tries: tries.to_vec(), end };
+        judge(&mut findings, &operation, rows, true);
+        findings.wrong.into_iter().map(|(wrong, _)| wrong).collect()
+    }
+
+    #[test]
+    fn a_sound_history_is_sound() {
+        let tries = [Seen::Unknown, success(7, false), success(7, true)];
+        assert_eq!(wrong(Kind::Order, End::Success, &tries, &[7]), []);
+        let held = Seen::Answer { status: 409, is_replay: false, problem: Some("indeterminate".into()), body: vec![] };
+        assert_eq!(wrong(Kind::Payment, End::Indeterminate, &[Seen::Unknown, held.clone()], &[7]), []);
+        assert_eq!(wrong(Kind::Payment, End::Indeterminate, &[Seen::Left, held], &[]), []);
+    }
+
+    #[test]
+    fn every_wrong_is_found() {
+        let first = success(7, false);
+        assert_eq!(wrong(Kind::Order, End::Success, &[first.clone()], &[7, 8]), [Wrong::Double]);
+        assert_eq!(wrong(Kind::Order, End::Success, &[first.clone()], &[]), [Wrong::Lost]);
+        assert_eq!(wrong(Kind::Order, End::Success, &[first.clone()], &[8]), [Wrong::Lost]);
+        assert_eq!(wrong(Kind::Order, End::Success, &[first.clone(), first.clone()], &[7]), [Wrong::Unlike]);
+        let other = Seen::Answer { status: 200, is_replay: true, problem: None, body: br#"{"id": 7}"#.to_vec() };
+        assert_eq!(wrong(Kind::Order, End::Success, &[first, other], &[7]), [Wrong::Unlike]);
+        assert_eq!(wrong(Kind::Order, End::Stuck, &[Seen::Unknown], &[]), [Wrong::Stuck]);
+        assert_eq!(wrong(Kind::Order, End::Indeterminate, &[Seen::Unknown], &[]), [Wrong::Unexplained]);
+        assert_eq!(wrong(Kind::Payment, End::Indeterminate, &[], &[]), [Wrong::Unexplained]);
+        assert_eq!(wrong(Kind::Payment, End::Refused, &[], &[]), [Wrong::Unexpected]);
+    }
+}

@@ -1,0 +1,175 @@
+//! Who does what to whom, and when: one thread for the shops, one for the server, one for the network.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+
+use super::LEASE;
+use super::apps::Apps;
+use super::stores::{Kind, Store};
+
+/// What can go wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// SIGKILL for a shop.
+    KillsApp,
+    /// SIGSTOP for a shop, until its leases have lapsed.
+    PausesApp,
+    /// A client's connection, cut before the answer.
+    CutsClient,
+    /// SIGKILL for the server.
+    KillsServer,
+    /// SIGSTOP for the server.
+    PausesServer,
+    /// All connections to the server, cut.
+    CutsConnections,
+    /// All connections to the server, swallowed.
+    BlackHole,
+}
+
+impl Fault {
+    const ALL: [Self; 7] = [
+        Self::KillsApp,
+        Self::PausesApp,
+        Self::CutsClient,
+        Self::KillsServer,
+        Self::PausesServer,
+        Self::CutsConnections,
+        Self::BlackHole,
+    ];
+
+    /// Whether it can strike such a store. SQLite has neither a server nor connections.
+    pub fn applies_to(self, store: Kind) -> bool {
+        store.has_server() || matches!(self, Self::KillsApp | Self::PausesApp | Self::CutsClient)
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::KillsApp => "kill -9 of a shop",
+            Self::PausesApp => "SIGSTOP of a shop past its lease",
+            Self::CutsClient => "client's connection cut",
+            Self::KillsServer => "kill -9 of the server",
+            Self::PausesServer => "SIGSTOP of the server",
+            Self::CutsConnections => "connections to the server cut",
+            Self::BlackHole => "connections to the server black-holed",
+        })
+    }
+}
+
+/// How often each has struck.
+#[derive(Debug, Default)]
+pub struct Counts([AtomicU64; Fault::ALL.len()]);
+
+impl Counts {
+    pub(super) fn add(&self, fault: Fault) {
+        self.0[fault as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Each that applies to the store, with how often it has struck.
+    pub fn all(&self, store: Kind) -> Vec<(Fault, u64)> {
+        let applies = Fault::ALL.into_iter().filter(|fault| fault.applies_to(store));
+        applies.map(|fault| (fault, self.0[fault as usize].load(Ordering::Relaxed))).collect()
+    }
+}
+
+/// The threads at work.
+#[derive(Debug)]
+pub struct Faults {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Faults {
+    /// Lets them loose.
+    pub fn begin(seed: u64, store: &Arc<Store>, apps: &Arc<Apps>, counts: &Arc<Counts>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut threads = Vec::new();
+        let mut thread = |number: u64, mut strike: Box<dyn FnMut(&mut StdRng) + Send>| {
+            let (stop, mut rng) = (Arc::clone(&stop), StdRng::seed_from_u64(seed ^ (number << 32)));
+            threads.push(std::thread::spawn(move || {
+                while !stop.load(Ordering::SeqCst) {
+                    strike(&mut rng);
+                }
+            }));
+        };
+        // A shop is killed, and then the other one, or the same, is paused. Both thus strike about as often.
+        let (of_apps, counted) = (Arc::clone(apps), Arc::clone(counts));
+        thread(
+            1,
+            Box::new(move |rng| {
+                rest(rng, 50..350);
+                of_apps.kill(rng.random_range(0..2));
+                counted.add(Fault::KillsApp);
+                rest(rng, 50..250);
+                // Past the lease, and past the sweep after it.
+                of_apps.pause(rng.random_range(0..2), LEASE + LEASE / 5 + millis(rng, 0..100));
+                counted.add(Fault::PausesApp);
+            }),
+        );
+        if store.server.is_some() {
+            let (of_server, counted) = (Arc::clone(store), Arc::clone(counts));
+            thread(2, Box::new(move |rng| strike_server(rng, &of_server, &counted)));
+            let (of_network, counted) = (Arc::clone(store), Arc::clone(counts));
+            thread(3, Box::new(move |rng| strike_network(rng, &of_network, &counted)));
+        }
+        Self { stop, threads }
+    }
+
+    /// Ends them; what they struck is whole again when this returns.
+    ///
+    /// # Panics
+    /// If one of them did.
+    pub fn end(self) {
+        self.stop.store(true, Ordering::SeqCst);
+        for thread in self.threads {
+            thread.join().expect("a fault could not be undone");
+        }
+    }
+}
+
+fn strike_server(rng: &mut StdRng, store: &Store, counts: &Counts) {
+    let Some(server) = &store.server else { return };
+    rest(rng, 300..700);
+    {
+        let mut server = server.lock();
+        server.kill();
+        server.restart();
+        counts.add(Fault::KillsServer);
+    }
+    rest(rng, 300..600);
+    let mut server = server.lock();
+    server.pause();
+    rest(rng, 100..500);
+    server.resume();
+    counts.add(Fault::PausesServer);
+}
+
+fn strike_network(rng: &mut StdRng, store: &Store, counts: &Counts) {
+    let Some(proxy) = &store.proxy else { return };
+    rest(rng, 200..600);
+    // Only what struck something counts.
+    if proxy.cut() > 0 {
+        counts.add(Fault::CutsConnections);
+    }
+    rest(rng, 200..600);
+    proxy.begin_black_hole();
+    rest(rng, 100..600);
+    if proxy.end_black_hole(rng.random_bool(0.5)) > 0 {
+        counts.add(Fault::BlackHole);
+    }
+}
+
+fn millis(rng: &mut StdRng, range: std::ops::Range<u64>) -> Duration {
+    Duration::from_millis(rng.random_range(range))
+}
+
+fn rest(rng: &mut StdRng, range: std::ops::Range<u64>) {
+    std::thread::sleep(millis(rng, range));
+}

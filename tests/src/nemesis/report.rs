@@ -1,0 +1,95 @@
+//! What came of a run.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::Plan;
+use super::checker::{Findings, Wrong};
+use super::faults::Fault;
+use super::history::{End, History};
+
+/// All that a run showed.
+#[derive(Debug)]
+pub struct Report {
+    /// What was to be done.
+    pub plan: Plan,
+    /// For how long the clients worked.
+    pub worked: Duration,
+    /// What they saw.
+    pub history: History,
+    /// What is wrong.
+    pub findings: Findings,
+    /// What was done to them, and how often.
+    pub faults: Vec<(Fault, u64)>,
+}
+
+impl Report {
+    /// Why the run does not pass; empty if it does.
+    ///
+    /// A control run passes if it shows doubles: it has shown then that the faults would have made them.
+    pub fn failures(&self) -> Vec<String> {
+        let mut failures = Vec::new();
+        for (fault, _) in self.faults.iter().filter(|(_, struck)| *struck == 0) {
+            failures.push(format!("{fault}: it never struck"));
+        }
+        let (operations, successes) = (self.history.operations.len(), self.ended(End::Success));
+        if 3 * successes < operations || operations == 0 {
+            failures.push(format!("{successes} of {operations} operations succeeded: under a third shows nothing"));
+        }
+        if self.plan.control {
+            if self.findings.count(Wrong::Double) == 0 {
+                failures.push("without the guard there was no double: the faults prove nothing".to_owned());
+            }
+            return failures;
+        }
+        for wrong in Wrong::ALL {
+            let count = self.findings.count(wrong);
+            if count > 0 {
+                failures.push(format!("{count} {wrong}"));
+            }
+        }
+        failures
+    }
+
+    fn ended(&self, end: End) -> usize {
+        self.history.operations.iter().filter(|operation| operation.end == end).count()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Plan { store, seed, control, clients, .. } = self.plan;
+        let guard = if control { ", without the guard" } else { "" };
+        writeln!(f, "{store:?}, seed {seed}, {clients} clients, {:.0} s{guard}", self.worked.as_secs_f64())?;
+        let tries = self.history.tries();
+        writeln!(f, "  {:>8} operations, {} tries", self.history.operations.len(), tries.values().sum::<usize>())?;
+        for (kind, [success, indeterminate, refused, stuck]) in self.history.ends() {
+            let kind = format!("{kind:?}s").to_lowercase();
+            writeln!(
+                f,
+                "  {success:>8} {kind} succeeded, {indeterminate} indeterminate, {refused} refused, {stuck} stuck"
+            )?;
+        }
+        for (seen, count) in tries {
+            writeln!(f, "  {count:>8} tries: {seen}")?;
+        }
+        writeln!(f, "  {:>8} successes asked for once more at the end", self.findings.replayed)?;
+        for (fault, struck) in &self.faults {
+            writeln!(f, "  {struck:>8} × {fault}")?;
+        }
+        for wrong in Wrong::ALL {
+            writeln!(f, "  {:>8} {wrong}", self.findings.count(wrong))?;
+        }
+        for wrong in Wrong::ALL {
+            // In a control run they are what is wanted, and many.
+            let shown = if control { 0 } else { 10 };
+            for (_, why) in self.findings.wrong.iter().filter(|(found, _)| *found == wrong).take(shown) {
+                writeln!(f, "  {wrong}: {why}")?;
+            }
+        }
+        match &self.failures()[..] {
+            [] => writeln!(f, "  passed"),
+            failures => failures.iter().try_for_each(|failure| writeln!(f, "  FAILED: {failure}")),
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The clients: each orders and pays, again and again, and retries until it is answered.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use tokio::time::{sleep, timeout};
+
+use super::apps::Apps;
+use super::faults::{Counts, Fault};
+use super::history::{End, History, Kind, Operation, Seen};
+use crate::http::{Answer, Request};
+
+/// How long a client waits for an answer before it tries again.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// All that the clients share.
+#[derive(Debug, Clone)]
+pub struct Clients {
+    /// The shops.
+    pub apps: Arc<Apps>,
+    /// Where cut connections are counted.
+    pub counts: Arc<Counts>,
+    /// Set when no new operations are to begin.
+    pub stop: Arc<AtomicBool>,
+    /// Whether every try has a key of its own.
+    pub control: bool,
+    /// Of the run.
+    pub seed: u64,
+    /// After how long without a final answer, faults over, a key is stuck.
+    pub give_up_after: Duration,
+}
+
+impl Clients {
+    /// Works with this many clients until it is stopped, and then until all that was begun has ended.
+    pub async fn work(self, clients: usize) -> History {
+        let next = Arc::new(AtomicU64::new(0));
+        let working: Vec<_> = (0..clients)
+            .map(|client| {
+                let (shared, next) = (self.clone(), Arc::clone(&next));
+                tokio::spawn(async move { shared.client(client as u64, &next).await })
+            })
+            .collect();
+        let mut history = History::default();
+        for client in working {
+            history.operations.extend(client.await.unwrap());
+        }
+        history
+    }
+
+    async fn client(&self, client: u64, next: &AtomicU64) -> Vec<Operation> {
+        let mut rng = StdRng::seed_from_u64(self.seed ^ (client << 40));
+        let mut done = Vec::new();
+        while !self.stop.load(Ordering::SeqCst) {
+            done.push(self.operate(next.fetch_add(1, Ordering::Relaxed), &mut rng).await);
+        }
+        done
+    }
+
+    /// One operation, from its first try to its final answer, and some replays of it.
+    async fn operate(&self, number: u64, rng: &mut StdRng) -> Operation {
+        let kind = if rng.random_bool(0.5) { Kind::Order } else { Kind::Payment };
+        let (name, key) = (format!("op-{number}"), format!("key-{}-{number}", self.seed));
+        let mut operation = Operation { kind, name, key, tries: Vec::new(), end: End::Stuck };
+        let (mut stopped_at, mut pause) = (None, 5);
+        loop {
+            let seen = if rng.random_range(0..20) == 0 {
+                // Two at once, one at each shop.
+                let keys = [self.key(&operation), self.key(&operation)];
+                let (one, other) = tokio::join!(self.ask(&operation, &keys[0], 0), self.ask(&operation, &keys[1], 1));
+                operation.tries.push(one);
+                other
+            } else if rng.random_range(0..40) == 0 {
+                self.leave(&operation, rng.random_range(0..2)).await
+            } else {
+                self.ask(&operation, &self.key(&operation), rng.random_range(0..2)).await
+            };
+            operation.tries.push(seen);
+            if let Some(end) = operation.tries.iter().rev().take(2).find_map(end_of) {
+                operation.end = end;
+                break;
+            }
+            if self.stop.load(Ordering::SeqCst)
+                && stopped_at.get_or_insert_with(Instant::now).elapsed() > self.give_up_after
+            {
+                return operation;
+            }
+            // Longer each time, up to a fifth of a second, and never two clients in step.
+            sleep(Duration::from_millis(rng.random_range(pause / 2..=pause))).await;
+            pause = (pause * 2).min(200);
+        }
+        if operation.end == End::Success && !self.control && rng.random_range(0..10) == 0 {
+            let again = self.ask(&operation, &self.key(&operation), rng.random_range(0..2)).await;
+            operation.tries.push(again);
+        }
+        operation
+    }
+
+    fn key(&self, operation: &Operation) -> String {
+        if self.control { format!("try-{:032x}", rand::random::<u128>()) } else { operation.key.clone() }
+    }
+
+    async fn ask(&self, operation: &Operation, key: &str, shop: usize) -> Seen {
+        let request = request(operation.kind, &operation.name, key);
+        match timeout(PATIENCE, request.try_send(self.apps.address(shop))).await {
+            Ok(Ok(answer)) => seen(answer),
+            Ok(Err(_)) | Err(_) => Seen::Unknown,
+        }
+    }
+
+    /// Sends it and cuts the connection.
+    async fn leave(&self, operation: &Operation, shop: usize) -> Seen {
+        let request = request(operation.kind, &operation.name, &self.key(operation));
+        let sent = timeout(PATIENCE, request.try_send_only(self.apps.address(shop))).await;
+        if let Ok(Ok(stream)) = sent {
+            drop(stream);
+            self.counts.add(Fault::CutsClient);
+        }
+        Seen::Left
+    }
+}
+
+/// The request of an operation.
+pub(super) fn request(kind: Kind, name: &str, key: &str) -> Request {
+    let (target, body) = match kind {
+        Kind::Order => ("/orders", format!(r#"{{"item": "{name}", "quantity": 1}}"#)),
+        Kind::Payment => {
+            let charge = r#""amount": 1999, "currency": "usd", "card": "tok_visa""#;
+            ("/payments", format!(r#"{{{charge}, "reference": "{name}"}}"#))
+        }
+    };
+    Request::post(target, body).header("Content-Type", "application/json").header("Connection", "close").key(key)
+}
+
+pub(super) fn seen(answer: Answer) -> Seen {
+    let is_problem = answer.header("content-type") == Some("application/problem+json");
+    let problem = is_problem.then(|| answer.problem_name()).flatten();
+    let is_success = (200..300).contains(&answer.status);
+    let is_replay = answer.is_replay();
+    Seen::Answer { status: answer.status, is_replay, problem, body: if is_success { answer.body } else { Vec::new() } }
+}
+
+/// What is final: a success, a key that waits for somebody's word, a refusal that no retry changes.
+pub(super) fn end_of(seen: &Seen) -> Option<End> {
+    match seen {
+        Seen::Answer { status: 200..300, .. } => Some(End::Success),
+        seen if seen.is_indeterminate() => Some(End::Indeterminate),
+        // In progress, or lost to another: asked again.
+        Seen::Answer { status: 409 | 429 | 500.., .. } | Seen::Unknown | Seen::Left => None,
+        Seen::Answer { .. } => Some(End::Refused),
+    }
+}
