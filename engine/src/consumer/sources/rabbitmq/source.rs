@@ -12,7 +12,7 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Acker, BasicProperties, Channel, Connection, Consumer, ExchangeKind};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, sleep_until};
 
 use super::link::{confirming, connect, declare, publish, text, within};
@@ -37,6 +37,8 @@ pub struct RabbitMq {
     options: RabbitMqBuilder,
     session: Mutex<Option<Session>>,
     waiting: parking_lot::Mutex<Waiting>,
+    /// Told of each message that begins to wait: who takes messages may be asleep until a later time, or for ever.
+    waits: Notify,
 }
 
 /// Messages that are kept in hand until they are tried again, since nothing about them has to be told to the broker. They
@@ -74,7 +76,7 @@ impl RabbitMq {
 
     pub(super) async fn open(options: RabbitMqBuilder) -> Result<Self, RabbitMqError> {
         let session = Session::begin(&options).await?;
-        Ok(Self { options, session: Mutex::new(Some(session)), waiting: parking_lot::Mutex::default() })
+        Ok(Self { options, session: Mutex::new(Some(session)), waiting: parking_lot::Mutex::default(), waits: Notify::new() })
     }
 }
 
@@ -138,6 +140,7 @@ impl Source for RabbitMq {
                     Some((_, receipt)) => return Ok(Some(deliver(receipt))),
                     None => continue,
                 },
+                () = self.waits.notified() => continue,
                 taken = open.consumer.next() => taken,
             };
             let error = match taken {
@@ -166,6 +169,8 @@ impl Source for RabbitMq {
                     let place = (Instant::now() + after, waiting.next);
                     waiting.next += 1;
                     waiting.later.insert(place, Receipt { acker, publishing, message, properties, failures });
+                    drop(waiting);
+                    self.waits.notify_one();
                 }
                 return Ok(());
             }
