@@ -254,7 +254,7 @@ async fn a_deadlock_is_done_again() {
     }))
     .await;
     assert!(took.iter().all(|took| matches!(took, Ok(Outcome::Ran(1)))), "{took:?}");
-    assert_eq!(runs.load(Ordering::Relaxed), 3, "one was done again");
+    assert!(runs.load(Ordering::Relaxed) >= 3, "none was done again: there was no deadlock");
     assert_eq!(SERVER.sql("SELECT string_agg(left_over::text, ' ') FROM stock"), "98 98");
 }
 
