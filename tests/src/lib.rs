@@ -9,5 +9,6 @@ pub mod malformed;
 pub mod model;
 pub mod nemesis;
 pub mod process;
+pub mod proxy;
 pub mod server;
 pub mod shop;

@@ -167,7 +167,11 @@ fn binary(name: &str, folders: &[PathBuf], package: &str) -> PathBuf {
     })
 }
 
-fn free_port() -> u16 {
+/// A port that nobody listened on a moment ago.
+///
+/// # Panics
+/// If there is none.
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 

@@ -8,7 +8,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tests::http::{Answer, Request};
 use tests::process::Process;
-use tests::server::{MariaDb, Postgres};
+use tests::server::{MariaDb, Postgres, Redis, RedisCluster, RedisSentinel};
 use tests::shop::{Shop, command};
 
 fn order(item: &str, key: &str) -> Request {
@@ -131,6 +131,21 @@ async fn e01_two_shops_on_one_postgres_order_once() {
 #[actix_rt::test]
 async fn e01_two_shops_on_one_mysql_order_once() {
     two_shops_order_once(&MariaDb::start().url()).await;
+}
+
+#[actix_rt::test]
+async fn e01_two_shops_on_one_redis_order_once() {
+    two_shops_order_once(&Redis::start().url()).await;
+}
+
+#[actix_rt::test]
+async fn e01_two_shops_on_redis_sentinel_order_once() {
+    two_shops_order_once(&RedisSentinel::start().url()).await;
+}
+
+#[actix_rt::test]
+async fn e01_two_shops_on_a_redis_cluster_order_once() {
+    two_shops_order_once(&RedisCluster::start().url()).await;
 }
 
 /// Orders while the shop is killed with SIGKILL again and again, each order retried until it is answered. Gives the count
@@ -263,7 +278,14 @@ fn weak_settings_are_warned_of() {
     let folder = tempfile::tempdir().unwrap();
     let postgres = Postgres::start_with(&["synchronous_commit=off"]);
     let mysql = MariaDb::start_with(&["--innodb-flush-log-at-trx-commit=2"]);
-    for (url, setting) in [(postgres.url(), "synchronous_commit"), (mysql.url(), "innodb_flush_log_at_trx_commit")] {
+    let forgetful = Redis::start_with(&["--appendonly", "no"]);
+    let lazy = Redis::start_with(&["--appendfsync", "everysec"]);
+    for (url, setting) in [
+        (postgres.url(), "synchronous_commit"),
+        (mysql.url(), "innodb_flush_log_at_trx_commit"),
+        (forgetful.url(), "appendonly"),
+        (lazy.url(), "appendfsync"),
+    ] {
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         let mut command = command(folder.path(), &["--store", &url]);
         let mut shop = Process::start(command.env("RUST_LOG", "warn").stderr(log));
@@ -271,6 +293,12 @@ fn weak_settings_are_warned_of() {
         let told = std::fs::read_to_string(folder.path().join("log")).unwrap();
         assert!(told.contains(setting), "{url}: {told}");
     }
+    // And what is said to be known is not.
+    let log = std::fs::File::create(folder.path().join("log")).unwrap();
+    let url = format!("{}?accept=weak-persistence", lazy.url());
+    let mut command = command(folder.path(), &["--store", &url]);
+    Process::start(command.env("RUST_LOG", "warn").stderr(log)).expect("The shop is open");
+    assert_eq!(std::fs::read_to_string(folder.path().join("log")).unwrap(), "");
 }
 
 /// The control: with a new key for each try there is no guard, and the same kills order twice.

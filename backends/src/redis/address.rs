@@ -149,14 +149,14 @@ impl Address {
     }
 
     /// A cluster's client. Its own retries are off: it would not say whether a step that failed in the end had been sent
-    /// before.
+    /// before. An answer's time is counted by the caller, over all that is done for it.
     pub(super) fn cluster(&self, connect: Duration, response: Duration) -> redis::RedisResult<ClusterClient> {
         // Unacknowledged for so long, a peer is gone: its connection is dropped, and made anew.
         let tcp = TcpSettings::default().set_nodelay(true).set_user_timeout(response);
         let mut builder = ClusterClient::builder(self.nodes.clone())
             .retries(0)
             .connection_timeout(connect)
-            .response_timeout(response)
+            .response_timeout(2 * response)
             .tcp_settings(tcp);
         if self.certificates.is_some() {
             builder = builder.certs(self.tls());

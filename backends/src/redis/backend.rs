@@ -115,14 +115,10 @@ impl RedisBackend {
             return;
         }
         while !steps.is_empty() {
-            let commands: Vec<_> = steps.iter().map(Step::command).collect();
-            let answers = match self.link.pipeline(&commands).await {
+            let answers = match self.link.pipeline(steps.iter().map(Step::command).collect()).await {
                 Ok(answers) => answers,
-                Err(error) => vec![Err(error); steps.len()],
+                Err(failure) => vec![Err(failure); steps.len()],
             };
-            if answers.iter().any(|answer| matches!(answer, Err(StoreError::ReadOnly(_)))) {
-                self.link.is_read_only();
-            }
             steps = steps.into_iter().zip(answers).filter_map(|(step, answer)| step.hear(answer)).collect();
         }
     }

@@ -2,21 +2,20 @@
 
 use std::time::Duration;
 
-use oncekey::backend::StoreError;
 use redis::aio::ConnectionLike as _;
 use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo, SingleNodeRoutingInfo};
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
 use tokio::time::sleep;
 
-use super::error::failed;
+use super::error::Failure;
 
 /// While a shard fails over its slots have no home; the caller's limit for an answer ends this.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Sends it until a node takes it. The driver's own retries are off; these know what became of each try: where one may
 /// have been taken, whatever comes after it, the answer is "unknown" unless the step itself is answered.
-pub(super) async fn send(connection: &mut ClusterConnection, command: &Cmd) -> Result<Value, StoreError> {
+pub(super) async fn send(connection: &mut ClusterConnection, command: &Cmd) -> Result<Value, Failure> {
     let mut lost = None;
     let mut answer = connection.req_packed_command(command).await;
     loop {
@@ -42,11 +41,11 @@ pub(super) async fn send(connection: &mut ClusterConnection, command: &Cmd) -> R
             }
             // Its connection broke: the same step by the same owner is safe to repeat, once.
             ErrorKind::Io if lost.is_none() && !error.is_timeout() => {
-                lost = Some(StoreError::unknown(&error));
+                lost = Some(Failure::Broken(error.to_string()));
                 sleep(PAUSE).await;
                 connection.req_packed_command(command).await
             }
-            _ => return Err(lost.unwrap_or_else(|| failed(error))),
+            _ => return Err(lost.unwrap_or_else(|| Failure::of_sent(error))),
         };
     }
 }

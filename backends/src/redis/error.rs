@@ -1,7 +1,7 @@
 //! What opening the store can fail with, and what the server's errors mean for a step.
 
 use oncekey::backend::StoreError;
-use redis::{RedisError, ServerError};
+use redis::{RedisError, ServerError, ServerErrorKind};
 
 /// Why a Redis could not be opened as a store. No text of it holds the password.
 ///
@@ -58,25 +58,74 @@ pub enum RedisOpenError {
     },
 }
 
-/// A step that the server refused by an error of its own: it was not taken.
-pub(super) fn refused(error: &ServerError) -> StoreError {
-    let text = match error.details() {
-        Some(details) => format!("{} {details}", error.code()),
-        None => error.code().to_owned(),
-    };
-    match error.code() {
-        "OOM" => StoreError::Full(text),
-        "READONLY" | "MISCONF" => StoreError::ReadOnly(text),
-        "WRONGTYPE" => StoreError::corrupt("a key in Redis holds something else than a record"),
-        // LOADING, MASTERDOWN, CLUSTERDOWN, TRYAGAIN, BUSY, NOREPLICAS, and what an operator has to mend: NOPERM, NOAUTH.
-        _ => StoreError::unavailable(text),
+/// Why a command has no answer.
+#[derive(Debug, Clone)]
+pub(super) enum Failure {
+    /// The server does not know the script: nothing was done.
+    NoScript,
+    /// The connection broke, before or after the server took the command.
+    Broken(String),
+    /// No answer came in time.
+    Silent(String),
+    /// There was no connection to send it on, or the server refused it by an error of its own: nothing was done.
+    Refused(StoreError),
+}
+
+impl Failure {
+    /// What the server's own error means.
+    pub(super) fn of_server(error: &ServerError) -> Self {
+        if error.kind() == Some(ServerErrorKind::NoScript) {
+            return Self::NoScript;
+        }
+        let text = match error.details() {
+            Some(details) => format!("{} {details}", error.code()),
+            None => error.code().to_owned(),
+        };
+        Self::Refused(match error.code() {
+            "OOM" => StoreError::Full(text),
+            "READONLY" | "MISCONF" => StoreError::ReadOnly(text),
+            "WRONGTYPE" => StoreError::corrupt("a key in Redis holds something else than a record"),
+            // LOADING, MASTERDOWN, CLUSTERDOWN, TRYAGAIN, BUSY, NOREPLICAS, and what an operator has to mend: NOPERM, NOAUTH.
+            _ => StoreError::unavailable(text),
+        })
+    }
+
+    /// What befell a command that was sent.
+    pub(super) fn of_sent(error: RedisError) -> Self {
+        match ServerError::try_from(error) {
+            Ok(error) => Self::of_server(&error),
+            Err(error) if error.is_timeout() => Self::Silent(error.to_string()),
+            Err(error) => Self::Broken(error.to_string()),
+        }
+    }
+
+    /// What is in the way of a connection.
+    pub(super) fn of_connecting(error: RedisError) -> Self {
+        match ServerError::try_from(error) {
+            Ok(error) => Self::of_server(&error),
+            Err(error) => Self::Refused(StoreError::unavailable(error)),
+        }
+    }
+
+    pub(super) fn is_read_only(&self) -> bool {
+        matches!(self, Self::Refused(StoreError::ReadOnly(_)))
+    }
+
+    /// A read that was not answered changed nothing.
+    pub(super) fn of_read(self) -> StoreError {
+        match self.into() {
+            StoreError::Unknown(text) => StoreError::Unavailable(text),
+            other => other,
+        }
     }
 }
 
-/// A step whose answer did not come: only a server's own error says that it was not taken.
-pub(super) fn failed(error: RedisError) -> StoreError {
-    match ServerError::try_from(error) {
-        Ok(error) => refused(&error),
-        Err(error) => StoreError::unknown(&error),
+impl From<Failure> for StoreError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::NoScript => Self::unavailable("Redis forgets its scripts as soon as it is sent them"),
+            Failure::Broken(text) | Failure::Silent(text) => Self::Unknown(text),
+            Failure::Refused(error) => error,
+        }
     }
 }

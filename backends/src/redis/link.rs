@@ -14,12 +14,15 @@ use tracing::{debug, warn};
 
 use super::address::{Address, Topology, without_timeouts};
 use super::cluster;
-use super::error::{failed, refused};
+use super::error::Failure;
 
 /// The longest pause between two tries to connect.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// A call that is dropped before it was answered says nothing of its connection, unless that was silent for so long.
 const SUSPICIOUS: Duration = Duration::from_millis(200);
+
+/// A read-only server is one whose place another has taken: the next connection may find that one.
+const DEMOTED: &str = "the server can't be written to";
 
 /// How long things may take.
 #[derive(Debug, Clone, Copy)]
@@ -58,7 +61,7 @@ struct Current {
     heard: Instant,
     /// Tries that failed since the last success, and what the last one met.
     failures: u32,
-    last_failure: Option<(Instant, StoreError)>,
+    last_failure: Option<(Instant, Failure)>,
 }
 
 impl Link {
@@ -81,7 +84,7 @@ impl Link {
     }
 
     /// The connection that there is, or a new one.
-    async fn connection(&self) -> Result<(u64, Connection), StoreError> {
+    async fn connection(&self) -> Result<(u64, Connection), Failure> {
         let ready = |current: &Current| current.connection.clone().map(|connection| (current.number, connection));
         if let Some(found) = ready(&self.current.lock()) {
             return Ok(found);
@@ -100,10 +103,15 @@ impl Link {
                 None => Duration::ZERO,
             }
         };
-        sleep(pause).await;
+        if !pause.is_zero() {
+            sleep(pause).await;
+        }
         let made = match timeout(self.limits.connect, self.make(&mut maker)).await {
-            Ok(made) => made.map_err(|error| refused_connection(&error)),
-            Err(_) => Err(StoreError::unavailable(format!("no connection within {:?}", self.limits.connect))),
+            Ok(made) => made.map_err(Failure::of_connecting),
+            Err(_) => Err(Failure::Refused(StoreError::unavailable(format!(
+                "no connection within {:?}",
+                self.limits.connect
+            )))),
         };
         let mut current = self.current.lock();
         match made {
@@ -115,6 +123,7 @@ impl Link {
             }
             Err(error) => {
                 if current.failures == 0 {
+                    let error = StoreError::from(error.clone());
                     warn!(server = %self.address.name(), %error, "Redis can't be reached; it is tried again and again");
                 }
                 current.failures = current.failures.saturating_add(1);
@@ -157,33 +166,36 @@ impl Link {
     /// Sends commands in one go and gives each its answer; an error of the server is one command's own.
     ///
     /// Of a call that is dropped nothing is known. If its connection said nothing all the while, it is dropped as well.
-    pub(super) async fn pipeline(&self, commands: &[Cmd]) -> Result<Vec<Result<Value, StoreError>>, StoreError> {
+    pub(super) async fn pipeline(&self, commands: Vec<Cmd>) -> Result<Vec<Result<Value, Failure>>, Failure> {
         let (number, connection) = self.connection().await?;
         let Connection::Single(mut connection) = connection else {
-            return Err(StoreError::unavailable("a cluster takes no pipeline over its slots"));
+            return Err(Failure::Refused(StoreError::unavailable("a cluster takes no pipeline over its slots")));
         };
+        let count = commands.len();
         let answers = async move {
-            if let [command] = commands {
+            if let [command] = commands.as_slice() {
                 return connection.send_packed_command(command).await.map(|value| vec![value]);
             }
-            let mut pipeline = Pipeline::with_capacity(commands.len());
+            let mut pipeline = Pipeline::with_capacity(count);
             for command in commands {
-                pipeline.add_command(command.clone());
+                pipeline.add_command(command);
             }
-            connection.send_packed_commands(&pipeline, 0, commands.len()).await
+            connection.send_packed_commands(&pipeline, 0, count).await
         };
-        match self.answered(number, answers).await {
-            Ok(values) if values.len() == commands.len() => Ok(values.into_iter().map(sorted).collect()),
-            Ok(values) => {
-                self.retire(number, "it gave the wrong count of answers");
-                Err(StoreError::unknown(format!("{} answers to {} commands", values.len(), commands.len())))
-            }
-            Err(error) => Err(error),
+        let values = self.answered(number, answers).await?;
+        if values.len() != count {
+            self.retire(number, "it gave the wrong count of answers");
+            return Err(Failure::Broken(format!("{} answers to {count} commands", values.len())));
         }
+        let answers: Vec<_> = values.into_iter().map(sorted).collect();
+        if answers.iter().any(|answer| answer.as_ref().is_err_and(Failure::is_read_only)) {
+            self.retire(number, DEMOTED);
+        }
+        Ok(answers)
     }
 
     /// Sends one command, to the node of its key.
-    pub(super) async fn command(&self, command: &Cmd) -> Result<Value, StoreError> {
+    pub(super) async fn command(&self, command: &Cmd) -> Result<Value, Failure> {
         let (number, connection) = self.connection().await?;
         match connection {
             Connection::Single(mut connection) => {
@@ -197,7 +209,7 @@ impl Link {
     }
 
     /// Asks every server that holds records, and gives each one's answer by its name; a refusal is an answer.
-    pub(super) async fn everywhere(&self, command: Cmd) -> Result<Vec<(String, Value)>, StoreError> {
+    pub(super) async fn everywhere(&self, command: Cmd) -> Result<Vec<(String, Value)>, Failure> {
         let (number, connection) = self.connection().await?;
         let answers = async {
             match connection {
@@ -212,7 +224,7 @@ impl Link {
     }
 
     /// Asks one of the servers that [`everywhere`](Self::everywhere) names.
-    pub(super) async fn on_server(&self, name: &str, command: Cmd) -> Result<Value, StoreError> {
+    pub(super) async fn on_server(&self, name: &str, command: Cmd) -> Result<Value, Failure> {
         let (number, connection) = self.connection().await?;
         let answer = async {
             match connection {
@@ -224,7 +236,7 @@ impl Link {
     }
 
     /// Waits for an answer for as long as one may take. A connection that failed, or was silent for so long, is dropped.
-    async fn answered<T>(&self, number: u64, answer: impl Future<Output = RedisResult<T>>) -> Result<T, StoreError> {
+    async fn answered<T>(&self, number: u64, answer: impl Future<Output = RedisResult<T>>) -> Result<T, Failure> {
         let mut waiting = Waiting { link: self, number, since: Some(Instant::now()) };
         let answered = timeout(self.limits.response, answer).await;
         waiting.since = None;
@@ -233,26 +245,21 @@ impl Link {
                 self.current.lock().heard = Instant::now();
                 Ok(value)
             }
-            // One command alone gives the server's error as its own.
+            // A command by itself gives the server's error as its own.
             Ok(Err(error)) => {
-                let failed = failed(error);
-                if failed.is_unknown() || matches!(failed, StoreError::ReadOnly(_)) {
-                    self.retire(number, "it failed");
+                let failure = Failure::of_sent(error);
+                match &failure {
+                    Failure::Broken(why) | Failure::Silent(why) => self.retire(number, why),
+                    failure if failure.is_read_only() => self.retire(number, DEMOTED),
+                    Failure::NoScript | Failure::Refused(_) => {}
                 }
-                Err(failed)
+                Err(failure)
             }
             Err(_) => {
-                self.retire(number, "it gave no answer");
-                Err(StoreError::unknown(format!("no answer within {:?}", self.limits.response)))
+                let why = format!("no answer within {:?}", self.limits.response);
+                self.retire(number, &why);
+                Err(Failure::Silent(why))
             }
-        }
-    }
-
-    /// A read-only server is one that was demoted: the next connection may find the one that took its place.
-    pub(super) fn is_read_only(&self) {
-        let number = self.current.lock().number;
-        if !self.is_cluster() {
-            self.retire(number, "the server can't be written to");
         }
     }
 
@@ -306,22 +313,14 @@ async fn open(client: &Client) -> RedisResult<MultiplexedConnection> {
     client.get_multiplexed_async_connection_with_config(&without_timeouts()).await
 }
 
-/// Before a connection there was no step.
-fn refused_connection(error: &RedisError) -> StoreError {
-    match ServerError::try_from(error.clone()) {
-        Ok(error) => refused(&error),
-        Err(error) => StoreError::unavailable(error),
-    }
-}
-
 fn told(error: RedisError) -> RedisResult<Value> {
     ServerError::try_from(error).map(Value::ServerError)
 }
 
 /// An error in an answer's place is that command's own.
-fn sorted(value: Value) -> Result<Value, StoreError> {
+fn sorted(value: Value) -> Result<Value, Failure> {
     match value {
-        Value::ServerError(error) => Err(refused(&error)),
+        Value::ServerError(error) => Err(Failure::of_server(&error)),
         value => Ok(value),
     }
 }

@@ -7,9 +7,10 @@ use oncekey::Key;
 use oncekey::backend::{List, RecordView, StoreError, StoreStats};
 use redis::{Cmd, Value};
 
+use super::error::Failure;
 use super::link::Link;
 use super::script;
-use super::step::{Names, bytes_or_nil, of_read, read_record};
+use super::step::{Names, bytes_or_nil, read_record};
 use super::value::STATE_AT;
 
 /// How many keys the server looks at in one step: others wait for about a millisecond.
@@ -27,7 +28,7 @@ struct Walk<'a> {
 impl<'a> Walk<'a> {
     async fn begin(link: &'a Link, names: &Names) -> Result<Self, StoreError> {
         // Asked for its servers' names.
-        let servers = link.everywhere(redis::cmd("DBSIZE")).await.map_err(of_read)?;
+        let servers = link.everywhere(redis::cmd("DBSIZE")).await.map_err(Failure::of_read)?;
         let servers = servers.into_iter().map(|(server, _)| server).collect();
         Ok(Self { link, pattern: pattern(&names.prefix), servers, cursor: 0 })
     }
@@ -36,7 +37,7 @@ impl<'a> Walk<'a> {
         let Some(server) = self.servers.last() else { return Ok(None) };
         let mut scan = redis::cmd("SCAN");
         scan.arg(self.cursor).arg("MATCH").arg(&self.pattern).arg("COUNT").arg(AT_ONCE);
-        let page = self.link.on_server(server, scan).await.map_err(of_read)?;
+        let page = self.link.on_server(server, scan).await.map_err(Failure::of_read)?;
         let (cursor, keys) = redis::from_redis_value(page).map_err(StoreError::unavailable)?;
         self.cursor = cursor;
         if cursor == 0 {
@@ -47,14 +48,14 @@ impl<'a> Walk<'a> {
 }
 
 /// Sends a command for each key.
-async fn ask_each(link: &Link, commands: Vec<Cmd>) -> Result<Vec<Result<Value, StoreError>>, StoreError> {
+async fn ask_each(link: &Link, commands: Vec<Cmd>) -> Result<Vec<Result<Value, Failure>>, Failure> {
     if link.is_cluster() {
         return Ok(futures_util::future::join_all(commands.iter().map(|command| link.command(command))).await);
     }
     if commands.is_empty() {
         return Ok(Vec::new());
     }
-    link.pipeline(&commands).await
+    link.pipeline(commands).await
 }
 
 /// A page of records. The whole store is looked through for it, and of its keys no more than a page is kept.
@@ -67,8 +68,8 @@ pub(super) async fn list(link: &Link, names: &Names, message: List) -> Result<Ve
         let Some(last) = page.last() else { break };
         after = Some(last.clone());
         let reads = page.iter().map(|key| script::READ.call(&names.of(key), true)).collect();
-        for (key, answer) in page.iter().zip(ask_each(link, reads).await.map_err(of_read)?) {
-            found.extend(read_record(key, answer.map_err(of_read)?)?);
+        for (key, answer) in page.iter().zip(ask_each(link, reads).await.map_err(Failure::of_read)?) {
+            found.extend(read_record(key, answer.map_err(Failure::of_read)?)?);
         }
     }
     Ok(found)
@@ -103,8 +104,8 @@ pub(super) async fn stats(link: &Link, names: &Names) -> Result<StoreStats, Stor
     while let Some(mut keys) = walk.next().await? {
         keys.retain(|key| seen.insert(hasher.hash_one(key)));
         let looks = keys.iter().map(|key| redis::cmd("GETRANGE").arg(key).arg(STATE_AT).arg(STATE_AT).take()).collect();
-        for answer in ask_each(link, looks).await.map_err(of_read)? {
-            match bytes_or_nil(answer.map_err(of_read)?)?.as_deref() {
+        for answer in ask_each(link, looks).await.map_err(Failure::of_read)? {
+            match bytes_or_nil(answer.map_err(Failure::of_read)?)?.as_deref() {
                 Some(b"r" | b"h") => stats.in_progress += 1,
                 Some(b"c") => stats.completed += 1,
                 Some(b"i") => stats.indeterminate += 1,

@@ -5,6 +5,7 @@ use redis::{Cmd, Value};
 use tracing::warn;
 
 use super::RedisOpenError;
+use super::error::Failure;
 use super::link::Link;
 use super::options::Accepts;
 
@@ -13,7 +14,7 @@ const OLDEST: u32 = 7;
 
 /// Looks at every server that holds records.
 pub(super) async fn check(link: &Link, accepts: Accepts) -> Result<(), RedisOpenError> {
-    let unreachable = |error: StoreError| RedisOpenError::Unreachable(reason(error));
+    let unreachable = |failure: Failure| RedisOpenError::Unreachable(reason(failure));
     for (server, info) in link.everywhere(redis::cmd("INFO").arg("server").take()).await.map_err(unreachable)? {
         // One that does not show its version shows it at the first claim.
         if let Some(found) = text(info).ok().as_deref().and_then(version) {
@@ -94,9 +95,9 @@ fn version(info: &str) -> Option<&str> {
     info.lines().find_map(|line| line.strip_prefix("redis_version:"))
 }
 
-/// What an opening says of a store that it can't reach, without the words for a step.
-pub(super) fn reason(error: StoreError) -> String {
-    match error {
+/// What is in the way, without the words for a step that was not taken.
+fn reason(failure: Failure) -> String {
+    match failure.into() {
         StoreError::Unavailable(text) | StoreError::Unknown(text) | StoreError::ReadOnly(text) => text,
         other => other.to_string(),
     }

@@ -14,6 +14,7 @@ use oncekey::record::Owner;
 use oncekey::{Attempt, Fingerprint, Key, OnAbandoned};
 use redis::{Cmd, Value as Answer};
 
+use super::error::Failure;
 use super::script::{self, Step as Script};
 use super::value::{Claim, Stored, Value, claim_millis, millis, window};
 
@@ -69,14 +70,6 @@ impl Met {
     fn read(key: &Key, bytes: Vec<u8>) -> Result<Self, StoreError> {
         Ok(Self { value: Value::decode(key, bytes.clone())?, bytes })
     }
-}
-
-/// What became of a step.
-#[expect(clippy::large_enum_variant, reason = "it is moved once, from the batch to its next round")]
-enum Next {
-    Answered,
-    /// It has more to say.
-    More(Work),
 }
 
 impl Step {
@@ -170,23 +163,18 @@ impl Step {
     }
 
     /// Takes the server's answer. `None`: the message is answered; else there is more to send.
-    pub(super) fn hear(self, answer: Result<Answer, StoreError>) -> Option<Self> {
+    pub(super) fn hear(self, answer: Result<Answer, Failure>) -> Option<Self> {
         let Self { names, work, whole, repeated } = self;
         match &answer {
-            // Not taken, and the server will know the script from now on.
-            Err(StoreError::Unavailable(text)) if text.starts_with("NOSCRIPT") && !whole => {
-                return Some(Self { names, work, whole: true, repeated });
-            }
-            // The same step by the same owner is safe to repeat; a word of somebody else's would say that it is too late.
-            Err(error) if error.is_unknown() && !repeated && !matches!(work, Work::Resolve(..) | Work::Remove(..)) => {
+            // From now on the server will know it.
+            Err(Failure::NoScript) if !whole => return Some(Self { names, work, whole: true, repeated }),
+            // The same step by the same owner is safe to repeat; somebody else's word would hear that it came too late.
+            Err(Failure::Broken(_)) if !repeated && !matches!(work, Work::Resolve(..) | Work::Remove(..)) => {
                 return Some(Self { names, work, whole, repeated: true });
             }
             _ => {}
         }
-        match work.hear(answer) {
-            Next::Answered => None,
-            Next::More(work) => Some(Self { names, work, whole: false, repeated }),
-        }
+        work.hear(answer).map(|work| Self { names, work, whole: false, repeated })
     }
 }
 
@@ -197,14 +185,20 @@ macro_rules! or_refuse {
             Ok(read) => read,
             Err(error) => {
                 $reply.send(Err(error));
-                return Next::Answered;
+                return None;
             }
         }
     };
 }
 
 impl Work {
-    fn hear(self, answer: Result<Answer, StoreError>) -> Next {
+    /// `None`: the message is answered; else what there is more to say.
+    fn hear(self, answer: Result<Answer, Failure>) -> Option<Work> {
+        // What was only read was not changed.
+        let answer = match self {
+            Self::Inspect(..) | Self::Lookup(..) => answer.map_err(Failure::of_read),
+            _ => answer.map_err(StoreError::from),
+        };
         match self {
             Self::Acquire(message, reply) => {
                 let found = or_refuse!(reply, answer.and_then(bytes_or_nil));
@@ -217,25 +211,25 @@ impl Work {
             Self::Renew(Renew { key, .. }, reply) => {
                 let is_done = answer.and_then(|answer| verdict(&key, answer));
                 reply.send(is_done.map(|done| if done { Renewed::Renewed } else { Renewed::Lost }));
-                Next::Answered
+                None
             }
             Self::Complete(Complete { key, .. }, reply) => {
                 let is_done = answer.and_then(|answer| verdict(&key, answer));
                 reply.send(is_done.map(|done| if done { Completed::Stored } else { Completed::Lost }));
-                Next::Answered
+                None
             }
             Self::Release(Release { key, .. }, reply) => {
                 let is_done = answer.and_then(|answer| verdict(&key, answer));
                 reply.send(is_done.map(|done| if done { Released::Released } else { Released::Lost }));
-                Next::Answered
+                None
             }
             Self::Hold(Hold { key, .. }, reply) => {
                 let is_done = answer.and_then(|answer| verdict(&key, answer));
                 reply.send(is_done.map(|done| if done { Held::Held } else { Held::Lost }));
-                Next::Answered
+                None
             }
             Self::Inspect(message, reply) => {
-                let found = or_refuse!(reply, answer.map_err(of_read).and_then(bytes_or_nil));
+                let found = or_refuse!(reply, answer.and_then(bytes_or_nil));
                 hear_inspect(message, found, reply)
             }
             Self::Resolve(message, _, reply) => {
@@ -249,12 +243,12 @@ impl Work {
                     b"held" => reply.send(Ok(Resolved::NotIndeterminate)),
                     _ => reply.send(Err(unexpected())),
                 }
-                Next::Answered
+                None
             }
             Self::Lookup(Lookup { key }, reply) => {
-                let read = answer.map_err(of_read).and_then(|answer| read_record(&key, answer));
+                let read = answer.and_then(|answer| read_record(&key, answer));
                 reply.send(read);
-                Next::Answered
+                None
             }
             Self::Remove(_, reply) => {
                 reply.send(match answer {
@@ -263,22 +257,22 @@ impl Work {
                     Ok(_) => Err(unexpected()),
                     Err(error) => Err(error),
                 });
-                Next::Answered
+                None
             }
         }
     }
 }
 
 /// What `SET NX GET` found, or what a script says is there by now.
-fn hear_acquire(message: Acquire, found: Option<Vec<u8>>, reply: Reply<Acquired>) -> Next {
+fn hear_acquire(message: Acquire, found: Option<Vec<u8>>, reply: Reply<Acquired>) -> Option<Work> {
     let Some(bytes) = found else {
         reply.send(Ok(Acquired::Claimed { attempt: Attempt::FIRST, took_over: false }));
-        return Next::Answered;
+        return None;
     };
     hear_found(message, bytes, reply)
 }
 
-fn hear_found(message: Acquire, bytes: Vec<u8>, reply: Reply<Acquired>) -> Next {
+fn hear_found(message: Acquire, bytes: Vec<u8>, reply: Reply<Acquired>) -> Option<Work> {
     // Most of what is found is completed: its bytes are not copied.
     let is_completed = bytes.get(super::value::STATE_AT) == Some(&b'c');
     let met = if is_completed {
@@ -291,21 +285,21 @@ fn hear_found(message: Acquire, bytes: Vec<u8>, reply: Reply<Acquired>) -> Next 
     let is_withdrawn = met.value.state == Stored::Withdrawn;
     if is_withdrawn && claim.owner == message.owner {
         reply.send(Err(StoreError::unknown("this claim was taken back before it arrived")));
-        return Next::Answered;
+        return None;
     }
     if !is_withdrawn && claim.fingerprint != message.fingerprint {
         reply.send(Ok(Acquired::Mismatch));
-        return Next::Answered;
+        return None;
     }
     match met.value.state {
         Stored::Completed(outcome) => reply.send(Ok(Acquired::Completed { outcome })),
         Stored::Indeterminate => reply.send(Ok(Acquired::Indeterminate { attempt: claim.attempt })),
-        Stored::InProgress(_) | Stored::Withdrawn => return Next::More(Work::TakeOver(message, met, reply)),
+        Stored::InProgress(_) | Stored::Withdrawn => return Some(Work::TakeOver(message, met, reply)),
     }
-    Next::Answered
+    None
 }
 
-fn hear_take_over(message: Acquire, met: Met, answer: Answer, reply: Reply<Acquired>) -> Next {
+fn hear_take_over(message: Acquire, met: Met, answer: Answer, reply: Reply<Acquired>) -> Option<Work> {
     let (verdict, detail) = or_refuse!(reply, table(answer));
     let claim = met.value.claim;
     let is_own = claim.owner == message.owner;
@@ -329,29 +323,29 @@ fn hear_take_over(message: Acquire, met: Met, answer: Answer, reply: Reply<Acqui
         b"endless" => Err(endless()),
         b"changed" => match bytes_or_nil(detail) {
             // Released meanwhile: from the beginning.
-            Ok(None) => return Next::More(Work::Acquire(message, reply)),
+            Ok(None) => return Some(Work::Acquire(message, reply)),
             Ok(Some(bytes)) => return hear_found(message, bytes, reply),
             Err(error) => Err(error),
         },
         _ => Err(unexpected()),
     };
     reply.send(answer);
-    Next::Answered
+    None
 }
 
-fn hear_inspect(message: Resolve, found: Option<Vec<u8>>, reply: Reply<Resolved>) -> Next {
+fn hear_inspect(message: Resolve, found: Option<Vec<u8>>, reply: Reply<Resolved>) -> Option<Work> {
     let Some(bytes) = found else {
         reply.send(Ok(Resolved::NotIndeterminate));
-        return Next::Answered;
+        return None;
     };
     let met = or_refuse!(reply, Met::read(&message.key, bytes));
     // A word about attempt 1 says nothing of attempt 2.
     let is_meant = message.attempt.is_none_or(|attempt| attempt == met.value.claim.attempt);
     if is_meant && matches!(met.value.state, Stored::Indeterminate | Stored::InProgress(OnAbandoned::Hold)) {
-        return Next::More(Work::Resolve(message, met, reply));
+        return Some(Work::Resolve(message, met, reply));
     }
     reply.send(Ok(Resolved::NotIndeterminate));
-    Next::Answered
+    None
 }
 
 /// The value that claims a key.
@@ -405,14 +399,6 @@ pub(super) fn bytes_or_nil(answer: Answer) -> Result<Option<Vec<u8>>, StoreError
         Answer::Nil | Answer::Boolean(false) => Ok(None),
         Answer::BulkString(bytes) => Ok(Some(bytes)),
         _ => Err(unexpected()),
-    }
-}
-
-/// A read that was not answered changed nothing.
-pub(super) fn of_read(error: StoreError) -> StoreError {
-    match error {
-        StoreError::Unknown(text) => StoreError::Unavailable(text),
-        other => other,
     }
 }
 

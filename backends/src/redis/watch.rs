@@ -16,9 +16,10 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
+use super::error::Failure;
 use super::link::Link;
 use super::script;
-use super::step::{Names, of_read};
+use super::step::Names;
 
 /// How often a watcher looks for itself while somebody listens: an announcement may be lost.
 const LOOKS_EVERY: Duration = Duration::from_secs(1);
@@ -169,12 +170,10 @@ pub(super) async fn watch(
 /// Asks that the claim's end be announced, and gives what is left of its lease; zero if nobody is at work.
 async fn mark(link: &Link, key: &[u8]) -> Result<Duration, StoreError> {
     let answer = match link.command(&script::WATCH.call(key, false)).await {
-        Err(StoreError::Unavailable(text)) if text.starts_with("NOSCRIPT") => {
-            link.command(&script::WATCH.call(key, true)).await
-        }
+        Err(Failure::NoScript) => link.command(&script::WATCH.call(key, true)).await,
         answer => answer,
     };
-    match answer.map_err(of_read)? {
+    match answer.map_err(Failure::of_read)? {
         Value::Int(left) => Ok(Duration::from_millis(u64::try_from(left).unwrap_or(0))),
         _ => Ok(Duration::ZERO),
     }

@@ -1,12 +1,13 @@
 //! Runs a command beside a real server of its own, with `{url}` in its words replaced by the server's URL.
 //!
-//! Usage: `with_server postgres|mariadb COMMAND…`. Ends with the command's exit code; the server ends with it.
+//! Usage: `with_server postgres|mariadb|redis|redis-sentinel|redis-cluster COMMAND…`. Ends with the
+//! command's exit code; the server ends with it.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a process of the tests: what fails fails the test")]
 
 use std::process::{Command, ExitCode};
 
-use tests::server::{MariaDb, Postgres};
+use tests::server::{MariaDb, Postgres, Redis, RedisCluster, RedisSentinel};
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
@@ -19,7 +20,19 @@ fn main() -> ExitCode {
             let server = MariaDb::start();
             run(words, &server.url())
         }
-        other => panic!("there are postgres and mariadb, and no {other:?}"),
+        Some("redis") => {
+            let server = Redis::start();
+            run(words, &server.url())
+        }
+        Some("redis-sentinel") => {
+            let servers = RedisSentinel::start();
+            run(words, &servers.url())
+        }
+        Some("redis-cluster") => {
+            let cluster = RedisCluster::start();
+            run(words, &cluster.url())
+        }
+        other => panic!("there are postgres, mariadb, redis, redis-sentinel and redis-cluster, and no {other:?}"),
     }
 }
 

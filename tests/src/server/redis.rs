@@ -132,7 +132,7 @@ impl RedisSentinel {
         let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &port, "--repl-diskless-sync-delay", "0"]);
         let sentinels = (0..3).map(|_| sentinel(master.port)).collect();
         let servers = Self { servers: [master, replica], sentinels };
-        servers.until("the sentinels' and the replica's readiness", || {
+        until("the sentinels' and the replica's readiness", || {
             servers.sentinels.iter().all(|(port, _)| {
                 let known = cli(*port, &["sentinel", "master", MASTER]);
                 let field = |name: &str| known.lines().skip_while(|line| *line != name).nth(1).map(str::to_owned);
@@ -154,19 +154,13 @@ impl RedisSentinel {
         usize::from(said.lines().nth(1) != Some(&self.servers[0].port.to_string()))
     }
 
-    /// Kills the master, and waits until the other server takes writes. Gives which one that is.
+    /// Waits until the other server has taken the place of one that was killed. Gives which one that is.
     ///
     /// # Panics
-    /// If nobody takes its place.
-    pub fn fail_over(&self) -> usize {
-        let old = self.master();
-        self.servers[old].kill();
-        self.until("the failover", || self.servers[1 - old].cli(&["role"]).starts_with("master"));
+    /// If it does not.
+    pub fn until_taken_over(&self, old: usize) -> usize {
+        until("the failover", || self.servers[1 - old].cli(&["role"]).starts_with("master"));
         1 - old
-    }
-
-    fn until(&self, what: &str, condition: impl Fn() -> bool) {
-        until(what, condition);
     }
 }
 

@@ -1,0 +1,101 @@
+//! A proxy before a server that loses what passes through it: it swallows everything without a word, or cuts a connection
+//! when an answer is on its way.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// Stands before a server on 127.0.0.1. It ends with the process. Clones are handles of the same.
+#[derive(Debug, Clone)]
+pub struct Proxy {
+    port: u16,
+    faults: Arc<Faults>,
+}
+
+#[derive(Debug, Default)]
+struct Faults {
+    swallows: AtomicBool,
+    /// Connections that have swallowed something.
+    swallowed: AtomicUsize,
+    /// Answers that are still to be cut off.
+    cuts: AtomicUsize,
+}
+
+impl Proxy {
+    /// Starts one before the server at `port`. It passes everything on until it is told otherwise.
+    ///
+    /// # Panics
+    /// If it can't listen.
+    pub fn before(server: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let faults = Arc::new(Faults::default());
+        let shared = Arc::clone(&faults);
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let Ok(server) = TcpStream::connect(("127.0.0.1", server)) else { continue };
+                pass_on(&client, &server, &shared);
+            }
+        });
+        Self { port, faults }
+    }
+
+    /// Where it listens on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// From now on whatever comes is swallowed. A connection that has lost something never speaks again, as one whose
+    /// peer's machine is gone.
+    pub fn swallow(&self) {
+        self.faults.swallows.store(true, Ordering::SeqCst);
+    }
+
+    /// From now on new connections pass.
+    pub fn heal(&self) {
+        self.faults.swallows.store(false, Ordering::SeqCst);
+    }
+
+    /// How many connections have lost something.
+    pub fn swallowed(&self) -> usize {
+        self.faults.swallowed.load(Ordering::SeqCst)
+    }
+
+    /// The next answers are kept, and their connections closed.
+    pub fn cut_answers(&self, answers: usize) {
+        self.faults.cuts.store(answers, Ordering::SeqCst);
+    }
+
+    /// How many answers are still to be cut off.
+    pub fn cuts_left(&self) -> usize {
+        self.faults.cuts.load(Ordering::SeqCst)
+    }
+}
+
+fn pass_on(client: &TcpStream, server: &TcpStream, faults: &Arc<Faults>) {
+    let is_dead = Arc::new(AtomicBool::new(false));
+    for (from, to, is_answer) in [(client, server, false), (server, client, true)] {
+        let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+        let (faults, is_dead) = (Arc::clone(faults), Arc::clone(&is_dead));
+        std::thread::spawn(move || {
+            let mut buffer = [0; 64 << 10];
+            while let Ok(read @ 1..) = from.read(&mut buffer) {
+                if is_dead.load(Ordering::SeqCst) {
+                    continue;
+                }
+                if faults.swallows.load(Ordering::SeqCst) {
+                    is_dead.store(true, Ordering::SeqCst);
+                    faults.swallowed.fetch_add(1, Ordering::SeqCst);
+                    continue;
+                }
+                let counted = |left: usize| left.checked_sub(1);
+                let is_cut = is_answer && faults.cuts.fetch_update(Ordering::SeqCst, Ordering::SeqCst, counted).is_ok();
+                if is_cut || to.write_all(&buffer[..read]).is_err() {
+                    break;
+                }
+            }
+            let _ = (to.shutdown(Shutdown::Both), from.shutdown(Shutdown::Both));
+        });
+    }
+}

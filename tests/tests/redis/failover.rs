@@ -1,0 +1,178 @@
+//! Servers that take another's place: what goes on by itself, and what is lost.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use oncekey::backend::{Acquired, Backend as _};
+use oncekey::{Engine, Error, Key, OnAbandoned, Outcome, RunError};
+use oncekey_backends::redis::RedisBackend;
+use tests::process::PATIENCE;
+use tests::server::{RedisCluster, RedisSentinel};
+
+use super::{acquire, open};
+
+/// What a load of fresh keys came to.
+struct Load {
+    /// The keys whose outcomes were acknowledged, and when.
+    acknowledged: Vec<(Key, Instant)>,
+    failed: usize,
+}
+
+/// Runs fresh keys, 64 at once, until told to stop.
+async fn load(engine: &Engine, stop: &AtomicBool) -> Load {
+    let next = AtomicUsize::new(0);
+    let workers = (0..64).map(|_| async {
+        let mut load = Load { acknowledged: Vec::new(), failed: 0 };
+        while !stop.load(Ordering::Relaxed) {
+            let key = Key::new("load", next.fetch_add(1, Ordering::Relaxed)).unwrap();
+            match engine.run(key.clone(), b"asked", |_| async { Ok::<u32, ()>(17) }).await {
+                Ok(_) => load.acknowledged.push((key, Instant::now())),
+                Err(RunError::Engine(Error::Store(_) | Error::ClaimLost | Error::OutcomeNotStored(_))) => {
+                    load.failed += 1
+                }
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+        load
+    });
+    let mut all = Load { acknowledged: Vec::new(), failed: 0 };
+    for one in join_all(workers).await {
+        all.acknowledged.extend(one.acknowledged);
+        all.failed += one.failed;
+    }
+    all
+}
+
+async fn until_it_runs(engine: &Engine) -> Duration {
+    let began = Instant::now();
+    for number in 0.. {
+        let key = Key::new("probe", number).unwrap();
+        if engine.run(key, b"", |_| async { Ok::<u32, ()>(1) }).await.is_ok() {
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "it did not go on by itself");
+    }
+    began.elapsed()
+}
+
+/// Puts load on a master and kills it; gives how many acknowledged outcomes its replica did not have, of how many.
+async fn lost_in_a_failover(lag: Duration) -> (usize, usize) {
+    let servers = Arc::new(RedisSentinel::start());
+    let backend =
+        RedisBackend::builder(servers.url()).response_timeout(Duration::from_millis(500)).open().await.unwrap();
+    let engine = Engine::builder(backend).settling_limit(Duration::from_secs(1)).start().unwrap();
+    let stop = AtomicBool::new(false);
+    let (old, failed_over) = (servers.master(), Arc::clone(&servers));
+    let killing = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let replica = &failed_over.servers[1 - old];
+        if !lag.is_zero() {
+            replica.pause();
+            tokio::time::sleep(lag).await;
+        }
+        failed_over.servers[old].kill();
+        let killed = Instant::now();
+        replica.resume();
+        let promoting = Arc::clone(&failed_over);
+        let new = tokio::task::spawn_blocking(move || promoting.until_taken_over(old)).await.unwrap();
+        assert_eq!(new, 1 - old);
+        let back = until_it_runs(&engine).await;
+        stop.store(true, Ordering::Relaxed);
+        (killed, killed.elapsed(), back)
+    };
+    let (load, (killed, away, _)) = futures_util::future::join(load(&engine, &stop), killing).await;
+    let before: Vec<_> = load.acknowledged.iter().filter(|(_, at)| *at <= killed).collect();
+    let mut lost = Vec::new();
+    for (key, at) in &before {
+        if engine.lookup(key).await.unwrap().is_none() {
+            lost.push(killed.duration_since(*at));
+        }
+    }
+    let oldest = lost.iter().max().copied().unwrap_or_default();
+    println!(
+        "failover: {} of {} acknowledged outcomes lost, the oldest {oldest:?} before the kill; replica paused for {lag:?}; \
+         away for {away:?}, {} calls failed",
+        lost.len(),
+        before.len(),
+        load.failed
+    );
+    assert!(load.failed > 0, "the failover was not noticed");
+    // What is lost is what the replica had not heard yet, and nothing older.
+    assert!(oldest <= lag + Duration::from_secs(1), "an outcome of {oldest:?} before the kill is lost");
+    (lost.len(), before.len())
+}
+
+/// Asynchronous replication: the replica has all but the last instant, or all but what it was late by.
+#[actix_rt::test]
+async fn e11_a_failover_loses_what_the_replica_had_not_heard() {
+    let (lost, of) = lost_in_a_failover(Duration::ZERO).await;
+    assert!(of > 1_000 && lost < of / 10, "{lost} of {of} lost");
+    let (lost, _) = lost_in_a_failover(Duration::from_millis(500)).await;
+    assert!(lost > 0, "a replica that was late by half a second had everything");
+}
+
+/// A shard's primary is killed: its replica takes its place, the other shards never stop, and nothing stays stuck.
+#[actix_rt::test]
+async fn e11_a_shard_fails_over_by_itself() {
+    let cluster = RedisCluster::start();
+    let engine = Engine::builder(open(&cluster.url(), "shards:").await).start().unwrap();
+    let keys: Vec<Key> = (0..300).map(|number| Key::new("s", number).unwrap()).collect();
+    let run = async |key: &Key| engine.run(key.clone(), b"asked", |_| async { Ok::<u32, ()>(17) }).await;
+    for ran in join_all(keys.iter().map(&run)).await {
+        assert_eq!(ran.unwrap(), Outcome::Ran(17));
+    }
+    let victim = (0..6).find(|&node| !cluster.is_replica(node)).unwrap();
+    cluster.nodes[victim].kill();
+    let replays = join_all(keys.iter().map(&run)).await;
+    let replayed = replays.iter().filter(|ran| matches!(ran, Ok(Outcome::Replayed(17)))).count();
+    assert!(replayed >= 100, "only {replayed} of 300 keys were served: the other shards stopped");
+    let deadline = Instant::now() + PATIENCE;
+    for key in &keys {
+        // The replica had heard everything: nothing was written since.
+        while !matches!(run(key).await, Ok(Outcome::Replayed(17))) {
+            assert!(Instant::now() < deadline, "{key} is not served again");
+        }
+    }
+    assert!(matches!(run(&Key::new("s", "fresh").unwrap()).await, Ok(Outcome::Ran(17))));
+}
+
+/// While a slot is on its way to another node, its new keys are there and its old ones here (ASK), and afterwards all are
+/// there (MOVED).
+#[actix_rt::test]
+async fn e01_a_slot_on_its_way_is_followed() {
+    let cluster = RedisCluster::start();
+    let prefix = "{one-slot}:";
+    let backend = open(&cluster.url(), prefix).await;
+    let first = acquire("first", OnAbandoned::Hold);
+    assert!(matches!(backend.acquire(first.clone()).await, Ok(Acquired::Claimed { .. })));
+    let slot = cluster.nodes[0].cli(&["cluster", "keyslot", prefix]);
+    let primaries: Vec<usize> = (0..6).filter(|&node| !cluster.is_replica(node)).collect();
+    let name = format!("{prefix}{}", first.key.as_stored());
+    let holds = |node: &usize| cluster.nodes[*node].cli(&["get", &name]).starts_with('\u{1}');
+    let from = *primaries.iter().find(|node| holds(node)).unwrap();
+    let to = *primaries.iter().find(|node| **node != from).unwrap();
+    let id = |node: usize| cluster.nodes[node].cli(&["cluster", "myid"]);
+    assert_eq!(cluster.nodes[to].cli(&["cluster", "setslot", &slot, "importing", &id(from)]), "OK");
+    assert_eq!(cluster.nodes[from].cli(&["cluster", "setslot", &slot, "migrating", &id(to)]), "OK");
+
+    let second = acquire("second", OnAbandoned::Hold);
+    assert!(matches!(backend.acquire(second.clone()).await, Ok(Acquired::Claimed { .. })));
+    assert_eq!(cluster.nodes[from].cli(&["cluster", "countkeysinslot", &slot]), "1");
+    assert_eq!(cluster.nodes[to].cli(&["cluster", "countkeysinslot", &slot]), "1");
+    for key in ["first", "second"] {
+        let again = backend.acquire(acquire(key, OnAbandoned::Hold)).await;
+        assert!(matches!(again, Ok(Acquired::InProgress { .. })), "{key}: {again:?}");
+    }
+
+    let port = cluster.nodes[to].port().to_string();
+    assert_eq!(cluster.nodes[from].cli(&["migrate", "127.0.0.1", &port, &name, "0", "5000"]), "OK");
+    for node in [to, from] {
+        assert_eq!(cluster.nodes[node].cli(&["cluster", "setslot", &slot, "node", &id(to)]), "OK");
+    }
+    for key in ["first", "second"] {
+        let again = backend.acquire(acquire(key, OnAbandoned::Hold)).await;
+        assert!(matches!(again, Ok(Acquired::InProgress { .. })), "{key}: {again:?}");
+    }
+}

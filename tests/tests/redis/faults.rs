@@ -1,0 +1,308 @@
+//! The server paused, silent behind a proxy, out of memory, restarted, emptied, and its connections cut.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use oncekey::backend::{Acquired, Backend as _, Complete, Completed, Lookup, Release, Released, StateView, StoreError};
+use oncekey::record::SealedOutcome;
+use oncekey::{Engine, Error, Key, OnAbandoned, Outcome, RunError};
+use oncekey_backends::redis::RedisBackend;
+use tests::process::PATIENCE;
+use tests::proxy::Proxy;
+use tests::server::Redis;
+
+use super::{CLUSTER, acquire, fresh_prefix, open};
+
+const LIMIT: Duration = Duration::from_millis(400);
+
+/// A backend that gives a server little time.
+async fn hurried(url: &str) -> RedisBackend {
+    RedisBackend::builder(url).connect_timeout(LIMIT).response_timeout(LIMIT).open().await.unwrap()
+}
+
+fn key(text: impl std::fmt::Display) -> Key {
+    Key::new("s", text).unwrap()
+}
+
+type Ran = Result<Outcome<u32>, RunError<()>>;
+
+/// Runs an operation that counts itself.
+async fn run(engine: &Engine, key: Key, executions: &Arc<AtomicUsize>) -> Ran {
+    let executions = Arc::clone(executions);
+    engine
+        .run(key, b"asked", move |_| async move {
+            executions.fetch_add(1, Ordering::SeqCst);
+            Ok(17)
+        })
+        .await
+}
+
+fn is_store_failure(ran: &Ran) -> bool {
+    matches!(ran, Err(RunError::Engine(Error::Store(_))))
+}
+
+/// Until every key has run: nobody helps, and none is stuck or indeterminate.
+async fn until_all_run(engine: &Engine, keys: &[Key], executions: &Arc<AtomicUsize>) {
+    let deadline = Instant::now() + PATIENCE;
+    for key in keys {
+        loop {
+            match run(engine, key.clone(), executions).await {
+                Ok(_) => break,
+                // A claim whose answer was lost is being taken back.
+                Err(RunError::Engine(Error::Store(_) | Error::InProgress { .. })) => {}
+                Err(other) => panic!("{key} is stuck: {other:?}"),
+            }
+            assert!(Instant::now() < deadline, "{key} is stuck");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    assert_eq!(executions.load(Ordering::SeqCst), keys.len(), "executions of {} keys", keys.len());
+}
+
+/// SIGSTOP: calls meet their deadline, nothing runs, and when the server goes on no claim is left for nobody.
+#[actix_rt::test]
+async fn e11_a_paused_server_leaves_no_key_stuck() {
+    let server = Redis::start();
+    let engine = Engine::builder(hurried(&server.url()).await).start().unwrap();
+    let executions = Arc::new(AtomicUsize::new(0));
+    run(&engine, key("before"), &executions).await.unwrap();
+    server.pause();
+    let keys: Vec<Key> = (0..50).map(key).collect();
+    let asked = Instant::now();
+    let ran = join_all(keys.iter().map(|key| run(&engine, key.clone(), &executions))).await;
+    assert!(ran.iter().all(is_store_failure), "{ran:?}");
+    assert!(asked.elapsed() < Duration::from_secs(5), "they were told after {:?}", asked.elapsed());
+    assert_eq!(executions.load(Ordering::SeqCst), 1, "something ran unguarded");
+    server.resume();
+    until_all_run(&engine, &[vec![key("before")], keys].concat(), &executions).await;
+}
+
+/// A peer that swallows everything: its connection is dropped, and the next one works. Without that it would time out for
+/// ever, since the old connection never speaks again.
+#[actix_rt::test]
+async fn e11_a_black_hole_is_left_behind() {
+    let server = Redis::start();
+    let proxy = Proxy::before(server.port());
+    let backend = hurried(&format!("redis://127.0.0.1:{}/0", proxy.port())).await;
+    let engine = Engine::builder(backend).start().unwrap();
+    let executions = Arc::new(AtomicUsize::new(0));
+    run(&engine, key("before"), &executions).await.unwrap();
+    proxy.swallow();
+    let keys: Vec<Key> = (0..20).map(key).collect();
+    let asked = Instant::now();
+    let ran = join_all(keys.iter().map(|key| run(&engine, key.clone(), &executions))).await;
+    assert!(ran.iter().all(is_store_failure), "{ran:?}");
+    assert!(asked.elapsed() < Duration::from_secs(5), "they were told after {:?}", asked.elapsed());
+    assert!(proxy.swallowed() >= 2, "the old connection and the new one fell silent");
+    assert_eq!(executions.load(Ordering::SeqCst), 1, "something ran unguarded");
+    proxy.heal();
+    until_all_run(&engine, &[vec![key("before")], keys].concat(), &executions).await;
+}
+
+/// The engine's deadline may be shorter than the backend's own: a call that is dropped takes its silent connection along.
+#[actix_rt::test]
+async fn e11_a_dropped_call_leaves_a_silent_connection_behind() {
+    let server = Redis::start();
+    let proxy = Proxy::before(server.port());
+    let url = format!("redis://127.0.0.1:{}/0", proxy.port());
+    let backend = RedisBackend::builder(url).response_timeout(PATIENCE).open().await.unwrap();
+    let engine = Engine::builder(backend).store_deadline(LIMIT).start().unwrap();
+    let executions = Arc::new(AtomicUsize::new(0));
+    run(&engine, key("before"), &executions).await.unwrap();
+    proxy.swallow();
+    assert!(is_store_failure(&run(&engine, key(1), &executions).await));
+    proxy.heal();
+    until_all_run(&engine, &[key("before"), key(1)], &executions).await;
+}
+
+/// Answers that are cut off on their way: the same step by the same owner finds out what became of it, and no caller hears
+/// of it. The connections of the operation's begin and end are cut in turn.
+#[actix_rt::test]
+async fn e12_answers_that_are_cut_off_are_found_again() {
+    let server = Redis::start();
+    let proxy = Proxy::before(server.port());
+    let engine = Engine::builder(open(&format!("redis://127.0.0.1:{}/0", proxy.port()), "cut:").await).start().unwrap();
+    let executions = Arc::new(AtomicUsize::new(0));
+    run(&engine, key("before"), &executions).await.unwrap();
+    for number in 0..20 {
+        let executions = Arc::clone(&executions);
+        if number % 2 == 0 {
+            proxy.cut_answers(1);
+        }
+        let cutter = proxy.clone();
+        let ran: Ran = engine
+            .run_local(key(number), b"asked", move |_| {
+                executions.fetch_add(1, Ordering::SeqCst);
+                if number % 2 == 1 {
+                    cutter.cut_answers(1);
+                }
+                async { Ok(17) }
+            })
+            .await;
+        assert_eq!(ran.unwrap(), Outcome::Ran(17), "{number}");
+        assert_eq!(proxy.cuts_left(), 0, "{number}: nothing was cut");
+        assert_eq!(run(&engine, key(number), &Arc::default()).await.unwrap(), Outcome::Replayed(17));
+    }
+    assert_eq!(executions.load(Ordering::SeqCst), 21);
+}
+
+/// A server out of memory takes no claim, and nothing is evicted for it; an outcome that it has no room for is offered again
+/// until it has.
+#[actix_rt::test]
+async fn e12_out_of_memory_is_full_and_a_completion_waits_for_room() {
+    let server = Redis::start();
+    let engine = Engine::builder(open(&server.url(), "full:").await).lease(Duration::from_secs(1)).start().unwrap();
+    let executions = Arc::new(AtomicUsize::new(0));
+    let running = {
+        let (engine, server) = (engine.clone(), server.port());
+        actix_rt::spawn(async move {
+            let work = move |_| async move {
+                set_memory(server, "1").await;
+                Ok::<u32, ()>(17)
+            };
+            engine.run(key("held"), b"asked", work).await
+        })
+    };
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let ran = run(&engine, key("refused"), &executions).await;
+        match ran {
+            Err(RunError::Engine(Error::Store(StoreError::Full(_)))) => break,
+            // It was before the memory was gone.
+            Ok(_) => assert!(Instant::now() < deadline, "the memory did not run out"),
+            other => panic!("{other:?}"),
+        }
+        engine.remove(&key("refused")).await.unwrap();
+    }
+    executions.store(0, Ordering::SeqCst);
+    // Longer than the lease: the claim is renewed, since that takes no room.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let held = engine.lookup(&key("held")).await.unwrap().unwrap();
+    assert!(matches!(held.state, StateView::InProgress { lease_left } if !lease_left.is_zero()), "{held:?}");
+    assert!(!running.is_finished());
+    set_memory(server.port(), "0").await;
+    assert_eq!(running.await.unwrap().unwrap(), Outcome::Ran(17));
+    until_all_run(&engine, &[key("refused")], &executions).await;
+}
+
+async fn set_memory(port: u16, limit: &str) {
+    let client = redis::Client::open(format!("redis://127.0.0.1:{port}/")).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(limit).exec_async(&mut connection).await.unwrap();
+}
+
+/// Killed and started again with what it had: a claim and its outcome are there, and scripts are sent anew.
+#[actix_rt::test]
+async fn e11_after_the_servers_restart_it_goes_on() {
+    let mut server = Redis::start();
+    let engine = Engine::builder(hurried(&server.url()).await).start().unwrap();
+    let executions = Arc::new(AtomicUsize::new(0));
+    run(&engine, key("before"), &executions).await.unwrap();
+    server.kill();
+    assert!(is_store_failure(&run(&engine, key("while"), &executions).await));
+    server.restart();
+    assert_eq!(run(&engine, key("before"), &executions).await.unwrap(), Outcome::Replayed(17));
+    assert_eq!(run(&engine, key("after"), &executions).await.unwrap(), Outcome::Ran(17));
+    assert_eq!(executions.load(Ordering::SeqCst), 2);
+}
+
+/// Started again without its data: what it had is gone, and whoever held a claim is told; everything else goes on.
+#[actix_rt::test]
+async fn e11_an_emptied_server_is_told_of_and_goes_on() {
+    let mut server = Redis::start();
+    let backend = hurried(&server.url()).await;
+    let engine = Engine::builder(backend.clone()).start().unwrap();
+    let executions = Arc::new(AtomicUsize::new(0));
+    run(&engine, key("before"), &executions).await.unwrap();
+    let claim = acquire("held", OnAbandoned::Hold);
+    backend.acquire(claim.clone()).await.unwrap();
+    server.kill();
+    server.restart_empty();
+    let outcome = SealedOutcome::tombstone(&claim.key);
+    let complete = Complete { key: claim.key, owner: claim.owner, outcome, retention: Duration::from_secs(60) };
+    assert_eq!(backend.complete(complete).await, Ok(Completed::Lost));
+    // As the docs say: what Redis forgets runs again.
+    assert_eq!(run(&engine, key("before"), &executions).await.unwrap(), Outcome::Ran(17));
+    assert_eq!(run(&engine, key("after"), &executions).await.unwrap(), Outcome::Ran(17));
+}
+
+/// Connections cut under load, again and again, on one server and on a cluster: every key runs once.
+async fn cut_under_load(url: &str, servers: &[&Redis]) {
+    let engine = Engine::builder(open(url, &fresh_prefix()).await).start().unwrap();
+    let executions = Arc::new(AtomicUsize::new(0));
+    let keys: Vec<Key> = (0..1_500).map(key).collect();
+    let mut cuts = 0;
+    for keys in keys.chunks(50) {
+        let running = join_all(keys.iter().map(|key| run(&engine, key.clone(), &executions)));
+        let cutting = async {
+            for server in servers {
+                tokio::task::yield_now().await;
+                cuts += server.cli(&["client", "kill", "type", "normal"]).parse::<usize>().unwrap();
+            }
+        };
+        futures_util::future::join(running, cutting).await;
+    }
+    assert!(cuts >= 20, "only {cuts} connections were cut");
+    until_all_run(&engine, &keys, &executions).await;
+}
+
+#[actix_rt::test]
+async fn e12_cut_connections_run_nothing_twice() {
+    let server = Redis::start();
+    cut_under_load(&server.url(), &[&server]).await;
+}
+
+/// A step that the cluster's node may have taken is sent again: by the same owner, which is harmless.
+#[actix_rt::test]
+async fn e12_a_clusters_cut_connections_run_nothing_twice() {
+    let nodes: Vec<&Redis> = CLUSTER.nodes.iter().collect();
+    cut_under_load(&CLUSTER.url(), &nodes).await;
+}
+
+/// The steps as they are sent twice, each by its owner.
+#[actix_rt::test]
+async fn e06_a_step_that_is_sent_twice_is_harmless() {
+    for url in [super::SERVER.url(), CLUSTER.url()] {
+        let backend = open(&url, &fresh_prefix()).await;
+        let claim = acquire("k", OnAbandoned::Hold);
+        for _ in 0..2 {
+            let claimed = backend.acquire(claim.clone()).await;
+            assert!(matches!(claimed, Ok(Acquired::Claimed { took_over: false, .. })), "{claimed:?}");
+        }
+        let release = Release { key: claim.key.clone(), owner: claim.owner };
+        assert_eq!(backend.release(release.clone()).await, Ok(Released::Released));
+        assert_eq!(backend.release(release).await, Ok(Released::Lost));
+        assert_eq!(backend.lookup(Lookup { key: claim.key }).await, Ok(None));
+    }
+}
+
+/// The listener's connection is cut while somebody waits: the outcome comes all the same.
+#[actix_rt::test]
+async fn e08_a_waiter_whose_listener_is_cut_gets_the_outcome() {
+    let server = Redis::start();
+    let holder = open(&server.url(), "waited:").await;
+    let engine = Engine::builder(open(&server.url(), "waited:").await).start().unwrap().with_wait(PATIENCE);
+    for round in 0..3 {
+        let claim = acquire(&format!("{round}"), OnAbandoned::Hold);
+        holder.acquire(claim.clone()).await.unwrap();
+        let waiter = {
+            let (engine, key) = (engine.clone(), claim.key.clone());
+            actix_rt::spawn(async move {
+                engine.run(key, oncekey::Fingerprint::of(b"asked"), |_| async { Ok::<u32, ()>(0) }).await
+            })
+        };
+        let deadline = Instant::now() + PATIENCE;
+        while server.cli(&["client", "kill", "type", "pubsub"]) != "1" {
+            assert!(Instant::now() < deadline, "nobody listened");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let outcome = SealedOutcome::of_value(&claim.key, &17).unwrap();
+        let complete = Complete { key: claim.key, owner: claim.owner, outcome, retention: Duration::from_secs(60) };
+        let completed = Instant::now();
+        assert_eq!(holder.complete(complete).await, Ok(Completed::Stored));
+        assert_eq!(waiter.await.unwrap().unwrap(), Outcome::Replayed(17));
+        assert!(completed.elapsed() < Duration::from_secs(3), "after {:?}", completed.elapsed());
+    }
+}
