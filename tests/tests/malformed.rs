@@ -1,6 +1,7 @@
 //! Malformed requests over real sockets against the running shop: each is answered with 4xx or closed, and nothing happens.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
+#![expect(clippy::print_stdout, reason = "what was measured is told")]
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -1,6 +1,7 @@
 //! Redis: the conformance suite on each topology, and what is its own, on real servers.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test, what fails fails the test")]
+#![expect(clippy::print_stdout, reason = "what was measured is told")]
 
 mod failover;
 mod faults;

@@ -76,7 +76,12 @@ impl RabbitMq {
 
     pub(super) async fn open(options: RabbitMqBuilder) -> Result<Self, RabbitMqError> {
         let session = Session::begin(&options).await?;
-        Ok(Self { options, session: Mutex::new(Some(session)), waiting: parking_lot::Mutex::default(), waits: Notify::new() })
+        Ok(Self {
+            options,
+            session: Mutex::new(Some(session)),
+            waiting: parking_lot::Mutex::default(),
+            waits: Notify::new(),
+        })
     }
 }
 
