@@ -1,6 +1,7 @@
 //! The nemesis, shortly: `tests/nemesis` runs it for as long as is wanted.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test, what fails fails the test")]
+#![expect(clippy::print_stdout, reason = "the report is told")]
 
 use std::time::Duration;
 

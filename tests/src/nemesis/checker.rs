@@ -213,9 +213,9 @@ mod tests {
     #[test]
     fn every_wrong_is_found() {
         let first = success(7, false);
-        assert_eq!(wrong(Kind::Order, End::Success, &[first.clone()], &[7, 8]), [Wrong::Double]);
-        assert_eq!(wrong(Kind::Order, End::Success, &[first.clone()], &[]), [Wrong::Lost]);
-        assert_eq!(wrong(Kind::Order, End::Success, &[first.clone()], &[8]), [Wrong::Lost]);
+        assert_eq!(wrong(Kind::Order, End::Success, std::slice::from_ref(&first), &[7, 8]), [Wrong::Double]);
+        assert_eq!(wrong(Kind::Order, End::Success, std::slice::from_ref(&first), &[]), [Wrong::Lost]);
+        assert_eq!(wrong(Kind::Order, End::Success, std::slice::from_ref(&first), &[8]), [Wrong::Lost]);
         assert_eq!(wrong(Kind::Order, End::Success, &[first.clone(), first.clone()], &[7]), [Wrong::Unlike]);
         let other = Seen::Answer { status: 200, is_replay: true, problem: None, body: br#"{"id": 7}"#.to_vec() };
         assert_eq!(wrong(Kind::Order, End::Success, &[first, other], &[7]), [Wrong::Unlike]);
