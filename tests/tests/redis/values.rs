@@ -76,7 +76,9 @@ async fn e13_foreign_keys_are_errors() {
     for command in [vec!["SET", &name, ""], vec!["SET", &name, "hello"], vec!["LPUSH", &name, "hello"]] {
         redis::cmd("DEL").arg(&name).exec_async(&mut raw).await.unwrap();
         let mut foreign = redis::cmd(command[0]);
-        command[1..].iter().for_each(|word| drop(foreign.arg(word)));
+        for word in &command[1..] {
+            foreign.arg(word);
+        }
         foreign.exec_async(&mut raw).await.unwrap();
         let acquired = backend.acquire(claim.clone()).await;
         assert!(matches!(acquired, Err(StoreError::Corrupt(_))), "{command:?}: {acquired:?}");
