@@ -104,10 +104,10 @@ impl Faults {
         thread(
             1,
             Box::new(move |rng| {
-                rest(rng, 50..350);
+                rest(rng, 20..150);
                 of_apps.kill(rng.random_range(0..2));
                 counted.add(Fault::KillsApp);
-                rest(rng, 50..250);
+                rest(rng, 20..120);
                 // Past the lease, and past the sweep after it.
                 of_apps.pause(rng.random_range(0..2), LEASE + LEASE / 5 + millis(rng, 0..100));
                 counted.add(Fault::PausesApp);
@@ -136,14 +136,14 @@ impl Faults {
 
 fn strike_server(rng: &mut StdRng, store: &Store, counts: &Counts) {
     let Some(server) = &store.server else { return };
-    rest(rng, 300..700);
+    rest(rng, 200..600);
     {
         let mut server = server.lock();
         server.kill();
         server.restart();
         counts.add(Fault::KillsServer);
     }
-    rest(rng, 300..600);
+    rest(rng, 200..500);
     let mut server = server.lock();
     server.pause();
     rest(rng, 100..500);

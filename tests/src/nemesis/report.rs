@@ -73,7 +73,7 @@ impl fmt::Display for Report {
         for (seen, count) in tries {
             writeln!(f, "  {count:>8} tries: {seen}")?;
         }
-        writeln!(f, "  {:>8} successes asked for once more at the end", self.findings.replayed)?;
+        writeln!(f, "  {:>8} keys asked for once more at the end", self.findings.asked_again)?;
         for (fault, struck) in &self.faults {
             writeln!(f, "  {struck:>8} × {fault}")?;
         }

@@ -78,7 +78,10 @@ impl Clients {
                 self.ask(&operation, &self.key(&operation), rng.random_range(0..2)).await
             };
             operation.tries.push(seen);
-            if let Some(end) = operation.tries.iter().rev().take(2).find_map(end_of) {
+            // Of two at once one may be told that nobody knows, and the other one that it is done: a holder that was
+            // paused past its lease wakes up and completes, since with Hold nobody took over meanwhile.
+            let ends = || operation.tries.iter().rev().take(2).filter_map(end_of);
+            if let Some(end) = ends().find(|end| *end == End::Success).or_else(|| ends().next()) {
                 operation.end = end;
                 break;
             }
