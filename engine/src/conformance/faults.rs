@@ -234,6 +234,24 @@ pub async fn e11_a_lost_answer_to_an_acquire_leaves_no_claim<C: Connect>(store: 
     assert_eq!(run(&engine, &key).await.0.unwrap(), Outcome::Replayed(17));
 }
 
+/// E11: while a claim is being taken back of which nobody knows whether it stood, no other request is told that it used a
+/// key twice: it is told to come again.
+pub async fn e11_a_claim_being_taken_back_makes_no_mismatch<C: Connect>(store: &Store<C>) {
+    let faulty = Faulty::new(store.connect().await);
+    let engine = Engine::builder(faulty.clone()).lease(LONG).start().unwrap();
+    let key = fresh_key();
+    let ask = async |what: &str| engine.run(key.clone(), &what, |_| async { Ok::<_, ()>(17) }).await;
+    faulty.strike(Steps::Acquire, Fault::LosesAnswer);
+    let lost = ask("something else").await;
+    assert!(matches!(&lost, Err(RunError::Engine(Error::Store(error))) if error.is_unknown()), "{lost:?}");
+    faulty.strike(Steps::All, Fault::Down);
+    let meanwhile = ask("what is meant").await;
+    assert!(matches!(meanwhile, Err(RunError::Engine(Error::Store(_)))), "{meanwhile:?}");
+    assert!(faulty.struck() > 1);
+    faulty.heal();
+    until("the claim's end", async || ask("what is meant").await.is_ok()).await;
+}
+
 /// E11: nothing runs unguarded unless the call's policy says so, and then it is told.
 pub async fn e11_run_unguarded_only_where_the_policy_says_so<C: Connect>(store: &Store<C>) {
     let faulty = Faulty::new(store.connect().await);

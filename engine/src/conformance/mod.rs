@@ -247,6 +247,7 @@ macro_rules! __for_each_conformance_check {
             e11_a_store_that_is_down_runs_nothing
             e11_a_black_hole_meets_its_deadline_and_leaves_no_claim
             e11_a_lost_answer_to_an_acquire_leaves_no_claim
+            e11_a_claim_being_taken_back_makes_no_mismatch
             e11_run_unguarded_only_where_the_policy_says_so
             e12_a_completion_is_retried_while_its_lease_is_renewed
             e12_a_completion_that_is_given_up_is_reported

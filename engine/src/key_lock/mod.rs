@@ -178,12 +178,13 @@ impl KeyLock {
             }
             // The supervisor reads this lock's farewell first, and then starts anew with the call.
             Role::Retired(_) => self.neighbours.tell_supervisor(call),
+            // Whether that claim ever stood, and so what the key was last used for, nobody here knows.
+            Role::Holding(holding) if holding.is_recovering() => {
+                call.refuse(Error::Store(StoreError::unavailable("an earlier claim of the key is being taken back")));
+            }
             _ if call.fingerprint != self.fingerprint => {
                 self.tell(EventKind::Mismatch);
                 call.refuse(Error::Mismatch);
-            }
-            Role::Holding(holding) if holding.is_recovering() => {
-                call.refuse(Error::Store(StoreError::unavailable("an earlier claim of the key is being taken back")));
             }
             _ => self.add_waiter(call, ctx),
         }
