@@ -39,6 +39,14 @@ impl Supervisor {
     }
 
     fn on_acquired(&mut self, AcquireAnswered { call, owner, asked_at, answer }: AcquireAnswered) {
+        let answer = match answer {
+            // What was granted so long ago may have lapsed since, and been resolved by somebody who saw no sign of a
+            // holder: nothing may begin under it any more.
+            NeedsLock::Claimed { .. } if asked_at.elapsed() >= self.neighbours.shared.settings.lease => {
+                NeedsLock::ToTakeBack(StoreError::unknown("its answer to the claim took longer than the claim's lease"))
+            }
+            answer => answer,
+        };
         match answer {
             NeedsLock::Claimed { attempt, took_over } => {
                 let kind = if took_over { EventKind::Takeover } else { EventKind::Miss };
