@@ -12,3 +12,4 @@ pub mod process;
 pub mod proxy;
 pub mod server;
 pub mod shop;
+pub mod simulation;

@@ -1,0 +1,43 @@
+//! What befalls the processes.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rand::RngExt as _;
+use tokio::time::{Instant, sleep};
+
+use super::world::{Fault, Shared};
+use super::{CHAOS, LEASE, Process};
+
+/// Crashes, pauses and shuts processes down, one after another.
+pub(super) async fn strike(world: Shared, processes: Arc<Mutex<Vec<Process>>>) {
+    let end = Instant::now() + CHAOS;
+    while Instant::now() < end {
+        sleep(Duration::from_millis(100) + world.up_to(1_500)).await;
+        let (kind, number) = world.with(|world| {
+            let count = processes.lock().unwrap().len();
+            (world.chance.random_range(0..10), world.chance.random_range(0..count))
+        });
+        let process = processes.lock().unwrap()[number].clone();
+        match kind {
+            0..4 => {
+                world.with(|world| world.counts(Fault::Crash));
+                world.dies(&process.life);
+            }
+            4..6 => {
+                world.with(|world| world.counts(Fault::Shutdown));
+                process.engine.shutdown(2 * LEASE).await;
+                world.dies(&process.life);
+            }
+            _ => {
+                let pause = world.up_to(3 * LEASE.as_millis() as u64);
+                world.with(|world| world.pauses(number, pause));
+                continue;
+            }
+        }
+        drop(process);
+        sleep(world.up_to(500)).await;
+        let reborn = Process::start(&world, number);
+        processes.lock().unwrap()[number] = reborn;
+    }
+}

@@ -1,0 +1,174 @@
+//! Those who call, and what they make of the answers.
+
+use std::future::pending;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use oncekey::{Engine, Error, Key, OnAbandoned, Outcome, RunError};
+use rand::RngExt as _;
+use tokio::time::{Instant, sleep};
+
+use super::world::{Fault, Life, Mode, Shared, Transaction};
+use super::{CHAOS, LEASE, Process};
+
+type Processes = Arc<Mutex<Vec<Process>>>;
+type Answered = Result<Outcome<u64>, RunError<&'static str>>;
+
+/// Calls one key after another, by one process after another, until the faults end.
+pub(super) async fn call_around(world: Shared, processes: Processes) {
+    let end = Instant::now() + CHAOS;
+    let keys = super::keys();
+    while Instant::now() < end {
+        sleep(world.up_to(300)).await;
+        let (process, key) = world.with(|world| {
+            let processes = processes.lock().unwrap();
+            let process = world.chance.random_range(0..processes.len());
+            (processes[process].clone(), world.chance.random_range(0..keys.len()))
+        });
+        let (key, mode) = &keys[key];
+        if world.is_known(key) && world.with(|world| world.chance.random_bool(0.1)) {
+            ask_for_something_else(&world, &process, key).await;
+            continue;
+        }
+        let engine = match world.with(|world| world.chance.random_range(0..3)) {
+            0 => process.engine.clone(),
+            _ => process.engine.with_wait(world.up_to(2_000)),
+        };
+        let calling = call(&world, &engine, &process.life, key, *mode);
+        drop(process.engine);
+        let goes_away = world.with(|world| world.strikes(Fault::ClientGone, 10.0));
+        let patience = if goes_away { world.up_to(400) } else { Duration::from_secs(60) };
+        tokio::select! {
+            biased;
+            () = process.life.end() => {}
+            () = sleep(patience) => {
+                if !goes_away {
+                    world.with(|world| world.breaks(format!("a call of {key} was never answered")));
+                }
+            }
+            answered = calling => judge(&world, key, answered),
+        }
+    }
+}
+
+fn judge(world: &Shared, key: &Key, answered: Answered) {
+    match answered {
+        Ok(Outcome::Ran(value) | Outcome::Replayed(value)) => world.is_told(key, value),
+        Err(RunError::Operation(_)) => {}
+        Err(RunError::Engine(error)) => match error {
+            Error::InProgress { .. }
+            | Error::Indeterminate { .. }
+            | Error::Store(_)
+            | Error::ShuttingDown
+            | Error::Stopped
+            | Error::OutcomeNotStored(_)
+            | Error::ClaimLost
+            | Error::Panicked => world.with(|world| world.note(format_args!("{key} is told: {error}"))),
+            error => world.with(|world| world.breaks(format!("{key} is told: {error}"))),
+        },
+    }
+}
+
+async fn ask_for_something_else(world: &Shared, process: &Process, key: &Key) {
+    let asking = process.engine.run(key.clone(), &"something else", |_| async { Ok::<u64, &str>(0) });
+    let answered = tokio::select! {
+        biased;
+        () = process.life.end() => return,
+        answered = asking => answered,
+    };
+    match answered {
+        Err(RunError::Engine(Error::Mismatch | Error::Store(_) | Error::ShuttingDown | Error::Stopped)) => {}
+        other => world.with(|world| world.breaks(format!("something else under {key} is told {other:?}"))),
+    }
+}
+
+async fn call(world: &Shared, engine: &Engine, life: &Arc<Life>, key: &Key, mode: Mode) -> Answered {
+    world.calls();
+    let (world, life) = (world.clone(), Arc::clone(life));
+    match mode {
+        Mode::Transaction => {
+            let writes = |transaction: &mut Transaction, _: &oncekey::Claim| {
+                transaction.wrote = true;
+                if transaction.fails { Err("simulated: the transaction fails") } else { Ok(transaction.value) }
+            };
+            let engine = engine.with_on_abandoned(OnAbandoned::Rerun);
+            engine.run_in_transaction(key.clone(), &"the same", writes).await
+        }
+        Mode::Hold => engine.run(key.clone(), &"the same", move |claim| operate(world, life, claim)).await,
+        Mode::Rerun => {
+            let engine = engine.with_on_abandoned(OnAbandoned::Rerun);
+            engine.run(key.clone(), &"the same", move |claim| operate(world, life, claim)).await
+        }
+    }
+}
+
+/// An operation with an outside effect.
+async fn operate(world: Shared, life: Arc<Life>, claim: oncekey::Claim) -> Result<u64, &'static str> {
+    let stands_still = async || {
+        if !life.is_alive() {
+            pending::<()>().await;
+        }
+    };
+    stands_still().await;
+    let working = world.begins(claim.key(), claim.attempt(), &life);
+    takes_a_while(&world, &life).await;
+    stands_still().await;
+    if world.with(|world| world.strikes(Fault::Failure, 10.0)) {
+        return Err("simulated: the operation fails");
+    }
+    if world.with(|world| world.strikes(Fault::Panic, 5.0)) {
+        drop(working);
+        std::panic::resume_unwind(Box::new("simulated: the operation panics"));
+    }
+    let value = world.effect(claim.key());
+    takes_a_while(&world, &life).await;
+    stands_still().await;
+    drop(working);
+    Ok(value)
+}
+
+async fn takes_a_while(world: &Shared, life: &Life) {
+    let long = world.with(|world| world.chance.random_bool(0.2));
+    let lease = LEASE.as_millis() as u64;
+    sleep(world.up_to(if long { 3 * lease } else { lease / 10 })).await;
+    sleep(world.with(|world| world.pause_left(life.process))).await;
+}
+
+/// Now that nothing goes wrong any more, every key must come to its one outcome, for every process.
+pub(super) async fn settle_all(world: &Shared, processes: &Processes) {
+    let processes = processes.lock().unwrap().clone();
+    for (key, mode) in super::keys() {
+        for process in &processes {
+            let patient = process.engine.with_wait(Duration::from_secs(10));
+            let mut told = Vec::new();
+            let settled = loop {
+                match call(world, &patient, &process.life, &key, mode).await {
+                    Ok(Outcome::Ran(value) | Outcome::Replayed(value)) => break Some(value),
+                    Err(error) => told.push(error.to_string()),
+                }
+                if told.len() == 5 {
+                    break None;
+                }
+                sleep(LEASE).await;
+            };
+            match settled {
+                Some(value) => world.is_told(&key, value),
+                None => world.with(|world| world.breaks(format!("{key} is stuck: {told:?}"))),
+            }
+        }
+        // Once more: what was settled is replayed.
+        match call(world, &processes[0].engine, &processes[0].life, &key, mode).await {
+            Ok(Outcome::Replayed(value)) => world.is_told(&key, value),
+            other => world.with(|world| world.breaks(format!("{key} is not replayed: {other:?}"))),
+        }
+    }
+    sleep(LEASE).await;
+    for process in &processes {
+        let left = process.engine.keys_in_flight().await;
+        if left > 0 {
+            world.with(|world| {
+                world.breaks(format!("{left} keys are still in flight in process {}", process.life.process))
+            });
+        }
+    }
+}

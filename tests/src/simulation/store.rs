@@ -1,0 +1,254 @@
+//! The store as a process sees it: over a network that loses, repeats and delays.
+
+use std::fmt;
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use oncekey::Key;
+use oncekey::backend::{
+    Acquire, Acquired, Backend, Changed, Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held,
+    Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Resolve,
+    Resolved, StateView, Stats, StoreError, StoreStats, Watch,
+};
+use oncekey::record::transition::{self, Step, Write};
+use rand::RngExt as _;
+use tokio::sync::oneshot;
+use tokio::time::sleep;
+
+use super::world::{Fault, Life, Shared, World};
+
+/// One life's connection to the world's store.
+#[derive(Debug, Clone)]
+pub struct SimulatedStore {
+    world: Shared,
+    life: Arc<Life>,
+}
+
+/// What becomes of one request, decided when it is sent.
+#[derive(Debug)]
+struct Fate {
+    there: Duration,
+    back: Duration,
+    refused: bool,
+    request_lost: bool,
+    answer_lost: bool,
+    reset: bool,
+    /// Whether it is taken once more, this long after.
+    repeated: Option<Duration>,
+}
+
+impl World {
+    fn fate(&mut self, life: &Life) -> Fate {
+        let mut there = self.up_to(20) + self.pause_left(life.process);
+        if self.strikes(Fault::Delayed, 3.0) {
+            there += self.up_to(2_000);
+        }
+        let mut back = self.up_to(20);
+        if self.strikes(Fault::Delayed, 2.0) {
+            back += self.up_to(1_000);
+        }
+        Fate {
+            there,
+            back,
+            refused: self.strikes(Fault::Refused, 3.0),
+            request_lost: self.strikes(Fault::RequestLost, 3.0),
+            answer_lost: self.strikes(Fault::AnswerLost, 3.0),
+            reset: self.chance.random_bool(0.4),
+            repeated: self.strikes(Fault::Repeated, 3.0).then(|| self.up_to(1_000)),
+        }
+    }
+}
+
+impl SimulatedStore {
+    /// A connection for one life of a process.
+    pub fn new(world: Shared, life: Arc<Life>) -> Self {
+        Self { world, life }
+    }
+
+    /// Sends a request on its way. What becomes of it does not depend on who still waits: a request whose sender has
+    /// given up, or died, is taken all the same.
+    async fn ask<T: fmt::Debug + 'static>(
+        &self,
+        mut take: impl FnMut(&mut World) -> Option<T> + 'static,
+        told: impl FnOnce(&mut World, &T, bool) + 'static,
+    ) -> Result<T, StoreError> {
+        if !self.life.is_alive() {
+            return pending().await;
+        }
+        let fate = self.world.with(|world| world.fate(&self.life));
+        if fate.refused {
+            sleep(fate.there).await;
+            return Err(StoreError::unavailable("simulated: refused"));
+        }
+        let (sender, receiver) = oneshot::channel();
+        let (world, life) = (self.world.clone(), Arc::clone(&self.life));
+        actix_rt::spawn(async move {
+            sleep(fate.there).await;
+            if fate.request_lost {
+                return;
+            }
+            let Some(answer) = world.with(&mut take) else { return };
+            sleep(fate.back + world.with(|world| world.pause_left(life.process))).await;
+            let heard = !fate.answer_lost && life.is_alive() && !sender.is_closed();
+            world.with(|world| told(world, &answer, heard));
+            if heard {
+                let _ = sender.send(answer);
+            }
+            if let Some(later) = fate.repeated {
+                sleep(later).await;
+                world.with(&mut take);
+            }
+        });
+        match receiver.await {
+            Ok(answer) if self.life.is_alive() => Ok(answer),
+            Err(_) if fate.reset => {
+                self.world.with(|world| world.counts(Fault::Reset));
+                Err(StoreError::unknown("simulated: the connection broke"))
+            }
+            _ => pending().await,
+        }
+    }
+
+    /// A step of the record's life.
+    async fn step<M: Clone + 'static, T: fmt::Debug + 'static>(
+        &self,
+        name: &'static str,
+        key: Key,
+        message: M,
+        decide: fn(Option<&oncekey::record::Record>, oncekey::record::StoreTime, &M) -> Step<T>,
+    ) -> Result<T, StoreError> {
+        let take = move |world: &mut World| Some(world.step(name, &key, |found, now| decide(found, now, &message)));
+        self.ask(take, |_, _, _| ()).await
+    }
+}
+
+impl Backend for SimulatedStore {
+    async fn acquire(&self, message: Acquire) -> Result<Acquired, StoreError> {
+        let (world, life) = (self.world.clone(), Arc::clone(&self.life));
+        let mut is_heard = true;
+        let take = move |world: &mut World| {
+            let key = &message.key;
+            let answer = world.step("acquire", key, |found, now| transition::acquire(found, now, &message));
+            // When it is taken once more nobody hears the answer.
+            let is_heard = std::mem::replace(&mut is_heard, false) && life.is_alive();
+            let promise = match answer {
+                Acquired::Claimed { attempt, .. } if is_heard => Some(world.is_promised(key, attempt, life.number)),
+                _ => None,
+            };
+            Some((answer, promise))
+        };
+        let slow = self.world.with(|world| world.slow_acquires);
+        let told = move |here: &mut World, (_, promise): &(Acquired, Option<u64>), heard: bool| {
+            let Some(promise) = *promise else { return };
+            if !heard {
+                return here.is_not_promised(promise);
+            }
+            here.is_heard(promise);
+            // Whoever hears of a claim begins at once, or never.
+            actix_rt::spawn(async move {
+                sleep(Duration::from_millis(5)).await;
+                world.with(|world| world.is_not_promised(promise));
+            });
+        };
+        let (answer, _) = self.ask(take, told).await?;
+        sleep(slow).await;
+        Ok(answer)
+    }
+
+    async fn renew(&self, message: Renew) -> Result<Renewed, StoreError> {
+        self.step("renew", message.key.clone(), message, transition::renew).await
+    }
+
+    async fn complete(&self, message: Complete) -> Result<Completed, StoreError> {
+        let take = move |world: &mut World| {
+            let mut message = message.clone();
+            if world.ignores_owners() {
+                message.owner = world.owner_of(&message.key).unwrap_or(message.owner);
+            }
+            Some(world.step("complete", &message.key, |found, now| transition::complete(found, now, &message)))
+        };
+        self.ask(take, |_, _, _| ()).await
+    }
+
+    async fn complete_in_transaction(
+        &self,
+        message: CompleteInTransaction,
+    ) -> Result<CompletedInTransaction, StoreError> {
+        let (life, mut message) = (Arc::clone(&self.life), Some(message));
+        let take = move |world: &mut World| {
+            // The transaction is its client's: with the client it is gone, and its driver never sends it twice.
+            let message = message.take().filter(|_| life.is_alive())?;
+            Some(world.transact(message))
+        };
+        self.ask(take, |_, _, _| ()).await
+    }
+
+    async fn release(&self, message: Release) -> Result<Released, StoreError> {
+        self.step("release", message.key.clone(), message, transition::release).await
+    }
+
+    async fn hold(&self, message: Hold) -> Result<Held, StoreError> {
+        self.step("hold", message.key.clone(), message, transition::hold).await
+    }
+
+    async fn resolve(&self, message: Resolve) -> Result<Resolved, StoreError> {
+        self.step("resolve", message.key.clone(), message, transition::resolve).await
+    }
+
+    async fn lookup(&self, message: Lookup) -> Result<Option<RecordView>, StoreError> {
+        let take = move |world: &mut World| {
+            let (now, found) = (world.now(), world.record(&message.key));
+            Some(found.and_then(|record| RecordView::of(message.key.clone(), record, now)))
+        };
+        self.ask(take, |_, _, _| ()).await
+    }
+
+    async fn remove(&self, message: Remove) -> Result<Removed, StoreError> {
+        self.step("remove", message.key.clone(), message, |found, _, _| Step {
+            write: Write::Delete,
+            answer: if found.is_some() { Removed::Removed } else { Removed::Absent },
+        })
+        .await
+    }
+
+    async fn list(&self, message: List) -> Result<Vec<RecordView>, StoreError> {
+        let take = move |world: &mut World| {
+            let now = world.now();
+            let later = world.records().filter(|(key, _)| message.after.as_ref().is_none_or(|after| *key > after));
+            let views = later.filter_map(|(key, record)| RecordView::of(key.clone(), record.clone(), now));
+            Some(views.take(message.limit).collect())
+        };
+        self.ask(take, |_, _, _| ()).await
+    }
+
+    async fn purge(&self, _: Purge) -> Result<Purged, StoreError> {
+        // Nothing expires in the time of a run.
+        Ok(Purged { removed: 0, more: false })
+    }
+
+    async fn stats(&self, _: Stats) -> Result<StoreStats, StoreError> {
+        let take = |world: &mut World| {
+            let mut stats = StoreStats::default();
+            for (_, record) in world.records() {
+                match record.state {
+                    oncekey::record::State::InProgress { .. } => stats.in_progress += 1,
+                    oncekey::record::State::Completed { .. } => stats.completed += 1,
+                    oncekey::record::State::Indeterminate => stats.indeterminate += 1,
+                }
+            }
+            Some(stats)
+        };
+        self.ask(take, |_, _, _| ()).await
+    }
+
+    async fn watch(&self, message: Watch) -> Result<Changed, StoreError> {
+        loop {
+            sleep(Duration::from_millis(20) + self.world.up_to(40)).await;
+            let found = self.lookup(Lookup { key: message.key.clone() }).await?;
+            if !found.is_some_and(|view| matches!(view.state, StateView::InProgress { .. })) {
+                return Ok(Changed);
+            }
+        }
+    }
+}

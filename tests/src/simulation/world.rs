@@ -1,0 +1,493 @@
+//! What really happens: chance, the records, the ledger of effects, and the promises that are compared to them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use oncekey::backend::CompletedInTransaction;
+use oncekey::record::transition::{self, Step, Write};
+use oncekey::record::{Record, SealedOutcome, State, StoreTime};
+use oncekey::{Abandoned, Attempt, Key, Verdict};
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::Report;
+
+/// What is done under a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// An outside effect, at most once.
+    Hold,
+    /// An outside effect, at least once.
+    Rerun,
+    /// An effect in the store's transaction, exactly once.
+    Transaction,
+}
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// The store refuses the connection.
+    Refused,
+    /// A request never arrives.
+    RequestLost,
+    /// A request arrives, and its answer does not.
+    AnswerLost,
+    /// The connection breaks after the request was sent.
+    Reset,
+    /// A request is taken twice.
+    Repeated,
+    /// A request takes longer than its sender waits.
+    Delayed,
+    /// A process ends without a word.
+    Crash,
+    /// A process stands still for longer than a lease.
+    Pause,
+    /// A process ends politely.
+    Shutdown,
+    /// A client goes away.
+    ClientGone,
+    /// An operation fails.
+    Failure,
+    /// An operation panics.
+    Panic,
+}
+
+/// An error of the store that the checks must notice: the control.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sabotage {
+    /// Claims are granted whoever holds the key.
+    LeasesForgotten,
+    /// Whoever completes a key is believed.
+    OwnersIgnored,
+    /// One outcome in a hundred is not written.
+    OutcomesDropped,
+}
+
+/// One life of a process, from its start to its crash.
+#[derive(Debug)]
+pub struct Life {
+    /// The process.
+    pub process: usize,
+    /// Which of its lives.
+    pub number: u64,
+    alive: AtomicBool,
+    died: Notify,
+}
+
+impl Life {
+    /// Whether it is not over yet.
+    pub fn is_alive(&self) -> bool {
+        self.alive.load(Ordering::Relaxed)
+    }
+
+    /// Resolves when it is over.
+    pub async fn end(&self) {
+        let died = self.died.notified();
+        if self.is_alive() {
+            died.await;
+        }
+    }
+}
+
+/// Somebody who has a claim, or may be about to hear of it: who judges that the effect never will happen must know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Engaged {
+    key: Key,
+    attempt: Attempt,
+    life: u64,
+}
+
+/// The world of one run.
+#[derive(Debug)]
+pub struct World {
+    pub(super) chance: SmallRng,
+    began: Instant,
+    /// How fast the store's clock runs beside the processes'.
+    rate: f64,
+    records: BTreeMap<Key, Record>,
+    pub(super) modes: BTreeMap<Key, Mode>,
+    /// Each effect that happened: of which key, and the value that it gave.
+    ledger: Vec<(Key, u64)>,
+    outcomes: BTreeMap<Key, u64>,
+    /// Claims that were granted and have not begun: each with its number, and whether its holder has heard of it.
+    promised: Vec<(u64, bool, Engaged)>,
+    working: Vec<Engaged>,
+    paused: BTreeMap<usize, Instant>,
+    pub(super) healed: bool,
+    /// How much longer answers to acquires take.
+    pub(super) slow_acquires: Duration,
+    sabotage: Option<Sabotage>,
+    next: u64,
+    trace: u64,
+    show: bool,
+    report: Report,
+}
+
+/// The world, for all who live in it.
+#[derive(Debug, Clone)]
+pub struct Shared(Arc<Mutex<World>>);
+
+/// What a transaction writes to: taken over into the ledger if it commits.
+#[derive(Debug)]
+pub(crate) struct Transaction {
+    pub(crate) value: u64,
+    pub(crate) wrote: bool,
+    pub(crate) fails: bool,
+}
+
+impl World {
+    /// A new world.
+    pub fn shared(seed: u64, sabotage: Option<Sabotage>) -> Shared {
+        let mut chance = SmallRng::seed_from_u64(seed);
+        let rate = chance.random_range(0.9..1.1);
+        let report = Report {
+            seed,
+            trace: 0,
+            events: 0,
+            calls: 0,
+            answered: 0,
+            effects: 0,
+            faults: BTreeMap::new(),
+            violations: Vec::new(),
+        };
+        Shared(Arc::new(Mutex::new(Self {
+            chance,
+            began: Instant::now(),
+            rate,
+            records: BTreeMap::new(),
+            modes: super::keys().into_iter().collect(),
+            ledger: Vec::new(),
+            outcomes: BTreeMap::new(),
+            promised: Vec::new(),
+            working: Vec::new(),
+            paused: BTreeMap::new(),
+            healed: false,
+            slow_acquires: Duration::ZERO,
+            sabotage,
+            next: 0,
+            trace: 0xcbf2_9ce4_8422_2325,
+            show: std::env::var_os("ONCEKEY_SIMULATION_TRACE").is_some(),
+            report,
+        })))
+    }
+
+    pub(super) fn now(&self) -> StoreTime {
+        // An hour ahead of the processes' clocks, and running at a pace of its own.
+        let millis = self.began.elapsed().as_millis() as f64 * self.rate;
+        StoreTime::from_millis(3_600_000 + millis as u64)
+    }
+
+    /// Takes a note of what happens. What is noted makes the trace.
+    pub(super) fn note(&mut self, what: fmt::Arguments<'_>) {
+        let line = format!("{:>6} {what}", self.began.elapsed().as_millis());
+        if self.show {
+            println!("{line}");
+        }
+        for byte in line.bytes() {
+            self.trace = (self.trace ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        self.report.events += 1;
+    }
+
+    pub(super) fn breaks(&mut self, what: String) {
+        self.note(format_args!("BROKEN: {what}"));
+        self.report.violations.push(what);
+    }
+
+    pub(super) fn strikes(&mut self, fault: Fault, percent: f64) -> bool {
+        // Drawn in any case: what is healed must not change what chance gives to others.
+        let struck = self.chance.random_bool(percent / 100.0) && !self.healed;
+        if struck {
+            self.counts(fault);
+        }
+        struck
+    }
+
+    pub(super) fn counts(&mut self, fault: Fault) {
+        let name = match fault {
+            Fault::Refused => "refused",
+            Fault::RequestLost => "request lost",
+            Fault::AnswerLost => "answer lost",
+            Fault::Reset => "reset",
+            Fault::Repeated => "repeated",
+            Fault::Delayed => "delayed",
+            Fault::Crash => "crash",
+            Fault::Pause => "pause",
+            Fault::Shutdown => "shutdown",
+            Fault::ClientGone => "client gone",
+            Fault::Failure => "failure",
+            Fault::Panic => "panic",
+        };
+        self.note(format_args!("fault: {name}"));
+        *self.report.faults.entry(name).or_default() += 1;
+    }
+
+    pub(super) fn up_to(&mut self, millis: u64) -> Duration {
+        Duration::from_millis(self.chance.random_range(0..=millis))
+    }
+
+    pub(super) fn pause_left(&self, process: usize) -> Duration {
+        self.paused.get(&process).map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))
+    }
+
+    pub(super) fn pauses(&mut self, process: usize, pause: Duration) {
+        self.counts(Fault::Pause);
+        self.paused.insert(process, Instant::now() + pause);
+    }
+
+    /// Takes one step on a record.
+    pub(super) fn step<Answer: fmt::Debug>(
+        &mut self,
+        name: &str,
+        key: &Key,
+        decide: impl FnOnce(Option<&Record>, StoreTime) -> Step<Answer>,
+    ) -> Answer {
+        let now = self.now();
+        let before = self.records.get(key).cloned();
+        let mut shown = before.clone();
+        if let Some(record) = &mut shown {
+            match &mut record.state {
+                State::InProgress { lease_until, on_abandoned }
+                    if name == "acquire" && self.sabotage == Some(Sabotage::LeasesForgotten) =>
+                {
+                    (*lease_until, *on_abandoned) = (now, oncekey::OnAbandoned::Rerun);
+                }
+                _ => {}
+            }
+        }
+        let mut step = decide(shown.as_ref(), now);
+        if name == "complete" && self.sabotage == Some(Sabotage::OutcomesDropped) && self.chance.random_bool(0.01) {
+            step.write = Write::Nothing;
+        }
+        match step.write {
+            Write::Nothing => {}
+            Write::Put(record) => drop(self.records.insert(key.clone(), record)),
+            Write::Delete => drop(self.records.remove(key)),
+        }
+        let after = self.records.get(key).cloned();
+        if let Some(Record { state: State::Completed { outcome, .. }, .. }) = &before
+            && !matches!(&after, Some(Record { state: State::Completed { outcome: still, .. }, .. }) if still == outcome)
+        {
+            self.breaks(format!("{name} changed the outcome of {key}"));
+        }
+        let state = after.as_ref().map_or("absent", |record| record.state.name());
+        self.note(format_args!("{name} {key}: {:?}, now {state}", step.answer));
+        step.answer
+    }
+
+    pub(super) fn ignores_owners(&self) -> bool {
+        self.sabotage == Some(Sabotage::OwnersIgnored)
+    }
+
+    pub(super) fn owner_of(&self, key: &Key) -> Option<oncekey::record::Owner> {
+        self.records.get(key).map(|record| record.owner)
+    }
+
+    pub(super) fn record(&self, key: &Key) -> Option<Record> {
+        self.records.get(key).cloned()
+    }
+
+    pub(super) fn records(&self) -> impl Iterator<Item = (&Key, &Record)> {
+        self.records.iter()
+    }
+
+    /// Runs a transaction's operation and commits it with its outcome, or neither.
+    pub(super) fn transact(&mut self, message: oncekey::backend::CompleteInTransaction) -> CompletedInTransaction {
+        let oncekey::backend::CompleteInTransaction { key, owner, retention, operation } = message;
+        let complete = |outcome| oncekey::backend::Complete { key: key.clone(), owner, outcome, retention };
+        let (found, now) = (self.records.get(&key).cloned(), self.now());
+        let asked = transition::complete(found.as_ref(), now, &complete(SealedOutcome::tombstone(&key)));
+        match (asked.answer, asked.write, found.map(|record| record.state)) {
+            (oncekey::backend::Completed::Lost, ..) => CompletedInTransaction::Lost,
+            (_, Write::Nothing, Some(State::Completed { outcome, .. })) => CompletedInTransaction::Stored { outcome },
+            _ => {
+                let fails = self.strikes(Fault::Failure, 10.0);
+                let mut transaction = Transaction { value: self.next_value(), wrote: false, fails };
+                match operation.run(&mut transaction) {
+                    Ok(outcome) => {
+                        if transaction.wrote {
+                            self.has_effect(&key, transaction.value);
+                        }
+                        let message = complete(outcome.clone());
+                        self.step("commit", &key, |found, now| transition::complete(found, now, &message));
+                        CompletedInTransaction::Stored { outcome }
+                    }
+                    Err(oncekey::backend::OperationFailure::RollBack) => CompletedInTransaction::RolledBack,
+                    Err(oncekey::backend::OperationFailure::WrongConnection { wanted }) => {
+                        CompletedInTransaction::WrongConnection { wanted }
+                    }
+                }
+            }
+        }
+    }
+
+    fn next_value(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    fn has_effect(&mut self, key: &Key, value: u64) {
+        self.note(format_args!("EFFECT of {key}: {value}"));
+        self.report.effects += 1;
+        if self.modes[key] != Mode::Rerun && self.ledger.iter().any(|(other, _)| other == key) {
+            self.breaks(format!("{key} ({:?}) had its effect twice", self.modes[key]));
+        }
+        self.ledger.push((key.clone(), value));
+    }
+
+    /// A claim is granted to somebody who may hear of it; the number is its name.
+    pub(super) fn is_promised(&mut self, key: &Key, attempt: Attempt, life: u64) -> u64 {
+        let number = self.next_value();
+        self.promised.push((number, false, Engaged { key: key.clone(), attempt, life }));
+        number
+    }
+
+    pub(super) fn is_heard(&mut self, promise: u64) {
+        if let Some((_, heard, _)) = self.promised.iter_mut().find(|(number, ..)| *number == promise) {
+            *heard = true;
+        }
+    }
+
+    pub(super) fn is_not_promised(&mut self, promise: u64) {
+        self.promised.retain(|(number, ..)| *number != promise);
+    }
+}
+
+impl Shared {
+    pub(super) fn with<T>(&self, act: impl FnOnce(&mut World) -> T) -> T {
+        act(&mut self.0.lock().unwrap())
+    }
+
+    /// A while of chance.
+    pub fn up_to(&self, millis: u64) -> Duration {
+        self.with(|world| world.up_to(millis))
+    }
+
+    /// From now on nothing goes wrong.
+    pub fn heal(&self) {
+        self.with(|world| {
+            world.note(format_args!("healed"));
+            world.healed = true;
+            world.paused.clear();
+        });
+    }
+
+    /// From now on answers to acquires take this much longer.
+    pub fn slows_acquires(&self, by: Duration) {
+        self.with(|world| world.slow_acquires = by);
+    }
+
+    /// How often the effect of a key happened.
+    pub fn effects_of(&self, key: &Key) -> usize {
+        self.with(|world| world.ledger.iter().filter(|(other, _)| other == key).count())
+    }
+
+    pub(super) fn deadline(&self) -> usize {
+        self.with(|world| (world.report.seed % 2) as usize)
+    }
+
+    /// A process starts.
+    pub fn is_born(&self, process: usize) -> Arc<Life> {
+        let number = self.with(World::next_value);
+        Arc::new(Life { process, number, alive: AtomicBool::new(true), died: Notify::new() })
+    }
+
+    /// A process is no more: what it was about to do it never will.
+    pub fn dies(&self, life: &Life) {
+        life.alive.store(false, Ordering::Relaxed);
+        life.died.notify_waiters();
+        self.with(|world| {
+            world.promised.retain(|(.., engaged)| engaged.life != life.number);
+            world.working.retain(|engaged| engaged.life != life.number);
+        });
+    }
+
+    /// An operation begins.
+    pub(super) fn begins(&self, key: &Key, attempt: Attempt, life: &Life) -> Working {
+        let engaged = Engaged { key: key.clone(), attempt, life: life.number };
+        self.with(|world| {
+            if let Some(at) = world.promised.iter().position(|(_, heard, promised)| *heard && *promised == engaged) {
+                world.promised.remove(at);
+            }
+            world.note(format_args!("{key} begins, attempt {attempt}, in life {}", life.number));
+            world.working.push(engaged.clone());
+        });
+        Working { world: self.clone(), engaged }
+    }
+
+    /// An outside effect happens, and gives a value.
+    pub fn effect(&self, key: &Key) -> u64 {
+        self.with(|world| {
+            let value = world.next_value();
+            world.has_effect(key, value);
+            value
+        })
+    }
+
+    /// What became of an abandoned claim, in the word of one who knows the ledger, and who is still at work.
+    pub fn verdict(&self, abandoned: &Abandoned) -> Verdict {
+        let Abandoned { key, attempt } = abandoned;
+        self.with(|world| {
+            let happened = world.ledger.iter().find(|(other, _)| other == key).map(|(_, value)| *value);
+            let engaged = |engaged: &Engaged| engaged.key == *key && engaged.attempt == *attempt;
+            let may_come =
+                world.promised.iter().any(|(.., promised)| engaged(promised)) || world.working.iter().any(engaged);
+            let verdict = match happened {
+                Some(value) => Verdict::Completed(SealedOutcome::of_value(key, &value).unwrap()),
+                None if may_come => Verdict::Unknown,
+                None => Verdict::NotDone,
+            };
+            world.note(format_args!("verdict on {key}, attempt {attempt}: {verdict:?}"));
+            verdict
+        })
+    }
+
+    /// A caller is told an outcome.
+    pub(super) fn is_told(&self, key: &Key, value: u64) {
+        self.with(|world| {
+            world.note(format_args!("{key} is told {value}"));
+            world.report.answered += 1;
+            if !world.ledger.contains(&(key.clone(), value)) {
+                world.breaks(format!("{key} is told {value}, which no effect gave"));
+            }
+            match world.outcomes.insert(key.clone(), value) {
+                Some(other) if other != value => world.breaks(format!("{key} is told {value}, and was told {other}")),
+                _ => {}
+            }
+        });
+    }
+
+    pub(super) fn is_known(&self, key: &Key) -> bool {
+        self.with(|world| world.outcomes.contains_key(key))
+    }
+
+    pub(super) fn calls(&self) {
+        self.with(|world| world.report.calls += 1);
+    }
+
+    pub(super) fn report(&self, seed: u64) -> Report {
+        self.with(|world| Report { seed, trace: world.trace, ..world.report.clone() })
+    }
+}
+
+/// An operation at work; dropped when it is not any more.
+#[derive(Debug)]
+pub(super) struct Working {
+    world: Shared,
+    engaged: Engaged,
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.world.with(|world| {
+            if let Some(at) = world.working.iter().position(|other| *other == self.engaged) {
+                world.working.swap_remove(at);
+            }
+        });
+    }
+}

@@ -1,0 +1,74 @@
+//! The real engine in a simulated world: 500 seeds, or as many as `ONCEKEY_SIMULATION_SEEDS` says.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use oncekey::{Error, RunError};
+use tests::simulation::{LEASE, Process, Sabotage, keys, on_virtual_time, run};
+
+/// No effect twice, no outcome lost or changed, no key stuck, whatever went wrong before.
+#[test]
+fn e06_no_promise_breaks_in_a_simulated_world() {
+    let seeds = std::env::var("ONCEKEY_SIMULATION_SEEDS").map_or(500, |seeds| seeds.parse().unwrap());
+    let mut faults = BTreeMap::<_, u64>::new();
+    let (mut calls, mut answered) = (0, 0);
+    for seed in 0..seeds {
+        let report = run(seed, None);
+        assert!(report.violations.is_empty(), "{report}");
+        report.faults.into_iter().for_each(|(kind, times)| *faults.entry(kind).or_default() += times);
+        (calls, answered) = (calls + report.calls, answered + report.answered);
+    }
+    println!("{seeds} seeds, {calls} calls, {answered} answered, {faults:?}");
+    assert_eq!(faults.len(), 12, "some faults never struck: {faults:?}");
+    assert!(faults.values().all(|times| *times * 5 >= seeds), "some faults struck rarely: {faults:?}");
+    assert!(answered * 3 >= calls, "{answered} of {calls} calls had an outcome: the faults leave nothing to look at");
+}
+
+/// A seed that fails can be had again: here, and in another process.
+#[test]
+fn e06_a_seed_replays_exactly() {
+    let report = run(7, None);
+    run(8, None);
+    assert_eq!(run(7, None), report);
+    assert_ne!(run(8, None).trace, report.trace);
+    let elsewhere = Command::new(env!("CARGO_BIN_EXE_simulation")).arg("7").output().unwrap();
+    let elsewhere = String::from_utf8(elsewhere.stdout).unwrap();
+    assert_eq!(elsewhere.lines().next(), Some(&*report.to_string()));
+}
+
+/// The control: with the guard taken away the same runs break promises.
+#[test]
+fn e06_the_simulation_notices_a_store_that_breaks_its_word() {
+    for sabotage in [Sabotage::LeasesForgotten, Sabotage::OwnersIgnored, Sabotage::OutcomesDropped] {
+        let found = (0..200).map(|seed| run(seed, Some(sabotage))).find(|report| !report.violations.is_empty());
+        let report = found.unwrap_or_else(|| panic!("{sabotage:?} went unnoticed"));
+        println!("{sabotage:?}: {report}");
+    }
+}
+
+/// A claim whose grant was heard only after its lease is not used: somebody may have resolved the key meanwhile, who saw
+/// no holder.
+#[test]
+fn e06_a_grant_that_is_heard_after_its_lease_is_given_back() {
+    on_virtual_time(1, async |world| {
+        world.heal();
+        let (key, _) = keys().remove(0);
+        let process = Process::start(&world, 0);
+        let slow = process.engine.clone();
+        let run = async |engine: &oncekey::Engine| {
+            let ran = world.clone();
+            let key = key.clone();
+            engine.run(key.clone(), &"the same", move |_| async move { Ok::<u64, ()>(ran.effect(&key)) }).await
+        };
+        world.slows_acquires(LEASE);
+        let told = run(&slow).await;
+        assert!(matches!(&told, Err(RunError::Engine(Error::Store(error))) if error.is_unknown()), "{told:?}");
+        assert_eq!(world.effects_of(&key), 0);
+        world.slows_acquires(std::time::Duration::ZERO);
+        tokio::time::sleep(LEASE).await;
+        assert!(!run(&slow).await.unwrap().is_replay(), "the claim was not given back");
+        assert_eq!(world.effects_of(&key), 1);
+    });
+}
