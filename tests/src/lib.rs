@@ -12,4 +12,5 @@ pub mod process;
 pub mod proxy;
 pub mod server;
 pub mod shop;
+#[cfg(feature = "simulation")]
 pub mod simulation;

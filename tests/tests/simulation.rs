@@ -1,6 +1,7 @@
 //! The real engine in a simulated world: 500 seeds, or as many as `ONCEKEY_SIMULATION_SEEDS` says.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
+#![expect(clippy::print_stdout, reason = "what was simulated is told")]
 
 use std::collections::BTreeMap;
 use std::process::Command;

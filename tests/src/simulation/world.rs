@@ -186,7 +186,10 @@ impl World {
     pub(super) fn note(&mut self, what: fmt::Arguments<'_>) {
         let line = format!("{:>6} {what}", self.began.elapsed().as_millis());
         if self.show {
-            println!("{line}");
+            #[expect(clippy::print_stdout, reason = "asked for")]
+            {
+                println!("{line}");
+            }
         }
         for byte in line.bytes() {
             self.trace = (self.trace ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
