@@ -3,7 +3,7 @@
 //! Processes call, work, crash and pause; their messages are lost, repeated and late; time passes. The store's steps are
 //! not a description of the product's: they **are** [`oncekey::record::transition`], so that model and product can't
 //! drift apart. What the promises need to know beside the record (whose claim stands, how often an effect happened) is
-//! kept by a [ghost](ghost) that the steps never see.
+//! kept by a ghost that the steps never see.
 //!
 //! Time counts in ticks relative to now, so that the states are finitely many. What is bounded is said by [`Bounds`].
 

@@ -2,7 +2,7 @@
 //!
 //! Clients order and pay, each with a key of its own, and retry until they are answered. Meanwhile the shops are killed and
 //! paused past their lease, the server under them is killed and paused, and connections are cut and black-holed. At the end the
-//! [checker](checker) compares what every client saw with what the shop's ledger holds.
+//! [`checker`] compares what every client saw with what the shop's ledger holds.
 //!
 //! - [`stores`]: the store under test, its server, and what can be done to it.
 //! - [`proxy`]: the network between the shops and the server.
