@@ -29,6 +29,9 @@ mod complete_in;
 #[cfg(all(feature = "postgres", feature = "mysql"))]
 #[doc = include_str!("../guide/databases.md")]
 pub mod databases {}
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(feature = "memory")]
 mod memory;
 #[cfg(feature = "mysql")]

@@ -118,7 +118,7 @@ impl Permit {
     pub(crate) fn take(taken: &Arc<AtomicUsize>, limit: usize, share: Option<Share>) -> Option<Self> {
         // One addition, and a second one only for those turned away: the counter may stand above the limit for a
         // moment, but no more than `limit` are ever admitted.
-        if taken.fetch_add(1, Ordering::Relaxed) >= limit {
+        if taken.fetch_add(1, Ordering::Relaxed) >= limit && !planted!(AdmissionNotCounted) {
             taken.fetch_sub(1, Ordering::Relaxed);
             return None;
         }
@@ -209,6 +209,11 @@ impl Grant {
         self.settle(Settlement::Release).await.map(drop)
     }
 
+    /// Leaves the key as it is: an error of the planted kind.
+    pub(crate) fn forget(&mut self) {
+        self.settled = true;
+    }
+
     fn send(&mut self, settlement: Settlement, reply: Answer<Result<Settled, Error>>) -> Result<(), Error> {
         self.settled = true;
         let message = Settle { settlement, reply, lock: Arc::clone(&self.lock) };
@@ -225,7 +230,7 @@ impl Grant {
 
 impl Drop for Grant {
     fn drop(&mut self) {
-        if !self.settled {
+        if !self.settled && !planted!(DroppedGrantForgotten) {
             let message = Abandon { began: self.began, lock: Arc::clone(&self.lock) };
             // If the lock is gone its arbiter is, and the claim is left to its lease.
             let _ = self.lock.try_send(message);

@@ -41,7 +41,9 @@ impl<F: Future, D: FnOnce(Pin<Box<F>>)> Future for DetachOnDrop<F, D> {
 
 impl<F: Future, D: FnOnce(Pin<Box<F>>)> Drop for DetachOnDrop<F, D> {
     fn drop(&mut self) {
-        if let Some((future, detach)) = self.running.take() {
+        if let Some((future, detach)) = self.running.take()
+            && !planted!(DroppedCallerStopsTheOperation)
+        {
             detach(future);
         }
     }

@@ -37,3 +37,6 @@ pub mod security {}
 
 #[doc = include_str!("../guide/writing_a_backend.md")]
 pub mod writing_a_backend {}
+
+#[doc = include_str!("../guide/proof.md")]
+pub mod proof {}

@@ -69,6 +69,7 @@
 //! - [`guide::security`] and [`at_rest`]: who sees what, hashed keys, encrypted outcomes.
 //! - [`guide::consumers`]: messages from a broker, each with its effect once.
 //! - [`guide::operations`]: settings, metrics, stuck keys, shutdown.
+//! - [`guide::proof`]: what is proven of it, by which means, and how to run it again.
 //! - [`guide::writing_a_backend`] and [`conformance`]: a store of your own.
 //! - [`Engine`], [`EngineBuilder`], [`CallPolicy`]: the handle and its settings.
 //!
@@ -80,6 +81,13 @@
 //! - `conformance`: the suite for authors of backends.
 //! - `simulation`: chance that a test can seed, for whoever tests with an engine on a virtual clock.
 #![cfg_attr(docsrs, feature(doc_cfg))]
+
+#[cfg(not(oncekey_planted_bugs))]
+#[macro_use]
+mod planted;
+#[cfg(oncekey_planted_bugs)]
+#[macro_use]
+pub mod planted;
 
 pub mod at_rest;
 pub mod backend;

@@ -82,7 +82,7 @@ impl Shared {
 
     /// Whether the engine takes no new calls.
     pub(crate) fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::Relaxed)
+        self.closing.load(Ordering::Relaxed) && !planted!(ShutdownTakesCalls)
     }
 
     pub(crate) fn close(&self) {

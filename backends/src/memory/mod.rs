@@ -199,6 +199,13 @@ impl Store {
         key: &Key,
         decide: impl FnOnce(Option<&Record>) -> transition::Step<Answer>,
     ) -> Result<Answer, StoreError> {
+        if oncekey::__planted!(CheckThenLock) {
+            let found = self.shard(key).find(key).cloned();
+            let step = decide(found.as_ref());
+            std::thread::yield_now();
+            self.shard(key).write(key, true, step.write, &self.usage);
+            return Ok(step.answer);
+        }
         let mut shard = self.shard(key);
         let found = shard.find(key);
         let was_there = found.is_some();
@@ -328,6 +335,9 @@ impl Backend for MemoryBackend {
 
     /// Woken by the step that changes the record, on whichever arbiter.
     async fn watch(&self, message: Watch) -> Result<Changed, StoreError> {
+        if oncekey::__planted!(WatchNeverTells) {
+            std::future::pending::<()>().await;
+        }
         let changed = self.store.shard(&message.key).watch(&message.key);
         if let Some(changed) = changed {
             // A sender that is dropped has nothing more to tell: that is worth a look as well.

@@ -161,6 +161,9 @@ impl Shard {
                 removed += 1;
             }
         }
+        if oncekey::__planted!(PurgeTakesLiveClaims) {
+            removed += self.claimed.0.drain().count();
+        }
         if now.as_millis() >= self.next_claim_walk {
             self.next_claim_walk = now.as_millis() + CLAIM_WALK_EVERY;
             removed += self.settle_abandoned(now, limit - removed, usage);

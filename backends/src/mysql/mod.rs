@@ -12,3 +12,9 @@ pub use error::MysqlOpenError;
 pub use options::MysqlBuilder;
 
 pub use crate::sql::InvalidName;
+
+/// For the fuzz targets.
+#[cfg(fuzzing)]
+pub(crate) fn read_url(url: &str) -> Result<(), MysqlOpenError> {
+    connect::Connector::new(url).map(drop)
+}

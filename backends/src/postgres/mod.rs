@@ -14,3 +14,9 @@ pub use error::PostgresOpenError;
 pub use options::PostgresBuilder;
 
 pub use crate::sql::InvalidName;
+
+/// For the fuzz targets.
+#[cfg(fuzzing)]
+pub(crate) fn read_url(url: &str) -> Result<(), PostgresOpenError> {
+    connect::Connector::new(url).map(drop)
+}

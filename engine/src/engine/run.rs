@@ -206,6 +206,10 @@ async fn settle<T: Serialize, E>(
     grant: &mut Grant,
     result: Result<Result<T, E>, Box<dyn Any + Send>>,
 ) -> Result<Outcome<T>, RunError<E>> {
+    if planted!(PanicLeavesTheKey) && result.is_err() {
+        grant.forget();
+        return Err(RunError::Engine(Error::Panicked));
+    }
     let (settlement, answer) = settlement(shared, key, policy, result);
     match (grant.settle(settlement).await, answer) {
         (Ok(_), answer) => answer,

@@ -103,6 +103,7 @@ impl Handler<Tick> for KeyLock {
         let lease = self.neighbours.shared.settings.lease;
         if let Role::Holding(holding) = &self.role
             && holding.wants_its_lease()
+            && !planted!(HeartbeatStopped)
             && holding.renewed_at.elapsed() >= lease / 3
         {
             self.renew(lock);
@@ -172,9 +173,13 @@ impl KeyLock {
             }
             return;
         };
+        let since_the_start =
+            if planted!(RetentionFromTheStart) { holding.renewed_at.elapsed() } else { Duration::ZERO };
         let begin = |step| holding.settling = Some(Settling::new(step, reply));
         match settlement {
-            Settlement::Complete { outcome, retention } => begin(SettlingStep::Complete { outcome, retention }),
+            Settlement::Complete { outcome, retention } => {
+                begin(SettlingStep::Complete { outcome, retention: retention.saturating_sub(since_the_start) })
+            }
             Settlement::Release => begin(SettlingStep::Release),
             Settlement::Hold => begin(SettlingStep::Hold),
             Settlement::CompleteInTransaction { operation, retention } => {
@@ -303,7 +308,7 @@ impl KeyLock {
     fn on_settling_failed(&mut self, step: SettlingStep, error: StoreError, lock: LockAddr, ctx: &mut Context<Self>) {
         self.tell(EventKind::StoreFailed);
         if let SettlingStep::Transaction = step {
-            if !error.is_unknown() {
+            if !error.is_unknown() || planted!(UnknownCommitTakenForNo) {
                 return self.keep_holding(Err(Error::Store(error)), lock);
             }
             // Nothing else may be done until it is known whether it was committed.
@@ -313,7 +318,7 @@ impl KeyLock {
         let Role::Holding(Holding { settling: Some(settling), .. }) = &mut self.role else { return };
         let spent = settling.failing_since.get_or_insert_with(Instant::now).elapsed();
         let tries = settling.tries;
-        if !error.is_passing() || (spent >= limit && tries > 2) {
+        if planted!(CompletionNotRetried) || !error.is_passing() || (spent >= limit && tries > 2) {
             return self.give_up(step, error);
         }
         // Who gives a claim up need not wait for the store to hear it: the caller of a failed operation has its error.
@@ -337,7 +342,8 @@ impl KeyLock {
             SettlingStep::Complete { .. } | SettlingStep::Transaction | SettlingStep::Probe => {
                 warn!(key = %self.key, %error, "an outcome could not be stored; its claim is left to its lease");
                 self.tell(EventKind::OutcomeNotStored);
-                self.settled(Err(Error::OutcomeNotStored(error)), None);
+                let swallowed = planted!(LostCompletionSwallowed);
+                self.settled(if swallowed { Ok(Settled::Done) } else { Err(Error::OutcomeNotStored(error)) }, None);
             }
             SettlingStep::Release | SettlingStep::Hold | SettlingStep::Recover => {
                 warn!(key = %self.key, %error, "a claim could not be given up; it is left to its lease");

@@ -88,6 +88,9 @@ impl KeyLock {
     /// Ends the lock. Whoever waits takes this outcome, or goes back to the supervisor to try again.
     fn retire(&mut self, outcome: Option<SealedOutcome>) {
         let mut resubmit = std::mem::take(&mut self.waiters);
+        if planted!(WaitersNotWoken) {
+            std::mem::forget(std::mem::take(&mut resubmit));
+        }
         if let Some(outcome) = &outcome {
             for waiter in resubmit.drain(..) {
                 self.tell(EventKind::Hit);
@@ -110,7 +113,7 @@ impl KeyLock {
             // Those that went away without a word make room first.
             self.waiters.retain(|waiter| !waiter.reply.is_closed());
         }
-        if self.waiters.len() >= limit {
+        if self.waiters.len() >= limit && !planted!(WaitersNotCapped) {
             self.tell(EventKind::Overloaded);
             return call.refuse(Error::Overloaded { what: "callers waiting for one key", limit });
         }
@@ -179,7 +182,7 @@ impl KeyLock {
             // The supervisor reads this lock's farewell first, and then starts anew with the call.
             Role::Retired(_) => self.neighbours.tell_supervisor(call),
             // Whether that claim ever stood, and so what the key was last used for, nobody here knows.
-            Role::Holding(holding) if holding.is_recovering() => {
+            Role::Holding(holding) if holding.is_recovering() && !planted!(MismatchWhileTakingBack) => {
                 call.refuse(Error::Store(StoreError::unavailable("an earlier claim of the key is being taken back")));
             }
             _ if call.fingerprint != self.fingerprint => {

@@ -88,16 +88,19 @@ pub fn acquire(found: Option<&Record>, now: StoreTime, message: &Acquire) -> Ste
     let Some(record) = found.filter(|record| !is_expired(record, now)) else {
         return claim(Attempt::FIRST, false);
     };
-    if record.fingerprint != message.fingerprint {
+    if asks_otherwise(record, message) {
         return unchanged(Acquired::Mismatch);
     }
     match &record.state {
         // The same holder asks again: the answer to its claim was lost.
         State::InProgress { .. } if record.owner == message.owner => claim(record.attempt, false),
+        State::InProgress { .. } if planted!(ClaimedWhileHeld) => claim(record.attempt.next(), true),
         State::InProgress { lease_until, .. } if *lease_until > now => {
             unchanged(Acquired::InProgress { lease_left: lease_until.left(now) })
         }
+        State::InProgress { .. } if planted!(AttemptNotRaised) => claim(record.attempt, true),
         State::InProgress { on_abandoned: OnAbandoned::Rerun, .. } => claim(record.attempt.next(), true),
+        State::InProgress { .. } if planted!(HeldTakenOver) => claim(record.attempt.next(), true),
         State::InProgress { on_abandoned: OnAbandoned::Hold, .. } => put(
             Record { state: State::Indeterminate, ..record.clone() },
             Acquired::Indeterminate { attempt: record.attempt },
@@ -112,7 +115,8 @@ pub fn acquire(found: Option<&Record>, now: StoreTime, message: &Acquire) -> Ste
 /// A lapsed lease that nobody has taken over can still be renewed, also one that made the key *indeterminate*: see
 /// [`complete`].
 pub fn renew(found: Option<&Record>, now: StoreTime, message: &Renew) -> Step<Renewed> {
-    let Some(record) = owned(found, now, message.owner) else { return unchanged(Renewed::Lost) };
+    let owner = anyone_if(planted!(RenewByAnyone), found, message.owner);
+    let Some(record) = owned(found, now, owner) else { return unchanged(Renewed::Lost) };
     let on_abandoned = match record.state {
         State::InProgress { on_abandoned, .. } => on_abandoned,
         State::Indeterminate => OnAbandoned::Hold,
@@ -127,7 +131,7 @@ pub fn renew(found: Option<&Record>, now: StoreTime, message: &Renew) -> Step<Re
 /// The owner of a claim that lapsed into *indeterminate* is not stale: nobody has run the operation since, and nobody
 /// knows better what became of it. Until somebody resolves the key, its owner may complete, renew or release it.
 pub fn complete(found: Option<&Record>, now: StoreTime, message: &Complete) -> Step<Completed> {
-    match owned(found, now, message.owner) {
+    match owned(found, now, anyone_if(planted!(CompleteByAnyone), found, message.owner)) {
         Some(Record { state: State::Completed { .. }, .. }) => unchanged(Completed::Stored),
         Some(record) => put(
             Record {
@@ -142,7 +146,8 @@ pub fn complete(found: Option<&Record>, now: StoreTime, message: &Complete) -> S
 
 /// Gives the claim up: nothing happened, and the next acquire wins.
 pub fn release(found: Option<&Record>, now: StoreTime, message: &Release) -> Step<Released> {
-    match owned(found, now, message.owner) {
+    match owned(found, now, anyone_if(planted!(ReleaseByAnyone), found, message.owner)) {
+        Some(_) if planted!(ReleaseLeavesTheRecord) => unchanged(Released::Released),
         Some(Record { state: State::InProgress { .. } | State::Indeterminate, .. }) => {
             Step { write: Write::Delete, answer: Released::Released }
         }
@@ -152,7 +157,7 @@ pub fn release(found: Option<&Record>, now: StoreTime, message: &Release) -> Ste
 
 /// Makes the claim indeterminate by its holder's own word.
 pub fn hold(found: Option<&Record>, now: StoreTime, message: &Hold) -> Step<Held> {
-    match owned(found, now, message.owner) {
+    match owned(found, now, anyone_if(planted!(HoldByAnyone), found, message.owner)) {
         Some(record @ Record { state: State::InProgress { .. }, .. }) => {
             put(Record { state: State::Indeterminate, ..record.clone() }, Held::Held)
         }
@@ -166,7 +171,8 @@ pub fn resolve(found: Option<&Record>, now: StoreTime, message: &Resolve) -> Ste
     let Some(record) = found.filter(|record| {
         let indeterminate = matches!(record.state, State::Indeterminate) || record.is_lapsed_hold(now);
         // A word about attempt 1 says nothing of attempt 2.
-        indeterminate && message.attempt.is_none_or(|attempt| attempt == record.attempt)
+        indeterminate
+            && (planted!(ResolvesAnotherAttempt) || message.attempt.is_none_or(|attempt| attempt == record.attempt))
     }) else {
         return unchanged(Resolved::NotIndeterminate);
     };
@@ -182,12 +188,26 @@ pub fn resolve(found: Option<&Record>, now: StoreTime, message: &Resolve) -> Ste
     }
 }
 
+fn asks_otherwise(record: &Record, message: &Acquire) -> bool {
+    let overlooked = match record.state {
+        State::InProgress { .. } => planted!(FingerprintIgnoredInFlight),
+        State::Completed { .. } | State::Indeterminate => planted!(FingerprintIgnoredWhenCompleted),
+    };
+    record.fingerprint != message.fingerprint && !overlooked
+}
+
 fn owned(found: Option<&Record>, now: StoreTime, owner: Owner) -> Option<&Record> {
-    found.filter(|record| record.owner == owner && !is_expired(record, now))
+    let refused = |record: &Record| planted!(LateOwnerRefused) && record.is_lapsed_hold(now);
+    found.filter(|record| record.owner == owner && !is_expired(record, now) && !refused(record))
+}
+
+/// The owner that a step is judged by: the sender.
+fn anyone_if(planted: bool, found: Option<&Record>, sender: Owner) -> Owner {
+    found.filter(|_| planted).map_or(sender, |record| record.owner)
 }
 
 fn is_expired(record: &Record, now: StoreTime) -> bool {
-    record.purge_at().is_some_and(|at| at <= now)
+    !planted!(RetentionForgotten) && record.purge_at().is_some_and(|at| at <= now)
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ impl ResponseFate {
     /// The default policy: a server error (5xx) releases, everything else is kept. A client error is an answer like any
     /// other: a declined card stays declined.
     pub fn by_status(status: StatusCode) -> Self {
-        if status.is_server_error() { Self::Release } else { Self::Keep }
+        if status.is_server_error() && !planted!(ServerErrorStored) { Self::Release } else { Self::Keep }
     }
 }
 

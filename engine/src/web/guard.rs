@@ -311,6 +311,9 @@ impl Running {
             },
             // Too large, or a stream: looking into it would use it up, and it is its caller's.
             BodySize::Sized(_) | BodySize::Stream => {
+                if planted!(LargeResponseForgotten) {
+                    return self.pass(request, head.set_body(body), Settlement::Release).await;
+                }
                 return self.pass(request, head.set_body(body), tombstone()).await;
             }
         };

@@ -62,3 +62,17 @@ pub use middleware::{Idempotency, IdempotencyService};
 pub use recorded::{MalformedResponse, RecordedResponse};
 pub use refusal::Refusal;
 pub use rules::{FingerprintStrategy, RouteRules};
+
+/// For the fuzz targets.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub fn key_of_header(value: &[u8]) -> Result<String, BadKey> {
+    key::parse(value)
+}
+
+/// For the fuzz targets.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub fn replay_of(response: RecordedResponse) -> actix_web::HttpResponse {
+    response.into_replay()
+}

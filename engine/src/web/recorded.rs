@@ -177,6 +177,9 @@ fn is_never_kept(name: &HeaderName) -> bool {
         header::PROXY_AUTHORIZATION,
         REPLAYED,
     ];
+    if planted!(SetCookieReplayed) && *name == header::SET_COOKIE {
+        return false;
+    }
     NEVER.contains(name) || matches!(name.as_str(), "keep-alive" | "proxy-connection")
 }
 

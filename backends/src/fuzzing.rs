@@ -1,0 +1,25 @@
+//! Doors for the fuzz targets, which are built with `--cfg fuzzing`; no other build has them.
+
+use oncekey::backend::StoreError;
+use oncekey::record::Record;
+
+use crate::sql::row::Row;
+
+/// A row's columns, in their order.
+pub type Columns = (Vec<u8>, i64, Vec<u8>, i16, Option<i64>, Option<i16>, Option<Vec<u8>>, Option<i64>);
+
+/// Reads a row as a record.
+pub fn record_of_row(columns: Columns) -> Result<Record, StoreError> {
+    let (fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at) = columns;
+    Row { fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at }.decode()
+}
+
+/// Reads the URL of a PostgreSQL server, and gives what a refusal says.
+pub fn postgres_url(url: &str) -> Result<(), String> {
+    crate::postgres::read_url(url).map_err(|error| format!("{error} {error:?}"))
+}
+
+/// The same for MySQL.
+pub fn mysql_url(url: &str) -> Result<(), String> {
+    crate::mysql::read_url(url).map_err(|error| format!("{error} {error:?}"))
+}
