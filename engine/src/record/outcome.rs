@@ -185,7 +185,8 @@ impl SealedOutcome {
         if version != VERSION {
             return Err(CorruptOutcome::UnknownVersion(version));
         }
-        if !planted!(ChecksumIgnored) && bytes[2..HEADER_LEN] != checksum(key, tag, &bytes[HEADER_LEN..]).to_le_bytes() {
+        if !planted!(ChecksumIgnored) && bytes[2..HEADER_LEN] != checksum(key, tag, &bytes[HEADER_LEN..]).to_le_bytes()
+        {
             return Err(CorruptOutcome::Checksum);
         }
         Ok((tag, bytes.slice(HEADER_LEN..)))
