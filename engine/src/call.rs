@@ -175,6 +175,11 @@ impl Grant {
         &self.lock
     }
 
+    /// Whether the claim is no more this grant's to settle.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.settled
+    }
+
     /// To be called before the operation's first step.
     pub(crate) fn begin(&mut self) {
         self.began = true;

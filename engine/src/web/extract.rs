@@ -209,7 +209,9 @@ impl Transaction {
                 Ok(response.into_response())
             }
             Err(error) => {
-                *guard.grant.borrow_mut() = GrantSlot::Held(grant);
+                // Where the claim is lost, what the handler answers is not the key's outcome: nothing of it happened.
+                let slot = if grant.is_settled() { GrantSlot::Gone } else { GrantSlot::Held(grant) };
+                *guard.grant.borrow_mut() = slot;
                 Err(match error {
                     RunError::Operation(error) => TransactionError::Operation(error),
                     RunError::Engine(error) => refuse(error),

@@ -81,13 +81,19 @@ impl Findings {
 /// If the shop can't be read.
 pub async fn check(history: &History, apps: &Apps, store: Store, control: bool) -> Findings {
     let mut findings = Findings::default();
-    let rows =
-        Rows { orders: read(apps, "/orders", "item").await, charges: read(apps, "/payments", "reference").await };
+    let rows = Rows::read(apps).await;
     for operation in &history.operations {
         judge(&mut findings, operation, rows.of(operation), store.has_transactions());
     }
     if !control {
         ask_all_again(&mut findings, history, apps, &rows).await;
+        let after = Rows::read(apps).await;
+        for operation in &history.operations {
+            let (before, after) = (rows.of(operation), after.of(operation));
+            if after.len() > 1 && before.len() <= 1 {
+                findings.add(Wrong::Double, operation, format_args!("asked once more, it ran again: {after:?}"));
+            }
+        }
     }
     findings
 }
@@ -99,6 +105,10 @@ struct Rows {
 }
 
 impl Rows {
+    async fn read(apps: &Apps) -> Self {
+        Self { orders: read(apps, "/orders", "item").await, charges: read(apps, "/payments", "reference").await }
+    }
+
     fn of(&self, operation: &Operation) -> &[i64] {
         let table = match operation.kind {
             Kind::Order => &self.orders,
@@ -177,8 +187,9 @@ fn all_same(successes: &[&Seen]) -> bool {
     successes.windows(2).all(|pair| body(pair[0]) == body(pair[1]))
 }
 
-/// No outcome is lost: each success is there, a replay, the same on either shop. And what nobody knew the end of is either
-/// still so, or its holder has woken up and completed it: it never runs again.
+/// No outcome is lost: each success is there, a replay, the same on either shop. What nobody knew the end of is still so, or its
+/// holder has woken up and completed it, or given it up, since it had not begun: then it runs now. What had happened never
+/// runs again.
 async fn ask_all_again(findings: &mut Findings, history: &History, apps: &Apps, rows: &Rows) {
     let ended = |operation: &&Operation| matches!(operation.end, End::Success | End::Indeterminate);
     let operations = history.operations.iter().filter(ended).enumerate();
@@ -199,7 +210,13 @@ async fn ask_all_again(findings: &mut Findings, history: &History, apps: &Apps, 
         let is_replay = matches!(again, Seen::Answer { status: 200..300, is_replay: true, .. });
         match operation.end {
             End::Indeterminate if again.is_indeterminate() => {}
-            End::Indeterminate if is_replay && row_of(&again).is_some_and(|row| rows.of(operation).contains(&row)) => {}
+            End::Indeterminate if again.is_success() => {
+                let (row, known) = (row_of(&again), rows.of(operation));
+                let is_sound = if is_replay { row.is_some_and(|row| known.contains(&row)) } else { known.is_empty() };
+                if !is_sound {
+                    findings.add(Wrong::Double, operation, format_args!("of {known:?} it became {again} with {row:?}"));
+                }
+            }
             End::Success if is_replay => {
                 let first = operation.tries.iter().find(|seen| seen.is_success());
                 if !first.is_some_and(|first| all_same(&[first, &again])) {

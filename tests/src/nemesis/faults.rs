@@ -1,4 +1,4 @@
-//! Who does what to whom, and when: one thread for the shops, one for the server, one for the network.
+//! Who does what to whom, and when: one thread for each shop, one for the server, one for the network.
 
 use std::fmt;
 use std::sync::Arc;
@@ -99,20 +99,10 @@ impl Faults {
                 }
             }));
         };
-        // A shop is killed, and then the other one, or the same, is paused. Both thus strike about as often.
-        let (of_apps, counted) = (Arc::clone(apps), Arc::clone(counts));
-        thread(
-            1,
-            Box::new(move |rng| {
-                rest(rng, 20..150);
-                of_apps.kill(rng.random_range(0..2));
-                counted.add(Fault::KillsApp);
-                rest(rng, 20..120);
-                // Past the lease, and past the sweep after it.
-                of_apps.pause(rng.random_range(0..2), LEASE + LEASE / 5 + millis(rng, 0..100));
-                counted.add(Fault::PausesApp);
-            }),
-        );
+        for number in 0..2 {
+            let (apps, counts) = (Arc::clone(apps), Arc::clone(counts));
+            thread(number as u64, Box::new(move |rng| strike_app(rng, &apps, number, &counts)));
+        }
         if store.server.is_some() {
             let (of_server, counted) = (Arc::clone(store), Arc::clone(counts));
             thread(2, Box::new(move |rng| strike_server(rng, &of_server, &counted)));
@@ -134,6 +124,16 @@ impl Faults {
     }
 }
 
+fn strike_app(rng: &mut StdRng, apps: &Apps, number: usize, counts: &Counts) {
+    rest(rng, 200..600);
+    apps.kill(number);
+    counts.add(Fault::KillsApp);
+    rest(rng, 200..600);
+    // Past the lease, and past the sweep after it.
+    apps.pause(number, LEASE + LEASE / 5 + millis(rng, 0..100));
+    counts.add(Fault::PausesApp);
+}
+
 fn strike_server(rng: &mut StdRng, store: &Store, counts: &Counts) {
     let Some(server) = &store.server else { return };
     rest(rng, 200..600);
@@ -146,7 +146,7 @@ fn strike_server(rng: &mut StdRng, store: &Store, counts: &Counts) {
     rest(rng, 200..500);
     let mut server = server.lock();
     server.pause();
-    rest(rng, 100..500);
+    rest(rng, 100..300);
     server.resume();
     counts.add(Fault::PausesServer);
 }
@@ -160,7 +160,7 @@ fn strike_network(rng: &mut StdRng, store: &Store, counts: &Counts) {
     }
     rest(rng, 200..600);
     proxy.begin_black_hole();
-    rest(rng, 100..600);
+    rest(rng, 100..300);
     if proxy.end_black_hole(rng.random_bool(0.5)) > 0 {
         counts.add(Fault::BlackHole);
     }

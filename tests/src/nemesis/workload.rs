@@ -14,7 +14,7 @@ use super::history::{End, History, Kind, Operation, Seen};
 use crate::http::{Answer, Request};
 
 /// How long a client waits for an answer before it tries again.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_millis(800);
 
 /// All that the clients share.
 #[derive(Debug, Clone)]

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use actix_web::http::header;
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, ResponseError as _, web};
+use oncekey::backend::Removed;
 use oncekey::conformance::{Fault, Faulty, Steps};
 use oncekey::web::{FingerprintStrategy, Idempotency, KeyStrategy, ResponseFate};
-use oncekey::{Engine, Fingerprint, OnInProgress, OnStoreFailure};
+use oncekey::{Engine, Fingerprint, Key, OnInProgress, OnStoreFailure};
 use oncekey_backends::MemoryBackend;
 use tests::http::Request;
 
@@ -225,6 +226,30 @@ async fn h20_the_users_policy_decides_by_status() {
     assert!(again.status == 503 && again.is_replay());
     let (_, again) = server.twice(&Request::post("/status/504", "").key(&new_key())).await;
     assert_eq!(again.problem(), "indeterminate");
+    server.stop().await;
+}
+
+/// A handler that finds in its transaction that its claim is lost wrote nothing: what it answers is not stored as the outcome
+/// of the key, even if the key is free again by then.
+#[actix_rt::test]
+async fn h02_a_claim_lost_in_a_transaction_is_no_outcome() {
+    let server = Server::on(sqlite()).await;
+    let key = new_key();
+    let request = Request::post("/transact/waits", "").key(&key);
+    let first = {
+        let (request, address) = (request.clone(), server.address);
+        actix_rt::spawn(async move { request.send(address).await })
+    };
+    server.shop.began.notified().await;
+    // As after another has taken the claim over, and given it up.
+    assert_eq!(server.engine.remove(&Key::new("public", &key).unwrap()).await, Ok(Removed::Removed));
+    server.shop.go.notify_one();
+    let lost = first.await.unwrap();
+    assert_eq!((lost.status, lost.problem().as_str(), lost.is_replay()), (409, "claim-lost", false));
+    server.shop.go.notify_one();
+    let (again, replay) = server.twice(&request).await;
+    assert!(again.status == 201 && !again.is_replay(), "{again:?}");
+    assert!(replay.is_replay() && replay.body == again.body, "{replay:?}");
     server.stop().await;
 }
 

@@ -97,6 +97,10 @@ pub(super) async fn transact(
     use diesel::prelude::*;
     shop.runs.fetch_add(1, Ordering::Relaxed);
     let how = path.into_inner();
+    if how == "waits" {
+        shop.began.notify_one();
+        shop.go.notified().await;
+    }
     transaction
         .run(move |tx: &mut SqliteConnection, _| {
             diesel::sql_query("CREATE TABLE IF NOT EXISTS rows (n INTEGER)").execute(tx)?;
