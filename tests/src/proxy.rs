@@ -16,6 +16,7 @@ pub struct Proxy {
 #[derive(Debug, Default)]
 struct Faults {
     swallows: AtomicBool,
+    refuses: AtomicBool,
     /// Connections that have swallowed something.
     swallowed: AtomicUsize,
     /// Answers that are still to be cut off.
@@ -34,6 +35,9 @@ impl Proxy {
         let shared = Arc::clone(&faults);
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
+                if shared.refuses.load(Ordering::SeqCst) {
+                    continue;
+                }
                 let Ok(server) = TcpStream::connect(("127.0.0.1", server)) else { continue };
                 pass_on(&client, &server, &shared);
             }
@@ -52,8 +56,14 @@ impl Proxy {
         self.faults.swallows.store(true, Ordering::SeqCst);
     }
 
+    /// From now on new connections are closed at once.
+    pub fn refuse(&self) {
+        self.faults.refuses.store(true, Ordering::SeqCst);
+    }
+
     /// From now on new connections pass.
     pub fn heal(&self) {
+        self.faults.refuses.store(false, Ordering::SeqCst);
         self.faults.swallows.store(false, Ordering::SeqCst);
     }
 

@@ -111,6 +111,11 @@ impl Failure {
         matches!(self, Self::Refused(StoreError::ReadOnly(_)))
     }
 
+    /// Whether it is an answer, though a bad one.
+    pub(super) fn is_about_the_record(&self) -> bool {
+        matches!(self, Self::Refused(StoreError::Corrupt(_)))
+    }
+
     /// A read that was not answered changed nothing.
     pub(super) fn of_read(self) -> StoreError {
         match self.into() {

@@ -41,8 +41,8 @@ pub(super) struct Step {
     work: Work,
     /// The server did not know the script: its whole text goes along.
     whole: bool,
-    /// It was sent before, and the connection broke.
-    repeated: bool,
+    /// It was sent before, and its connection broke of this: nobody knows whether it was taken.
+    lost: Option<String>,
 }
 
 enum Work {
@@ -86,7 +86,7 @@ impl Step {
             Request::Remove(message, reply) => Work::Remove(message, reply),
             other => return Err(other),
         };
-        Ok(Self { names: Arc::clone(names), work, whole: false, repeated: false })
+        Ok(Self { names: Arc::clone(names), work, whole: false, lost: None })
     }
 
     /// What to send.
@@ -164,17 +164,22 @@ impl Step {
 
     /// Takes the server's answer. `None`: the message is answered; else there is more to send.
     pub(super) fn hear(self, answer: Result<Answer, Failure>) -> Option<Self> {
-        let Self { names, work, whole, repeated } = self;
-        match &answer {
+        let Self { names, work, whole, lost } = self;
+        let answer = match answer {
             // From now on the server will know it.
-            Err(Failure::NoScript) if !whole => return Some(Self { names, work, whole: true, repeated }),
+            Err(Failure::NoScript) if !whole => return Some(Self { names, work, whole: true, lost }),
             // The same step by the same owner is safe to repeat; somebody else's word would hear that it came too late.
-            Err(Failure::Broken(_)) if !repeated && !matches!(work, Work::Resolve(..) | Work::Remove(..)) => {
-                return Some(Self { names, work, whole, repeated: true });
+            Err(Failure::Broken(why)) if lost.is_none() && !matches!(work, Work::Resolve(..) | Work::Remove(..)) => {
+                return Some(Self { names, work, whole, lost: Some(why) });
             }
-            _ => {}
-        }
-        work.hear(answer).map(|work| Self { names, work, whole: false, repeated })
+            // That it can't be sent again says nothing of the first time.
+            Err(failure) if !failure.is_about_the_record() => match &lost {
+                Some(why) => Err(Failure::Broken(why.clone())),
+                None => Err(failure),
+            },
+            answer => answer,
+        };
+        work.hear(answer).map(|work| Self { names, work, whole: false, lost })
     }
 }
 

@@ -69,7 +69,9 @@ async fn lost_in_a_failover(lag: Duration) -> (usize, usize) {
         tokio::time::sleep(Duration::from_secs(2)).await;
         let replica = &failed_over.servers[1 - old];
         if !lag.is_zero() {
+            // What is on its way to it would still be heard.
             replica.pause();
+            assert_eq!(failed_over.servers[old].cli(&["client", "kill", "type", "replica"]), "1");
             tokio::time::sleep(lag).await;
         }
         failed_over.servers[old].kill();
@@ -92,7 +94,7 @@ async fn lost_in_a_failover(lag: Duration) -> (usize, usize) {
     }
     let oldest = lost.iter().max().copied().unwrap_or_default();
     println!(
-        "failover: {} of {} acknowledged outcomes lost, the oldest {oldest:?} before the kill; replica paused for {lag:?}; \
+        "failover: {} of {} acknowledged outcomes lost, the oldest {oldest:?} before the kill; replica cut off for {lag:?}; \
          away for {away:?}, {} calls failed",
         lost.len(),
         before.len(),

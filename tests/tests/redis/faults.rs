@@ -95,10 +95,11 @@ async fn e11_a_black_hole_is_left_behind() {
     let ran = join_all(keys.iter().map(|key| run(&engine, key.clone(), &executions))).await;
     assert!(ran.iter().all(is_store_failure), "{ran:?}");
     assert!(asked.elapsed() < Duration::from_secs(5), "they were told after {:?}", asked.elapsed());
+    assert!(is_store_failure(&run(&engine, key("while"), &executions).await));
     assert!(proxy.swallowed() >= 2, "the old connection and the new one fell silent");
     assert_eq!(executions.load(Ordering::SeqCst), 1, "something ran unguarded");
     proxy.heal();
-    until_all_run(&engine, &[vec![key("before")], keys].concat(), &executions).await;
+    until_all_run(&engine, &[vec![key("before"), key("while")], keys].concat(), &executions).await;
 }
 
 /// The engine's deadline may be shorter than the backend's own: a call that is dropped takes its silent connection along.
@@ -146,6 +147,26 @@ async fn e12_answers_that_are_cut_off_are_found_again() {
         assert_eq!(run(&engine, key(number), &Arc::default()).await.unwrap(), Outcome::Replayed(17));
     }
     assert_eq!(executions.load(Ordering::SeqCst), 21);
+}
+
+/// A step that was sent, and can't be sent again: that the server is away by now does not mean that it was not taken.
+#[actix_rt::test]
+async fn e11_a_step_that_was_lost_stays_unknown_when_the_server_is_away() {
+    let server = Redis::start();
+    let proxy = Proxy::before(server.port());
+    let backend = open(&format!("redis://127.0.0.1:{}/0", proxy.port()), "lost:").await;
+    backend.acquire(acquire("before", OnAbandoned::Hold)).await.unwrap();
+    proxy.refuse();
+    proxy.cut_answers(1);
+    let claim = acquire("k", OnAbandoned::Hold);
+    let answer = backend.acquire(claim.clone()).await;
+    assert_eq!(proxy.cuts_left(), 0);
+    assert!(answer.as_ref().is_err_and(StoreError::is_unknown), "{answer:?}");
+    // It was taken, and is taken back.
+    proxy.heal();
+    assert!(backend.lookup(Lookup { key: claim.key.clone() }).await.unwrap().is_some());
+    let release = Release { key: claim.key, owner: claim.owner };
+    assert_eq!(backend.release(release).await, Ok(Released::Released));
 }
 
 /// A server out of memory takes no claim, and nothing is evicted for it; an outcome that it has no room for is offered again
