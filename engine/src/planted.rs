@@ -67,6 +67,7 @@ mod there {
         RetentionFromTheStart
         LateOwnerRefused
         ResolvesAnotherAttempt
+        LateWordTaken
         ScopeLeftOut
         ChecksumIgnored
         UnknownTakenForNo

@@ -74,6 +74,7 @@ impl Met {
 
 impl Step {
     /// Gives back a message that is no step of one key.
+    #[expect(clippy::result_large_err, reason = "given back at once, to be taken elsewhere")]
     pub(super) fn begin(names: &Arc<Names>, request: Request) -> Result<Self, Request> {
         let work = match request {
             Request::Acquire(message, reply) => Work::Acquire(message, reply),
@@ -298,7 +299,7 @@ fn hear_found(message: Acquire, bytes: Vec<u8>, reply: Reply<Acquired>) -> Optio
     }
     match met.value.state {
         Stored::Completed(outcome) => reply.send(Ok(Acquired::Completed { outcome })),
-        Stored::Indeterminate => reply.send(Ok(Acquired::Indeterminate { attempt: claim.attempt })),
+        Stored::Indeterminate => reply.send(Ok(Acquired::Indeterminate { attempt: claim.attempt, owner: claim.owner })),
         Stored::InProgress(_) | Stored::Withdrawn => return Some(Work::TakeOver(message, met, reply)),
     }
     None
@@ -324,7 +325,7 @@ fn hear_take_over(message: Acquire, met: Met, answer: Answer, reply: Reply<Acqui
             }
             _ => Err(unexpected()),
         },
-        b"indeterminate" => Ok(Acquired::Indeterminate { attempt: claim.attempt }),
+        b"indeterminate" => Ok(Acquired::Indeterminate { attempt: claim.attempt, owner: claim.owner }),
         b"endless" => Err(endless()),
         b"changed" => match bytes_or_nil(detail) {
             // Released meanwhile: from the beginning.
@@ -344,8 +345,9 @@ fn hear_inspect(message: Resolve, found: Option<Vec<u8>>, reply: Reply<Resolved>
         return None;
     };
     let met = or_refuse!(reply, Met::read(&message.key, bytes));
-    // A word about attempt 1 says nothing of attempt 2.
-    let is_meant = message.attempt.is_none_or(|attempt| attempt == met.value.claim.attempt);
+    // A word about attempt 1 says nothing of attempt 2, nor of the first attempt of a later life of the key.
+    let is_meant = message.attempt.is_none_or(|attempt| attempt == met.value.claim.attempt)
+        && message.owner.is_none_or(|owner| owner == met.value.claim.owner);
     if is_meant && matches!(met.value.state, Stored::Indeterminate | Stored::InProgress(OnAbandoned::Hold)) {
         return Some(Work::Resolve(message, met, reply));
     }

@@ -55,12 +55,13 @@ async fn e04_a_renewed_lease_holds() {
 #[actix_rt::test]
 async fn e05_a_lapsed_lease_is_taken_over_or_held_as_its_claim_said() {
     let (_folder, backend) = fresh();
+    let first = Owner::random();
     for (name, on_abandoned, expected) in [
         ("rerun", OnAbandoned::Rerun, Acquired::Claimed { attempt: Attempt::new(2), took_over: true }),
-        ("hold", OnAbandoned::Hold, Acquired::Indeterminate { attempt: Attempt::FIRST }),
+        ("hold", OnAbandoned::Hold, Acquired::Indeterminate { attempt: Attempt::FIRST, owner: first }),
     ] {
         let key = key(name);
-        let lapsing = Acquire { lease: Duration::from_millis(5), on_abandoned, ..claim(&key, Owner::random()) };
+        let lapsing = Acquire { lease: Duration::from_millis(5), on_abandoned, ..claim(&key, first) };
         assert!(is_claimed(&backend, lapsing).await);
         tokio::time::sleep(Duration::from_millis(10)).await;
         let view = backend.lookup(Lookup { key: key.clone() }).await.unwrap().unwrap();
@@ -109,7 +110,7 @@ async fn a_held_key_waits_for_a_word_about_its_attempt() {
     assert!(is_claimed(&backend, claim(&key, owner)).await);
     assert_eq!(backend.hold(Hold { key: key.clone(), owner }).await, Ok(Held::Held));
     let with = Resolution::Complete { outcome: outcome(&key, "resolved"), retention: DAY };
-    let resolve = |attempt| Resolve { key: key.clone(), attempt, with: with.clone() };
+    let resolve = |attempt| Resolve { key: key.clone(), attempt, owner: None, with: with.clone() };
     assert_eq!(backend.resolve(resolve(Some(Attempt::new(2)))).await, Ok(Resolved::NotIndeterminate));
     assert_eq!(backend.resolve(resolve(Some(Attempt::FIRST))).await, Ok(Resolved::Resolved));
     let replayed = Acquired::Completed { outcome: outcome(&key, "resolved") };

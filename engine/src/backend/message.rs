@@ -69,6 +69,8 @@ pub enum Acquired {
     Indeterminate {
         /// The claim that nobody knows the outcome of.
         attempt: Attempt,
+        /// Its holder.
+        owner: Owner,
     },
 }
 
@@ -203,7 +205,7 @@ pub enum Held {
 /// ```
 /// # use oncekey::{Attempt, Key, backend::{Resolution, Resolve}};
 /// let message =
-///     Resolve { key: Key::new("mail", 17)?, attempt: Some(Attempt::FIRST), with: Resolution::Release };
+///     Resolve { key: Key::new("mail", 17)?, attempt: Some(Attempt::FIRST), owner: None, with: Resolution::Release };
 /// # Ok::<(), oncekey::KeyError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -212,6 +214,9 @@ pub struct Resolve {
     pub key: Key,
     /// The claim that the word is about; `None` for whichever stands there.
     pub attempt: Option<Attempt>,
+    /// The claim's holder, where it is known. A key that was released starts again at the first attempt, so that a word
+    /// that comes late could meet a later claim of the same number; an owner never comes again.
+    pub owner: Option<Owner>,
     /// The word.
     pub with: Resolution,
 }

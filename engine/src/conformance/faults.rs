@@ -247,7 +247,8 @@ pub async fn e11_a_claim_being_taken_back_makes_no_mismatch<C: Connect>(store: &
     faulty.strike(Steps::All, Fault::Down);
     let meanwhile = ask("what is meant").await;
     assert!(matches!(meanwhile, Err(RunError::Engine(Error::Store(_)))), "{meanwhile:?}");
-    assert!(faulty.struck() > 1);
+    // A store that is quick may have taken the claim back before it went down.
+    assert!(faulty.struck() >= 1);
     faulty.heal();
     until("the claim's end", async || ask("what is meant").await.is_ok()).await;
 }

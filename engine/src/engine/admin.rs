@@ -43,7 +43,7 @@ impl Engine {
     /// # Ok(()) }
     /// ```
     pub async fn resolve(&self, key: &Key, attempt: Option<Attempt>, with: Resolution) -> Result<Resolved, Error> {
-        let message = Resolve { key: key.clone(), attempt, with };
+        let message = Resolve { key: key.clone(), attempt, owner: None, with };
         Ok(self.nodes.current()?.ask_store(|reply| Request::Resolve(message, reply)).await?)
     }
 

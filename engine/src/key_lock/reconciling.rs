@@ -11,23 +11,26 @@ use tracing::error;
 use super::{Answered, Bring, KeyLock, LockAddr, Role};
 use crate::backend::{Reply, Request, Resolution, Resolve, Resolved, StoreError};
 use crate::reconcile::Reconciler;
+use crate::record::Owner;
 use crate::{Abandoned, Attempt, EventKind, Verdict};
 
 /// An indeterminate key that the reconciler is asked about.
 pub(crate) struct Reconciling {
     pub(super) attempt: Attempt,
+    /// The word is about this holder's claim and no other.
+    abandoned_by: Owner,
     reconciler: Reconciler,
 }
 
 impl Reconciling {
-    pub(crate) fn new(attempt: Attempt, reconciler: Reconciler) -> Self {
-        Self { attempt, reconciler }
+    pub(crate) fn new(attempt: Attempt, abandoned_by: Owner, reconciler: Reconciler) -> Self {
+        Self { attempt, abandoned_by, reconciler }
     }
 }
 
 impl KeyLock {
     pub(super) fn reconcile(&mut self, ctx: &mut Context<Self>) {
-        let Role::Reconciling(Reconciling { attempt, reconciler }) = &self.role else { return };
+        let Role::Reconciling(Reconciling { attempt, reconciler, .. }) = &self.role else { return };
         let abandoned = Abandoned { key: self.key.clone(), attempt: *attempt };
         let limit = self.neighbours.shared.settings.reconcile_limit;
         let (reconciler, lock) = (reconciler.clone(), Arc::new(ctx.address()));
@@ -51,8 +54,8 @@ impl KeyLock {
     }
 
     pub(super) fn on_verdict(&mut self, verdict: Verdict, lock: LockAddr) {
-        let Role::Reconciling(Reconciling { attempt, .. }) = &self.role else { return };
-        let attempt = *attempt;
+        let Role::Reconciling(Reconciling { attempt, abandoned_by, .. }) = &self.role else { return };
+        let (attempt, owner) = (Some(*attempt), Some(*abandoned_by));
         let with = match verdict {
             Verdict::Completed(outcome) => {
                 Resolution::Complete { outcome, retention: self.neighbours.shared.settings.policy.retention }
@@ -61,7 +64,7 @@ impl KeyLock {
             Verdict::Unknown => return self.stay_indeterminate(),
         };
         self.ask_store(Request::Resolve(
-            Resolve { key: self.key.clone(), attempt: Some(attempt), with },
+            Resolve { key: self.key.clone(), attempt, owner, with },
             Reply::new(move |answer| Bring::to(lock, Answered::Resolved(answer))),
         ));
     }

@@ -103,10 +103,10 @@ pub fn acquire(found: Option<&Record>, now: StoreTime, message: &Acquire) -> Ste
         State::InProgress { .. } if planted!(HeldTakenOver) => claim(record.attempt.next(), true),
         State::InProgress { on_abandoned: OnAbandoned::Hold, .. } => put(
             Record { state: State::Indeterminate, ..record.clone() },
-            Acquired::Indeterminate { attempt: record.attempt },
+            Acquired::Indeterminate { attempt: record.attempt, owner: record.owner },
         ),
         State::Completed { outcome, .. } => unchanged(Acquired::Completed { outcome: outcome.clone() }),
-        State::Indeterminate => unchanged(Acquired::Indeterminate { attempt: record.attempt }),
+        State::Indeterminate => unchanged(Acquired::Indeterminate { attempt: record.attempt, owner: record.owner }),
     }
 }
 
@@ -170,9 +170,10 @@ pub fn hold(found: Option<&Record>, now: StoreTime, message: &Hold) -> Step<Held
 pub fn resolve(found: Option<&Record>, now: StoreTime, message: &Resolve) -> Step<Resolved> {
     let Some(record) = found.filter(|record| {
         let indeterminate = matches!(record.state, State::Indeterminate) || record.is_lapsed_hold(now);
-        // A word about attempt 1 says nothing of attempt 2.
-        indeterminate
-            && (planted!(ResolvesAnotherAttempt) || message.attempt.is_none_or(|attempt| attempt == record.attempt))
+        // A word about attempt 1 says nothing of attempt 2, nor of the first attempt of a later life of the key.
+        let is_meant = message.attempt.is_none_or(|attempt| attempt == record.attempt)
+            && (planted!(LateWordTaken) || message.owner.is_none_or(|owner| owner == record.owner));
+        indeterminate && (is_meant || planted!(ResolvesAnotherAttempt))
     }) else {
         return unchanged(Resolved::NotIndeterminate);
     };

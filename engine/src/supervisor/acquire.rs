@@ -66,8 +66,8 @@ impl Supervisor {
                 let role = Role::Following(Following::new(lease_left));
                 self.lock(call.key.clone(), call.fingerprint, asked_at, role, vec![call]);
             }
-            NeedsLock::ToReconcile { attempt, reconciler } => {
-                let role = Role::Reconciling(Reconciling::new(attempt, reconciler));
+            NeedsLock::ToReconcile { attempt, abandoned_by, reconciler } => {
+                let role = Role::Reconciling(Reconciling::new(attempt, abandoned_by, reconciler));
                 self.lock(call.key.clone(), call.fingerprint, asked_at, role, vec![call]);
             }
             NeedsLock::ToTakeBack(error) => {
@@ -98,6 +98,7 @@ enum NeedsLock {
     },
     ToReconcile {
         attempt: Attempt,
+        abandoned_by: Owner,
         reconciler: Reconciler,
     },
     /// The claim may stand, for nobody: it is taken back as soon as the store hears of it.
@@ -123,8 +124,8 @@ fn answer_or_pass_on(shared: &Shared, call: Begin, answer: Result<Acquired, Stor
             None => refuse(call, EventKind::Conflict, Error::InProgress { lease_left }),
         },
         Ok(Acquired::Mismatch) => refuse(call, EventKind::Mismatch, Error::Mismatch),
-        Ok(Acquired::Indeterminate { attempt }) => match shared.settings.reconciler.clone() {
-            Some(reconciler) => Some((call, NeedsLock::ToReconcile { attempt, reconciler })),
+        Ok(Acquired::Indeterminate { attempt, owner: abandoned_by }) => match shared.settings.reconciler.clone() {
+            Some(reconciler) => Some((call, NeedsLock::ToReconcile { attempt, abandoned_by, reconciler })),
             None => refuse(call, EventKind::Indeterminate, Error::Indeterminate { attempt }),
         },
         Err(error) if error.is_unknown() && !planted!(UnknownTakenForNo) => Some((call, NeedsLock::ToTakeBack(error))),

@@ -36,7 +36,7 @@ pub enum Action {
     TimeOut(u8),
     /// A fault: a process forgets all that it was doing.
     Crash(u8),
-    /// An operator settles an indeterminate key by the truth.
+    /// A reconciler sends its word on an indeterminate key, which is the truth.
     Resolve(u8),
     /// The store purges a key whose time is over.
     Purge(u8),
@@ -274,19 +274,18 @@ impl Protocol {
             .iter()
             .filter_map(|process| process.job.as_ref())
             .any(|job| job.owner == now.owner && !matches!(job.phase, Phase::Settling(_)));
-        let to_come = state.wire.iter().any(|request| request.owner == now.owner && request.ask == Ask::Transact);
+        let to_come = state
+            .wire
+            .iter()
+            .any(|request| request.owner == now.owner && matches!(request.ask, Ask::Transact | Ask::Word { .. }));
         let indeterminate = now.life == Life::Indeterminate;
         (indeterminate && !working && !to_come).then_some(state.ghosts[usize::from(key)].effects > 0)
     }
 
     fn resolve(&self, state: &mut State, key: u8) -> Option<()> {
         let happened = self.may_resolve(state, key)?;
-        let place = &mut state.records[usize::from(key)];
-        let attempt = place.as_ref()?.attempt;
-        let (after, taken) = self.store.resolve(place.as_ref(), key, attempt, happened);
-        *place = after;
-        state.ghosts[usize::from(key)].resolved(happened, taken);
-        self.note(if happened { Transition::ResolveCompleted } else { Transition::ResolveReleased });
+        let Stored { attempt, owner, .. } = state.records[usize::from(key)].clone()?;
+        state.send(Ask::Word { happened, attempt }, key, owner);
         Some(())
     }
 }

@@ -41,8 +41,6 @@ pub enum Broken {
     HeldTakenOver,
     /// The store's answer does not fit what stands there.
     WrongAnswer,
-    /// A key could not be settled any more.
-    Stuck,
     /// Another request was taken for the same.
     FingerprintIgnored,
 }
@@ -91,6 +89,9 @@ impl Ghost {
         before: Option<&Stored>,
         after: Option<&Stored>,
     ) -> Transition {
+        if let Ask::Word { happened, .. } = ask {
+            return self.is_resolved(owner, happened, answer, before != after);
+        }
         let rightful = self.claimant == Some(owner);
         if !rightful && ask != Ask::Acquire && before != after {
             self.breaks(Broken::StaleWrite);
@@ -160,7 +161,7 @@ impl Ghost {
                 (self.held, self.lease) = (true, 0);
                 Transition::Hold
             }
-            Ask::Acquire => {
+            Ask::Acquire | Ask::Word { .. } => {
                 self.breaks(Broken::WrongAnswer);
                 Transition::Claim
             }
@@ -191,12 +192,23 @@ impl Ghost {
         }
     }
 
-    /// An operator's word was taken, or not.
-    pub fn resolved(&mut self, complete: bool, taken: bool) {
-        if !taken {
-            return self.breaks(Broken::Stuck);
+    /// A word on the claim of `owner` arrives.
+    fn is_resolved(&mut self, owner: u8, happened: bool, answer: Answer, changed: bool) -> Transition {
+        if answer == Answer::Lost {
+            if changed {
+                self.breaks(Broken::StaleWrite);
+            }
+            return Transition::StaleWord;
         }
-        if complete { self.completes(OPERATORS) } else { self.ends() }
+        if self.claimant != Some(owner) {
+            self.breaks(Broken::StaleWrite);
+        }
+        if happened {
+            self.completes(OPERATORS);
+            return Transition::ResolveCompleted;
+        }
+        self.ends();
+        Transition::ResolveReleased
     }
 
     /// Compares what stands in the store to what should.

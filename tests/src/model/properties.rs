@@ -19,7 +19,7 @@ pub(super) fn all() -> Vec<Property<Protocol>> {
         Property::always("a takeover raises the attempt, and takes nothing that is held", |_, state| {
             no(state, &[Broken::AttemptNotRaised, Broken::HeldTakenOver])
         }),
-        Property::always("answers tell what stands there", |_, state| no(state, &[Broken::WrongAnswer, Broken::Stuck])),
+        Property::always("answers tell what stands there", |_, state| no(state, &[Broken::WrongAnswer])),
         Property::always("another fingerprint is refused", another_fingerprint_is_refused),
         Property::always("an operator's word about another attempt changes nothing", another_attempt_is_not_resolved),
         Property::always("a stranger changes nothing", strangers_change_nothing),
@@ -61,7 +61,7 @@ fn another_fingerprint_is_refused(protocol: &Protocol, state: &State) -> bool {
 fn another_attempt_is_not_resolved(protocol: &Protocol, state: &State) -> bool {
     state.records.iter().zip(0..).all(|(record, key)| {
         record.as_ref().is_none_or(|found| {
-            let (after, resolved) = protocol.store.resolve(Some(found), key, found.attempt + 1, true);
+            let (after, resolved) = protocol.store.resolve(Some(found), key, (found.attempt + 1, None), true);
             !resolved && after.as_ref() == Some(found)
         })
     })
@@ -91,7 +91,7 @@ fn every_key_settles(protocol: &Protocol, state: &State) -> bool {
         let answer = match answer {
             Answer::Indeterminate if protocol.store.mode(key) == Mode::Hold => {
                 let attempt = after.as_ref().map_or(0, |found| found.attempt);
-                let (after, resolved) = protocol.store.resolve(after.as_ref(), key, attempt, false);
+                let (after, resolved) = protocol.store.resolve(after.as_ref(), key, (attempt, None), false);
                 if !resolved {
                     return false;
                 }

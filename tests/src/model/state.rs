@@ -83,6 +83,13 @@ pub enum Ask {
     Hold,
     /// A release of a claim of which it is unknown whether it was granted.
     Recover,
+    /// A reconciler's word on the claim of this owner. See [`oncekey::backend::Resolve`].
+    Word {
+        /// Whether the effect happened.
+        happened: bool,
+        /// The attempt that the word is about.
+        attempt: u8,
+    },
 }
 
 /// What a process makes of an answer.

@@ -92,6 +92,8 @@ pub enum Mutation {
     PurgeTakesClaims,
     /// An operator's word is taken about whichever claim is there.
     ResolveAnything,
+    /// A reconciler's word that comes late is taken about a later claim of the same number.
+    LateWordTaken,
     /// An owner whose lease lapsed is refused though nobody took over.
     LateOwnerRefused,
     /// An unknown commit is sent again as if it had not happened.
@@ -102,7 +104,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::CompleteByAnyone,
         Self::ReleaseByAnyone,
         Self::RenewByAnyone,
@@ -114,6 +116,7 @@ impl Mutation {
         Self::ReleaseLeavesTheClaim,
         Self::PurgeTakesClaims,
         Self::ResolveAnything,
+        Self::LateWordTaken,
         Self::LateOwnerRefused,
         Self::CommitRepeatedBlindly,
         Self::FingerprintIgnored,
@@ -177,6 +180,10 @@ impl Store {
 
     /// Takes a request, and gives what is stored afterwards.
     pub fn take(&self, found: Option<&Stored>, ask: Ask, key: u8, owner: u8) -> (Option<Stored>, Answer) {
+        if let Ask::Word { happened, attempt } = ask {
+            let (stored, resolved) = self.resolve(found, key, (attempt, Some(owner)), happened);
+            return (stored, done_if(resolved));
+        }
         let record = found.map(|stored| self.real(key, stored));
         let found_record = record.as_ref();
         let owner = by(owner);
@@ -230,6 +237,8 @@ impl Store {
                 let step = transition::hold(found_record, NOW, &Hold { key: self.key(key), owner });
                 done(found, step, |answer| done_if(answer == oncekey::backend::Held::Held))
             }
+            // Taken above.
+            Ask::Word { .. } => (found.cloned(), Answer::Lost),
         }
     }
 
@@ -293,7 +302,13 @@ impl Store {
     }
 
     /// Takes an operator's word on a key.
-    pub fn resolve(&self, found: Option<&Stored>, key: u8, attempt: u8, complete: bool) -> (Option<Stored>, bool) {
+    pub fn resolve(
+        &self,
+        found: Option<&Stored>,
+        key: u8,
+        (attempt, owner): (u8, Option<u8>),
+        complete: bool,
+    ) -> (Option<Stored>, bool) {
         let record = found.map(|stored| self.real(key, stored));
         let with = if complete {
             Resolution::Complete { outcome: self.outcome(key, OPERATORS), retention: TICK * RETENTION as u32 }
@@ -301,7 +316,8 @@ impl Store {
             Resolution::Release
         };
         let attempt = (!self.is(Mutation::ResolveAnything)).then(|| Attempt::new(attempt.into()));
-        let step = transition::resolve(record.as_ref(), NOW, &Resolve { key: self.key(key), attempt, with });
+        let owner = owner.filter(|_| !self.is(Mutation::LateWordTaken)).map(by);
+        let step = transition::resolve(record.as_ref(), NOW, &Resolve { key: self.key(key), attempt, owner, with });
         let resolved = step.answer == Resolved::Resolved;
         (done(found, step, |_| Answer::Done).0, resolved)
     }

@@ -39,13 +39,15 @@ pub enum Transition {
     ResolveCompleted,
     /// An operator says that it did not.
     ResolveReleased,
+    /// A word that comes too late, about a claim that is no more, is refused.
+    StaleWord,
     /// A record whose time is over goes away.
     Expire,
 }
 
 impl Transition {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Claim,
         Self::ClaimRepeated,
         Self::Takeover,
@@ -64,6 +66,7 @@ impl Transition {
         Self::StaleRefused,
         Self::ResolveCompleted,
         Self::ResolveReleased,
+        Self::StaleWord,
         Self::Expire,
     ];
 
@@ -91,7 +94,9 @@ impl Transition {
             Self::Recover => &["e11_a_lost_answer_to_an_acquire_leaves_no_claim"],
             Self::Hold => &["e09_an_error_frees_the_key_or_holds_it"],
             Self::StaleRefused => &["e06_a_stale_owner_changes_nothing"],
-            Self::ResolveCompleted | Self::ResolveReleased => &["e05_resolve_settles_an_indeterminate_key"],
+            Self::ResolveCompleted | Self::ResolveReleased | Self::StaleWord => {
+                &["e05_resolve_settles_an_indeterminate_key"]
+            }
             Self::Expire => &[
                 "e02_a_completed_key_replays_until_its_retention_ends",
                 "e14_expired_records_are_purged_in_bounded_batches",

@@ -97,7 +97,11 @@ impl Machine {
                 let outcome = SealedOutcome::tombstone(&key);
                 let retention = Duration::from_millis(RETENTION);
                 let with = if release { Resolution::Release } else { Resolution::Complete { outcome, retention } };
-                self.apply(resolve(found, now, &Resolve { key, attempt: attempt.map(Attempt::new), with }));
+                self.apply(resolve(
+                    found,
+                    now,
+                    &Resolve { key, attempt: attempt.map(Attempt::new), owner: None, with },
+                ));
                 None
             }
             Message::Wait { millis } => {
