@@ -126,12 +126,7 @@ impl Broker for RabbitMqServer {
             let channel = connection.create_channel().await?;
             let mut letters = Vec::new();
             let queue = format!("{QUEUE}.dead");
-            // An empty quorum queue of a node that was killed may have no leader for minutes, and can't be read from.
-            let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-            let found = channel.queue_declare(queue.as_str().into(), passive, FieldTable::default()).await?;
-            if found.message_count() == 0 {
-                return Ok(letters);
-            }
+            // Only a quorum queue with a leader answers.
             while let Some(letter) = channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await? {
                 let id = letter.properties.message_id().as_ref().unwrap().to_string();
                 let headers = letter.properties.headers().as_ref().unwrap();
@@ -141,6 +136,7 @@ impl Broker for RabbitMqServer {
                 // It is not acknowledged: the connection's end puts it back.
                 letters.push(Letter { id, error: error.to_string() });
             }
+            connection.close(200, "read".into()).await?;
             Ok(letters)
         })
         .await

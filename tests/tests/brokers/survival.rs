@@ -109,7 +109,19 @@ async fn run(mut broker: impl Broker, mode: &str, broker_restarts: usize) -> Lef
         if done >= count * 9 / 10 {
             let settled = Left::settled(&effects, &broker.dead().await);
             if settled == count && broker.left().await == 0 {
-                break;
+                if mode == "unguarded" {
+                    break;
+                }
+                for consumer in &mut consumers {
+                    consumer.terminate();
+                    consumer.expect("ended");
+                    assert_eq!(consumer.exit_code(), Some(0));
+                }
+                // RabbitMQ does not count what somebody has in hand. It is given back now: for others, if there is any.
+                if broker.left().await == 0 {
+                    break;
+                }
+                consumers = (0..CONSUMERS).map(|number| start(&url, number, mode, &ledger)).collect();
             }
             if settled > settled_before {
                 (settled_before, moved) = (settled, Instant::now());
@@ -123,15 +135,6 @@ async fn run(mut broker: impl Broker, mode: &str, broker_restarts: usize) -> Lef
         }
         assert!(began.elapsed() < Duration::from_secs(900), "{done} of {count} were done");
         tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    if mode != "unguarded" {
-        for consumer in &mut consumers {
-            consumer.terminate();
-            consumer.expect("ended");
-            assert_eq!(consumer.exit_code(), Some(0));
-        }
-        // What a broker does not count while somebody has it in hand.
-        assert_eq!(broker.left().await, 0);
     }
     assert_eq!(restarts, broker_restarts);
     assert!(kills >= 5, "only {kills} kills: the fault hardly fired");
@@ -189,14 +192,20 @@ pub(crate) async fn sigterm_under_load(broker: impl Broker) {
         assert!(told.elapsed() < Duration::from_secs(12), "it took {:?}", told.elapsed());
         ended += 1;
     }
-    let mut last = start(&url, 0, "hold", &ledger);
-    while ledger.effects().len() < count || broker.left().await > 0 {
-        assert!(began.elapsed() < 10 * PATIENCE, "{} of {count} were done", ledger.effects().len());
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    loop {
+        let mut last = start(&url, 0, "hold", &ledger);
+        while ledger.effects().len() < count || broker.left().await > 0 {
+            assert!(began.elapsed() < 10 * PATIENCE, "{} of {count} were done", ledger.effects().len());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        last.terminate();
+        assert_eq!(last.exit_code(), Some(0));
+        // What the last one had in hand it has given back, where the broker did not count it.
+        if broker.left().await == 0 {
+            break;
+        }
     }
-    last.terminate();
-    assert_eq!(last.exit_code(), Some(0));
-    assert_eq!((ended, broker.left().await), (4, 0));
+    assert_eq!(ended, 4);
     // Under Hold an operation that was cut short would be a dead letter.
     assert_eq!(broker.dead().await, []);
     assert!(ledger.effects().values().all(|count| *count == 1));

@@ -23,6 +23,8 @@ use crate::consumer::{Delivery, Disposition, Message, Source};
 const FAILURES: &str = "oncekey-failures";
 /// Why a message is a dead letter.
 const ERROR: &str = "oncekey-error";
+/// How long a message stays in hand that the broker took nowhere else.
+const AFTER_A_REFUSAL: Duration = Duration::from_secs(1);
 
 /// A consumer of a queue.
 ///
@@ -37,8 +39,9 @@ pub struct RabbitMq {
     options: RabbitMqBuilder,
     session: Mutex<Option<Session>>,
     waiting: parking_lot::Mutex<Waiting>,
-    /// Told of each message that begins to wait: who takes messages may be asleep until a later time, or for ever.
-    waits: Notify,
+    /// Told of each message that begins to wait, and of a channel that ended: who takes messages may be asleep until a
+    /// later time, or for ever.
+    changed: Notify,
 }
 
 /// Messages that are kept in hand until they are tried again, since nothing about them has to be told to the broker. They
@@ -47,6 +50,13 @@ pub struct RabbitMq {
 struct Waiting {
     later: BTreeMap<(Instant, u64), Receipt>,
     next: u64,
+}
+
+impl Waiting {
+    fn keep(&mut self, receipt: Receipt, after: Duration) {
+        self.later.insert((Instant::now() + after, self.next), receipt);
+        self.next += 1;
+    }
 }
 
 /// One connection: what it delivered can be settled by it alone.
@@ -80,7 +90,7 @@ impl RabbitMq {
             options,
             session: Mutex::new(Some(session)),
             waiting: parking_lot::Mutex::default(),
-            waits: Notify::new(),
+            changed: Notify::new(),
         })
     }
 }
@@ -145,7 +155,13 @@ impl Source for RabbitMq {
                     Some((_, receipt)) => return Ok(Some(deliver(receipt))),
                     None => continue,
                 },
-                () = self.waits.notified() => continue,
+                () = self.changed.notified() => {
+                    if open.publishing.status().connected() {
+                        continue;
+                    }
+                    // Nothing can be put aside any more. What is in hand comes again by the connection's end.
+                    None
+                }
                 taken = open.consumer.next() => taken,
             };
             let error = match taken {
@@ -161,36 +177,25 @@ impl Source for RabbitMq {
 
     async fn settle(&self, receipt: Receipt, disposition: Disposition) -> Result<(), RabbitMqError> {
         let limit = self.options.deadline;
-        let Receipt { acker, publishing, message, properties, failures } = receipt;
-        match disposition {
-            Disposition::Ack => {}
+        let moved = match disposition {
+            Disposition::Ack => Ok(()),
             Disposition::RetryLater { after, failed: false } if after.is_zero() => {
                 let requeue = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-                return within(limit, "giving a message back", acker.nack(requeue)).await.map(drop);
+                return within(limit, "giving a message back", receipt.acker.nack(requeue)).await.map(drop);
             }
             Disposition::RetryLater { after, failed: false } => {
-                if publishing.status().connected() {
-                    let mut waiting = self.waiting.lock();
-                    let place = (Instant::now() + after, waiting.next);
-                    waiting.next += 1;
-                    waiting.later.insert(place, Receipt { acker, publishing, message, properties, failures });
-                    drop(waiting);
-                    self.waits.notify_one();
-                }
+                self.keep(receipt, after);
                 return Ok(());
             }
-            Disposition::RetryLater { after, failed: true } => {
-                let queue = self.retry_queue(&publishing, after).await?;
-                let failures = failures.saturating_add(1);
-                let properties = with_header(properties, FAILURES, AMQPValue::LongLongInt(failures.into()));
-                publish(&publishing, limit, ("", &queue), message.payload(), properties).await?;
-            }
-            Disposition::DeadLetter { reason } => {
-                let properties = with_header(properties, ERROR, text(&reason));
-                publish(&publishing, limit, (&self.options.dead, ""), message.payload(), properties).await?;
-            }
+            Disposition::RetryLater { after, failed: true } => self.put_off(&receipt, after).await,
+            Disposition::DeadLetter { reason } => self.put_aside(&receipt, &reason).await,
+        };
+        if let Err(error) = moved {
+            // The broker would leave it with this connection, unacknowledged, for as long as that lasts.
+            self.keep(receipt, AFTER_A_REFUSAL);
+            return Err(error);
         }
-        within(limit, "acknowledging a message", acker.ack(BasicAckOptions::default())).await.map(drop)
+        within(limit, "acknowledging a message", receipt.acker.ack(BasicAckOptions::default())).await.map(drop)
     }
 
     /// The broker gives what is not settled to others as soon as the connection ends.
@@ -203,6 +208,38 @@ impl Source for RabbitMq {
 }
 
 impl RabbitMq {
+    /// Keeps a message in hand until it is delivered again.
+    fn keep(&self, receipt: Receipt, after: Duration) {
+        if receipt.publishing.status().connected() {
+            self.waiting.lock().keep(receipt, after);
+        }
+        self.changed.notify_one();
+    }
+
+    /// Publishes a message whose job failed to where it waits for its retry.
+    async fn put_off(&self, receipt: &Receipt, after: Duration) -> Result<(), RabbitMqError> {
+        let queue = self.retry_queue(&receipt.publishing, after).await?;
+        let failures = receipt.failures.saturating_add(1);
+        self.publish_again(receipt, ("", &queue), (FAILURES, AMQPValue::LongLongInt(failures.into()))).await
+    }
+
+    /// Publishes a message to the dead letters.
+    async fn put_aside(&self, receipt: &Receipt, reason: &str) -> Result<(), RabbitMqError> {
+        self.publish_again(receipt, (&self.options.dead, ""), (ERROR, text(reason))).await
+    }
+
+    async fn publish_again(
+        &self,
+        Receipt { publishing, message, properties, .. }: &Receipt,
+        to: (&str, &str),
+        (name, value): (&str, AMQPValue),
+    ) -> Result<(), RabbitMqError> {
+        let mut headers = properties.headers().clone().unwrap_or_default();
+        headers.insert(name.into(), value);
+        let properties = properties.clone().with_headers(headers);
+        publish(publishing, self.options.deadline, to, message.payload(), properties).await
+    }
+
     /// A queue whose messages live for at least `after`, and then return. One for each power of two of milliseconds: in
     /// a queue of several delays a message would wait behind a longer one.
     async fn retry_queue(&self, channel: &Channel, after: Duration) -> Result<String, RabbitMqError> {
@@ -221,12 +258,6 @@ impl RabbitMq {
         declare(channel, self.options.deadline, &name, &arguments).await?;
         Ok(name)
     }
-}
-
-fn with_header(properties: BasicProperties, name: &str, value: AMQPValue) -> BasicProperties {
-    let mut headers = properties.headers().clone().unwrap_or_default();
-    headers.insert(name.into(), value);
-    properties.with_headers(headers)
 }
 
 fn deliver(receipt: Receipt) -> Delivery<Message, Receipt> {
