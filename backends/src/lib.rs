@@ -24,6 +24,10 @@
 //! # Ok(()) }
 //! ```
 
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "redis", feature = "sqlite"))]
+mod ask;
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+mod columns;
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 mod complete_in;
 #[cfg(all(feature = "postgres", feature = "mysql"))]
@@ -46,6 +50,8 @@ pub mod redis;
 mod sql;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
+mod waiters;
 
 #[cfg(feature = "redis")]
 pub use self::redis::RedisBackend;

@@ -176,6 +176,7 @@ impl Grant {
     }
 
     /// Whether the claim is no more this grant's to settle.
+    #[cfg(feature = "web")]
     pub(crate) fn is_settled(&self) -> bool {
         self.settled
     }

@@ -9,8 +9,8 @@ use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfi
 use futures_util::future::FutureExt as _;
 use oncekey::backend::{
     Acquire, Acquired, Backend, Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held, Hold, List,
-    Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Request, Resolve, Resolved,
-    Stats, StoreError, StoreStats,
+    Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Reply, Request, Resolve,
+    Resolved, Stats, StoreError, StoreStats,
 };
 
 use super::connect::Connector;
@@ -19,6 +19,7 @@ use super::options::Source;
 use super::table::Mysql;
 use super::{MysqlBuilder, MysqlOpenError};
 use crate::CompleteInError;
+use crate::ask::by_asking;
 use crate::sql::{BATCHES, Core, Name};
 
 /// A store of records in MySQL (8.0 or later) or MariaDB (10.6 or later), by Diesel. No libmysqlclient is needed.
@@ -199,6 +200,11 @@ impl MysqlBackend {
         let shared = Shared { connector, pool_size: options.pool_size, database, table };
         Ok(Self { core: shared.core(pool), shared: Arc::new(shared) })
     }
+
+    /// Takes one step by itself.
+    async fn ask<T: Send + 'static>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, StoreError> {
+        self.core.ask(request).await
+    }
 }
 
 /// Gives the database's name.
@@ -247,16 +253,13 @@ impl Backend for MysqlBackend {
         BATCHES
     }
 
-    async fn acquire(&self, message: Acquire) -> Result<Acquired, StoreError> {
-        self.core.ask(|reply| Request::Acquire(message, reply)).await
-    }
-
-    async fn renew(&self, message: Renew) -> Result<Renewed, StoreError> {
-        self.core.ask(|reply| Request::Renew(message, reply)).await
-    }
-
-    async fn complete(&self, message: Complete) -> Result<Completed, StoreError> {
-        self.core.ask(|reply| Request::Complete(message, reply)).await
+    by_asking! {
+        acquire: Acquire -> Acquired,
+        renew: Renew -> Renewed,
+        complete: Complete -> Completed,
+        release: Release -> Released,
+        hold: Hold -> Held,
+        resolve: Resolve -> Resolved,
     }
 
     async fn complete_in_transaction(
@@ -264,18 +267,6 @@ impl Backend for MysqlBackend {
         message: CompleteInTransaction,
     ) -> Result<CompletedInTransaction, StoreError> {
         self.core.complete_in_transaction(message).await
-    }
-
-    async fn release(&self, message: Release) -> Result<Released, StoreError> {
-        self.core.ask(|reply| Request::Release(message, reply)).await
-    }
-
-    async fn hold(&self, message: Hold) -> Result<Held, StoreError> {
-        self.core.ask(|reply| Request::Hold(message, reply)).await
-    }
-
-    async fn resolve(&self, message: Resolve) -> Result<Resolved, StoreError> {
-        self.core.ask(|reply| Request::Resolve(message, reply)).await
     }
 
     async fn lookup(&self, message: Lookup) -> Result<Option<RecordView>, StoreError> {

@@ -9,7 +9,7 @@ use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfi
 use futures_util::future::FutureExt as _;
 use oncekey::backend::{
     Acquire, Acquired, Backend, Changed, Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held,
-    Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Request,
+    Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Reply, Request,
     Resolve, Resolved, Stats, StoreError, StoreStats, Watch,
 };
 
@@ -21,6 +21,7 @@ use super::texts::Texts;
 use super::watch::{Watchers, watch};
 use super::{PostgresBuilder, PostgresOpenError};
 use crate::CompleteInError;
+use crate::ask::by_asking;
 use crate::sql::{BATCHES, Core};
 
 /// A store of records in PostgreSQL, by Diesel. No libpq is needed.
@@ -204,6 +205,11 @@ impl PostgresBackend {
         let shared = Shared { connector, pool_size: options.pool_size, channel: place.channel(), place };
         Ok(Self { core: shared.core(pool), watchers: Arc::default(), shared: Arc::new(shared) })
     }
+
+    /// Takes one step by itself.
+    async fn ask<T: Send + 'static>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, StoreError> {
+        self.core.ask(request).await
+    }
 }
 
 async fn prepare(connection: &mut AsyncPgConnection, place: &Place, migrate: bool) -> Result<(), PostgresOpenError> {
@@ -250,16 +256,13 @@ impl Backend for PostgresBackend {
         BATCHES
     }
 
-    async fn acquire(&self, message: Acquire) -> Result<Acquired, StoreError> {
-        self.core.ask(|reply| Request::Acquire(message, reply)).await
-    }
-
-    async fn renew(&self, message: Renew) -> Result<Renewed, StoreError> {
-        self.core.ask(|reply| Request::Renew(message, reply)).await
-    }
-
-    async fn complete(&self, message: Complete) -> Result<Completed, StoreError> {
-        self.core.ask(|reply| Request::Complete(message, reply)).await
+    by_asking! {
+        acquire: Acquire -> Acquired,
+        renew: Renew -> Renewed,
+        complete: Complete -> Completed,
+        release: Release -> Released,
+        hold: Hold -> Held,
+        resolve: Resolve -> Resolved,
     }
 
     async fn complete_in_transaction(
@@ -267,18 +270,6 @@ impl Backend for PostgresBackend {
         message: CompleteInTransaction,
     ) -> Result<CompletedInTransaction, StoreError> {
         self.core.complete_in_transaction(message).await
-    }
-
-    async fn release(&self, message: Release) -> Result<Released, StoreError> {
-        self.core.ask(|reply| Request::Release(message, reply)).await
-    }
-
-    async fn hold(&self, message: Hold) -> Result<Held, StoreError> {
-        self.core.ask(|reply| Request::Hold(message, reply)).await
-    }
-
-    async fn resolve(&self, message: Resolve) -> Result<Resolved, StoreError> {
-        self.core.ask(|reply| Request::Resolve(message, reply)).await
     }
 
     async fn lookup(&self, message: Lookup) -> Result<Option<RecordView>, StoreError> {

@@ -4,20 +4,18 @@
 //! group commit gains. Only rows that somebody waits for are announced: a watcher marks the row first, by a write that
 //! either comes before the change, which then announces itself, or finds it done.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection as _};
 use futures_util::StreamExt as _;
 use oncekey::backend::{Changed, Lookup, StateView, StoreError, Watch};
-use parking_lot::Mutex;
-use tokio::sync::Notify;
 use tokio::time::timeout;
 use tracing::debug;
 
 use super::table::{Bind, Postgres};
 use crate::sql::{Core, Fragment, Lent, of_read};
+use crate::waiters::Waiters;
 
 /// How often a watcher looks for itself: where the announcements don't come through (a pooler between, a connection that
 /// broke), it learns late, and not never.
@@ -26,40 +24,11 @@ const LOOKS_EVERY: Duration = Duration::from_secs(1);
 /// The keys that are waited for on one arbiter.
 #[derive(Default)]
 pub(super) struct Watchers {
-    keys: Mutex<HashMap<String, Waiting>>,
+    waiters: Arc<Waiters<String>>,
     listening: tokio::sync::Mutex<Option<Arc<()>>>,
 }
 
-struct Waiting {
-    signal: Arc<Notify>,
-    watchers: usize,
-}
-
-/// One who waits. Dropping it ends the wait.
-struct Watcher<'a> {
-    watchers: &'a Watchers,
-    key: String,
-    signal: Arc<Notify>,
-}
-
 impl Watchers {
-    fn register(&self, key: &str) -> Watcher<'_> {
-        let mut keys = self.keys.lock();
-        let waiting = keys.entry(key.to_owned()).or_insert_with(|| Waiting { signal: Arc::default(), watchers: 0 });
-        waiting.watchers += 1;
-        Watcher { watchers: self, key: key.to_owned(), signal: Arc::clone(&waiting.signal) }
-    }
-
-    fn wake(&self, key: &str) {
-        if let Some(waiting) = self.keys.lock().get(key) {
-            waiting.signal.notify_waiters();
-        }
-    }
-
-    fn wake_all(&self) {
-        self.keys.lock().values().for_each(|waiting| waiting.signal.notify_waiters());
-    }
-
     /// Sees to it that somebody listens on a connection of its own.
     async fn listen(self: &Arc<Self>, core: &Core<Postgres>, channel: &str) -> Result<(), StoreError> {
         let mut listening = self.listening.lock().await;
@@ -79,18 +48,6 @@ impl Watchers {
     }
 }
 
-impl Drop for Watcher<'_> {
-    fn drop(&mut self) {
-        let mut keys = self.watchers.keys.lock();
-        if let Some(waiting) = keys.get_mut(&self.key) {
-            waiting.watchers -= 1;
-            if waiting.watchers == 0 {
-                keys.remove(&self.key);
-            }
-        }
-    }
-}
-
 async fn hear(mut connection: AsyncPgConnection, watchers: Weak<Watchers>, _token: Arc<()>) {
     {
         let mut announcements = std::pin::pin!(connection.notifications_stream());
@@ -98,10 +55,10 @@ async fn hear(mut connection: AsyncPgConnection, watchers: Weak<Watchers>, _toke
             let heard = timeout(LOOKS_EVERY * 30, announcements.next()).await;
             let Some(watchers) = watchers.upgrade() else { return };
             match heard {
-                Ok(Some(Ok(announcement))) => watchers.wake(&announcement.payload),
+                Ok(Some(Ok(announcement))) => watchers.waiters.wake(&announcement.payload),
                 Ok(Some(Err(_)) | None) => {
                     debug!("the connection that listens broke");
-                    watchers.wake_all();
+                    watchers.waiters.wake_all();
                     return;
                 }
                 Err(_) => {}
@@ -118,11 +75,11 @@ pub(super) async fn watch(
     message: Watch,
 ) -> Result<Changed, StoreError> {
     let key = message.key.as_stored();
-    let watcher = watchers.register(key);
+    let waiter = watchers.waiters.register(key.to_owned());
     loop {
         watchers.listen(core, channel).await?;
         // Before the row is marked, so that no announcement after it is missed.
-        let changed = watcher.signal.notified();
+        let changed = waiter.changed();
         mark(core, key).await?;
         let found = core.lookup(Lookup { key: message.key.clone() }).await?;
         match found.map(|view| view.state) {

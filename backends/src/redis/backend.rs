@@ -10,7 +10,6 @@ use oncekey::backend::{
     Release, Released, Remove, Removed, Renew, Renewed, Reply, Request, Resolve, Resolved, Stats, StoreError,
     StoreStats, Watch,
 };
-use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::link::Link;
@@ -18,6 +17,7 @@ use super::settings::check;
 use super::step::{Names, Step};
 use super::watch::{Watchers, watch};
 use super::{RedisBuilder, RedisOpenError, scan};
+use crate::ask::{ask, by_asking};
 
 /// While so many batches are under way on one connection, what comes in gathers into the next.
 const BATCHES: usize = 2;
@@ -134,10 +134,7 @@ impl RedisBackend {
 
     /// Takes one step by itself.
     async fn ask<T: Send + 'static>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, StoreError> {
-        let (sender, receiver) = oneshot::channel();
-        let reply = Reply::new(move |answer| drop(sender.send(answer)));
-        self.execute(vec![request(reply)]).await;
-        receiver.await.unwrap_or_else(|_| Err(StoreError::unknown("the step was dropped")))
+        ask(request, async |request| self.execute(vec![request]).await).await
     }
 
     async fn scan_list(&self, message: List) -> Result<Vec<RecordView>, StoreError> {
@@ -164,36 +161,15 @@ impl Backend for RedisBackend {
         if self.link.is_cluster() { usize::MAX } else { BATCHES }
     }
 
-    async fn acquire(&self, message: Acquire) -> Result<Acquired, StoreError> {
-        self.ask(|reply| Request::Acquire(message, reply)).await
-    }
-
-    async fn renew(&self, message: Renew) -> Result<Renewed, StoreError> {
-        self.ask(|reply| Request::Renew(message, reply)).await
-    }
-
-    async fn complete(&self, message: Complete) -> Result<Completed, StoreError> {
-        self.ask(|reply| Request::Complete(message, reply)).await
-    }
-
-    async fn release(&self, message: Release) -> Result<Released, StoreError> {
-        self.ask(|reply| Request::Release(message, reply)).await
-    }
-
-    async fn hold(&self, message: Hold) -> Result<Held, StoreError> {
-        self.ask(|reply| Request::Hold(message, reply)).await
-    }
-
-    async fn resolve(&self, message: Resolve) -> Result<Resolved, StoreError> {
-        self.ask(|reply| Request::Resolve(message, reply)).await
-    }
-
-    async fn lookup(&self, message: Lookup) -> Result<Option<RecordView>, StoreError> {
-        self.ask(|reply| Request::Lookup(message, reply)).await
-    }
-
-    async fn remove(&self, message: Remove) -> Result<Removed, StoreError> {
-        self.ask(|reply| Request::Remove(message, reply)).await
+    by_asking! {
+        acquire: Acquire -> Acquired,
+        renew: Renew -> Renewed,
+        complete: Complete -> Completed,
+        release: Release -> Released,
+        hold: Hold -> Held,
+        resolve: Resolve -> Resolved,
+        lookup: Lookup -> Option<RecordView>,
+        remove: Remove -> Removed,
     }
 
     async fn list(&self, message: List) -> Result<Vec<RecordView>, StoreError> {

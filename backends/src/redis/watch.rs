@@ -3,13 +3,11 @@
 //! A watcher marks the record, by a write that either comes before the change, which then announces itself, or finds it
 //! done. So a change that nobody waits for announces nothing: in a cluster every announcement goes to every node.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use oncekey::backend::{Changed, StoreError, Watch};
-use parking_lot::Mutex;
 use redis::Value;
 use redis::aio::PubSub;
 use tokio::sync::Notify;
@@ -20,6 +18,7 @@ use super::error::Failure;
 use super::link::Link;
 use super::script;
 use super::step::Names;
+use crate::waiters::Waiters;
 
 /// How often a watcher looks for itself while somebody listens: an announcement may be lost.
 const LOOKS_EVERY: Duration = Duration::from_secs(1);
@@ -29,7 +28,7 @@ const LISTENS_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// The keys that are waited for on one arbiter.
 #[derive(Default)]
 pub(super) struct Watchers {
-    keys: Mutex<HashMap<Vec<u8>, Waiting>>,
+    waiters: Arc<Waiters<Vec<u8>>>,
     listening: tokio::sync::Mutex<Listening>,
 }
 
@@ -42,36 +41,7 @@ struct Listening {
     refused_at: Option<Instant>,
 }
 
-struct Waiting {
-    signal: Arc<Notify>,
-    watchers: usize,
-}
-
-/// One who waits. Dropping it ends the wait.
-struct Watcher<'a> {
-    watchers: &'a Watchers,
-    key: Vec<u8>,
-    signal: Arc<Notify>,
-}
-
 impl Watchers {
-    fn register(&self, key: Vec<u8>) -> Watcher<'_> {
-        let mut keys = self.keys.lock();
-        let waiting = keys.entry(key.clone()).or_insert_with(|| Waiting { signal: Arc::default(), watchers: 0 });
-        waiting.watchers += 1;
-        Watcher { watchers: self, key, signal: Arc::clone(&waiting.signal) }
-    }
-
-    fn wake(&self, key: &[u8]) {
-        if let Some(waiting) = self.keys.lock().get(key) {
-            waiting.signal.notify_waiters();
-        }
-    }
-
-    fn wake_all(&self) {
-        self.keys.lock().values().for_each(|waiting| waiting.signal.notify_waiters());
-    }
-
     /// Sees to it that somebody listens, on a connection of its own; whether somebody does.
     async fn listen(self: &Arc<Self>, link: &Link, channel: &str) -> bool {
         let mut listening = self.listening.lock().await;
@@ -104,18 +74,6 @@ impl Watchers {
     }
 }
 
-impl Drop for Watcher<'_> {
-    fn drop(&mut self) {
-        let mut keys = self.watchers.keys.lock();
-        if let Some(waiting) = keys.get_mut(&self.key) {
-            waiting.watchers -= 1;
-            if waiting.watchers == 0 {
-                keys.remove(&self.key);
-            }
-        }
-    }
-}
-
 async fn hear(heard: PubSub, watchers: Weak<Watchers>, ending: Arc<Notify>, _token: Arc<()>) {
     let mut announcements = std::pin::pin!(heard.into_on_message());
     loop {
@@ -125,10 +83,10 @@ async fn hear(heard: PubSub, watchers: Weak<Watchers>, ending: Arc<Notify>, _tok
         };
         let Some(watchers) = watchers.upgrade() else { return };
         match next {
-            Ok(Some(announcement)) => watchers.wake(announcement.get_payload_bytes()),
+            Ok(Some(announcement)) => watchers.waiters.wake(announcement.get_payload_bytes()),
             Ok(None) => {
                 debug!("the connection that listens for Redis's announcements ended");
-                watchers.wake_all();
+                watchers.waiters.wake_all();
                 return;
             }
             Err(_) => {}
@@ -143,14 +101,14 @@ pub(super) async fn watch(
     watchers: &Arc<Watchers>,
     message: Watch,
 ) -> Result<Changed, StoreError> {
-    let watcher = watchers.register(names.of(&message.key));
+    let waiter = watchers.waiters.register(names.of(&message.key));
     let mut looked_in_vain = false;
     loop {
         let is_heard = watchers.listen(link, &names.channel).await;
         // Before the record is marked, so that no announcement after it is missed.
-        let mut changed = std::pin::pin!(watcher.signal.notified());
+        let mut changed = std::pin::pin!(waiter.changed());
         changed.as_mut().enable();
-        let lease_left = mark(link, &watcher.key).await?;
+        let lease_left = mark(link, waiter.key()).await?;
         if lease_left.is_zero() {
             if looked_in_vain {
                 watchers.is_deaf().await;

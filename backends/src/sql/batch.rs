@@ -156,16 +156,9 @@ async fn read<D: Dialect>(
     open: &[Open],
 ) -> Result<(Lent<D>, StoreTime, HashMap<Vec<u8>, Row>), StoreError> {
     let keys: Vec<&str> = open.iter().map(|open| open.step.key().as_stored()).collect();
-    let mut stale = 0;
-    loop {
-        let mut lent = Lent::from(dialect).await?;
-        match dialect.read(lent.connection()?, &keys).await {
-            Ok((now, rows)) => return Ok((lent, now, rows.into_iter().collect())),
-            // Every connection in the pool may be stale after the server's restart; the next one is new.
-            Err(error) if D::failure(&error) == Failure::Disconnected && stale <= dialect.pool_size() => stale += 1,
-            Err(error) => return Err(of_read::<D>(&error)),
-        }
-    }
+    let read = async |connection: &mut D::Connection| dialect.read(connection, &keys).await;
+    let (lent, (now, rows)) = Lent::after(dialect, &[Failure::Disconnected], of_read::<D>, read).await?;
+    Ok((lent, now, rows.into_iter().collect()))
 }
 
 /// Decides each step; answers those that write nothing, and gives the others.

@@ -9,16 +9,18 @@ use oncekey::backend::{
     Remove, Removed, Reply, Request, Stats, StoreError, StoreStats,
 };
 use oncekey::record::{StoreTime, transition};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 
 use super::batch::{rounds, take_round};
 use super::dialect::{Dialect, Failure, Written};
 use super::error::{of_read, of_write};
 use super::lent::Lent;
-use super::row::{COMPLETED, IN_PROGRESS, INDETERMINATE, Row};
+use super::row::Row;
 use super::step::Completion;
 use super::transaction;
 use crate::CompleteInError;
+use crate::ask::ask;
+use crate::columns::stats_of;
 
 /// How many batches may be under way at once: while one commits the next gathers, and a slow one does not stop the rest.
 pub(crate) const BATCHES: usize = 2;
@@ -49,14 +51,13 @@ impl<D: Dialect> Core<D> {
         &self,
         request: impl FnOnce(Reply<A>) -> Request,
     ) -> Result<A, StoreError> {
-        let (answer, heard) = oneshot::channel();
-        // Nobody hears it if the future was dropped.
-        let reply = Reply::new(move |result| drop(answer.send(result)));
-        let (_, rounds) = rounds(vec![request(reply)]);
-        for round in rounds {
-            take_round(&*self.dialect, round).await;
-        }
-        heard.await.unwrap_or_else(|_| Err(StoreError::unknown("the answer was lost")))
+        ask(request, async |request| {
+            let (_, rounds) = rounds(vec![request]);
+            for round in rounds {
+                take_round(&*self.dialect, round).await;
+            }
+        })
+        .await
     }
 
     /// Takes a batch: `other` takes what is no step.
@@ -118,17 +119,7 @@ impl<D: Dialect> Core<D> {
 
     pub(crate) async fn stats(&self, _: Stats) -> Result<StoreStats, StoreError> {
         let counts = self.reading(async |dialect, connection| dialect.stats(connection).await).await?;
-        let mut stats = StoreStats::default();
-        for (state, count) in counts {
-            let count = u64::try_from(count).unwrap_or(0);
-            match state {
-                IN_PROGRESS => stats.in_progress = count,
-                COMPLETED => stats.completed = count,
-                INDETERMINATE => stats.indeterminate = count,
-                other => return Err(StoreError::corrupt(format!("a record's state is {other}"))),
-            }
-        }
-        Ok(stats)
+        stats_of(counts.into_iter().map(|(state, count)| (state.into(), count)))
     }
 
     pub(crate) async fn remove(&self, message: Remove) -> Result<Removed, StoreError> {
@@ -148,20 +139,7 @@ impl<D: Dialect> Core<D> {
         &self,
         statement: impl AsyncFn(&D, &mut D::Connection) -> diesel::QueryResult<T>,
     ) -> Result<T, StoreError> {
-        let mut stale = 0;
-        loop {
-            let mut lent = Lent::from(&*self.dialect).await?;
-            match statement(&self.dialect, lent.connection()?).await {
-                Ok(read) => {
-                    lent.give_back();
-                    return Ok(read);
-                }
-                Err(error) => match D::failure(&error) {
-                    Failure::Disconnected if stale <= self.dialect.pool_size() => stale += 1,
-                    _ => return Err(of_read::<D>(&error)),
-                },
-            }
-        }
+        self.run(&[Failure::Disconnected], of_read::<D>, statement).await
     }
 
     /// Runs a statement that is as good done twice as once.
@@ -169,20 +147,19 @@ impl<D: Dialect> Core<D> {
         &self,
         statement: impl AsyncFn(&D, &mut D::Connection) -> diesel::QueryResult<T>,
     ) -> Result<T, StoreError> {
-        let mut tries = 0;
-        loop {
-            let mut lent = Lent::from(&*self.dialect).await?;
-            match statement(&self.dialect, lent.connection()?).await {
-                Ok(written) => {
-                    lent.give_back();
-                    return Ok(written);
-                }
-                Err(error) => match D::failure(&error) {
-                    Failure::Disconnected | Failure::Contended if tries <= self.dialect.pool_size() => tries += 1,
-                    _ => return Err(of_write::<D>(&error)),
-                },
-            }
-        }
+        self.run(&[Failure::Disconnected, Failure::Contended], of_write::<D>, statement).await
+    }
+
+    async fn run<T>(
+        &self,
+        passing: &[Failure],
+        told: fn(&diesel::result::Error) -> StoreError,
+        statement: impl AsyncFn(&D, &mut D::Connection) -> diesel::QueryResult<T>,
+    ) -> Result<T, StoreError> {
+        let run = async |connection: &mut D::Connection| statement(&self.dialect, connection).await;
+        let (lent, given) = Lent::after(&*self.dialect, passing, told, run).await?;
+        lent.give_back();
+        Ok(given)
     }
 }
 

@@ -1,8 +1,10 @@
 //! Connections from the pool that don't outlive what went wrong on them.
 
+use diesel::QueryResult;
+use diesel::result::Error;
 use oncekey::backend::StoreError;
 
-use super::dialect::Dialect;
+use super::dialect::{Dialect, Failure};
 
 /// A connection that is at work. Unless it is [given back](Self::give_back) it is closed: a future that was dropped
 /// midway, or an error, may leave a statement or a transaction on it, whose locks would live on in the pool.
@@ -13,6 +15,26 @@ pub(crate) struct Lent<D: Dialect> {
 impl<D: Dialect> Lent<D> {
     pub(crate) async fn from(dialect: &D) -> Result<Self, StoreError> {
         Ok(Self { pooled: Some(dialect.lend().await?) })
+    }
+
+    /// Lends a connection and runs a statement on it that is as good done twice as once: where it failed in a `passing`
+    /// way it is run again, on another connection. After the server's restart every connection in the pool may be stale;
+    /// the one after them is new.
+    pub(crate) async fn after<T>(
+        dialect: &D,
+        passing: &[Failure],
+        told: fn(&Error) -> StoreError,
+        statement: impl AsyncFn(&mut D::Connection) -> QueryResult<T>,
+    ) -> Result<(Self, T), StoreError> {
+        let mut failures = 0;
+        loop {
+            let mut lent = Self::from(dialect).await?;
+            match statement(lent.connection()?).await {
+                Ok(given) => return Ok((lent, given)),
+                Err(error) if failures <= dialect.pool_size() && passing.contains(&D::failure(&error)) => failures += 1,
+                Err(error) => return Err(told(&error)),
+            }
+        }
     }
 
     pub(crate) fn give_back(mut self) {

@@ -67,15 +67,8 @@ pub(crate) async fn complete<D: Dialect>(dialect: &D, mut message: CompleteInTra
 
 /// Opens a transaction. A connection that broke while it lay in the pool is found out here, where nothing has run yet.
 async fn begin<D: Dialect>(dialect: &D) -> Result<Lent<D>, StoreError> {
-    let mut stale = 0;
-    loop {
-        let mut lent = Lent::from(dialect).await?;
-        match AnsiTransactionManager::begin_transaction(lent.connection()?).await {
-            Ok(()) => return Ok(lent),
-            Err(error) if D::failure(&error) == Failure::Disconnected && stale <= dialect.pool_size() => stale += 1,
-            Err(error) => return Err(of_read::<D>(&error)),
-        }
-    }
+    let begin = async |connection: &mut D::Connection| AnsiTransactionManager::begin_transaction(connection).await;
+    Ok(Lent::after(dialect, &[Failure::Disconnected], of_read::<D>, begin).await?.0)
 }
 
 async fn try_once<D: Dialect>(

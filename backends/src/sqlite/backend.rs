@@ -12,13 +12,13 @@ use oncekey::backend::{
     Resolve, Resolved, StateView, Stats, StoreError, StoreStats, Watch,
 };
 use oncekey::record::transition::{self, Write};
-use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::job::Batch;
 use super::registry::{self, Store};
 use super::{SqliteBuilder, SqliteOpenError, dispatch, records};
 use crate::CompleteInError;
+use crate::ask::{ask, by_asking};
 
 /// A store of records in an SQLite file, by Diesel.
 ///
@@ -143,75 +143,38 @@ impl SqliteBackend {
         &self,
         request: impl FnOnce(Reply<Answer>) -> Request,
     ) -> Result<Answer, StoreError> {
-        let (answer, heard) = oneshot::channel();
-        // Nobody hears it if the future was dropped.
-        let reply = Reply::new(move |result| drop(answer.send(result)));
-        let mut batch = Batch::with_capacity(1);
-        dispatch::queue(&self.store, request(reply), &mut batch);
-        batch.answered().await;
-        heard.await.unwrap_or_else(|_| Err(StoreError::unknown("the answer was lost")))
+        ask(request, async |request| {
+            let mut batch = Batch::with_capacity(1);
+            dispatch::queue(&self.store, request, &mut batch);
+            batch.answered().await;
+        })
+        .await
     }
 }
 
 impl Backend for SqliteBackend {
-    async fn acquire(&self, message: Acquire) -> Result<Acquired, StoreError> {
-        self.ask(|reply| Request::Acquire(message, reply)).await
-    }
-
-    async fn renew(&self, message: Renew) -> Result<Renewed, StoreError> {
-        self.ask(|reply| Request::Renew(message, reply)).await
-    }
-
-    async fn complete(&self, message: Complete) -> Result<Completed, StoreError> {
-        self.ask(|reply| Request::Complete(message, reply)).await
-    }
-
-    async fn complete_in_transaction(
-        &self,
-        message: CompleteInTransaction,
-    ) -> Result<CompletedInTransaction, StoreError> {
-        self.ask(|reply| Request::CompleteInTransaction(message, reply)).await
-    }
-
-    async fn release(&self, message: Release) -> Result<Released, StoreError> {
-        self.ask(|reply| Request::Release(message, reply)).await
-    }
-
-    async fn hold(&self, message: Hold) -> Result<Held, StoreError> {
-        self.ask(|reply| Request::Hold(message, reply)).await
-    }
-
-    async fn resolve(&self, message: Resolve) -> Result<Resolved, StoreError> {
-        self.ask(|reply| Request::Resolve(message, reply)).await
-    }
-
-    async fn lookup(&self, message: Lookup) -> Result<Option<RecordView>, StoreError> {
-        self.ask(|reply| Request::Lookup(message, reply)).await
-    }
-
-    async fn remove(&self, message: Remove) -> Result<Removed, StoreError> {
-        self.ask(|reply| Request::Remove(message, reply)).await
-    }
-
-    async fn list(&self, message: List) -> Result<Vec<RecordView>, StoreError> {
-        self.ask(|reply| Request::List(message, reply)).await
-    }
-
-    async fn purge(&self, message: Purge) -> Result<Purged, StoreError> {
-        self.ask(|reply| Request::Purge(message, reply)).await
-    }
-
-    async fn stats(&self, message: Stats) -> Result<StoreStats, StoreError> {
-        self.ask(|reply| Request::Stats(message, reply)).await
+    by_asking! {
+        acquire: Acquire -> Acquired,
+        renew: Renew -> Renewed,
+        complete: Complete -> Completed,
+        complete_in_transaction: CompleteInTransaction -> CompletedInTransaction,
+        release: Release -> Released,
+        hold: Hold -> Held,
+        resolve: Resolve -> Resolved,
+        lookup: Lookup -> Option<RecordView>,
+        remove: Remove -> Removed,
+        list: List -> Vec<RecordView>,
+        purge: Purge -> Purged,
+        stats: Stats -> StoreStats,
     }
 
     async fn watch(&self, message: Watch) -> Result<Changed, StoreError> {
-        let watcher = self.store.watchers.register(message.key.clone());
+        let waiter = self.store.waiters.register(message.key.clone());
         // One call in the queue is as good as many.
         let _ = self.store.lookout.try_send(());
         loop {
             // Before the look-up, so that no change after it is missed.
-            let changed = watcher.changed();
+            let changed = waiter.changed();
             let found = self.lookup(Lookup { key: message.key.clone() }).await?;
             match found.map(|view| view.state) {
                 // A lease that lapses changes what an acquire would find, and nobody writes that anywhere.

@@ -5,19 +5,14 @@ use diesel::prelude::*;
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel::sql_types::{BigInt, Binary, Nullable};
 use diesel::sqlite::Sqlite;
+use oncekey::Key;
 use oncekey::backend::{RecordView, StoreError, StoreStats};
-use oncekey::record::{Attempt, Owner, Record, SealedOutcome, State, StoreTime};
-use oncekey::{Fingerprint, Key, OnAbandoned};
+use oncekey::record::{Record, StoreTime};
 
 use super::error::not_taken;
 use super::schema::oncekey_records;
 use super::schema::oncekey_records::dsl;
-
-const IN_PROGRESS: i64 = 1;
-const COMPLETED: i64 = 2;
-const INDETERMINATE: i64 = 3;
-const RERUN: i64 = 1;
-const HOLD: i64 = 2;
+use crate::columns::{Stored, outcome_of, state_of, stats_of, to_column};
 
 /// A record and its row.
 #[derive(Debug)]
@@ -171,96 +166,24 @@ pub(super) fn stats(connection: &mut SqliteConnection) -> Result<StoreStats, Sto
         .select((dsl::state, diesel::dsl::count_star()))
         .load(connection)
         .map_err(|error| not_taken(&error))?;
-    let mut stats = StoreStats::default();
-    for (state, count) in counts {
-        let count = u64::try_from(count).unwrap_or(0);
-        match state {
-            IN_PROGRESS => stats.in_progress = count,
-            COMPLETED => stats.completed = count,
-            INDETERMINATE => stats.indeterminate = count,
-            other => return Err(unknown_number("state", other)),
-        }
-    }
-    Ok(stats)
-}
-
-fn to_column(time: StoreTime) -> i64 {
-    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+    stats_of(counts)
 }
 
 fn encode(record: &Record) -> Result<Columns<'_>, StoreError> {
-    let mut columns = Columns {
+    let (state, lease_until, on_abandoned) = state_of(record);
+    Ok(Columns {
         fingerprint: record.fingerprint.as_bytes(),
         attempt: i64::try_from(record.attempt.get()).map_err(StoreError::corrupt)?,
         owner: record.owner.as_bytes(),
-        state: INDETERMINATE,
-        lease_until: None,
-        on_abandoned: None,
-        outcome: None,
+        state: state.into(),
+        lease_until,
+        on_abandoned: on_abandoned.map(i64::from),
+        outcome: outcome_of(record),
         purge_at: record.purge_at().map(to_column),
-    };
-    match &record.state {
-        State::InProgress { lease_until, on_abandoned } => {
-            columns.state = IN_PROGRESS;
-            columns.lease_until = Some(to_column(*lease_until));
-            columns.on_abandoned = Some(match on_abandoned {
-                OnAbandoned::Rerun => RERUN,
-                OnAbandoned::Hold => HOLD,
-            });
-        }
-        State::Completed { outcome, .. } => {
-            columns.state = COMPLETED;
-            columns.outcome = Some(outcome.as_stored());
-        }
-        State::Indeterminate => {}
-    }
-    Ok(columns)
-}
-
-fn decode(row: Row) -> Result<Record, StoreError> {
-    let fingerprint = <[u8; Fingerprint::LEN]>::try_from(row.fingerprint.as_slice());
-    let owner = <[u8; Owner::LEN]>::try_from(row.owner.as_slice());
-    let state = match row.state {
-        IN_PROGRESS => State::InProgress {
-            lease_until: time(row.lease_until, "lease")?,
-            on_abandoned: match row.on_abandoned {
-                Some(RERUN) => OnAbandoned::Rerun,
-                Some(HOLD) => OnAbandoned::Hold,
-                other => return Err(unknown_number("word on a lapsed lease", other.unwrap_or(0))),
-            },
-        },
-        COMPLETED => State::Completed {
-            outcome: SealedOutcome::from_stored(
-                row.outcome.ok_or_else(|| StoreError::corrupt("a completed record has no outcome"))?.into(),
-            ),
-            expires_at: time(row.purge_at, "retention")?,
-        },
-        INDETERMINATE => State::Indeterminate,
-        other => return Err(unknown_number("state", other)),
-    };
-    Ok(Record {
-        fingerprint: Fingerprint::from_bytes(
-            fingerprint.map_err(|_| wrong_length("fingerprint", row.fingerprint.len()))?,
-        ),
-        attempt: u64::try_from(row.attempt)
-            .ok()
-            .filter(|attempt| *attempt > 0)
-            .map(Attempt::new)
-            .ok_or_else(|| unknown_number("attempt", row.attempt))?,
-        owner: Owner::from_bytes(owner.map_err(|_| wrong_length("owner", row.owner.len()))?),
-        state,
     })
 }
 
-fn time(column: Option<i64>, what: &str) -> Result<StoreTime, StoreError> {
-    let millis = column.and_then(|millis| u64::try_from(millis).ok());
-    millis.map(StoreTime::from_millis).ok_or_else(|| StoreError::corrupt(format!("a record's {what} has no valid end")))
-}
-
-fn unknown_number(what: &str, number: i64) -> StoreError {
-    StoreError::corrupt(format!("a record's {what} is {number}, which is not known here"))
-}
-
-fn wrong_length(what: &str, length: usize) -> StoreError {
-    StoreError::corrupt(format!("a record's {what} has {length} bytes"))
+fn decode(row: Row) -> Result<Record, StoreError> {
+    let Row { id: _, fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at } = row;
+    Stored { fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at }.decode()
 }

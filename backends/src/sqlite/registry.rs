@@ -8,15 +8,17 @@ use std::sync::{Arc, LazyLock, Weak};
 use std::thread;
 
 use crossbeam_channel::{Sender, bounded};
+use oncekey::Key;
 use parking_lot::Mutex;
 
 use super::clock::Clock;
 use super::connection::Opener;
 use super::job::Job;
 use super::reader::Reader;
-use super::watch::{Lookout, Watchers};
+use super::watch::Lookout;
 use super::writer::Writer;
 use super::{SqliteBuilder, SqliteOpenError};
+use crate::waiters::Waiters;
 
 /// One open file. Its threads end when it is dropped, each when it has done what waits for it.
 pub(super) struct Store {
@@ -24,7 +26,7 @@ pub(super) struct Store {
     pub(super) writes: Sender<Box<dyn Job>>,
     pub(super) reads: Sender<Box<dyn Job>>,
     pub(super) clock: Clock,
-    pub(super) watchers: Arc<Watchers>,
+    pub(super) waiters: Arc<Waiters<Key>>,
     pub(super) lookout: Sender<()>,
     /// How many transactions were committed.
     #[cfg_attr(not(test), expect(dead_code, reason = "the tests of group commit read it"))]
@@ -77,14 +79,14 @@ fn start(opener: Opener, options: &SqliteBuilder) -> Result<Store, SqliteOpenErr
     let (writes, write_queue) = bounded(options.queue_depth);
     let (reads, read_queue) = bounded(options.queue_depth);
     let (lookout, calls) = bounded(1);
-    let (watchers, commits) = (Arc::<Watchers>::default(), Arc::<AtomicU64>::default());
+    let (waiters, commits) = (Arc::<Waiters<Key>>::default(), Arc::<AtomicU64>::default());
 
     for _ in 0..options.readers {
         let session = Some(opener.reader(&clock)?);
         let reader = Reader { queue: read_queue.clone(), opener: opener.clone(), clock: clock.clone(), session };
         spawn("oncekey-sqlite-reader", move || reader.run())?;
     }
-    let watching = Lookout { calls, watchers: Arc::clone(&watchers), opener: opener.clone(), clock: clock.clone() };
+    let watching = Lookout { calls, waiters: Arc::clone(&waiters), opener: opener.clone(), clock: clock.clone() };
     spawn("oncekey-sqlite-watch", move || watching.run())?;
     let path = opener.path.clone();
     let writer = Writer {
@@ -92,11 +94,11 @@ fn start(opener: Opener, options: &SqliteBuilder) -> Result<Store, SqliteOpenErr
         max_batch: options.max_batch,
         opener,
         session: Some(session),
-        watchers: Arc::clone(&watchers),
+        waiters: Arc::clone(&waiters),
         commits: Arc::clone(&commits),
     };
     spawn("oncekey-sqlite-writer", move || writer.run())?;
-    Ok(Store { path, writes, reads, clock, watchers, lookout, commits })
+    Ok(Store { path, writes, reads, clock, waiters, lookout, commits })
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), SqliteOpenError> {

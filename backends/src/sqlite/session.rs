@@ -16,7 +16,7 @@ use super::records;
 pub(super) struct Session {
     pub(super) connection: SqliteConnection,
     clock: Clock,
-    /// Keys that this transaction has taken out of "in progress": their watchers are woken when it is committed.
+    /// Keys that this transaction has taken out of "in progress": those who wait for them are woken when it is committed.
     pub(super) settled: Vec<Key>,
     /// Set when a user's operation has ended or replaced the transaction that it was run in.
     pub(super) broken: bool,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_channel::Receiver;
+use oncekey::Key;
 use oncekey::backend::StoreError;
 use tracing::{error, warn};
 
@@ -16,7 +17,7 @@ use super::connection::Opener;
 use super::error::{Kind, kind, not_taken};
 use super::job::{Job, Ran};
 use super::session::{NotCommitted, Session};
-use super::watch::Watchers;
+use crate::waiters::Waiters;
 
 pub(super) struct Writer {
     pub(super) queue: Receiver<Box<dyn Job>>,
@@ -24,7 +25,7 @@ pub(super) struct Writer {
     pub(super) opener: Opener,
     /// `None` after an error that a connection does not survive, until the next batch.
     pub(super) session: Option<Session>,
-    pub(super) watchers: Arc<Watchers>,
+    pub(super) waiters: Arc<Waiters<Key>>,
     pub(super) commits: Arc<AtomicU64>,
 }
 
@@ -77,7 +78,7 @@ impl Writer {
         match &fate {
             Ok(()) => {
                 self.commits.fetch_add(1, Ordering::Relaxed);
-                self.watchers.wake(session.settled.drain(..));
+                self.waiters.wake_each(session.settled.drain(..));
                 if session.worn {
                     self.give_up(&"it refuses to write");
                 }

@@ -52,9 +52,9 @@ async fn a_dropped_watch_is_forgotten() {
     let mut long = Box::pin(tokio::time::timeout(two.0, long));
     assert!(tokio::time::timeout(two.1, &mut long).await.is_err());
     assert!(tokio::time::timeout(two.1, backend.watch(watch(two.1))).await.is_err());
-    assert_eq!(backend.store().watchers.len(), 1);
+    assert_eq!(backend.store().waiters.keys().len(), 1);
     drop(long);
-    assert_eq!(backend.store().watchers.len(), 0);
+    assert_eq!(backend.store().waiters.keys().len(), 0);
 }
 
 #[test]

@@ -1,0 +1,151 @@
+//! A record's state as columns of a table, which all SQL stores share.
+
+use oncekey::backend::{StoreError, StoreStats};
+use oncekey::record::{Attempt, Owner, Record, SealedOutcome, State, StoreTime};
+use oncekey::{Fingerprint, OnAbandoned};
+
+pub(crate) const IN_PROGRESS: i16 = 1;
+pub(crate) const COMPLETED: i16 = 2;
+pub(crate) const INDETERMINATE: i16 = 3;
+const RERUN: i16 = 1;
+const HOLD: i16 = 2;
+
+/// What is read of a record's row, the key aside.
+#[derive(Debug, Clone)]
+pub(crate) struct Stored {
+    pub(crate) fingerprint: Vec<u8>,
+    pub(crate) attempt: i64,
+    pub(crate) owner: Vec<u8>,
+    pub(crate) state: i64,
+    pub(crate) lease_until: Option<i64>,
+    pub(crate) on_abandoned: Option<i64>,
+    pub(crate) outcome: Option<Vec<u8>>,
+    pub(crate) purge_at: Option<i64>,
+}
+
+pub(crate) fn to_column(time: StoreTime) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// State, end of the lease, and word on a lapsed lease.
+pub(crate) fn state_of(record: &Record) -> (i16, Option<i64>, Option<i16>) {
+    match &record.state {
+        State::InProgress { lease_until, on_abandoned } => {
+            let word = match on_abandoned {
+                OnAbandoned::Rerun => RERUN,
+                OnAbandoned::Hold => HOLD,
+            };
+            (IN_PROGRESS, Some(to_column(*lease_until)), Some(word))
+        }
+        State::Completed { .. } => (COMPLETED, None, None),
+        State::Indeterminate => (INDETERMINATE, None, None),
+    }
+}
+
+/// The outcome's bytes, of a completed record.
+pub(crate) fn outcome_of(record: &Record) -> Option<&[u8]> {
+    match &record.state {
+        State::Completed { outcome, .. } => Some(outcome.as_stored()),
+        State::InProgress { .. } | State::Indeterminate => None,
+    }
+}
+
+impl Stored {
+    pub(crate) fn decode(self) -> Result<Record, StoreError> {
+        let fingerprint = <[u8; Fingerprint::LEN]>::try_from(self.fingerprint.as_slice());
+        let owner = <[u8; Owner::LEN]>::try_from(self.owner.as_slice());
+        let number = |number: i64| i16::try_from(number).ok();
+        let state = match number(self.state) {
+            Some(IN_PROGRESS) => State::InProgress {
+                lease_until: time(self.lease_until, "lease")?,
+                on_abandoned: match self.on_abandoned.and_then(number) {
+                    Some(RERUN) => OnAbandoned::Rerun,
+                    Some(HOLD) => OnAbandoned::Hold,
+                    _ => return Err(unknown_number("word on a lapsed lease", self.on_abandoned.unwrap_or(0))),
+                },
+            },
+            Some(COMPLETED) => State::Completed {
+                outcome: SealedOutcome::from_stored(
+                    self.outcome.ok_or_else(|| StoreError::corrupt("a completed record has no outcome"))?.into(),
+                ),
+                expires_at: time(self.purge_at, "retention")?,
+            },
+            Some(INDETERMINATE) => State::Indeterminate,
+            _ => return Err(unknown_number("state", self.state)),
+        };
+        let attempt = u64::try_from(self.attempt).ok().filter(|attempt| *attempt > 0);
+        Ok(Record {
+            fingerprint: Fingerprint::from_bytes(
+                fingerprint.map_err(|_| wrong_length("fingerprint", self.fingerprint.len()))?,
+            ),
+            attempt: attempt.map(Attempt::new).ok_or_else(|| unknown_number("attempt", self.attempt))?,
+            owner: Owner::from_bytes(owner.map_err(|_| wrong_length("owner", self.owner.len()))?),
+            state,
+        })
+    }
+}
+
+/// How many records there are of each state, from counts by the state's number.
+pub(crate) fn stats_of(counts: impl IntoIterator<Item = (i64, i64)>) -> Result<StoreStats, StoreError> {
+    let mut stats = StoreStats::default();
+    for (state, count) in counts {
+        let count = u64::try_from(count).unwrap_or(0);
+        match i16::try_from(state) {
+            Ok(IN_PROGRESS) => stats.in_progress = count,
+            Ok(COMPLETED) => stats.completed = count,
+            Ok(INDETERMINATE) => stats.indeterminate = count,
+            _ => return Err(unknown_number("state", state)),
+        }
+    }
+    Ok(stats)
+}
+
+fn time(column: Option<i64>, what: &str) -> Result<StoreTime, StoreError> {
+    let millis = column.and_then(|millis| u64::try_from(millis).ok());
+    millis.map(StoreTime::from_millis).ok_or_else(|| StoreError::corrupt(format!("a record's {what} has no valid end")))
+}
+
+fn unknown_number(what: &str, number: i64) -> StoreError {
+    StoreError::corrupt(format!("a record's {what} is {number}, which is not known here"))
+}
+
+fn wrong_length(what: &str, length: usize) -> StoreError {
+    StoreError::corrupt(format!("a record's {what} has {length} bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored() -> Stored {
+        Stored {
+            fingerprint: vec![7; Fingerprint::LEN],
+            attempt: 1,
+            owner: vec![9; Owner::LEN],
+            state: COMPLETED.into(),
+            lease_until: None,
+            on_abandoned: None,
+            outcome: Some(vec![1]),
+            purge_at: Some(5),
+        }
+    }
+
+    #[test]
+    fn e13_a_row_that_is_no_record_is_an_error() {
+        assert!(stored().decode().is_ok());
+        let bad = [
+            Stored { fingerprint: vec![7; 5], ..stored() },
+            Stored { owner: Vec::new(), ..stored() },
+            Stored { attempt: 0, ..stored() },
+            Stored { state: 4, ..stored() },
+            Stored { state: i64::MAX, ..stored() },
+            Stored { outcome: None, ..stored() },
+            Stored { purge_at: None, ..stored() },
+            Stored { state: IN_PROGRESS.into(), ..stored() },
+            Stored { state: IN_PROGRESS.into(), lease_until: Some(1), on_abandoned: Some(3), ..stored() },
+        ];
+        for stored in bad {
+            assert!(matches!(stored.clone().decode(), Err(StoreError::Corrupt(_))), "{stored:?}");
+        }
+    }
+}
