@@ -12,7 +12,7 @@ use tests::nemesis::{Plan, run};
 const USAGE: &str = "nemesis --store sqlite|postgres|mariadb|redis [--minutes N] [--seed S] [--clients N] [--control]";
 
 fn plan(mut arguments: impl Iterator<Item = String>) -> Option<Plan> {
-    let (mut store, mut minutes, mut seed, mut clients, mut control) = (None, 10.0, 1, 512, false);
+    let (mut store, mut minutes, mut seed, mut clients, mut control) = (None, 10.0, 1, 256, false);
     while let Some(argument) = arguments.next() {
         let (flag, value) = match argument.split_once('=') {
             Some((flag, value)) => (flag.to_owned(), Some(value.to_owned())),

@@ -125,10 +125,10 @@ impl Faults {
 }
 
 fn strike_app(rng: &mut StdRng, apps: &Apps, number: usize, counts: &Counts) {
-    rest(rng, 200..600);
+    rest(rng, 700..1_100);
     apps.kill(number);
     counts.add(Fault::KillsApp);
-    rest(rng, 200..600);
+    rest(rng, 700..1_100);
     // Past the lease, and past the sweep after it.
     apps.pause(number, LEASE + LEASE / 5 + millis(rng, 0..100));
     counts.add(Fault::PausesApp);

@@ -45,7 +45,7 @@ pub struct Plan {
 }
 
 /// How long a claim holds: short, so that many lapse.
-pub const LEASE: Duration = Duration::from_millis(1_000);
+pub const LEASE: Duration = Duration::from_millis(500);
 /// How long the clients may still retry when the last fault is over. A key without an answer by then is stuck.
 const RECOVERY: Duration = Duration::from_secs(90);
 

@@ -65,6 +65,7 @@ impl Clients {
         let (name, key) = (format!("op-{number}"), format!("key-{}-{number}", self.seed));
         let mut operation = Operation { kind, name, key, tries: Vec::new(), end: End::Stuck };
         let (mut stopped_at, mut pause) = (None, 5);
+        let mut shop = rng.random_range(0..2);
         loop {
             let seen = if rng.random_range(0..20) == 0 {
                 // Two at once, one at each shop.
@@ -73,10 +74,12 @@ impl Clients {
                 operation.tries.push(one);
                 other
             } else if rng.random_range(0..40) == 0 {
-                self.leave(&operation, rng.random_range(0..2)).await
+                self.leave(&operation, shop).await
             } else {
-                self.ask(&operation, &self.key(&operation), rng.random_range(0..2)).await
+                self.ask(&operation, &self.key(&operation), shop).await
             };
+            // The other one may be well.
+            shop = 1 - shop;
             operation.tries.push(seen);
             // Of two at once one may be told that nobody knows, and the other one that it is done: a holder that was
             // paused past its lease wakes up and completes, since with Hold nobody took over meanwhile.
