@@ -1,6 +1,10 @@
 //! First use and replay of a key over Redis, with 64 and with one in flight: the engine, the six-step sequence (get, lock,
-//! set, get, set, unlock) that it replaces, and two bare commands a flow, `SET NX GET PX` and `SET PX`. All on one thread,
-//! over one multiplexed connection of the same driver; the server is started here.
+//! set, get, set, unlock) that it replaces, and two bare commands a flow, `SET NX GET PX` and `SET PX`. All on one thread, by
+//! the same driver; the server is started here.
+//!
+//! The sequence has a pool of connections, one for each in flight, and every step is a round trip on one of them, which is
+//! how it is made by those who make it; over one multiplexed connection, which sends together what is ready together, it
+//! is shown as well.
 
 use std::error::Error;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -84,8 +88,8 @@ async fn six_steps(mut connection: MultiplexedConnection, name: String) -> Outco
     Ok(())
 }
 
-/// A replay as the seed does it: one look-up, and its body's SHA-256 is the caller's.
-async fn seed_replay(mut connection: MultiplexedConnection, name: String) -> Outcome {
+/// A replay as the seed does it: one look-up.
+async fn look_up(mut connection: MultiplexedConnection, name: String) -> Outcome {
     connection.send_packed_command(redis::cmd("GET").arg(format!("idempotency:{name}"))).await?;
     Ok(())
 }
@@ -100,29 +104,78 @@ struct Found {
     first: Vec<f64>,
     replay: Vec<f64>,
     six: Vec<f64>,
-    seed_replay: Vec<f64>,
+    six_multiplexed: Vec<f64>,
+    looked_up: Vec<f64>,
+    looked_up_multiplexed: Vec<f64>,
     bare: Vec<f64>,
     pipelined: Vec<f64>,
+    /// Microseconds of processor time that the client, and the server, take for a first use by the engine.
+    client: Vec<f64>,
+    server: Vec<f64>,
 }
 
-/// The sides in turns, each turn with keys of its own; each on a server that is emptied between them.
+/// The seconds of processor time that this process has taken.
+fn own_seconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// The same of the server.
+async fn server_seconds(connection: &mut MultiplexedConnection) -> Outcome<f64> {
+    let info: redis::InfoDict = redis::cmd("INFO").arg("cpu").query_async(connection).await?;
+    let used = |name| info.get::<f64>(name).unwrap_or_default();
+    Ok(used("used_cpu_user") + used("used_cpu_sys"))
+}
+
+/// The sides in turns, each turn with keys of its own; the server is emptied between them.
 async fn compare(server: &Redis, in_flight: usize, flows: usize) -> Outcome {
     let mut found = Found::default();
-    let mut connection = redis::Client::open(server.url())?.get_multiplexed_async_connection().await?;
-    let engine =
-        Engine::builder(RedisBackend::open(&format!("{}?accept=weak-persistence", server.url())).await?).start()?;
+    let client = redis::Client::open(server.url())?;
+    // Every side waits for as long as the server takes.
+    let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+    let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+    let mut pool = Vec::new();
+    for _ in 0..in_flight {
+        pool.push(client.get_multiplexed_async_connection_with_config(&config).await?);
+    }
+    let backend = RedisBackend::open(&format!("{}?accept=weak-persistence", server.url())).await?;
+    let engine = Engine::builder(backend).start()?;
     for round in 0..ROUNDS {
         let run = async |number: usize| {
             let key = Key::new("bench", format_args!("{round}-{number}"))?;
             engine.run(key, b"body", |_| async { Ok::<u32, ()>(17) }).await.map_err(|error| format!("{error:?}"))?;
             Ok(())
         };
+        let (own, its) = (own_seconds(), server_seconds(&mut connection).await?);
         found.first.push(per_second(in_flight, flows, &run).await?);
+        found.client.push((own_seconds() - own) / flows as f64 * 1e6);
+        found.server.push((server_seconds(&mut connection).await? - its) / flows as f64 * 1e6);
         found.replay.push(per_second(in_flight, flows, &run).await?);
-        let name = |number: usize| format!("bench:{round}-{number}");
-        found.six.push(per_second(in_flight, flows / 2, async |n| six_steps(connection.clone(), name(n)).await).await?);
-        let replay = async |n: usize| seed_replay(connection.clone(), name(n % (flows / 2))).await;
-        found.seed_replay.push(per_second(in_flight, flows, replay).await?);
+
+        // Whose turn it is has a connection of the pool.
+        let pooled = std::cell::RefCell::new(pool.clone());
+        let take = || pooled.borrow_mut().pop().ok_or("more in flight than connections");
+        let fewer = flows / 4;
+        let flow = async |n: usize| {
+            let lent = take()?;
+            let done = six_steps(lent.clone(), format!("pooled:{round}-{n}")).await;
+            pooled.borrow_mut().push(lent);
+            done
+        };
+        found.six.push(per_second(in_flight, fewer, flow).await?);
+        let flow = async |n: usize| {
+            let lent = take()?;
+            let done = look_up(lent.clone(), format!("pooled:{round}-{}", n % fewer)).await;
+            pooled.borrow_mut().push(lent);
+            done
+        };
+        found.looked_up.push(per_second(in_flight, flows, flow).await?);
+
+        let name = |number: usize| format!("multiplexed:{round}-{number}");
+        let flow = async |n: usize| six_steps(connection.clone(), name(n)).await;
+        found.six_multiplexed.push(per_second(in_flight, fewer, flow).await?);
+        let flow = async |n: usize| look_up(connection.clone(), name(n % fewer)).await;
+        found.looked_up_multiplexed.push(per_second(in_flight, flows, flow).await?);
         let name = |number: usize| format!("bare:{round}-{number}");
         found.bare.push(per_second(in_flight, flows, async |n| bare(connection.clone(), name(n)).await).await?);
         let began = Instant::now();
@@ -134,21 +187,29 @@ async fn compare(server: &Redis, in_flight: usize, flows: usize) -> Outcome {
         found.pipelined.push((flows / in_flight * in_flight) as f64 / began.elapsed().as_secs_f64());
         redis::cmd("FLUSHALL").exec_async(&mut connection).await?;
     }
-    let Found { first, replay, six, seed_replay, bare, pipelined } = found;
-    let (first, replay, six) = (median(first), median(replay), median(six));
-    let (seed_replay, bare, pipelined) = (median(seed_replay), median(bare), median(pipelined));
-    let (wanted_first, wanted_replay) = if in_flight == 1 { ("2.5", "-") } else { ("4", "1.5") };
-    say(&format!("{in_flight} in flight, flows a second:"));
-    say(&format!("  engine, first use       {first:>9.0}"));
-    say(&format!("  six steps               {six:>9.0}   engine / this {:.2}, wanted {wanted_first}", first / six));
-    say(&format!("  two bare commands       {bare:>9.0}   engine / this {:.2}", first / bare));
-    say(&format!("  the same, one pipeline  {pipelined:>9.0}   engine / this {:.2}, wanted 0.5", first / pipelined));
-    say(&format!("  engine, replay          {replay:>9.0}"));
-    say(&format!(
-        "  one look-up             {seed_replay:>9.0}   engine / this {:.2}, wanted {wanted_replay}",
-        replay / seed_replay
-    ));
+    report(found, in_flight);
     Ok(())
+}
+
+fn report(found: Found, in_flight: usize) {
+    let (first, replay) = (median(found.first), median(found.replay));
+    let (client, server) = (median(found.client), median(found.server));
+    let line = |what: &str, beside: f64, ours: f64, wanted: &str| {
+        say(&format!("  {what:<42} {beside:>9.0}   engine / this {:>5.2}{wanted}", ours / beside));
+    };
+    let wanted = |at_64: &'static str, at_1: &'static str| if in_flight == 1 { at_1 } else { at_64 };
+    say(&format!("{in_flight} in flight, flows a second:"));
+    say(&format!(
+        "  {:<42} {first:>9.0}   processor: {client:.1} us here, {server:.1} us in the server",
+        "engine, first use"
+    ));
+    line("six steps, a pool of connections", median(found.six), first, wanted(", wanted 4", ", wanted 2.5"));
+    line("six steps, one multiplexed connection", median(found.six_multiplexed), first, "");
+    line("two bare commands, multiplexed", median(found.bare), first, "");
+    line("two bare commands, in pipelines by hand", median(found.pipelined), first, wanted(", wanted 0.5", ""));
+    say(&format!("  {:<42} {replay:>9.0}", "engine, replay"));
+    line("one look-up, a pool of connections", median(found.looked_up), replay, wanted(", wanted 1.5", ""));
+    line("one look-up, one multiplexed connection", median(found.looked_up_multiplexed), replay, "");
 }
 
 #[actix_rt::main]
