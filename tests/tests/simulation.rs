@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 use oncekey::{Error, RunError};
-use tests::simulation::{LEASE, Process, Sabotage, keys, on_virtual_time, run};
+use tests::simulation::{LEASE, Mode, Process, Sabotage, call, keys, on_virtual_time, run};
 
 /// No effect twice, no outcome lost or changed, no key stuck, whatever went wrong before.
 #[test]
@@ -71,5 +71,22 @@ fn e06_a_grant_that_is_heard_after_its_lease_is_given_back() {
         tokio::time::sleep(LEASE).await;
         assert!(!run(&slow).await.unwrap().is_replay(), "the claim was not given back");
         assert_eq!(world.effects_of(&key), 1);
+    });
+}
+
+/// A transaction whose commit went through and whose answer was lost is found again: its caller has the outcome, and nothing
+/// runs twice.
+#[test]
+fn e12_a_lost_answer_to_a_commit_is_found_again() {
+    on_virtual_time(1, async |world| {
+        world.heal();
+        let (key, mode) = keys().remove(1);
+        assert_eq!(mode, Mode::Transaction);
+        let process = Process::start(&world, 0);
+        world.loses_a_commit();
+        let told = call(&world, &process.engine, &process.life, &key, mode).await.unwrap();
+        assert_eq!((world.commits_to_lose(), world.effects_of(&key), told.is_replay()), (0, 1, false));
+        let again = call(&world, &process.engine, &process.life, &key, mode).await.unwrap();
+        assert!(again.is_replay() && again.into_inner() == told.into_inner());
     });
 }

@@ -82,7 +82,8 @@ async fn ask_for_something_else(world: &Shared, process: &Process, key: &Key) {
     }
 }
 
-async fn call(world: &Shared, engine: &Engine, life: &Arc<Life>, key: &Key, mode: Mode) -> Answered {
+/// Calls a key by what is done under it.
+pub async fn call(world: &Shared, engine: &Engine, life: &Arc<Life>, key: &Key, mode: Mode) -> Answered {
     world.calls();
     let (world, life) = (world.clone(), Arc::clone(life));
     match mode {

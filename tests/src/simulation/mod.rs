@@ -10,6 +10,7 @@ mod clients;
 mod store;
 mod world;
 
+pub use clients::call;
 pub use store::SimulatedStore;
 pub use world::{Fault, Life, Mode, Sabotage, Shared, World};
 

@@ -70,13 +70,22 @@ impl SimulatedStore {
     /// given up, or died, is taken all the same.
     async fn ask<T: fmt::Debug + 'static>(
         &self,
-        mut take: impl FnMut(&mut World) -> Option<T> + 'static,
+        take: impl FnMut(&mut World) -> Option<T> + 'static,
         told: impl FnOnce(&mut World, &T, bool) + 'static,
     ) -> Result<T, StoreError> {
         if !self.life.is_alive() {
             return pending().await;
         }
         let fate = self.world.with(|world| world.fate(&self.life));
+        self.send(fate, take, told).await
+    }
+
+    async fn send<T: fmt::Debug + 'static>(
+        &self,
+        fate: Fate,
+        mut take: impl FnMut(&mut World) -> Option<T> + 'static,
+        told: impl FnOnce(&mut World, &T, bool) + 'static,
+    ) -> Result<T, StoreError> {
         if fate.refused {
             sleep(fate.there).await;
             return Err(StoreError::unavailable("simulated: refused"));
@@ -181,6 +190,13 @@ impl Backend for SimulatedStore {
             let message = message.take().filter(|_| life.is_alive())?;
             Some(world.transact(message))
         };
+        if self.world.commits_to_lose() > 0 && self.life.is_alive() {
+            let fate = self.world.with(|world| {
+                world.lost_commits -= 1;
+                Fate { answer_lost: true, reset: true, ..world.fate(&self.life) }
+            });
+            return self.send(fate, take, |_, _, _| ()).await;
+        }
         self.ask(take, |_, _, _| ()).await
     }
 

@@ -121,6 +121,8 @@ pub struct World {
     pub(super) healed: bool,
     /// How much longer answers to acquires take.
     pub(super) slow_acquires: Duration,
+    /// How many commits' answers are still to be lost, each with its connection.
+    pub(super) lost_commits: u32,
     sabotage: Option<Sabotage>,
     next: u64,
     trace: u64,
@@ -168,6 +170,7 @@ impl World {
             paused: BTreeMap::new(),
             healed: false,
             slow_acquires: Duration::ZERO,
+            lost_commits: 0,
             sabotage,
             next: 0,
             trace: 0xcbf2_9ce4_8422_2325,
@@ -383,6 +386,16 @@ impl Shared {
     /// From now on answers to acquires take this much longer.
     pub fn slows_acquires(&self, by: Duration) {
         self.with(|world| world.slow_acquires = by);
+    }
+
+    /// The next commit is taken, and the connection breaks before its answer.
+    pub fn loses_a_commit(&self) {
+        self.with(|world| world.lost_commits += 1);
+    }
+
+    /// How many commits' answers are still to be lost.
+    pub fn commits_to_lose(&self) -> u32 {
+        self.with(|world| world.lost_commits)
     }
 
     /// How often the effect of a key happened.
