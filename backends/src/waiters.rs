@@ -1,6 +1,5 @@
 //! Who waits for which key in this process.
 
-use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
@@ -44,7 +43,7 @@ impl<K: Eq + Hash + Clone> Waiters<K> {
     #[cfg(any(feature = "postgres", feature = "redis"))]
     pub(crate) fn wake<Q: Eq + Hash + ?Sized>(&self, key: &Q)
     where
-        K: Borrow<Q>,
+        K: std::borrow::Borrow<Q>,
     {
         if let Some(waiting) = self.keys.lock().get(key) {
             waiting.signal.notify_waiters();

@@ -7,9 +7,9 @@
 //! is shown as well.
 
 use std::error::Error;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use benches::flows::per_second;
 use oncekey::{Engine, Key};
 use oncekey_backends::RedisBackend;
 use redis::aio::MultiplexedConnection;
@@ -29,22 +29,6 @@ const DONE: [u8; 74] = [b'd'; 74];
 #[expect(clippy::print_stdout, reason = "a bench prints what it found")]
 fn say(text: &str) {
     println!("{text}");
-}
-
-/// Runs `flow` over and over in as many tasks as are in flight, and gives how many a second.
-async fn per_second(in_flight: usize, flows: usize, flow: impl AsyncFn(usize) -> Outcome) -> Outcome<f64> {
-    let (next, began) = (AtomicUsize::new(0), Instant::now());
-    let worker = async || {
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= flows {
-                return Ok::<(), Box<dyn Error>>(());
-            }
-            flow(number).await?;
-        }
-    };
-    futures_util::future::try_join_all((0..in_flight).map(|_| worker())).await?;
-    Ok(flows as f64 / began.elapsed().as_secs_f64())
 }
 
 fn set(name: &str, value: &[u8], millis: usize) -> Cmd {

@@ -4,9 +4,8 @@
 
 use std::error::Error;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 
+use benches::flows::per_second;
 use diesel::prelude::{ExpressionMethods as _, OptionalExtension as _, QueryDsl as _};
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel_async::pooled_connection::deadpool::Pool;
@@ -52,22 +51,6 @@ fn without_pings<C: diesel_async::AsyncConnection + 'static>() -> ManagerConfig<
     let mut config = ManagerConfig::default();
     config.recycling_method = RecyclingMethod::Fast;
     config
-}
-
-/// Runs `flow` over and over in as many tasks as are in flight, and gives how many a second.
-async fn per_second(in_flight: usize, flows: usize, flow: impl AsyncFn(usize) -> Outcome) -> Outcome<f64> {
-    let (next, began) = (AtomicUsize::new(0), Instant::now());
-    let worker = async || {
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= flows {
-                return Ok::<(), Box<dyn Error>>(());
-            }
-            flow(number).await?;
-        }
-    };
-    futures_util::future::try_join_all((0..in_flight).map(|_| worker())).await?;
-    Ok(flows as f64 / began.elapsed().as_secs_f64())
 }
 
 /// The engine, by its whole way: key, claim, operation, completion.
@@ -208,7 +191,7 @@ async fn main() -> Outcome {
 
     let mysql = MariaDb::start();
     mysql.sql(
-        "USE shop; CREATE TABLE records (name varchar(255) PRIMARY KEY, data blob NOT NULL, expires_at bigint NOT NULL);
+        "CREATE TABLE records (name varchar(255) PRIMARY KEY, data blob NOT NULL, expires_at bigint NOT NULL);
          CREATE TABLE locks (name varchar(255) PRIMARY KEY, expires_at bigint NOT NULL)",
     );
     let url = mysql.url();

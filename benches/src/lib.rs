@@ -1,10 +1,14 @@
 //! What the engine's speed is measured by, and the pieces that measure it.
 //!
-//! Two benches stand on this:
+//! The benches:
 //!
 //! - `micro`, by criterion: what each part of a call costs by itself.
 //! - `side_by_side`: the engine against the [yardstick], the call sequence of GoPotency, and a guarded HTTP route against
 //!   the same route unguarded. It ends with one table, which is also written as JSON under `target/`.
+//!
+//! - `servers`, `redis`: the engine on stores that are servers, against the six steps that it replaces and the bare commands
+//!   that it stands on. They start the servers.
+//! - `bridge`: plain threads beside the async handle.
 //!
 //! Every figure of the table that counts is a ratio within one run: both sides take turns, round by round, and the median
 //! of the rounds' ratios is shown, so that another load on the machine meets both. No figure fails a run: a machine that
@@ -14,6 +18,7 @@
 
 pub mod compare;
 pub mod drive;
+pub mod flows;
 pub mod http;
 pub mod memory_use;
 pub mod report;

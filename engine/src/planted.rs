@@ -39,11 +39,10 @@ mod there {
     use std::sync::LazyLock;
 
     macro_rules! bugs {
-        ($($bug:ident)*) => {
+        ($($(#[$meaning:meta])* $bug:ident)*) => {
             /// What can be broken.
             #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-            #[allow(missing_docs, reason = "the names say it")]
-            pub enum Bug { $($bug),* }
+            pub enum Bug { $($(#[$meaning])* $bug),* }
 
             impl Bug {
                 /// All of them.
@@ -53,46 +52,87 @@ mod there {
     }
 
     bugs! {
+        /// A completion counts whoever sends it.
         CompleteByAnyone
+        /// A lease is renewed for anyone.
         RenewByAnyone
+        /// Anyone releases a claim.
         ReleaseByAnyone
+        /// Anyone puts a claim on hold.
         HoldByAnyone
+        /// A take-over keeps the attempt's number.
         AttemptNotRaised
+        /// An abandoned claim is taken over under Hold.
         HeldTakenOver
+        /// A key is claimed while its lease lasts.
         ClaimedWhileHeld
+        /// Another request under a key in flight is no mismatch.
         FingerprintIgnoredInFlight
+        /// Another request under a completed key is no mismatch.
         FingerprintIgnoredWhenCompleted
+        /// A release does nothing.
         ReleaseLeavesTheRecord
+        /// A record is never past its retention.
         RetentionForgotten
+        /// Retention counts from the claim, not from its completion.
         RetentionFromTheStart
+        /// The owner of a held key may not complete it any more.
         LateOwnerRefused
+        /// A word about one attempt settles another.
         ResolvesAnotherAttempt
+        /// A word about one claim settles a later one of the same number.
         LateWordTaken
+        /// Keys of all scopes are the same.
         ScopeLeftOut
+        /// A damaged outcome is replayed.
         ChecksumIgnored
+        /// A claim of unknown fate is taken for refused.
         UnknownTakenForNo
+        /// A grant that is heard after its lease is used.
         LateGrantUsed
+        /// A claim that is being taken back makes a mismatch.
         MismatchWhileTakingBack
+        /// A completion of unknown fate is taken for refused.
         UnknownCommitTakenForNo
+        /// Operations run while the store is away, though nobody allowed it.
         UnguardedWithoutLeave
+        /// Leases are not renewed.
         HeartbeatStopped
+        /// A completion that fails once is given up.
         CompletionNotRetried
+        /// A lost claim is told as a success.
         LostCompletionSwallowed
+        /// Who waits is not told of the end.
         WaitersNotWoken
+        /// Any number of calls may wait.
         WaitersNotCapped
+        /// A panic leaves its claim.
         PanicLeavesTheKey
+        /// A call that is dropped leaves its claim.
         DroppedGrantForgotten
+        /// An operation ends with its caller.
         DroppedCallerStopsTheOperation
+        /// The limit of calls is none.
         AdmissionNotCounted
+        /// Calls are taken after the end was told.
         ShutdownTakesCalls
+        /// A response of 500 is an outcome.
         ServerErrorStored
+        /// Another's cookie is replayed.
         SetCookieReplayed
+        /// A response that is too large releases its key.
         LargeResponseForgotten
+        /// The body is not part of the fingerprint.
         FingerprintWithoutTheBody
+        /// Of several keys the first is taken.
         SeveralKeysTaken
+        /// A purge takes claims that are held.
         PurgeTakesLiveClaims
+        /// A key is looked at in one step, and claimed in another.
         CheckThenLock
+        /// Leases end by the machine's date.
         LeaseByTheWallClock
+        /// A watch never tells.
         WatchNeverTells
     }
 

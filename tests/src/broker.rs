@@ -15,7 +15,7 @@ use oncekey::consumer::redis_streams::redis::streams::StreamRangeReply;
 use oncekey::consumer::redis_streams::{RedisPublisher, redis};
 
 use crate::process::PATIENCE;
-use crate::server::{BrokerRedis, Nats, RabbitMqServer};
+use crate::server::{Nats, RabbitMqServer, Redis};
 
 /// Of Redis and RabbitMQ.
 pub const QUEUE: &str = "orders";
@@ -50,7 +50,7 @@ pub trait Broker {
     async fn dead(&self) -> Vec<Letter>;
 }
 
-impl Broker for BrokerRedis {
+impl Broker for Redis {
     fn url(&self) -> String {
         self.url()
     }

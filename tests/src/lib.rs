@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a harness, what fails fails the test")]
 
 pub mod broker;
-pub mod cutter;
 pub mod http;
 pub mod malformed;
 pub mod model;

@@ -45,9 +45,11 @@ pub fn nth(seed: u64, number: u64) -> Malformed {
     Malformed { kind, bytes: make(&mut rng, draft) }
 }
 
-/// What the malformed request with this number was before it was broken: it is taken.
+/// What the malformed request with this number was before it was broken, under a key of its own: it is taken. (The same key
+/// may have a refusal by now, which is an outcome like any other.)
 pub fn unbroken(seed: u64, number: u64) -> Vec<u8> {
-    Draft::new(&mut rng(seed, number), seed, number).sound()
+    let draft = Draft::new(&mut rng(seed, number), seed, number);
+    Draft { key: format!("Idempotency-Key: unbroken-{seed}-{number}"), ..draft }.sound()
 }
 
 fn rng(seed: u64, number: u64) -> StdRng {

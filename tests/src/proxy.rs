@@ -1,5 +1,5 @@
 //! A proxy before a server that loses what passes through it: it swallows everything without a word, or cuts a connection
-//! when an answer is on its way.
+//! when an answer is on its way, to anything or to a COMMIT.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -21,6 +21,13 @@ struct Faults {
     swallowed: AtomicUsize,
     /// Answers that are still to be cut off.
     cuts: AtomicUsize,
+    /// Commits whose answers are still to be cut off.
+    commits: AtomicUsize,
+}
+
+/// Takes one from what is left.
+fn take_one(left: &AtomicUsize) -> bool {
+    left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
 }
 
 impl Proxy {
@@ -81,13 +88,24 @@ impl Proxy {
     pub fn cuts_left(&self) -> usize {
         self.faults.cuts.load(Ordering::SeqCst)
     }
+
+    /// The answers to the next commits are kept, and their connections closed: whether they took place is known to the
+    /// server alone.
+    pub fn cut_commits(&self, commits: usize) {
+        self.faults.commits.store(commits, Ordering::SeqCst);
+    }
+
+    /// How many commits' answers are still to be cut off.
+    pub fn commits_left(&self) -> usize {
+        self.faults.commits.load(Ordering::SeqCst)
+    }
 }
 
 fn pass_on(client: &TcpStream, server: &TcpStream, faults: &Arc<Faults>) {
-    let is_dead = Arc::new(AtomicBool::new(false));
+    let (is_dead, commits) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     for (from, to, is_answer) in [(client, server, false), (server, client, true)] {
         let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-        let (faults, is_dead) = (Arc::clone(faults), Arc::clone(&is_dead));
+        let (faults, is_dead, commits) = (Arc::clone(faults), Arc::clone(&is_dead), Arc::clone(&commits));
         std::thread::spawn(move || {
             let mut buffer = [0; 64 << 10];
             while let Ok(read @ 1..) = from.read(&mut buffer) {
@@ -99,8 +117,14 @@ fn pass_on(client: &TcpStream, server: &TcpStream, faults: &Arc<Faults>) {
                     faults.swallowed.fetch_add(1, Ordering::SeqCst);
                     continue;
                 }
-                let counted = |left: usize| left.checked_sub(1);
-                let is_cut = is_answer && faults.cuts.fetch_update(Ordering::SeqCst, Ordering::SeqCst, counted).is_ok();
+                // One small message, which comes in one piece.
+                if !is_answer
+                    && buffer[..read].windows(6).any(|window| window == b"COMMIT")
+                    && take_one(&faults.commits)
+                {
+                    commits.store(true, Ordering::SeqCst);
+                }
+                let is_cut = is_answer && (commits.load(Ordering::SeqCst) || take_one(&faults.cuts));
                 if is_cut || to.write_all(&buffer[..read]).is_err() {
                     break;
                 }

@@ -3,14 +3,12 @@
 //! A server is stopped and its folder removed when the test's process ends, however it ends: a shell holds both, and
 //! waits for its input to close.
 
-mod broker_redis;
 mod mariadb;
 mod nats;
 mod postgres;
 mod rabbitmq;
 mod redis;
 
-pub use broker_redis::BrokerRedis;
 pub use mariadb::MariaDb;
 pub use nats::Nats;
 pub use postgres::Postgres;
@@ -59,6 +57,18 @@ impl Running {
         let mut line = String::new();
         BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut line).unwrap();
         Self { keeper, pid: Pid::from_raw(line.trim().parse().unwrap()).unwrap() }
+    }
+
+    /// Launches it again after it was killed, as soon as what its processes held is free.
+    fn relaunch(&mut self, launch: impl Fn() -> Result<Self, String>) {
+        let deadline = Instant::now() + PATIENCE;
+        let relaunched = loop {
+            match launch() {
+                Ok(running) => break running,
+                Err(log) => assert!(Instant::now() < deadline, "the server does not start again: {log}"),
+            }
+        };
+        std::mem::replace(self, relaunched).dismiss();
     }
 
     /// Lets the keeper of a server go that has ended, and leaves its folder to the next one.
@@ -197,17 +207,6 @@ fn wait_until_ready(
 fn never_started(folder: &Path, log: &str) -> ! {
     let _ = std::fs::remove_dir_all(folder);
     panic!("the server ended: {log}")
-}
-
-/// Launches it again after it was killed, until what its processes held is free.
-fn relaunch(launch: impl Fn() -> Result<Running, String>) -> Running {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match launch() {
-            Ok(running) => return running,
-            Err(log) => assert!(Instant::now() < deadline, "the server does not start again: {log}"),
-        }
-    }
 }
 
 fn run(command: &[&OsStr]) {

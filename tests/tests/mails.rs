@@ -10,7 +10,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tests::http::Request;
 use tests::process::{PATIENCE, Process};
-use tests::server::{BrokerRedis, MariaDb, Postgres};
+use tests::server::{MariaDb, Postgres, Redis};
 use tests::shop::{Shop, command};
 
 const ORDERS: usize = 240;
@@ -34,9 +34,9 @@ fn start_worker(folder: &Path, flags: &[&str]) -> Process {
 
 /// Orders while the shop, and the worker if there is one, are killed with SIGKILL in turn. Each order is retried until it
 /// is answered.
-async fn each_order_is_mailed_once(store: &str, stream: Option<&BrokerRedis>) {
+async fn each_order_is_mailed_once(store: &str, stream: Option<&Redis>) {
     let folder = tempfile::tempdir().unwrap();
-    let url = stream.map(BrokerRedis::url);
+    let url = stream.map(Redis::url);
     let mut flags = vec!["--store", store, "--lease=1s"];
     flags.extend(url.iter().flat_map(|url| ["--mail-stream", url.as_str()]));
     let mut shop = Shop::open(folder.path(), &flags);
@@ -114,17 +114,17 @@ async fn j03_each_order_in_sqlite_is_mailed_once_over_kill_9_of_the_shop() {
 
 #[actix_rt::test]
 async fn j03_each_order_in_sqlite_is_mailed_once_over_kill_9_of_shop_and_worker() {
-    each_order_is_mailed_once("sqlite:keys.db", Some(&BrokerRedis::start())).await;
+    each_order_is_mailed_once("sqlite:keys.db", Some(&Redis::start())).await;
 }
 
 #[actix_rt::test]
 async fn j03_each_order_in_postgres_is_mailed_once_over_kill_9_of_shop_and_worker() {
-    each_order_is_mailed_once(&Postgres::start().url(), Some(&BrokerRedis::start())).await;
+    each_order_is_mailed_once(&Postgres::start().url(), Some(&Redis::start())).await;
 }
 
 #[actix_rt::test]
 async fn j03_each_order_in_mysql_is_mailed_once_over_kill_9_of_shop_and_worker() {
-    each_order_is_mailed_once(&MariaDb::start().url(), Some(&BrokerRedis::start())).await;
+    each_order_is_mailed_once(&MariaDb::start().url(), Some(&Redis::start())).await;
 }
 
 #[test]

@@ -53,6 +53,8 @@ mod relay;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod table;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+mod turn;
 
 #[cfg(feature = "mysql")]
 pub use mysql::MysqlOutbox;

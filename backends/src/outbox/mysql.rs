@@ -8,18 +8,13 @@ use diesel_async::{AsyncMysqlConnection, RunQueryDsl, SimpleAsyncConnection as _
 use oncekey::consumer::Message;
 
 use super::relay::{Relay, Table};
+use super::turn::takes_turns_by;
 use super::{OutboxError, Posted, failed, oncekey_outbox, posted, row};
 
 /// An outbox in MySQL or MariaDB, in the table `oncekey_outbox`. See the [module](super).
 #[derive(Clone)]
 pub struct MysqlOutbox {
     pool: Pool<AsyncMysqlConnection>,
-}
-
-/// The turn: a lock of the connection's session, which the server ends with it.
-pub struct Turn {
-    // Taken out of the pool for good: given back, the lock would go with it.
-    connection: AsyncMysqlConnection,
 }
 
 impl MysqlOutbox {
@@ -55,36 +50,4 @@ impl MysqlOutbox {
 /// Names of locks are the whole server's.
 const LOCK: &str = "GET_LOCK(CONCAT('oncekey_outbox_', MD5(DATABASE())), 0) = 1";
 
-impl Table for MysqlOutbox {
-    type Turn = Turn;
-
-    async fn take_turn(&self) -> Result<Option<Turn>, OutboxError> {
-        let connection = self.pool.get().await.map_err(failed("connecting"))?;
-        let mut connection = Object::take(connection);
-        let asked = diesel::select(diesel::dsl::sql::<Bool>(LOCK)).get_result(&mut connection);
-        let is_locked: bool = asked.await.map_err(failed("locking out other relays"))?;
-        Ok(is_locked.then_some(Turn { connection }))
-    }
-
-    async fn first(&self, turn: &mut Turn, limit: i64) -> Result<Vec<Posted>, OutboxError> {
-        let first = oncekey_outbox::table.order(oncekey_outbox::id).limit(limit).load(&mut turn.connection);
-        first.await.map_err(failed("reading"))?.into_iter().map(posted).collect()
-    }
-
-    async fn remove(&self, turn: &mut Turn, numbers: Vec<i64>) -> Result<(), OutboxError> {
-        let rows = oncekey_outbox::table.filter(oncekey_outbox::id.eq_any(numbers));
-        diesel::delete(rows).execute(&mut turn.connection).await.map_err(failed("removing what is published")).map(drop)
-    }
-}
-
-impl std::fmt::Debug for MysqlOutbox {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("MysqlOutbox")
-    }
-}
-
-impl std::fmt::Debug for Turn {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Turn")
-    }
-}
+takes_turns_by!(LOCK, MysqlOutbox, AsyncMysqlConnection);

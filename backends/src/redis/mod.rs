@@ -1,6 +1,7 @@
 #![doc = include_str!("../../guide/redis.md")]
 
 mod address;
+mod answer;
 mod backend;
 mod cluster;
 mod error;

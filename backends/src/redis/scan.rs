@@ -7,10 +7,11 @@ use oncekey::Key;
 use oncekey::backend::{List, RecordView, StoreError, StoreStats};
 use redis::{Cmd, Value};
 
+use super::answer::{bytes_or_nil, read_record};
 use super::error::Failure;
 use super::link::Link;
 use super::script;
-use super::step::{Names, bytes_or_nil, read_record};
+use super::step::Names;
 use super::value::STATE_AT;
 
 /// How many keys the server looks at in one step: others wait for about a millisecond.

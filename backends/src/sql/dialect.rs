@@ -18,6 +18,7 @@ pub(crate) type Keyed = (Vec<u8>, Row);
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Written {
     /// Every row was as expected, and is written.
+    #[cfg_attr(not(feature = "mysql"), expect(dead_code, reason = "PostgreSQL names the rows"))]
     All,
     /// Only these keys' rows.
     Only(Vec<Vec<u8>>),

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::hash::Hash;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,13 +11,14 @@ use std::time::Duration;
 use futures_util::future::FutureExt as _;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
 use super::lanes::{Lanes, Place};
+use super::pause::Pause;
 use super::retry::is_store_away;
 use super::tally::Tally;
-use super::{Call, Delivery, Disposition, Job, RetryPolicy, Source};
+use super::{Call, Delivery, Disposition, Identity, Job, RetryPolicy, Source};
 use crate::{Engine, Error, RunError};
 
 /// What a [`Processor`] did.
@@ -309,10 +310,9 @@ impl<S: Source, J: Job<S::Message>> Parts<S, J> {
     }
 
     async fn decide(&self, message: Arc<S::Message>, failures: u32) -> Decided {
-        let identity = match catch_unwind(AssertUnwindSafe(|| self.job.identify(&message))) {
-            Ok(Ok(identity)) => identity,
-            Ok(Err(error)) => return Decided::dead(format!("no key can be read from the message: {error}")),
-            Err(_) => return Decided::dead("reading a key from the message panicked".to_owned()),
+        let identity = match Identity::read(|| self.job.identify(&message)) {
+            Ok(identity) => identity,
+            Err(disposition) => return Decided { disposition, is_replay: false, is_store_away: false },
         };
         let call = Call {
             engine: self.engine.clone(),
@@ -324,23 +324,11 @@ impl<S: Source, J: Job<S::Message>> Parts<S, J> {
         // The block, so that a panic before the first await is caught as well.
         let performing = AssertUnwindSafe(async { self.job.perform(call, message).await });
         let decision = performing.catch_unwind().await.unwrap_or_else(|_| Err(RunError::Engine(Error::Panicked)));
-        let poison = match &decision {
-            Err(RunError::Operation(super::JobError::Failed(error))) if self.job.is_poison(error) => {
-                Some(Disposition::DeadLetter { reason: error.to_string() })
-            }
-            _ => None,
-        };
         Decided {
-            disposition: poison.unwrap_or_else(|| self.retry.disposition(&decision, failures)),
+            disposition: self.retry.disposition_unless_poison(&decision, failures, |error| self.job.is_poison(error)),
             is_replay: decision.as_ref().is_ok_and(crate::Outcome::is_replay),
             is_store_away: is_store_away(&decision),
         }
-    }
-}
-
-impl Decided {
-    fn dead(reason: String) -> Self {
-        Self { disposition: Disposition::DeadLetter { reason }, is_replay: false, is_store_away: false }
     }
 }
 
@@ -349,43 +337,6 @@ async fn told(stopped: &mut watch::Receiver<bool>) {
     if stopped.wait_for(|stopped| *stopped).await.is_err() {
         // The processor itself is gone, and this with it.
         std::future::pending().await
-    }
-}
-
-/// A while in which nothing is taken: the source or the store is away.
-#[derive(Debug, Default)]
-struct Pause {
-    until: Option<Instant>,
-    errors: u32,
-}
-
-impl Pause {
-    fn is_on(&self) -> bool {
-        self.until.is_some()
-    }
-
-    async fn over(&self) {
-        match self.until {
-            Some(until) => sleep_until(until).await,
-            None => std::future::pending().await,
-        }
-    }
-
-    fn end(&mut self) {
-        self.until = None;
-    }
-
-    fn at_least(&mut self, delay: Duration) {
-        self.until = self.until.max(Some(Instant::now() + delay));
-    }
-
-    fn after_error(&mut self) {
-        self.at_least((Duration::from_millis(50) * 2_u32.saturating_pow(self.errors)).min(Duration::from_secs(5)));
-        self.errors = (self.errors + 1).min(10);
-    }
-
-    fn forget_errors(&mut self) {
-        self.errors = 0;
     }
 }
 

@@ -119,6 +119,21 @@ impl RetryPolicy {
         }
     }
 
+    /// The same, where the job itself says which of its errors no further try helps.
+    pub(super) fn disposition_unless_poison<T, E: Display>(
+        &self,
+        decision: &Result<Outcome<T>, RunError<JobError<E>>>,
+        failures: u32,
+        is_poison: impl FnOnce(&E) -> bool,
+    ) -> Disposition {
+        match decision {
+            Err(RunError::Operation(JobError::Failed(error))) if is_poison(error) => {
+                Disposition::DeadLetter { reason: error.to_string() }
+            }
+            _ => self.disposition(decision, failures),
+        }
+    }
+
     fn after_failure(&self, error: &dyn Display, failures: u32) -> Disposition {
         if failures.saturating_add(1) >= self.max_attempts {
             return Disposition::DeadLetter { reason: error.to_string() };

@@ -100,11 +100,8 @@ impl Engine {
                     );
                 }
                 Ok(Admitted::Granted(mut grant)) => {
-                    let claim = Claim::of(key.clone(), &grant).kept_for(
-                        &grant,
-                        self.policy.retention,
-                        &self.nodes.shared().settings.at_rest,
-                    );
+                    let (retention, at_rest) = (self.policy.retention, &self.nodes.shared().settings.at_rest);
+                    let claim = Claim::completed_by_its_operation(key.clone(), &grant, retention, at_rest);
                     grant.begin();
                     let result = match catch_unwind(AssertUnwindSafe(|| operation(number, &claim))) {
                         Ok(Some(result)) => Ok(result),

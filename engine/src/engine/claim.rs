@@ -55,10 +55,10 @@ impl Claim {
         Self { key, attempt: grant.attempt, lock: Some(grant.lock().clone()), completion: None }
     }
 
-    /// Lets the operation complete the claim by itself.
-    pub(crate) fn kept_for(mut self, grant: &Grant, retention: Duration, at_rest: &AtRest) -> Self {
-        self.completion = Some(Completion { owner: grant.owner, retention, at_rest: at_rest.clone() });
-        self
+    /// One that its operation may complete by itself.
+    pub(crate) fn completed_by_its_operation(key: Key, grant: &Grant, retention: Duration, at_rest: &AtRest) -> Self {
+        let completion = Completion { owner: grant.owner, retention, at_rest: at_rest.clone() };
+        Self { completion: Some(completion), ..Self::of(key, grant) }
     }
 
     pub(crate) fn unguarded(key: Key) -> Self {

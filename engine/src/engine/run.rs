@@ -189,7 +189,8 @@ where
     Fut: Future<Output = Result<T, E>>,
     T: Serialize,
 {
-    let claim = Claim::of(key.clone(), &grant).kept_for(&grant, policy.retention, &shared.settings.at_rest);
+    let at_rest = &shared.settings.at_rest;
+    let claim = Claim::completed_by_its_operation(key.clone(), &grant, policy.retention, at_rest);
     let span = debug_span!("operation", %key, attempt = %grant.attempt);
     grant.begin();
     // An inner block, so that a panic before the operation's first await is caught as well.

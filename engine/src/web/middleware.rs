@@ -103,7 +103,7 @@ impl Idempotency {
     /// If `name` is not a header's name.
     pub fn scope_by_header(self, name: &'static str, absent: &'static str) -> Self {
         // Written in the program, in lower or upper case; a wrong one is found at the first start.
-        #[allow(clippy::expect_used, reason = "documented: a mistake in the program's text")]
+        #[expect(clippy::expect_used, reason = "documented: a mistake in the program's text")]
         let name = HeaderName::from_bytes(name.as_bytes()).expect("the name of the scope's header is valid");
         self.scope(move |request| {
             let mut values = request.headers().get_all(&name).peekable();

@@ -55,59 +55,31 @@ pub trait Server: Send {
     fn resume(&mut self);
 }
 
-impl Server for Postgres {
-    fn kill(&mut self) {
-        Self::kill(self);
-    }
+macro_rules! server {
+    ($server:ty, $pause:ident, $resume:ident) => {
+        impl Server for $server {
+            fn kill(&mut self) {
+                Self::kill(self);
+            }
 
-    fn restart(&mut self) {
-        Self::restart(self);
-    }
+            fn restart(&mut self) {
+                Self::restart(self);
+            }
 
-    fn pause(&mut self) {
-        self.pause_all();
-    }
+            fn pause(&mut self) {
+                Self::$pause(self);
+            }
 
-    fn resume(&mut self) {
-        self.resume_all();
-    }
+            fn resume(&mut self) {
+                Self::$resume(self);
+            }
+        }
+    };
 }
 
-impl Server for MariaDb {
-    fn kill(&mut self) {
-        Self::kill(self);
-    }
-
-    fn restart(&mut self) {
-        Self::restart(self);
-    }
-
-    fn pause(&mut self) {
-        Self::pause(self);
-    }
-
-    fn resume(&mut self) {
-        Self::resume(self);
-    }
-}
-
-impl Server for Redis {
-    fn kill(&mut self) {
-        Self::kill(self);
-    }
-
-    fn restart(&mut self) {
-        Self::restart(self);
-    }
-
-    fn pause(&mut self) {
-        Self::pause(self);
-    }
-
-    fn resume(&mut self) {
-        Self::resume(self);
-    }
-}
+server!(Postgres, pause_all, resume_all);
+server!(MariaDb, pause, resume);
+server!(Redis, pause, resume);
 
 /// The store of a run.
 pub struct Store {

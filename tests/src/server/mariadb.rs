@@ -5,9 +5,7 @@ use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
-use super::{
-    Running, as_user, binary, folder_for, free_port, never_started, os, relaunch, run, wait_until_ready, write_for,
-};
+use super::{Running, as_user, binary, folder_for, free_port, never_started, os, run, wait_until_ready, write_for};
 
 const USER: &str = "mysql";
 const PACKAGE: &str = "mariadb-server";
@@ -62,7 +60,9 @@ impl MariaDb {
         let port = free_port();
         let running = launch(&folder, port, &settings).unwrap_or_else(|log| never_started(&folder, &log));
         let server = Self { folder, port, settings, running };
-        server.sql("CREATE DATABASE shop; CREATE USER shop@'127.0.0.1'; GRANT ALL ON *.* TO shop@'127.0.0.1'");
+        let made = "CREATE DATABASE shop; CREATE USER shop@'127.0.0.1'; GRANT ALL ON *.* TO shop@'127.0.0.1'";
+        let made = client(&server.folder).args(["-e", made]).status().unwrap();
+        assert!(made.success(), "the database was not made");
         server
     }
 
@@ -81,7 +81,7 @@ impl MariaDb {
     /// # Panics
     /// If the server refuses.
     pub fn sql(&self, text: &str) -> String {
-        let output = client(&self.folder).args(["-N", "-B", "-e", text]).output().unwrap();
+        let output = client(&self.folder).args(["-N", "-B", "-D", "shop", "-e", text]).output().unwrap();
         assert!(output.status.success(), "{text}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
@@ -106,8 +106,7 @@ impl MariaDb {
     /// # Panics
     /// If it does not start.
     pub fn restart(&mut self) {
-        let relaunched = relaunch(|| launch(&self.folder, self.port, &self.settings));
-        std::mem::replace(&mut self.running, relaunched).dismiss();
+        self.running.relaunch(|| launch(&self.folder, self.port, &self.settings));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Running, as_user, binary, folder_for, free_port, os, relaunch, wait_until_ready};
+use super::{Running, as_user, binary, folder_for, free_port, os, wait_until_ready};
 
 const USER: &str = "nats";
 const PACKAGE: &str = "nats-server";
@@ -41,9 +41,7 @@ impl Nats {
     /// # Panics
     /// If it does not start.
     pub fn restart(&mut self) {
-        // The old keeper would remove the folder; it ends with this process, after the new one.
-        let old = std::mem::replace(&mut self.running, relaunch(|| launch(&self.folder, self.port)));
-        std::mem::forget(old);
+        self.running.relaunch(|| launch(&self.folder, self.port));
     }
 }
 
@@ -54,9 +52,9 @@ fn launch(folder: &Path, port: u16) -> Result<Running, String> {
     command.extend(["-a", "127.0.0.1", "-p", &port_text, "-js", "-sd", &data].map(str::to_owned));
     let running = Running::start(folder, &os(&command));
     let log = folder.join("log");
-    wait_until_ready(&running, folder, port, || {
+    let ready = wait_until_ready(&running, folder, port, || {
         // It listens before its streams are recovered.
         std::fs::read_to_string(&log).is_ok_and(|log| log.contains("Server is ready"))
-    })?;
-    Ok(running)
+    });
+    running.unless_it_ended(ready)
 }

@@ -5,9 +5,7 @@ use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
-use super::{
-    Running, as_user, binary, folder_for, free_port, never_started, os, relaunch, run, wait_until_ready, write_for,
-};
+use super::{Running, as_user, binary, folder_for, free_port, never_started, os, run, wait_until_ready, write_for};
 
 const USER: &str = "postgres";
 const PACKAGE: &str = "postgresql";
@@ -112,8 +110,7 @@ impl Postgres {
     /// # Panics
     /// If it does not start.
     pub fn restart(&mut self) {
-        let relaunched = relaunch(|| launch(&self.folder, self.port, &self.settings));
-        std::mem::replace(&mut self.running, relaunched).dismiss();
+        self.running.relaunch(|| launch(&self.folder, self.port, &self.settings));
     }
 }
 

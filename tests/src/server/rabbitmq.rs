@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use super::{Running, as_user, binary, folder_for, free_port, os, relaunch, wait_until_ready};
+use super::{Running, as_user, binary, folder_for, free_port, os, wait_until_ready};
 use crate::process::PATIENCE;
 
 const USER: &str = "rabbitmq";
@@ -59,9 +59,7 @@ impl RabbitMqServer {
     /// # Panics
     /// If it does not start.
     pub fn restart(&mut self) {
-        // The old keeper would remove the folder; it ends with this process, after the new one.
-        let old = std::mem::replace(&mut self.running, relaunch(|| launch(&self.folder, self.ports)));
-        std::mem::forget(old);
+        self.running.relaunch(|| launch(&self.folder, self.ports));
         let (folder, ports) = (self.folder.clone(), self.ports);
         // Aside: the test's faults go on meanwhile.
         std::thread::spawn(move || elect_leaders(&folder, ports));
@@ -121,10 +119,10 @@ fn launch(folder: &Path, ports: Ports) -> Result<Running, String> {
     command.push(script("rabbitmq-server").display().to_string());
     let running = Running::start(folder, &os(&command));
     let log = folder.join("log");
-    wait_until_ready(&running, folder, ports.node, || {
+    let ready = wait_until_ready(&running, folder, ports.node, || {
         std::fs::read_to_string(&log).is_ok_and(|log| log.contains("Server startup complete"))
-    })?;
-    Ok(running)
+    });
+    running.unless_it_ended(ready)
 }
 
 /// The server's own scripts: Debian's on the path insist on their user and their folders.

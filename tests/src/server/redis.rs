@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use rustix::process::Signal;
 
-use super::{Running, binary, folder_for, free_port, os, relaunch, wait_until_ready};
+use super::{Running, binary, folder_for, free_port, os, wait_until_ready};
 use crate::process::PATIENCE;
 
 const USER: &str = "redis";
@@ -96,8 +96,7 @@ impl Redis {
     /// # Panics
     /// If it does not start.
     pub fn restart(&mut self) {
-        let relaunched = relaunch(|| launch(&self.folder, self.port, &self.settings));
-        std::mem::replace(&mut self.running, relaunched).dismiss();
+        self.running.relaunch(|| launch(&self.folder, self.port, &self.settings));
     }
 
     /// The same, with all its data gone.

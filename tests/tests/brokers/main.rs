@@ -48,4 +48,4 @@ macro_rules! on_each_broker {
     )* };
 }
 
-on_each_broker!(redis: BrokerRedis, rabbitmq: RabbitMqServer, nats: Nats);
+on_each_broker!(redis: Redis, rabbitmq: RabbitMqServer, nats: Nats);

@@ -10,12 +10,12 @@ use crossbeam_channel::{Receiver, Sender, never, select_biased};
 use parking_lot::Mutex;
 use tracing::{error, warn};
 
-use super::timer::{Later, Pending};
+use super::timer::{Pending, Scheduled};
 use super::{BlockingJob, OnSettled};
 use crate::consumer::call::Attempts;
 use crate::consumer::tally::Tally;
 use crate::consumer::{Disposition, Identity, JobError, JobResult, RetryPolicy};
-use crate::{Claim, Engine, Outcome, RunError};
+use crate::{Claim, Engine, Outcome};
 
 /// What all workers of a processor share.
 pub(super) struct Shared<M, J> {
@@ -54,7 +54,7 @@ pub(super) struct Worker<M, J> {
     pub(super) shared: Arc<Shared<M, J>>,
     pub(super) messages: Receiver<M>,
     pub(super) again: Receiver<Pending<M>>,
-    pub(super) later: Sender<Later<M>>,
+    pub(super) later: Sender<Scheduled<M>>,
     /// Closed when the workers are to end.
     pub(super) stopped: Receiver<()>,
 }
@@ -108,16 +108,16 @@ impl<M: Send + 'static, J: BlockingJob<M>> Worker<M, J> {
 
 impl<M: Send + 'static, J: BlockingJob<M>> Shared<M, J> {
     /// Works on messages, one after the other, and leaves the batch empty.
-    fn work_on(&self, batch: &mut Vec<Pending<M>>, later: &Sender<Later<M>>) {
+    fn work_on(&self, batch: &mut Vec<Pending<M>>, later: &Sender<Scheduled<M>>) {
         let mut calls = Vec::with_capacity(batch.len());
         let mut readable = Vec::with_capacity(batch.len());
         for pending in batch.drain(..) {
-            match self.identify(&pending.message) {
+            match Identity::read(|| self.job.identify(&pending.message)) {
                 Ok(identity) => {
                     calls.push((identity.key, identity.fingerprint));
                     readable.push(Some(pending));
                 }
-                Err(reason) => self.settle(pending, Disposition::DeadLetter { reason }, false, later),
+                Err(disposition) => self.settle(pending, disposition, false, later),
             }
         }
         let messages = RefCell::new(readable);
@@ -130,27 +130,23 @@ impl<M: Send + 'static, J: BlockingJob<M>> Shared<M, J> {
         };
         let done = |number: usize, decision: JobResult<J::Output, J::Error>| {
             let Some(pending) = messages.borrow_mut().get_mut(number).and_then(Option::take) else { return };
-            let disposition = match &decision {
-                Err(RunError::Operation(JobError::Failed(error))) if self.job.is_poison(error) => {
-                    Disposition::DeadLetter { reason: error.to_string() }
-                }
-                _ => self.retry.disposition(&decision, pending.failures),
-            };
+            let is_poison = |error: &J::Error| self.job.is_poison(error);
+            let disposition = self.retry.disposition_unless_poison(&decision, pending.failures, is_poison);
             self.settle(pending, disposition, decision.as_ref().is_ok_and(Outcome::is_replay), later);
         };
         self.engine.run_all_blocking(calls, operation, done);
     }
 
-    fn settle(&self, pending: Pending<M>, disposition: Disposition, is_replay: bool, later: &Sender<Later<M>>) {
+    fn settle(&self, pending: Pending<M>, disposition: Disposition, is_replay: bool, later: &Sender<Scheduled<M>>) {
         self.tally.count(&disposition, is_replay);
         match disposition {
             Disposition::RetryLater { after, failed } => {
                 self.counts.waiting.fetch_add(1, Ordering::SeqCst);
                 let failures = pending.failures.saturating_add(u32::from(failed));
                 let pending = Pending { failures, ..pending };
-                let unsent = later.send(Later { due: Instant::now() + after, pending });
-                if let Err(unsent) = unsent {
-                    self.tell(unsent.0.pending.message, Disposition::RetryLater { after, failed });
+                if let Err(unsent) = later.send((Instant::now() + after, pending)) {
+                    let (_, pending) = unsent.0;
+                    self.tell(pending.message, Disposition::RetryLater { after, failed });
                 }
             }
             disposition => {
@@ -172,14 +168,6 @@ impl<M: Send + 'static, J: BlockingJob<M>> Shared<M, J> {
                     warn!(reason, "a message is put aside");
                 }
             }
-        }
-    }
-
-    fn identify(&self, message: &M) -> Result<Identity, String> {
-        match catch_unwind(AssertUnwindSafe(|| self.job.identify(message))) {
-            Ok(Ok(identity)) => Ok(identity),
-            Ok(Err(error)) => Err(format!("no key can be read from the message: {error}")),
-            Err(_) => Err("reading a key from the message panicked".to_owned()),
         }
     }
 }

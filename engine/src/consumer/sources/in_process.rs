@@ -4,8 +4,6 @@
 //! memory beside the queue, and dead letters go to a channel of their own. What is in memory ends with the process: where
 //! messages must survive it, publish them from an outbox, or over a broker.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
@@ -14,7 +12,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 
-use super::super::{Delivery, Disposition, Source};
+use crate::consumer::later::Later;
+use crate::consumer::{Delivery, Disposition, Source};
 
 /// A queue that holds up to `capacity` messages, at least 1.
 ///
@@ -32,7 +31,7 @@ pub fn channel<M: Send + Sync + 'static>(capacity: usize) -> (Publisher<M>, InPr
     let (sender, queue) = mpsc::channel(capacity.max(1));
     let source = InProcess {
         queue: tokio::sync::Mutex::new(queue),
-        waiting: Mutex::new(Waiting { later: BinaryHeap::new(), in_hand: 0, next: 0 }),
+        waiting: Mutex::new(Waiting { later: Later::default(), in_hand: 0 }),
         capacity: capacity.max(1),
         changed: Notify::new(),
         dead: None,
@@ -122,37 +121,8 @@ pub struct InProcess<M> {
 }
 
 struct Waiting<M> {
-    later: BinaryHeap<Reverse<Later<M>>>,
+    later: Later<Instant, Receipt<M>>,
     in_hand: usize,
-    next: u64,
-}
-
-/// Ordered by when it is due, then by when it came.
-struct Later<M> {
-    due: Instant,
-    number: u64,
-    message: Arc<M>,
-    failures: u32,
-}
-
-impl<M> PartialEq for Later<M> {
-    fn eq(&self, other: &Self) -> bool {
-        (self.due, self.number) == (other.due, other.number)
-    }
-}
-
-impl<M> Eq for Later<M> {}
-
-impl<M> PartialOrd for Later<M> {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl<M> Ord for Later<M> {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.due, self.number).cmp(&(other.due, other.number))
-    }
 }
 
 /// What a message of this source is settled by.
@@ -180,23 +150,19 @@ impl<M: Send + Sync + 'static> InProcess<M> {
     /// The first message that is due, and when the next will be.
     fn due(&self) -> Result<Delivery<M, Receipt<M>>, Option<Instant>> {
         let mut waiting = self.waiting.lock();
-        let Some(Reverse(first)) = waiting.later.peek() else { return Err(None) };
-        if first.due > Instant::now() {
-            return Err(Some(first.due));
-        }
-        let Some(Reverse(Later { message, failures, .. })) = waiting.later.pop() else { return Err(None) };
+        let Some(receipt) = waiting.later.pop_due(Instant::now()) else { return Err(waiting.later.next_due()) };
         waiting.in_hand += 1;
-        Ok(deliver(message, failures))
+        Ok(deliver(receipt))
     }
 
     fn is_all_settled(&self) -> bool {
         let waiting = self.waiting.lock();
-        waiting.in_hand == 0 && waiting.later.is_empty()
+        waiting.in_hand == 0 && waiting.later.len() == 0
     }
 }
 
-fn deliver<M>(message: Arc<M>, failures: u32) -> Delivery<M, Receipt<M>> {
-    Delivery { message: Arc::clone(&message), receipt: Receipt { message, failures }, failures }
+fn deliver<M>(receipt: Receipt<M>) -> Delivery<M, Receipt<M>> {
+    Delivery { message: Arc::clone(&receipt.message), failures: receipt.failures, receipt }
 }
 
 impl<M: Send + Sync + 'static> Source for InProcess<M> {
@@ -230,7 +196,7 @@ impl<M: Send + Sync + 'static> Source for InProcess<M> {
                 message = queue.recv(), if !is_closed && has_room => match message {
                     Some(message) => {
                         self.waiting.lock().in_hand += 1;
-                        return Ok(Some(deliver(Arc::new(message), 0)));
+                        return Ok(Some(deliver(Receipt { message: Arc::new(message), failures: 0 })));
                     }
                     None => is_closed = true,
                 },
@@ -244,11 +210,8 @@ impl<M: Send + Sync + 'static> Source for InProcess<M> {
         match disposition {
             Disposition::Ack => {}
             Disposition::RetryLater { after, failed } => {
-                let mut waiting = self.waiting.lock();
-                let number = waiting.next;
-                waiting.next += 1;
                 let failures = failures.saturating_add(u32::from(failed));
-                waiting.later.push(Reverse(Later { due: Instant::now() + after, number, message, failures }));
+                self.waiting.lock().later.insert(Instant::now() + after, Receipt { message, failures });
             }
             Disposition::DeadLetter { reason } => {
                 if let Some(dead) = &self.dead {

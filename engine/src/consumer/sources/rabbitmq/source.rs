@@ -1,6 +1,5 @@
 //! Consuming a queue.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +16,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::link::{confirming, connect, declare, publish, text, within};
 use super::{RabbitMqBuilder, RabbitMqError};
+use crate::consumer::later::Later;
 use crate::consumer::{Delivery, Disposition, Message, Source};
 
 /// How often the job failed.
@@ -38,25 +38,12 @@ const AFTER_A_REFUSAL: Duration = Duration::from_secs(1);
 pub struct RabbitMq {
     options: RabbitMqBuilder,
     session: Mutex<Option<Session>>,
-    waiting: parking_lot::Mutex<Waiting>,
+    /// Messages that are kept in hand until they are tried again. They are the connection's: when it ends, the broker gives
+    /// them again.
+    later: parking_lot::Mutex<Later<Instant, Receipt>>,
     /// Told of each message that begins to wait, and of a channel that ended: who takes messages may be asleep until a
     /// later time, or for ever.
     changed: Notify,
-}
-
-/// Messages that are kept in hand until they are tried again, since nothing about them has to be told to the broker. They
-/// are the connection's: when it ends, the broker gives them again.
-#[derive(Default)]
-struct Waiting {
-    later: BTreeMap<(Instant, u64), Receipt>,
-    next: u64,
-}
-
-impl Waiting {
-    fn keep(&mut self, receipt: Receipt, after: Duration) {
-        self.later.insert((Instant::now() + after, self.next), receipt);
-        self.next += 1;
-    }
 }
 
 /// One connection: what it delivered can be settled by it alone.
@@ -89,7 +76,7 @@ impl RabbitMq {
         Ok(Self {
             options,
             session: Mutex::new(Some(session)),
-            waiting: parking_lot::Mutex::default(),
+            later: parking_lot::Mutex::default(),
             changed: Notify::new(),
         })
     }
@@ -142,7 +129,7 @@ impl Source for RabbitMq {
             None => session.insert(Session::begin(&self.options).await?),
         };
         loop {
-            let due = self.waiting.lock().later.first_key_value().map(|((due, _), _)| *due);
+            let due = self.later.lock().next_due();
             let sleeping = async {
                 match due {
                     Some(due) => sleep_until(due).await,
@@ -151,8 +138,8 @@ impl Source for RabbitMq {
             };
             let taken = tokio::select! {
                 biased;
-                () = sleeping => match self.waiting.lock().later.pop_first() {
-                    Some((_, receipt)) => return Ok(Some(deliver(receipt))),
+                () = sleeping => match self.later.lock().pop_due(Instant::now()) {
+                    Some(receipt) => return Ok(Some(deliver(receipt))),
                     None => continue,
                 },
                 () = self.changed.notified() => {
@@ -170,7 +157,7 @@ impl Source for RabbitMq {
                 None => RabbitMqError::Ended(self.options.queue.clone()),
             };
             *session = None;
-            self.waiting.lock().later.clear();
+            drop(self.later.lock().drain());
             return Err(error);
         }
     }
@@ -211,7 +198,7 @@ impl RabbitMq {
     /// Keeps a message in hand until it is delivered again.
     fn keep(&self, receipt: Receipt, after: Duration) {
         if receipt.publishing.status().connected() {
-            self.waiting.lock().keep(receipt, after);
+            self.later.lock().insert(Instant::now() + after, receipt);
         }
         self.changed.notify_one();
     }

@@ -1,0 +1,65 @@
+//! The forms of the server's answers.
+
+use std::time::Duration;
+
+use oncekey::backend::{RecordView, StateView, StoreError};
+use oncekey::{Key, OnAbandoned};
+use redis::Value as Answer;
+
+use super::value::{Claim, Stored, Value, window};
+
+/// A record as `READ` gives it.
+pub(super) fn read_record(key: &Key, answer: Answer) -> Result<Option<RecordView>, StoreError> {
+    let Answer::Array(parts) = answer else { return Err(unexpected()) };
+    let Ok([value, ttl]) = <[Answer; 2]>::try_from(parts) else { return Err(unexpected()) };
+    let (Some(bytes), Answer::Int(ttl)) = (bytes_or_nil(value)?, ttl) else { return Ok(None) };
+    let Value { claim, state } = Value::decode(key, bytes)?;
+    let left = |longer: Duration| Duration::from_millis(u64::try_from(ttl).unwrap_or(0)).saturating_sub(longer);
+    let state = match state {
+        Stored::Withdrawn => return Ok(None),
+        Stored::Indeterminate => StateView::Indeterminate,
+        _ if ttl < 0 => return Err(endless()),
+        Stored::Completed(outcome) => StateView::Completed { outcome, expires_in: left(Duration::ZERO) },
+        Stored::InProgress(on_abandoned) => match (left(window(on_abandoned)), on_abandoned) {
+            (Duration::ZERO, OnAbandoned::Hold) => StateView::Indeterminate,
+            (lease_left, _) => StateView::InProgress { lease_left },
+        },
+    };
+    Ok(Some(RecordView { key: key.clone(), fingerprint: claim.fingerprint, attempt: claim.attempt, state }))
+}
+
+/// What an owner's script says: whether it did the step, and the head that it found, which is checked here.
+pub(super) fn verdict(key: &Key, answer: Answer) -> Result<bool, StoreError> {
+    let bytes = bytes_or_nil(answer)?.unwrap_or_default();
+    match bytes.split_first() {
+        Some((b'n', [])) => Ok(false),
+        Some((verdict @ (b'y' | b'n'), head)) => Claim::decode(key, head).map(|_| *verdict == b'y'),
+        _ => Err(unexpected()),
+    }
+}
+
+/// A script's table: a word, and what goes with it.
+pub(super) fn table(answer: Answer) -> Result<(Vec<u8>, Answer), StoreError> {
+    let Answer::Array(parts) = answer else { return Err(unexpected()) };
+    let mut parts = parts.into_iter();
+    match parts.next() {
+        Some(Answer::BulkString(word)) => Ok((word, parts.next().unwrap_or(Answer::Nil))),
+        _ => Err(unexpected()),
+    }
+}
+
+pub(super) fn bytes_or_nil(answer: Answer) -> Result<Option<Vec<u8>>, StoreError> {
+    match answer {
+        Answer::Nil | Answer::Boolean(false) => Ok(None),
+        Answer::BulkString(bytes) => Ok(Some(bytes)),
+        _ => Err(unexpected()),
+    }
+}
+
+pub(super) fn endless() -> StoreError {
+    StoreError::corrupt("a record in Redis has lost its time to live, which only somebody else's PERSIST can do")
+}
+
+pub(super) fn unexpected() -> StoreError {
+    StoreError::unavailable("Redis gave an answer of an unexpected form")
+}

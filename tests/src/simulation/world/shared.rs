@@ -1,0 +1,164 @@
+//! The world as those see it who live in it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use oncekey::record::SealedOutcome;
+use oncekey::{Abandoned, Attempt, Key, Verdict};
+use tokio::sync::Notify;
+
+use super::{Engaged, Life, World};
+use crate::simulation::Report;
+
+/// The world, for all who live in it.
+#[derive(Debug, Clone)]
+pub struct Shared(Arc<Mutex<World>>);
+
+impl Shared {
+    pub(super) fn of(world: World) -> Self {
+        Self(Arc::new(Mutex::new(world)))
+    }
+
+    pub(in crate::simulation) fn with<T>(&self, act: impl FnOnce(&mut World) -> T) -> T {
+        act(&mut self.0.lock().unwrap())
+    }
+
+    /// A while of chance.
+    pub fn up_to(&self, millis: u64) -> Duration {
+        self.with(|world| world.up_to(millis))
+    }
+
+    /// From now on nothing goes wrong.
+    pub fn heal(&self) {
+        self.with(|world| {
+            world.note(format_args!("healed"));
+            world.healed = true;
+            world.paused.clear();
+        });
+    }
+
+    /// From now on answers to acquires take this much longer.
+    pub fn slows_acquires(&self, by: Duration) {
+        self.with(|world| world.slow_acquires = by);
+    }
+
+    /// The next commit is taken, and the connection breaks before its answer.
+    pub fn loses_a_commit(&self) {
+        self.with(|world| world.lost_commits += 1);
+    }
+
+    /// How many commits' answers are still to be lost.
+    pub fn commits_to_lose(&self) -> u32 {
+        self.with(|world| world.lost_commits)
+    }
+
+    /// How often the effect of a key happened.
+    pub fn effects_of(&self, key: &Key) -> usize {
+        self.with(|world| world.ledger.iter().filter(|(other, _)| other == key).count())
+    }
+
+    pub(in crate::simulation) fn deadline(&self) -> usize {
+        self.with(|world| (world.report.seed % 2) as usize)
+    }
+
+    /// A process starts.
+    pub fn is_born(&self, process: usize) -> Arc<Life> {
+        let number = self.with(World::next_value);
+        Arc::new(Life { process, number, alive: AtomicBool::new(true), died: Notify::new() })
+    }
+
+    /// A process is no more: what it was about to do it never will.
+    pub fn dies(&self, life: &Life) {
+        life.alive.store(false, Ordering::Relaxed);
+        life.died.notify_waiters();
+        self.with(|world| {
+            world.promised.retain(|(.., engaged)| engaged.life != life.number);
+            world.working.retain(|engaged| engaged.life != life.number);
+        });
+    }
+
+    /// An operation begins.
+    pub(in crate::simulation) fn begins(&self, key: &Key, attempt: Attempt, life: &Life) -> Working {
+        let engaged = Engaged { key: key.clone(), attempt, life: life.number };
+        self.with(|world| {
+            if let Some(at) = world.promised.iter().position(|(_, heard, promised)| *heard && *promised == engaged) {
+                world.promised.remove(at);
+            }
+            world.note(format_args!("{key} begins, attempt {attempt}, in life {}", life.number));
+            world.working.push(engaged.clone());
+        });
+        Working { world: self.clone(), engaged }
+    }
+
+    /// An outside effect happens, and gives a value.
+    pub fn effect(&self, key: &Key) -> u64 {
+        self.with(|world| {
+            let value = world.next_value();
+            world.has_effect(key, value);
+            value
+        })
+    }
+
+    /// What became of an abandoned claim, in the word of one who knows the ledger, and who is still at work.
+    pub fn verdict(&self, abandoned: &Abandoned) -> Verdict {
+        let Abandoned { key, attempt } = abandoned;
+        self.with(|world| {
+            let happened = world.ledger.iter().find(|(other, _)| other == key).map(|(_, value)| *value);
+            let engaged = |engaged: &Engaged| engaged.key == *key && engaged.attempt == *attempt;
+            let may_come =
+                world.promised.iter().any(|(.., promised)| engaged(promised)) || world.working.iter().any(engaged);
+            let verdict = match happened {
+                Some(value) => Verdict::Completed(SealedOutcome::of_value(key, &value).unwrap()),
+                None if may_come => Verdict::Unknown,
+                None => Verdict::NotDone,
+            };
+            world.note(format_args!("verdict on {key}, attempt {attempt}: {verdict:?}"));
+            verdict
+        })
+    }
+
+    /// A caller is told an outcome.
+    pub(in crate::simulation) fn is_told(&self, key: &Key, value: u64) {
+        self.with(|world| {
+            world.note(format_args!("{key} is told {value}"));
+            world.report.answered += 1;
+            if !world.ledger.contains(&(key.clone(), value)) {
+                world.breaks(format!("{key} is told {value}, which no effect gave"));
+            }
+            match world.outcomes.insert(key.clone(), value) {
+                Some(other) if other != value => world.breaks(format!("{key} is told {value}, and was told {other}")),
+                _ => {}
+            }
+        });
+    }
+
+    pub(in crate::simulation) fn is_known(&self, key: &Key) -> bool {
+        self.with(|world| world.outcomes.contains_key(key))
+    }
+
+    pub(in crate::simulation) fn calls(&self) {
+        self.with(|world| world.report.calls += 1);
+    }
+
+    pub(in crate::simulation) fn report(&self, seed: u64) -> Report {
+        self.with(|world| Report { seed, trace: world.trace, ..world.report.clone() })
+    }
+}
+
+/// An operation at work; dropped when it is not any more.
+#[derive(Debug)]
+pub(in crate::simulation) struct Working {
+    world: Shared,
+    engaged: Engaged,
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.world.with(|world| {
+            if let Some(at) = world.working.iter().position(|other| *other == self.engaged) {
+                world.working.swap_remove(at);
+            }
+        });
+    }
+}
