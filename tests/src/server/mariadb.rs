@@ -52,6 +52,7 @@ impl MariaDb {
         init.extend([
             "--no-defaults".to_owned(),
             format!("--datadir={}", folder.join("data").display()),
+            tmpdir(&folder),
             "--auth-root-authentication-method=normal".to_owned(),
             "--skip-test-db".to_owned(),
             "--skip-name-resolve".to_owned(),
@@ -110,6 +111,11 @@ impl MariaDb {
     }
 }
 
+/// Its own: a server that starts removes what it finds of temporary tables, another's as well.
+fn tmpdir(folder: &Path) -> String {
+    format!("--tmpdir={}", folder.display())
+}
+
 fn client(folder: &Path) -> Command {
     let mut client = Command::new(binary("mariadb", &[], "mariadb-client"));
     client.args(["--no-defaults", "-u", "root", "-S"]).arg(folder.join("socket"));
@@ -122,6 +128,7 @@ fn launch(folder: &Path, port: u16, settings: &[String]) -> Result<Running, Stri
     command.extend([
         "--no-defaults".to_owned(),
         format!("--datadir={}", folder.join("data").display()),
+        tmpdir(folder),
         format!("--socket={}", folder.join("socket").display()),
         format!("--pid-file={}", folder.join("pid").display()),
         format!("--port={port}"),
