@@ -27,15 +27,19 @@ pub(crate) fn to_column(time: StoreTime) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
+/// What a lapsed lease means.
+pub(crate) fn word_of(on_abandoned: OnAbandoned) -> i16 {
+    match on_abandoned {
+        OnAbandoned::Rerun => RERUN,
+        OnAbandoned::Hold => HOLD,
+    }
+}
+
 /// State, end of the lease, and word on a lapsed lease.
 pub(crate) fn state_of(record: &Record) -> (i16, Option<i64>, Option<i16>) {
     match &record.state {
         State::InProgress { lease_until, on_abandoned } => {
-            let word = match on_abandoned {
-                OnAbandoned::Rerun => RERUN,
-                OnAbandoned::Hold => HOLD,
-            };
-            (IN_PROGRESS, Some(to_column(*lease_until)), Some(word))
+            (IN_PROGRESS, Some(to_column(*lease_until)), Some(word_of(*on_abandoned)))
         }
         State::Completed { .. } => (COMPLETED, None, None),
         State::Indeterminate => (INDETERMINATE, None, None),

@@ -13,7 +13,8 @@ use oncekey::backend::StoreError;
 use oncekey::record::StoreTime;
 
 use crate::sql::{
-    Columns, Completion, Dialect, Expected, Failure, Fragment, Keyed, Part, Row, Written, from_column, time_of,
+    Columns, Completion, Dialect, Expected, Failure, FirstClaim, Fragment, Keyed, Part, Row, Written, from_column,
+    time_of,
 };
 
 /// The server's time in milliseconds since 1970, as it is when a row is given: later than whatever wrote the row.
@@ -97,8 +98,19 @@ fn expected<'a>(row: &Expected<'a>) -> [Bind<'a>; 4] {
     ]
 }
 
+fn first_claim(row: FirstClaim<'_>) -> [Bind<'_>; 6] {
+    [
+        Bind::Bytes(row.key.as_bytes()),
+        Bind::Bytes(row.fingerprint),
+        Bind::Bytes(row.owner),
+        Bind::BigInt(row.lease),
+        Bind::SmallInt(row.on_abandoned),
+        Bind::MaybeBigInt(row.kept),
+    ]
+}
+
 fn completion(row: Completion<'_>) -> [Bind<'_>; 4] {
-    [Bind::Bytes(row.key.as_bytes()), Bind::Bytes(row.owner), Bind::Bytes(row.outcome), Bind::BigInt(row.retention)]
+    [Bind::Bytes(row.outcome), Bind::BigInt(row.retention), Bind::Bytes(row.key.as_bytes()), Bind::Bytes(row.owner)]
 }
 
 impl Mysql {
@@ -167,6 +179,16 @@ impl Dialect for Mysql {
         Ok(found.map_or((from_column(0), None), |(now, row)| (from_column(now), Some(row))))
     }
 
+    async fn claim(&self, connection: &mut AsyncMysqlConnection, rows: &[FirstClaim<'_>]) -> QueryResult<Written> {
+        let each = format!("(?, ?, 1, ?, 1, {BEGAN} + ?, ?, NULL, {BEGAN} + ?)");
+        let values = repeated(&each, ", ", rows.len());
+        // As in `insert`.
+        let text = format!("INSERT IGNORE INTO {} (record_key, {ROW}) VALUES {values}", self.table);
+        let binds: Vec<_> = padded(rows).flat_map(first_claim).collect();
+        let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
+        Ok(written(counted, rows.len()))
+    }
+
     async fn insert(&self, connection: &mut AsyncMysqlConnection, rows: &[Columns<'_>]) -> QueryResult<Written> {
         let marks = repeated("(?, ?, ?, ?, ?, ?, ?, ?, ?)", ", ", rows.len());
         // IGNORE passes over rows that are there, and would also cut a value that does not fit; all of these do.
@@ -203,8 +225,17 @@ impl Dialect for Mysql {
     }
 
     async fn complete(&self, connection: &mut AsyncMysqlConnection, rows: &[Completion<'_>]) -> QueryResult<Written> {
-        const VALUES: &str = "SELECT CAST(? AS BINARY) AS was_key, CAST(? AS BINARY) AS was_owner, \
-            CAST(? AS BINARY) AS new_outcome, CAST(? AS SIGNED) AS retention";
+        const VALUES: &str = "SELECT CAST(? AS BINARY) AS new_outcome, CAST(? AS SIGNED) AS retention, \
+            CAST(? AS BINARY) AS was_key, CAST(? AS BINARY) AS was_owner";
+        if let [row] = rows {
+            let text = format!(
+                "UPDATE {} SET state = 2, lease_until = NULL, on_abandoned = NULL, outcome = ?, purge_at = {NOW} + ? \
+                 WHERE record_key = ? AND owner = ? AND state IN (1, 3) AND (purge_at IS NULL OR purge_at > {BEGAN})",
+                self.table
+            );
+            let counted = Fragment::<(), _>::new(&text, &completion(*row)).execute(connection).await?;
+            return Ok(written(counted, 1));
+        }
         let values = repeated(VALUES, " UNION ALL ", rows.len());
         let text = format!(
             "UPDATE ({values}) AS a STRAIGHT_JOIN {} AS r ON r.record_key = a.was_key AND r.owner = a.was_owner \

@@ -14,7 +14,8 @@ use oncekey::record::StoreTime;
 
 use super::texts::Texts;
 use crate::sql::{
-    Columns, Completion, Dialect, Expected, Failure, Fragment, Keyed, Part, Row, Written, from_column, time_of,
+    Columns, Completion, Dialect, Expected, Failure, FirstClaim, Fragment, Keyed, Part, Row, Written, from_column,
+    time_of,
 };
 
 type RowTypes =
@@ -23,6 +24,7 @@ type RowTypes =
 /// A parameter.
 pub(super) enum Bind<'a> {
     Text(&'a str),
+    Blob(&'a [u8]),
     BigInt(i64),
     Texts(Vec<&'a str>),
     Blobs(Vec<&'a [u8]>),
@@ -37,6 +39,7 @@ impl Part<Pg> for Bind<'_> {
     fn push<'b>(&'b self, out: &mut AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         match self {
             Self::Text(value) => out.push_bind_param::<Text, _>(*value),
+            Self::Blob(value) => out.push_bind_param::<Binary, _>(*value),
             Self::BigInt(value) => out.push_bind_param::<BigInt, _>(value),
             Self::Texts(values) => out.push_bind_param::<Array<Text>, _>(values),
             Self::Blobs(values) => out.push_bind_param::<Array<Binary>, _>(values),
@@ -120,6 +123,18 @@ impl Dialect for Postgres {
         Ok(found.map_or((from_column(0), None), |(now, row)| (from_column(now), Some(row))))
     }
 
+    async fn claim(&self, connection: &mut AsyncPgConnection, rows: &[FirstClaim<'_>]) -> QueryResult<Written> {
+        let binds = [
+            Bind::Texts(rows.iter().map(|row| row.key).collect()),
+            Bind::Blobs(rows.iter().map(|row| row.fingerprint).collect()),
+            Bind::Blobs(rows.iter().map(|row| row.owner).collect()),
+            Bind::BigInts(rows.iter().map(|row| row.lease).collect()),
+            Bind::SmallInts(rows.iter().map(|row| row.on_abandoned).collect()),
+            Bind::MaybeBigInts(rows.iter().map(|row| row.kept).collect()),
+        ];
+        Fragment::<Binary, _>::new(&self.texts.claim, &binds).load(connection).await.map(Written::Only)
+    }
+
     async fn insert(&self, connection: &mut AsyncPgConnection, rows: &[Columns<'_>]) -> QueryResult<Written> {
         let keys = Bind::Texts(rows.iter().map(|row| row.key).collect());
         let binds: Vec<_> = [keys].into_iter().chain(columns(rows.iter())).collect();
@@ -137,11 +152,16 @@ impl Dialect for Postgres {
     }
 
     async fn complete(&self, connection: &mut AsyncPgConnection, rows: &[Completion<'_>]) -> QueryResult<Written> {
+        if let [row] = rows {
+            let Completion { key, owner, outcome, retention } = *row;
+            let binds = [Bind::Blob(outcome), Bind::BigInt(retention), Bind::Text(key), Bind::Blob(owner)];
+            return Self::announcing(connection, &self.texts.complete_one, &binds).await;
+        }
         let binds = [
-            Bind::Texts(rows.iter().map(|row| row.key).collect()),
-            Bind::Blobs(rows.iter().map(|row| row.owner).collect()),
             Bind::Blobs(rows.iter().map(|row| row.outcome).collect()),
             Bind::BigInts(rows.iter().map(|row| row.retention).collect()),
+            Bind::Texts(rows.iter().map(|row| row.key).collect()),
+            Bind::Blobs(rows.iter().map(|row| row.owner).collect()),
         ];
         Self::announcing(connection, &self.texts.complete, &binds).await
     }

@@ -20,13 +20,41 @@ macro_rules! row {
     };
 }
 
+/// What a completion writes.
+macro_rules! complete {
+    ($outcome:literal, $retention:literal) => {
+        concat!(
+            "UPDATE {table} AS r SET state = 2, lease_until = NULL, on_abandoned = NULL, outcome = ",
+            $outcome,
+            ", purge_at = ",
+            now!(),
+            " + ",
+            $retention,
+            ", watched = r.watched AND r.state = 1 "
+        )
+    };
+}
+
+/// Where a completion is the owner's, and not too late; and what is told of it.
+macro_rules! completed {
+    () => {
+        concat!(
+            "AND r.state IN (1, 3) AND (r.purge_at IS NULL OR r.purge_at > ",
+            began!(),
+            ") RETURNING convert_to(r.key, 'UTF8'), {announce}"
+        )
+    };
+}
+
 /// The texts of the statements, with the table's name.
 pub(super) struct Texts {
     pub(super) read: String,
     pub(super) lock: String,
+    pub(super) claim: String,
     pub(super) insert: String,
     pub(super) update: String,
     pub(super) complete: String,
+    pub(super) complete_one: String,
     pub(super) delete: String,
     pub(super) remove: String,
     pub(super) list: String,
@@ -41,6 +69,7 @@ impl Texts {
     pub(super) fn new(table: &str, channel: &str, purge_lock: i64) -> Self {
         // Announced in the transaction of the change, and only where somebody waits.
         let announce = format!("CASE WHEN watched THEN pg_notify('{channel}', key)::text END");
+        let announce_row = format!("CASE WHEN r.watched THEN pg_notify('{channel}', r.key)::text END");
         Self {
             // One row without a key if there is none, so that the time is known.
             read: format!(
@@ -56,6 +85,17 @@ impl Texts {
             ),
             lock: format!(
                 concat!("SELECT ", now!(), ", ", row!(), " FROM {table} AS r WHERE r.key = ? FOR UPDATE"),
+                table = table
+            ),
+            claim: format!(
+                concat!(
+                    "INSERT INTO {table} (key, fingerprint, attempt, owner, state, lease_until, on_abandoned, purge_at) ",
+                    "SELECT a.key, a.fingerprint, 1, a.owner, 1, clock.now + a.lease, a.word, clock.now + a.kept ",
+                    "FROM (SELECT ",
+                    now!(),
+                    " AS now) AS clock, unnest(?, ?, ?, ?, ?, ?) AS a (key, fingerprint, owner, lease, word, kept) ",
+                    "ORDER BY a.key COLLATE \"C\" ON CONFLICT (key) DO NOTHING RETURNING convert_to(key, 'UTF8')"
+                ),
                 table = table
             ),
             insert: format!(
@@ -76,19 +116,18 @@ impl Texts {
             ),
             complete: format!(
                 concat!(
-                    "WITH written AS (UPDATE {table} AS r SET state = 2, lease_until = NULL, on_abandoned = NULL, ",
-                    "outcome = a.outcome, purge_at = ",
-                    now!(),
-                    " + a.retention, watched = r.watched AND r.state = 1 ",
-                    "FROM unnest(?, ?, ?, ?) AS a (key, owner, outcome, retention) ",
-                    "WHERE r.key = a.key AND r.owner = a.owner AND r.state IN (1, 3) ",
-                    "AND (r.purge_at IS NULL OR r.purge_at > ",
-                    began!(),
-                    ") RETURNING r.key, r.watched) ",
-                    "SELECT convert_to(key, 'UTF8'), {announce} FROM written"
+                    complete!("a.outcome", "a.retention"),
+                    "FROM unnest(?, ?, ?, ?) AS a (outcome, retention, key, owner) WHERE r.key = a.key AND r.owner = a.owner ",
+                    completed!()
                 ),
                 table = table,
-                announce = announce
+                announce = announce_row
+            ),
+            // Planned in half the time.
+            complete_one: format!(
+                concat!(complete!("?", "?"), "WHERE r.key = ? AND r.owner = ? ", completed!()),
+                table = table,
+                announce = announce_row
             ),
             delete: format!(
                 "WITH written AS (DELETE FROM {table} AS r USING unnest(?, ?, ?, ?) AS a (key, owner, state, lease) \

@@ -4,8 +4,13 @@
 //! replaces and deletes what was decided, **if its row is still what it was decided on**. What was changed by another
 //! in between is read and decided again. So there is no transaction to hold open and no lock to wait behind, and a
 //! replay writes nothing.
+//!
+//! Most steps need no look: a claim of a key that nobody has used, and a completion by the claim's owner. They are tried
+//! so first, in one statement; what that does not take is looked at. Where the last claims met records, the next ones
+//! look first.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use diesel::QueryResult;
@@ -19,7 +24,7 @@ use super::dialect::{Dialect, Failure, Written};
 use super::error::{of_read, of_write};
 use super::lent::Lent;
 use super::row::{Columns, Expected, Row};
-use super::step::{Step, step_of};
+use super::step::{Step, Unseen, step_of};
 
 /// The most steps in one statement.
 const MAX_STATEMENT: usize = 128;
@@ -47,20 +52,31 @@ pub(crate) fn rounds(batch: Vec<Request>) -> (Vec<Request>, Vec<Vec<Box<dyn Step
     (others, rounds)
 }
 
+/// Whether the last claims were of keys that had no record.
+#[derive(Debug)]
+pub(crate) struct KeysAreNew(AtomicBool);
+
+impl Default for KeysAreNew {
+    fn default() -> Self {
+        Self(AtomicBool::new(true))
+    }
+}
+
 /// Takes one round: claims on one connection, settlements on another, so that neither waits for the other's commit.
-pub(crate) async fn take_round<D: Dialect>(dialect: &D, round: Vec<Box<dyn Step>>) {
+pub(crate) async fn take_round<D: Dialect>(dialect: &D, keys_are_new: &KeysAreNew, round: Vec<Box<dyn Step>>) {
     let (mut acquires, mut others): (Vec<_>, Vec<_>) = round.into_iter().partition(|step| step.is_acquire());
     let mut groups = Vec::new();
-    for steps in [&mut acquires, &mut others] {
+    for (steps, keys_are_new) in [(&mut acquires, Some(keys_are_new)), (&mut others, None)] {
         // In the order of their keys, in which every process locks.
         steps.sort_unstable_by(|a, b| a.key().cmp(b.key()));
         while !steps.is_empty() {
             let rest = steps.split_off(steps.len().min(MAX_STATEMENT));
             let group = std::mem::replace(steps, rest);
             groups.push(async move {
-                let rest = complete(dialect, group).await;
+                let looks_first = keys_are_new.is_some_and(|new| !new.0.load(Ordering::Relaxed));
+                let rest = if looks_first { group } else { take_unseen(dialect, group).await };
                 if !rest.is_empty() {
-                    take(dialect, rest).await;
+                    take(dialect, keys_are_new, rest).await;
                 }
             });
         }
@@ -77,28 +93,41 @@ struct Open {
     sent: bool,
 }
 
-/// Completes what can be completed without a look: nearly every claim that was operated under. Gives the others back.
+/// Takes what can be taken without a look, of claims or of settlements, and gives the others back.
 ///
-/// Whatever fails here is looked at and decided by [`take`]: a completion that was done already is found done.
-async fn complete<D: Dialect>(dialect: &D, steps: Vec<Box<dyn Step>>) -> Vec<Box<dyn Step>> {
-    let (completing, mut rest): (Vec<_>, Vec<_>) = steps.into_iter().partition(|step| step.completion().is_some());
-    if completing.is_empty() {
+/// Whatever fails here is looked at and decided by [`take`]: a step that was done already is found done.
+async fn take_unseen<D: Dialect>(dialect: &D, steps: Vec<Box<dyn Step>>) -> Vec<Box<dyn Step>> {
+    let (trying, mut rest): (Vec<_>, Vec<_>) = steps.into_iter().partition(|step| step.unseen().is_some());
+    if trying.is_empty() {
         return rest;
     }
-    let rows: Vec<_> = completing.iter().filter_map(|step| step.completion()).collect();
+    let (mut claims, mut completions) = (Vec::new(), Vec::new());
+    for step in &trying {
+        match step.unseen() {
+            Some(Unseen::Claim(row)) => claims.push(row),
+            Some(Unseen::Completion(row)) => completions.push(row),
+            None => {}
+        }
+    }
     let written = async {
         let mut lent = Lent::from(dialect).await.ok()?;
-        let written = dialect.complete(lent.connection().ok()?, &rows).await.ok()?;
+        let connection = lent.connection().ok()?;
+        let written = if claims.is_empty() {
+            dialect.complete(connection, &completions).await
+        } else {
+            dialect.claim(connection, &claims).await
+        };
+        let written = written.ok()?;
         lent.give_back();
         Some(written)
     };
     let written = written.await;
-    drop(rows);
+    drop((claims, completions));
     match written {
-        Some(Written::All) => completing.into_iter().for_each(Step::done),
+        Some(Written::All) => trying.into_iter().for_each(Step::done),
         Some(Written::Only(keys)) => {
             let keys: HashSet<Vec<u8>> = keys.into_iter().collect();
-            for step in completing {
+            for step in trying {
                 if keys.contains(step.key().as_stored().as_bytes()) {
                     step.done();
                 } else {
@@ -106,13 +135,13 @@ async fn complete<D: Dialect>(dialect: &D, steps: Vec<Box<dyn Step>>) -> Vec<Box
                 }
             }
         }
-        Some(Written::Some) | None => rest.extend(completing),
+        Some(Written::Some) | None => rest.extend(trying),
     }
     rest.sort_unstable_by(|a, b| a.key().cmp(b.key()));
     rest
 }
 
-async fn take<D: Dialect>(dialect: &D, steps: Vec<Box<dyn Step>>) {
+async fn take<D: Dialect>(dialect: &D, keys_are_new: Option<&KeysAreNew>, steps: Vec<Box<dyn Step>>) {
     let mut open: Vec<Open> =
         steps.into_iter().map(|step| Open { step, found: None, write: Write::Nothing, sent: false }).collect();
     let refuse = |open: Vec<Open>, error: StoreError| {
@@ -123,6 +152,9 @@ async fn take<D: Dialect>(dialect: &D, steps: Vec<Box<dyn Step>>) {
             Ok(read) => read,
             Err(error) => return refuse(open, error),
         };
+        if let (Some(new), 0) = (keys_are_new, tries) {
+            new.0.store(found.is_empty(), Ordering::Relaxed);
+        }
         open = decide(open, found, now);
         let wrote = match lent.connection() {
             Ok(connection) => write(dialect, connection, &mut open).await,
@@ -135,7 +167,7 @@ async fn take<D: Dialect>(dialect: &D, steps: Vec<Box<dyn Step>>) {
                 // One of the rows is at fault: each goes by itself, so that its neighbours don't share its fate.
                 drop(lent);
                 for alone in open {
-                    Box::pin(take(dialect, vec![alone.step])).await;
+                    Box::pin(take(dialect, keys_are_new, vec![alone.step])).await;
                 }
                 return;
             }

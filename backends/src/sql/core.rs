@@ -11,7 +11,7 @@ use oncekey::backend::{
 use oncekey::record::{StoreTime, transition};
 use tokio::sync::Semaphore;
 
-use super::batch::{rounds, take_round};
+use super::batch::{KeysAreNew, rounds, take_round};
 use super::dialect::{Dialect, Failure, Written};
 use super::error::{of_read, of_write};
 use super::lent::Lent;
@@ -30,20 +30,29 @@ pub(crate) const STEP_CONNECTIONS: usize = 2 * BATCHES;
 /// One arbiter's access to the records.
 pub(crate) struct Core<D> {
     pub(crate) dialect: Arc<D>,
+    keys_are_new: Arc<KeysAreNew>,
     /// Users' operations may take long: they never take the last connections from the steps.
     transactions: Arc<Semaphore>,
 }
 
 impl<D> Clone for Core<D> {
     fn clone(&self) -> Self {
-        Self { dialect: Arc::clone(&self.dialect), transactions: Arc::clone(&self.transactions) }
+        Self {
+            dialect: Arc::clone(&self.dialect),
+            keys_are_new: Arc::clone(&self.keys_are_new),
+            transactions: Arc::clone(&self.transactions),
+        }
     }
 }
 
 impl<D: Dialect> Core<D> {
     pub(crate) fn new(dialect: D) -> Self {
         let transactions = dialect.pool_size().saturating_sub(STEP_CONNECTIONS).max(1);
-        Self { dialect: Arc::new(dialect), transactions: Arc::new(Semaphore::new(transactions)) }
+        Self {
+            dialect: Arc::new(dialect),
+            keys_are_new: Arc::default(),
+            transactions: Arc::new(Semaphore::new(transactions)),
+        }
     }
 
     /// Takes one step by itself.
@@ -54,7 +63,7 @@ impl<D: Dialect> Core<D> {
         ask(request, async |request| {
             let (_, rounds) = rounds(vec![request]);
             for round in rounds {
-                take_round(&*self.dialect, round).await;
+                take_round(&*self.dialect, &self.keys_are_new, round).await;
             }
         })
         .await
@@ -65,7 +74,7 @@ impl<D: Dialect> Core<D> {
         let (others, rounds) = rounds(batch);
         let taken = async {
             for round in rounds {
-                take_round(&*self.dialect, round).await;
+                take_round(&*self.dialect, &self.keys_are_new, round).await;
             }
         };
         futures_util::future::join(taken, futures_util::future::join_all(others.into_iter().map(other))).await;

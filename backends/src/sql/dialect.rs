@@ -9,7 +9,7 @@ use oncekey::backend::StoreError;
 use oncekey::record::StoreTime;
 
 use super::row::{Columns, Expected, Row};
-use super::step::Completion;
+use super::step::{Completion, FirstClaim};
 
 /// A record's key and its row.
 pub(crate) type Keyed = (Vec<u8>, Row);
@@ -72,6 +72,14 @@ pub(crate) trait Dialect: Send + Sync + 'static {
         connection: &mut Self::Connection,
         key: &str,
     ) -> impl Future<Output = QueryResult<(StoreTime, Option<Row>)>> + Send;
+
+    /// Claims keys that have no row, counting leases from the server's time: what
+    /// [`transition::acquire`](oncekey::record::transition::acquire) decides of them, without a look before.
+    fn claim(
+        &self,
+        connection: &mut Self::Connection,
+        rows: &[FirstClaim<'_>],
+    ) -> impl Future<Output = QueryResult<Written>> + Send;
 
     /// Inserts rows where there are none.
     fn insert(

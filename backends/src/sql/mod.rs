@@ -21,4 +21,4 @@ pub(crate) use lent::Lent;
 pub use name::InvalidName;
 pub(crate) use name::{Name, lock_number};
 pub(crate) use row::{Columns, Expected, Row, from_column, time_of};
-pub(crate) use step::Completion;
+pub(crate) use step::{Completion, FirstClaim};

@@ -1,9 +1,15 @@
 //! Messages about one key, each with its reply and the pure function that decides it.
 
-use oncekey::Key;
-use oncekey::backend::{Acquire, Complete, Completed, Hold, Release, Renew, Reply, Request, Resolve, StoreError};
+use std::time::Duration;
+
+use oncekey::backend::{
+    Acquire, Acquired, Complete, Completed, Hold, Release, Renew, Reply, Request, Resolve, StoreError,
+};
 use oncekey::record::transition::{self, Write};
-use oncekey::record::{Record, StoreTime};
+use oncekey::record::{ABANDONED_CLAIM_KEPT, Record, StoreTime};
+use oncekey::{Attempt, Key, OnAbandoned};
+
+use crate::columns::word_of;
 
 /// A step that waits to be taken.
 pub(crate) trait Step: Send {
@@ -12,8 +18,8 @@ pub(crate) trait Step: Send {
     /// Whether it asks for a claim. Those mostly insert, the others mostly update.
     fn is_acquire(&self) -> bool;
 
-    /// The outcome to be stored, if that is what it asks for.
-    fn completion(&self) -> Option<Completion<'_>>;
+    /// What it asks for, if that can be done without a look before.
+    fn unseen(&self) -> Option<Unseen<'_>>;
 
     /// Tells that what it asked for was done without a decision.
     fn done(self: Box<Self>);
@@ -27,25 +33,64 @@ pub(crate) trait Step: Send {
     fn refuse(self: Box<Self>, error: StoreError);
 }
 
-/// What nearly every claim ends with, in the form of a statement's row.
+/// What nearly every step is, in the form of a statement's row.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Unseen<'a> {
+    Claim(FirstClaim<'a>),
+    Completion(Completion<'a>),
+}
+
+/// The claim of a key that has no record. Times are milliseconds, added to the server's time by the server.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FirstClaim<'a> {
+    pub(crate) key: &'a str,
+    pub(crate) fingerprint: &'a [u8],
+    pub(crate) owner: &'a [u8],
+    pub(crate) on_abandoned: i16,
+    pub(crate) lease: i64,
+    /// How long the record is kept, where it goes away by itself.
+    pub(crate) kept: Option<i64>,
+}
+
+impl<'a> FirstClaim<'a> {
+    pub(crate) fn of(message: &'a Acquire) -> Self {
+        let lease = millis(message.lease);
+        Self {
+            key: message.key.as_stored(),
+            fingerprint: message.fingerprint.as_bytes(),
+            owner: message.owner.as_bytes(),
+            on_abandoned: word_of(message.on_abandoned),
+            lease,
+            kept: match message.on_abandoned {
+                OnAbandoned::Rerun => Some(lease.saturating_add(millis(ABANDONED_CLAIM_KEPT))),
+                OnAbandoned::Hold => None,
+            },
+        }
+    }
+}
+
+/// The server must be able to add it to its time.
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(i64::MAX).min(i64::MAX / 4)
+}
+
+/// The end of a claim by its owner.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Completion<'a> {
     pub(crate) key: &'a str,
     pub(crate) owner: &'a [u8],
     pub(crate) outcome: &'a [u8],
-    /// How long the record is kept, in milliseconds.
+    /// How long the record is kept, in milliseconds from the server's time.
     pub(crate) retention: i64,
 }
 
 impl<'a> Completion<'a> {
     pub(crate) fn of(message: &'a Complete) -> Self {
-        let millis = message.retention.as_nanos().div_ceil(1_000_000);
         Self {
             key: message.key.as_stored(),
             owner: message.owner.as_bytes(),
             outcome: message.outcome.as_stored(),
-            // Added to the server's time by the server, where it must not overflow.
-            retention: i64::try_from(millis).unwrap_or(i64::MAX).min(i64::MAX / 2),
+            retention: millis(message.retention),
         }
     }
 }
@@ -55,7 +100,7 @@ struct Pending<M, A> {
     key: fn(&M) -> &Key,
     transition: fn(Option<&Record>, StoreTime, &M) -> transition::Step<A>,
     is_acquire: bool,
-    completion: fn(&M) -> Option<Completion<'_>>,
+    unseen: fn(&M) -> Option<Unseen<'_>>,
     done: Option<A>,
     decided: Option<A>,
     reply: Reply<A>,
@@ -70,8 +115,8 @@ impl<M: Send, A: Send> Step for Pending<M, A> {
         self.is_acquire
     }
 
-    fn completion(&self) -> Option<Completion<'_>> {
-        (self.completion)(&self.message)
+    fn unseen(&self) -> Option<Unseen<'_>> {
+        (self.unseen)(&self.message)
     }
 
     fn done(self: Box<Self>) {
@@ -107,7 +152,7 @@ pub(crate) fn step_of(request: Request) -> Result<Box<dyn Step>, Request> {
                 key: |message: &$type| &message.key,
                 transition: $transition,
                 is_acquire: false,
-                completion: |_| None,
+                unseen: |_| None,
                 done: None,
                 decided: None,
                 message: $message,
@@ -116,11 +161,14 @@ pub(crate) fn step_of(request: Request) -> Result<Box<dyn Step>, Request> {
         };
     }
     Ok(match request {
-        Request::Acquire(message, reply) => {
-            Box::new(Pending { is_acquire: true, ..pending!(message, reply, Acquire, transition::acquire) })
-        }
+        Request::Acquire(message, reply) => Box::new(Pending {
+            is_acquire: true,
+            unseen: |message| Some(Unseen::Claim(FirstClaim::of(message))),
+            done: Some(Acquired::Claimed { attempt: Attempt::FIRST, took_over: false }),
+            ..pending!(message, reply, Acquire, transition::acquire)
+        }),
         Request::Complete(message, reply) => Box::new(Pending {
-            completion: |message| Some(Completion::of(message)),
+            unseen: |message| Some(Unseen::Completion(Completion::of(message))),
             done: Some(Completed::Stored),
             ..pending!(message, reply, Complete, transition::complete)
         }),
@@ -130,4 +178,42 @@ pub(crate) fn step_of(request: Request) -> Result<Box<dyn Step>, Request> {
         Request::Resolve(message, reply) => Box::new(pending!(message, reply, Resolve, transition::resolve)),
         other => return Err(other),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use oncekey::Fingerprint;
+    use oncekey::record::Owner;
+
+    use super::*;
+    use crate::sql::row::Columns;
+
+    /// A first claim is what the protocol decides of a key that has no record.
+    #[test]
+    fn a_first_claim_is_the_protocols() {
+        let now = StoreTime::from_millis(1_000_000);
+        for on_abandoned in [OnAbandoned::Rerun, OnAbandoned::Hold] {
+            for lease in [Duration::from_micros(1), Duration::from_millis(1_500), Duration::from_secs(86_400)] {
+                let message = Acquire {
+                    key: Key::new("s", "k").unwrap(),
+                    fingerprint: Fingerprint::of(b"asked"),
+                    owner: Owner::random(),
+                    lease,
+                    on_abandoned,
+                };
+                let step = transition::acquire(None, now, &message);
+                assert_eq!(step.answer, Acquired::Claimed { attempt: Attempt::FIRST, took_over: false });
+                let Write::Put(record) = step.write else { panic!("{:?}", step.write) };
+                let (decided, unseen) = (Columns::of(&message.key, &record), FirstClaim::of(&message));
+                assert_eq!(
+                    (decided.key, decided.owner, decided.fingerprint),
+                    (unseen.key, unseen.owner, unseen.fingerprint)
+                );
+                assert_eq!((decided.state, decided.attempt, decided.outcome), (1, 1, None));
+                assert_eq!(decided.on_abandoned, Some(unseen.on_abandoned));
+                assert_eq!(decided.lease_until, Some(1_000_000 + unseen.lease));
+                assert_eq!(decided.purge_at, unseen.kept.map(|kept| 1_000_000 + kept));
+            }
+        }
+    }
 }
