@@ -17,11 +17,9 @@ use crate::sql::{
     time_of,
 };
 
-/// The server's time in milliseconds since 1970, as it is when a row is given: later than whatever wrote the row.
-const NOW: &str = "CAST(UNIX_TIMESTAMP(SYSDATE(3)) * 1000 AS SIGNED)";
-
-/// The time at which the statement began, which does not change meanwhile, so that an index can be asked for it.
-const BEGAN: &str = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(3)) DIV 1000";
+/// The server's time in milliseconds since 1970 when the statement began. By UTC: a local time, from which
+/// `UNIX_TIMESTAMP` would count, comes twice where the clocks are put back, and leases would lapse an hour early.
+const NOW: &str = "TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(3)) DIV 1000";
 
 const ROW: &str = "fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at";
 
@@ -109,7 +107,7 @@ fn first_claim(row: FirstClaim<'_>) -> [Bind<'_>; 6] {
     ]
 }
 
-fn completion(row: Completion<'_>) -> [Bind<'_>; 4] {
+fn completion<'a>(row: &Completion<'a>) -> [Bind<'a>; 4] {
     [Bind::Bytes(row.outcome), Bind::BigInt(row.retention), Bind::Bytes(row.key.as_bytes()), Bind::Bytes(row.owner)]
 }
 
@@ -123,14 +121,14 @@ impl Mysql {
 
     async fn purge_locked(&self, connection: &mut AsyncMysqlConnection, limit: usize) -> QueryResult<usize> {
         let table = &self.table;
-        let text = format!("SELECT record_key FROM {table} WHERE purge_at <= {BEGAN} ORDER BY purge_at LIMIT ?");
+        let text = format!("SELECT record_key FROM {table} WHERE purge_at <= {NOW} ORDER BY purge_at LIMIT ?");
         let limit = [Bind::BigInt(i64::try_from(limit).unwrap_or(i64::MAX))];
         let keys: Vec<Vec<u8>> = Fragment::<Binary, _>::new(&text, &limit).load(connection).await?;
         let mut removed = 0;
         // By their keys, each row locked by itself: a delete by the range of times would lock what lies between.
         for keys in keys.chunks(256) {
             let marks = repeated("?", ", ", keys.len());
-            let text = format!("DELETE FROM {table} WHERE record_key IN ({marks}) AND purge_at <= {BEGAN}");
+            let text = format!("DELETE FROM {table} WHERE record_key IN ({marks}) AND purge_at <= {NOW}");
             let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
             let binds: Vec<_> = padded(&keys).map(Bind::Bytes).collect();
             removed += Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
@@ -180,7 +178,7 @@ impl Dialect for Mysql {
     }
 
     async fn claim(&self, connection: &mut AsyncMysqlConnection, rows: &[FirstClaim<'_>]) -> QueryResult<Written> {
-        let each = format!("(?, ?, 1, ?, 1, {BEGAN} + ?, ?, NULL, {BEGAN} + ?)");
+        let each = format!("(?, ?, 1, ?, 1, {NOW} + ?, ?, NULL, {NOW} + ?)");
         let values = repeated(&each, ", ", rows.len());
         // As in `insert`.
         let text = format!("INSERT IGNORE INTO {} (record_key, {ROW}) VALUES {values}", self.table);
@@ -225,26 +223,32 @@ impl Dialect for Mysql {
     }
 
     async fn complete(&self, connection: &mut AsyncMysqlConnection, rows: &[Completion<'_>]) -> QueryResult<Written> {
-        const VALUES: &str = "SELECT CAST(? AS BINARY) AS new_outcome, CAST(? AS SIGNED) AS retention, \
-            CAST(? AS BINARY) AS was_key, CAST(? AS BINARY) AS was_owner";
-        if let [row] = rows {
-            let text = format!(
-                "UPDATE {} SET state = 2, lease_until = NULL, on_abandoned = NULL, outcome = ?, purge_at = {NOW} + ? \
-                 WHERE record_key = ? AND owner = ? AND state IN (1, 3) AND (purge_at IS NULL OR purge_at > {BEGAN})",
-                self.table
-            );
-            let counted = Fragment::<(), _>::new(&text, &completion(*row)).execute(connection).await?;
-            return Ok(written(counted, 1));
-        }
-        let values = repeated(VALUES, " UNION ALL ", rows.len());
-        let text = format!(
-            "UPDATE ({values}) AS a STRAIGHT_JOIN {} AS r ON r.record_key = a.was_key AND r.owner = a.was_owner \
-             AND r.state IN (1, 3) AND (r.purge_at IS NULL OR r.purge_at > {BEGAN}) \
-             SET r.state = 2, r.lease_until = NULL, r.on_abandoned = NULL, r.outcome = a.new_outcome, \
-             r.purge_at = {NOW} + a.retention",
+        let is_to_be_completed = format!("state IN (1, 3) AND (purge_at IS NULL OR purge_at > {NOW})");
+        let set = format!(
+            "UPDATE {} FORCE INDEX (PRIMARY) SET state = 2, lease_until = NULL, on_abandoned = NULL",
             self.table
         );
-        let binds: Vec<_> = padded(rows).flat_map(completion).collect();
+        if let [row] = rows {
+            let text = format!(
+                "{set}, outcome = ?, purge_at = {NOW} + ? WHERE record_key = ? AND owner = ? AND {is_to_be_completed}"
+            );
+            let counted = Fragment::<(), _>::new(&text, &completion(row)).execute(connection).await?;
+            return Ok(written(counted, 1));
+        }
+        let text = format!(
+            "{set}, outcome = CASE record_key {} END, purge_at = {NOW} + CASE record_key {} END \
+             WHERE ({}) AND {is_to_be_completed}",
+            repeated("WHEN ? THEN CAST(? AS BINARY)", " ", rows.len()),
+            repeated("WHEN ? THEN CAST(? AS SIGNED)", " ", rows.len()),
+            repeated("(record_key = ? AND owner = ?)", " OR ", rows.len())
+        );
+        fn key<'a>(row: &Completion<'a>) -> Bind<'a> {
+            Bind::Bytes(row.key.as_bytes())
+        }
+        let outcomes = padded(rows).flat_map(|row| [key(&row), Bind::Bytes(row.outcome)]);
+        let retentions = padded(rows).flat_map(|row| [key(&row), Bind::BigInt(row.retention)]);
+        let owners = padded(rows).flat_map(|row| [key(&row), Bind::Bytes(row.owner)]);
+        let binds: Vec<_> = outcomes.chain(retentions).chain(owners).collect();
         let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
         Ok(written(counted, rows.len()))
     }
@@ -270,7 +274,7 @@ impl Dialect for Mysql {
         limit: usize,
     ) -> QueryResult<(StoreTime, Vec<Keyed>)> {
         let text = format!(
-            "SELECT {NOW}, record_key, {ROW} FROM {} WHERE record_key > ? AND (purge_at IS NULL OR purge_at > {BEGAN}) \
+            "SELECT {NOW}, record_key, {ROW} FROM {} WHERE record_key > ? AND (purge_at IS NULL OR purge_at > {NOW}) \
              ORDER BY record_key LIMIT ?",
             self.table
         );
