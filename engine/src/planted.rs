@@ -114,6 +114,8 @@ mod there {
         DroppedCallerStopsTheOperation
         /// The limit of calls is none.
         AdmissionNotCounted
+        /// A shutdown does not wait for claims that are on their way.
+        ClaimOnItsWayForgotten
         /// Calls are taken after the end was told.
         ShutdownTakesCalls
         /// A response of 500 is an outcome.

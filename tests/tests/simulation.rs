@@ -74,6 +74,29 @@ fn e06_a_grant_that_is_heard_after_its_lease_is_given_back() {
     });
 }
 
+/// A key whose claim is on its way to the store is in flight: a shutdown waits for it, as for those that hold theirs.
+#[test]
+fn e16_a_shutdown_waits_for_a_claim_that_is_on_its_way() {
+    on_virtual_time(1, async |world| {
+        world.heal();
+        let (key, _) = keys().remove(0);
+        let process = Process::start(&world, 0);
+        world.slows_acquires(LEASE / 3);
+        let (engine, ran, called) = (process.engine.clone(), world.clone(), key.clone());
+        let running = actix_rt::spawn(async move {
+            let effect = move |_| async move { Ok::<u64, ()>(ran.effect(&called)) };
+            engine.run(key, &"the same", effect).await
+        });
+        tokio::time::sleep(LEASE / 12).await;
+        assert_eq!(process.engine.keys_in_flight().await, 1);
+        let ended = process.engine.shutdown(LEASE).await;
+        assert_eq!(ended.left_to_their_lease, 0);
+        // It was settled before the shutdown said that nothing is in flight.
+        assert!(running.is_finished());
+        assert!(!running.await.unwrap().unwrap().is_replay());
+    });
+}
+
 /// A transaction whose commit went through and whose answer was lost is found again: its caller has the outcome, and nothing
 /// runs twice.
 #[test]

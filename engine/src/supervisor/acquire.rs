@@ -1,12 +1,14 @@
 //! Asking the store for a key, and what its answer leads to.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use actix::prelude::*;
 use tokio::time::Instant;
 
 use super::Supervisor;
+use super::ending::AcquireEnded;
 use crate::backend::{Acquire, Acquired, Reply, Request, StoreError};
 use crate::call::{Admitted, Begin, Grant};
 use crate::key_lock::{Following, Holding, Reconciling, Role};
@@ -29,10 +31,15 @@ impl Supervisor {
         };
         // One count for all that the answer needs, and one that no other arbiter shares.
         let (neighbours, asked_at) = (Arc::clone(&self.neighbours), Instant::now());
-        let reply = Reply::new(move |answer| {
-            if let Some((call, answer)) = answer_or_pass_on(&neighbours.shared, call, answer) {
-                // A supervisor that has ended leaves the claim to its lease, and the caller hears that it stopped.
-                neighbours.tell_supervisor(AcquireAnswered { call, owner, asked_at, answer });
+        self.neighbours.acquiring.fetch_add(1, Ordering::AcqRel);
+        let reply = Reply::new(move |answer| match answer_or_pass_on(&neighbours.shared, call, answer) {
+            // A supervisor that has ended leaves the claim to its lease, and the caller hears that it stopped.
+            Some((call, answer)) => neighbours.tell_supervisor(AcquireAnswered { call, owner, asked_at, answer }),
+            None => {
+                neighbours.acquiring.fetch_sub(1, Ordering::AcqRel);
+                if neighbours.shared.is_closing() {
+                    neighbours.tell_supervisor(AcquireEnded);
+                }
             }
         });
         self.neighbours.ask_store(Request::Acquire(message, reply));
@@ -155,6 +162,10 @@ impl Handler<AcquireAnswered> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, answered: AcquireAnswered, _: &mut Self::Context) {
+        self.neighbours.acquiring.fetch_sub(1, Ordering::AcqRel);
         self.on_acquired(answered);
+        if !self.draining.is_empty() {
+            self.end_if_drained();
+        }
     }
 }

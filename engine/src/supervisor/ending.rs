@@ -21,6 +21,21 @@ impl Handler<Drain> for Supervisor {
     }
 }
 
+/// A claim that was on its way while the engine was closing has come to nothing.
+pub(super) struct AcquireEnded;
+
+impl Message for AcquireEnded {
+    type Result = ();
+}
+
+impl Handler<AcquireEnded> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: AcquireEnded, _: &mut Self::Context) {
+        self.end_if_drained();
+    }
+}
+
 /// How many keys are in flight here.
 pub(crate) struct CountInFlight;
 
@@ -32,7 +47,7 @@ impl Handler<CountInFlight> for Supervisor {
     type Result = usize;
 
     fn handle(&mut self, _: CountInFlight, _: &mut Self::Context) -> usize {
-        self.locks.len()
+        self.in_flight()
     }
 }
 
@@ -48,7 +63,7 @@ impl Handler<End> for Supervisor {
 
     fn handle(&mut self, _: End, ctx: &mut Self::Context) {
         self.ending = true;
-        if self.locks.is_empty() {
+        if self.in_flight() == 0 {
             ctx.stop();
         }
     }

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -29,6 +30,8 @@ pub(crate) struct Neighbours {
     pub(crate) shared: Arc<Shared>,
     store: Recipient<Persist>,
     supervisor: Arc<Addr<Supervisor>>,
+    /// How many claims are on their way to the store and back: such a key is in flight, and has no lock yet.
+    acquiring: AtomicUsize,
 }
 
 impl Neighbours {
@@ -77,7 +80,7 @@ impl Supervisor {
             let supervisor = Arc::new(ctx.address());
             address = Some(Arc::clone(&supervisor));
             Self {
-                neighbours: Arc::new(Neighbours { shared, store, supervisor }),
+                neighbours: Arc::new(Neighbours { shared, store, supervisor, acquiring: AtomicUsize::new(0) }),
                 locks: HashMap::default(),
                 resting: Resting::default(),
                 next_lock_id: 0,
@@ -158,8 +161,13 @@ impl Supervisor {
         self.neighbours.ask_store(Request::Purge(Purge { limit }, reply));
     }
 
+    fn in_flight(&self) -> usize {
+        let acquiring = self.neighbours.acquiring.load(Ordering::Acquire);
+        self.locks.len() + if planted!(ClaimOnItsWayForgotten) { 0 } else { acquiring }
+    }
+
     fn end_if_drained(&mut self) {
-        if self.locks.is_empty() {
+        if self.in_flight() == 0 {
             for waiting in self.draining.drain(..) {
                 // Whoever waited may have given up.
                 let _ = waiting.send(());
@@ -175,7 +183,7 @@ impl Actor for Supervisor {
         let every = (self.neighbours.shared.settings.lease / 6).clamp(Duration::from_millis(5), Duration::from_secs(1));
         ctx.run_interval(every, |supervisor, ctx| {
             supervisor.sweep();
-            if supervisor.ending && supervisor.locks.is_empty() {
+            if supervisor.ending && supervisor.in_flight() == 0 {
                 ctx.stop();
             }
         });
