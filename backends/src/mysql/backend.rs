@@ -24,9 +24,10 @@ use crate::sql::{BATCHES, Core, Name};
 
 /// A store of records in MySQL (8.0 or later) or MariaDB (10.6 or later), by Diesel. No libmysqlclient is needed.
 ///
-/// What waits in an arbiter's backend actor becomes a few statements for all of it: one reads the batch's rows, one each
-/// inserts, replaces and deletes what was decided, if the row is still what it was decided on. So a commit, which is what
-/// a claim costs, serves many, and a replay writes nothing. Time is the server's.
+/// What waits in an arbiter's backend actor becomes a few statements for all of it. Claims of keys that nobody has used are
+/// one, completions by their claims' owners another; where that meets something else, one reads the batch's rows, and one
+/// each inserts, replaces and deletes what was decided, if the row is still what it was decided on. So a commit, which is
+/// what a claim costs, serves many, and a replay writes nothing. Time is the server's.
 ///
 /// **Each arbiter has connections of its own** (see [`MysqlBuilder::pool_size`]), since a connection lives on the runtime
 /// that opened it. An application that has a Diesel pool [hands it over](Self::from_pool) instead.
