@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use super::{Connect, LONG, Store, fingerprint, fresh_key, until};
 use crate::{Error, Key, Outcome, RunError, Shutdown};
@@ -11,13 +11,14 @@ use crate::{Error, Key, Outcome, RunError, Shutdown};
 /// E15: a reached limit is `Overloaded` at once, and over as soon as there is room.
 pub async fn e15_a_reached_limit_is_overloaded_at_once<C: Connect>(store: &Store<C>) {
     let engine = store.engine(|builder| builder.max_calls_per_arbiter(4)).await;
-    let go = Arc::new(Notify::new());
+    // Kept for an operation that has not begun yet.
+    let go = Arc::new(Semaphore::new(0));
     let running: Vec<_> = (0..4)
         .map(|_| {
             let (engine, go) = (engine.clone(), Arc::clone(&go));
             actix_rt::spawn(async move {
                 let work = move |_| async move {
-                    go.notified().await;
+                    drop(go.acquire().await);
                     Ok::<u32, ()>(17)
                 };
                 engine.run(fresh_key(), fingerprint(), work).await
@@ -29,7 +30,7 @@ pub async fn e15_a_reached_limit_is_overloaded_at_once<C: Connect>(store: &Store
     let over = patient.run(fresh_key(), fingerprint(), |_| async { Ok::<u32, ()>(0) });
     let over = tokio::time::timeout(Duration::from_secs(5), over).await.expect("it hung");
     assert!(matches!(over, Err(RunError::Engine(Error::Overloaded { limit: 4, .. }))), "{over:?}");
-    go.notify_waiters();
+    go.add_permits(4);
     for call in running {
         assert_eq!(call.await.unwrap().unwrap(), Outcome::Ran(17));
     }
