@@ -107,10 +107,6 @@ fn first_claim(row: FirstClaim<'_>) -> [Bind<'_>; 6] {
     ]
 }
 
-fn completion<'a>(row: &Completion<'a>) -> [Bind<'a>; 4] {
-    [Bind::Bytes(row.outcome), Bind::BigInt(row.retention), Bind::Bytes(row.key.as_bytes()), Bind::Bytes(row.owner)]
-}
-
 impl Mysql {
     /// Whether this connection is the one that purges now.
     async fn try_lock(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<bool> {
@@ -223,6 +219,10 @@ impl Dialect for Mysql {
     }
 
     async fn complete(&self, connection: &mut AsyncMysqlConnection, rows: &[Completion<'_>]) -> QueryResult<Written> {
+        fn key<'a>(row: &Completion<'a>) -> Bind<'a> {
+            Bind::Bytes(row.key.as_bytes())
+        }
+
         let is_to_be_completed = format!("state IN (1, 3) AND (purge_at IS NULL OR purge_at > {NOW})");
         let set = format!(
             "UPDATE {} FORCE INDEX (PRIMARY) SET state = 2, lease_until = NULL, on_abandoned = NULL",
@@ -232,7 +232,8 @@ impl Dialect for Mysql {
             let text = format!(
                 "{set}, outcome = ?, purge_at = {NOW} + ? WHERE record_key = ? AND owner = ? AND {is_to_be_completed}"
             );
-            let counted = Fragment::<(), _>::new(&text, &completion(row)).execute(connection).await?;
+            let binds = [Bind::Bytes(row.outcome), Bind::BigInt(row.retention), key(row), Bind::Bytes(row.owner)];
+            let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
             return Ok(written(counted, 1));
         }
         let text = format!(
@@ -242,9 +243,6 @@ impl Dialect for Mysql {
             repeated("WHEN ? THEN CAST(? AS SIGNED)", " ", rows.len()),
             repeated("(record_key = ? AND owner = ?)", " OR ", rows.len())
         );
-        fn key<'a>(row: &Completion<'a>) -> Bind<'a> {
-            Bind::Bytes(row.key.as_bytes())
-        }
         let outcomes = padded(rows).flat_map(|row| [key(&row), Bind::Bytes(row.outcome)]);
         let retentions = padded(rows).flat_map(|row| [key(&row), Bind::BigInt(row.retention)]);
         let owners = padded(rows).flat_map(|row| [key(&row), Bind::Bytes(row.owner)]);

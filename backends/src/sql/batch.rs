@@ -123,20 +123,10 @@ async fn take_unseen<D: Dialect>(dialect: &D, steps: Vec<Box<dyn Step>>) -> Vec<
     };
     let written = written.await;
     drop((claims, completions));
-    match written {
-        Some(Written::All) => trying.into_iter().for_each(Step::done),
-        Some(Written::Only(keys)) => {
-            let keys: HashSet<Vec<u8>> = keys.into_iter().collect();
-            for step in trying {
-                if keys.contains(step.key().as_stored().as_bytes()) {
-                    step.done();
-                } else {
-                    rest.push(step);
-                }
-            }
-        }
-        Some(Written::Some) | None => rest.extend(trying),
-    }
+    let written = written.unwrap_or(Written::Some);
+    let (done, unwritten) = divide(trying, &written, |step| step.key());
+    done.into_iter().for_each(Step::done);
+    rest.extend(unwritten);
     rest.sort_unstable_by(|a, b| a.key().cmp(b.key()));
     rest
 }
@@ -279,25 +269,30 @@ fn expected(open: &Open) -> Option<Expected<'_>> {
 }
 
 fn keep_unwritten(sent: Vec<Open>, written: Result<Written, Error>, open: &mut Vec<Open>) -> QueryResult<()> {
-    match written {
-        Ok(Written::All) => sent.into_iter().for_each(|open| open.step.answer()),
-        Ok(Written::Only(keys)) => {
-            let keys: HashSet<Vec<u8>> = keys.into_iter().collect();
-            for sent in sent {
-                if keys.contains(sent.step.key().as_stored().as_bytes()) {
-                    sent.step.answer();
-                } else {
-                    open.push(sent);
-                }
-            }
-        }
-        Ok(Written::Some) => open.extend(sent.into_iter().map(|sent| Open { sent: true, ..sent })),
+    let written = match written {
+        Ok(written) => written,
         Err(error) => {
             open.extend(sent);
             return Err(error);
         }
-    }
+    };
+    let (done, unwritten) = divide(sent, &written, |open| open.step.key());
+    done.into_iter().for_each(|open| open.step.answer());
+    let may_be_done = written == Written::Some;
+    open.extend(unwritten.into_iter().map(|open| Open { sent: may_be_done || open.sent, ..open }));
     Ok(())
+}
+
+/// Those whose rows are known to be written, and the others.
+fn divide<T>(sent: Vec<T>, written: &Written, key: impl Fn(&T) -> &Key) -> (Vec<T>, Vec<T>) {
+    match written {
+        Written::All => (sent, Vec::new()),
+        Written::Only(keys) => {
+            let keys: HashSet<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+            sent.into_iter().partition(|one| keys.contains(key(one).as_stored().as_bytes()))
+        }
+        Written::Some => (Vec::new(), sent),
+    }
 }
 
 /// The first tries follow at once; later ones leave the others time to finish, each after another while.

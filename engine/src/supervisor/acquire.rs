@@ -164,8 +164,6 @@ impl Handler<AcquireAnswered> for Supervisor {
     fn handle(&mut self, answered: AcquireAnswered, _: &mut Self::Context) {
         self.neighbours.acquiring.fetch_sub(1, Ordering::AcqRel);
         self.on_acquired(answered);
-        if !self.draining.is_empty() {
-            self.end_if_drained();
-        }
+        self.end_if_drained();
     }
 }

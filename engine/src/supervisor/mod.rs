@@ -167,7 +167,7 @@ impl Supervisor {
     }
 
     fn end_if_drained(&mut self) {
-        if self.in_flight() == 0 {
+        if !self.draining.is_empty() && self.in_flight() == 0 {
             for waiting in self.draining.drain(..) {
                 // Whoever waited may have given up.
                 let _ = waiting.send(());
@@ -224,9 +224,7 @@ impl Handler<Retired> for Supervisor {
             }
         }
         resubmit.into_iter().for_each(|call| self.begin(call));
-        if !self.draining.is_empty() {
-            self.end_if_drained();
-        }
+        self.end_if_drained();
     }
 }
 

@@ -25,7 +25,13 @@ pub(crate) fn acquire(key: &str) -> Acquire {
 
 /// The conformance suite, and the checks that are made on every database, in the module of one of them.
 macro_rules! on_database {
-    (server: $server:ty, backend: $backend:ident, open_error: $open_error:ident, connection: $connection:ty $(,)?) => {
+    (
+        server: $server:ty,
+        backend: $backend:ident,
+        open_error: $open_error:ident,
+        connection: $connection:ty,
+        key_column: $key_column:literal $(,)?
+    ) => {
         static SERVER: LazyLock<$server> = LazyLock::new(<$server>::start);
 
         oncekey::conformance_tests!(conformance, Capabilities::all(), {
@@ -57,6 +63,23 @@ macro_rules! on_database {
             let refused = $backend::builder(SERVER.url()).table(&table).unwrap().open().await.unwrap_err();
             assert!(matches!(refused, $open_error::NewerSchema { found: 99, .. }), "{refused}");
             assert!(refused.to_string().contains(&table), "{refused}");
+        }
+
+        /// One row that the server refuses does not fail the others of its batch.
+        #[actix_rt::test]
+        async fn one_bad_row_does_not_fail_its_neighbours() {
+            let table = fresh_table();
+            let backend = open(&table).await;
+            SERVER.sql(&format!("ALTER TABLE {table} ADD CONSTRAINT refused CHECK ({} NOT LIKE '%:bad')", $key_column));
+            let engine = Engine::builder(backend).start().unwrap();
+            let keys = ["a", "b", "bad", "c", "d"];
+            let ran = join_all(keys.map(|key| {
+                let engine = engine.clone();
+                async move { engine.run(Key::new("s", key).unwrap(), b"", |_| async { Ok::<u32, ()>(1) }).await }
+            }))
+            .await;
+            let failed: Vec<_> = keys.iter().zip(&ran).filter(|(_, ran)| ran.is_err()).map(|(key, _)| *key).collect();
+            assert_eq!(failed, ["bad"], "{ran:?}");
         }
 
         /// The server restarts under an engine: it goes on by itself.

@@ -28,6 +28,7 @@ on_database! {
     backend: PostgresBackend,
     open_error: PostgresOpenError,
     connection: AsyncPgConnection,
+    key_column: "key",
 }
 
 #[actix_rt::test]
@@ -39,23 +40,6 @@ async fn the_schema_is_made_and_a_table_that_is_not_to_be_made_is_asked_for() {
     let backend = builder().migrate(false).open().await.unwrap();
     assert!(matches!(backend.acquire(acquire("k")).await, Ok(Acquired::Claimed { .. })));
     assert_eq!(SERVER.sql("SELECT count(*) FROM apart.kept"), "1");
-}
-
-/// One row that the server refuses does not fail the others of its batch.
-#[actix_rt::test]
-async fn one_bad_row_does_not_fail_its_neighbours() {
-    let table = fresh_table();
-    let backend = open(&table).await;
-    SERVER.sql(&format!("ALTER TABLE {table} ADD CONSTRAINT refused CHECK (key NOT LIKE '%:bad')"));
-    let engine = Engine::builder(backend).start().unwrap();
-    let keys = ["a", "b", "bad", "c", "d"];
-    let ran = join_all(keys.map(|key| {
-        let engine = engine.clone();
-        async move { engine.run(Key::new("s", key).unwrap(), b"", |_| async { Ok::<u32, ()>(1) }).await }
-    }))
-    .await;
-    let failed: Vec<_> = keys.iter().zip(&ran).filter(|(_, ran)| ran.is_err()).map(|(key, _)| *key).collect();
-    assert_eq!(failed, ["bad"], "{ran:?}");
 }
 
 /// Lists and purges never read the whole table.
