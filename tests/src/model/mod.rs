@@ -10,6 +10,7 @@
 mod action;
 mod explored;
 mod ghost;
+mod mutation;
 mod properties;
 mod state;
 mod store;
@@ -18,8 +19,9 @@ mod transitions;
 pub use action::Action;
 pub use explored::{Explored, explore};
 pub use ghost::{Broken, Ghost};
+pub use mutation::Mutation;
 pub use state::{Ask, Job, Phase, Process, State, Wire};
-pub use store::{KEPT, LEASE, Life, Mutation, RETENTION, Store, Stored};
+pub use store::{KEPT, LEASE, Life, RETENTION, Store, Stored};
 pub use transitions::Transition;
 
 use std::fmt;

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
 
+mod ending;
 mod processor;
+mod retries;
 mod tap;
+mod tasks;
 mod threads;

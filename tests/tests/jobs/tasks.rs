@@ -1,0 +1,93 @@
+//! What the processor's tests have it work on.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use oncekey::consumer::in_process::{self, DeadLetter, InProcess, Publisher};
+use oncekey::consumer::{Call, Identity, Job, RetryPolicy, job};
+use oncekey::{Engine, Key};
+use oncekey_backends::MemoryBackend;
+use tokio::sync::mpsc;
+
+/// What is asked: a number, and what to do with it.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub(crate) struct Task {
+    pub(crate) number: u64,
+    pub(crate) what: &'static str,
+}
+
+pub(crate) fn task(number: u64, what: &'static str) -> Task {
+    Task { number, what }
+}
+
+pub(crate) fn identify(task: &Task) -> Result<Identity, oncekey::consumer::Unreadable> {
+    if task.what == "unreadable" {
+        return Err("it has no number".into());
+    }
+    Ok(Identity::new(Key::new("task", task.number)?, task)?)
+}
+
+/// Counts how often each number was worked on.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Ledger(Arc<Mutex<HashMap<u64, u32>>>);
+
+impl Ledger {
+    pub(crate) fn add(&self, number: u64) -> u32 {
+        let mut counts = self.0.lock().unwrap();
+        let count = counts.entry(number).or_default();
+        *count += 1;
+        *count
+    }
+
+    pub(crate) fn of(&self, number: u64) -> u32 {
+        self.0.lock().unwrap().get(&number).copied().unwrap_or(0)
+    }
+}
+
+/// Works; fails where the task says so.
+pub(crate) fn work(ledger: &Ledger) -> impl Job<Task, Output = u64, Error = String> + use<> {
+    let ledger = ledger.clone();
+    job(identify, move |call: Call, task: Arc<Task>| {
+        let ledger = ledger.clone();
+        async move {
+            call.run(move |_| async move {
+                let tried = ledger.add(task.number);
+                match task.what {
+                    "poison" => Err(format!("try {tried} of {} failed", task.number)),
+                    "panic" => panic!("as told"),
+                    "third time" if tried < 3 => Err("not yet".to_owned()),
+                    _ => Ok(task.number),
+                }
+            })
+            .await
+        }
+    })
+}
+
+pub(crate) fn quick() -> RetryPolicy {
+    RetryPolicy {
+        max_attempts: 3,
+        first_delay: Duration::from_millis(5),
+        max_delay: Duration::from_millis(20),
+        in_flight_delay: Duration::from_millis(5),
+        store_away_delay: Duration::from_millis(20),
+        ..RetryPolicy::default()
+    }
+}
+
+pub(crate) fn queue() -> (Publisher<Task>, InProcess<Task>, mpsc::Receiver<DeadLetter<Task>>) {
+    let (publisher, source) = in_process::channel(1_000);
+    let (source, dead) = source.with_dead_letters(1_000);
+    (publisher, source, dead)
+}
+
+pub(crate) fn engine() -> Engine {
+    Engine::builder(MemoryBackend::new()).start().unwrap()
+}
+
+pub(crate) async fn all_of(tasks: impl IntoIterator<Item = Task>, publisher: Publisher<Task>) {
+    for task in tasks {
+        publisher.send(task).await.unwrap();
+    }
+}
