@@ -1,10 +1,11 @@
 //! Who does what to whom, and when: one thread for each shop, one for the server, one for the network.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::thread::{JoinHandle, sleep};
+use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -91,23 +92,24 @@ impl Faults {
     pub fn begin(seed: u64, store: &Arc<Store>, apps: &Arc<Apps>, counts: &Arc<Counts>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
-        let mut thread = |number: u64, mut strike: Box<dyn FnMut(&mut StdRng) + Send>| {
+        let mut thread = |number: u64, mut strike: Box<dyn FnMut(&mut Beat, &mut StdRng) + Send>| {
             let (stop, mut rng) = (Arc::clone(&stop), StdRng::seed_from_u64(seed ^ (number << 32)));
             threads.push(std::thread::spawn(move || {
+                let mut beat = Beat::start();
                 while !stop.load(Ordering::SeqCst) {
-                    strike(&mut rng);
+                    strike(&mut beat, &mut rng);
                 }
             }));
         };
         for number in 0..2 {
             let (apps, counts) = (Arc::clone(apps), Arc::clone(counts));
-            thread(number as u64, Box::new(move |rng| strike_app(rng, &apps, number, &counts)));
+            thread(number as u64, Box::new(move |beat, rng| strike_app(beat, rng, &apps, number, &counts)));
         }
         if store.server.is_some() {
             let (of_server, counted) = (Arc::clone(store), Arc::clone(counts));
-            thread(2, Box::new(move |rng| strike_server(rng, &of_server, &counted)));
+            thread(2, Box::new(move |beat, rng| strike_server(beat, rng, &of_server, &counted)));
             let (of_network, counted) = (Arc::clone(store), Arc::clone(counts));
-            thread(3, Box::new(move |rng| strike_network(rng, &of_network, &counted)));
+            thread(3, Box::new(move |beat, rng| strike_network(beat, rng, &of_network, &counted)));
         }
         Self { stop, threads }
     }
@@ -124,52 +126,67 @@ impl Faults {
     }
 }
 
-fn strike_app(rng: &mut StdRng, apps: &Apps, number: usize, counts: &Counts) {
-    rest(rng, 700..1_100);
+/// When a thread strikes: every 0.9 s or so, however long the last fault took to undo. Two kinds in turns make some 330
+/// of each in ten minutes, and between two faults there is time for operations.
+struct Beat(Instant);
+
+impl Beat {
+    const EVERY: Range<u64> = 700..1_100;
+    /// What struck comes back to work first.
+    const LEAST_REST: Range<u64> = 100..300;
+
+    fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    fn wait(&mut self, rng: &mut StdRng) {
+        self.0 = (self.0 + millis(rng, Self::EVERY)).max(Instant::now() + millis(rng, Self::LEAST_REST));
+        sleep(self.0.saturating_duration_since(Instant::now()));
+    }
+}
+
+fn strike_app(beat: &mut Beat, rng: &mut StdRng, apps: &Apps, number: usize, counts: &Counts) {
+    beat.wait(rng);
     apps.kill(number);
     counts.add(Fault::KillsApp);
-    rest(rng, 700..1_100);
+    beat.wait(rng);
     // Past the lease, and past the sweep after it.
     apps.pause(number, LEASE + LEASE / 5 + millis(rng, 0..100));
     counts.add(Fault::PausesApp);
 }
 
-fn strike_server(rng: &mut StdRng, store: &Store, counts: &Counts) {
+fn strike_server(beat: &mut Beat, rng: &mut StdRng, store: &Store, counts: &Counts) {
     let Some(server) = &store.server else { return };
-    rest(rng, 200..600);
+    beat.wait(rng);
     {
         let mut server = server.lock();
         server.kill();
         server.restart();
         counts.add(Fault::KillsServer);
     }
-    rest(rng, 200..500);
+    beat.wait(rng);
     let mut server = server.lock();
     server.pause();
-    rest(rng, 100..300);
+    sleep(millis(rng, 100..300));
     server.resume();
     counts.add(Fault::PausesServer);
 }
 
-fn strike_network(rng: &mut StdRng, store: &Store, counts: &Counts) {
+fn strike_network(beat: &mut Beat, rng: &mut StdRng, store: &Store, counts: &Counts) {
     let Some(proxy) = &store.proxy else { return };
-    rest(rng, 200..600);
+    beat.wait(rng);
     // Only what struck something counts.
     if proxy.cut() > 0 {
         counts.add(Fault::CutsConnections);
     }
-    rest(rng, 200..600);
+    beat.wait(rng);
     proxy.begin_black_hole();
-    rest(rng, 100..300);
+    sleep(millis(rng, 100..300));
     if proxy.end_black_hole(rng.random_bool(0.5)) > 0 {
         counts.add(Fault::BlackHole);
     }
 }
 
-fn millis(rng: &mut StdRng, range: std::ops::Range<u64>) -> Duration {
+fn millis(rng: &mut StdRng, range: Range<u64>) -> Duration {
     Duration::from_millis(rng.random_range(range))
-}
-
-fn rest(rng: &mut StdRng, range: std::ops::Range<u64>) {
-    std::thread::sleep(millis(rng, range));
 }
