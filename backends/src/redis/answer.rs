@@ -28,13 +28,14 @@ pub(super) fn read_record(key: &Key, answer: Answer) -> Result<Option<RecordView
     Ok(Some(RecordView { key: key.clone(), fingerprint: claim.fingerprint, attempt: claim.attempt, state }))
 }
 
-/// What an owner's script says: whether it did the step, and the head that it found, which is checked here.
+/// What an owner's script says: the head that it found, which is checked here, behind an `n` where it did not do the step.
 pub(super) fn verdict(key: &Key, answer: Answer) -> Result<bool, StoreError> {
     let bytes = bytes_or_nil(answer)?.unwrap_or_default();
     match bytes.split_first() {
         Some((b'n', [])) => Ok(false),
-        Some((verdict @ (b'y' | b'n'), head)) => Claim::decode(key, head).map(|_| *verdict == b'y'),
-        _ => Err(unexpected()),
+        Some((b'n', head)) => Claim::decode(key, head).map(|_| false),
+        Some(_) => Claim::decode(key, &bytes).map(|_| true),
+        None => Err(unexpected()),
     }
 }
 

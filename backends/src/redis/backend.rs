@@ -21,6 +21,8 @@ use crate::ask::{ask, by_asking};
 
 /// While so many batches are under way on one connection, what comes in gathers into the next.
 const BATCHES: usize = 2;
+/// Smaller pipelines cost more by their reads and writes than the server's working at the same time saves.
+const SMALLEST_BATCH: usize = 8;
 /// How long a reading of the whole store may take.
 const SCAN_LIMIT: Duration = Duration::from_secs(60);
 
@@ -159,6 +161,10 @@ impl Backend for RedisBackend {
     /// In a cluster a batch waits for its slowest node: others are not held up by it.
     fn batches_under_way(&self) -> usize {
         if self.link.is_cluster() { usize::MAX } else { BATCHES }
+    }
+
+    fn smallest_batch(&self) -> usize {
+        if self.link.is_cluster() { usize::MAX } else { SMALLEST_BATCH }
     }
 
     by_asking! {

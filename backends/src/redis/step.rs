@@ -17,7 +17,7 @@ use redis::{Cmd, Value as Answer};
 use super::answer::{bytes_or_nil, endless, read_record, table, unexpected, verdict};
 use super::error::Failure;
 use super::script::{self, Step as Script};
-use super::value::{Claim, Stored, Value, claim_millis, millis};
+use super::value::{Claim, Stored, Value, claim_millis, millis, owned_by};
 
 /// How long a withdrawn claim is kept from arriving: longer than a network or a paused server holds a command back.
 const WITHDRAWN_KEPT: Duration = Duration::from_secs(600);
@@ -94,9 +94,9 @@ impl Step {
     /// What to send.
     pub(super) fn command(&self) -> Cmd {
         let (names, channel) = (&self.names, self.names.channel.as_bytes());
-        let call = |script: &Script, key: &Key, owner: &Owner| {
+        let call = |script: &Script, key: &Key, owner: Owner| {
             let mut command = script.call(&names.of(key), self.whole);
-            command.arg(owner.as_bytes());
+            command.arg(&owned_by(owner));
             command
         };
         match &self.work {
@@ -114,19 +114,19 @@ impl Step {
                     _ => claim.attempt.next(),
                 };
                 let held = Value { claim, state: Stored::Indeterminate };
-                let mut command = call(&script::TAKE_OVER, &message.key, &message.owner);
+                let mut command = call(&script::TAKE_OVER, &message.key, message.owner);
                 command.arg(&met.bytes).arg(claimed(message, attempt));
                 command.arg(claim_millis(message.lease, message.on_abandoned));
                 command.arg(held.encode(&message.key)).arg(channel);
                 command
             }
             Work::Renew(Renew { key, owner, lease }, _) => {
-                let mut command = call(&script::RENEW, key, owner);
+                let mut command = call(&script::RENEW, key, *owner);
                 command.arg(millis(*lease)).arg(Stored::InProgress(OnAbandoned::Hold).encode(key, *owner));
                 command
             }
             Work::Complete(Complete { key, owner, outcome, retention }, _) => {
-                let mut command = call(&script::COMPLETE, key, owner);
+                let mut command = call(&script::COMPLETE, key, *owner);
                 let state = Stored::Completed(outcome.clone()).encode(key, *owner);
                 command.arg(state).arg(millis(*retention)).arg(channel);
                 command
@@ -135,19 +135,19 @@ impl Step {
                 // Whatever it was claimed for.
                 let claim = Claim { owner: *owner, fingerprint: Fingerprint::of(b""), attempt: Attempt::FIRST };
                 let withdrawn = Value { claim, state: Stored::Withdrawn };
-                let mut command = call(&script::RELEASE, key, owner);
+                let mut command = call(&script::RELEASE, key, *owner);
                 command.arg(channel).arg(withdrawn.encode(key)).arg(millis(WITHDRAWN_KEPT));
                 command
             }
             Work::Hold(Hold { key, owner }, _) => {
-                let mut command = call(&script::HOLD, key, owner);
+                let mut command = call(&script::HOLD, key, *owner);
                 command.arg(Stored::Indeterminate.encode(key, *owner)).arg(channel);
                 command
             }
             Work::Inspect(Resolve { key, .. }, _) => redis::cmd("GET").arg(names.of(key)).take(),
             Work::Resolve(message, met, _) => {
                 let claim = met.value.claim;
-                let mut command = call(&script::RESOLVE, &message.key, &claim.owner);
+                let mut command = call(&script::RESOLVE, &message.key, claim.owner);
                 command.arg(&met.bytes).arg(channel);
                 if let Resolution::Complete { outcome, retention } = &message.with {
                     let settled = Value { claim, state: Stored::Completed(outcome.clone()) };

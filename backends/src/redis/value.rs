@@ -112,10 +112,16 @@ impl Stored {
     }
 }
 
+/// How the value of a claim of `owner` begins.
+pub(super) fn owned_by(owner: Owner) -> [u8; 17] {
+    let mut bytes = [VERSION; 17];
+    bytes[1..].copy_from_slice(owner.as_bytes());
+    bytes
+}
+
 impl Claim {
     fn append(&self, key: &Key, bytes: &mut Vec<u8>) {
-        bytes.push(VERSION);
-        bytes.extend_from_slice(self.owner.as_bytes());
+        bytes.extend_from_slice(&owned_by(self.owner));
         bytes.extend_from_slice(self.fingerprint.as_bytes());
         bytes.extend_from_slice(&self.attempt.get().to_be_bytes());
         let checksum = claim_checksum(key, bytes);

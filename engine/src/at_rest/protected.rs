@@ -180,6 +180,10 @@ impl<B: Backend> Backend for Protected<B> {
         self.backend.batches_under_way()
     }
 
+    fn smallest_batch(&self) -> usize {
+        self.backend.smallest_batch()
+    }
+
     async fn acquire(&self, message: Acquire) -> Result<Acquired, StoreError> {
         let (message, names) = self.at_rest.acquire(message);
         self.at_rest.acquired(&names, self.backend.acquire(message).await?)

@@ -1,7 +1,7 @@
 //! The actor that hosts a backend on one arbiter, and makes batches of what waits in its mailbox.
 
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 use futures_util::future::{FutureExt as _, LocalBoxFuture};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use tokio::task::yield_now;
 use tokio::time::timeout;
 use tracing::error;
 
@@ -70,12 +71,30 @@ impl<B: Backend> BackendActor<B> {
         }));
     }
 
-    /// Sends what was gathered as one batch. A store that answers without waiting, as the memory does, is done when
-    /// this returns, and has cost neither a task nor a timer.
-    fn send_batch(&mut self, task: &mut TaskContext<'_>) {
-        let size = self.gathered.len();
+    /// Sends what was gathered, for as long as another batch may be under way.
+    fn send_batches(&mut self, task: &mut TaskContext<'_>) {
+        loop {
+            let waiting = self.gathered.len();
+            let room = self.backend.batches_under_way().saturating_sub(self.batches.len());
+            if waiting == 0 || room == 0 {
+                return;
+            }
+            let parts = (waiting / self.backend.smallest_batch().max(1)).clamp(1, room);
+            self.send_batch(waiting.div_ceil(parts), task);
+            // Registers this task's waker with a batch that did not finish at once.
+            self.finish_batch(task);
+        }
+    }
+
+    /// Sends the first of what was gathered as one batch. A store that answers without waiting, as the memory does, is
+    /// done when this returns, and has cost neither a task nor a timer.
+    fn send_batch(&mut self, size: usize, task: &mut TaskContext<'_>) {
         // The next batch is likely of this size: it does not grow step by step.
-        let batch = std::mem::replace(&mut self.gathered, Vec::with_capacity(size));
+        let rest = match self.gathered.len() - size {
+            0 => Vec::with_capacity(size),
+            _ => self.gathered.split_off(size),
+        };
+        let batch = std::mem::replace(&mut self.gathered, rest);
         let backend = Rc::clone(&self.backend);
         let mut steps = Box::pin(AssertUnwindSafe(async move { backend.execute(batch).await }).catch_unwind());
         match steps.poll_unpin(task) {
@@ -92,6 +111,17 @@ impl<B: Backend> BackendActor<B> {
                     seconds.record(started.elapsed().as_secs_f64());
                 }));
             }
+        }
+    }
+
+    /// Takes one batch that is done. Before the next is looked at, those that it answered go on: what they say next is
+    /// on its way to the store while the next batch's answers are taken, so that neither side waits for the other.
+    fn finish_batch(&mut self, task: &mut TaskContext<'_>) {
+        if !self.batches.is_empty()
+            && let Poll::Ready(Some(())) = self.batches.poll_next_unpin(task)
+        {
+            // Wakes this task again when the others have had their turn.
+            let _ = pin!(yield_now()).poll(task);
         }
     }
 }
@@ -140,14 +170,10 @@ impl<B: Backend> ActorFuture<BackendActor<B>> for Pump {
         ctx: &mut Context<BackendActor<B>>,
         task: &mut TaskContext<'_>,
     ) -> Poll<()> {
-        finish(&mut actor.batches, task);
+        actor.finish_batch(task);
         finish(&mut actor.watches, task);
         finish(&mut actor.transactions, task);
-        while !actor.gathered.is_empty() && actor.batches.len() < actor.backend.batches_under_way() {
-            actor.send_batch(task);
-            // Registers this task's waker with a batch that did not finish at once.
-            finish(&mut actor.batches, task);
-        }
+        actor.send_batches(task);
         let idle = actor.gathered.is_empty()
             && actor.batches.is_empty()
             && actor.watches.is_empty()
@@ -156,7 +182,7 @@ impl<B: Backend> ActorFuture<BackendActor<B>> for Pump {
     }
 }
 
-/// Takes out what is done, and registers for the rest; with a store that never waits there is nothing to look at.
+/// Takes out what is done, and registers for the rest.
 fn finish(under_way: &mut FuturesUnordered<LocalBoxFuture<'static, ()>>, task: &mut TaskContext<'_>) {
     while !under_way.is_empty()
         && let Poll::Ready(Some(())) = under_way.poll_next_unpin(task)

@@ -58,6 +58,15 @@ pub trait Backend: Clone + Send + Sync + 'static {
         usize::MAX
     }
 
+    /// What waits is spread over the batches that may be under way, but into none of fewer steps than this. The default
+    /// never spreads: for a store to which one large batch costs less than two small ones.
+    ///
+    /// A store that works on one batch while the engine takes the answers of another gains by a small figure: both are
+    /// at work, where with all steps in one batch each waits for the other.
+    fn smallest_batch(&self) -> usize {
+        usize::MAX
+    }
+
     /// Claims a key, or tells what stands in the way. See [`transition::acquire`](crate::record::transition::acquire).
     fn acquire(&self, message: Acquire) -> impl Future<Output = Result<Acquired, StoreError>>;
 
