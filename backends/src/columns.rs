@@ -134,6 +134,46 @@ mod tests {
         }
     }
 
+    /// What is written of a record is read back as that record.
+    #[test]
+    fn a_record_comes_back_from_its_columns() {
+        let key = oncekey::Key::new("s", "k").unwrap();
+        let outcome = SealedOutcome::of_value(&key, &17).unwrap();
+        let (lease_until, expires_at) = (StoreTime::from_millis(3), StoreTime::from_millis(5));
+        let states = [
+            State::InProgress { lease_until, on_abandoned: OnAbandoned::Rerun },
+            State::InProgress { lease_until, on_abandoned: OnAbandoned::Hold },
+            State::Completed { outcome, expires_at },
+            State::Indeterminate,
+        ];
+        for state in states {
+            let record = Record {
+                fingerprint: Fingerprint::from_bytes([7; Fingerprint::LEN]),
+                attempt: Attempt::new(2),
+                owner: Owner::from_bytes([9; Owner::LEN]),
+                state,
+            };
+            let (state, lease_until, on_abandoned) = state_of(&record);
+            let columns = Stored {
+                attempt: 2,
+                state: state.into(),
+                lease_until,
+                on_abandoned: on_abandoned.map(i64::from),
+                outcome: outcome_of(&record).map(<[u8]>::to_vec),
+                purge_at: record.purge_at().map(to_column),
+                ..stored()
+            };
+            assert_eq!(columns.decode(), Ok(record));
+        }
+    }
+
+    #[test]
+    fn counts_go_to_their_states() {
+        let stats = stats_of([(3, 7), (1, 5), (2, 6)]).unwrap();
+        assert_eq!((stats.in_progress, stats.completed, stats.indeterminate), (5, 6, 7));
+        assert!(matches!(stats_of([(4, 1)]), Err(StoreError::Corrupt(_))));
+    }
+
     #[test]
     fn e13_a_row_that_is_no_record_is_an_error() {
         assert!(stored().decode().is_ok());

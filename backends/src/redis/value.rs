@@ -273,4 +273,12 @@ mod tests {
         assert_eq!(millis(Duration::from_nanos(1_000_001)), 2);
         assert!(claim_millis(Duration::MAX, OnAbandoned::Hold) < i64::MAX as u64 / 2);
     }
+
+    /// The figures that `PTTL` is read by: another release that takes others misreads what this one wrote.
+    #[test]
+    fn a_claim_lives_for_its_lease_and_a_window() {
+        let lease = Duration::from_secs(30);
+        assert_eq!(claim_millis(lease, OnAbandoned::Rerun), 30_000 + 24 * 60 * 60 * 1_000);
+        assert_eq!(claim_millis(lease, OnAbandoned::Hold), 30_000 + 100 * 365 * 24 * 60 * 60 * 1_000);
+    }
 }

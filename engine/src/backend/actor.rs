@@ -119,6 +119,7 @@ impl<B: Backend> BackendActor<B> {
     fn finish_batch(&mut self, task: &mut TaskContext<'_>) {
         if !self.batches.is_empty()
             && let Poll::Ready(Some(())) = self.batches.poll_next_unpin(task)
+            && !self.batches.is_empty()
         {
             // Wakes this task again when the others have had their turn.
             let _ = pin!(yield_now()).poll(task);

@@ -246,3 +246,6 @@ impl Record {
         matches!(self.state, State::InProgress { lease_until, on_abandoned: OnAbandoned::Hold } if lease_until <= now)
     }
 }
+
+#[cfg(test)]
+mod tests;

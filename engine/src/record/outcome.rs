@@ -116,6 +116,10 @@ pub enum CorruptOutcome {
     NotAuthentic,
 }
 
+thread_local! {
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
 impl SealedOutcome {
     /// The first byte of an outcome that is encrypted, where a plain one has its version.
     pub(crate) const ENCRYPTED: u8 = 2;
@@ -204,9 +208,6 @@ impl SealedOutcome {
     pub(crate) fn assemble(key: &Key, tag: u8, write: impl FnOnce(&mut Vec<u8>)) -> Self {
         // Most outcomes are small: they are written here and copied once, so that what is kept for a day has its exact
         // length, and no larger block is cut up for it. A large one takes the buffer with it instead.
-        thread_local! {
-            static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-        }
         let mut bytes = SCRATCH.take();
         bytes.extend_from_slice(&[VERSION, tag, 0, 0, 0, 0]);
         write(&mut bytes);
@@ -275,6 +276,41 @@ mod tests {
             bytes[bit / 8] ^= 1 << (bit % 8);
             assert!(SealedOutcome::from_stored(bytes.into()).open(&key).is_err(), "bit {bit}");
         }
+    }
+
+    /// A parser that is off by the last bit would replay another number than was stored.
+    #[test]
+    fn e04_a_replayed_number_is_the_one_that_was_stored() {
+        let key = Key::new("s", "k").unwrap();
+        for number in [7.300_000_000_000_199e22, 0.1 + 0.2, f64::MIN_POSITIVE, f64::MAX, 5e-324, -1.0 / 3.0] {
+            let sealed = SealedOutcome::of_value(&key, &number).unwrap();
+            assert_eq!(sealed.value::<f64>(&key).map(|read| read.map(f64::to_bits)), Ok(Some(number.to_bits())));
+        }
+    }
+
+    /// A small outcome leaves the buffer for the next one, a large one takes it along.
+    #[test]
+    fn outcomes_of_all_sizes_are_read_back() {
+        let key = Key::new("s", "k").unwrap();
+        for len in [0, 1, SMALL - HEADER_LEN - 1, SMALL - HEADER_LEN, SMALL - HEADER_LEN + 1, 3 * SMALL, 5] {
+            let payload = vec![7; len];
+            let sealed = SealedOutcome::seal(&key, PayloadKind::Http, |bytes| bytes.extend_from_slice(&payload));
+            assert_eq!(sealed.as_stored().len(), HEADER_LEN + len);
+            let Ok(Payload::Value { kind: PayloadKind::Http, bytes }) = sealed.open(&key) else { panic!("{len}") };
+            assert_eq!(bytes, payload);
+            let keeps_scratch = SCRATCH.with_borrow(|scratch| scratch.capacity() >= HEADER_LEN + len);
+            assert_eq!(keeps_scratch, HEADER_LEN + len <= SMALL, "{len}");
+        }
+    }
+
+    #[test]
+    fn an_outcome_moves_to_another_name_and_is_not_shown() {
+        let (key, other) = (Key::new("s", "k").unwrap(), Key::new("s", "l").unwrap());
+        let sealed = SealedOutcome::of_value(&key, &17).unwrap();
+        assert_eq!(sealed.move_to(&key, &key), Ok(sealed.clone()));
+        let moved = sealed.move_to(&key, &other).unwrap();
+        assert_eq!((moved.value(&other), moved.value::<u32>(&key)), (Ok(Some(17)), Err(CorruptOutcome::Checksum)));
+        assert_eq!(format!("{sealed:?}"), "SealedOutcome(8 bytes)");
     }
 
     #[test]

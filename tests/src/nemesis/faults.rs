@@ -80,6 +80,9 @@ impl Counts {
     }
 }
 
+/// What one thread does, again and again.
+type Strike = Box<dyn FnMut(&mut Beat, &mut StdRng) + Send>;
+
 /// The threads at work.
 #[derive(Debug)]
 pub struct Faults {
@@ -92,7 +95,7 @@ impl Faults {
     pub fn begin(seed: u64, store: &Arc<Store>, apps: &Arc<Apps>, counts: &Arc<Counts>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
-        let mut thread = |number: u64, mut strike: Box<dyn FnMut(&mut Beat, &mut StdRng) + Send>| {
+        let mut thread = |number: u64, mut strike: Strike| {
             let (stop, mut rng) = (Arc::clone(&stop), StdRng::seed_from_u64(seed ^ (number << 32)));
             threads.push(std::thread::spawn(move || {
                 let mut beat = Beat::start();

@@ -162,3 +162,136 @@ proptest! {
         }
     }
 }
+
+/// A record on its way, found at 1 000 ms, and what a step by its owner (9) or another (8) makes of it.
+mod by_example {
+    use super::*;
+
+    const NOW: StoreTime = StoreTime::from_millis(1_000);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn key() -> Key {
+        Key::new("s", "k").unwrap()
+    }
+
+    fn by(owner: u8) -> Owner {
+        Owner::from_bytes([owner; Owner::LEN])
+    }
+
+    fn outcome() -> SealedOutcome {
+        SealedOutcome::tombstone(&key())
+    }
+
+    fn record(attempt: u64, owner: u8, state: State) -> Record {
+        Record { fingerprint: Fingerprint::of(b"asked"), attempt: Attempt::new(attempt), owner: by(owner), state }
+    }
+
+    fn claim(lease_until: u64, on_abandoned: OnAbandoned) -> State {
+        State::InProgress { lease_until: StoreTime::from_millis(lease_until), on_abandoned }
+    }
+
+    fn completed(expires_at: u64) -> State {
+        State::Completed { outcome: outcome(), expires_at: StoreTime::from_millis(expires_at) }
+    }
+
+    fn asks(owner: u8, for_what: &[u8], on_abandoned: OnAbandoned) -> Acquire {
+        let fingerprint = Fingerprint::of(for_what);
+        Acquire { key: key(), fingerprint, owner: by(owner), lease: SECOND, on_abandoned }
+    }
+
+    #[test]
+    fn acquire_is_answered_by_what_is_there() {
+        use OnAbandoned::{Hold, Rerun};
+        let asked = |found: State| acquire(Some(&record(2, 9, found)), NOW, &asks(8, b"asked", Rerun));
+        let first =
+            put(record(1, 8, claim(2_000, Rerun)), Acquired::Claimed { attempt: Attempt::FIRST, took_over: false });
+        assert_eq!(acquire(None, NOW, &asks(8, b"asked", Rerun)), first);
+        assert_eq!(asked(completed(1_000)), first);
+        assert_eq!(asked(completed(1_001)), unchanged(Acquired::Completed { outcome: outcome() }));
+        for word in [Hold, Rerun] {
+            let lease_left = Duration::from_millis(1);
+            assert_eq!(asked(claim(1_001, word)), unchanged(Acquired::InProgress { lease_left }));
+            // Whose answer was lost has it still, from now on, also past its lease.
+            let again = acquire(Some(&record(2, 9, claim(900, word))), NOW, &asks(9, b"asked", word));
+            let granted = Acquired::Claimed { attempt: Attempt::new(2), took_over: false };
+            assert_eq!(again, put(record(2, 9, claim(2_000, word)), granted));
+        }
+        let taken_over = Acquired::Claimed { attempt: Attempt::new(3), took_over: true };
+        assert_eq!(asked(claim(1_000, Rerun)), put(record(3, 8, claim(2_000, Rerun)), taken_over));
+        let indeterminate = Acquired::Indeterminate { attempt: Attempt::new(2), owner: by(9) };
+        assert_eq!(asked(claim(1_000, Hold)), put(record(2, 9, State::Indeterminate), indeterminate.clone()));
+        assert_eq!(asked(State::Indeterminate), unchanged(indeterminate));
+        for used in [claim(1_001, Hold), claim(1_000, Rerun), completed(1_001), State::Indeterminate] {
+            let other = acquire(Some(&record(2, 9, used)), NOW, &asks(8, b"something else", Hold));
+            assert_eq!(other, unchanged(Acquired::Mismatch));
+        }
+    }
+
+    #[test]
+    fn the_owners_steps_are_taken_and_nobody_elses() {
+        use OnAbandoned::{Hold, Rerun};
+        for (found, word) in [(claim(900, Rerun), Rerun), (claim(900, Hold), Hold), (State::Indeterminate, Hold)] {
+            let found = record(2, 9, found);
+            for owner in [9, 8] {
+                let is_owner = owner == 9;
+                let step = renew(Some(&found), NOW, &Renew { key: key(), owner: by(owner), lease: SECOND });
+                let renewed = put(record(2, 9, claim(2_000, word)), Renewed::Renewed);
+                assert_eq!(step, if is_owner { renewed } else { unchanged(Renewed::Lost) });
+
+                let message = Complete { key: key(), owner: by(owner), outcome: outcome(), retention: SECOND };
+                let stored = put(record(2, 9, completed(2_000)), Completed::Stored);
+                let step = complete(Some(&found), NOW, &message);
+                assert_eq!(step, if is_owner { stored } else { unchanged(Completed::Lost) });
+
+                let released = Step { write: Write::Delete, answer: Released::Released };
+                let step = release(Some(&found), NOW, &Release { key: key(), owner: by(owner) });
+                assert_eq!(step, if is_owner { released } else { unchanged(Released::Lost) });
+
+                let held = match found.state {
+                    State::Indeterminate => unchanged(Held::Held),
+                    _ => put(record(2, 9, State::Indeterminate), Held::Held),
+                };
+                let step = hold(Some(&found), NOW, &super::super::Hold { key: key(), owner: by(owner) });
+                assert_eq!(step, if is_owner { held } else { unchanged(Held::Lost) });
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_stored_stays_and_what_is_gone_is_lost() {
+        let message = Complete { key: key(), owner: by(9), outcome: outcome(), retention: SECOND };
+        let stored = record(2, 9, completed(1_001));
+        assert_eq!(complete(Some(&stored), NOW, &message), unchanged(Completed::Stored));
+        assert_eq!(complete(Some(&record(2, 9, completed(1_000))), NOW, &message), unchanged(Completed::Lost));
+        assert_eq!(complete(None, NOW, &message), unchanged(Completed::Lost));
+        let renewal = Renew { key: key(), owner: by(9), lease: SECOND };
+        assert_eq!(renew(Some(&stored), NOW, &renewal), unchanged(Renewed::Lost));
+        assert_eq!(release(Some(&stored), NOW, &Release { key: key(), owner: by(9) }), unchanged(Released::Lost));
+        let held = hold(Some(&stored), NOW, &super::super::Hold { key: key(), owner: by(9) });
+        assert_eq!(held, unchanged(Held::Lost));
+    }
+
+    #[test]
+    fn a_word_settles_the_claim_that_it_is_about() {
+        let said = |found: State, attempt: Option<u64>, owner: Option<u8>, with: Resolution| {
+            let message = Resolve { key: key(), attempt: attempt.map(Attempt::new), owner: owner.map(by), with };
+            resolve(Some(&record(2, 9, found)), NOW, &message)
+        };
+        let refused = unchanged(Resolved::NotIndeterminate);
+        for settled in [State::Indeterminate, claim(1_000, OnAbandoned::Hold)] {
+            for (attempt, owner) in [(None, None), (Some(2), None), (None, Some(9)), (Some(2), Some(9))] {
+                let gone = Step { write: Write::Delete, answer: Resolved::Resolved };
+                assert_eq!(said(settled.clone(), attempt, owner, Resolution::Release), gone);
+                let with = Resolution::Complete { outcome: outcome(), retention: SECOND };
+                let done = put(record(2, 9, completed(2_000)), Resolved::Resolved);
+                assert_eq!(said(settled.clone(), attempt, owner, with), done);
+            }
+            for (attempt, owner) in [(Some(1), None), (None, Some(8)), (Some(2), Some(8)), (Some(1), Some(9))] {
+                assert_eq!(said(settled.clone(), attempt, owner, Resolution::Release), refused);
+            }
+        }
+        for other in [claim(1_001, OnAbandoned::Hold), claim(1_000, OnAbandoned::Rerun), completed(1_001)] {
+            assert_eq!(said(other, None, None, Resolution::Release), refused);
+        }
+    }
+}
