@@ -283,6 +283,7 @@ fn weak_settings_are_warned_of() {
     for (url, setting) in [
         (postgres.url(), "synchronous_commit"),
         (mysql.url(), "innodb_flush_log_at_trx_commit"),
+        (mysql.url(), "log_bin"),
         (forgetful.url(), "appendonly"),
         (lazy.url(), "appendfsync"),
     ] {

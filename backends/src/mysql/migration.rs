@@ -96,8 +96,9 @@ async fn version(connection: &mut AsyncMysqlConnection, table: &Name) -> diesel:
 
 /// Names the settings by which the server may lose what it has confirmed.
 pub(super) async fn check_durability(connection: &mut AsyncMysqlConnection) -> diesel::QueryResult<()> {
-    // sync_binlog matters where there is a binary log.
+    // Without a binary log a commit is shown to others before it is on the disk; sync_binlog matters where there is one.
     let settings = [
+        ("log_bin", "SELECT CASE @@GLOBAL.log_bin WHEN 1 THEN 1 ELSE 0 END"),
         ("innodb_flush_log_at_trx_commit", "SELECT @@GLOBAL.innodb_flush_log_at_trx_commit"),
         ("innodb_doublewrite", "SELECT CASE @@GLOBAL.innodb_doublewrite WHEN 'OFF' THEN 0 WHEN '0' THEN 0 ELSE 1 END"),
         ("sync_binlog", "SELECT CASE WHEN @@GLOBAL.log_bin = 1 THEN @@GLOBAL.sync_binlog ELSE 1 END"),
