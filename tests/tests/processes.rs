@@ -287,6 +287,7 @@ fn e05_orders_in_a_transaction_survive_kill_9_exactly_once() {
 /// The control: without the guard the same kills order twice.
 #[test]
 fn e05_control_orders_without_a_guard_are_doubled_by_kill_9() {
-    let (rows, orders) = orders_under_kill_9("order-unguarded", 300);
-    assert!(rows > orders, "{rows} rows for {orders} orders: the kills prove nothing");
+    // Whether a kill strikes between a row and its answer is chance: some 15 kills mostly do, and ten times as many surely.
+    let mut runs = (0..10).map(|_| orders_under_kill_9("order-unguarded", 300));
+    assert!(runs.any(|(rows, orders)| rows > orders), "no order was doubled: the kills prove nothing");
 }
