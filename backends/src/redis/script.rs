@@ -1,8 +1,9 @@
 //! The steps that look before they write, as scripts: each is one atomic step of the server.
 //!
 //! A step of a claim's owner looks at the head of the value alone (the claim, the state's letter, and the mark of those
-//! who wait), and gives it back, so that the client can check it: behind an `n` where the step was not taken. Where somebody waits, the end of a
-//! claim is announced; that must not fail the step where publishing is forbidden, hence `pcall`.
+//! who wait), and gives it back, so that the client can check it: behind an `n` where the step was not taken. Where
+//! somebody waits, the end of a claim is announced; that must not fail the step where publishing is forbidden, hence
+//! `pcall`.
 
 use std::sync::LazyLock;
 

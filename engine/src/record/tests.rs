@@ -7,7 +7,7 @@ fn record(state: State) -> Record {
     Record { fingerprint: Fingerprint::of(b"asked"), attempt, owner, state }
 }
 
-fn claim(lease_until: u64, on_abandoned: OnAbandoned) -> State {
+pub(super) fn claim(lease_until: u64, on_abandoned: OnAbandoned) -> State {
     State::InProgress { lease_until: StoreTime::from_millis(lease_until), on_abandoned }
 }
 

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use oncekey::consumer::{Call, Delivery, Disposition, Identity, Processor, Source, job};
+use oncekey::consumer::{Call, Identity, Processor, job};
 use oncekey::{Key, Outcome, RunError};
 use tokio::sync::{Notify, oneshot};
 
-use crate::tasks::{Ledger, Task, all_of, engine, identify, queue, task, work};
+use crate::tasks::{Kept, Ledger, Task, all_of, engine, identify, queue, task, work};
 
 /// What began is finished, what did not is given back, and it ends within its limit.
 #[actix_rt::test]
@@ -31,9 +31,9 @@ async fn j05_a_told_end_finishes_what_began_and_gives_back_the_rest() {
         })
     };
     all_of((0..10).map(|number| task(number, "work")), publisher.clone()).await;
-    let source = Arc::new(source);
+    let source = Kept::new(source);
     let (stop, stopped) = oneshot::channel();
-    let processing = Processor::new(engine.clone(), Shared(source.clone()), slow)
+    let processing = Processor::new(engine.clone(), source.clone(), slow)
         .concurrency(1)
         .in_order_by(|_| 0)
         .in_hand(4)
@@ -41,7 +41,7 @@ async fn j05_a_told_end_finishes_what_began_and_gives_back_the_rest() {
     let ending = async {
         began.notified().await;
         // Let the processor take all that it may have in hand.
-        while format!("{source:?}") != "InProcess { in_hand: 4, later: 0 }" {
+        while format!("{:?}", source.source) != "InProcess { in_hand: 4, later: 0 }" {
             tokio::task::yield_now().await;
         }
         stop.send(()).unwrap();
@@ -52,26 +52,9 @@ async fn j05_a_told_end_finishes_what_began_and_gives_back_the_rest() {
     assert_eq!((processed.ran, processed.given_back, processed.left), (1, 3, 0));
     // The next one finds all that is left.
     drop(publisher);
-    let rest = Processor::new(engine, Shared(source), work(&ledger)).run(std::future::pending()).await;
+    let rest = Processor::new(engine, source, work(&ledger)).run(std::future::pending()).await;
     assert_eq!((rest.ran, rest.replayed), (9, 0));
     assert!((0..10).all(|number| ledger.of(number) == 1));
-}
-
-/// A source that outlives its processor.
-struct Shared<S>(Arc<S>);
-
-impl<S: Source> Source for Shared<S> {
-    type Message = S::Message;
-    type Receipt = S::Receipt;
-    type Error = S::Error;
-
-    async fn next(&self) -> Result<Option<Delivery<S::Message, S::Receipt>>, S::Error> {
-        self.0.next().await
-    }
-
-    async fn settle(&self, receipt: S::Receipt, disposition: Disposition) -> Result<(), S::Error> {
-        self.0.settle(receipt, disposition).await
-    }
 }
 
 /// A job that does not end does not keep the processor; its effect is still kept, and its message comes again.

@@ -1,17 +1,16 @@
 //! What the processor retries that is no attempt, and whom a retry holds back.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
-use oncekey::consumer::{Call, Delivery, Disposition, Processor, RetryPolicy, Source, job};
+use oncekey::consumer::{Call, Processor, RetryPolicy, job};
 use oncekey::{Engine, Key, Outcome};
 use oncekey_backends::SqliteBackend;
 use tokio::sync::Notify;
 
-use crate::tasks::{Ledger, Task, all_of, engine, identify, queue, quick, task, work};
+use crate::tasks::{Kept, Ledger, Task, all_of, engine, identify, queue, quick, task, work};
 
 #[actix_rt::test]
 async fn j02_in_flight_elsewhere_is_retried_and_counts_as_no_attempt() {
@@ -33,13 +32,13 @@ async fn j02_in_flight_elsewhere_is_retried_and_counts_as_no_attempt() {
     gate.notified().await;
     let (publisher, source, _dead) = queue();
     all_of([task(1, "work")], publisher).await;
-    let conflicts = Arc::new(AtomicUsize::new(0));
-    let processing = Processor::new(engine.clone(), Counting(source, conflicts.clone()), work(&ledger))
+    let source = Kept::new(source);
+    let processing = Processor::new(engine.clone(), source.clone(), work(&ledger))
         .retry(RetryPolicy { max_attempts: 2, ..quick() })
         .run(std::future::pending());
     let processed = async {
         // More retries than there are attempts.
-        while conflicts.load(Ordering::Relaxed) < 10 {
+        while source.retries() < 10 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         go.notify_one();
@@ -47,26 +46,6 @@ async fn j02_in_flight_elsewhere_is_retried_and_counts_as_no_attempt() {
     let (processed, ()) = futures_util::future::join(processing, processed).await;
     assert_eq!(elsewhere.await.unwrap(), Outcome::Ran(7));
     assert_eq!((processed.ran, processed.replayed, processed.dead, ledger.of(1)), (0, 1, 0, 0));
-}
-
-/// A source that counts what is to be retried.
-struct Counting<S>(S, Arc<AtomicUsize>);
-
-impl<S: Source> Source for Counting<S> {
-    type Message = S::Message;
-    type Receipt = S::Receipt;
-    type Error = S::Error;
-
-    async fn next(&self) -> Result<Option<Delivery<S::Message, S::Receipt>>, S::Error> {
-        self.0.next().await
-    }
-
-    async fn settle(&self, receipt: S::Receipt, disposition: Disposition) -> Result<(), S::Error> {
-        if matches!(disposition, Disposition::RetryLater { .. }) {
-            self.1.fetch_add(1, Ordering::Relaxed);
-        }
-        self.0.settle(receipt, disposition).await
-    }
 }
 
 /// The file is locked by another connection for a while: nothing runs, nothing is given up, and it goes on by itself.
@@ -82,12 +61,12 @@ async fn j02_while_the_store_is_away_messages_wait_and_no_attempt_is_counted() {
     let ledger = Ledger::default();
     let (publisher, source, _dead) = queue();
     all_of((0..20).map(|number| task(number, "work")), publisher).await;
-    let retries = Arc::new(AtomicUsize::new(0));
-    let processing = Processor::new(engine, Counting(source, retries.clone()), work(&ledger))
+    let source = Kept::new(source);
+    let processing = Processor::new(engine, source.clone(), work(&ledger))
         .retry(RetryPolicy { max_attempts: 1, ..quick() })
         .run(std::future::pending());
     let unlocking = async {
-        while retries.load(Ordering::Relaxed) < 50 {
+        while source.retries() < 50 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         assert_eq!(ledger.of(0), 0);

@@ -1,11 +1,12 @@
 //! What the processor's tests have it work on.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use oncekey::consumer::in_process::{self, DeadLetter, InProcess, Publisher};
-use oncekey::consumer::{Call, Identity, Job, RetryPolicy, job};
+use oncekey::consumer::{Call, Delivery, Disposition, Identity, Job, RetryPolicy, Source, job};
 use oncekey::{Engine, Key};
 use oncekey_backends::MemoryBackend;
 use tokio::sync::mpsc;
@@ -80,6 +81,40 @@ pub(crate) fn queue() -> (Publisher<Task>, InProcess<Task>, mpsc::Receiver<DeadL
     let (publisher, source) = in_process::channel(1_000);
     let (source, dead) = source.with_dead_letters(1_000);
     (publisher, source, dead)
+}
+
+/// A source that outlives its processor, and counts what is to be retried.
+#[derive(Clone)]
+pub(crate) struct Kept {
+    pub(crate) source: Arc<InProcess<Task>>,
+    retries: Arc<AtomicUsize>,
+}
+
+impl Kept {
+    pub(crate) fn new(source: InProcess<Task>) -> Self {
+        Self { source: Arc::new(source), retries: Arc::default() }
+    }
+
+    pub(crate) fn retries(&self) -> usize {
+        self.retries.load(Ordering::Relaxed)
+    }
+}
+
+impl Source for Kept {
+    type Message = <InProcess<Task> as Source>::Message;
+    type Receipt = <InProcess<Task> as Source>::Receipt;
+    type Error = <InProcess<Task> as Source>::Error;
+
+    async fn next(&self) -> Result<Option<Delivery<Self::Message, Self::Receipt>>, Self::Error> {
+        self.source.next().await
+    }
+
+    async fn settle(&self, receipt: Self::Receipt, disposition: Disposition) -> Result<(), Self::Error> {
+        if matches!(disposition, Disposition::RetryLater { .. }) {
+            self.retries.fetch_add(1, Ordering::Relaxed);
+        }
+        self.source.settle(receipt, disposition).await
+    }
 }
 
 pub(crate) fn engine() -> Engine {

@@ -40,6 +40,10 @@ fn message() -> impl Strategy<Value = Message> {
 const LEASE: u64 = 100;
 const RETENTION: u64 = 1_000;
 
+fn by(owner: u8) -> Owner {
+    Owner::from_bytes([owner; Owner::LEN])
+}
+
 struct Machine {
     key: Key,
     now: StoreTime,
@@ -65,7 +69,6 @@ impl Machine {
         let (key, now) = (self.key.clone(), self.now);
         let found = self.record.clone();
         let found = found.as_ref();
-        let by = |owner: u8| Owner::from_bytes([owner; Owner::LEN]);
         match message {
             Message::Acquire { owner, fingerprint, hold } => {
                 let on_abandoned = if hold { OnAbandoned::Hold } else { OnAbandoned::Rerun };
@@ -144,7 +147,7 @@ proptest! {
                 (Some(before), None) => prop_assert!(
                     match message {
                         Message::Release { owner } => {
-                            before.owner == Owner::from_bytes([owner; Owner::LEN])
+                            before.owner == by(owner)
                                 && !matches!(before.state, State::Completed { .. })
                         }
                         Message::Resolve { .. } => before.state == State::Indeterminate,
@@ -166,6 +169,7 @@ proptest! {
 /// A record on its way, found at 1 000 ms, and what a step by its owner (9) or another (8) makes of it.
 mod by_example {
     use super::*;
+    use crate::record::tests::claim;
 
     const NOW: StoreTime = StoreTime::from_millis(1_000);
     const SECOND: Duration = Duration::from_secs(1);
@@ -174,20 +178,12 @@ mod by_example {
         Key::new("s", "k").unwrap()
     }
 
-    fn by(owner: u8) -> Owner {
-        Owner::from_bytes([owner; Owner::LEN])
-    }
-
     fn outcome() -> SealedOutcome {
         SealedOutcome::tombstone(&key())
     }
 
     fn record(attempt: u64, owner: u8, state: State) -> Record {
         Record { fingerprint: Fingerprint::of(b"asked"), attempt: Attempt::new(attempt), owner: by(owner), state }
-    }
-
-    fn claim(lease_until: u64, on_abandoned: OnAbandoned) -> State {
-        State::InProgress { lease_until: StoreTime::from_millis(lease_until), on_abandoned }
     }
 
     fn completed(expires_at: u64) -> State {
