@@ -178,9 +178,13 @@ fn strike_server(beat: &mut Beat, rng: &mut StdRng, store: &Store, counts: &Coun
 fn strike_network(beat: &mut Beat, rng: &mut StdRng, store: &Store, counts: &Counts) {
     let Some(proxy) = &store.proxy else { return };
     beat.wait(rng);
-    // Only what struck something counts.
-    if proxy.cut() > 0 {
-        counts.add(Fault::CutsConnections);
+    // Only what struck something counts. While the server comes back there is nothing to cut: soon there is.
+    for _ in 0..100 {
+        if proxy.cut() > 0 {
+            counts.add(Fault::CutsConnections);
+            break;
+        }
+        sleep(Duration::from_millis(10));
     }
     beat.wait(rng);
     proxy.begin_black_hole();
