@@ -1,5 +1,6 @@
 //! Doors for the fuzz targets, which are built with `--cfg fuzzing`; no other build has them.
 
+use oncekey::Key;
 use oncekey::backend::StoreError;
 use oncekey::record::Record;
 
@@ -12,6 +13,11 @@ pub type Columns = (Vec<u8>, i64, Vec<u8>, i16, Option<i64>, Option<i16>, Option
 pub fn record_of_row(columns: Columns) -> Result<Record, StoreError> {
     let (fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at) = columns;
     Row { fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at }.decode()
+}
+
+/// Reads the value of a Redis key.
+pub fn redis_value(key: &Key, bytes: Vec<u8>) {
+    crate::redis::read_value(key, bytes);
 }
 
 /// Reads the URL of a PostgreSQL server, and gives what a refusal says.

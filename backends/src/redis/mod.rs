@@ -17,3 +17,5 @@ mod watch;
 pub use backend::RedisBackend;
 pub use error::RedisOpenError;
 pub use options::RedisBuilder;
+#[cfg(fuzzing)]
+pub(crate) use value::read_for_fuzzing as read_value;
