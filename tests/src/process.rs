@@ -11,6 +11,18 @@ use rustix::process::{Pid, Signal, kill_process};
 /// Long enough for a loaded machine; a test that waits this long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Lets other tasks run until the condition holds.
+///
+/// # Panics
+/// If it does not within [`PATIENCE`].
+pub async fn until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} did not come to pass");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 /// A child process whose standard input and output are lines. It is killed when this is dropped.
 pub struct Process {
     child: Child,

@@ -13,6 +13,7 @@ use oncekey::consumer::{Message, Processor, in_process, job};
 use oncekey::{Engine, Key, Outcome, RunError};
 use oncekey_backends::outbox::{MysqlOutbox, Posted, PostgresOutbox, Relay, SqliteOutbox, Table};
 use oncekey_backends::{MemoryBackend, MysqlBackend, PostgresBackend, SqliteBackend};
+use tests::process::until;
 use tests::server::{MariaDb, Postgres};
 use tokio::sync::Notify;
 
@@ -139,6 +140,37 @@ async fn j03_the_outbox_in_mysql_keeps_its_word() {
         }
     };
     keeps_its_word(|| outbox.relay(), write).await;
+}
+
+/// Where a commit is shown before it is on the disk, no message is published that a crash can still take back.
+#[actix_rt::test]
+async fn j03_a_message_is_published_once_it_is_on_the_disk() {
+    let mut server = MariaDb::start_with_log_to_hold(&["--table-open-cache-instances=1"]);
+    let pool = MysqlBackend::open(&server.url()).await.unwrap().pool_of_its_own();
+    let outbox = MysqlOutbox::open(pool.clone()).await.unwrap();
+    // While the log is held no table can be opened: those that are read are open before.
+    server.sql("SELECT 1 FROM oncekey_outbox a, oncekey_outbox b, oncekey_outbox c, oncekey_outbox d");
+    let posted = |server: &MariaDb| server.sql("SELECT count(*) FROM oncekey_outbox");
+
+    server.hold_log();
+    let mut connection = pool.get().await.unwrap();
+    let writing = actix_rt::spawn(async move { MysqlOutbox::write(&mut connection, "mails", &message(1)).await });
+    until("a shown commit", || posted(&server) == "1").await;
+    let published = Cell::new(0);
+    let publish = async |_: &Posted| {
+        published.set(published.get() + 1);
+        Ok::<_, String>(())
+    };
+    let flush = "INSERT INTO oncekey_outbox_flushes";
+    let told = until("a message or a flush", || published.get() > 0 || server.is_executing(flush));
+    outbox.relay().run(publish, told).await;
+    writing.abort();
+    server.kill();
+    server.let_log_go();
+    server.restart();
+
+    assert_eq!(posted(&server), "0", "the crash took nothing away: this shows nothing");
+    assert_eq!(published.get(), 0, "a message was published that is gone");
 }
 
 /// A job's message commits with its outcome, or not at all; the next consumer has its effect once.

@@ -14,7 +14,8 @@ use oncekey::backend::{
 };
 
 use super::connect::Connector;
-use super::migration::{bring_up_to_date, check_durability, database, lock_name};
+use super::flush::shows_too_early;
+use super::migration::{bring_up_to_date, check_durability, database, flushes, lock_name};
 use super::options::Source;
 use super::table::Mysql;
 use super::{MysqlBuilder, MysqlOpenError};
@@ -27,7 +28,8 @@ use crate::sql::{BATCHES, Core, Name};
 /// What waits in an arbiter's backend actor becomes a few statements for all of it. Claims of keys that nobody has used are
 /// one, completions by their claims' owners another; where that meets something else, one reads the batch's rows, and one
 /// each inserts, replaces and deletes what was decided, if the row is still what it was decided on. So a commit, which is
-/// what a claim costs, serves many, and a replay writes nothing. Time is the server's.
+/// what a claim costs, serves many. A replay writes nothing where the server has a binary log; one without shows commits
+/// before they are on the disk, and a batch's replays share a commit that waits until they are. Time is the server's.
 ///
 /// **Each arbiter has connections of its own** (see [`MysqlBuilder::pool_size`]), since a connection lives on the runtime
 /// that opened it. An application that has a Diesel pool [hands it over](Self::from_pool) instead.
@@ -63,8 +65,14 @@ struct Shared {
     /// `None` where the application's pool is used.
     connector: Option<Connector>,
     pool_size: usize,
-    database: String,
+    server: Server,
     table: Name,
+}
+
+/// What is asked of the server once.
+struct Server {
+    database: String,
+    shows_too_early: bool,
 }
 
 impl MysqlBackend {
@@ -185,20 +193,20 @@ impl MysqlBackend {
     pub(super) async fn open_with(options: MysqlBuilder) -> Result<Self, MysqlOpenError> {
         let table = options.table;
         let unreachable = |error: &dyn fmt::Display| MysqlOpenError::Unreachable(error.to_string());
-        let (connector, pool, database) = match options.source {
+        let (connector, pool, server) = match options.source {
             Source::Url(url) => {
                 let connector = Connector::new(&url)?;
                 let mut connection = connector.clone().connect().await.map_err(|error| unreachable(&error))?;
-                let database = prepare(&mut connection, &table, options.migrate).await?;
-                (Some(connector.clone()), pool_of(&connector, options.pool_size, UNTRIED), database)
+                let server = prepare(&mut connection, &table, options.migrate).await?;
+                (Some(connector.clone()), pool_of(&connector, options.pool_size, UNTRIED), server)
             }
             Source::Pool(pool) => {
                 let mut connection = pool.get().await.map_err(|error| unreachable(&error))?;
-                let database = prepare(&mut connection, &table, options.migrate).await?;
-                (None, pool.clone(), database)
+                let server = prepare(&mut connection, &table, options.migrate).await?;
+                (None, pool.clone(), server)
             }
         };
-        let shared = Shared { connector, pool_size: options.pool_size, database, table };
+        let shared = Shared { connector, pool_size: options.pool_size, server, table };
         Ok(Self { core: shared.core(pool), shared: Arc::new(shared) })
     }
 
@@ -208,13 +216,13 @@ impl MysqlBackend {
     }
 }
 
-/// Gives the database's name.
-async fn prepare(connection: &mut AsyncMysqlConnection, table: &Name, migrate: bool) -> Result<String, MysqlOpenError> {
+async fn prepare(connection: &mut AsyncMysqlConnection, table: &Name, migrate: bool) -> Result<Server, MysqlOpenError> {
     let unreachable = |error: diesel::result::Error| MysqlOpenError::Unreachable(error.to_string());
     let database = database(connection).await.map_err(unreachable)?;
     bring_up_to_date(connection, table, &lock_name("migrate", &database, table), migrate).await?;
     check_durability(connection).await.map_err(unreachable)?;
-    Ok(database)
+    let shows_too_early = shows_too_early(connection).await.map_err(unreachable)?;
+    Ok(Server { database, shows_too_early })
 }
 
 /// A pool that opens its connections when they are asked for. It has no time-outs: every call has the engine's deadline.
@@ -234,8 +242,9 @@ fn pool_of(
 
 impl Shared {
     fn core(&self, pool: Pool<AsyncMysqlConnection>) -> Core<Mysql> {
-        let purge_lock = lock_name("purge", &self.database, &self.table);
-        Core::new(Mysql { pool, table: format!("`{}`", self.table), purge_lock })
+        let purge_lock = lock_name("purge", &self.server.database, &self.table);
+        let flushes = self.server.shows_too_early.then(|| flushes(&self.table));
+        Core::new(Mysql { pool, table: format!("`{}`", self.table), purge_lock, flushes })
     }
 }
 

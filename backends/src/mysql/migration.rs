@@ -4,12 +4,12 @@ use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel_async::{AsyncMysqlConnection, RunQueryDsl, SimpleAsyncConnection as _};
 use tracing::{info, warn};
 
-use super::MysqlOpenError;
 use super::table::Bind;
+use super::{MysqlOpenError, flush};
 use crate::sql::{Fragment, Name, lock_number};
 
-/// Each is applied once, in this order. `{table}` stands for the table's name.
-const MIGRATIONS: &[&str] = &[include_str!("../../migrations/mysql/1_records.sql")];
+/// Each is applied once, in this order. `{table}` stands for the table's name, `{flushes}` for that of the table of flushes.
+const MIGRATIONS: &[&str] = &[include_str!("../../migrations/mysql/1_records.sql"), flush::TABLE];
 
 /// How long to wait for another process that migrates.
 const LOCK_SECONDS: u32 = 60;
@@ -73,7 +73,8 @@ async fn migrate_from(connection: &mut AsyncMysqlConnection, table: &Name) -> di
     for (number, migration) in MIGRATIONS.iter().enumerate() {
         let number = number as i64 + 1;
         if number > found {
-            connection.batch_execute(&migration.replace("{table}", &format!("`{table}`"))).await?;
+            let migration = migration.replace("{table}", &format!("`{table}`"));
+            connection.batch_execute(&migration.replace("{flushes}", &flushes(table))).await?;
             connection.batch_execute(&format!("INSERT INTO `{table}_migrations` VALUES ({number})")).await?;
             info!(%table, version = number, "the table of records was brought up to date");
         }
@@ -94,11 +95,14 @@ async fn version(connection: &mut AsyncMysqlConnection, table: &Name) -> diesel:
     Ok(number(connection, &text).await?.unwrap_or(0))
 }
 
+/// The quoted name of the table by which a flush of the log is awaited.
+pub(super) fn flushes(table: &Name) -> String {
+    format!("`{table}_flushes`")
+}
+
 /// Names the settings by which the server may lose what it has confirmed.
 pub(super) async fn check_durability(connection: &mut AsyncMysqlConnection) -> diesel::QueryResult<()> {
-    // Without a binary log a commit is shown to others before it is on the disk; sync_binlog matters where there is one.
     let settings = [
-        ("log_bin", "SELECT CASE @@GLOBAL.log_bin WHEN 1 THEN 1 ELSE 0 END"),
         ("innodb_flush_log_at_trx_commit", "SELECT @@GLOBAL.innodb_flush_log_at_trx_commit"),
         ("innodb_doublewrite", "SELECT CASE @@GLOBAL.innodb_doublewrite WHEN 'OFF' THEN 0 WHEN '0' THEN 0 ELSE 1 END"),
         ("sync_binlog", "SELECT CASE WHEN @@GLOBAL.log_bin = 1 THEN @@GLOBAL.sync_binlog ELSE 1 END"),

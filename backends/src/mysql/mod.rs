@@ -3,6 +3,7 @@
 mod backend;
 mod connect;
 mod error;
+pub(crate) mod flush;
 mod migration;
 mod options;
 mod table;

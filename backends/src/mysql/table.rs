@@ -12,6 +12,7 @@ use diesel_async::{AsyncMysqlConnection, RunQueryDsl};
 use oncekey::backend::StoreError;
 use oncekey::record::StoreTime;
 
+use super::flush::await_flush;
 use crate::sql::{
     Columns, Completion, Dialect, Expected, Failure, FirstClaim, Fragment, Keyed, Part, Row, Written, from_column,
     time_of,
@@ -56,6 +57,8 @@ pub(super) struct Mysql {
     pub(super) table: String,
     /// The name of the lock under which one process purges.
     pub(super) purge_lock: String,
+    /// The table by which the log's flush is awaited, where a commit is shown before it.
+    pub(super) flushes: Option<String>,
 }
 
 /// The rows of a statement are repeated up to a power of two, so that a connection prepares few statements: a repeated
@@ -163,6 +166,11 @@ impl Dialect for Mysql {
             Fragment::<(BigInt, Nullable<Binary>, RowTypes), _>::new(&text, &binds).load(connection).await?;
         let now = time_of(&rows, |(now, ..)| *now);
         Ok((from_column(now), rows.into_iter().filter_map(|(_, key, row)| Some((key?, row))).collect()))
+    }
+
+    async fn await_flush(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<()> {
+        let Some(flushes) = &self.flushes else { return Ok(()) };
+        await_flush(connection, flushes).await
     }
 
     async fn lock(&self, connection: &mut AsyncMysqlConnection, key: &str) -> QueryResult<(StoreTime, Option<Row>)> {

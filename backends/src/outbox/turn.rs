@@ -22,7 +22,12 @@ macro_rules! takes_turns_by {
 
             async fn first(&self, turn: &mut Turn, limit: i64) -> Result<Vec<Posted>, OutboxError> {
                 let first = oncekey_outbox::table.order(oncekey_outbox::id).limit(limit).load(&mut turn.connection);
-                first.await.map_err(failed("reading"))?.into_iter().map(posted).collect()
+                let first: Vec<_> = first.await.map_err(failed("reading"))?;
+                if !first.is_empty() {
+                    let flushed = self.await_flush(&mut turn.connection).await;
+                    flushed.map_err(failed("waiting until what is read is on the disk"))?;
+                }
+                first.into_iter().map(posted).collect()
             }
 
             async fn remove(&self, turn: &mut Turn, numbers: Vec<i64>) -> Result<(), OutboxError> {

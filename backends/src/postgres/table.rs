@@ -115,6 +115,11 @@ impl Dialect for Postgres {
         Ok((from_column(now), rows.collect()))
     }
 
+    /// A commit is flushed before it is shown.
+    async fn await_flush(&self, _: &mut AsyncPgConnection) -> QueryResult<()> {
+        Ok(())
+    }
+
     async fn lock(&self, connection: &mut AsyncPgConnection, key: &str) -> QueryResult<(StoreTime, Option<Row>)> {
         let binds = [Bind::Text(key)];
         let rows: Vec<(i64, Row)> =

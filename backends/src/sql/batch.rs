@@ -17,7 +17,7 @@ use diesel::QueryResult;
 use diesel::result::Error;
 use oncekey::backend::{Request, StoreError};
 use oncekey::record::transition::Write;
-use oncekey::record::{Record, StoreTime};
+use oncekey::record::{Record, State, StoreTime};
 use oncekey::{Key, KeyHasher};
 
 use super::dialect::{Dialect, Failure, Written};
@@ -145,7 +145,19 @@ async fn take<D: Dialect>(dialect: &D, keys_are_new: Option<&KeysAreNew>, steps:
         if let (Some(new), 0) = (keys_are_new, tries) {
             new.0.store(found.is_empty(), Ordering::Relaxed);
         }
-        open = decide(open, found, now);
+        let (writing, replays) = decide(open, found, now);
+        open = writing;
+        if !replays.is_empty() {
+            let flushed = match lent.connection() {
+                Ok(connection) => dialect.await_flush(connection).await.map_err(|error| of_read::<D>(&error)),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = flushed {
+                open.extend(replays);
+                return refuse(open, error);
+            }
+            replays.into_iter().for_each(|open| open.step.answer());
+        }
         let wrote = match lent.connection() {
             Ok(connection) => write(dialect, connection, &mut open).await,
             Err(error) => return refuse(open, error),
@@ -183,9 +195,10 @@ async fn read<D: Dialect>(
     Ok((lent, now, rows.into_iter().collect()))
 }
 
-/// Decides each step; answers those that write nothing, and gives the others.
-fn decide(open: Vec<Open>, mut rows: HashMap<Vec<u8>, Row>, now: StoreTime) -> Vec<Open> {
-    let mut writing = Vec::with_capacity(open.len());
+/// Decides each step; answers those that neither write nor tell of what was stored before, and gives those that write, and
+/// those that tell.
+fn decide(open: Vec<Open>, mut rows: HashMap<Vec<u8>, Row>, now: StoreTime) -> (Vec<Open>, Vec<Open>) {
+    let (mut writing, mut replays) = (Vec::with_capacity(open.len()), Vec::new());
     for mut open in open {
         let found = match rows.remove(open.step.key().as_stored().as_bytes()).map(Row::decode).transpose() {
             Ok(found) => found,
@@ -208,11 +221,16 @@ fn decide(open: Vec<Open>, mut rows: HashMap<Vec<u8>, Row>, now: StoreTime) -> V
         open.write = open.step.decide(found.as_ref(), now);
         (open.found, open.sent) = (found, false);
         match open.write {
+            Write::Nothing if is_completed(open.found.as_ref()) => replays.push(open),
             Write::Nothing => open.step.answer(),
             Write::Put(_) | Write::Delete => writing.push(open),
         }
     }
-    writing
+    (writing, replays)
+}
+
+fn is_completed(found: Option<&Record>) -> bool {
+    found.is_some_and(|record| matches!(record.state, State::Completed { .. }))
 }
 
 /// Writes what was decided and answers what is written; the rest stays in `open`.

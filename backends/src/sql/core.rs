@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use diesel::QueryResult;
 use diesel_async::{AnsiTransactionManager, TransactionManager as _};
 use oncekey::Key;
 use oncekey::backend::{
@@ -12,7 +13,7 @@ use oncekey::record::{StoreTime, transition};
 use tokio::sync::Semaphore;
 
 use super::batch::{KeysAreNew, rounds, take_round};
-use super::dialect::{Dialect, Failure, Written};
+use super::dialect::{Dialect, Failure, Keyed, Written};
 use super::error::{of_read, of_write};
 use super::lent::Lent;
 use super::row::Row;
@@ -106,23 +107,30 @@ impl<D: Dialect> Core<D> {
         let (now, row) = self.dialect.lock(connection, message.key.as_stored()).await?;
         let found = row.map(Row::decode).transpose()?;
         match transition::complete(found.as_ref(), now, message).answer {
-            // It was completed before, by the same owner.
-            Completed::Stored => Ok(()),
+            // It was completed before, by the same owner. The caller's commit waits for the flush.
+            Completed::Stored => Ok(self.dialect.await_flush(connection).await?),
             Completed::Lost => Err(CompleteInError::ClaimLost),
         }
     }
 
     pub(crate) async fn lookup(&self, message: Lookup) -> Result<Option<RecordView>, StoreError> {
         let key = message.key.as_stored();
-        let (now, rows) = self.reading(async |dialect, connection| dialect.read(connection, &[key]).await).await?;
+        let read = async |dialect: &D, connection: &mut D::Connection| {
+            let read = dialect.read(connection, &[key]).await?;
+            flushed(dialect, connection, read).await
+        };
+        let (now, rows) = self.reading(read).await?;
         let Some((_, row)) = rows.into_iter().next() else { return Ok(None) };
         Ok(RecordView::of(message.key, row.decode()?, now))
     }
 
     pub(crate) async fn list(&self, message: List) -> Result<Vec<RecordView>, StoreError> {
         let after = message.after.as_ref().map_or("", Key::as_stored);
-        let (now, rows) =
-            self.reading(async |dialect, connection| dialect.list(connection, after, message.limit).await).await?;
+        let list = async |dialect: &D, connection: &mut D::Connection| {
+            let list = dialect.list(connection, after, message.limit).await?;
+            flushed(dialect, connection, list).await
+        };
+        let (now, rows) = self.reading(list).await?;
         rows.into_iter().filter_map(|(key, row)| view(&key, row, now).transpose()).collect()
     }
 
@@ -146,7 +154,7 @@ impl<D: Dialect> Core<D> {
     /// Runs a statement that only reads, again on another connection if this one broke while it lay in the pool.
     async fn reading<T>(
         &self,
-        statement: impl AsyncFn(&D, &mut D::Connection) -> diesel::QueryResult<T>,
+        statement: impl AsyncFn(&D, &mut D::Connection) -> QueryResult<T>,
     ) -> Result<T, StoreError> {
         self.run(&[Failure::Disconnected], of_read::<D>, statement).await
     }
@@ -154,7 +162,7 @@ impl<D: Dialect> Core<D> {
     /// Runs a statement that is as good done twice as once.
     pub(crate) async fn writing<T>(
         &self,
-        statement: impl AsyncFn(&D, &mut D::Connection) -> diesel::QueryResult<T>,
+        statement: impl AsyncFn(&D, &mut D::Connection) -> QueryResult<T>,
     ) -> Result<T, StoreError> {
         self.run(&[Failure::Disconnected, Failure::Contended], of_write::<D>, statement).await
     }
@@ -163,13 +171,25 @@ impl<D: Dialect> Core<D> {
         &self,
         passing: &[Failure],
         told: fn(&diesel::result::Error) -> StoreError,
-        statement: impl AsyncFn(&D, &mut D::Connection) -> diesel::QueryResult<T>,
+        statement: impl AsyncFn(&D, &mut D::Connection) -> QueryResult<T>,
     ) -> Result<T, StoreError> {
         let run = async |connection: &mut D::Connection| statement(&self.dialect, connection).await;
         let (lent, given) = Lent::after(&*self.dialect, passing, told, run).await?;
         lent.give_back();
         Ok(given)
     }
+}
+
+/// What was read, once the outcomes in it are on the disk.
+async fn flushed<D: Dialect>(
+    dialect: &D,
+    connection: &mut D::Connection,
+    read: (StoreTime, Vec<Keyed>),
+) -> QueryResult<(StoreTime, Vec<Keyed>)> {
+    if read.1.iter().any(|(_, row)| row.outcome.is_some()) {
+        dialect.await_flush(connection).await?;
+    }
+    Ok(read)
 }
 
 fn view(key: &[u8], row: Row, now: StoreTime) -> Result<Option<RecordView>, StoreError> {

@@ -66,6 +66,10 @@ pub(crate) trait Dialect: Send + Sync + 'static {
         keys: &[&str],
     ) -> impl Future<Output = QueryResult<(StoreTime, Vec<Keyed>)>> + Send;
 
+    /// Waits until all that was read is on the disk, where the database shows commits to others before they are. What was
+    /// stored is not to be told of before.
+    fn await_flush(&self, connection: &mut Self::Connection) -> impl Future<Output = QueryResult<()>> + Send;
+
     /// Reads one row inside a transaction, and keeps others from changing it until the end.
     fn lock(
         &self,

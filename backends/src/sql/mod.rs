@@ -12,6 +12,8 @@ pub(crate) mod row;
 mod step;
 mod transaction;
 
+#[cfg(feature = "mysql")]
+pub(crate) use batch::pause;
 pub(crate) use core::{BATCHES, Core};
 pub(crate) use dialect::{Dialect, Failure, Keyed, Written};
 pub(crate) use error::of_read;

@@ -98,8 +98,7 @@ async fn try_once<D: Dialect>(
         (Completed::Stored, Write::Put(_), _) => {}
         // The answer to its first completion was lost.
         (Completed::Stored, _, Some(State::Completed { outcome, .. })) => {
-            roll_back(connection).await?;
-            return Ok(Tried::Done(CompletedInTransaction::Stored { outcome }));
+            return stored_before(dialect, connection, outcome).await;
         }
         _ => {
             roll_back(connection).await?;
@@ -143,9 +142,7 @@ async fn keep<D: Dialect>(
                 (Write::Nothing, Some(Record { owner, state: State::Completed { outcome, .. }, .. }))
                     if *owner == complete.owner =>
                 {
-                    let outcome = outcome.clone();
-                    roll_back(connection).await?;
-                    return Ok(Tried::Done(CompletedInTransaction::Stored { outcome }));
+                    return stored_before(dialect, connection, outcome.clone()).await;
                 }
                 // The claim is another's by now, or the operation has changed the record.
                 _ => Ok(Written::Some),
@@ -174,6 +171,17 @@ async fn keep<D: Dialect>(
         Err(error) if D::failure(&error) == Failure::Refused => Ok(Tried::Done(CompletedInTransaction::RolledBack)),
         Err(error) => Err(of_write::<D>(&error)),
     }
+}
+
+/// Rolls this try back, and tells of the one before it, whose commit may not be on the disk yet.
+async fn stored_before<D: Dialect>(
+    dialect: &D,
+    connection: &mut D::Connection,
+    outcome: SealedOutcome,
+) -> Result<Tried, StoreError> {
+    roll_back(connection).await?;
+    dialect.await_flush(connection).await.map_err(|error| of_read::<D>(&error))?;
+    Ok(Tried::Done(CompletedInTransaction::Stored { outcome }))
 }
 
 /// Rolls everything back. If that fails the caller closes the connection, which does the same.

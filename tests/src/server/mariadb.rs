@@ -16,6 +16,8 @@ pub struct MariaDb {
     folder: PathBuf,
     port: u16,
     settings: Vec<String>,
+    /// What keeps the redo log from the disk, where that is wanted.
+    holder: Option<LogHolder>,
     running: Running,
 }
 
@@ -41,7 +43,20 @@ impl MariaDb {
     /// # Panics
     /// If MariaDB is not installed, or does not start.
     pub fn start_with_files(files: &[(&str, &str)], settings: &[&str]) -> Self {
+        Self::start_in(folder_for(USER), files, settings, None)
+    }
+
+    /// The same, with a redo log that can be [held](Self::hold_log).
+    ///
+    /// # Panics
+    /// If MariaDB or a C compiler is not installed, or it does not start.
+    pub fn start_with_log_to_hold(settings: &[&str]) -> Self {
         let folder = folder_for(USER);
+        let holder = LogHolder::build(&folder);
+        Self::start_in(folder, &[], settings, Some(holder))
+    }
+
+    fn start_in(folder: PathBuf, files: &[(&str, &str)], settings: &[&str], holder: Option<LogHolder>) -> Self {
         for (name, text) in files {
             write_for(USER, &folder.join(name), text);
         }
@@ -59,8 +74,9 @@ impl MariaDb {
         ]);
         run(&os(&init));
         let port = free_port();
-        let running = launch(&folder, port, &settings).unwrap_or_else(|log| never_started(&folder, &log));
-        let server = Self { folder, port, settings, running };
+        let running =
+            launch(&folder, port, &settings, holder.as_ref()).unwrap_or_else(|log| never_started(&folder, &log));
+        let server = Self { folder, port, settings, holder, running };
         let made = "CREATE DATABASE shop; CREATE USER shop@'127.0.0.1'; GRANT ALL ON *.* TO shop@'127.0.0.1'";
         let made = client(&server.folder).args(["-e", made]).status().unwrap();
         assert!(made.success(), "the database was not made");
@@ -87,6 +103,15 @@ impl MariaDb {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
+    /// Whether a statement that begins so is under way.
+    ///
+    /// # Panics
+    /// If the server refuses to tell.
+    pub fn is_executing(&self, beginning: &str) -> bool {
+        let statements = "SELECT count(*) FROM information_schema.processlist WHERE";
+        self.sql(&format!("{statements} LEFT(info, LENGTH('{beginning}')) = '{beginning}'")) != "0"
+    }
+
     /// SIGKILL.
     pub fn kill(&self) {
         self.running.kill();
@@ -107,7 +132,57 @@ impl MariaDb {
     /// # Panics
     /// If it does not start.
     pub fn restart(&mut self) {
-        self.running.relaunch(|| launch(&self.folder, self.port, &self.settings));
+        self.running.relaunch(|| launch(&self.folder, self.port, &self.settings, self.holder.as_ref()));
+    }
+
+    /// From here on nothing of InnoDB's redo log reaches the disk, as where a disk is slow.
+    ///
+    /// # Panics
+    /// If it was not [started for that](Self::start_with_log_to_hold).
+    pub fn hold_log(&self) {
+        std::fs::write(&self.holder().held, "").unwrap();
+    }
+
+    /// The log goes to the disk again.
+    ///
+    /// # Panics
+    /// If it was not held.
+    pub fn let_log_go(&self) {
+        std::fs::remove_file(&self.holder().held).unwrap();
+    }
+
+    fn holder(&self) -> &LogHolder {
+        self.holder.as_ref().expect("a server whose log can be held")
+    }
+}
+
+/// A library that the server loads, by which its writes to the log wait while a file is there.
+#[derive(Debug)]
+struct LogHolder {
+    library: PathBuf,
+    held: PathBuf,
+}
+
+impl LogHolder {
+    fn build(folder: &Path) -> Self {
+        let library = folder.join("held_log.so");
+        write_for(USER, &folder.join("held_log.c"), include_str!("held_log.c"));
+        let source = folder.join("held_log.c").display().to_string();
+        let compiler = binary("cc", &[], "gcc").display().to_string();
+        run(&os(&[
+            compiler,
+            "-shared".into(),
+            "-fPIC".into(),
+            "-O1".into(),
+            "-o".into(),
+            library.display().to_string(),
+            source,
+        ]));
+        Self { library, held: folder.join("log_is_held") }
+    }
+
+    fn environment(&self) -> [String; 3] {
+        ["env".into(), format!("LD_PRELOAD={}", self.library.display()), format!("HELD_LOG={}", self.held.display())]
     }
 }
 
@@ -122,8 +197,9 @@ fn client(folder: &Path) -> Command {
     client
 }
 
-fn launch(folder: &Path, port: u16, settings: &[String]) -> Result<Running, String> {
+fn launch(folder: &Path, port: u16, settings: &[String], holder: Option<&LogHolder>) -> Result<Running, String> {
     let mut command = as_user(USER);
+    command.extend(holder.into_iter().flat_map(LogHolder::environment));
     command.push(binary("mariadbd", &sbin(), PACKAGE).display().to_string());
     command.extend([
         "--no-defaults".to_owned(),

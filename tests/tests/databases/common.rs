@@ -52,7 +52,7 @@ macro_rules! on_database {
             let opened = join_all((0..10).map(|_| open(&table))).await;
             let acquired = join_all(opened.iter().map(|backend| backend.acquire(acquire("k")))).await;
             assert_eq!(acquired.iter().filter(|answer| matches!(answer, Ok(Acquired::Claimed { .. }))).count(), 1);
-            assert_eq!(SERVER.sql(&format!("SELECT count(*) FROM {table}_migrations")), "1");
+            assert_eq!(SERVER.sql(&format!("SELECT max(version) - count(*) FROM {table}_migrations")), "0");
         }
 
         #[actix_rt::test]

@@ -13,10 +13,11 @@ use oncekey::backend::{
     Purged, TransactionOperation,
 };
 use oncekey::conformance::Capabilities;
-use oncekey::record::SealedOutcome;
+use oncekey::record::{Owner, SealedOutcome};
 use oncekey::{Claim, Engine, Key, OnAbandoned, Outcome, RunError};
 use oncekey_backends::CompleteInError;
 use oncekey_backends::mysql::{MysqlBackend, MysqlOpenError};
+use tests::process::until;
 use tests::proxy::Proxy;
 use tests::server::MariaDb;
 
@@ -76,6 +77,60 @@ async fn cut_connections_are_replaced() {
     }
     assert!(backend.lookup(Lookup { key: Key::new("s", "a").unwrap() }).await.unwrap().is_some());
     assert!(matches!(backend.acquire(acquire("b")).await, Ok(Acquired::Claimed { .. })));
+}
+
+/// Where a commit is shown before it is on the disk, nobody is told of an outcome that a crash can still take away.
+#[actix_rt::test]
+async fn e02_an_outcome_is_told_of_once_it_is_on_the_disk() {
+    let mut server = MariaDb::start_with_log_to_hold(&["--table-open-cache-instances=1"]);
+    let holder = MysqlBackend::open(&server.url()).await.unwrap();
+    let another = MysqlBackend::open(&server.url()).await.unwrap();
+    let claim = acquire("k");
+    assert!(matches!(holder.acquire(claim.clone()).await, Ok(Acquired::Claimed { .. })));
+    let asked = || Acquire { owner: Owner::random(), ..claim.clone() };
+    // It has met a record, and looks first from here on: an INSERT would wait for the log before it finds anything.
+    assert!(matches!(another.acquire(asked()).await, Ok(Acquired::InProgress { .. })));
+    // Nor can a table be opened while the log is held: those that are read are open before.
+    server.sql("SELECT 1 FROM oncekey_records a, oncekey_records b, oncekey_records c, oncekey_records d");
+    let state = |server: &MariaDb| server.sql("SELECT state FROM oncekey_records");
+
+    server.hold_log();
+    let completion = Complete {
+        key: claim.key.clone(),
+        owner: claim.owner,
+        outcome: SealedOutcome::of_value(&claim.key, &1).unwrap(),
+        retention: Duration::from_secs(60),
+    };
+    let completing = actix_rt::spawn(async move { holder.complete(completion).await });
+    // A reader is shown the outcome, though its commit has not returned.
+    until("a shown commit", || state(&server) == "2").await;
+    let asked = asked();
+    let asking = actix_rt::spawn(async move { another.acquire(asked).await });
+    let flush = "INSERT INTO `oncekey_records_flushes`";
+    until("an answer or a flush", || asking.is_finished() || server.is_executing(flush)).await;
+    // Its holder is gone as well, or it would complete its claim on the server that comes back.
+    completing.abort();
+    server.kill();
+    server.let_log_go();
+    server.restart();
+
+    assert_eq!(state(&server), "1", "the crash took nothing away: this shows nothing");
+    let told = asking.await.unwrap();
+    assert!(!matches!(told, Ok(Acquired::Completed { .. })), "an outcome was told of that is gone: {told:?}");
+}
+
+/// A replay of what has been on the disk since long ago waits for a flush too, but only where there is no binary log.
+#[actix_rt::test]
+async fn a_server_with_a_binary_log_is_not_asked_to_flush() {
+    for (settings, flushes) in [(&[][..], "1"), (&["--log-bin", "--sync-binlog=1"][..], "0")] {
+        let server = MariaDb::start_with(settings);
+        let engine = Engine::builder(MysqlBackend::open(&server.url()).await.unwrap()).start().unwrap();
+        for _ in 0..2 {
+            let ran = engine.run(Key::new("s", "k").unwrap(), b"", |_| async { Ok::<u32, ()>(1) }).await;
+            assert_eq!(ran.unwrap().into_inner(), 1);
+        }
+        assert_eq!(server.sql("SELECT COALESCE(SUM(flushes), 0) FROM oncekey_records_flushes"), flushes);
+    }
 }
 
 /// The application's pool hands out no connection that the server has closed.

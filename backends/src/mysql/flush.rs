@@ -1,0 +1,48 @@
+//! Waiting until what the server shows is on its disk.
+//!
+//! InnoDB shows a commit to others before its redo log is flushed. A server that keeps a binary log flushes that before it
+//! shows anything; on one without, who tells of another's commit must wait for the log first, or a crash takes back what
+//! was told.
+
+use diesel::QueryResult;
+use diesel::sql_types::{BigInt, Nullable};
+use diesel_async::{AsyncMysqlConnection, RunQueryDsl};
+
+use super::table::{Bind, Mysql};
+use crate::sql::{Dialect as _, Failure, Fragment, pause};
+
+/// Makes the table `{flushes}`.
+pub(crate) const TABLE: &str = include_str!("../../migrations/mysql/2_flushes.sql");
+
+/// How many rows it may have.
+const SLOTS: u32 = 1024;
+/// How often a flush that others are in the way of is tried anew.
+const MAX_TRIES: u32 = 5;
+
+/// Whether the server shows commits before they are on the disk.
+pub(crate) async fn shows_too_early(connection: &mut AsyncMysqlConnection) -> QueryResult<bool> {
+    let text = "SELECT CASE @@GLOBAL.log_bin WHEN 1 THEN 1 ELSE 0 END";
+    let has_binary_log: Option<i64> =
+        Fragment::<Nullable<BigInt>, Bind<'_>>::new(text, &[]).get_result(connection).await?;
+    Ok(has_binary_log != Some(1))
+}
+
+/// Waits until all that the connection has read is on the disk, by a table of that name.
+///
+/// A commit of one's own returns when the log is flushed up to itself, and with it all that was shown before.
+pub(crate) async fn await_flush(connection: &mut AsyncMysqlConnection, table: &str) -> QueryResult<()> {
+    // The row is nobody else's, unless two connections' numbers meet.
+    let text = format!(
+        "INSERT INTO {table} (slot, flushes) VALUES (CONNECTION_ID() % {SLOTS}, 1) \
+         ON DUPLICATE KEY UPDATE flushes = flushes + 1"
+    );
+    let mut tries = 0;
+    loop {
+        match Fragment::<(), Bind<'_>>::new(&text, &[]).execute(connection).await {
+            Err(error) if Mysql::failure(&error) == Failure::Contended && tries < MAX_TRIES => {}
+            done => return done.map(drop),
+        }
+        tries += 1;
+        pause(tries).await;
+    }
+}
