@@ -40,7 +40,7 @@ pub mod fuzzing;
 mod memory;
 #[cfg(feature = "mysql")]
 pub mod mysql;
-#[cfg(feature = "outbox")]
+#[cfg(all(feature = "outbox", any(feature = "mysql", feature = "postgres", feature = "sqlite")))]
 pub mod outbox;
 #[cfg(feature = "postgres")]
 pub mod postgres;

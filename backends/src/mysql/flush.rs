@@ -8,16 +8,14 @@ use diesel::QueryResult;
 use diesel::sql_types::{BigInt, Nullable};
 use diesel_async::{AsyncMysqlConnection, RunQueryDsl};
 
-use super::table::{Bind, Mysql};
-use crate::sql::{Dialect as _, Failure, Fragment, pause};
+use super::table::Bind;
+use crate::sql::Fragment;
 
 /// Makes the table `{flushes}`.
 pub(crate) const TABLE: &str = include_str!("../../migrations/mysql/2_flushes.sql");
 
 /// How many rows it may have.
 const SLOTS: u32 = 1024;
-/// How often a flush that others are in the way of is tried anew.
-const MAX_TRIES: u32 = 5;
 
 /// Whether the server shows commits before they are on the disk.
 pub(crate) async fn shows_too_early(connection: &mut AsyncMysqlConnection) -> QueryResult<bool> {
@@ -36,13 +34,5 @@ pub(crate) async fn await_flush(connection: &mut AsyncMysqlConnection, table: &s
         "INSERT INTO {table} (slot, flushes) VALUES (CONNECTION_ID() % {SLOTS}, 1) \
          ON DUPLICATE KEY UPDATE flushes = flushes + 1"
     );
-    let mut tries = 0;
-    loop {
-        match Fragment::<(), Bind<'_>>::new(&text, &[]).execute(connection).await {
-            Err(error) if Mysql::failure(&error) == Failure::Contended && tries < MAX_TRIES => {}
-            done => return done.map(drop),
-        }
-        tries += 1;
-        pause(tries).await;
-    }
+    Fragment::<(), Bind<'_>>::new(&text, &[]).execute(connection).await.map(drop)
 }

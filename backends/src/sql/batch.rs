@@ -145,24 +145,29 @@ async fn take<D: Dialect>(dialect: &D, keys_are_new: Option<&KeysAreNew>, steps:
         if let (Some(new), 0) = (keys_are_new, tries) {
             new.0.store(found.is_empty(), Ordering::Relaxed);
         }
+        let connection = match lent.connection() {
+            Ok(connection) => connection,
+            Err(error) => return refuse(open, error),
+        };
         let (writing, replays) = decide(open, found, now);
         open = writing;
         if !replays.is_empty() {
-            let flushed = match lent.connection() {
-                Ok(connection) => dialect.await_flush(connection).await.map_err(|error| of_read::<D>(&error)),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = flushed {
-                open.extend(replays);
-                return refuse(open, error);
+            let flushed = dialect.await_flush(connection).await;
+            match flushed {
+                Ok(()) => replays.into_iter().for_each(|open| open.step.answer()),
+                Err(error) => {
+                    open.extend(replays);
+                    if D::failure(&error) != Failure::Contended {
+                        return refuse(open, of_read::<D>(&error));
+                    }
+                    open.sort_unstable_by(|a, b| a.step.key().cmp(b.step.key()));
+                    lent.give_back();
+                    pause(tries).await;
+                    continue;
+                }
             }
-            replays.into_iter().for_each(|open| open.step.answer());
         }
-        let wrote = match lent.connection() {
-            Ok(connection) => write(dialect, connection, &mut open).await,
-            Err(error) => return refuse(open, error),
-        };
-        match wrote {
+        match write(dialect, connection, &mut open).await {
             Ok(()) => lent.give_back(),
             Err(error) if D::failure(&error) == Failure::Contended => {}
             Err(error) if matches!(D::failure(&error), Failure::Refused | Failure::Other) && open.len() > 1 => {

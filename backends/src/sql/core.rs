@@ -151,12 +151,13 @@ impl<D: Dialect> Core<D> {
         Ok(Purged { removed, more: removed >= limit && limit > 0 })
     }
 
-    /// Runs a statement that only reads, again on another connection if this one broke while it lay in the pool.
+    /// Runs statements that only read, or wait for a flush; again on another connection if this one broke while it lay in
+    /// the pool.
     async fn reading<T>(
         &self,
         statement: impl AsyncFn(&D, &mut D::Connection) -> QueryResult<T>,
     ) -> Result<T, StoreError> {
-        self.run(&[Failure::Disconnected], of_read::<D>, statement).await
+        self.run(&[Failure::Disconnected, Failure::Contended], of_read::<D>, statement).await
     }
 
     /// Runs a statement that is as good done twice as once.

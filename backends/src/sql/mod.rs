@@ -12,10 +12,9 @@ pub(crate) mod row;
 mod step;
 mod transaction;
 
-#[cfg(feature = "mysql")]
-pub(crate) use batch::pause;
 pub(crate) use core::{BATCHES, Core};
 pub(crate) use dialect::{Dialect, Failure, Keyed, Written};
+#[cfg(feature = "postgres")]
 pub(crate) use error::of_read;
 pub(crate) use fragment::{Fragment, Part};
 #[cfg(feature = "postgres")]
