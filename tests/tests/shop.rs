@@ -277,13 +277,13 @@ async fn e11_orders_survive_kill_9_of_mysql_exactly_once() {
 fn weak_settings_are_warned_of() {
     let folder = tempfile::tempdir().unwrap();
     let postgres = Postgres::start_with(&["synchronous_commit=off"]);
-    let mysql = MariaDb::start_with(&["--innodb-flush-log-at-trx-commit=2"]);
+    let mysql = MariaDb::start_with(&["--innodb-flush-log-at-trx-commit=2", "--log-bin", "--sync-binlog=0"]);
     let forgetful = Redis::start_with(&["--appendonly", "no"]);
     let lazy = Redis::start_with(&["--appendfsync", "everysec"]);
     for (url, setting) in [
         (postgres.url(), "synchronous_commit"),
         (mysql.url(), "innodb_flush_log_at_trx_commit"),
-        (mysql.url(), "log_bin"),
+        (mysql.url(), "sync_binlog"),
         (forgetful.url(), "appendonly"),
         (lazy.url(), "appendfsync"),
     ] {
