@@ -224,6 +224,7 @@ macro_rules! __for_each_conformance_check {
             e01_one_of_many_acquires_wins
             e01_one_of_many_calls_runs
             e02_a_completed_key_replays_until_its_retention_ends
+            e02_retention_begins_with_the_completion
             e03_another_fingerprint_is_a_mismatch
             e04_a_renewed_lease_holds
             e04_a_long_operation_keeps_its_key

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot};
 
 use super::{Connect, LONG, SHORT, Store, acquire, claim, fingerprint, fresh_key, until};
-use crate::backend::{Acquired, Backend, StateView};
+use crate::backend::{Acquired, Backend, RecordView, StateView};
 use crate::record::SealedOutcome;
 use crate::{Abandoned, Attempt, Error, Key, OnAbandoned, OnFailure, Outcome, RunError, Verdict};
 
@@ -35,6 +35,26 @@ pub async fn e04_a_long_operation_keeps_its_key<C: Connect>(store: &Store<C>) {
     assert_eq!(running.await.unwrap().unwrap(), Outcome::Ran(17));
     let again = engine.run(key, fingerprint(), |_| async { Ok::<u32, ()>(0) }).await.unwrap();
     assert_eq!(again, Outcome::Replayed(17));
+}
+
+/// E02: an outcome is kept for its retention from its completion on, however long its operation took.
+pub async fn e02_retention_begins_with_the_completion<C: Connect>(store: &Store<C>) {
+    let engine = store.engine(|builder| builder.lease(LONG)).await.with_retention(LONG);
+    let key = fresh_key();
+    let work = |_| async {
+        tokio::time::sleep(2 * SHORT).await;
+        Ok::<_, ()>(())
+    };
+    let began = Instant::now();
+    engine.run(key.clone(), fingerprint(), work).await.unwrap();
+    let Some(RecordView { state: StateView::Completed { expires_in, .. }, .. }) = engine.lookup(&key).await.unwrap()
+    else {
+        panic!("the completed record is not found")
+    };
+    let since_its_end = began.elapsed() - 2 * SHORT;
+    // Times in a store are whole milliseconds.
+    let left = expires_in + since_its_end + Duration::from_millis(5);
+    assert!(left >= LONG, "{expires_in:?} of {LONG:?} are left {since_its_end:?} after the operation's end");
 }
 
 /// E05: a call that finds an abandoned key has it reconciled, and gets what the reconciler found.

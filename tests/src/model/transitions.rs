@@ -82,6 +82,7 @@ impl Transition {
             Self::Renew => &["e04_a_renewed_lease_holds", "e04_a_long_operation_keeps_its_key"],
             Self::Complete => &[
                 "e02_a_completed_key_replays_until_its_retention_ends",
+                "e02_retention_begins_with_the_completion",
                 "e06_a_late_owner_completes_what_nobody_took_over",
             ],
             Self::CompleteRepeated => {
