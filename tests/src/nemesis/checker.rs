@@ -86,13 +86,18 @@ pub async fn check(history: &History, apps: &Apps, store: Store, control: bool) 
         judge(&mut findings, operation, rows.of(operation), store.has_transactions());
     }
     if !control {
-        ask_all_again(&mut findings, history, apps, &rows).await;
+        let answers = ask_all_again(history, apps).await;
+        findings.asked_again = answers.len();
+        // A holder that stood still may have ended its work between the first reading and its key's last answer.
         let after = Rows::read(apps).await;
         for operation in &history.operations {
             let (before, after) = (rows.of(operation), after.of(operation));
             if after.len() > 1 && before.len() <= 1 {
                 findings.add(Wrong::Double, operation, format_args!("asked once more, it ran again: {after:?}"));
             }
+        }
+        for (operation, again) in answers {
+            judge_again(&mut findings, operation, &again, after.of(operation));
         }
     }
     findings
@@ -187,44 +192,45 @@ fn all_same(successes: &[&Seen]) -> bool {
     successes.windows(2).all(|pair| body(pair[0]) == body(pair[1]))
 }
 
-/// No outcome is lost: each success is there, a replay, the same on either shop. What nobody knew the end of is still so, or its
-/// holder has woken up and completed it, or given it up, since it had not begun: then it runs now. What had happened never
-/// runs again.
-async fn ask_all_again(findings: &mut Findings, history: &History, apps: &Apps, rows: &Rows) {
+/// Asks for everything that came to an end, on either shop, until the answer is one that lasts.
+async fn ask_all_again<'a>(history: &'a History, apps: &Apps) -> Vec<(&'a Operation, Seen)> {
     let ended = |operation: &&Operation| matches!(operation.end, End::Success | End::Indeterminate);
     let operations = history.operations.iter().filter(ended).enumerate();
     let asked = stream::iter(operations.map(|(number, operation)| async move {
         let request = request(operation.kind, &operation.name, &operation.key);
         let deadline = Instant::now() + PATIENCE;
         loop {
-            // Asked again for as long as the answer is none that lasts.
             let again = seen(request.send(apps.address(number % 2)).await);
             if end_of(&again).is_some() || Instant::now() > deadline {
                 return (operation, again);
             }
         }
     }));
-    let answers: Vec<_> = asked.buffer_unordered(16).collect().await;
-    for (operation, again) in answers {
-        findings.asked_again += 1;
-        let is_replay = matches!(again, Seen::Answer { status: 200..300, is_replay: true, .. });
-        match operation.end {
-            End::Indeterminate if again.is_indeterminate() => {}
-            End::Indeterminate if again.is_success() => {
-                let (row, known) = (row_of(&again), rows.of(operation));
-                let is_sound = if is_replay { row.is_some_and(|row| known.contains(&row)) } else { known.is_empty() };
-                if !is_sound {
-                    findings.add(Wrong::Double, operation, format_args!("of {known:?} it became {again} with {row:?}"));
-                }
+    asked.buffer_unordered(16).collect().await
+}
+
+/// No outcome is lost: each success is there, a replay, the same on either shop. What nobody knew the end of is still so, or its
+/// holder has woken up and completed it, or given it up, since it had not begun: then it runs now. What had happened never
+/// runs again: no key has more than the one row.
+fn judge_again(findings: &mut Findings, operation: &Operation, again: &Seen, rows: &[i64]) {
+    let is_replay = matches!(again, Seen::Answer { status: 200..300, is_replay: true, .. });
+    match operation.end {
+        End::Indeterminate if again.is_indeterminate() => return,
+        End::Indeterminate if again.is_success() => {}
+        End::Success if is_replay => {
+            let first = operation.tries.iter().find(|seen| seen.is_success());
+            if !first.is_some_and(|first| all_same(&[first, again])) {
+                findings.add(Wrong::Unlike, operation, "asked once more at the end, it gave something else");
             }
-            End::Success if is_replay => {
-                let first = operation.tries.iter().find(|seen| seen.is_success());
-                if !first.is_some_and(|first| all_same(&[first, &again])) {
-                    findings.add(Wrong::Unlike, operation, "asked once more at the end, it gave something else");
-                }
-            }
-            _ => findings.add(Wrong::Lost, operation, format_args!("asked once more at the end, it gave {again}")),
         }
+        _ => {
+            findings.add(Wrong::Lost, operation, format_args!("asked once more at the end, it gave {again}"));
+            return;
+        }
+    }
+    let row = row_of(again);
+    if !row.is_some_and(|row| rows.contains(&row)) {
+        findings.add(Wrong::Lost, operation, format_args!("asked once more, it gave {row:?}, and there are {rows:?}"));
     }
 }
 
@@ -250,6 +256,31 @@ mod tests {
         let held = Seen::Answer { status: 409, is_replay: false, problem: Some("indeterminate".into()), body: vec![] };
         assert_eq!(wrong(Kind::Payment, End::Indeterminate, &[Seen::Unknown, held.clone()], &[7]), []);
         assert_eq!(wrong(Kind::Payment, End::Indeterminate, &[Seen::Left, held], &[]), []);
+    }
+
+    #[test]
+    fn a_key_that_is_asked_for_once_more_gives_its_one_row() {
+        let again = |end, tries: &[Seen], again: &Seen, rows: &[i64]| {
+            let mut findings = Findings::default();
+            let (name, key) = ("op".to_owned(), "key".to_owned());
+            let operation = Operation { kind: Kind::Payment, name, key, tries: tries.to_vec(), end };
+            judge_again(&mut findings, &operation, again, rows);
+            findings.wrong.into_iter().map(|(wrong, _)| wrong).collect::<Vec<_>>()
+        };
+        let held = Seen::Answer { status: 409, is_replay: false, problem: Some("indeterminate".into()), body: vec![] };
+        let open = [Seen::Unknown, held.clone()];
+        assert_eq!(again(End::Indeterminate, &open, &held, &[7]), []);
+        // Its holder woke up and completed it, or gave it up, so that it ran now.
+        for is_replay in [true, false] {
+            assert_eq!(again(End::Indeterminate, &open, &success(7, is_replay), &[7]), []);
+            assert_eq!(again(End::Indeterminate, &open, &success(7, is_replay), &[]), [Wrong::Lost]);
+        }
+        let first = [success(7, false)];
+        assert_eq!(again(End::Success, &first, &success(7, true), &[7]), []);
+        assert_eq!(again(End::Success, &first, &success(7, true), &[]), [Wrong::Lost]);
+        assert_eq!(again(End::Success, &first, &success(7, false), &[7]), [Wrong::Lost]);
+        assert_eq!(again(End::Success, &first, &success(8, true), &[8]), [Wrong::Unlike]);
+        assert_eq!(again(End::Success, &first, &held, &[7]), [Wrong::Lost]);
     }
 
     #[test]
