@@ -5,9 +5,9 @@
 //! was told.
 
 use diesel::QueryResult;
-use diesel::sql_types::{BigInt, Nullable};
 use diesel_async::{AsyncMysqlConnection, RunQueryDsl};
 
+use super::migration::number;
 use super::table::Bind;
 use crate::sql::Fragment;
 
@@ -20,9 +20,7 @@ const SLOTS: u32 = 1024;
 /// Whether the server shows commits before they are on the disk.
 pub(crate) async fn shows_too_early(connection: &mut AsyncMysqlConnection) -> QueryResult<bool> {
     let text = "SELECT CASE @@GLOBAL.log_bin WHEN 1 THEN 1 ELSE 0 END";
-    let has_binary_log: Option<i64> =
-        Fragment::<Nullable<BigInt>, Bind<'_>>::new(text, &[]).get_result(connection).await?;
-    Ok(has_binary_log != Some(1))
+    Ok(number(connection, text).await? != Some(1))
 }
 
 /// Waits until all that the connection has read is on the disk, by a table of that name.

@@ -20,7 +20,7 @@ pub(super) fn lock_name(purpose: &str, database: &str, table: &Name) -> String {
     format!("oncekey_{purpose}_{hash:016x}")
 }
 
-async fn number(connection: &mut AsyncMysqlConnection, text: &str) -> diesel::QueryResult<Option<i64>> {
+pub(super) async fn number(connection: &mut AsyncMysqlConnection, text: &str) -> diesel::QueryResult<Option<i64>> {
     Fragment::<Nullable<BigInt>, Bind<'_>>::new(text, &[]).get_result(connection).await
 }
 
