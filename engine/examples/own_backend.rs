@@ -15,6 +15,7 @@ use std::time::Instant;
 use oncekey::backend::{
     Acquire, Acquired, Backend, Complete, Completed, Held, Hold, List, Lookup, Purge, Purged, RecordView, Release,
     Released, Remove, Removed, Renew, Renewed, Resolve, Resolved, Stats, StoreError, StoreStats,
+    Withdraw, Withdrawn,
 };
 use oncekey::record::transition::{self, Step, Write};
 use oncekey::record::{Record, State, StoreTime};
@@ -72,6 +73,10 @@ impl Backend for MapBackend {
         self.step(&message.key, |found, now| transition::release(found, now, &message))
     }
 
+    async fn withdraw(&self, message: Withdraw) -> Result<Withdrawn, StoreError> {
+        self.step(&message.key, |found, now| transition::withdraw(found, now, &message))
+    }
+
     async fn hold(&self, message: Hold) -> Result<Held, StoreError> {
         self.step(&message.key, |found, now| transition::hold(found, now, &message))
     }
@@ -86,8 +91,7 @@ impl Backend for MapBackend {
     }
 
     async fn remove(&self, message: Remove) -> Result<Removed, StoreError> {
-        let removed = self.records().remove(&message.key).is_some();
-        Ok(if removed { Removed::Removed } else { Removed::Absent })
+        self.step(&message.key, |found, now| transition::remove(found, now, &message))
     }
 
     async fn list(&self, message: List) -> Result<Vec<RecordView>, StoreError> {
@@ -114,6 +118,7 @@ impl Backend for MapBackend {
                 State::InProgress { .. } => stats.in_progress += 1,
                 State::Completed { .. } => stats.completed += 1,
                 State::Indeterminate => stats.indeterminate += 1,
+                State::Vacant { .. } => {}
             }
         }
         Ok(stats)

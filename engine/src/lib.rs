@@ -126,7 +126,7 @@ pub use fingerprint::{Fingerprint, FingerprintBuilder, FingerprintError, ToFinge
 pub use key::{Key, KeyError, KeyHasher, KeyPart, MAX_PART_LEN};
 pub use policy::{CallPolicy, OnAbandoned, OnFailure, OnInProgress, OnStoreFailure};
 pub use reconcile::{Abandoned, Verdict};
-pub use record::{Attempt, CorruptOutcome};
+pub use record::{Attempt, CorruptOutcome, FencingToken};
 
 /// The examples of the README, compiled.
 #[cfg(doctest)]

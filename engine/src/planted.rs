@@ -82,6 +82,12 @@ mod there {
         ResolvesAnotherAttempt
         /// A word about one claim settles a later one of the same number.
         LateWordTaken
+        /// A claim that was withdrawn lands when it arrives late.
+        WithdrawnClaimLands
+        /// A step that was sent twice is judged by its second time.
+        LostAnswerForgotten
+        /// A key that was released starts again at a low fencing token.
+        TokenForgotten
         /// Keys of all scopes are the same.
         ScopeLeftOut
         /// A damaged outcome is replayed.

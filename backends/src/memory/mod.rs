@@ -14,13 +14,13 @@ mod shard;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use oncekey::Key;
 use oncekey::backend::{
     Acquire, Acquired, Backend, Changed, Complete, Completed, Held, Hold, List, Lookup, Purge, Purged, RecordView,
     Release, Released, Remove, Removed, Renew, Renewed, Request, Resolve, Resolved, Stats, StoreError, StoreStats,
-    Watch,
+    Watch, Withdraw, Withdrawn,
 };
 use oncekey::record::{Record, StoreTime, transition};
 use parking_lot::{Mutex, MutexGuard};
@@ -50,6 +50,8 @@ pub struct MemoryBackend {
 struct Store {
     shards: Box<[Mutex<Shard>]>,
     started: Instant,
+    /// What the wall clock showed then, so that fencing tokens rise across restarts. Nothing else depends on it.
+    epoch: u64,
     usage: Usage,
     max_records: usize,
     max_bytes: usize,
@@ -145,6 +147,7 @@ impl MemoryBackendBuilder {
         let store = Store {
             shards,
             started: Instant::now(),
+            epoch: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
             usage: Usage::new(self.max_records, self.max_bytes),
             max_records: self.max_records,
             max_bytes: self.max_bytes,
@@ -185,7 +188,7 @@ impl MemoryBackend {
 impl Store {
     fn now(&self) -> StoreTime {
         // 584 million years of milliseconds fit.
-        StoreTime::from_millis(self.started.elapsed().as_millis() as u64)
+        StoreTime::from_millis(self.epoch + self.started.elapsed().as_millis() as u64)
     }
 
     fn shard(&self, key: &Key) -> MutexGuard<'_, Shard> {
@@ -300,6 +303,10 @@ impl Backend for MemoryBackend {
         self.store.step(&message.key, |found| transition::release(found, self.store.now(), &message))
     }
 
+    async fn withdraw(&self, message: Withdraw) -> Result<Withdrawn, StoreError> {
+        self.store.step(&message.key, |found| transition::withdraw(found, self.store.now(), &message))
+    }
+
     async fn hold(&self, message: Hold) -> Result<Held, StoreError> {
         self.store.step(&message.key, |found| transition::hold(found, self.store.now(), &message))
     }
@@ -315,10 +322,7 @@ impl Backend for MemoryBackend {
     }
 
     async fn remove(&self, message: Remove) -> Result<Removed, StoreError> {
-        let mut shard = self.store.shard(&message.key);
-        let was_there = shard.find(&message.key).is_some();
-        shard.write(&message.key, was_there, transition::Write::Delete, &self.store.usage);
-        Ok(if was_there { Removed::Removed } else { Removed::Absent })
+        self.store.step(&message.key, |found| transition::remove(found, self.store.now(), &message))
     }
 
     async fn list(&self, message: List) -> Result<Vec<RecordView>, StoreError> {

@@ -82,7 +82,7 @@ impl Entry {
     fn size(&self) -> usize {
         let outcome = match &self.record.state {
             State::Completed { outcome, .. } => outcome.as_stored().len(),
-            State::InProgress { .. } | State::Indeterminate => 0,
+            State::InProgress { .. } | State::Indeterminate | State::Vacant { .. } => 0,
         };
         OVERHEAD + self.key.as_stored().len() + outcome
     }
@@ -124,8 +124,8 @@ impl Shard {
     }
 
     fn put(&mut self, key: &Key, was_there: bool, record: Record) {
-        if let State::Completed { expires_at, .. } = &record.state {
-            self.expiring.entry(expiry_second(*expires_at)).or_default().push(key.table_hash());
+        if let State::Completed { expires_at: at, .. } | State::Vacant { until: at } = &record.state {
+            self.expiring.entry(expiry_second(*at)).or_default().push(key.table_hash());
         }
         let old = was_there.then(|| self.claimed.take(key).or_else(|| self.settled.take(key))).flatten();
         let entry = match old {
@@ -207,6 +207,7 @@ impl Shard {
             match entry.record.state {
                 State::Indeterminate => stats.indeterminate += 1,
                 State::Completed { .. } | State::InProgress { .. } => stats.completed += 1,
+                State::Vacant { .. } => {}
             }
         }
     }

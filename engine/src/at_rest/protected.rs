@@ -4,7 +4,7 @@ use super::{AtRest, Names};
 use crate::backend::{
     Acquire, Acquired, Backend, Changed, Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held,
     Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Reply, Request,
-    Resolution, Resolve, Resolved, Stats, StoreError, StoreStats, Watch,
+    Resolution, Resolve, Resolved, Stats, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
 };
 
 /// A backend whose store sees no keys, or no outcomes, or neither: what [`AtRest::protect`] gives.
@@ -53,6 +53,10 @@ impl AtRest {
 
     fn release(&self, message: Release) -> Release {
         Release { key: self.names(message.key).stored, ..message }
+    }
+
+    fn withdraw(&self, message: Withdraw) -> Withdraw {
+        Withdraw { key: self.names(message.key).stored, ..message }
     }
 
     fn hold(&self, message: Hold) -> Hold {
@@ -145,6 +149,7 @@ impl AtRest {
                 Request::CompleteInTransaction(message, Reply::new(|answer| reply.send(answer.and_then(open))))
             }
             Request::Release(message, reply) => Request::Release(self.release(message), reply),
+            Request::Withdraw(message, reply) => Request::Withdraw(self.withdraw(message), reply),
             Request::Hold(message, reply) => Request::Hold(self.hold(message), reply),
             Request::Resolve(message, reply) => match self.resolve(message) {
                 Ok(message) => Request::Resolve(message, reply),
@@ -208,6 +213,10 @@ impl<B: Backend> Backend for Protected<B> {
 
     async fn release(&self, message: Release) -> Result<Released, StoreError> {
         self.backend.release(self.at_rest.release(message)).await
+    }
+
+    async fn withdraw(&self, message: Withdraw) -> Result<Withdrawn, StoreError> {
+        self.backend.withdraw(self.at_rest.withdraw(message)).await
     }
 
     async fn hold(&self, message: Hold) -> Result<Held, StoreError> {

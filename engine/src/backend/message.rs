@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::record::{Attempt, Owner, Record, SealedOutcome, State, StoreTime};
+use crate::record::{Attempt, FencingToken, Owner, Record, SealedOutcome, State, StoreTime};
 use crate::{Fingerprint, Key, OnAbandoned};
 
 /// Claim a key, or learn what stands in the way: look-up and claim are one atomic step.
@@ -19,6 +19,7 @@ use crate::{Fingerprint, Key, OnAbandoned};
 ///     owner: Owner::random(),
 ///     lease: Duration::from_secs(30),
 ///     on_abandoned: OnAbandoned::Rerun,
+///     past_withdrawal: None,
 /// };
 /// # Ok::<(), oncekey::KeyError>(())
 /// ```
@@ -34,22 +35,28 @@ pub struct Acquire {
     pub lease: Duration,
     /// What a lapse of this claim means. It is stored with the claim.
     pub on_abandoned: OnAbandoned,
+    /// The owner from an earlier [`Acquired::Withdrawn`]: proof that this message was sent after that withdrawal. `None`
+    /// at first.
+    pub past_withdrawal: Option<Owner>,
 }
 
 /// The answer to [`Acquire`].
 ///
 /// ```
-/// use oncekey::Attempt;
+/// use oncekey::{Attempt, FencingToken};
 /// use oncekey::backend::Acquired;
 ///
-/// assert_ne!(Acquired::Mismatch, Acquired::Claimed { attempt: Attempt::FIRST, took_over: false });
+/// let token = FencingToken::new(1);
+/// assert_ne!(Acquired::Mismatch, Acquired::Claimed { attempt: Attempt::FIRST, token, took_over: false });
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Acquired {
     /// The claim is the sender's.
     Claimed {
-        /// The fencing token of the claim.
+        /// How often the key has been claimed.
         attempt: Attempt,
+        /// The fencing token of the claim.
+        token: FencingToken,
         /// Whether a lapsed claim of another holder was taken over.
         took_over: bool,
     },
@@ -70,6 +77,12 @@ pub enum Acquired {
         /// The claim that nobody knows the outcome of.
         attempt: Attempt,
         /// Its holder.
+        owner: Owner,
+    },
+    /// The key is free, but a claim of it was withdrawn a short while ago and may still arrive. Send the message again,
+    /// with this owner in [`Acquire::past_withdrawal`].
+    Withdrawn {
+        /// The owner of the withdrawn claim.
         owner: Owner,
     },
 }
@@ -171,6 +184,33 @@ pub enum Released {
     Lost,
 }
 
+/// Take back a claim that may or may not be in the store, and on which nothing has begun.
+///
+/// Afterwards the claim is gone **and can no longer arrive**, however late the network or the server delivers it: see
+/// [`transition::withdraw`](crate::record::transition::withdraw).
+///
+/// ```
+/// # use oncekey::{Key, backend::Withdraw, record::Owner};
+/// let message = Withdraw { key: Key::new("mail", 17)?, owner: Owner::random() };
+/// # Ok::<(), oncekey::KeyError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Withdraw {
+    /// The key.
+    pub key: Key,
+    /// The owner of the claim.
+    pub owner: Owner,
+}
+
+/// The answer to [`Withdraw`].
+///
+/// ```
+/// # use oncekey::backend::Withdrawn;
+/// let gone = Withdrawn;
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Withdrawn;
+
 /// Make the claim indeterminate.
 ///
 /// ```
@@ -270,11 +310,12 @@ pub struct Lookup {
 /// A record as inspection shows it, at the store's time of reading.
 ///
 /// ```
-/// # use oncekey::{Attempt, Fingerprint, Key, backend::{RecordView, StateView}};
+/// # use oncekey::{Attempt, FencingToken, Fingerprint, Key, backend::{RecordView, StateView}};
 /// let view = RecordView {
 ///     key: Key::new("mail", 17)?,
 ///     fingerprint: Fingerprint::of(b"to: ada"),
 ///     attempt: Attempt::FIRST,
+///     token: FencingToken::new(1),
 ///     state: StateView::Indeterminate,
 /// };
 /// # Ok::<(), oncekey::KeyError>(())
@@ -287,6 +328,8 @@ pub struct RecordView {
     pub fingerprint: Fingerprint,
     /// The number of the last claim.
     pub attempt: Attempt,
+    /// The fencing token of the last claim.
+    pub token: FencingToken,
     /// Where in its life the record is.
     pub state: StateView,
 }
@@ -295,12 +338,14 @@ impl RecordView {
     /// A record as it stands at `now`; `None` if its time is over.
     ///
     /// ```
-    /// # use oncekey::{Attempt, Fingerprint, Key};
+    /// # use oncekey::{Attempt, FencingToken, Fingerprint, Key};
     /// # use oncekey::backend::{RecordView, StateView};
     /// # use oncekey::record::{Owner, Record, State, StoreTime};
     /// let record = Record {
     ///     fingerprint: Fingerprint::of(b"to: ada"),
     ///     attempt: Attempt::FIRST,
+    ///     token: FencingToken::new(1),
+    ///     barrier: None,
     ///     owner: Owner::random(),
     ///     state: State::Indeterminate,
     /// };
@@ -316,8 +361,10 @@ impl RecordView {
                 StateView::Completed { outcome, expires_in: expires_at.left(now) }
             }
             State::Indeterminate => StateView::Indeterminate,
+            State::Vacant { .. } => return None,
         };
-        Some(Self { key, fingerprint: record.fingerprint, attempt: record.attempt, state })
+        let Record { fingerprint, attempt, token, .. } = record;
+        Some(Self { key, fingerprint, attempt, token, state })
     }
 }
 

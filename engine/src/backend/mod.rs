@@ -9,6 +9,7 @@ mod actor;
 mod error;
 mod message;
 mod request;
+mod step_state;
 mod transaction;
 
 pub(crate) use actor::{BackendActor, Persist};
@@ -16,8 +17,10 @@ pub use error::StoreError;
 pub use message::{
     Acquire, Acquired, Changed, Complete, Completed, Held, Hold, List, Lookup, Purge, Purged, RecordView, Release,
     Released, Remove, Removed, Renew, Renewed, Resolution, Resolve, Resolved, StateView, Stats, StoreStats, Watch,
+    Withdraw, Withdrawn,
 };
 pub use request::{Reply, Request};
+pub use step_state::StepState;
 pub use transaction::{CompleteInTransaction, CompletedInTransaction, OperationFailure, TransactionOperation};
 
 use std::future::Future;
@@ -31,8 +34,8 @@ use futures_util::future::join_all;
 /// [`session`](Self::session) once and keeps what it gives.
 ///
 /// The futures run on that arbiter and need not be `Send`. They may be **dropped at any point**: the engine gives every
-/// call a deadline. A step whose future was dropped may have been taken or not, and a late effect of it must be one that
-/// its owner can repeat.
+/// call a deadline. A step whose future was dropped may have been executed or not, and a late effect of it must be one
+/// that its owner can repeat or [withdraw](Self::withdraw).
 ///
 /// A user implements the methods named after the messages. One that gains by batching (a pipeline, one transaction for
 /// all that waits) implements [`execute`](Self::execute) as well.
@@ -87,6 +90,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// Gives a claim up. See [`transition::release`](crate::record::transition::release).
     fn release(&self, message: Release) -> impl Future<Output = Result<Released, StoreError>>;
+
+    /// Takes a claim back that may or may not be in the store, so that it can no longer arrive. See
+    /// [`transition::withdraw`](crate::record::transition::withdraw).
+    fn withdraw(&self, message: Withdraw) -> impl Future<Output = Result<Withdrawn, StoreError>>;
 
     /// Makes a claim indeterminate. See [`transition::hold`](crate::record::transition::hold).
     fn hold(&self, message: Hold) -> impl Future<Output = Result<Held, StoreError>>;

@@ -5,14 +5,19 @@ use std::fmt;
 use super::transaction::{CompleteInTransaction, CompletedInTransaction};
 use super::{
     Acquire, Acquired, Backend, Changed, Complete, Completed, Held, Hold, List, Lookup, Purge, Purged, RecordView,
-    Release, Released, Remove, Removed, Renew, Renewed, Resolve, Resolved, Stats, StoreError, StoreStats, Watch,
+    Release, Released, Remove, Removed, Renew, Renewed, Resolve, Resolved, Stats, StepState, StoreError, StoreStats, Watch,
+    Withdraw, Withdrawn,
 };
 
 type Deliver<T> = Box<dyn FnOnce(Result<T, StoreError>) + Send>;
 
 /// Where the answer to one message goes. It can be moved to another thread, and answered there.
 ///
-/// A reply that is dropped answers [`StoreError::Unknown`]: nobody waits for ever for a backend that lost a message.
+/// It also carries what is known about the step, its [`StepState`]. A backend that sends steps by itself reports
+/// [`sent`](StepState::sent) to it before a step leaves, and ends a step that has no answer by [`fail`](Self::fail).
+///
+/// A reply that is dropped answers too, so nobody waits forever for a backend that lost a message:
+/// [`StoreError::Unknown`] if the step may have been executed, [`StoreError::Unavailable`] if it was never sent.
 ///
 /// ```
 /// use std::sync::mpsc;
@@ -24,30 +29,58 @@ type Deliver<T> = Box<dyn FnOnce(Result<T, StoreError>) + Send>;
 /// assert_eq!(rx.recv().unwrap(), Ok(17));
 ///
 /// let (tx, rx) = mpsc::channel();
-/// drop(Reply::<u32>::new(move |answer| tx.send(answer).unwrap()));
+/// let mut reply = Reply::<u32>::new(move |answer| tx.send(answer).unwrap());
+/// reply.state().sent();
+/// drop(reply);
 /// assert!(rx.recv().unwrap().unwrap_err().is_unknown());
 /// ```
-pub struct Reply<T>(Option<Deliver<T>>);
+pub struct Reply<T> {
+    deliver: Option<Deliver<T>>,
+    state: StepState,
+}
 
 impl<T> Reply<T> {
     /// A reply that is given to `deliver`.
     pub fn new(deliver: impl FnOnce(Result<T, StoreError>) + Send + 'static) -> Self {
-        Self(Some(Box::new(deliver)))
+        Self { deliver: Some(Box::new(deliver)), state: StepState::default() }
     }
 
-    /// Answers.
+    /// What is known about the step.
+    ///
+    /// ```
+    /// use oncekey::backend::{Reply, StoreError};
+    ///
+    /// let mut reply = Reply::<u32>::new(|answer| assert!(answer.unwrap_err().is_unknown()));
+    /// reply.state().sent();
+    /// reply.fail(StoreError::unavailable("no connection could be opened to ask again"));
+    /// ```
+    pub fn state(&mut self) -> &mut StepState {
+        &mut self.state
+    }
+
+    /// Gives the store's answer to the step. An error is the store's own: it did not execute the step this time.
     pub fn send(mut self, answer: Result<T, StoreError>) {
-        if let Some(deliver) = self.0.take() {
-            deliver(answer);
+        if answer.is_err() {
+            self.state.refused();
+        }
+        self.deliver(answer);
+    }
+
+    /// Ends a step that has no answer, with the reason.
+    pub fn fail(mut self, error: StoreError) {
+        self.deliver(Err(error));
+    }
+
+    fn deliver(&mut self, answer: Result<T, StoreError>) {
+        if let Some(deliver) = self.deliver.take() {
+            deliver(answer.map_err(|error| self.state.judge(error)));
         }
     }
 }
 
 impl<T> Drop for Reply<T> {
     fn drop(&mut self) {
-        if let Some(deliver) = self.0.take() {
-            deliver(Err(StoreError::unknown("the deadline passed, or the backend dropped the message")));
-        }
+        self.deliver(Err(StoreError::unavailable("the deadline passed, or the backend dropped the message")));
     }
 }
 
@@ -77,6 +110,8 @@ pub enum Request {
     CompleteInTransaction(CompleteInTransaction, Reply<CompletedInTransaction>),
     /// See [`Release`].
     Release(Release, Reply<Released>),
+    /// See [`Withdraw`].
+    Withdraw(Withdraw, Reply<Withdrawn>),
     /// See [`Hold`].
     Hold(Hold, Reply<Held>),
     /// See [`Resolve`].
@@ -104,6 +139,7 @@ impl Request {
             Self::Complete(..) => "complete",
             Self::CompleteInTransaction(..) => "complete in transaction",
             Self::Release(..) => "release",
+            Self::Withdraw(..) => "withdraw",
             Self::Hold(..) => "hold",
             Self::Resolve(..) => "resolve",
             Self::Lookup(..) => "lookup",
@@ -128,22 +164,27 @@ impl Request {
     /// }
     /// ```
     pub async fn dispatch(self, backend: &impl Backend) {
+        async fn ask<T>(mut reply: Reply<T>, step: impl Future<Output = Result<T, StoreError>>) {
+            // A future that is dropped midway may have sent it.
+            reply.state().sent();
+            reply.send(step.await);
+        }
+
         match self {
-            Self::Acquire(message, reply) => reply.send(backend.acquire(message).await),
-            Self::Renew(message, reply) => reply.send(backend.renew(message).await),
-            Self::Complete(message, reply) => reply.send(backend.complete(message).await),
-            Self::CompleteInTransaction(message, reply) => {
-                reply.send(backend.complete_in_transaction(message).await);
-            }
-            Self::Release(message, reply) => reply.send(backend.release(message).await),
-            Self::Hold(message, reply) => reply.send(backend.hold(message).await),
-            Self::Resolve(message, reply) => reply.send(backend.resolve(message).await),
-            Self::Lookup(message, reply) => reply.send(backend.lookup(message).await),
-            Self::Remove(message, reply) => reply.send(backend.remove(message).await),
-            Self::List(message, reply) => reply.send(backend.list(message).await),
-            Self::Purge(message, reply) => reply.send(backend.purge(message).await),
-            Self::Stats(message, reply) => reply.send(backend.stats(message).await),
-            Self::Watch(message, reply) => reply.send(backend.watch(message).await),
+            Self::Acquire(message, reply) => ask(reply, backend.acquire(message)).await,
+            Self::Renew(message, reply) => ask(reply, backend.renew(message)).await,
+            Self::Complete(message, reply) => ask(reply, backend.complete(message)).await,
+            Self::CompleteInTransaction(message, reply) => ask(reply, backend.complete_in_transaction(message)).await,
+            Self::Release(message, reply) => ask(reply, backend.release(message)).await,
+            Self::Withdraw(message, reply) => ask(reply, backend.withdraw(message)).await,
+            Self::Hold(message, reply) => ask(reply, backend.hold(message)).await,
+            Self::Resolve(message, reply) => ask(reply, backend.resolve(message)).await,
+            Self::Lookup(message, reply) => ask(reply, backend.lookup(message)).await,
+            Self::Remove(message, reply) => ask(reply, backend.remove(message)).await,
+            Self::List(message, reply) => ask(reply, backend.list(message)).await,
+            Self::Purge(message, reply) => ask(reply, backend.purge(message)).await,
+            Self::Stats(message, reply) => ask(reply, backend.stats(message)).await,
+            Self::Watch(message, reply) => ask(reply, backend.watch(message)).await,
         }
     }
 }

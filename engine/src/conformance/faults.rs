@@ -11,7 +11,7 @@ use super::{Connect, LONG, SHORT, Store, fingerprint, fresh_key, until};
 use crate::backend::{
     Acquire, Acquired, Backend, Changed, Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held,
     Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Resolve,
-    Resolved, Stats, StoreError, StoreStats, Watch,
+    Resolved, Stats, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
 };
 use crate::{Engine, Error, EventKind, OnAbandoned, OnStoreFailure, Outcome, RunError};
 
@@ -48,6 +48,8 @@ pub enum Steps {
     Complete,
     /// `Release` alone.
     Release,
+    /// `Withdraw` alone.
+    Withdraw,
 }
 
 /// A real store whose steps fail on demand, and which counts how often they did.
@@ -142,6 +144,10 @@ impl<B: Backend> Backend for Faulty<B> {
 
     async fn release(&self, message: Release) -> Result<Released, StoreError> {
         self.take(Steps::Release, self.store.release(message)).await
+    }
+
+    async fn withdraw(&self, message: Withdraw) -> Result<Withdrawn, StoreError> {
+        self.take(Steps::Withdraw, self.store.withdraw(message)).await
     }
 
     async fn hold(&self, message: Hold) -> Result<Held, StoreError> {

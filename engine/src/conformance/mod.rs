@@ -193,7 +193,14 @@ fn outcome(key: &Key, text: &str) -> SealedOutcome {
 
 /// An acquire of `key` by a new owner.
 fn acquire(key: &Key, lease: Duration, on_abandoned: OnAbandoned) -> Acquire {
-    Acquire { key: key.clone(), fingerprint: fingerprint(), owner: Owner::random(), lease, on_abandoned }
+    Acquire {
+        key: key.clone(),
+        fingerprint: fingerprint(),
+        owner: Owner::random(),
+        lease,
+        on_abandoned,
+        past_withdrawal: None,
+    }
 }
 
 /// Claims `key` and gives the owner.

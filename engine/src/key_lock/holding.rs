@@ -10,7 +10,7 @@ use tracing::warn;
 use super::{Abandon, Answered, Bring, Confirm, KeyLock, LockAddr, Role, Settle, Tick};
 use crate::backend::{
     Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held, Hold, OperationFailure, Release, Renew,
-    Renewed, Reply, Request, StoreError, TransactionOperation,
+    Renewed, Reply, Request, StoreError, TransactionOperation, Withdraw, Withdrawn,
 };
 use crate::call::{Answer, Settled, Settlement};
 use crate::record::{Owner, SealedOutcome};
@@ -208,7 +208,11 @@ impl KeyLock {
                 Reply::new(move |answer| Bring::to(lock, Answered::Completed(answer))),
             ),
             SettlingStep::Probe => return self.transact(rollback_only(), Duration::ZERO, lock),
-            SettlingStep::Release | SettlingStep::Recover => Request::Release(
+            SettlingStep::Recover => Request::Withdraw(
+                Withdraw { key, owner },
+                Reply::new(move |answer| Bring::to(lock, Answered::Withdrawn(answer))),
+            ),
+            SettlingStep::Release => Request::Release(
                 Release { key, owner },
                 Reply::new(move |answer| Bring::to(lock, Answered::Released(answer))),
             ),
@@ -269,6 +273,7 @@ impl KeyLock {
                 }
                 self.settled(Ok(Settled::Done), None);
             }
+            Answered::Withdrawn(Ok(Withdrawn)) => self.settled(Ok(Settled::Done), None),
             Answered::Held(Ok(Held::Held)) => {
                 self.tell(EventKind::Held);
                 self.settled(Ok(Settled::Done), None);
@@ -277,6 +282,7 @@ impl KeyLock {
             Answered::Completed(Err(error))
             | Answered::CompletedInTransaction(Err(error))
             | Answered::Released(Err(error))
+            | Answered::Withdrawn(Err(error))
             | Answered::Held(Err(error)) => self.on_settling_failed(step, error, lock, ctx),
             Answered::Renewed { .. } | Answered::Watched(_) | Answered::Verdict(_) | Answered::Resolved(_) => {}
         }

@@ -20,7 +20,7 @@ use actix::prelude::*;
 use tokio::time::Instant;
 
 use crate::backend::{
-    Changed, Completed, CompletedInTransaction, Held, Released, Renewed, Request, Resolved, StoreError,
+    Changed, Completed, CompletedInTransaction, Held, Released, Renewed, Request, Resolved, StoreError, Withdrawn,
 };
 use crate::call::{Admitted, Answer, Begin, Settled, Settlement};
 use crate::record::SealedOutcome;
@@ -246,6 +246,7 @@ pub(crate) enum Answered {
     Completed(Result<Completed, StoreError>),
     CompletedInTransaction(Result<CompletedInTransaction, StoreError>),
     Released(Result<Released, StoreError>),
+    Withdrawn(Result<Withdrawn, StoreError>),
     Held(Result<Held, StoreError>),
     Watched(Result<Changed, StoreError>),
     Verdict(Verdict),

@@ -61,10 +61,11 @@ impl StoreTime {
     }
 }
 
-/// The fencing token: 1 for a key's first claim, and one more for every claim that takes a lapsed one over.
+/// How often an operation has been claimed: 1 for a key's first claim, and one more for every claim that takes a lapsed
+/// one over. It starts again at 1 when the key is released, resolved or removed.
 ///
-/// Hand it, with the key, to whatever the operation calls, so that a late call of a holder that has lost its claim can
-/// be refused there.
+/// An operation reads it to learn that an earlier attempt may have had its effect. To fence off a stale holder, use the
+/// [`FencingToken`], which never goes back.
 ///
 /// ```
 /// use oncekey::Attempt;
@@ -97,6 +98,62 @@ impl Attempt {
 }
 
 impl fmt::Display for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A number that rises with every claim of a key and never goes back, also after the key was released, resolved, removed
+/// or purged.
+///
+/// Pass it to whatever the operation calls. A service that remembers the highest token it has seen can refuse a late call
+/// by a holder that has lost its claim.
+///
+/// It follows the store's clock: a claim's token is the store's time in microseconds, or one more than the token of the
+/// record that the claim replaces, whichever is higher. Tokens of one key are ordered; between two keys they mean nothing.
+///
+/// ```
+/// use oncekey::FencingToken;
+/// use oncekey::record::StoreTime;
+///
+/// let first = FencingToken::of_claim(None, StoreTime::from_millis(1_000));
+/// assert_eq!(first.get(), 1_000_000);
+/// // A clock that was set back does not take the token back.
+/// assert!(FencingToken::of_claim(Some(first), StoreTime::from_millis(5)) > first);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FencingToken(u64);
+
+impl FencingToken {
+    /// The token of records that were written before tokens existed, and of runs without a claim. It is lower than any
+    /// other.
+    pub const ZERO: Self = Self(0);
+
+    /// A token read back from a store.
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The number.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The token of a claim made at `now` that replaces a record with the token `previous`.
+    #[must_use]
+    pub fn of_claim(previous: Option<Self>, now: StoreTime) -> Self {
+        let by_clock = now.as_millis().saturating_mul(1_000);
+        // Every store can keep a signed 64-bit number.
+        Self(previous.map_or(0, |previous| previous.0.saturating_add(1)).max(by_clock).min(i64::MAX as u64))
+    }
+
+    /// The first point in time at which the clock alone gives a higher token.
+    fn passed_at(self) -> StoreTime {
+        StoreTime(self.0 / 1_000 + 1)
+    }
+}
+
+impl fmt::Display for FencingToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
@@ -148,12 +205,14 @@ impl fmt::Debug for Owner {
 ///
 /// ```
 /// use std::time::Duration;
-/// use oncekey::{Attempt, Fingerprint, OnAbandoned};
+/// use oncekey::{Attempt, FencingToken, Fingerprint, OnAbandoned};
 /// use oncekey::record::{Owner, Record, State, StoreTime};
 ///
 /// let record = Record {
 ///     fingerprint: Fingerprint::of(b"order 17"),
 ///     attempt: Attempt::FIRST,
+///     token: FencingToken::new(1),
+///     barrier: None,
 ///     owner: Owner::random(),
 ///     state: State::InProgress { lease_until: StoreTime::from_millis(30_000), on_abandoned: OnAbandoned::Rerun },
 /// };
@@ -165,12 +224,41 @@ pub struct Record {
     pub fingerprint: Fingerprint,
     /// The number of the last claim.
     pub attempt: Attempt,
+    /// The fencing token of the last claim.
+    pub token: FencingToken,
+    /// A claim that was withdrawn and may still arrive at the store. Boxed, since few records have one.
+    pub barrier: Option<Box<Barrier>>,
     /// The holder of the last claim. It stays after completion, so that a holder that repeats its step after a lost
     /// answer is told that it is done.
     pub owner: Owner,
     /// Where in its life the record is.
     pub state: State,
 }
+
+/// Keeps a withdrawn claim from taking effect when it arrives late.
+///
+/// While a barrier stands, a claim succeeds only if its [`Acquire`](crate::backend::Acquire) names the withdrawn owner. A
+/// claim that was sent before the withdrawal cannot name it, so the store refuses it however late it arrives. A store
+/// whose claims are conditional writes (an insert where there is no row, an update of an unchanged row) gets the same
+/// from the record's existence and from the barrier, which changes what such a write compares.
+///
+/// ```
+/// use oncekey::record::{Barrier, Owner, StoreTime};
+///
+/// let barrier = Barrier { withdrawn: Owner::random(), until: StoreTime::from_millis(600_000) };
+/// # let _ = barrier;
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Barrier {
+    /// The owner of the claim that was withdrawn last.
+    pub withdrawn: Owner,
+    /// When the barrier goes away: no network and no server holds a command back for longer than
+    /// [`WITHDRAWAL_KEPT`].
+    pub until: StoreTime,
+}
+
+/// How long a withdrawn claim is kept from arriving.
+pub const WITHDRAWAL_KEPT: Duration = Duration::from_secs(10 * 60);
 
 /// Where in its life a [`Record`] is; an absent one has no record.
 ///
@@ -198,6 +286,12 @@ pub enum State {
     },
     /// The effect may or may not have happened: only a reconciler's or an operator's word settles it. It never expires.
     Indeterminate,
+    /// The key is free. The record is kept for a short while, for its [barrier](Barrier) or its token; inspection does not
+    /// show it.
+    Vacant {
+        /// When the record may go away.
+        until: StoreTime,
+    },
 }
 
 impl State {
@@ -207,6 +301,7 @@ impl State {
             Self::InProgress { .. } => "in progress",
             Self::Completed { .. } => "completed",
             Self::Indeterminate => "indeterminate",
+            Self::Vacant { .. } => "vacant",
         }
     }
 }
@@ -221,7 +316,7 @@ impl Record {
     /// A store that purges by an index keeps this beside the record.
     pub fn purge_at(&self) -> Option<StoreTime> {
         match &self.state {
-            State::Completed { expires_at, .. } => Some(*expires_at),
+            State::Completed { expires_at: at, .. } | State::Vacant { until: at } => Some(*at),
             State::InProgress { lease_until, on_abandoned: OnAbandoned::Rerun } => {
                 Some(lease_until.after(ABANDONED_CLAIM_KEPT))
             }
@@ -229,17 +324,22 @@ impl Record {
         }
     }
 
-    /// The record as it stands at `now`, whatever time has done to it since it was written: an expired one is absent,
-    /// and a lapsed claim that must be held is indeterminate.
+    /// The record as it stands at `now`, whatever time has done to it since it was written: an expired or vacant one is
+    /// absent, and a lapsed claim that must be held is indeterminate.
     #[must_use]
     pub fn at(mut self, now: StoreTime) -> Option<Self> {
-        if self.purge_at().is_some_and(|at| at <= now) {
+        if matches!(self.state, State::Vacant { .. }) || self.purge_at().is_some_and(|at| at <= now) {
             return None;
         }
         if self.is_lapsed_hold(now) {
             self.state = State::Indeterminate;
         }
         Some(self)
+    }
+
+    /// The barrier, while it stands.
+    pub(crate) fn barrier_at(&self, now: StoreTime) -> Option<&Barrier> {
+        self.barrier.as_deref().filter(|barrier| barrier.until > now)
     }
 
     fn is_lapsed_hold(&self, now: StoreTime) -> bool {

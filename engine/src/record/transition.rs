@@ -8,7 +8,7 @@
 //!
 //! ```
 //! use std::time::Duration;
-//! use oncekey::{Attempt, Fingerprint, Key, OnAbandoned};
+//! use oncekey::{Attempt, FencingToken, Fingerprint, Key, OnAbandoned};
 //! use oncekey::backend::{Acquire, Acquired};
 //! use oncekey::record::{transition, Owner, StoreTime};
 //!
@@ -18,18 +18,22 @@
 //!     owner: Owner::random(),
 //!     lease: Duration::from_secs(30),
 //!     on_abandoned: OnAbandoned::Hold,
+//!     past_withdrawal: None,
 //! };
-//! let step = transition::acquire(None, StoreTime::from_millis(0), &message);
-//! assert_eq!(step.answer, Acquired::Claimed { attempt: Attempt::FIRST, took_over: false });
+//! let step = transition::acquire(None, StoreTime::from_millis(17), &message);
+//! let token = FencingToken::new(17_000);
+//! assert_eq!(step.answer, Acquired::Claimed { attempt: Attempt::FIRST, token, took_over: false });
 //! # Ok::<(), oncekey::KeyError>(())
 //! ```
 
-use super::{Attempt, Owner, Record, State, StoreTime};
-use crate::OnAbandoned;
+use std::time::Duration;
+
+use super::{Attempt, Barrier, FencingToken, Owner, Record, SealedOutcome, State, StoreTime, WITHDRAWAL_KEPT};
 use crate::backend::{
-    Acquire, Acquired, Complete, Completed, Held, Hold, Release, Released, Renew, Renewed, Resolution, Resolve,
-    Resolved,
+    Acquire, Acquired, Complete, Completed, Held, Hold, Release, Released, Remove, Removed, Renew, Renewed, Resolution,
+    Resolve, Resolved, Withdraw, Withdrawn,
 };
+use crate::{Fingerprint, OnAbandoned};
 
 /// What a step decided.
 ///
@@ -74,18 +78,33 @@ fn put<Answer>(record: Record, answer: Answer) -> Step<Answer> {
 
 /// Claims the key, or tells what stands in the way.
 pub fn acquire(found: Option<&Record>, now: StoreTime, message: &Acquire) -> Step<Acquired> {
-    let claim = |attempt: Attempt, took_over: bool| {
+    let barrier = found.and_then(|record| record.barrier_at(now)).copied();
+    let write = |attempt: Attempt, token: FencingToken, took_over: bool| {
         put(
             Record {
                 fingerprint: message.fingerprint,
                 attempt,
+                token,
+                barrier: barrier.map(Box::new),
                 owner: message.owner,
                 state: State::InProgress { lease_until: now.after(message.lease), on_abandoned: message.on_abandoned },
             },
-            Acquired::Claimed { attempt, took_over },
+            Acquired::Claimed { attempt, token, took_over },
         )
     };
-    let Some(record) = found.filter(|record| !is_expired(record, now)) else {
+    let claim = |attempt: Attempt, took_over: bool| match barrier {
+        // It may be the withdrawn claim itself, or one sent before the withdrawal: neither knows of it.
+        Some(Barrier { withdrawn, .. })
+            if message.past_withdrawal != Some(withdrawn) && !planted!(WithdrawnClaimLands) =>
+        {
+            unchanged(Acquired::Withdrawn { owner: withdrawn })
+        }
+        _ => {
+            let previous = found.map(|record| record.token).filter(|_| !planted!(TokenForgotten));
+            write(attempt, FencingToken::of_claim(previous, now), took_over)
+        }
+    };
+    let Some(record) = found.filter(|record| !is_free(record, now)) else {
         return claim(Attempt::FIRST, false);
     };
     if asks_otherwise(record, message) {
@@ -93,7 +112,7 @@ pub fn acquire(found: Option<&Record>, now: StoreTime, message: &Acquire) -> Ste
     }
     match &record.state {
         // The same holder asks again: the answer to its claim was lost.
-        State::InProgress { .. } if record.owner == message.owner => claim(record.attempt, false),
+        State::InProgress { .. } if record.owner == message.owner => write(record.attempt, record.token, false),
         State::InProgress { .. } if planted!(ClaimedWhileHeld) => claim(record.attempt.next(), true),
         State::InProgress { lease_until, .. } if *lease_until > now => {
             unchanged(Acquired::InProgress { lease_left: lease_until.left(now) })
@@ -107,6 +126,8 @@ pub fn acquire(found: Option<&Record>, now: StoreTime, message: &Acquire) -> Ste
         ),
         State::Completed { outcome, .. } => unchanged(Acquired::Completed { outcome: outcome.clone() }),
         State::Indeterminate => unchanged(Acquired::Indeterminate { attempt: record.attempt, owner: record.owner }),
+        // Taken above.
+        State::Vacant { .. } => claim(Attempt::FIRST, false),
     }
 }
 
@@ -120,7 +141,7 @@ pub fn renew(found: Option<&Record>, now: StoreTime, message: &Renew) -> Step<Re
     let on_abandoned = match record.state {
         State::InProgress { on_abandoned, .. } => on_abandoned,
         State::Indeterminate => OnAbandoned::Hold,
-        State::Completed { .. } => return unchanged(Renewed::Lost),
+        State::Completed { .. } | State::Vacant { .. } => return unchanged(Renewed::Lost),
     };
     let state = State::InProgress { lease_until: now.after(message.lease), on_abandoned };
     put(Record { state, ..record.clone() }, Renewed::Renewed)
@@ -133,13 +154,7 @@ pub fn renew(found: Option<&Record>, now: StoreTime, message: &Renew) -> Step<Re
 pub fn complete(found: Option<&Record>, now: StoreTime, message: &Complete) -> Step<Completed> {
     match owned(found, now, anyone_if(planted!(CompleteByAnyone), found, message.owner)) {
         Some(Record { state: State::Completed { .. }, .. }) => unchanged(Completed::Stored),
-        Some(record) => put(
-            Record {
-                state: State::Completed { outcome: message.outcome.clone(), expires_at: now.after(message.retention) },
-                ..record.clone()
-            },
-            Completed::Stored,
-        ),
+        Some(record) => put(record.completed(message.outcome.clone(), now, message.retention), Completed::Stored),
         None => unchanged(Completed::Lost),
     }
 }
@@ -148,10 +163,46 @@ pub fn complete(found: Option<&Record>, now: StoreTime, message: &Complete) -> S
 pub fn release(found: Option<&Record>, now: StoreTime, message: &Release) -> Step<Released> {
     match owned(found, now, anyone_if(planted!(ReleaseByAnyone), found, message.owner)) {
         Some(_) if planted!(ReleaseLeavesTheRecord) => unchanged(Released::Released),
-        Some(Record { state: State::InProgress { .. } | State::Indeterminate, .. }) => {
-            Step { write: Write::Delete, answer: Released::Released }
-        }
+        Some(record) if record.is_claim() => Step { write: free(record, now), answer: Released::Released },
         _ => unchanged(Released::Lost),
+    }
+}
+
+/// Takes a claim back of which the sender does not know whether the store has it, and on which nothing has begun.
+///
+/// Afterwards the claim is gone, and it cannot arrive any more: a [`Barrier`] keeps it out for [`WITHDRAWAL_KEPT`], whoever
+/// holds the key meanwhile. A takeover of a lapsed claim is kept out in the same way.
+pub fn withdraw(found: Option<&Record>, now: StoreTime, message: &Withdraw) -> Step<Withdrawn> {
+    let until = now.after(WITHDRAWAL_KEPT);
+    let barrier = Some(Box::new(Barrier { withdrawn: message.owner, until }));
+    let Some(record) = found.filter(|record| !is_free(record, now)) else {
+        let token = found.map_or(FencingToken::ZERO, |record| record.token);
+        let vacant = Record {
+            fingerprint: Fingerprint::of(b""),
+            attempt: Attempt::FIRST,
+            token,
+            barrier,
+            owner: message.owner,
+            state: State::Vacant { until },
+        };
+        return put(vacant, Withdrawn);
+    };
+    let state = match &record.state {
+        State::InProgress { .. } | State::Indeterminate if record.owner == message.owner => State::Vacant { until },
+        // Outliving the barrier is part of its work.
+        State::Completed { outcome, expires_at } => {
+            State::Completed { outcome: outcome.clone(), expires_at: until.max(*expires_at) }
+        }
+        other => other.clone(),
+    };
+    put(Record { barrier, state, ..record.clone() }, Withdrawn)
+}
+
+/// Removes the record, whatever its state.
+pub fn remove(found: Option<&Record>, now: StoreTime, _: &Remove) -> Step<Removed> {
+    match found {
+        Some(record) if !is_free(record, now) => Step { write: free(record, now), answer: Removed::Removed },
+        _ => unchanged(Removed::Absent),
     }
 }
 
@@ -178,33 +229,61 @@ pub fn resolve(found: Option<&Record>, now: StoreTime, message: &Resolve) -> Ste
         return unchanged(Resolved::NotIndeterminate);
     };
     match &message.with {
-        Resolution::Release => Step { write: Write::Delete, answer: Resolved::Resolved },
-        Resolution::Complete { outcome, retention } => put(
-            Record {
-                state: State::Completed { outcome: outcome.clone(), expires_at: now.after(*retention) },
-                ..record.clone()
-            },
-            Resolved::Resolved,
-        ),
+        Resolution::Release => Step { write: free(record, now), answer: Resolved::Resolved },
+        Resolution::Complete { outcome, retention } => {
+            put(record.completed(outcome.clone(), now, *retention), Resolved::Resolved)
+        }
     }
+}
+
+impl Record {
+    /// The record with its outcome. Where a barrier stands, the outcome is kept for at least as long.
+    fn completed(&self, outcome: SealedOutcome, now: StoreTime, retention: Duration) -> Self {
+        let expires_at = now.after(retention);
+        let expires_at = self.barrier_at(now).map_or(expires_at, |barrier| expires_at.max(barrier.until));
+        Self { state: State::Completed { outcome, expires_at }, ..self.clone() }
+    }
+
+    /// Whether somebody holds the key, or is to be asked about it.
+    fn is_claim(&self) -> bool {
+        matches!(self.state, State::InProgress { .. } | State::Indeterminate)
+    }
+}
+
+/// Frees a key. The record stays for as long as its barrier stands, and until the clock has passed its token: a clock
+/// that was set back must not give the next claim a lower one.
+fn free(record: &Record, now: StoreTime) -> Write {
+    let barrier = record.barrier_at(now);
+    let until = barrier.map_or(now, |barrier| barrier.until).max(record.token.passed_at());
+    if until <= now || planted!(TokenForgotten) {
+        return Write::Delete;
+    }
+    Write::Put(Record { state: State::Vacant { until }, barrier: barrier.copied().map(Box::new), ..record.clone() })
 }
 
 fn asks_otherwise(record: &Record, message: &Acquire) -> bool {
     let overlooked = match record.state {
         State::InProgress { .. } => planted!(FingerprintIgnoredInFlight),
-        State::Completed { .. } | State::Indeterminate => planted!(FingerprintIgnoredWhenCompleted),
+        State::Completed { .. } | State::Indeterminate | State::Vacant { .. } => {
+            planted!(FingerprintIgnoredWhenCompleted)
+        }
     };
     record.fingerprint != message.fingerprint && !overlooked
 }
 
 fn owned(found: Option<&Record>, now: StoreTime, owner: Owner) -> Option<&Record> {
     let refused = |record: &Record| planted!(LateOwnerRefused) && record.is_lapsed_hold(now);
-    found.filter(|record| record.owner == owner && !is_expired(record, now) && !refused(record))
+    found.filter(|record| record.owner == owner && !is_free(record, now) && !refused(record))
 }
 
 /// The owner that a step is judged by: the sender.
 fn anyone_if(planted: bool, found: Option<&Record>, sender: Owner) -> Owner {
     found.filter(|_| planted).map_or(sender, |record| record.owner)
+}
+
+/// Whether the record stands in nobody's way.
+fn is_free(record: &Record, now: StoreTime) -> bool {
+    matches!(record.state, State::Vacant { .. }) || is_expired(record, now)
 }
 
 fn is_expired(record: &Record, now: StoreTime) -> bool {

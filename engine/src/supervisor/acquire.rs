@@ -21,6 +21,10 @@ impl Supervisor {
     /// Asks the store for the key. An answer that settles the call goes straight to its caller; one that needs a lock
     /// comes back here.
     pub(super) fn acquire(&mut self, call: Begin) {
+        self.acquire_past(call, None);
+    }
+
+    fn acquire_past(&mut self, call: Begin, past_withdrawal: Option<Owner>) {
         let owner = Owner::random();
         let message = Acquire {
             key: call.key.clone(),
@@ -28,6 +32,7 @@ impl Supervisor {
             owner,
             lease: self.neighbours.shared.settings.lease,
             on_abandoned: call.on_abandoned,
+            past_withdrawal,
         };
         // One count for all that the answer needs, and one that no other arbiter shares.
         let (neighbours, asked_at) = (Arc::clone(&self.neighbours), Instant::now());
@@ -69,6 +74,7 @@ impl Supervisor {
             NeedsLock::ToFollow { .. } | NeedsLock::ToReconcile { .. } if self.locks.contains_key(&call.key) => {
                 self.begin(call);
             }
+            NeedsLock::ToAskAgain { withdrawn } => self.acquire_past(call, Some(withdrawn)),
             NeedsLock::ToFollow { lease_left } => {
                 let role = Role::Following(Following::new(lease_left));
                 self.lock(call.key.clone(), call.fingerprint, asked_at, role, vec![call]);
@@ -95,6 +101,10 @@ struct AcquireAnswered {
 }
 
 enum NeedsLock {
+    /// A claim of the key was withdrawn a short while ago: the next message names it.
+    ToAskAgain {
+        withdrawn: Owner,
+    },
     Claimed {
         attempt: Attempt,
         took_over: bool,
@@ -120,7 +130,7 @@ fn answer_or_pass_on(shared: &Shared, call: Begin, answer: Result<Acquired, Stor
         None
     };
     match answer {
-        Ok(Acquired::Claimed { attempt, took_over }) => Some((call, NeedsLock::Claimed { attempt, took_over })),
+        Ok(Acquired::Claimed { attempt, took_over, .. }) => Some((call, NeedsLock::Claimed { attempt, took_over })),
         Ok(Acquired::Completed { outcome }) => {
             shared.events.tell(EventKind::Hit, &call.key);
             call.reply.send(Ok(Admitted::Replay(outcome)));
@@ -135,6 +145,7 @@ fn answer_or_pass_on(shared: &Shared, call: Begin, answer: Result<Acquired, Stor
             Some(reconciler) => Some((call, NeedsLock::ToReconcile { attempt, abandoned_by, reconciler })),
             None => refuse(call, EventKind::Indeterminate, Error::Indeterminate { attempt }),
         },
+        Ok(Acquired::Withdrawn { owner }) => Some((call, NeedsLock::ToAskAgain { withdrawn: owner })),
         Err(error) if error.is_unknown() && !planted!(UnknownTakenForNo) => Some((call, NeedsLock::ToTakeBack(error))),
         Err(error) => {
             answer_store_failure(shared, call, error);

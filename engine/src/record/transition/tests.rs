@@ -74,7 +74,8 @@ impl Machine {
                 let on_abandoned = if hold { OnAbandoned::Hold } else { OnAbandoned::Rerun };
                 let fingerprint = Fingerprint::of(&[fingerprint]);
                 let lease = Duration::from_millis(LEASE);
-                let message = Acquire { key, fingerprint, owner: by(owner), lease, on_abandoned };
+                let message =
+                    Acquire { key, fingerprint, owner: by(owner), lease, on_abandoned, past_withdrawal: None };
                 let answer = self.apply(acquire(found, now, &message));
                 matches!(answer, Acquired::Claimed { .. }).then_some(owner)
             }
