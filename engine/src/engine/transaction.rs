@@ -10,10 +10,11 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::run::replayed;
+use super::run::{replayed, sealed};
 use super::{Claim, Engine};
 use crate::backend::{OperationFailure, StoreError, TransactionOperation};
-use crate::call::{Admitted, Grant, Settled, Settlement};
+use crate::call::Admitted;
+use crate::claims::{Grant, Settled, Settlement};
 use crate::detach::DetachOnDrop;
 use crate::record::SealedOutcome;
 use crate::{
@@ -176,11 +177,9 @@ trait AndThenSeal<T, E> {
     fn and_then_seal(self, key: &Key) -> Result<(T, SealedOutcome), RunError<E>>;
 }
 
-impl<T: Serialize, E> AndThenSeal<T, E> for Result<T, E> {
+impl<T: Serialize + DeserializeOwned, E> AndThenSeal<T, E> for Result<T, E> {
     fn and_then_seal(self, key: &Key) -> Result<(T, SealedOutcome), RunError<E>> {
-        let value = self.map_err(RunError::Operation)?;
-        let outcome = SealedOutcome::of_value(key, &value).map_err(|error| Error::Unserializable(error.to_string()))?;
-        Ok((value, outcome))
+        Ok(sealed(key, &self.map_err(RunError::Operation)?)?)
     }
 }
 
@@ -241,7 +240,7 @@ pub(crate) async fn transact<T, E>(
     operation: TransactionOperation,
     given: Given<T, E>,
 ) -> Result<Transacted<T>, RunError<E>> {
-    grant.begin();
+    grant.begin().await?;
     let settled = grant.settle(Settlement::CompleteInTransaction { operation, retention }).await;
     let given = given.lock().take();
     match settled {

@@ -13,6 +13,7 @@
 //! no other logic; a store with steps of its own (a Redis script) is held to the same behaviour by the
 //! [conformance suite](crate::conformance).
 
+mod exact;
 mod outcome;
 pub mod transition;
 
