@@ -249,7 +249,7 @@ macro_rules! __for_each_conformance_check {
             e08_waiters_are_capped
             e08_a_waiter_takes_its_turn_after_a_failure
             e09_an_error_frees_the_key_or_holds_it
-            e09_a_panic_frees_the_key_and_answers_its_waiters
+            e09_a_panic_is_settled_as_a_crash_and_answers_waiting_callers
             e10_a_dropped_caller_does_not_stop_its_operation
             e10_a_call_that_is_dropped_early_leaves_no_claim
             e11_a_store_that_is_down_runs_nothing

@@ -14,6 +14,7 @@ mod waiters;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix::prelude::*;
 
@@ -177,17 +178,23 @@ impl KeyLock {
         let Neighbours { shared, store, .. } = &*self.neighbours;
         match act(claim, &Arbiter { key: &self.key, shared, store }, &address) {
             Next::Wait => {}
-            Next::AskAgain(pause) => {
-                self.is_reusable = false;
-                ctx.run_later(pause, |lock, ctx| {
-                    lock.with_claim(address, ctx, |claim, arbiter, address| {
-                        claim.ask_again(arbiter, address);
-                        Next::Wait
-                    });
-                });
-            }
+            Next::AskAgain(pause) => self.ask_again_after(pause, address, ctx),
             Next::Ended(outcome) => self.retire(outcome.as_ref()),
         }
+    }
+}
+
+impl KeyLock {
+    fn ask_again_after(&mut self, pause: Duration, address: ClaimAddr, ctx: &mut Context<Self>) {
+        self.is_reusable = false;
+        ctx.run_later(pause, |lock, ctx| lock.ask_again(address, ctx));
+    }
+
+    fn ask_again(&mut self, address: ClaimAddr, ctx: &mut Context<Self>) {
+        self.with_claim(address, ctx, |claim, arbiter, address| {
+            claim.ask_again(arbiter, address);
+            Next::Wait
+        });
     }
 }
 
@@ -254,6 +261,7 @@ impl Handler<ToClaim> for KeyLock {
                 claim.ask_again(arbiter, address);
                 Next::Wait
             }
+            // Taken above.
             What::LimitRun(_) => Next::Wait,
         });
     }
