@@ -50,6 +50,10 @@ pub enum Steps {
     Release,
     /// `Withdraw` alone.
     Withdraw,
+    /// `Renew` alone.
+    Renew,
+    /// `Hold` alone.
+    Hold,
 }
 
 /// A real store whose steps fail on demand, and which counts how often they did.
@@ -73,6 +77,8 @@ pub struct Faulty<B> {
 struct Faults {
     active: Mutex<Vec<(Steps, Fault)>>,
     struck: AtomicUsize,
+    /// How often each of [`Steps`] was asked for.
+    asked: [AtomicUsize; 7],
 }
 
 impl<B> Faulty<B> {
@@ -96,7 +102,14 @@ impl<B> Faulty<B> {
         self.faults.struck.load(Ordering::Relaxed)
     }
 
+    /// How often the engine has asked for such a step; of the steps that have no name of their own here, for
+    /// [`Steps::All`].
+    pub fn asked(&self, steps: Steps) -> usize {
+        self.faults.asked[steps as usize].load(Ordering::Relaxed)
+    }
+
     async fn take<T>(&self, kind: Steps, step: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        self.faults.asked[kind as usize].fetch_add(1, Ordering::Relaxed);
         let is_meant = |(steps, _): &&(Steps, Fault)| *steps == Steps::All || *steps == kind;
         let last = self.faults.active.lock().iter().rfind(is_meant).copied();
         let Some((_, fault)) = last else { return step.await };
@@ -128,7 +141,7 @@ impl<B: Backend> Backend for Faulty<B> {
     }
 
     async fn renew(&self, message: Renew) -> Result<Renewed, StoreError> {
-        self.take(Steps::All, self.store.renew(message)).await
+        self.take(Steps::Renew, self.store.renew(message)).await
     }
 
     async fn complete(&self, message: Complete) -> Result<Completed, StoreError> {
@@ -151,7 +164,7 @@ impl<B: Backend> Backend for Faulty<B> {
     }
 
     async fn hold(&self, message: Hold) -> Result<Held, StoreError> {
-        self.take(Steps::All, self.store.hold(message)).await
+        self.take(Steps::Hold, self.store.hold(message)).await
     }
 
     async fn resolve(&self, message: Resolve) -> Result<Resolved, StoreError> {

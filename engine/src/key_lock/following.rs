@@ -60,14 +60,14 @@ impl Handler<Watched> for KeyLock {
 
     /// The waiting callers ask again. If the key is still in progress, the supervisor starts another lock to follow it.
     fn handle(&mut self, Watched(answer): Watched, ctx: &mut Self::Context) {
-        let retire = |lock: &mut Self| {
+        let retire = |lock: &mut Self, ctx: &mut Context<Self>| {
             if matches!(lock.role, Role::Following(_)) {
-                lock.retire(None);
+                lock.retire(None, ctx);
             }
         };
         match answer {
-            Ok(Changed) => retire(self),
-            Err(_) => drop(ctx.run_later(AFTER_FAILURE, move |lock, _| retire(lock))),
+            Ok(Changed) => retire(self, ctx),
+            Err(_) => drop(ctx.run_later(AFTER_FAILURE, retire)),
         }
     }
 }

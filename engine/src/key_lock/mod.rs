@@ -40,6 +40,8 @@ pub(crate) struct KeyLock {
     fingerprint: Fingerprint,
     role: Role,
     waiters: Waiters,
+    /// For the end of the claim's run limit, where it has one.
+    run_limit: Option<SpawnHandle>,
     /// Whether another key may follow this one here: not once a timer was set, or an address given away that the
     /// supervisor does not count, since what comes by them could come in the time of the other key.
     is_reusable: bool,
@@ -82,7 +84,17 @@ impl Lock {
         let Assignment { key, id, fingerprint, role, waiting } = assignment;
         let counted = CountedLock::new(&neighbours.shared);
         let waiters = Waiters::from(waiting);
-        let lock = KeyLock { key, id, neighbours, fingerprint, role, waiters, is_reusable: true, _counted: counted };
+        let lock = KeyLock {
+            key,
+            id,
+            neighbours,
+            fingerprint,
+            role,
+            waiters,
+            run_limit: None,
+            is_reusable: true,
+            _counted: counted,
+        };
         let address = KeyLock::create(|ctx| {
             // Before the first message, not in `started`: admission is counted elsewhere, and this bound must never be
             // the one that is met.
@@ -112,7 +124,12 @@ impl KeyLock {
     }
 
     /// Ends the role. Waiting callers take this outcome, or go back to the supervisor to try again.
-    fn retire(&mut self, outcome: Option<&SealedOutcome>) {
+    fn retire(&mut self, outcome: Option<&SealedOutcome>, ctx: &mut Context<Self>) {
+        // A timer that is still to fire would keep the actor alive until then.
+        let timers = [self.run_limit.take(), self.waiters.stop_timer()];
+        for timer in timers.into_iter().flatten() {
+            ctx.cancel_future(timer);
+        }
         let mut resubmit = self.waiters.take();
         if planted!(WaitersNotWoken) {
             std::mem::forget(std::mem::take(&mut resubmit));
@@ -179,7 +196,7 @@ impl KeyLock {
         match act(claim, &Arbiter { key: &self.key, shared, store }, &address) {
             Next::Wait => {}
             Next::AskAgain(pause) => self.ask_again_after(pause, address, ctx),
-            Next::Ended(outcome) => self.retire(outcome.as_ref()),
+            Next::Ended(outcome) => self.retire(outcome.as_ref(), ctx),
         }
     }
 }
@@ -242,7 +259,11 @@ impl Handler<ToClaim> for KeyLock {
         }
         if let What::LimitRun(limit) = what {
             self.is_reusable = false;
-            ctx.run_later(limit, |lock, ctx| lock.with_claim(address, ctx, Claim::end_run));
+            let timer = ctx.run_later(limit, |lock, ctx| {
+                lock.run_limit = None;
+                lock.with_claim(address, ctx, Claim::end_run);
+            });
+            self.run_limit = Some(timer);
             return;
         }
         self.with_claim(address, ctx, |claim, arbiter, address| match what {

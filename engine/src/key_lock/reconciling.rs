@@ -72,33 +72,33 @@ impl KeyLock {
                 Resolution::Complete { outcome, retention: self.neighbours.shared.settings.policy.retention }
             }
             Verdict::NotDone => Resolution::Release,
-            Verdict::Unknown => return self.stay_indeterminate(),
+            Verdict::Unknown => return self.stay_indeterminate(ctx),
         };
         let lock = ctx.address();
         let reply = Reply::new(move |answer| drop(lock.try_send(Reconciled::Resolved(answer))));
         self.neighbours.ask_store(Request::Resolve(Resolve { key: self.key.clone(), attempt, owner, with }, reply));
     }
 
-    fn on_resolved(&mut self, answer: Result<Resolved, StoreError>) {
+    fn on_resolved(&mut self, answer: Result<Resolved, StoreError>, ctx: &mut Context<Self>) {
         match answer {
             Ok(Resolved::Resolved) => {
                 self.tell(EventKind::Reconciled);
-                self.retire(None);
+                self.retire(None, ctx);
             }
             // Another process was faster: the waiting callers ask again.
-            Ok(Resolved::NotIndeterminate) => self.retire(None),
+            Ok(Resolved::NotIndeterminate) => self.retire(None, ctx),
             Err(_) => {
                 self.tell(EventKind::StoreFailed);
-                self.stay_indeterminate();
+                self.stay_indeterminate(ctx);
             }
         }
     }
 
-    fn stay_indeterminate(&mut self) {
+    fn stay_indeterminate(&mut self, ctx: &mut Context<Self>) {
         for waiter in self.waiters.take() {
             self.refuse(waiter);
         }
-        self.retire(None);
+        self.retire(None, ctx);
     }
 }
 
@@ -108,7 +108,7 @@ impl Handler<Reconciled> for KeyLock {
     fn handle(&mut self, reconciled: Reconciled, ctx: &mut Self::Context) {
         match reconciled {
             Reconciled::Verdict(verdict) => self.on_verdict(verdict, ctx),
-            Reconciled::Resolved(answer) => self.on_resolved(answer),
+            Reconciled::Resolved(answer) => self.on_resolved(answer, ctx),
         }
     }
 }

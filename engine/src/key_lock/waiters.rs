@@ -26,6 +26,10 @@ impl Waiters {
         std::mem::take(&mut self.calls)
     }
 
+    pub(super) fn stop_timer(&mut self) -> Option<SpawnHandle> {
+        self.timer.take().map(|(_, handle)| handle)
+    }
+
     /// Lets go of the calls whose caller has left.
     fn prune(&mut self) {
         self.calls.retain(|call| !call.reply.is_closed());
@@ -74,13 +78,13 @@ impl KeyLock {
         let late: Vec<_> = self.waiters.calls.extract_if(.., is_late).collect();
         late.into_iter().for_each(|call| self.refuse(call));
         self.set_timer(ctx);
-        self.leave_if_nobody_waits();
+        self.leave_if_nobody_waits(ctx);
     }
 
     /// A lock that only follows another's claim has nothing left to do once nobody waits here.
-    fn leave_if_nobody_waits(&mut self) {
+    fn leave_if_nobody_waits(&mut self, ctx: &mut Context<Self>) {
         if self.waiters.calls.is_empty() && matches!(self.role, Role::Following(_)) {
-            self.retire(None);
+            self.retire(None, ctx);
         }
     }
 }
@@ -95,11 +99,11 @@ impl Message for Left {
 impl Handler<Left> for KeyLock {
     type Result = ();
 
-    fn handle(&mut self, _: Left, _: &mut Self::Context) {
+    fn handle(&mut self, _: Left, ctx: &mut Self::Context) {
         if planted!(LeftWaitersKept) {
             return;
         }
         self.waiters.prune();
-        self.leave_if_nobody_waits();
+        self.leave_if_nobody_waits(ctx);
     }
 }
