@@ -9,8 +9,8 @@ use crate::scopes::Share;
 #[derive(Debug)]
 pub(crate) struct Permit {
     taken: Arc<AtomicUsize>,
-    /// The place among those of its scope, where these are counted.
-    _share: Option<Share>,
+    /// The place among those of its scope, where these are counted. Boxed, since a permit moves often and few have one.
+    _share: Option<Box<Share>>,
 }
 
 impl Permit {
@@ -22,7 +22,7 @@ impl Permit {
             taken.fetch_sub(1, Ordering::Relaxed);
             return None;
         }
-        Some(Self { taken: Arc::clone(taken), _share: share })
+        Some(Self { taken: Arc::clone(taken), _share: share.map(Box::new) })
     }
 }
 

@@ -45,19 +45,18 @@ pub(crate) struct Claim {
     on_abandoned: OnAbandoned,
     lease: Lease,
     phase: Phase,
-    settling: Settling,
+    /// Who is told of the settlement; `None` once it has been, or where nobody asked.
+    holder: Option<ToHolder>,
+    /// Since the store did not take the settlement at the first try. Boxed, since most claims never have it.
+    failing: Option<Box<Failing>>,
     /// The call's place among those that its arbiter admits.
     permit: Option<Permit>,
 }
 
-/// How far a settlement is.
-#[derive(Default)]
-struct Settling {
-    /// Who is told; `None` once it has been, or where nobody asked.
-    reply: Option<ToHolder>,
-    /// When the store first failed to take it.
-    failing_since: Option<Instant>,
-    tries: u32,
+/// A settlement that the store has not taken yet.
+struct Failing {
+    since: Instant,
+    failures: u32,
     /// Past the settling limit: its place among the settlements that are still tried.
     pending: Option<Pending>,
 }
@@ -68,27 +67,15 @@ const LONGEST_PAUSE_PENDING: Duration = Duration::from_secs(10);
 
 impl Claim {
     /// A claim that was granted.
-    pub(crate) fn granted(owner: Owner, on_abandoned: OnAbandoned, lease: (Duration, Instant), permit: Permit) -> Self {
-        Self {
-            owner,
-            on_abandoned,
-            lease: Lease::new(lease.0, lease.1),
-            phase: Phase::Running,
-            settling: Settling::default(),
-            permit: Some(permit),
-        }
+    pub(crate) fn granted(owner: Owner, on_abandoned: OnAbandoned, asked_at: Instant, permit: Permit) -> Self {
+        let (lease, permit) = (Lease::new(asked_at), Some(permit));
+        Self { owner, on_abandoned, lease, phase: Phase::Running, holder: None, failing: None, permit }
     }
 
     /// A claim whose answer was not heard, or came too late: it is withdrawn. [`ask_again`](Self::ask_again) begins it.
-    pub(crate) fn to_withdraw(owner: Owner, on_abandoned: OnAbandoned, lease: Duration) -> Self {
-        Self {
-            owner,
-            on_abandoned,
-            lease: Lease::new(lease, Instant::now()),
-            phase: Phase::Withdrawing,
-            settling: Settling::default(),
-            permit: None,
-        }
+    pub(crate) fn to_withdraw(owner: Owner, on_abandoned: OnAbandoned) -> Self {
+        let lease = Lease::new(Instant::now());
+        Self { owner, on_abandoned, lease, phase: Phase::Withdrawing, holder: None, failing: None, permit: None }
     }
 
     /// Whether it is unknown if the claim was ever in the store: then nobody knows what the key was last used for.
@@ -96,13 +83,13 @@ impl Claim {
         matches!(self.phase, Phase::Withdrawing)
     }
 
-    pub(crate) fn lease_left(&self) -> Duration {
-        self.lease.left()
+    pub(crate) fn lease_left(&self, shared: &Shared) -> Duration {
+        self.lease.left(shared.settings.lease)
     }
 
     /// The heartbeat's look at the lease.
     pub(crate) fn tick(&mut self, arbiter: &Arbiter<'_>, claim: &ClaimAddr) {
-        if self.phase.renews() && self.lease.is_due() {
+        if self.phase.renews() && self.lease.is_due(arbiter.lease()) {
             let sent = self.lease.asks();
             self.renew(arbiter, claim, sent, None);
         }
@@ -128,7 +115,7 @@ impl Claim {
         sent: Instant,
         confirming: Option<oneshot::Sender<Result<(), Error>>>,
     ) {
-        let message = Renew { key: arbiter.key.clone(), owner: self.owner, lease: self.lease.length() };
+        let message = Renew { key: arbiter.key.clone(), owner: self.owner, lease: arbiter.lease() };
         let bring = bring(claim, move |answer| Answered::Renewed { sent, confirming, answer });
         arbiter.ask_store(Request::Renew(message, bring));
     }
@@ -137,7 +124,7 @@ impl Claim {
         match answer {
             Ok(Renewed::Renewed) => {
                 self.lease.renewed(sent);
-                if self.lease.proves(sent) {
+                if Lease::proves(sent, arbiter.lease()) {
                     return Ok(());
                 }
                 let what = "the answer to a renewal took longer than the lease";
@@ -172,12 +159,12 @@ impl Claim {
             }
             return Next::Wait;
         }
-        self.settling = Settling { reply, ..Settling::default() };
+        self.holder = reply;
+        self.failing = None;
         self.phase = match settlement {
             Settlement::Complete { outcome, retention } => {
-                let since_the_start = self.lease.length().saturating_sub(self.lease.left());
                 let retention = if planted!(RetentionFromTheStart) {
-                    retention.saturating_sub(since_the_start)
+                    retention.saturating_sub(arbiter.lease() - self.lease.left(arbiter.lease()))
                 } else {
                     retention
                 };
@@ -223,7 +210,6 @@ impl Claim {
     /// Sends the step of the settlement that is under way, for the first time or again.
     pub(crate) fn ask_again(&mut self, arbiter: &Arbiter<'_>, claim: &ClaimAddr) {
         if let Some(request) = self.phase.request(arbiter.key, self.owner, claim) {
-            self.settling.tries += 1;
             arbiter.ask_store(request);
         }
     }
@@ -295,7 +281,7 @@ impl Claim {
 
     /// Whether the holder was there to hear it.
     fn tell_holder(&mut self, settled: Result<Settled, Error>) -> bool {
-        self.settling.reply.take().is_some_and(|reply| reply.send(settled))
+        self.holder.take().is_some_and(|holder| holder.send(settled))
     }
 
     /// The transaction is known not to have committed: the claim stands, and its holder decides what next. If the holder
@@ -303,7 +289,7 @@ impl Claim {
     fn runs_on(&mut self, settled: Result<Settled, Error>, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Next {
         let heard = self.tell_holder(settled);
         self.phase = Phase::Running;
-        self.settling = Settling::default();
+        self.failing = None;
         if heard { Next::Wait } else { self.settle(Settlement::Release, None, arbiter, claim) }
     }
 
@@ -318,13 +304,17 @@ impl Claim {
             // Nothing else may be done until it is known whether it was committed.
             self.phase = Phase::Probing;
         }
-        let settings = &arbiter.shared.settings;
-        let spent = self.settling.failing_since.get_or_insert_with(Instant::now).elapsed();
+        let first = || Box::new(Failing { since: Instant::now(), failures: 0, pending: None });
+        let failing = self.failing.get_or_insert_with(first);
+        failing.failures += 1;
+        let is_past_the_limit = failing.pending.is_none()
+            && failing.failures > 2
+            && failing.since.elapsed() >= arbiter.shared.settings.settling_limit;
         if planted!(CompletionNotRetried) || !error.is_passing() {
             self.report(error, arbiter);
             return Next::Ended(None);
         }
-        if self.settling.pending.is_none() && spent >= settings.settling_limit && self.settling.tries > 2 {
+        if is_past_the_limit {
             self.report(error, arbiter);
             let pending = arbiter.shared.pending.take(self.phase.bytes());
             if pending.is_none() || planted!(PendingSettlementDropped) {
@@ -332,11 +322,13 @@ impl Claim {
                 arbiter.tell(EventKind::SettlementDropped);
                 return Next::Ended(None);
             }
-            self.settling.pending = pending;
+            if let Some(failing) = &mut self.failing {
+                failing.pending = pending;
+            }
         } else if self.phase.holder_is_told_at_once() {
             self.tell_holder(Ok(Settled::Done));
         }
-        Next::AskAgain(self.settling.pause())
+        Next::AskAgain(self.failing.as_deref().map_or(Duration::ZERO, Failing::pause))
     }
 
     /// Reports to the holder, who does not wait any longer.
@@ -351,15 +343,19 @@ impl Claim {
     }
 }
 
-impl Settling {
+impl Failing {
     /// Growing, and half of it chance, so that many that lost one store do not come back in step.
     fn pause(&self) -> Duration {
         let longest = if self.pending.is_some() { LONGEST_PAUSE_PENDING } else { LONGEST_PAUSE };
-        Duration::from_millis(20 << self.tries.min(9)).min(longest).mul_f64(chance::between(0.5, 1.0))
+        Duration::from_millis(20 << self.failures.min(9)).min(longest).mul_f64(chance::between(0.5, 1.0))
     }
 }
 
 impl Arbiter<'_> {
+    fn lease(&self) -> Duration {
+        self.shared.settings.lease
+    }
+
     fn ask_store(&self, request: Request) {
         // A request that a dead backend can't take is dropped, and its reply says so.
         let _ = self.store.try_send(Persist::Step(request));

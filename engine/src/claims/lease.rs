@@ -4,11 +4,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What is known about a claim's lease on this arbiter.
+/// What is known about a claim's lease on this arbiter. Its length is the engine's setting.
 #[derive(Debug)]
 pub(crate) struct Lease {
-    /// How long it holds without a renewal.
-    length: Duration,
     /// When the lease was last known to begin anew: the time at which that was asked for, not answered.
     renewed_at: Instant,
     /// When the heartbeat last asked, whether or not it was answered.
@@ -17,14 +15,14 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    pub(crate) fn new(length: Duration, renewed_at: Instant) -> Self {
-        Self { length, renewed_at, asked_at: None, lost: false }
+    pub(crate) fn new(renewed_at: Instant) -> Self {
+        Self { renewed_at, asked_at: None, lost: false }
     }
 
     /// Whether the heartbeat asks now. It does not wait for the answer to an earlier renewal: that may be in a black hole,
     /// and a lease that ends meanwhile is lost.
-    pub(crate) fn is_due(&self) -> bool {
-        let pause = self.length / 3;
+    pub(crate) fn is_due(&self, length: Duration) -> bool {
+        let pause = length / 3;
         !self.lost
             && self.renewed_at.elapsed() >= pause
             && self.asked_at.is_none_or(|asked| asked.elapsed() >= pause)
@@ -43,8 +41,8 @@ impl Lease {
 
     /// Whether a renewal that was asked for then proves that the claim stands now: past its length, another may hold the
     /// key.
-    pub(crate) fn proves(&self, asked_at: Instant) -> bool {
-        asked_at.elapsed() < self.length || planted!(OldRenewalConfirms)
+    pub(crate) fn proves(asked_at: Instant, length: Duration) -> bool {
+        asked_at.elapsed() < length || planted!(OldRenewalConfirms)
     }
 
     /// The store says that the claim is another's. Whether that is news.
@@ -56,11 +54,7 @@ impl Lease {
         self.lost
     }
 
-    pub(crate) fn length(&self) -> Duration {
-        self.length
-    }
-
-    pub(crate) fn left(&self) -> Duration {
-        self.length.saturating_sub(self.renewed_at.elapsed())
+    pub(crate) fn left(&self, length: Duration) -> Duration {
+        length.saturating_sub(self.renewed_at.elapsed())
     }
 }

@@ -30,7 +30,7 @@ fn is_unknown(ran: &Ran) -> bool {
 async fn claim_past(backend: &impl Backend, message: Acquire) -> Acquired {
     match backend.acquire(message.clone()).await.unwrap() {
         Acquired::Withdrawn { owner } => {
-            backend.acquire(Acquire { past_withdrawal: Some(owner), ..message }).await.unwrap()
+            backend.acquire(Acquire { past_withdrawal: Some(Box::new(owner)), ..message }).await.unwrap()
         }
         other => other,
     }

@@ -171,7 +171,7 @@ impl KeyLock {
             Role::Reconciling(reconciling) => {
                 (EventKind::Indeterminate, Error::Indeterminate { attempt: reconciling.attempt })
             }
-            Role::Claim(claim, _) => (EventKind::Conflict, Error::InProgress { lease_left: claim.lease_left() }),
+            Role::Claim(claim, _) => (EventKind::Conflict, Error::InProgress { lease_left: claim.lease_left(&self.neighbours.shared) }),
             Role::Following(following) => {
                 (EventKind::Conflict, Error::InProgress { lease_left: following.lease_left() })
             }

@@ -95,7 +95,7 @@ pub fn acquire(found: Option<&Record>, now: StoreTime, message: &Acquire) -> Ste
     let claim = |attempt: Attempt, took_over: bool| match barrier {
         // It may be the withdrawn claim itself, or one sent before the withdrawal: neither knows of it.
         Some(Barrier { withdrawn, .. })
-            if message.past_withdrawal != Some(withdrawn) && !planted!(WithdrawnClaimLands) =>
+            if message.past_withdrawal.as_deref() != Some(&withdrawn) && !planted!(WithdrawnClaimLands) =>
         {
             unchanged(Acquired::Withdrawn { owner: withdrawn })
         }

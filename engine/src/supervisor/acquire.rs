@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::Supervisor;
-use super::routes::{Routes, Sent};
+use super::routes::Routes;
 use crate::backend::{Acquire, Acquired, Lookup, RecordView, Reply, Request, StateView, StoreError};
 use crate::call::{Admitted, Begin};
 use crate::claims::{Claim, Grant, ToClaim, What};
@@ -39,20 +39,22 @@ impl Supervisor {
     /// Takes a call: it waits for the answer to an earlier question about its key, or its key's lock has it, or the store
     /// is asked.
     pub(super) fn begin(&mut self, call: Begin) {
-        let sent = if planted!(ClaimFollowsTheRoute) {
-            self.asker.routes.lock().send_past_questions(call)
+        let is_closing = self.asker.neighbours.shared.is_closing();
+        let is_routed = self.asker.routes.lock().is_routed(&call.key, !is_closing);
+        if is_routed {
+            let sent = self.asker.routes.lock().send(call);
+            // Its lock is gone: now the key has no route.
+            if let Err(call) = sent {
+                self.begin(call);
+            }
+        } else if is_closing {
+            self.look_up(call);
         } else {
-            self.asker.routes.lock().send(call)
-        };
-        let Sent::NoRoute(call) = sent else { return };
-        if self.asker.neighbours.shared.is_closing() {
-            return self.look_up(call);
+            self.acquire(call, Owner::random(), None);
         }
-        self.asker.routes.lock().asks(&call.key);
-        self.acquire(call, Owner::random(), None);
     }
 
-    fn acquire(&self, call: Begin, owner: Owner, past_withdrawal: Option<Owner>) {
+    fn acquire(&self, call: Begin, owner: Owner, past_withdrawal: Option<Box<Owner>>) {
         let message = Acquire {
             key: call.key.clone(),
             fingerprint: call.fingerprint,
@@ -84,7 +86,7 @@ impl Supervisor {
                 let kind = if took_over { EventKind::Takeover } else { EventKind::Miss };
                 self.asker.neighbours.tell(kind, &call.key);
                 let Begin { key, fingerprint, on_abandoned, reply, permit, run_limit, .. } = call;
-                let claim = Claim::granted(owner, on_abandoned, (lease, asked_at), permit);
+                let claim = Claim::granted(owner, on_abandoned, asked_at, permit);
                 let claim = self.claim(key, fingerprint, asked_at, claim);
                 if let Some(limit) = run_limit {
                     // The lock has just been started.
@@ -93,7 +95,7 @@ impl Supervisor {
                 // If the caller has gone, the grant gives itself up.
                 reply.send(Ok(Admitted::Granted(Grant::new(claim, (attempt, token, owner), asked_at, lease))));
             }
-            NeedsLock::Withdrawn { owner: withdrawn } => self.acquire(call, owner, Some(withdrawn)),
+            NeedsLock::Withdrawn { owner: withdrawn } => self.acquire(call, owner, Some(Box::new(withdrawn))),
             NeedsLock::ToFollow { lease_left } => {
                 let role = Role::Following(Following::new(lease_left));
                 self.lock(call.key.clone(), call.fingerprint, role, Some(call));
@@ -104,7 +106,7 @@ impl Supervisor {
             }
             NeedsLock::ToWithdraw(error) => {
                 let waiting = self.asker.routes.lock().take_waiting(&call.key);
-                let claim = Claim::to_withdraw(owner, call.on_abandoned, lease);
+                let claim = Claim::to_withdraw(owner, call.on_abandoned);
                 let claim = self.claim(call.key.clone(), call.fingerprint, asked_at, claim);
                 // The lock has just been started.
                 let _ = ToClaim::send(&claim, What::Ask);
@@ -195,14 +197,6 @@ impl Asker {
 /// What the answer means: the call's end, or something that needs a lock.
 fn judge(shared: &Shared, asked: &Asked, answer: Result<Acquired, StoreError>) -> Result<Final, NeedsLock> {
     match answer {
-        // What was granted so long ago may have lapsed since, and been resolved by somebody who saw no sign of a holder:
-        // nothing may begin under it any more.
-        Ok(Acquired::Claimed { .. })
-            if asked.asked_at.elapsed() >= shared.settings.lease && !planted!(LateGrantUsed) =>
-        {
-            let what = "the answer to the claim took longer than the claim's lease";
-            Err(NeedsLock::ToWithdraw(StoreError::unknown(what)))
-        }
         Ok(Acquired::Claimed { attempt, token, took_over }) => Err(NeedsLock::Claimed { attempt, token, took_over }),
         Ok(Acquired::Withdrawn { owner }) => Err(NeedsLock::Withdrawn { owner }),
         Ok(Acquired::Completed { outcome }) => Ok(Final::Replay(outcome)),

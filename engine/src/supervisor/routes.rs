@@ -20,50 +20,42 @@ enum Route {
     Locked(Lock, u64),
 }
 
-/// What becomes of a call.
-pub(super) enum Sent {
-    /// It waits for the answer to an earlier question, or its key's lock has it.
-    Taken,
-    /// The key has no route here.
-    NoRoute(Begin),
-}
-
 impl Routes {
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Sends a call to where its key is being asked for, or is locked. Gives it back if that is nowhere.
-    pub(super) fn send(&mut self, call: Begin) -> Sent {
-        let Some(route) = self.0.get_mut(&call.key) else { return Sent::NoRoute(call) };
-        match route {
-            Route::Asking(waiting) => {
-                waiting.push(call);
-                Sent::Taken
+    /// Whether calls of a key are sent somewhere already. If not, and `asks`, the store is asked for the key from now on.
+    pub(super) fn is_routed(&mut self, key: &Key, asks: bool) -> bool {
+        match self.0.entry(key.clone()) {
+            Entry::Occupied(place) => !(planted!(ClaimFollowsTheRoute) && matches!(place.get(), Route::Asking(_))),
+            Entry::Vacant(place) => {
+                if asks {
+                    place.insert(Route::Asking(Vec::new()));
+                }
+                false
             }
-            Route::Locked(lock, _) => match lock.address.try_send(Join(call)) {
-                Ok(()) => Sent::Taken,
+        }
+    }
+
+    /// Sends a call to where its key is being asked for, or is locked. Gives it back if that is nowhere.
+    pub(super) fn send(&mut self, call: Begin) -> Result<(), Begin> {
+        match self.0.get_mut(&call.key) {
+            None => Err(call),
+            Some(Route::Asking(waiting)) => {
+                waiting.push(call);
+                Ok(())
+            }
+            Some(Route::Locked(lock, _)) => match lock.address.try_send(Join(call)) {
+                Ok(()) => Ok(()),
                 // The lock's task is gone, by a panic: what it held is left to its lease.
                 Err(SendError::Closed(Join(call)) | SendError::Full(Join(call))) => {
                     tracing::error!(key = %call.key, "the lock of a key is gone; what it held is left to its lease");
                     self.0.remove(&call.key);
-                    Sent::NoRoute(call)
+                    Err(call)
                 }
             },
         }
-    }
-
-    /// Sends a call as if no question were open: an error of the planted kind.
-    pub(super) fn send_past_questions(&mut self, call: Begin) -> Sent {
-        match self.0.get(&call.key) {
-            Some(Route::Asking(_)) => Sent::NoRoute(call),
-            _ => self.send(call),
-        }
-    }
-
-    /// From now on the store is asked for the key. Calls that wait for the answer already go on waiting.
-    pub(super) fn asks(&mut self, key: &Key) {
-        self.0.entry(key.clone()).or_insert_with(|| Route::Asking(Vec::new()));
     }
 
     /// The answer needs no lock: gives the calls that waited for it.
