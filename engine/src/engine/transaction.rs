@@ -158,8 +158,11 @@ impl Engine {
                         Ok(Transacted::Committed(outcome)) => Ok(Outcome::Ran(replayed(&key, &outcome)?)),
                         Err(error) => {
                             // Rolled back: nothing happened, whatever the policy for failures says. If the claim can't
-                            // be given up, the lock has told so.
-                            let _ = grant.release_if_held().await;
+                            // be given up, the lock has told so. Where it is not known what happened, the grant's end
+                            // settles the key as the policy for abandoned claims says.
+                            if !matches!(error, RunError::Engine(Error::OutcomeNotStored(_))) {
+                                let _ = grant.release_if_held().await;
+                            }
                             Err(error)
                         }
                     }
@@ -259,6 +262,7 @@ pub(crate) async fn transact<T, E>(
             // The operation was content, but its commit did not happen.
             _ => Err(Error::Store(StoreError::unavailable("the transaction was rolled back")).into()),
         },
+        Err(Error::Store(error @ StoreError::TransactionEnded)) => Err(Error::OutcomeNotStored(error).into()),
         Err(Error::Store(StoreError::Unsupported(what))) => {
             Err(Error::NoSuchTransaction { wanted, what: format!("it does not support {what}") }.into())
         }

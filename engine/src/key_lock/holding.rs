@@ -9,8 +9,8 @@ use tracing::warn;
 
 use super::{Abandon, Answered, Bring, Confirm, KeyLock, LockAddr, Role, Settle, Tick};
 use crate::backend::{
-    Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held, Hold, OperationFailure, Release, Renew,
-    Renewed, Reply, Request, StoreError, TransactionOperation, Withdraw, Withdrawn,
+    Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held, Hold, Release, Renew, Renewed, Reply,
+    Request, StoreError, TransactionOperation, Withdraw, Withdrawn,
 };
 use crate::call::{Answer, Settled, Settlement};
 use crate::record::{Owner, SealedOutcome};
@@ -207,7 +207,7 @@ impl KeyLock {
                 Complete { key, owner, outcome, retention },
                 Reply::new(move |answer| Bring::to(lock, Answered::Completed(answer))),
             ),
-            SettlingStep::Probe => return self.transact(rollback_only(), Duration::ZERO, lock),
+            SettlingStep::Probe => return self.transact(TransactionOperation::probe(), Duration::ZERO, lock),
             SettlingStep::Recover => Request::Withdraw(
                 Withdraw { key, owner },
                 Reply::new(move |answer| Bring::to(lock, Answered::Withdrawn(answer))),
@@ -357,11 +357,6 @@ impl KeyLock {
             }
         }
     }
-}
-
-/// An operation that only shows, by being rolled back, that the claim is still uncommitted.
-fn rollback_only() -> TransactionOperation {
-    TransactionOperation::erased(|_| Err(OperationFailure::RollBack))
 }
 
 impl Handler<Settle> for KeyLock {
