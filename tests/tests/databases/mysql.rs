@@ -99,7 +99,7 @@ async fn e18_an_operation_that_passes_over_a_deadlock_is_run_again() {
 async fn e18_a_claim_is_not_completed_in_a_transaction_that_a_deadlock_ended() {
     SERVER.sql(
         "CREATE TABLE bin (item varchar(50) PRIMARY KEY, left_over int); INSERT INTO bin VALUES ('a', 100), ('b', 100); \
-         CREATE TABLE weight (n int); CREATE TABLE kept (n int)",
+         CREATE TABLE weight (n int); CREATE TABLE since_then (n int)",
     );
     let backend = open(&fresh_table()).await;
     let claim = acquire("k");
@@ -117,7 +117,7 @@ async fn e18_a_claim_is_not_completed_in_a_transaction_that_a_deadlock_ended() {
                 meet.wait().await;
                 let given_up = tx.batch_execute(&take("b")).await;
                 assert!(given_up.is_err(), "the other was given up, or there was no deadlock");
-                tx.batch_execute("INSERT INTO kept VALUES (1)").await?;
+                tx.batch_execute("INSERT INTO since_then VALUES (1)").await?;
                 backend.complete_in(tx, completion).await
             })
             .await
@@ -138,6 +138,8 @@ async fn e18_a_claim_is_not_completed_in_a_transaction_that_a_deadlock_ended() {
     heavy.unwrap();
     assert!(matches!(light, Err(CompleteInError::TransactionEnded)), "{light:?}");
     assert_eq!(SERVER.sql("SELECT left_over FROM bin"), "99\n99");
+    // What the error is there to tell.
+    assert_eq!(SERVER.sql("SELECT count(*) FROM since_then"), "1");
     let view = backend.lookup(Lookup { key: claim.key }).await.unwrap().unwrap();
     assert!(matches!(view.state, StateView::InProgress { .. }), "{view:?}");
 }

@@ -91,7 +91,7 @@ pub(crate) async fn late_claim_does_not_land(
     assert!(matches!(claimed, Acquired::Claimed { took_over, .. } if took_over == takes_over), "{claimed:?}");
 }
 
-/// The token rises with every claim of a key, whatever ended the one before. `at_rest` runs SQL on the table.
+/// The token rises with every claim of a key, whatever ended the one before. `sql` runs SQL on the server.
 pub(crate) async fn token_rises(backend: impl Backend, sql: impl Fn(&str) -> String, table: &str) {
     let short = Duration::from_millis(1);
     let key = Key::new("s", "k").unwrap();
@@ -121,7 +121,6 @@ pub(crate) async fn token_rises(backend: impl Backend, sql: impl Fn(&str) -> Str
         assert_eq!(backend.resolve(word).await, Ok(Resolved::Resolved));
         owner = rises(&mut last, "resolve").await;
         backend.remove(Remove { key: key.clone() }).await.unwrap();
-        let _ = owner;
         owner = rises(&mut last, "removal").await;
         backend.release(Release { key: key.clone(), owner }).await.unwrap();
         let lapsing = Acquire { lease: short, ..acquire("k") };
