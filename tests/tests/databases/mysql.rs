@@ -34,7 +34,7 @@ on_database! {
 
 withdrawals_on_database! {
     backend: MysqlBackend,
-    connection: AsyncMysqlConnection,
+    key_column: "record_key",
     lock_table: "LOCK TABLES {table} READ",
     unlock_table: "UNLOCK TABLES",
     newest_schema: 3,

@@ -34,7 +34,7 @@ on_database! {
 
 withdrawals_on_database! {
     backend: PostgresBackend,
-    connection: AsyncPgConnection,
+    key_column: "key",
     lock_table: "BEGIN; LOCK TABLE {table} IN SHARE MODE",
     unlock_table: "ROLLBACK",
     newest_schema: 2,

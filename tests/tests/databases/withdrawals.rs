@@ -65,6 +65,29 @@ pub(crate) async fn key_ends_free(backend: impl Backend, proxy: &Proxy, let_go: 
     }
 }
 
+/// The connection breaks after a claim was executed, and no other succeeds: it is not known that nothing happened. `count`
+/// gives how many records there are of a key.
+pub(crate) async fn broken_claim_is_unknown(backend: impl Backend, proxy: &Proxy, count: impl Fn(&str) -> String) {
+    for number in 0.. {
+        // It leaves its connection in the pool.
+        assert!(matches!(backend.acquire(acquire(&format!("warm{number}"))).await, Ok(Acquired::Claimed { .. })));
+        let key = format!("broken{number}");
+        let message = acquire(&key);
+        let withdraw = Withdraw { key: message.key.clone(), owner: message.owner };
+        proxy.refuse();
+        proxy.cut_answers(1);
+        let answer = backend.acquire(message).await;
+        proxy.heal();
+        // On a machine that took its time the connection was tried before it was lent, and the claim was not sent.
+        if count(&key) == "1" {
+            assert!(matches!(&answer, Err(error) if error.is_unknown()), "{answer:?}");
+            assert_eq!(backend.withdraw(withdraw.clone()).await, Ok(Withdrawn));
+            assert_eq!(backend.lookup(Lookup { key: withdraw.key }).await, Ok(None));
+            return;
+        }
+    }
+}
+
 /// A claim is held back on its way, withdrawn, and let through: it does not land.
 pub(crate) async fn late_claim_does_not_land(
     direct: impl Backend,
@@ -119,7 +142,7 @@ pub(crate) async fn token_rises(backend: impl Backend, sql: impl Fn(&str) -> Str
         backend.hold(Hold { key: key.clone(), owner }).await.unwrap();
         let word = Resolve { key: key.clone(), attempt: None, owner: None, with: Resolution::Release };
         assert_eq!(backend.resolve(word).await, Ok(Resolved::Resolved));
-        owner = rises(&mut last, "resolve").await;
+        rises(&mut last, "resolve").await;
         backend.remove(Remove { key: key.clone() }).await.unwrap();
         owner = rises(&mut last, "removal").await;
         backend.release(Release { key: key.clone(), owner }).await.unwrap();
@@ -178,7 +201,7 @@ pub(crate) async fn rows_of_the_version_before<B: Backend>(
 macro_rules! withdrawals_on_database {
     (
         backend: $backend:ident,
-        connection: $connection:ty,
+        key_column: $key_column:literal,
         lock_table: $lock:literal,
         unlock_table: $unlock:literal,
         newest_schema: $newest:literal $(,)?
@@ -200,6 +223,15 @@ macro_rules! withdrawals_on_database {
             }
             withdrawals::key_ends_free(backend, &proxy, async || connection.batch_execute($unlock).await.unwrap()).await;
             assert_eq!(SERVER.sql(&format!("SELECT state FROM {table}")), "2");
+        }
+
+        #[actix_rt::test]
+        async fn e19_a_claim_whose_connection_breaks_is_not_denied() {
+            let (table, proxy) = (fresh_table(), Proxy::before(SERVER.port()));
+            let count = |key: &str| {
+                SERVER.sql(&format!("SELECT count(*) FROM {table} WHERE {} LIKE '%:{key}'", $key_column))
+            };
+            withdrawals::broken_claim_is_unknown(open_through(&proxy, &table).await, &proxy, count).await;
         }
 
         #[actix_rt::test]
