@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::grant::{Answered, ClaimAddr, ToClaim, What};
 use crate::backend::{
-    Complete, CompleteInTransaction, Hold, OperationFailure, Release, Renew, Reply, Request, StoreError,
+    Complete, CompleteInTransaction, Hold, Release, Renew, Reply, Request, StoreError,
     TransactionOperation, Withdraw,
 };
 use crate::record::{Owner, SealedOutcome};
@@ -103,7 +103,7 @@ impl Phase {
                 Complete { key, owner, outcome: outcome.clone(), retention: *retention },
                 bring(claim, Answered::Completed),
             ),
-            Self::Probing => transaction(key, owner, TransactionOperation::erased(|_| Err(OperationFailure::RollBack)), Duration::ZERO, claim),
+            Self::Probing => transaction(key, owner, TransactionOperation::probe(), Duration::ZERO, claim),
             Self::Releasing(_) => Request::Release(Release { key, owner }, bring(claim, Answered::Released)),
             Self::Abandoning => {
                 let ends_now = Renew { key, owner, lease: Duration::ZERO };
