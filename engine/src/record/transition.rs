@@ -28,7 +28,7 @@
 
 use std::time::Duration;
 
-use super::{Attempt, Barrier, FencingToken, Owner, Record, SealedOutcome, State, StoreTime, WITHDRAWAL_KEPT};
+use super::{Attempt, Barrier, FencingToken, Owner, Record, SealedOutcome, State, StoreTime};
 use crate::backend::{
     Acquire, Acquired, Complete, Completed, Held, Hold, Release, Released, Remove, Removed, Renew, Renewed, Resolution,
     Resolve, Resolved, Withdraw, Withdrawn,
@@ -170,8 +170,8 @@ pub fn release(found: Option<&Record>, now: StoreTime, message: &Release) -> Ste
 
 /// Takes a claim back of which the sender does not know whether the store has it, and on which nothing has begun.
 ///
-/// Afterwards the claim is gone, and it cannot arrive any more: a [`Barrier`] keeps it out for [`WITHDRAWAL_KEPT`], whoever
-/// holds the key meanwhile. A takeover of a lapsed claim is kept out in the same way.
+/// Afterwards the claim is gone, and it cannot arrive any more: a [`Barrier`] keeps it out for
+/// [`WITHDRAWAL_KEPT`](super::WITHDRAWAL_KEPT), whoever /// holds the key meanwhile. A takeover of a lapsed claim is kept out in the same way.
 pub fn withdraw(found: Option<&Record>, now: StoreTime, message: &Withdraw) -> Step<Withdrawn> {
     let standing = found.and_then(|record| record.barrier_at(now));
     let barrier = Barrier::of_withdrawal(standing, message.owner, now);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::record::{PayloadKind, SealedOutcome};
+use crate::record::{PayloadKind, SealedOutcome, WITHDRAWAL_KEPT};
 use crate::{Fingerprint, Key};
 
 mod late;

@@ -1,7 +1,6 @@
 //! Messages that are held back, arrive late or arrive twice; a clock that is set back; records that are purged.
 
 use super::*;
-use crate::record::WITHDRAWAL_KEPT;
 
 const KEPT: u64 = WITHDRAWAL_KEPT.as_millis() as u64;
 
