@@ -207,11 +207,11 @@ impl Model for Protocol {
                 *place = purged;
             }
             Action::Tick => {
-                for record in &mut state.records {
-                    *record = record.take().map(Stored::aged);
-                }
-                state.ghosts.iter_mut().for_each(Ghost::ages);
                 state.lifts_barriers();
+                for (place, ghost) in state.records.iter_mut().zip(&mut state.ghosts) {
+                    ghost.ages(place.as_ref().is_some_and(|record| record.barrier.is_some()));
+                    *place = place.take().map(Stored::aged);
+                }
                 for job in state.processes.iter_mut().flat_map(|process| &mut process.jobs) {
                     if let Confirm::Waiting { age, .. } = &mut job.confirm {
                         *age = (*age + 1).min(super::LEASE);
@@ -355,7 +355,8 @@ impl Protocol {
         let (after, answer) = self.store.take(before.as_ref(), request.ask, request.key, request.owner);
         let mode = self.store.mode(request.key);
         let ghost = &mut state.ghosts[key];
-        let (was, is) = (before.and_then(Stored::shown), after.clone().and_then(Stored::shown));
+        let shown = |found: Option<&Stored>| self.store.now(found, request.key).and_then(Stored::shown);
+        let (was, is) = (shown(before.as_ref()), shown(after.as_ref()));
         self.note(ghost.observes(mode, request.ask, request.owner, answer, was.as_ref(), is.as_ref()));
         state.records[key] = after;
         let by_any = self.store.is(Mutation::ConfirmByOlderRenewal) && request.ask == Ask::Renew;
@@ -437,9 +438,7 @@ impl Protocol {
     /// be at work on it any more.
     fn may_resolve(&self, state: &State, key: u8) -> Option<bool> {
         let now = self.store.now(state.records[usize::from(key)].as_ref(), key)?;
-        let working = state
-            .jobs()
-            .any(|job| job.owner == now.owner && !matches!(job.phase, Phase::Settling(_)));
+        let working = state.jobs().any(|job| job.owner == now.owner && !matches!(job.phase, Phase::Settling(_)));
         let to_come = state
             .wire
             .iter()

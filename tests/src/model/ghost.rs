@@ -114,11 +114,11 @@ impl Ghost {
         }
     }
 
-    /// A tick passes.
-    pub fn ages(&mut self) {
+    /// A tick passes. An outcome stays for as long as a barrier stands.
+    pub fn ages(&mut self, is_barred: bool) {
         self.lease = (self.lease - 1).max(0);
         if let Some((_, left)) = &mut self.completed {
-            *left -= 1;
+            *left = (*left - 1).max(i8::from(is_barred));
             if *left <= 0 {
                 self.ends();
             }
@@ -158,7 +158,8 @@ impl Ghost {
                 return Transition::InProgress;
             }
             Answer::Indeterminate => {
-                if (mode != Mode::Hold && !self.was_held) || self.completed.is_some() || (self.lease > 0 && !self.held) {
+                if (mode != Mode::Hold && !self.was_held) || self.completed.is_some() || (self.lease > 0 && !self.held)
+                {
                     self.breaks(Broken::WrongAnswer);
                 }
                 self.held = true;

@@ -164,9 +164,7 @@ impl State {
     pub fn lifts_barriers(&mut self) {
         for ((place, ghost), key) in self.records.iter_mut().zip(&self.ghosts).zip(0..) {
             let keeps_out = |request: &Wire| {
-                request.key == key
-                    && matches!(request.ask, Ask::Acquire { .. })
-                    && ghost.withdrawn.has(request.owner)
+                request.key == key && matches!(request.ask, Ask::Acquire { .. }) && ghost.withdrawn.has(request.owner)
             };
             if self.wire.iter().any(keeps_out) {
                 continue;

@@ -68,12 +68,13 @@ pub enum Life {
 }
 
 impl Stored {
-    /// The record one tick later. What is far enough in the past stands still.
+    /// The record one tick later. What is far enough in the past stands still, and no record goes before its barrier.
     #[must_use]
     pub fn aged(mut self) -> Self {
+        let stays = i8::from(self.barrier.is_some());
         match &mut self.life {
-            Life::Claimed { left, .. } => *left = (*left - 1).max(-KEPT),
-            Life::Completed { left, .. } => *left = (*left - 1).max(0),
+            Life::Claimed { left, .. } => *left = (*left - 1).max(stays - KEPT),
+            Life::Completed { left, .. } => *left = (*left - 1).max(stays),
             Life::Indeterminate | Life::Vacant => {}
         }
         self
@@ -352,9 +353,9 @@ impl Store {
             Life::Indeterminate => State::Indeterminate,
             Life::Vacant => State::Vacant { until: NOW.after(WITHDRAWAL_KEPT) },
         };
-        let barrier = stored.barrier.map(|name| {
-            Box::new(Barrier { withdrawn: Owner::from_bytes(name), until: NOW.after(WITHDRAWAL_KEPT) })
-        });
+        let barrier = stored
+            .barrier
+            .map(|name| Box::new(Barrier { withdrawn: Owner::from_bytes(name), until: NOW.after(WITHDRAWAL_KEPT) }));
         Record {
             fingerprint: fingerprint(),
             attempt: Attempt::new(stored.attempt.into()),
