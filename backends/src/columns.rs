@@ -1,12 +1,14 @@
 //! A record's state as columns of a table, which all SQL stores share.
 
 use oncekey::backend::{StoreError, StoreStats};
-use oncekey::record::{Attempt, Owner, Record, SealedOutcome, State, StoreTime};
-use oncekey::{Fingerprint, OnAbandoned};
+use oncekey::record::{Attempt, Barrier, Owner, Record, SealedOutcome, State, StoreTime};
+use oncekey::{FencingToken, Fingerprint, OnAbandoned};
 
 pub(crate) const IN_PROGRESS: i16 = 1;
 pub(crate) const COMPLETED: i16 = 2;
 pub(crate) const INDETERMINATE: i16 = 3;
+/// The key is free: the row stands for its barrier or its token, until `purge_at`.
+pub(crate) const VACANT: i16 = 4;
 const RERUN: i16 = 1;
 const HOLD: i16 = 2;
 
@@ -21,6 +23,9 @@ pub(crate) struct Stored {
     pub(crate) on_abandoned: Option<i64>,
     pub(crate) outcome: Option<Vec<u8>>,
     pub(crate) purge_at: Option<i64>,
+    pub(crate) fencing_token: i64,
+    pub(crate) barrier_owner: Option<Vec<u8>>,
+    pub(crate) barrier_until: Option<i64>,
 }
 
 pub(crate) fn to_column(time: StoreTime) -> i64 {
@@ -43,21 +48,40 @@ pub(crate) fn state_of(record: &Record) -> (i16, Option<i64>, Option<i16>) {
         }
         State::Completed { .. } => (COMPLETED, None, None),
         State::Indeterminate => (INDETERMINATE, None, None),
+        State::Vacant { .. } => (VACANT, None, None),
     }
+}
+
+/// The number of the fencing token.
+pub(crate) fn token_of(record: &Record) -> i64 {
+    i64::try_from(record.token.get()).unwrap_or(i64::MAX)
+}
+
+/// The owner that the barrier names, and its end.
+pub(crate) fn barrier_of(record: &Record) -> (Option<&[u8]>, Option<i64>) {
+    let barrier = record.barrier.as_deref();
+    (barrier.map(|barrier| barrier.withdrawn.as_bytes().as_slice()), barrier.map(|barrier| to_column(barrier.until)))
 }
 
 /// The outcome's bytes, of a completed record.
 pub(crate) fn outcome_of(record: &Record) -> Option<&[u8]> {
     match &record.state {
         State::Completed { outcome, .. } => Some(outcome.as_stored()),
-        State::InProgress { .. } | State::Indeterminate => None,
+        State::InProgress { .. } | State::Indeterminate | State::Vacant { .. } => None,
     }
 }
 
 impl Stored {
     pub(crate) fn decode(self) -> Result<Record, StoreError> {
         let fingerprint = <[u8; Fingerprint::LEN]>::try_from(self.fingerprint.as_slice());
-        let owner = <[u8; Owner::LEN]>::try_from(self.owner.as_slice());
+        let owner = owner(&self.owner)?;
+        let barrier = match self.barrier_owner.as_deref() {
+            Some(withdrawn) => {
+                let until = time(self.barrier_until, "barrier")?;
+                Some(Box::new(Barrier { withdrawn: self::owner(withdrawn)?, until }))
+            }
+            None => None,
+        };
         let number = |number: i64| i16::try_from(number).ok();
         let state = match number(self.state) {
             Some(IN_PROGRESS) => State::InProgress {
@@ -75,6 +99,7 @@ impl Stored {
                 expires_at: time(self.purge_at, "retention")?,
             },
             Some(INDETERMINATE) => State::Indeterminate,
+            Some(VACANT) => State::Vacant { until: time(self.purge_at, "vacancy")? },
             _ => return Err(unknown_number("state", self.state)),
         };
         let attempt = u64::try_from(self.attempt).ok().filter(|attempt| *attempt > 0);
@@ -83,13 +108,17 @@ impl Stored {
                 fingerprint.map_err(|_| wrong_length("fingerprint", self.fingerprint.len()))?,
             ),
             attempt: attempt.map(Attempt::new).ok_or_else(|| unknown_number("attempt", self.attempt))?,
-            owner: Owner::from_bytes(owner.map_err(|_| wrong_length("owner", self.owner.len()))?),
+            token: u64::try_from(self.fencing_token)
+                .map(FencingToken::new)
+                .map_err(|_| unknown_number("fencing token", self.fencing_token))?,
+            barrier,
+            owner,
             state,
         })
     }
 }
 
-/// How many records there are of each state, from counts by the state's number.
+/// How many records there are of each state, from counts by the state's number. Vacant rows are no records.
 pub(crate) fn stats_of(counts: impl IntoIterator<Item = (i64, i64)>) -> Result<StoreStats, StoreError> {
     let mut stats = StoreStats::default();
     for (state, count) in counts {
@@ -98,10 +127,16 @@ pub(crate) fn stats_of(counts: impl IntoIterator<Item = (i64, i64)>) -> Result<S
             Ok(IN_PROGRESS) => stats.in_progress = count,
             Ok(COMPLETED) => stats.completed = count,
             Ok(INDETERMINATE) => stats.indeterminate = count,
+            Ok(VACANT) => {}
             _ => return Err(unknown_number("state", state)),
         }
     }
     Ok(stats)
+}
+
+fn owner(bytes: &[u8]) -> Result<Owner, StoreError> {
+    let bits = <[u8; Owner::LEN]>::try_from(bytes).map_err(|_| wrong_length("owner", bytes.len()))?;
+    Ok(Owner::from_bytes(bits))
 }
 
 fn time(column: Option<i64>, what: &str) -> Result<StoreTime, StoreError> {
@@ -131,6 +166,9 @@ mod tests {
             on_abandoned: None,
             outcome: Some(vec![1]),
             purge_at: Some(5),
+            fencing_token: 0,
+            barrier_owner: None,
+            barrier_until: None,
         }
     }
 
@@ -145,15 +183,21 @@ mod tests {
             State::InProgress { lease_until, on_abandoned: OnAbandoned::Hold },
             State::Completed { outcome, expires_at },
             State::Indeterminate,
+            State::Vacant { until: StoreTime::from_millis(6) },
         ];
-        for state in states {
+        let barrier = Barrier { withdrawn: Owner::from_bytes([3; Owner::LEN]), until: StoreTime::from_millis(4) };
+        let barriers = [None, Some(Box::new(barrier))];
+        for (state, barrier) in states.iter().flat_map(|state| barriers.iter().map(move |barrier| (state, barrier))) {
             let record = Record {
                 fingerprint: Fingerprint::from_bytes([7; Fingerprint::LEN]),
                 attempt: Attempt::new(2),
+                token: FencingToken::new(1_000),
+                barrier: barrier.clone(),
                 owner: Owner::from_bytes([9; Owner::LEN]),
-                state,
+                state: state.clone(),
             };
             let (state, lease_until, on_abandoned) = state_of(&record);
+            let (barrier_owner, barrier_until) = barrier_of(&record);
             let columns = Stored {
                 attempt: 2,
                 state: state.into(),
@@ -161,6 +205,9 @@ mod tests {
                 on_abandoned: on_abandoned.map(i64::from),
                 outcome: outcome_of(&record).map(<[u8]>::to_vec),
                 purge_at: record.purge_at().map(to_column),
+                fencing_token: token_of(&record),
+                barrier_owner: barrier_owner.map(<[u8]>::to_vec),
+                barrier_until,
                 ..stored()
             };
             assert_eq!(columns.decode(), Ok(record));
@@ -169,9 +216,9 @@ mod tests {
 
     #[test]
     fn counts_go_to_their_states() {
-        let stats = stats_of([(3, 7), (1, 5), (2, 6)]).unwrap();
+        let stats = stats_of([(3, 7), (1, 5), (4, 9), (2, 6)]).unwrap();
         assert_eq!((stats.in_progress, stats.completed, stats.indeterminate), (5, 6, 7));
-        assert!(matches!(stats_of([(4, 1)]), Err(StoreError::Corrupt(_))));
+        assert!(matches!(stats_of([(5, 1)]), Err(StoreError::Corrupt(_))));
     }
 
     #[test]
@@ -181,7 +228,11 @@ mod tests {
             Stored { fingerprint: vec![7; 5], ..stored() },
             Stored { owner: Vec::new(), ..stored() },
             Stored { attempt: 0, ..stored() },
-            Stored { state: 4, ..stored() },
+            Stored { state: 5, ..stored() },
+            Stored { state: VACANT.into(), purge_at: None, ..stored() },
+            Stored { fencing_token: -1, ..stored() },
+            Stored { barrier_owner: Some(vec![3; Owner::LEN]), ..stored() },
+            Stored { barrier_owner: Some(vec![3; 5]), barrier_until: Some(1), ..stored() },
             Stored { state: i64::MAX, ..stored() },
             Stored { outcome: None, ..stored() },
             Stored { purge_at: None, ..stored() },

@@ -185,5 +185,19 @@ fn encode(record: &Record) -> Result<Columns<'_>, StoreError> {
 
 fn decode(row: Row) -> Result<Record, StoreError> {
     let Row { id: _, fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at } = row;
-    Stored { fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at }.decode()
+    let (fencing_token, barrier_owner, barrier_until) = (0, None, None);
+    Stored {
+        fingerprint,
+        attempt,
+        owner,
+        state,
+        lease_until,
+        on_abandoned,
+        outcome,
+        purge_at,
+        fencing_token,
+        barrier_owner,
+        barrier_until,
+    }
+    .decode()
 }
