@@ -19,6 +19,7 @@ fn acquire(number: usize) -> Acquire {
         owner: Owner::random(),
         lease: LONG,
         on_abandoned: OnAbandoned::Hold,
+        past_withdrawal: None,
     }
 }
 

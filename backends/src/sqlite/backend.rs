@@ -10,6 +10,7 @@ use oncekey::backend::{
     Acquire, Acquired, Backend, Changed, Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held,
     Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Reply, Request,
     Resolve, Resolved, StateView, Stats, StoreError, StoreStats, Watch,
+    Withdraw, Withdrawn,
 };
 use oncekey::record::transition::{self, Write};
 use tokio::time::timeout;
@@ -57,8 +58,10 @@ use crate::ask::{ask, by_asking};
 ///     owner: Owner::random(),
 ///     lease: Duration::from_secs(30),
 ///     on_abandoned: OnAbandoned::Hold,
+///     past_withdrawal: None,
 /// };
-/// assert_eq!(backend.acquire(claim).await?, Acquired::Claimed { attempt: Attempt::FIRST, took_over: false });
+/// let answer = backend.acquire(claim).await?;
+/// assert!(matches!(answer, Acquired::Claimed { attempt: Attempt::FIRST, took_over: false, .. }));
 /// # Ok(())
 /// # }
 /// ```
@@ -159,6 +162,7 @@ impl Backend for SqliteBackend {
         complete: Complete -> Completed,
         complete_in_transaction: CompleteInTransaction -> CompletedInTransaction,
         release: Release -> Released,
+        withdraw: Withdraw -> Withdrawn,
         hold: Hold -> Held,
         resolve: Resolve -> Resolved,
         lookup: Lookup -> Option<RecordView>,

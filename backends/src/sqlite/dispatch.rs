@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use crossbeam_channel::{Sender, TrySendError};
-use oncekey::backend::{Changed, Purge, Purged, RecordView, Removed, Reply, Request, Stats, StoreError};
+use oncekey::backend::{Changed, Purge, Purged, RecordView, Remove, Removed, Reply, Request, Stats, StoreError};
 use oncekey::record::transition;
 use oncekey::{Key, KeyHasher};
 
@@ -39,6 +39,7 @@ fn written_key(request: &Request) -> Option<&Key> {
         Request::Complete(message, _) => Some(&message.key),
         Request::CompleteInTransaction(message, _) => Some(&message.key),
         Request::Release(message, _) => Some(&message.key),
+        Request::Withdraw(message, _) => Some(&message.key),
         Request::Hold(message, _) => Some(&message.key),
         Request::Resolve(message, _) => Some(&message.key),
         Request::Remove(message, _) => Some(&message.key),
@@ -61,13 +62,16 @@ pub(super) fn queue(store: &Store, request: Request, batch: &mut Batch) {
         Request::Release(message, reply) => write(store, batch, reply, move |session| {
             session.step(&message.key, |found, now| transition::release(found, now, &message))
         }),
+        Request::Withdraw(message, reply) => write(store, batch, reply, move |session| {
+            session.step(&message.key, |found, now| transition::withdraw(found, now, &message))
+        }),
         Request::Hold(message, reply) => write(store, batch, reply, move |session| {
             session.step(&message.key, |found, now| transition::hold(found, now, &message))
         }),
         Request::Resolve(message, reply) => write(store, batch, reply, move |session| {
             session.step(&message.key, |found, now| transition::resolve(found, now, &message))
         }),
-        Request::Remove(message, reply) => write(store, batch, reply, move |session| remove(session, &message.key)),
+        Request::Remove(message, reply) => write(store, batch, reply, move |session| remove(session, &message)),
         Request::Purge(message, reply) => write(store, batch, reply, move |session| purge(session, message)),
         Request::CompleteInTransaction(message, reply) => {
             let mut message = Some(message);
@@ -120,9 +124,15 @@ fn send(queue: &Sender<Box<dyn Job>>, job: Box<dyn Job>) {
     }
 }
 
-fn remove(session: &mut Session, key: &Key) -> Result<Removed, StoreError> {
-    if records::remove(&mut session.connection, key)? {
-        session.settled.push(key.clone());
+/// A row that is no record goes as a whole. The barrier and the token that are lost with it are not missed: what is
+/// withdrawn comes through this one writer before its withdrawal or never, and the next token follows the file's clock.
+fn remove(session: &mut Session, message: &Remove) -> Result<Removed, StoreError> {
+    match session.step(&message.key, |found, now| transition::remove(found, now, message)) {
+        Err(StoreError::Corrupt(_)) => {}
+        answer => return answer,
+    }
+    if records::remove(&mut session.connection, &message.key)? {
+        session.settled.push(message.key.clone());
         Ok(Removed::Removed)
     } else {
         Ok(Removed::Absent)

@@ -24,6 +24,8 @@ pub(super) trait Job: Send {
     fn is_operation(&self) -> bool;
     /// Gives the answer, or what has become of the transaction that the step was part of.
     fn settle(self: Box<Self>, fate: Result<(), &NotCommitted>);
+    /// The transaction that it was part of is rolled back, and the step is to be taken again.
+    fn undone(&mut self);
     /// Answers that the step was not taken.
     fn refuse(self: Box<Self>, error: StoreError);
 }
@@ -39,32 +41,38 @@ pub(super) enum Ran {
     Failed(StoreError),
 }
 
-struct Pending<Answer> {
-    reply: Option<Reply<Answer>>,
-    begun: bool,
-}
-
 struct Slot<Answer> {
-    pending: Mutex<Pending<Answer>>,
+    /// `None` once it is answered. It knows whether the step was begun.
+    reply: Mutex<Option<Reply<Answer>>>,
     open: Arc<Open>,
 }
 
 impl<Answer> Slot<Answer> {
     fn begin(&self) -> bool {
-        let mut pending = self.pending.lock();
-        pending.begun = true;
-        pending.reply.is_some()
+        match self.reply.lock().as_mut() {
+            Some(reply) => {
+                reply.state().sent();
+                true
+            }
+            None => false,
+        }
     }
 
+    /// Gives the store's answer.
     fn settle(&self, answer: Result<Answer, StoreError>) {
-        let reply = self.pending.lock().reply.take();
-        self.send(reply, answer);
+        self.answer(|reply| reply.send(answer));
+    }
+
+    /// Ends a step that has no answer.
+    fn fail(&self, error: StoreError) {
+        self.answer(|reply| reply.fail(error));
     }
 
     /// Outside the lock: what a reply does is its maker's affair.
-    fn send(&self, reply: Option<Reply<Answer>>, answer: Result<Answer, StoreError>) {
+    fn answer(&self, answer: impl FnOnce(Reply<Answer>)) {
+        let reply = self.reply.lock().take();
         if let Some(reply) = reply {
-            reply.send(answer);
+            answer(reply);
             self.open.one_less();
         }
     }
@@ -77,16 +85,14 @@ trait Abandon: Send + Sync {
 
 impl<Answer> Abandon for Slot<Answer> {
     fn abandon(&self) {
-        let (reply, begun) = {
-            let mut pending = self.pending.lock();
-            (pending.reply.take(), pending.begun)
-        };
-        let error = if begun {
-            StoreError::unknown("the deadline passed before the commit was confirmed")
-        } else {
-            StoreError::unavailable("the deadline passed before the database could be asked")
-        };
-        self.send(reply, Err(error));
+        self.answer(|mut reply| {
+            let error = if reply.state().may_have_been_executed() {
+                StoreError::unknown("the deadline passed before the commit was confirmed")
+            } else {
+                StoreError::unavailable("the deadline passed before the database could be asked")
+            };
+            reply.fail(error);
+        });
     }
 }
 
@@ -103,7 +109,7 @@ where
     Take: FnMut(&mut Session) -> Result<Answer, StoreError> + Send,
 {
     fn is_wanted(&self) -> bool {
-        self.slot.pending.lock().reply.is_some()
+        self.slot.reply.lock().is_some()
     }
 
     fn run(&mut self, session: &mut Session) -> Ran {
@@ -123,10 +129,17 @@ where
             (Some(answer), Ok(())) => self.slot.settle(answer),
             // What a step was refused for does not change with the fate of its neighbours.
             (Some(Err(error)), Err(_)) => self.slot.settle(Err(error)),
-            (_, Err(NotCommitted::RolledBack(error) | NotCommitted::Refused(error) | NotCommitted::Unknown(error))) => {
+            (_, Err(NotCommitted::RolledBack(error) | NotCommitted::Refused(error))) => {
                 self.slot.settle(Err(error.clone()))
             }
+            (_, Err(NotCommitted::Unknown(error))) => self.slot.fail(error.clone()),
             (None, Ok(())) => {}
+        }
+    }
+
+    fn undone(&mut self) {
+        if let Some(reply) = self.slot.reply.lock().as_mut() {
+            reply.state().refused();
         }
     }
 
@@ -176,8 +189,7 @@ impl Batch {
         take: impl FnMut(&mut Session) -> Result<Answer, StoreError> + Send + 'static,
     ) -> Box<dyn Job> {
         self.open.steps.fetch_add(1, Ordering::AcqRel);
-        let pending = Mutex::new(Pending { reply: Some(reply), begun: false });
-        let slot = Arc::new(Slot { pending, open: Arc::clone(&self.open) });
+        let slot = Arc::new(Slot { reply: Mutex::new(Some(reply)), open: Arc::clone(&self.open) });
         self.slots.push(Arc::clone(&slot) as Arc<dyn Abandon>);
         Box::new(StepJob { take, slot, answer: None, is_operation })
     }

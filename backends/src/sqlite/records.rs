@@ -12,7 +12,7 @@ use oncekey::record::{Record, StoreTime};
 use super::error::not_taken;
 use super::schema::oncekey_records;
 use super::schema::oncekey_records::dsl;
-use crate::columns::{Stored, outcome_of, state_of, stats_of, to_column};
+use crate::columns::{Stored, VACANT, barrier_of, outcome_of, state_of, stats_of, to_column, token_of};
 
 /// A record and its row.
 #[derive(Debug)]
@@ -33,6 +33,9 @@ struct Row {
     on_abandoned: Option<i64>,
     outcome: Option<Vec<u8>>,
     purge_at: Option<i64>,
+    fencing_token: i64,
+    barrier_owner: Option<Vec<u8>>,
+    barrier_until: Option<i64>,
 }
 
 // NULL is written as such: with DEFAULT, each pattern of absent columns would be another statement, and none prepared.
@@ -47,6 +50,9 @@ struct Columns<'a> {
     on_abandoned: Option<i64>,
     outcome: Option<&'a [u8]>,
     purge_at: Option<i64>,
+    fencing_token: i64,
+    barrier_owner: Option<&'a [u8]>,
+    barrier_until: Option<i64>,
 }
 
 /// Puts a record in the place of the one in a row. Diesel's own UPDATE is prepared anew for every execution, which costs
@@ -80,6 +86,12 @@ impl QueryFragment<Sqlite> for Update<'_> {
         out.push_bind_param::<Nullable<Binary>, _>(&self.columns.outcome)?;
         out.push_sql(", purge_at = ");
         out.push_bind_param::<Nullable<BigInt>, _>(&self.columns.purge_at)?;
+        out.push_sql(", fencing_token = ");
+        out.push_bind_param::<BigInt, _>(&self.columns.fencing_token)?;
+        out.push_sql(", barrier_owner = ");
+        out.push_bind_param::<Nullable<Binary>, _>(&self.columns.barrier_owner)?;
+        out.push_sql(", barrier_until = ");
+        out.push_bind_param::<Nullable<BigInt>, _>(&self.columns.barrier_until)?;
         out.push_sql(" WHERE id = ");
         out.push_bind_param::<BigInt, _>(&self.id)
     }
@@ -121,7 +133,7 @@ pub(super) fn remove(connection: &mut SqliteConnection, key: &Key) -> Result<boo
     removed.map(|rows| rows > 0).map_err(|error| not_taken(&error))
 }
 
-/// Reads a page of records whose time is not over, after a key (the empty text: from the first), in the order of the
+/// Reads a page of records that are not vacant and whose time is not over, after a key (the empty text: from the first), in the order of the
 /// keys' bytes.
 pub(super) fn list(
     connection: &mut SqliteConnection,
@@ -131,7 +143,7 @@ pub(super) fn list(
 ) -> Result<Vec<RecordView>, StoreError> {
     let kept = dsl::purge_at.is_null().or(dsl::purge_at.gt(to_column(now)));
     let rows: Vec<(String, Row)> = dsl::oncekey_records
-        .filter(dsl::key.gt(after).and(kept))
+        .filter(dsl::key.gt(after).and(kept).and(dsl::state.ne(i64::from(VACANT))))
         .order(dsl::key)
         .limit(i64::try_from(limit).unwrap_or(i64::MAX))
         .select((dsl::key, Row::as_select()))
@@ -171,6 +183,7 @@ pub(super) fn stats(connection: &mut SqliteConnection) -> Result<StoreStats, Sto
 
 fn encode(record: &Record) -> Result<Columns<'_>, StoreError> {
     let (state, lease_until, on_abandoned) = state_of(record);
+    let (barrier_owner, barrier_until) = barrier_of(record);
     Ok(Columns {
         fingerprint: record.fingerprint.as_bytes(),
         attempt: i64::try_from(record.attempt.get()).map_err(StoreError::corrupt)?,
@@ -180,24 +193,25 @@ fn encode(record: &Record) -> Result<Columns<'_>, StoreError> {
         on_abandoned: on_abandoned.map(i64::from),
         outcome: outcome_of(record),
         purge_at: record.purge_at().map(to_column),
+        fencing_token: token_of(record),
+        barrier_owner,
+        barrier_until,
     })
 }
 
 fn decode(row: Row) -> Result<Record, StoreError> {
-    let Row { id: _, fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at } = row;
-    let (fencing_token, barrier_owner, barrier_until) = (0, None, None);
     Stored {
-        fingerprint,
-        attempt,
-        owner,
-        state,
-        lease_until,
-        on_abandoned,
-        outcome,
-        purge_at,
-        fencing_token,
-        barrier_owner,
-        barrier_until,
+        fingerprint: row.fingerprint,
+        attempt: row.attempt,
+        owner: row.owner,
+        state: row.state,
+        lease_until: row.lease_until,
+        on_abandoned: row.on_abandoned,
+        outcome: row.outcome,
+        purge_at: row.purge_at,
+        fencing_token: row.fencing_token,
+        barrier_owner: row.barrier_owner,
+        barrier_until: row.barrier_until,
     }
     .decode()
 }

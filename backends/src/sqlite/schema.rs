@@ -12,6 +12,9 @@ diesel::table! {
         on_abandoned -> Nullable<BigInt>,
         outcome -> Nullable<Binary>,
         purge_at -> Nullable<BigInt>,
+        fencing_token -> BigInt,
+        barrier_owner -> Nullable<Binary>,
+        barrier_until -> Nullable<BigInt>,
     }
 }
 

@@ -90,7 +90,10 @@ impl Writer {
                 if operations.is_empty() {
                     steps.into_iter().for_each(|job| job.refuse(error.clone()));
                 } else {
-                    steps.into_iter().rev().for_each(|job| batch.push_front(job));
+                    for mut job in steps.into_iter().rev() {
+                        job.undone();
+                        batch.push_front(job);
+                    }
                 }
                 operations.into_iter().for_each(|job| job.refuse(error.clone()));
             }

@@ -4,9 +4,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::thread;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
-use oncekey::backend::{Acquired, Backend as _, List, Lookup, Remove, Removed, StateView, StoreError};
+use oncekey::backend::{
+    Acquired, Backend as _, Completed, List, Lookup, Remove, Removed, StateView, StoreError,
+};
 use oncekey::record::Owner;
 use oncekey_backends::SqliteOpenError;
 
@@ -54,7 +56,51 @@ fn a_newer_schema_is_refused_with_both_versions() {
     let error = SqliteBackend::open(folder.path().join("keys.db")).unwrap_err();
     assert!(matches!(error, SqliteOpenError::NewerSchema { .. }), "{error}");
     let text = error.to_string();
-    assert!(text.contains("29991231000000") && text.contains("20261124000000"), "{text}");
+    assert!(text.contains("29991231000000") && text.contains("20261127000000"), "{text}");
+}
+
+/// A file of the version before fencing tokens, with a record in each state: all of it is kept.
+#[actix_rt::test]
+async fn e25_a_file_of_the_version_before_is_brought_up_to_date_with_its_records() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.db");
+    let mut old = connect(&path);
+    let version = "CREATE TABLE oncekey_migrations (version TEXT PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID;
+                   INSERT INTO oncekey_migrations VALUES ('20261124000000');";
+    old.batch_execute(include_str!("../../migrations/sqlite/20261124000000_records/up.sql")).unwrap();
+    old.batch_execute(version).unwrap();
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let (owner, far) = (Owner::random(), 4_102_444_800_000_i64);
+    let just_now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() - 1;
+    let (by, asked) = (hex(owner.as_bytes()), hex(Fingerprint::of(b"asked").as_bytes()));
+    let done = hex(outcome(&key("done"), "17").as_stored());
+    for (name, rest) in [
+        ("claimed", format!("1, {far}, 2, NULL, NULL")),
+        ("lapsed", format!("1, {just_now}, 1, NULL, {far}")),
+        ("done", format!("2, NULL, NULL, x'{done}', {far}")),
+        ("held", "3, NULL, NULL, NULL, NULL".to_owned()),
+    ] {
+        let sql = format!(
+            "INSERT INTO oncekey_records (key, fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome,
+             purge_at) VALUES ('{}', x'{asked}', 1, x'{by}', {rest})",
+            key(name).as_stored()
+        );
+        old.batch_execute(&sql).unwrap();
+    }
+    drop(old);
+
+    let backend = SqliteBackend::open(&path).unwrap();
+    let listed = backend.list(List { after: None, limit: 10 }).await.unwrap();
+    assert_eq!(listed.len(), 4);
+    assert!(listed.iter().all(|view| view.token == oncekey::FencingToken::ZERO));
+    let replayed = Acquired::Completed { outcome: outcome(&key("done"), "17") };
+    assert_eq!(backend.acquire(claim(&key("done"), Owner::random())).await, Ok(replayed));
+    assert_eq!(backend.complete(completion(&key("claimed"), owner)).await, Ok(Completed::Stored));
+    let held = backend.acquire(claim(&key("held"), Owner::random())).await;
+    assert!(matches!(held, Ok(Acquired::Indeterminate { .. })), "{held:?}");
+    let taken_over = backend.acquire(claim(&key("lapsed"), Owner::random())).await;
+    let Ok(Acquired::Claimed { token, took_over: true, .. }) = taken_over else { panic!("{taken_over:?}") };
+    assert!(token > oncekey::FencingToken::ZERO);
 }
 
 #[test]
@@ -125,6 +171,10 @@ async fn e13_a_corrupt_row_is_an_error_of_its_own_key_alone() {
         "on_abandoned = 7",
         "lease_until = -1",
         "state = 2",
+        "state = 4",
+        "fencing_token = -1",
+        "barrier_owner = x'00', barrier_until = 1",
+        "barrier_owner = owner",
     ];
     for (n, damage) in damages.iter().enumerate() {
         assert!(is_claimed(&backend, claim(&key(n), Owner::random())).await);
@@ -147,7 +197,9 @@ async fn e13_a_corrupt_row_is_an_error_of_its_own_key_alone() {
     }
     assert!(matches!(backend.lookup(Lookup { key: key(0) }).await, Err(StoreError::Corrupt(_))));
     assert!(matches!(backend.list(List { after: None, limit: 10 }).await, Err(StoreError::Corrupt(_))));
-    // An operator gets rid of it.
-    assert_eq!(backend.remove(Remove { key: key(0) }).await, Ok(Removed::Removed));
-    assert!(is_claimed(&backend, claim(&key(0), Owner::random())).await);
+    // An operator gets rid of each.
+    for n in 0..damages.len() {
+        assert_eq!(backend.remove(Remove { key: key(n) }).await, Ok(Removed::Removed));
+        assert!(is_claimed(&backend, claim(&key(n), Owner::random())).await);
+    }
 }

@@ -53,6 +53,7 @@ fn claim(key: &Key, owner: Owner) -> Acquire {
         owner,
         lease: LEASE,
         on_abandoned: OnAbandoned::Hold,
+        past_withdrawal: None,
     }
 }
 

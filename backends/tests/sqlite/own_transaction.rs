@@ -64,6 +64,7 @@ async fn e06_a_stale_owner_completes_nothing_in_its_own_transaction() {
         owner: Owner::random(),
         lease,
         on_abandoned: OnAbandoned::Rerun,
+        past_withdrawal: None,
     };
     let claim = acquire(Duration::from_millis(1));
     let outcome = SealedOutcome::tombstone(&claim.key);

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use oncekey::backend::{
     Acquired, Backend as _, Completed, Held, Hold, List, Lookup, Purge, Purged, Release, Released, Remove, Removed,
-    Renew, Renewed, Reply, Request, Resolution, Resolve, Resolved, StateView, Stats, StoreStats,
+    Renew, Renewed, Reply, Request, Resolution, Resolve, Resolved, StateView, Stats, StoreStats, Withdraw, Withdrawn,
 };
 use oncekey::record::Owner;
-use oncekey::{Attempt, Fingerprint, OnAbandoned};
+use oncekey::{Attempt, FencingToken, Fingerprint, OnAbandoned};
 
 use super::*;
 
@@ -24,8 +24,8 @@ async fn e02_a_completed_key_replays_its_outcome_until_its_retention_ends() {
     assert_eq!(backend.acquire(claim(&key, Owner::random())).await, Ok(replayed));
     tokio::time::sleep(Duration::from_millis(160)).await;
     assert_eq!(backend.lookup(Lookup { key: key.clone() }).await, Ok(None));
-    let again = Acquired::Claimed { attempt: Attempt::FIRST, took_over: false };
-    assert_eq!(backend.acquire(claim(&key, Owner::random())).await, Ok(again));
+    let again = backend.acquire(claim(&key, Owner::random())).await;
+    assert!(matches!(again, Ok(Acquired::Claimed { attempt: Attempt::FIRST, took_over: false, .. })), "{again:?}");
 }
 
 #[actix_rt::test]
@@ -56,20 +56,25 @@ async fn e04_a_renewed_lease_holds() {
 async fn e05_a_lapsed_lease_is_taken_over_or_held_as_its_claim_said() {
     let (_folder, backend) = fresh();
     let first = Owner::random();
-    for (name, on_abandoned, expected) in [
-        ("rerun", OnAbandoned::Rerun, Acquired::Claimed { attempt: Attempt::new(2), took_over: true }),
-        ("hold", OnAbandoned::Hold, Acquired::Indeterminate { attempt: Attempt::FIRST, owner: first }),
-    ] {
+    for (name, on_abandoned) in [("rerun", OnAbandoned::Rerun), ("hold", OnAbandoned::Hold)] {
         let key = key(name);
         let lapsing = Acquire { lease: Duration::from_millis(5), on_abandoned, ..claim(&key, first) };
         assert!(is_claimed(&backend, lapsing).await);
         tokio::time::sleep(Duration::from_millis(10)).await;
         let view = backend.lookup(Lookup { key: key.clone() }).await.unwrap().unwrap();
+        let found = backend.acquire(claim(&key, Owner::random())).await.unwrap();
         match on_abandoned {
-            OnAbandoned::Rerun => assert_eq!(view.state, StateView::InProgress { lease_left: Duration::ZERO }),
-            OnAbandoned::Hold => assert_eq!(view.state, StateView::Indeterminate),
+            OnAbandoned::Rerun => {
+                assert_eq!(view.state, StateView::InProgress { lease_left: Duration::ZERO });
+                let second = Attempt::new(2);
+                let Acquired::Claimed { attempt, token, took_over: true } = found else { panic!("{found:?}") };
+                assert!(attempt == second && token > view.token);
+            }
+            OnAbandoned::Hold => {
+                assert_eq!(view.state, StateView::Indeterminate);
+                assert_eq!(found, Acquired::Indeterminate { attempt: Attempt::FIRST, owner: first });
+            }
         }
-        assert_eq!(backend.acquire(claim(&key, Owner::random())).await, Ok(expected));
     }
 }
 
@@ -224,4 +229,128 @@ async fn a_batch_is_in_order_for_each_key() {
     backend.execute(batch).await;
     let found: Vec<_> = answers.try_iter().map(|answer| answer.unwrap().map(|view| view.state)).collect();
     assert!(matches!(found[..], [Some(StateView::InProgress { .. }), Some(StateView::Completed { .. }), None]));
+}
+
+/// Claims a key past whatever withdrawal stands.
+async fn claimed(backend: &SqliteBackend, message: Acquire) -> FencingToken {
+    let mut answer = backend.acquire(message.clone()).await.unwrap();
+    if let Acquired::Withdrawn { owner } = answer {
+        answer = backend.acquire(Acquire { past_withdrawal: Some(owner), ..message }).await.unwrap();
+    }
+    let Acquired::Claimed { token, .. } = answer else { panic!("{answer:?}") };
+    token
+}
+
+async fn withdraw(backend: &SqliteBackend, key: &Key, owner: Owner) {
+    assert_eq!(backend.withdraw(Withdraw { key: key.clone(), owner }).await, Ok(Withdrawn));
+}
+
+#[actix_rt::test]
+async fn e20_a_withdrawn_claim_never_lands() {
+    let (_folder, backend) = fresh();
+    let (key, late) = (key(1), Owner::random());
+    withdraw(&backend, &key, late).await;
+    for _ in 0..2 {
+        let answer = backend.acquire(claim(&key, late)).await;
+        assert_eq!(answer, Ok(Acquired::Withdrawn { owner: late }));
+    }
+    // Nobody sees the row that stands in its way.
+    assert_eq!(backend.lookup(Lookup { key: key.clone() }).await, Ok(None));
+    assert_eq!(backend.list(List { after: None, limit: 10 }).await, Ok(Vec::new()));
+    assert_eq!(backend.stats(Stats).await, Ok(StoreStats::default()));
+    assert_eq!(backend.remove(Remove { key: key.clone() }).await, Ok(Removed::Absent));
+    assert_eq!(backend.purge(Purge { limit: 10 }).await, Ok(Purged { removed: 0, more: false }));
+    // Another holder's life of the key does not end the barrier.
+    let other = Owner::random();
+    claimed(&backend, claim(&key, other)).await;
+    let short = Complete { retention: Duration::from_millis(1), ..completion(&key, other) };
+    assert_eq!(backend.complete(short).await, Ok(Completed::Stored));
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let answer = backend.acquire(claim(&key, late)).await;
+    assert!(matches!(answer, Ok(Acquired::Completed { .. })), "{answer:?}");
+    assert_eq!(backend.remove(Remove { key: key.clone() }).await, Ok(Removed::Removed));
+    assert_eq!(backend.acquire(claim(&key, late)).await, Ok(Acquired::Withdrawn { owner: late }));
+}
+
+#[actix_rt::test]
+async fn e20_a_withdrawn_takeover_never_lands() {
+    let (_folder, backend) = fresh();
+    let (key, late) = (key(1), Owner::random());
+    let lapsing = Acquire { lease: Duration::from_millis(1), on_abandoned: OnAbandoned::Rerun, ..claim(&key, Owner::random()) };
+    claimed(&backend, lapsing).await;
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    withdraw(&backend, &key, late).await;
+    assert_eq!(backend.acquire(claim(&key, late)).await, Ok(Acquired::Withdrawn { owner: late }));
+    let holder = Owner::random();
+    claimed(&backend, claim(&key, holder)).await;
+    // One that has landed is gone.
+    withdraw(&backend, &key, holder).await;
+    assert_eq!(backend.lookup(Lookup { key: key.clone() }).await, Ok(None));
+    assert_eq!(backend.complete(completion(&key, holder)).await, Ok(Completed::Lost));
+}
+
+#[actix_rt::test]
+async fn e25_the_token_rises_over_every_end_of_a_life() {
+    let (_folder, backend) = fresh();
+    let key = key(1);
+    let mut last = FencingToken::ZERO;
+    let ends = ["release", "resolve", "remove", "withdraw", "expire", "lapse", "remove what is completed"];
+    for end in ends.iter().cycle().take(3 * ends.len()) {
+        let owner = Owner::random();
+        let rerun = Acquire { lease: Duration::from_millis(1), on_abandoned: OnAbandoned::Rerun, ..claim(&key, owner) };
+        let token = claimed(&backend, if *end == "lapse" { rerun } else { claim(&key, owner) }).await;
+        assert!(token > last, "{token} after {last}, before {end}");
+        last = token;
+        let view = backend.lookup(Lookup { key: key.clone() }).await.unwrap().unwrap();
+        assert_eq!(view.token, token);
+        // It stays over a renewal, and over a claim that is repeated.
+        assert_eq!(backend.renew(Renew { key: key.clone(), owner, lease: LEASE }).await, Ok(Renewed::Renewed));
+        if *end != "lapse" {
+            assert_eq!(claimed(&backend, claim(&key, owner)).await, token);
+        }
+        match *end {
+            "release" => {
+                assert_eq!(backend.release(Release { key: key.clone(), owner }).await, Ok(Released::Released));
+            }
+            "resolve" => {
+                assert_eq!(backend.hold(Hold { key: key.clone(), owner }).await, Ok(Held::Held));
+                let release = Resolve { key: key.clone(), attempt: None, owner: None, with: Resolution::Release };
+                assert_eq!(backend.resolve(release).await, Ok(Resolved::Resolved));
+            }
+            "withdraw" => withdraw(&backend, &key, owner).await,
+            "expire" => {
+                // No barrier stands that would keep it.
+                let sql = "UPDATE oncekey_records SET barrier_owner = NULL, barrier_until = NULL";
+                beside(&backend).batch_execute(sql).unwrap();
+                let short = Complete { retention: Duration::from_millis(1), ..completion(&key, owner) };
+                assert_eq!(backend.complete(short).await, Ok(Completed::Stored));
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                backend.purge(Purge { limit: 10 }).await.unwrap();
+            }
+            "lapse" => {
+                let lapsing = Renew { key: key.clone(), owner, lease: Duration::from_millis(1) };
+                assert_eq!(backend.renew(lapsing).await, Ok(Renewed::Renewed));
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            _ => {
+                if end.ends_with("completed") {
+                    assert_eq!(backend.complete(completion(&key, owner)).await, Ok(Completed::Stored));
+                }
+                assert_eq!(backend.remove(Remove { key: key.clone() }).await, Ok(Removed::Removed));
+            }
+        }
+    }
+}
+
+/// A clock that was set back, as by a copy of the file on another machine, gives no lower token: the row outlives it.
+#[actix_rt::test]
+async fn e25_a_token_ahead_of_the_clock_is_kept_after_release() {
+    let (_folder, backend) = fresh();
+    let (key, owner) = (key(1), Owner::random());
+    claimed(&backend, claim(&key, owner)).await;
+    let ahead: i64 = 9_000_000_000_000_000;
+    beside(&backend).batch_execute(&format!("UPDATE oncekey_records SET fencing_token = {ahead}")).unwrap();
+    assert_eq!(backend.release(Release { key: key.clone(), owner }).await, Ok(Released::Released));
+    assert_eq!(backend.purge(Purge { limit: 10 }).await, Ok(Purged { removed: 0, more: false }));
+    assert_eq!(claimed(&backend, claim(&key, Owner::random())).await.get(), ahead as u64 + 1);
 }

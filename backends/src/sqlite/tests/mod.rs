@@ -21,6 +21,7 @@ fn claim(name: impl std::fmt::Display) -> Acquire {
         owner: Owner::random(),
         lease: Duration::from_secs(30),
         on_abandoned: OnAbandoned::Hold,
+        past_withdrawal: None,
     }
 }
 
