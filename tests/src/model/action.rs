@@ -291,9 +291,7 @@ impl Protocol {
             }
             match of_key.find(|(job, _)| job.is_routed()) {
                 Some((job, _)) if job.phase == Phase::Asking && self.store.is(Mutation::HeartbeatFollowsTheRoute) => {
-                    if jobs.len() < 2 {
-                        actions.push(Action::Call { process: at, key });
-                    }
+                    actions.extend((jobs.len() < 2).then_some(Action::Call { process: at, key }));
                 }
                 Some((job, _)) if job.joined => {}
                 Some((_, number)) => actions.push(Action::Join(Who { process: at, job: number })),
