@@ -95,7 +95,8 @@ impl Supervisor {
                 // If the caller has gone, the grant gives itself up.
                 reply.send(Ok(Admitted::Granted(Grant::new(claim, (attempt, token, owner), asked_at, lease))));
             }
-            NeedsLock::Withdrawn { owner: withdrawn } => self.acquire(call, owner, Some(Box::new(withdrawn))),
+            // As another owner: a copy of the message that is still on its way cannot pass for this one.
+            NeedsLock::Withdrawn { owner: withdrawn } => self.acquire(call, Owner::random(), Some(Box::new(withdrawn))),
             NeedsLock::ToFollow { lease_left } => {
                 let role = Role::Following(Following::new(lease_left));
                 self.lock(call.key.clone(), call.fingerprint, role, Some(call));
