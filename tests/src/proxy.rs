@@ -1,10 +1,12 @@
 //! A proxy before a server that loses what passes through it: it swallows everything without a word, or cuts a connection
-//! when an answer is on its way, to anything or to a COMMIT.
+//! when an answer is on its way, to anything or to a COMMIT. It can also hold a statement back and let it through later.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use parking_lot::{Condvar, Mutex};
 
 /// Stands before a server on 127.0.0.1. It ends with the process. Clones are handles of the same.
 #[derive(Debug, Clone)]
@@ -23,6 +25,25 @@ struct Faults {
     cuts: AtomicUsize,
     /// Commits whose answers are still to be cut off.
     commits: AtomicUsize,
+    /// What a connection is held back by.
+    word: Mutex<Option<&'static str>>,
+    let_go: Condvar,
+    /// Connections that are held back.
+    held: AtomicUsize,
+}
+
+impl Faults {
+    /// Waits if this is to be held back.
+    fn hold_back(&self, message: &[u8]) {
+        let mut word = self.word.lock();
+        let holds = |word: &str| message.windows(word.len()).any(|window| window == word.as_bytes());
+        if word.is_some_and(holds) {
+            self.held.fetch_add(1, Ordering::SeqCst);
+            while word.is_some() {
+                self.let_go.wait(&mut word);
+            }
+        }
+    }
 }
 
 /// Takes one from what is left.
@@ -74,6 +95,22 @@ impl Proxy {
         self.faults.swallows.store(false, Ordering::SeqCst);
     }
 
+    /// From now on a connection on which this word is sent to the server is held back, that message and all that follows.
+    pub fn hold(&self, word: &'static str) {
+        *self.faults.word.lock() = Some(word);
+    }
+
+    /// What is held back goes on to the server.
+    pub fn let_go(&self) {
+        *self.faults.word.lock() = None;
+        self.faults.let_go.notify_all();
+    }
+
+    /// How many connections have been held back.
+    pub fn held(&self) -> usize {
+        self.faults.held.load(Ordering::SeqCst)
+    }
+
     /// How many connections have lost something.
     pub fn swallowed(&self) -> usize {
         self.faults.swallowed.load(Ordering::SeqCst)
@@ -116,6 +153,9 @@ fn pass_on(client: &TcpStream, server: &TcpStream, faults: &Arc<Faults>) {
                     is_dead.store(true, Ordering::SeqCst);
                     faults.swallowed.fetch_add(1, Ordering::SeqCst);
                     continue;
+                }
+                if !is_answer {
+                    faults.hold_back(&buffer[..read]);
                 }
                 // One small message, which comes in one piece.
                 if !is_answer

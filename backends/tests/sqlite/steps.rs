@@ -276,7 +276,8 @@ async fn e20_a_withdrawn_claim_never_lands() {
 async fn e20_a_withdrawn_takeover_never_lands() {
     let (_folder, backend) = fresh();
     let (key, late) = (key(1), Owner::random());
-    let lapsing = Acquire { lease: Duration::from_millis(1), on_abandoned: OnAbandoned::Rerun, ..claim(&key, Owner::random()) };
+    let lapsing =
+        Acquire { lease: Duration::from_millis(1), on_abandoned: OnAbandoned::Rerun, ..claim(&key, Owner::random()) };
     claimed(&backend, lapsing).await;
     tokio::time::sleep(Duration::from_millis(10)).await;
     withdraw(&backend, &key, late).await;
