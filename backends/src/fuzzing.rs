@@ -7,12 +7,49 @@ use oncekey::record::Record;
 use crate::sql::row::Row;
 
 /// A row's columns, in their order.
-pub type Columns = (Vec<u8>, i64, Vec<u8>, i16, Option<i64>, Option<i16>, Option<Vec<u8>>, Option<i64>);
+pub type Columns = (
+    Vec<u8>,
+    i64,
+    Vec<u8>,
+    i16,
+    Option<i64>,
+    Option<i16>,
+    Option<Vec<u8>>,
+    Option<i64>,
+    i64,
+    Option<Vec<u8>>,
+    Option<i64>,
+);
 
 /// Reads a row as a record.
 pub fn record_of_row(columns: Columns) -> Result<Record, StoreError> {
-    let (fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at) = columns;
-    Row { fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at }.decode()
+    let (
+        fingerprint,
+        attempt,
+        owner,
+        state,
+        lease_until,
+        on_abandoned,
+        outcome,
+        purge_at,
+        fencing_token,
+        withdrawn,
+        until,
+    ) = columns;
+    Row {
+        fingerprint,
+        attempt,
+        owner,
+        state,
+        lease_until,
+        on_abandoned,
+        outcome,
+        purge_at,
+        fencing_token,
+        barrier_owner: withdrawn,
+        barrier_until: until,
+    }
+    .decode()
 }
 
 /// Reads the value of a Redis key.

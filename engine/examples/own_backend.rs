@@ -14,8 +14,7 @@ use std::time::Instant;
 
 use oncekey::backend::{
     Acquire, Acquired, Backend, Complete, Completed, Held, Hold, List, Lookup, Purge, Purged, RecordView, Release,
-    Released, Remove, Removed, Renew, Renewed, Resolve, Resolved, Stats, StoreError, StoreStats,
-    Withdraw, Withdrawn,
+    Released, Remove, Removed, Renew, Renewed, Resolve, Resolved, Stats, StoreError, StoreStats, Withdraw, Withdrawn,
 };
 use oncekey::record::transition::{self, Step, Write};
 use oncekey::record::{Record, State, StoreTime};

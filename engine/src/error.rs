@@ -43,7 +43,8 @@ pub enum Error {
     /// The operation was done before, and its outcome was too large to keep.
     #[error("the request was carried out before, but its outcome was not kept: it is not run again")]
     OutcomeNotKept,
-    /// The store could not be asked. This call ran nothing.
+    /// The store could not be asked, or did not answer. This call ran nothing, and never will: a claim that the store may
+    /// hold for it is withdrawn.
     #[error("the idempotency store failed, and nothing was run: {0}")]
     Store(StoreError),
     /// What is stored for the key is no outcome of it. This call ran nothing.
@@ -67,6 +68,14 @@ pub enum Error {
     /// lease.
     #[error("the operation ran, but its outcome could not be stored: {0}")]
     OutcomeNotStored(StoreError),
+    /// The transaction's operation may have run, and **it is not known whether it was committed**: the store did not say,
+    /// within the limit for that. The engine keeps asking, and settles the key when the store answers. Retry with the same
+    /// key to learn the outcome.
+    #[error(
+        "it is not known whether the operation's transaction was committed: retry with the same idempotency key to learn \
+         its outcome ({0})"
+    )]
+    CommitUnknown(StoreError),
     /// **The operation ran**, but its claim had been lost meanwhile, to another caller or to an operator. Its outcome
     /// was not stored.
     #[error("the operation ran, but its claim was lost before its outcome could be stored")]
@@ -91,9 +100,16 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the operation of this call ran, whatever became of its outcome.
+    /// Whether the operation of this call ran, or may have run, whatever became of its outcome.
     pub fn has_run(&self) -> bool {
-        matches!(self, Self::OutcomeNotStored(_) | Self::ClaimLost | Self::Panicked | Self::Unserializable(_))
+        matches!(
+            self,
+            Self::OutcomeNotStored(_)
+                | Self::CommitUnknown(_)
+                | Self::ClaimLost
+                | Self::Panicked
+                | Self::Unserializable(_)
+        )
     }
 
     /// Whether the same call may succeed a moment later.

@@ -64,6 +64,13 @@ pub enum EventKind {
     OutcomeNotStored,
     /// The store failed to answer a call.
     StoreFailed,
+    /// A claim whose answer was lost is withdrawn: nothing began on it, and it can no longer arrive.
+    Withdrawn,
+    /// An operation has passed its run limit; its claim was settled as abandoned.
+    RunLimit,
+    /// A settlement that the store did not take is given up, because too many are pending. Its claim is left to its
+    /// lease.
+    SettlementDropped,
     /// An operation runs without a guard, because the store is away and the call's policy says so.
     Unguarded,
     /// An operation panicked.
@@ -73,7 +80,7 @@ pub enum EventKind {
 }
 
 impl EventKind {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 20] = [
         Self::Miss,
         Self::Hit,
         Self::Conflict,
@@ -88,6 +95,9 @@ impl EventKind {
         Self::Lost,
         Self::OutcomeNotStored,
         Self::StoreFailed,
+        Self::Withdrawn,
+        Self::RunLimit,
+        Self::SettlementDropped,
         Self::Unguarded,
         Self::Panicked,
         Self::Overloaded,
@@ -110,6 +120,9 @@ impl EventKind {
             Self::Lost => "lost",
             Self::OutcomeNotStored => "outcome_not_stored",
             Self::StoreFailed => "store_failed",
+            Self::Withdrawn => "withdrawn",
+            Self::RunLimit => "run_limit",
+            Self::SettlementDropped => "settlement_dropped",
             Self::Unguarded => "unguarded",
             Self::Panicked => "panicked",
             Self::Overloaded => "overloaded",
@@ -160,7 +173,12 @@ impl Events {
     pub(crate) fn tell(&self, kind: EventKind, key: &Key) {
         self.counters[kind as usize].increment(1);
         match kind {
-            EventKind::OutcomeNotStored | EventKind::Lost | EventKind::Unguarded | EventKind::Panicked => {
+            EventKind::OutcomeNotStored
+            | EventKind::Lost
+            | EventKind::RunLimit
+            | EventKind::SettlementDropped
+            | EventKind::Unguarded
+            | EventKind::Panicked => {
                 warn!(%key, event = kind.name(), "oncekey");
             }
             _ => debug!(%key, event = kind.name(), "oncekey"),

@@ -89,11 +89,13 @@ mod planted;
 #[macro_use]
 pub mod planted;
 
+mod answer;
 pub mod at_rest;
 pub mod backend;
 mod bridge;
 mod call;
 mod chance;
+mod claims;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 #[cfg(feature = "consumer")]
@@ -104,13 +106,15 @@ mod error;
 mod event;
 mod fingerprint;
 pub mod guide;
+mod idle_locks;
 mod key;
 mod key_lock;
+mod neighbours;
 mod node;
+mod permit;
 mod policy;
 mod reconcile;
 pub mod record;
-mod resting;
 mod scopes;
 mod shared;
 #[cfg(feature = "simulation")]

@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use actix::prelude::*;
@@ -19,7 +19,7 @@ use tracing::error;
 
 use crate::backend::{Backend, BackendActor, Persist, Reply, Request, StoreError};
 use crate::bridge::Bridge;
-use crate::call::Permit;
+use crate::permit::Permit;
 use crate::scopes::Scopes;
 use crate::shared::Shared;
 use crate::supervisor::{Drain, End, Supervisor};
@@ -57,7 +57,6 @@ impl Node {
             scopes: shared.settings.max_calls_per_scope.map(Scopes::new),
         });
         detach::start_on_this_thread();
-        shared.add_node(&node);
         node
     }
 
@@ -76,7 +75,7 @@ impl Node {
     ) -> Result<T, StoreError> {
         let (sender, receiver) = oneshot::channel();
         let request = request(Reply::new(move |answer| drop(sender.send(answer))));
-        self.store.try_send(Persist(request)).map_err(|_| StoreError::unavailable("its arbiter has stopped"))?;
+        self.store.try_send(Persist::Step(request)).map_err(|_| StoreError::unavailable("its arbiter has stopped"))?;
         receiver.await.unwrap_or_else(|_| Err(StoreError::unknown("its arbiter has stopped")))
     }
 }
@@ -100,6 +99,8 @@ pub(crate) struct Nodes {
     shared: Arc<Shared>,
     start: StartNode,
     home: Mutex<Option<Home>>,
+    /// Over all arbiters of the process. Locked only when an arbiter joins, or when all are asked.
+    all: Arc<Mutex<Vec<Weak<Node>>>>,
 }
 
 struct Home {
@@ -112,16 +113,30 @@ struct Home {
 impl Nodes {
     pub(crate) fn new<B: Backend>(shared: Arc<Shared>, backend: B) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        let all = Arc::<Mutex<Vec<Weak<Node>>>>::default();
+        let joined = Arc::clone(&all);
+        let start = move |shared: &Arc<Shared>| {
+            let node = Node::start(shared, &backend);
+            let mut nodes = joined.lock();
+            nodes.retain(|node| node.strong_count() > 0);
+            nodes.push(Arc::downgrade(&node));
+            node
+        };
         Self {
             engine_id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             shared,
-            start: Arc::new(move |shared| Node::start(shared, &backend)),
+            start: Arc::new(start),
             home: Mutex::new(None),
+            all,
         }
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Node>> {
+        self.all.lock().iter().filter_map(Weak::upgrade).collect()
     }
 
     /// The node that serves the current thread.
@@ -211,7 +226,7 @@ impl Nodes {
 impl Drop for Nodes {
     fn drop(&mut self) {
         self.shared.close();
-        for node in self.shared.nodes() {
+        for node in self.all() {
             // A node whose supervisor is gone needs no telling.
             let _ = node.supervisor.try_send(End);
         }

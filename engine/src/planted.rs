@@ -90,6 +90,8 @@ mod there {
         TokenForgotten
         /// Keys of all scopes are the same.
         ScopeLeftOut
+        /// A value is stored that is read back as another.
+        AnyValueStored
         /// A damaged outcome is replayed.
         ChecksumIgnored
         /// A claim of unknown fate is taken for refused.
@@ -102,6 +104,16 @@ mod there {
         UnknownCommitTakenForNo
         /// Operations run while the store is away, though nobody allowed it.
         UnguardedWithoutLeave
+        /// A claim whose hold is not stored yet is not renewed.
+        HoldNotRenewed
+        /// A renewal that was asked for long ago confirms a claim.
+        OldRenewalConfirms
+        /// A settlement is given up at the settling limit.
+        PendingSettlementDropped
+        /// What a caller held who has left stays until its limit.
+        LeftWaitersKept
+        /// Two calls of one key ask the store side by side, and the later answer's claim takes the earlier one's place.
+        ClaimFollowsTheRoute
         /// Leases are not renewed.
         HeartbeatStopped
         /// A completion that fails once is given up.

@@ -94,6 +94,10 @@ pub struct CallPolicy {
     pub on_failure: OnFailure,
     /// See [`OnStoreFailure`].
     pub on_store_failure: OnStoreFailure,
+    /// How long an operation may run before its claim is settled as abandoned. The engine cannot stop the operation; it
+    /// stops renewing the lease, settles the key by [`OnAbandoned`], and tells waiting callers. What the operation reports
+    /// later is [`Error::ClaimLost`](crate::Error::ClaimLost). `None`, the default, is no limit. Transactions have none.
+    pub run_limit: Option<Duration>,
 }
 
 impl Default for CallPolicy {
@@ -104,6 +108,7 @@ impl Default for CallPolicy {
             on_abandoned: None,
             on_failure: OnFailure::default(),
             on_store_failure: OnStoreFailure::default(),
+            run_limit: None,
         }
     }
 }

@@ -1,15 +1,14 @@
 //! What all arbiters of an engine share: its settings, and the switches of its life.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::at_rest::AtRest;
+use crate::claims::PendingSettlements;
 use crate::event::Events;
-use crate::node::Node;
 use crate::reconcile::Reconciler;
 use crate::{CallPolicy, chance};
 
@@ -20,7 +19,7 @@ pub(crate) struct Settings {
     pub(crate) lease: Duration,
     /// How long one call of the store may take.
     pub(crate) store_deadline: Duration,
-    /// How long a settlement that the store does not take is tried again.
+    /// How long a settlement that the store does not take is tried again before that is reported.
     pub(crate) settling_limit: Duration,
     pub(crate) reconcile_limit: Duration,
     pub(crate) max_calls_per_arbiter: usize,
@@ -32,7 +31,7 @@ pub(crate) struct Settings {
     pub(crate) at_rest: AtRest,
 }
 
-/// One for each engine. Locked only when an arbiter joins or the engine ends.
+/// One for each engine.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) settings: Settings,
@@ -41,7 +40,8 @@ pub(crate) struct Shared {
     started: Instant,
     /// When one of the arbiters may next purge, in milliseconds since `started`.
     next_purge: AtomicU64,
-    nodes: Mutex<Vec<Weak<Node>>>,
+    /// Settlements that are tried past the settling limit.
+    pub(crate) pending: Arc<PendingSettlements>,
     /// Key lock actors that are alive, over all arbiters.
     lock_actors: AtomicUsize,
 }
@@ -64,14 +64,14 @@ impl Drop for CountedLock {
 }
 
 impl Shared {
-    pub(crate) fn new(settings: Settings, events: Events) -> Self {
+    pub(crate) fn new(settings: Settings, events: Events, pending: Arc<PendingSettlements>) -> Self {
         Self {
             settings,
             events,
             closing: AtomicBool::new(false),
             started: Instant::now(),
             next_purge: AtomicU64::new(0),
-            nodes: Mutex::new(Vec::new()),
+            pending,
             lock_actors: AtomicUsize::new(0),
         }
     }
@@ -80,23 +80,13 @@ impl Shared {
         self.lock_actors.load(Ordering::Relaxed)
     }
 
-    /// Whether the engine takes no new calls.
+    /// Whether the engine takes no new claims.
     pub(crate) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Relaxed) && !planted!(ShutdownTakesCalls)
     }
 
     pub(crate) fn close(&self) {
         self.closing.store(true, Ordering::Relaxed);
-    }
-
-    pub(crate) fn add_node(&self, node: &Arc<Node>) {
-        let mut nodes = self.nodes.lock();
-        nodes.retain(|node| node.strong_count() > 0);
-        nodes.push(Arc::downgrade(node));
-    }
-
-    pub(crate) fn nodes(&self) -> Vec<Arc<Node>> {
-        self.nodes.lock().iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Whether it is this caller's turn to purge: one arbiter of the process at a time, at intervals.

@@ -19,12 +19,16 @@ pub struct Proxy {
 struct Faults {
     swallows: AtomicBool,
     refuses: AtomicBool,
+    /// Connections that were refused.
+    refused: AtomicUsize,
     /// Connections that have swallowed something.
     swallowed: AtomicUsize,
     /// Answers that are still to be cut off.
     cuts: AtomicUsize,
     /// Commits whose answers are still to be cut off.
     commits: AtomicUsize,
+    /// Commits after which their connections are still to be closed.
+    left_alone: AtomicUsize,
     /// What a connection is held back by.
     word: Mutex<Option<&'static str>>,
     let_go: Condvar,
@@ -64,6 +68,7 @@ impl Proxy {
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 if shared.refuses.load(Ordering::SeqCst) {
+                    shared.refused.fetch_add(1, Ordering::SeqCst);
                     continue;
                 }
                 let Ok(server) = TcpStream::connect(("127.0.0.1", server)) else { continue };
@@ -95,6 +100,11 @@ impl Proxy {
         self.faults.swallows.store(false, Ordering::SeqCst);
     }
 
+    /// How many connections were refused.
+    pub fn refused(&self) -> usize {
+        self.faults.refused.load(Ordering::SeqCst)
+    }
+
     /// From now on a connection on which this word is sent to the server is held back, that message and all that follows.
     pub fn hold(&self, word: &'static str) {
         *self.faults.word.lock() = Some(word);
@@ -109,6 +119,11 @@ impl Proxy {
     /// How many connections have been held back.
     pub fn held(&self) -> usize {
         self.faults.held.load(Ordering::SeqCst)
+    }
+
+    /// The connections of the next commits are closed as soon as the commit is passed on, while the server is at it.
+    pub fn leave_commits_alone(&self, commits: usize) {
+        self.faults.left_alone.store(commits, Ordering::SeqCst);
     }
 
     /// How many connections have lost something.
@@ -158,11 +173,13 @@ fn pass_on(client: &TcpStream, server: &TcpStream, faults: &Arc<Faults>) {
                     faults.hold_back(&buffer[..read]);
                 }
                 // One small message, which comes in one piece.
-                if !is_answer
-                    && buffer[..read].windows(6).any(|window| window == b"COMMIT")
-                    && take_one(&faults.commits)
-                {
+                let is_commit = !is_answer && buffer[..read].windows(6).any(|window| window == b"COMMIT");
+                if is_commit && take_one(&faults.commits) {
                     commits.store(true, Ordering::SeqCst);
+                }
+                if is_commit && take_one(&faults.left_alone) {
+                    let _ = to.write_all(&buffer[..read]);
+                    break;
                 }
                 let is_cut = is_answer && (commits.load(Ordering::SeqCst) || take_one(&faults.cuts));
                 if is_cut || to.write_all(&buffer[..read]).is_err() {

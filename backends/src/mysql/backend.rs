@@ -4,24 +4,24 @@ use std::fmt;
 use std::sync::Arc;
 
 use diesel_async::AsyncMysqlConnection;
-use diesel_async::pooled_connection::deadpool::Pool;
+use diesel_async::pooled_connection::deadpool::{Hook, Pool};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
 use futures_util::future::FutureExt as _;
 use oncekey::backend::{
     Acquire, Acquired, Backend, Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held, Hold, List,
     Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Reply, Request, Resolve,
-    Resolved, Stats, StoreError, StoreStats,
+    Resolved, Stats, StoreError, StoreStats, Withdraw, Withdrawn,
 };
 
 use super::connect::Connector;
 use super::flush::shows_too_early;
-use super::migration::{bring_up_to_date, check_durability, database, flushes, lock_name};
+use super::migration::{bring_up_to_date, check_durability, database, flushes, lock_name, returns};
 use super::options::Source;
 use super::table::Mysql;
 use super::{MysqlBuilder, MysqlOpenError};
 use crate::CompleteInError;
 use crate::ask::by_asking;
-use crate::sql::{BATCHES, Core, Name};
+use crate::sql::{BATCHES, Core, Name, try_if_idle};
 
 /// A store of records in MySQL (8.0 or later) or MariaDB (10.6 or later), by Diesel. No libmysqlclient is needed.
 ///
@@ -57,7 +57,7 @@ pub struct MysqlBackend {
     shared: Arc<Shared>,
 }
 
-/// Each batch begins with a look-up, which finds a broken connection out by itself.
+/// A connection that is at work is not tried each time that it is lent: see `try_if_idle`.
 const UNTRIED: RecyclingMethod<AsyncMysqlConnection> = RecyclingMethod::Fast;
 
 /// What all arbiters' sessions are made from.
@@ -73,6 +73,8 @@ struct Shared {
 struct Server {
     database: String,
     shows_too_early: bool,
+    /// Whether an INSERT can return what it inserted.
+    returns: bool,
 }
 
 impl MysqlBackend {
@@ -222,7 +224,8 @@ async fn prepare(connection: &mut AsyncMysqlConnection, table: &Name, migrate: b
     bring_up_to_date(connection, table, &lock_name("migrate", &database, table), migrate).await?;
     check_durability(connection).await.map_err(unreachable)?;
     let shows_too_early = shows_too_early(connection).await.map_err(unreachable)?;
-    Ok(Server { database, shows_too_early })
+    let returns = returns(connection).await.map_err(unreachable)?;
+    Ok(Server { database, shows_too_early, returns })
 }
 
 /// A pool that opens its connections when they are asked for. It has no time-outs: every call has the engine's deadline.
@@ -237,14 +240,19 @@ fn pool_of(
     config.recycling_method = recycling;
     config.custom_setup = Box::new(move |_| connector.clone().connect().boxed());
     let manager = AsyncDieselConnectionManager::new_with_config("", config);
-    Pool::builder(manager).max_size(size).build().expect("a pool without time-outs")
+    Pool::builder(manager)
+        .max_size(size)
+        .pre_recycle(Hook::async_fn(|connection, metrics| Box::pin(try_if_idle(connection, metrics.last_used()))))
+        .build()
+        .expect("a pool without time-outs")
 }
 
 impl Shared {
     fn core(&self, pool: Pool<AsyncMysqlConnection>) -> Core<Mysql> {
         let purge_lock = lock_name("purge", &self.server.database, &self.table);
         let flushes = self.server.shows_too_early.then(|| flushes(&self.table));
-        Core::new(Mysql { pool, table: format!("`{}`", self.table), purge_lock, flushes })
+        let (table, returns) = (format!("`{}`", self.table), self.server.returns);
+        Core::new(Mysql { pool, table, purge_lock, returns, flushes })
     }
 }
 
@@ -268,6 +276,7 @@ impl Backend for MysqlBackend {
         renew: Renew -> Renewed,
         complete: Complete -> Completed,
         release: Release -> Released,
+        withdraw: Withdraw -> Withdrawn,
         hold: Hold -> Held,
         resolve: Resolve -> Resolved,
     }

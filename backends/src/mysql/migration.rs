@@ -1,5 +1,6 @@
 //! The table's versions.
 
+use diesel::result::Error;
 use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel_async::{AsyncMysqlConnection, RunQueryDsl, SimpleAsyncConnection as _};
 use tracing::{info, warn};
@@ -9,7 +10,11 @@ use super::{MysqlOpenError, flush};
 use crate::sql::{Fragment, Name, lock_number};
 
 /// Each is applied once, in this order. `{table}` stands for the table's name, `{flushes}` for that of the table of flushes.
-const MIGRATIONS: &[&str] = &[include_str!("../../migrations/mysql/1_records.sql"), flush::TABLE];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../../migrations/mysql/1_records.sql"),
+    flush::TABLE,
+    include_str!("../../migrations/mysql/3_withdrawals.sql"),
+];
 
 /// How long to wait for another process that migrates.
 const LOCK_SECONDS: u32 = 60;
@@ -27,6 +32,20 @@ pub(super) async fn number(connection: &mut AsyncMysqlConnection, text: &str) ->
 pub(super) async fn database(connection: &mut AsyncMysqlConnection) -> diesel::QueryResult<String> {
     let text = "SELECT COALESCE(DATABASE(), '')";
     Fragment::<Text, Bind<'_>>::new(text, &[]).get_result(connection).await
+}
+
+/// Whether the server is a MariaDB whose INSERT can return what it inserted: since 10.5. MySQL's can't.
+pub(super) async fn returns(connection: &mut AsyncMysqlConnection) -> diesel::QueryResult<bool> {
+    let text = "SELECT VERSION()";
+    let version: String = Fragment::<Text, Bind<'_>>::new(text, &[]).get_result(connection).await?;
+    Ok(can_return(&version))
+}
+
+fn can_return(version: &str) -> bool {
+    // "10.11.6-MariaDB-0+deb12u1", and from some proxies and clouds "5.5.5-10.11.6-MariaDB".
+    let version = version.strip_prefix("5.5.5-").unwrap_or(version);
+    let mut numbers = version.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    version.contains("MariaDB") && (numbers.next(), numbers.next()) >= (Some(10), Some(5))
 }
 
 /// Applies what has not been applied, under a named lock: of ten processes that start at once one makes the table, and
@@ -74,7 +93,12 @@ async fn migrate_from(connection: &mut AsyncMysqlConnection, table: &Name) -> di
         let number = number as i64 + 1;
         if number > found {
             let migration = migration.replace("{table}", &format!("`{table}`"));
-            connection.batch_execute(&migration.replace("{flushes}", &flushes(table))).await?;
+            match connection.batch_execute(&migration.replace("{flushes}", &flushes(table))).await {
+                // It was cut short after the statement, which the server does whole or not at all.
+                Err(Error::DatabaseError(_, information))
+                    if information.message().starts_with("Duplicate column name") => {}
+                done => done?,
+            }
             connection.batch_execute(&format!("INSERT INTO `{table}_migrations` VALUES ({number})")).await?;
             info!(%table, version = number, "the table of records was brought up to date");
         }
@@ -119,4 +143,19 @@ pub(super) async fn check_durability(connection: &mut AsyncMysqlConnection) -> d
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_insert_returns_rows_on_mariadb_alone() {
+        for version in ["10.5.0-MariaDB", "10.11.6-MariaDB-0+deb12u1", "5.5.5-10.11.6-MariaDB", "11.8.3-MariaDB-log"] {
+            assert!(can_return(version), "{version}");
+        }
+        for version in ["8.0.40", "8.4.3-log", "10.4.34-MariaDB", "5.5.68-MariaDB", "9.1.0", ""] {
+            assert!(!can_return(version), "{version}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! MySQL's and MariaDB's statements on the table of records.
 //!
-//! Neither says which rows a statement wrote, so that one that wrote fewer than it was to is followed by a look.
+//! Neither says which rows an UPDATE or a DELETE wrote, so that one that wrote fewer than it was to is followed by a look.
 
 use diesel::QueryResult;
 use diesel::mysql::Mysql as Backend;
@@ -8,24 +8,36 @@ use diesel::query_builder::AstPass;
 use diesel::result::{DatabaseErrorKind, Error};
 use diesel::sql_types::{BigInt, Binary, Nullable, SmallInt};
 use diesel_async::pooled_connection::deadpool::{Object, Pool};
-use diesel_async::{AsyncMysqlConnection, RunQueryDsl};
+use diesel_async::{AnsiTransactionManager, AsyncMysqlConnection, RunQueryDsl, SimpleAsyncConnection as _};
 use oncekey::backend::StoreError;
 use oncekey::record::StoreTime;
 
 use super::flush::await_flush;
 use crate::sql::{
-    Columns, Completion, Dialect, Expected, Failure, FirstClaim, Fragment, Keyed, Part, Row, Written, from_column,
-    time_of,
+    Claimed, Columns, Completion, Dialect, Expected, Failure, FirstClaim, Fragment, Keyed, Part, Row, Written,
+    from_column, time_of,
 };
 
 /// The server's time in milliseconds since 1970 when the statement began. By UTC: a local time, from which
 /// `UNIX_TIMESTAMP` would count, comes twice where the clocks are put back, and leases would lapse an hour early.
 const NOW: &str = "TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(3)) DIV 1000";
 
-const ROW: &str = "fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at";
+const ROW: &str = "fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at, fencing_token, \
+                   barrier_owner, barrier_until";
 
-type RowTypes =
-    (Binary, BigInt, Binary, SmallInt, Nullable<BigInt>, Nullable<SmallInt>, Nullable<Binary>, Nullable<BigInt>);
+type RowTypes = (
+    Binary,
+    BigInt,
+    Binary,
+    SmallInt,
+    Nullable<BigInt>,
+    Nullable<SmallInt>,
+    Nullable<Binary>,
+    Nullable<BigInt>,
+    BigInt,
+    Nullable<Binary>,
+    Nullable<BigInt>,
+);
 
 /// A parameter.
 #[derive(Clone, Copy)]
@@ -57,6 +69,8 @@ pub(super) struct Mysql {
     pub(super) table: String,
     /// The name of the lock under which one process purges.
     pub(super) purge_lock: String,
+    /// Whether an INSERT can return what it inserted.
+    pub(super) returns: bool,
     /// The table by which the log's flush is awaited, where a commit is shown before it.
     pub(super) flushes: Option<String>,
 }
@@ -77,7 +91,7 @@ fn written(rows: usize, wanted: usize) -> Written {
     if rows >= wanted { Written::All } else { Written::Some }
 }
 
-fn columns<'a>(row: &Columns<'a>) -> [Bind<'a>; 8] {
+fn columns<'a>(row: &Columns<'a>) -> [Bind<'a>; 11] {
     [
         Bind::Bytes(row.fingerprint),
         Bind::BigInt(row.attempt),
@@ -87,15 +101,19 @@ fn columns<'a>(row: &Columns<'a>) -> [Bind<'a>; 8] {
         Bind::MaybeSmallInt(row.on_abandoned),
         Bind::MaybeBytes(row.outcome),
         Bind::MaybeBigInt(row.purge_at),
+        Bind::BigInt(row.fencing_token),
+        Bind::MaybeBytes(row.barrier_owner),
+        Bind::MaybeBigInt(row.barrier_until),
     ]
 }
 
-fn expected<'a>(row: &Expected<'a>) -> [Bind<'a>; 4] {
+fn expected<'a>(row: &Expected<'a>) -> [Bind<'a>; 5] {
     [
         Bind::Bytes(row.key.as_bytes()),
         Bind::Bytes(row.owner),
         Bind::SmallInt(row.state),
         Bind::MaybeBigInt(row.lease_until),
+        Bind::MaybeBytes(row.barrier_owner),
     ]
 }
 
@@ -108,6 +126,20 @@ fn first_claim(row: FirstClaim<'_>) -> [Bind<'_>; 6] {
         Bind::SmallInt(row.on_abandoned),
         Bind::MaybeBigInt(row.kept),
     ]
+}
+
+/// Whether the savepoint was there.
+fn released(result: QueryResult<()>) -> QueryResult<bool> {
+    match result {
+        Ok(()) => Ok(true),
+        // 1305, in MySQL and in MariaDB. In another language the error itself is told.
+        Err(Error::DatabaseError(DatabaseErrorKind::Unknown, information))
+            if information.message().starts_with("SAVEPOINT") && information.message().contains("does not exist") =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 impl Mysql {
@@ -137,6 +169,9 @@ impl Mysql {
 }
 
 impl Dialect for Mysql {
+    /// A deadlock rolls the whole transaction back, and the server goes on without one.
+    const CONTENTION_IS_FINAL: bool = true;
+
     type Connection = AsyncMysqlConnection;
     type Pooled = Object<AsyncMysqlConnection>;
 
@@ -157,8 +192,8 @@ impl Dialect for Mysql {
         // One row without a key, so that the time is known if there is no other.
         let text = format!(
             "SELECT {NOW}, r.record_key, COALESCE(r.fingerprint, ''), COALESCE(r.attempt, 0), COALESCE(r.owner, ''), \
-             COALESCE(r.state, 0), r.lease_until, r.on_abandoned, r.outcome, r.purge_at \
-             FROM (SELECT 1 AS one) AS o LEFT JOIN {} AS r ON r.record_key IN ({marks})",
+             COALESCE(r.state, 0), r.lease_until, r.on_abandoned, r.outcome, r.purge_at, COALESCE(r.fencing_token, 0), \
+             r.barrier_owner, r.barrier_until FROM (SELECT 1 AS one) AS o LEFT JOIN {} AS r ON r.record_key IN ({marks})",
             self.table
         );
         let binds: Vec<_> = padded(keys).map(|key| Bind::Bytes(key.as_bytes())).collect();
@@ -181,18 +216,31 @@ impl Dialect for Mysql {
         Ok(found.map_or((from_column(0), None), |(now, row)| (from_column(now), Some(row))))
     }
 
-    async fn claim(&self, connection: &mut AsyncMysqlConnection, rows: &[FirstClaim<'_>]) -> QueryResult<Written> {
-        let each = format!("(?, ?, 1, ?, 1, {NOW} + ?, ?, NULL, {NOW} + ?)");
+    async fn claim(&self, connection: &mut AsyncMysqlConnection, rows: &[FirstClaim<'_>]) -> QueryResult<Vec<Claimed>> {
+        let table = &self.table;
+        let each = format!("(?, ?, 1, ?, 1, {NOW} + ?, ?, NULL, {NOW} + ?, ({NOW}) * 1000, NULL, NULL)");
         let values = repeated(&each, ", ", rows.len());
         // As in `insert`.
-        let text = format!("INSERT IGNORE INTO {} (record_key, {ROW}) VALUES {values}", self.table);
+        let text = format!("INSERT IGNORE INTO {table} (record_key, {ROW}) VALUES {values}");
         let binds: Vec<_> = padded(rows).flat_map(first_claim).collect();
-        let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
-        Ok(written(counted, rows.len()))
+        if self.returns {
+            let text = format!("{text} RETURNING record_key, fencing_token");
+            return Fragment::<(Binary, BigInt), _>::new(&text, &binds).load(connection).await;
+        }
+        Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
+        // What it inserted is what has its owners. Nobody else knows them, so that nobody else has changed it since.
+        let each = "(record_key = ? AND owner = ? AND state = 1)";
+        let text = format!(
+            "SELECT record_key, fencing_token FROM {table} FORCE INDEX (PRIMARY) WHERE {}",
+            repeated(each, " OR ", rows.len())
+        );
+        let binds: Vec<_> =
+            padded(rows).flat_map(|row| [Bind::Bytes(row.key.as_bytes()), Bind::Bytes(row.owner)]).collect();
+        Fragment::<(Binary, BigInt), _>::new(&text, &binds).load(connection).await
     }
 
     async fn insert(&self, connection: &mut AsyncMysqlConnection, rows: &[Columns<'_>]) -> QueryResult<Written> {
-        let marks = repeated("(?, ?, ?, ?, ?, ?, ?, ?, ?)", ", ", rows.len());
+        let marks = repeated("(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", ", ", rows.len());
         // IGNORE passes over rows that are there, and would also cut a value that does not fit; all of these do.
         let text = format!("INSERT IGNORE INTO {} (record_key, {ROW}) VALUES {marks}", self.table);
         let binds: Vec<_> =
@@ -207,17 +255,20 @@ impl Dialect for Mysql {
         rows: &[(Expected<'_>, Columns<'_>)],
     ) -> QueryResult<Written> {
         const VALUES: &str = "SELECT CAST(? AS BINARY) AS was_key, CAST(? AS BINARY) AS was_owner, \
-            CAST(? AS SIGNED) AS was_state, CAST(? AS SIGNED) AS was_lease, CAST(? AS BINARY) AS new_fingerprint, \
+            CAST(? AS SIGNED) AS was_state, CAST(? AS SIGNED) AS was_lease, CAST(? AS BINARY) AS was_barrier, \
+            CAST(? AS BINARY) AS new_fingerprint, \
             CAST(? AS SIGNED) AS new_attempt, CAST(? AS BINARY) AS new_owner, CAST(? AS SIGNED) AS new_state, \
             CAST(? AS SIGNED) AS new_lease, CAST(? AS SIGNED) AS new_word, CAST(? AS BINARY) AS new_outcome, \
-            CAST(? AS SIGNED) AS new_purge_at";
+            CAST(? AS SIGNED) AS new_purge_at, CAST(? AS SIGNED) AS new_token, \
+            CAST(? AS BINARY) AS new_barrier_owner, CAST(? AS SIGNED) AS new_barrier_until";
         let values = repeated(VALUES, " UNION ALL ", rows.len());
         let text = format!(
             "UPDATE ({values}) AS a STRAIGHT_JOIN {} AS r ON r.record_key = a.was_key AND r.owner = a.was_owner \
-             AND r.state = a.was_state AND r.lease_until <=> a.was_lease \
+             AND r.state = a.was_state AND r.lease_until <=> a.was_lease AND r.barrier_owner <=> a.was_barrier \
              SET r.fingerprint = a.new_fingerprint, r.attempt = a.new_attempt, r.owner = a.new_owner, \
              r.state = a.new_state, r.lease_until = a.new_lease, r.on_abandoned = a.new_word, \
-             r.outcome = a.new_outcome, r.purge_at = a.new_purge_at",
+             r.outcome = a.new_outcome, r.purge_at = a.new_purge_at, r.fencing_token = a.new_token, \
+             r.barrier_owner = a.new_barrier_owner, r.barrier_until = a.new_barrier_until",
             self.table
         );
         let binds: Vec<_> =
@@ -238,14 +289,16 @@ impl Dialect for Mysql {
         );
         if let [row] = rows {
             let text = format!(
-                "{set}, outcome = ?, purge_at = {NOW} + ? WHERE record_key = ? AND owner = ? AND {is_to_be_completed}"
+                "{set}, outcome = ?, purge_at = GREATEST({NOW} + ?, COALESCE(barrier_until, 0)) \
+                 WHERE record_key = ? AND owner = ? AND {is_to_be_completed}"
             );
             let binds = [Bind::Bytes(row.outcome), Bind::BigInt(row.retention), key(row), Bind::Bytes(row.owner)];
             let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
             return Ok(written(counted, 1));
         }
         let text = format!(
-            "{set}, outcome = CASE record_key {} END, purge_at = {NOW} + CASE record_key {} END \
+            "{set}, outcome = CASE record_key {} END, \
+             purge_at = GREATEST({NOW} + CASE record_key {} END, COALESCE(barrier_until, 0)) \
              WHERE ({}) AND {is_to_be_completed}",
             repeated("WHEN ? THEN CAST(? AS BINARY)", " ", rows.len()),
             repeated("WHEN ? THEN CAST(? AS SIGNED)", " ", rows.len()),
@@ -260,7 +313,7 @@ impl Dialect for Mysql {
     }
 
     async fn delete(&self, connection: &mut AsyncMysqlConnection, rows: &[Expected<'_>]) -> QueryResult<Written> {
-        let each = "(record_key = ? AND owner = ? AND state = ? AND lease_until <=> ?)";
+        let each = "(record_key = ? AND owner = ? AND state = ? AND lease_until <=> ? AND barrier_owner <=> ?)";
         let text = format!("DELETE FROM {} WHERE {}", self.table, repeated(each, " OR ", rows.len()));
         let binds: Vec<_> = padded(rows).flat_map(|row| expected(&row)).collect();
         let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
@@ -280,7 +333,8 @@ impl Dialect for Mysql {
         limit: usize,
     ) -> QueryResult<(StoreTime, Vec<Keyed>)> {
         let text = format!(
-            "SELECT {NOW}, record_key, {ROW} FROM {} WHERE record_key > ? AND (purge_at IS NULL OR purge_at > {NOW}) \
+            "SELECT {NOW}, record_key, {ROW} FROM {} WHERE record_key > ? AND state <> 4 \
+             AND (purge_at IS NULL OR purge_at > {NOW}) \
              ORDER BY record_key LIMIT ?",
             self.table
         );
@@ -307,6 +361,27 @@ impl Dialect for Mysql {
         Fragment::<(SmallInt, BigInt), Bind<'_>>::new(&text, &[]).load(connection).await
     }
 
+    /// Without autocommit, so that what an operation does after a deadlock that it has passed over is in a transaction as
+    /// well, if another one, and can be rolled back. The savepoint goes with the transaction that it was set in.
+    async fn begin(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<()> {
+        let text = "SET @oncekey_autocommit = @@autocommit, autocommit = 0; BEGIN; SAVEPOINT oncekey_begun";
+        AnsiTransactionManager::begin_transaction_sql(connection, text).await
+    }
+
+    async fn is_as_begun(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<bool> {
+        released(connection.batch_execute("RELEASE SAVEPOINT oncekey_begun").await)
+    }
+
+    async fn set_back(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<()> {
+        connection.batch_execute("SET autocommit = @oncekey_autocommit").await
+    }
+
+    /// Outside of a transaction a savepoint is gone as soon as it is set.
+    async fn is_in_transaction(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<bool> {
+        let text = "SAVEPOINT oncekey_here; RELEASE SAVEPOINT oncekey_here";
+        released(connection.batch_execute(text).await)
+    }
+
     fn failure(error: &Error) -> Failure {
         match error {
             Error::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => Failure::Contended,
@@ -318,6 +393,8 @@ impl Dialect for Mysql {
             Error::DatabaseError(DatabaseErrorKind::Unknown, information) => match information.message() {
                 message if message.starts_with("Deadlock found") => Failure::Contended,
                 message if message.starts_with("Lock wait timeout exceeded") => Failure::Contended,
+                // MariaDB's snapshot isolation.
+                message if message.starts_with("Record has changed since last read") => Failure::Contended,
                 message if message.starts_with("Input/output error") => Failure::Disconnected,
                 message if message.starts_with("Driver error") => Failure::Disconnected,
                 message if message.starts_with("Server shutdown in progress") => Failure::Disconnected,

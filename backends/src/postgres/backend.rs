@@ -4,13 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use diesel_async::AsyncPgConnection;
-use diesel_async::pooled_connection::deadpool::Pool;
+use diesel_async::pooled_connection::deadpool::{Hook, Pool};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
 use futures_util::future::FutureExt as _;
 use oncekey::backend::{
     Acquire, Acquired, Backend, Changed, Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held,
     Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Reply, Request,
-    Resolve, Resolved, Stats, StoreError, StoreStats, Watch,
+    Resolve, Resolved, Stats, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
 };
 
 use super::connect::Connector;
@@ -22,7 +22,7 @@ use super::watch::{Watchers, watch};
 use super::{PostgresBuilder, PostgresOpenError};
 use crate::CompleteInError;
 use crate::ask::by_asking;
-use crate::sql::{BATCHES, Core};
+use crate::sql::{BATCHES, Core, try_if_idle};
 
 /// A store of records in PostgreSQL, by Diesel. No libpq is needed.
 ///
@@ -59,7 +59,7 @@ pub struct PostgresBackend {
     shared: Arc<Shared>,
 }
 
-/// Each batch begins with a look-up, which finds a broken connection out by itself.
+/// A connection that is at work is not tried each time that it is lent: see `try_if_idle`.
 const UNTRIED: RecyclingMethod<AsyncPgConnection> = RecyclingMethod::Fast;
 
 /// What all arbiters' sessions are made from.
@@ -231,7 +231,11 @@ fn pool_of(
     config.recycling_method = recycling;
     config.custom_setup = Box::new(move |_| connector.clone().connect().boxed());
     let manager = AsyncDieselConnectionManager::new_with_config("", config);
-    Pool::builder(manager).max_size(size).build().expect("a pool without time-outs")
+    Pool::builder(manager)
+        .max_size(size)
+        .pre_recycle(Hook::async_fn(|connection, metrics| Box::pin(try_if_idle(connection, metrics.last_used()))))
+        .build()
+        .expect("a pool without time-outs")
 }
 
 impl Shared {
@@ -262,6 +266,7 @@ impl Backend for PostgresBackend {
         renew: Renew -> Renewed,
         complete: Complete -> Completed,
         release: Release -> Released,
+        withdraw: Withdraw -> Withdrawn,
         hold: Hold -> Held,
         resolve: Resolve -> Resolved,
     }

@@ -9,7 +9,10 @@ use super::table::Bind;
 use crate::sql::{Fragment, Name, lock_number};
 
 /// Each is applied once, in this order. `{table}` and `{name}` stand for the table's name, with its schema and without.
-const MIGRATIONS: &[&str] = &[include_str!("../../migrations/postgres/1_records.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../../migrations/postgres/1_records.sql"),
+    include_str!("../../migrations/postgres/2_withdrawals.sql"),
+];
 
 /// Where the table is.
 #[derive(Debug, Clone)]

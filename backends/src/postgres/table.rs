@@ -14,12 +14,23 @@ use oncekey::record::StoreTime;
 
 use super::texts::Texts;
 use crate::sql::{
-    Columns, Completion, Dialect, Expected, Failure, FirstClaim, Fragment, Keyed, Part, Row, Written, from_column,
-    time_of,
+    Claimed, Columns, Completion, Dialect, Expected, Failure, FirstClaim, Fragment, Keyed, Part, Row, Written,
+    from_column, time_of,
 };
 
-type RowTypes =
-    (Binary, BigInt, Binary, SmallInt, Nullable<BigInt>, Nullable<SmallInt>, Nullable<Binary>, Nullable<BigInt>);
+type RowTypes = (
+    Binary,
+    BigInt,
+    Binary,
+    SmallInt,
+    Nullable<BigInt>,
+    Nullable<SmallInt>,
+    Nullable<Binary>,
+    Nullable<BigInt>,
+    BigInt,
+    Nullable<Binary>,
+    Nullable<BigInt>,
+);
 
 /// A parameter.
 pub(super) enum Bind<'a> {
@@ -59,7 +70,7 @@ pub(super) struct Postgres {
 }
 
 /// What is written of rows, a column each.
-fn columns<'a>(rows: impl Iterator<Item = &'a Columns<'a>> + Clone) -> [Bind<'a>; 8] {
+fn columns<'a>(rows: impl Iterator<Item = &'a Columns<'a>> + Clone) -> [Bind<'a>; 11] {
     [
         Bind::Blobs(rows.clone().map(|row| row.fingerprint).collect()),
         Bind::BigInts(rows.clone().map(|row| row.attempt).collect()),
@@ -68,16 +79,20 @@ fn columns<'a>(rows: impl Iterator<Item = &'a Columns<'a>> + Clone) -> [Bind<'a>
         Bind::MaybeBigInts(rows.clone().map(|row| row.lease_until).collect()),
         Bind::MaybeSmallInts(rows.clone().map(|row| row.on_abandoned).collect()),
         Bind::MaybeBlobs(rows.clone().map(|row| row.outcome).collect()),
-        Bind::MaybeBigInts(rows.map(|row| row.purge_at).collect()),
+        Bind::MaybeBigInts(rows.clone().map(|row| row.purge_at).collect()),
+        Bind::BigInts(rows.clone().map(|row| row.fencing_token).collect()),
+        Bind::MaybeBlobs(rows.clone().map(|row| row.barrier_owner).collect()),
+        Bind::MaybeBigInts(rows.map(|row| row.barrier_until).collect()),
     ]
 }
 
-fn expected<'a>(rows: impl Iterator<Item = &'a Expected<'a>> + Clone) -> [Bind<'a>; 4] {
+fn expected<'a>(rows: impl Iterator<Item = &'a Expected<'a>> + Clone) -> [Bind<'a>; 5] {
     [
         Bind::Texts(rows.clone().map(|row| row.key).collect()),
         Bind::Blobs(rows.clone().map(|row| row.owner).collect()),
         Bind::SmallInts(rows.clone().map(|row| row.state).collect()),
-        Bind::MaybeBigInts(rows.map(|row| row.lease_until).collect()),
+        Bind::MaybeBigInts(rows.clone().map(|row| row.lease_until).collect()),
+        Bind::MaybeBlobs(rows.map(|row| row.barrier_owner).collect()),
     ]
 }
 
@@ -91,6 +106,8 @@ impl Postgres {
 }
 
 impl Dialect for Postgres {
+    const CONTENTION_IS_FINAL: bool = false;
+
     type Connection = AsyncPgConnection;
     type Pooled = Object<AsyncPgConnection>;
 
@@ -128,7 +145,7 @@ impl Dialect for Postgres {
         Ok(found.map_or((from_column(0), None), |(now, row)| (from_column(now), Some(row))))
     }
 
-    async fn claim(&self, connection: &mut AsyncPgConnection, rows: &[FirstClaim<'_>]) -> QueryResult<Written> {
+    async fn claim(&self, connection: &mut AsyncPgConnection, rows: &[FirstClaim<'_>]) -> QueryResult<Vec<Claimed>> {
         let binds = [
             Bind::Texts(rows.iter().map(|row| row.key).collect()),
             Bind::Blobs(rows.iter().map(|row| row.fingerprint).collect()),
@@ -137,7 +154,7 @@ impl Dialect for Postgres {
             Bind::SmallInts(rows.iter().map(|row| row.on_abandoned).collect()),
             Bind::MaybeBigInts(rows.iter().map(|row| row.kept).collect()),
         ];
-        Fragment::<Binary, _>::new(&self.texts.claim, &binds).load(connection).await.map(Written::Only)
+        Fragment::<(Binary, BigInt), _>::new(&self.texts.claim, &binds).load(connection).await
     }
 
     async fn insert(&self, connection: &mut AsyncPgConnection, rows: &[Columns<'_>]) -> QueryResult<Written> {

@@ -16,21 +16,22 @@ macro_rules! began {
 
 macro_rules! row {
     () => {
-        "r.fingerprint, r.attempt, r.owner, r.state, r.lease_until, r.on_abandoned, r.outcome, r.purge_at"
+        "r.fingerprint, r.attempt, r.owner, r.state, r.lease_until, r.on_abandoned, r.outcome, r.purge_at, \
+         r.fencing_token, r.barrier_owner, r.barrier_until"
     };
 }
 
-/// What a completion writes.
+/// What a completion writes. Where a barrier stands, the outcome is kept for at least as long.
 macro_rules! complete {
     ($outcome:literal, $retention:literal) => {
         concat!(
             "UPDATE {table} AS r SET state = 2, lease_until = NULL, on_abandoned = NULL, outcome = ",
             $outcome,
-            ", purge_at = ",
+            ", purge_at = greatest(",
             now!(),
             " + ",
             $retention,
-            ", watched = r.watched AND r.state = 1 "
+            ", coalesce(r.barrier_until, 0)), watched = r.watched AND r.state = 1 "
         )
     };
 }
@@ -78,7 +79,7 @@ impl Texts {
                     now!(),
                     ", convert_to(r.key, 'UTF8'), coalesce(r.fingerprint, ''), ",
                     "coalesce(r.attempt, 0), coalesce(r.owner, ''), coalesce(r.state, 0::smallint), r.lease_until, ",
-                    "r.on_abandoned, r.outcome, r.purge_at ",
+                    "r.on_abandoned, r.outcome, r.purge_at, coalesce(r.fencing_token, 0), r.barrier_owner, r.barrier_until ",
                     "FROM (VALUES (1)) AS one LEFT JOIN {table} AS r ON r.key = ANY(?)"
                 ),
                 table = table
@@ -89,28 +90,34 @@ impl Texts {
             ),
             claim: format!(
                 concat!(
-                    "INSERT INTO {table} (key, fingerprint, attempt, owner, state, lease_until, on_abandoned, purge_at) ",
-                    "SELECT a.key, a.fingerprint, 1, a.owner, 1, clock.now + a.lease, a.word, clock.now + a.kept ",
+                    "INSERT INTO {table} (key, fingerprint, attempt, owner, state, lease_until, on_abandoned, purge_at, ",
+                    "fencing_token) SELECT a.key, a.fingerprint, 1, a.owner, 1, clock.now + a.lease, a.word, ",
+                    "clock.now + a.kept, clock.now * 1000 ",
                     "FROM (SELECT ",
                     now!(),
                     " AS now) AS clock, unnest(?, ?, ?, ?, ?, ?) AS a (key, fingerprint, owner, lease, word, kept) ",
-                    "ORDER BY a.key COLLATE \"C\" ON CONFLICT (key) DO NOTHING RETURNING convert_to(key, 'UTF8')"
+                    "ORDER BY a.key COLLATE \"C\" ON CONFLICT (key) DO NOTHING ",
+                    "RETURNING convert_to(key, 'UTF8'), fencing_token"
                 ),
                 table = table
             ),
             insert: format!(
                 "INSERT INTO {table} (key, fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, \
-                 purge_at) SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?) AS a (key, b, c, d, e, f, g, h, i) \
+                 purge_at, fencing_token, barrier_owner, barrier_until) \
+                 SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) AS a (key, b, c, d, e, f, g, h, i, j, k, l) \
                  ORDER BY a.key COLLATE \"C\" ON CONFLICT (key) DO NOTHING RETURNING convert_to(key, 'UTF8')"
             ),
             update: format!(
                 "WITH written AS (UPDATE {table} AS r SET fingerprint = a.fingerprint, attempt = a.attempt, \
                  owner = a.owner, state = a.state, lease_until = a.lease_until, on_abandoned = a.on_abandoned, \
-                 outcome = a.outcome, purge_at = a.purge_at, watched = r.watched AND r.state = 1 \
-                 FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) AS a (key, was_owner, was_state, was_lease, \
-                 fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at) \
+                 outcome = a.outcome, purge_at = a.purge_at, fencing_token = a.token, barrier_owner = a.barrier_owner, \
+                 barrier_until = a.barrier_until, watched = r.watched AND r.state = 1 \
+                 FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) AS a (key, was_owner, was_state, was_lease, \
+                 was_barrier, fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at, token, \
+                 barrier_owner, barrier_until) \
                  WHERE r.key = a.key AND r.owner = a.was_owner AND r.state = a.was_state \
                  AND r.lease_until IS NOT DISTINCT FROM a.was_lease \
+                 AND r.barrier_owner IS NOT DISTINCT FROM a.was_barrier \
                  RETURNING r.key, r.watched AND a.state <> 1 AS watched) \
                  SELECT convert_to(key, 'UTF8'), {announce} FROM written"
             ),
@@ -130,9 +137,11 @@ impl Texts {
                 announce = announce_row
             ),
             delete: format!(
-                "WITH written AS (DELETE FROM {table} AS r USING unnest(?, ?, ?, ?) AS a (key, owner, state, lease) \
+                "WITH written AS (DELETE FROM {table} AS r USING unnest(?, ?, ?, ?, ?) AS a (key, owner, state, lease, \
+                 barrier) \
                  WHERE r.key = a.key AND r.owner = a.owner AND r.state = a.state \
-                 AND r.lease_until IS NOT DISTINCT FROM a.lease RETURNING r.key, r.watched) \
+                 AND r.lease_until IS NOT DISTINCT FROM a.lease AND r.barrier_owner IS NOT DISTINCT FROM a.barrier \
+                 RETURNING r.key, r.watched) \
                  SELECT convert_to(key, 'UTF8'), {announce} FROM written"
             ),
             remove: format!(
@@ -145,7 +154,7 @@ impl Texts {
                     now!(),
                     ", convert_to(r.key, 'UTF8'), ",
                     row!(),
-                    " FROM {table} AS r WHERE r.key > ? ",
+                    " FROM {table} AS r WHERE r.key > ? AND r.state <> 4 ",
                     "AND (r.purge_at IS NULL OR r.purge_at > ",
                     began!(),
                     ") ORDER BY r.key LIMIT ?"

@@ -8,6 +8,13 @@
 //! Most steps need no look: a claim of a key that nobody has used, and a completion by the claim's owner. They are tried
 //! so first, in one statement; what that does not take is looked at. Where the last claims met records, the next ones
 //! look first.
+//!
+//! **A step whose statement's answer is lost ends here, as unknown.** It is not decided anew: the statement may still wait
+//! for a lock, or on its way to the server, so that nothing that is read says what will become of it, and a lock on a row
+//! that is not there keeps nothing out. The engine knows what is right for each step: it sends the step of a claim's owner
+//! again, which is as good done twice, and withdraws a claim, which keeps the lost one out. Connections that broke while
+//! they lay in the pool don't lead here: they are tried before they are lent. Where the server has answered, if only by an
+//! error, the statement is finished, and the next look shows what it wrote.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,10 +25,10 @@ use diesel::result::Error;
 use oncekey::backend::{Request, StoreError};
 use oncekey::record::transition::Write;
 use oncekey::record::{Record, State, StoreTime};
-use oncekey::{Key, KeyHasher};
+use oncekey::{FencingToken, Key, KeyHasher};
 
-use super::dialect::{Dialect, Failure, Written};
-use super::error::{of_read, of_write};
+use super::dialect::{Claimed, Dialect, Failure, Written};
+use super::error::{Fate, fate, of_read, of_write};
 use super::lent::Lent;
 use super::row::{Columns, Expected, Row};
 use super::step::{Step, Unseen, step_of};
@@ -89,65 +96,112 @@ struct Open {
     step: Box<dyn Step>,
     found: Option<Record>,
     write: Write,
-    /// Whether its write was sent, and may have been done.
-    sent: bool,
 }
 
-/// Takes what can be taken without a look, of claims or of settlements, and gives the others back.
-///
-/// Whatever fails here is looked at and decided by [`take`]: a step that was done already is found done.
+impl Open {
+    fn new(step: Box<dyn Step>) -> Self {
+        Self { step, found: None, write: Write::Nothing }
+    }
+}
+
+/// What a statement did that needed no look.
+enum Done {
+    Claims(Vec<Claimed>),
+    Completions(Written),
+}
+
+/// Takes what can be taken without a look, of claims or of settlements, and gives the others back, for [`take`] to look at
+/// and decide: a step that was done already is found done.
 async fn take_unseen<D: Dialect>(dialect: &D, steps: Vec<Box<dyn Step>>) -> Vec<Box<dyn Step>> {
-    let (trying, mut rest): (Vec<_>, Vec<_>) = steps.into_iter().partition(|step| step.unseen().is_some());
+    let (mut trying, mut rest): (Vec<_>, Vec<_>) = steps.into_iter().partition(|step| step.unseen().is_some());
     if trying.is_empty() {
         return rest;
     }
+    match try_unseen(dialect, &mut trying).await {
+        // Nothing was sent: `take` tells the reason if it meets it too.
+        None => rest.extend(trying),
+        Some(Ok(Done::Claims(claimed))) => {
+            let tokens: HashMap<&[u8], i64> = claimed.iter().map(|(key, token)| (key.as_slice(), *token)).collect();
+            for mut step in trying {
+                match tokens.get(step.key().as_stored().as_bytes()) {
+                    Some(token) => step.done(FencingToken::new(u64::try_from(*token).unwrap_or(0))),
+                    None => {
+                        step.state().refused();
+                        rest.push(step);
+                    }
+                }
+            }
+        }
+        Some(Ok(Done::Completions(written))) => {
+            let (done, unwritten) = divide(trying, &written, |step| step.key());
+            done.into_iter().for_each(|step| step.done(FencingToken::ZERO));
+            rest.extend(unwritten.into_iter().map(|mut step| {
+                if written != Written::Some {
+                    step.state().refused();
+                }
+                step
+            }));
+        }
+        Some(Err(error)) => rest.extend(trying.into_iter().filter_map(|step| unless_lost::<D>(step, &error))),
+    }
+    rest.sort_unstable_by(|a, b| a.key().cmp(b.key()));
+    rest
+}
+
+/// Runs the statement; `None` if it was not sent.
+async fn try_unseen<D: Dialect>(dialect: &D, trying: &mut [Box<dyn Step>]) -> Option<QueryResult<Done>> {
+    let mut lent = Lent::from(dialect).await.ok()?;
+    let connection = lent.connection().ok()?;
+    trying.iter_mut().for_each(|step| step.state().sent());
     let (mut claims, mut completions) = (Vec::new(), Vec::new());
-    for step in &trying {
+    for step in trying.iter() {
         match step.unseen() {
             Some(Unseen::Claim(row)) => claims.push(row),
             Some(Unseen::Completion(row)) => completions.push(row),
             None => {}
         }
     }
-    let written = async {
-        let mut lent = Lent::from(dialect).await.ok()?;
-        let connection = lent.connection().ok()?;
-        let written = if claims.is_empty() {
-            dialect.complete(connection, &completions).await
-        } else {
-            dialect.claim(connection, &claims).await
-        };
-        let written = written.ok()?;
-        lent.give_back();
-        Some(written)
+    let done = if claims.is_empty() {
+        dialect.complete(connection, &completions).await.map(Done::Completions)
+    } else {
+        dialect.claim(connection, &claims).await.map(Done::Claims)
     };
-    let written = written.await;
-    drop((claims, completions));
-    let written = written.unwrap_or(Written::Some);
-    let (done, unwritten) = divide(trying, &written, |step| step.key());
-    done.into_iter().for_each(Step::done);
-    rest.extend(unwritten);
-    rest.sort_unstable_by(|a, b| a.key().cmp(b.key()));
-    rest
+    if done.is_ok() {
+        lent.give_back();
+    }
+    Some(done)
+}
+
+/// After a failed statement: a step whose answer is lost ends, any other is given back, to be looked at.
+fn unless_lost<D: Dialect>(mut step: Box<dyn Step>, error: &Error) -> Option<Box<dyn Step>> {
+    match fate::<D>(error) {
+        Fate::NotWritten => step.state().refused(),
+        Fate::Finished => {}
+        Fate::Lost => {
+            step.state().lost();
+            step.fail(of_write::<D>(error));
+            return None;
+        }
+    }
+    Some(step)
 }
 
 async fn take<D: Dialect>(dialect: &D, keys_are_new: Option<&KeysAreNew>, steps: Vec<Box<dyn Step>>) {
-    let mut open: Vec<Open> =
-        steps.into_iter().map(|step| Open { step, found: None, write: Write::Nothing, sent: false }).collect();
-    let refuse = |open: Vec<Open>, error: StoreError| {
-        open.into_iter().for_each(|open| open.step.refuse(error.clone()));
+    let mut open: Vec<Open> = steps.into_iter().map(Open::new).collect();
+    let fail = |open: Vec<Open>, error: StoreError| {
+        open.into_iter().for_each(|open| open.step.fail(error.clone()));
     };
     for tries in 0..MAX_TRIES {
         let (mut lent, now, found) = match read(dialect, &open).await {
             Ok(read) => read,
-            Err(error) => return refuse(open, error),
+            Err(error) => return fail(open, error),
         };
         if let (Some(new), 0) = (keys_are_new, tries) {
             new.0.store(found.is_empty(), Ordering::Relaxed);
         }
         let connection = match lent.connection() {
             Ok(connection) => connection,
-            Err(error) => return refuse(open, error),
+            Err(error) => return fail(open, error),
         };
         let (writing, replays) = decide(open, found, now);
         open = writing;
@@ -158,7 +212,7 @@ async fn take<D: Dialect>(dialect: &D, keys_are_new: Option<&KeysAreNew>, steps:
                 Err(error) => {
                     open.extend(replays);
                     if D::failure(&error) != Failure::Contended {
-                        return refuse(open, of_read::<D>(&error));
+                        return fail(open, of_read::<D>(&error));
                     }
                     open.sort_unstable_by(|a, b| a.step.key().cmp(b.step.key()));
                     lent.give_back();
@@ -169,7 +223,8 @@ async fn take<D: Dialect>(dialect: &D, keys_are_new: Option<&KeysAreNew>, steps:
         }
         match write(dialect, connection, &mut open).await {
             Ok(()) => lent.give_back(),
-            Err(error) if D::failure(&error) == Failure::Contended => {}
+            // Those whose answer is lost have ended; what is open was not sent.
+            Err(error) if D::failure(&error) == Failure::Contended || fate::<D>(&error) == Fate::Lost => {}
             Err(error) if matches!(D::failure(&error), Failure::Refused | Failure::Other) && open.len() > 1 => {
                 // One of the rows is at fault: each goes by itself, so that its neighbours don't share its fate.
                 drop(lent);
@@ -178,14 +233,14 @@ async fn take<D: Dialect>(dialect: &D, keys_are_new: Option<&KeysAreNew>, steps:
                 }
                 return;
             }
-            Err(error) => return refuse(open, of_write::<D>(&error)),
+            Err(error) => return fail(open, of_write::<D>(&error)),
         }
         if open.is_empty() {
             return;
         }
         pause(tries).await;
     }
-    refuse(open, StoreError::unavailable("others changed the record again and again"));
+    fail(open, StoreError::unavailable("others changed the record again and again"));
 }
 
 /// Reads the rows of all keys. A connection that broke while it lay in the pool is found out here, before anything is
@@ -212,8 +267,8 @@ fn decide(open: Vec<Open>, mut rows: HashMap<Vec<u8>, Row>, now: StoreTime) -> (
                 continue;
             }
         };
-        // It was this step that wrote it: the database did not say so.
-        let is_done = open.sent
+        // Its last statement is finished, but the database did not say which rows it wrote: this look shows it.
+        let is_done = open.step.state().may_have_been_executed()
             && match &open.write {
                 Write::Put(record) => found.as_ref() == Some(record),
                 Write::Delete => found.is_none(),
@@ -223,8 +278,9 @@ fn decide(open: Vec<Open>, mut rows: HashMap<Vec<u8>, Row>, now: StoreTime) -> (
             open.step.answer();
             continue;
         }
+        open.step.state().refused();
         open.write = open.step.decide(found.as_ref(), now);
-        (open.found, open.sent) = (found, false);
+        open.found = found;
         match open.write {
             Write::Nothing if is_completed(open.found.as_ref()) => replays.push(open),
             Write::Nothing => open.step.answer(),
@@ -240,6 +296,7 @@ fn is_completed(found: Option<&Record>) -> bool {
 
 /// Writes what was decided and answers what is written; the rest stays in `open`.
 async fn write<D: Dialect>(dialect: &D, connection: &mut D::Connection, open: &mut Vec<Open>) -> QueryResult<()> {
+    let sent = |steps: &mut [Open]| steps.iter_mut().for_each(|open| open.step.state().sent());
     let (mut inserts, mut updates, mut deletes) = (Vec::new(), Vec::new(), Vec::new());
     for open in open.drain(..) {
         match (&open.write, &open.found) {
@@ -250,31 +307,34 @@ async fn write<D: Dialect>(dialect: &D, connection: &mut D::Connection, open: &m
     }
     let mut result = Ok(());
     if !inserts.is_empty() {
+        sent(&mut inserts);
         let rows: Vec<_> = inserts.iter().filter_map(put).collect();
         let written = dialect.insert(connection, &rows).await;
         drop(rows);
-        result = keep_unwritten(inserts, written, open);
+        result = keep_unwritten::<D>(inserts, written, open);
     }
     if !updates.is_empty() {
         // After a failure the others are left as they are: they come again.
-        let written = match &result {
-            Ok(()) => {
-                let rows: Vec<_> = updates.iter().filter_map(|open| Some((expected(open)?, put(open)?))).collect();
-                dialect.update(connection, &rows).await
-            }
-            Err(_) => Ok(Written::Only(Vec::new())),
-        };
-        result = result.and(keep_unwritten(updates, written, open));
+        if result.is_ok() {
+            sent(&mut updates);
+            let rows: Vec<_> = updates.iter().filter_map(|open| Some((expected(open)?, put(open)?))).collect();
+            let written = dialect.update(connection, &rows).await;
+            drop(rows);
+            result = keep_unwritten::<D>(updates, written, open);
+        } else {
+            open.append(&mut updates);
+        }
     }
     if !deletes.is_empty() {
-        let written = match &result {
-            Ok(()) => {
-                let rows: Vec<_> = deletes.iter().filter_map(expected).collect();
-                dialect.delete(connection, &rows).await
-            }
-            Err(_) => Ok(Written::Only(Vec::new())),
-        };
-        result = result.and(keep_unwritten(deletes, written, open));
+        if result.is_ok() {
+            sent(&mut deletes);
+            let rows: Vec<_> = deletes.iter().filter_map(expected).collect();
+            let written = dialect.delete(connection, &rows).await;
+            drop(rows);
+            result = keep_unwritten::<D>(deletes, written, open);
+        } else {
+            open.append(&mut deletes);
+        }
     }
     open.sort_unstable_by(|a, b| a.step.key().cmp(b.step.key()));
     result
@@ -291,18 +351,24 @@ fn expected(open: &Open) -> Option<Expected<'_>> {
     open.found.as_ref().map(|found| Expected::of(open.step.key(), found))
 }
 
-fn keep_unwritten(sent: Vec<Open>, written: Result<Written, Error>, open: &mut Vec<Open>) -> QueryResult<()> {
+fn keep_unwritten<D: Dialect>(sent: Vec<Open>, written: QueryResult<Written>, open: &mut Vec<Open>) -> QueryResult<()> {
     let written = match written {
         Ok(written) => written,
         Err(error) => {
-            open.extend(sent);
+            open.extend(sent.into_iter().filter_map(|Open { step, found, write }| {
+                unless_lost::<D>(step, &error).map(|step| Open { step, found, write })
+            }));
             return Err(error);
         }
     };
     let (done, unwritten) = divide(sent, &written, |open| open.step.key());
     done.into_iter().for_each(|open| open.step.answer());
-    let may_be_done = written == Written::Some;
-    open.extend(unwritten.into_iter().map(|open| Open { sent: may_be_done || open.sent, ..open }));
+    open.extend(unwritten.into_iter().map(|mut open| {
+        if written != Written::Some {
+            open.step.state().refused();
+        }
+        open
+    }));
     Ok(())
 }
 

@@ -72,7 +72,11 @@ impl<D: Dialect> Core<D> {
 
     /// Takes a batch: `other` takes what is no step.
     pub(crate) async fn execute<Fut: Future<Output = ()>>(&self, batch: Vec<Request>, other: impl Fn(Request) -> Fut) {
-        let (others, rounds) = rounds(batch);
+        // A removal has more to do than its step where the row is no record.
+        let (removals, batch): (Vec<_>, Vec<_>) =
+            batch.into_iter().partition(|request| matches!(request, Request::Remove(..)));
+        let (mut others, rounds) = rounds(batch);
+        others.extend(removals);
         let taken = async {
             for round in rounds {
                 take_round(&*self.dialect, &self.keys_are_new, round).await;
@@ -98,6 +102,9 @@ impl<D: Dialect> Core<D> {
         let depth = AnsiTransactionManager::transaction_manager_status_mut(connection).transaction_depth()?;
         if depth.is_none() {
             return Err(CompleteInError::NoTransaction);
+        }
+        if !self.dialect.is_in_transaction(connection).await? {
+            return Err(CompleteInError::TransactionEnded);
         }
         match self.dialect.complete(connection, &[Completion::of(message)]).await? {
             Written::All => return Ok(()),
@@ -140,6 +147,11 @@ impl<D: Dialect> Core<D> {
     }
 
     pub(crate) async fn remove(&self, message: Remove) -> Result<Removed, StoreError> {
+        let removed = self.ask(|reply| Request::Remove(message.clone(), reply)).await;
+        if !matches!(removed, Err(StoreError::Corrupt(_))) {
+            return removed;
+        }
+        // What is no record has neither a token nor a barrier to keep.
         let key = message.key.as_stored();
         let removed = self.writing(async |dialect, connection| dialect.remove(connection, key).await).await?;
         Ok(if removed { Removed::Removed } else { Removed::Absent })

@@ -1,15 +1,19 @@
 //! What a database must say in its own words.
 
+use std::future::ready;
 use std::ops::DerefMut;
 
 use diesel::QueryResult;
 use diesel::result::Error;
-use diesel_async::{AnsiTransactionManager, AsyncConnection};
+use diesel_async::{AnsiTransactionManager, AsyncConnection, TransactionManager as _};
 use oncekey::backend::StoreError;
 use oncekey::record::StoreTime;
 
 use super::row::{Columns, Expected, Row};
 use super::step::{Completion, FirstClaim};
+
+/// A key that was claimed, and its fencing token.
+pub(crate) type Claimed = (Vec<u8>, i64);
 
 /// A record's key and its row.
 pub(crate) type Keyed = (Vec<u8>, Row);
@@ -78,12 +82,13 @@ pub(crate) trait Dialect: Send + Sync + 'static {
     ) -> impl Future<Output = QueryResult<(StoreTime, Option<Row>)>> + Send;
 
     /// Claims keys that have no row, counting leases from the server's time: what
-    /// [`transition::acquire`](oncekey::record::transition::acquire) decides of them, without a look before.
+    /// [`transition::acquire`](oncekey::record::transition::acquire) decides of them, without a look before. Returns the
+    /// keys that it claimed.
     fn claim(
         &self,
         connection: &mut Self::Connection,
         rows: &[FirstClaim<'_>],
-    ) -> impl Future<Output = QueryResult<Written>> + Send;
+    ) -> impl Future<Output = QueryResult<Vec<Claimed>>> + Send;
 
     /// Inserts rows where there are none.
     fn insert(
@@ -114,7 +119,7 @@ pub(crate) trait Dialect: Send + Sync + 'static {
         rows: &[Expected<'_>],
     ) -> impl Future<Output = QueryResult<Written>> + Send;
 
-    /// Deletes a key's row, whatever it is.
+    /// Deletes a key's row, also one that is no record.
     fn remove(&self, connection: &mut Self::Connection, key: &str) -> impl Future<Output = QueryResult<bool>> + Send;
 
     /// Reads rows whose time is not over after a key, in the order of the keys' bytes.
@@ -133,4 +138,29 @@ pub(crate) trait Dialect: Send + Sync + 'static {
     fn stats(&self, connection: &mut Self::Connection) -> impl Future<Output = QueryResult<Vec<(i16, i64)>>> + Send;
 
     fn failure(error: &Error) -> Failure;
+
+    /// Whether a statement that failed for another transaction's sake may have undone what its own transaction did before,
+    /// so that the transaction has failed even if the operation passes over the error. PostgreSQL refuses every further
+    /// statement by itself.
+    const CONTENTION_IS_FINAL: bool;
+
+    /// Opens the transaction of an operation.
+    fn begin(&self, connection: &mut Self::Connection) -> impl Future<Output = QueryResult<()>> + Send {
+        AnsiTransactionManager::begin_transaction(connection)
+    }
+
+    /// Whether the open transaction is still the one that [`begin`](Self::begin) opened.
+    fn is_as_begun(&self, _: &mut Self::Connection) -> impl Future<Output = QueryResult<bool>> + Send {
+        ready(Ok(true))
+    }
+
+    /// Sets the connection back to what it was before [`begin`](Self::begin), once its transaction has ended.
+    fn set_back(&self, _: &mut Self::Connection) -> impl Future<Output = QueryResult<()>> + Send {
+        ready(Ok(()))
+    }
+
+    /// Whether the server has a transaction open on the caller's own connection, where Diesel believes that it has.
+    fn is_in_transaction(&self, _: &mut Self::Connection) -> impl Future<Output = QueryResult<bool>> + Send {
+        ready(Ok(true))
+    }
 }

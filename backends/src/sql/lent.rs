@@ -1,10 +1,29 @@
 //! Connections from the pool that don't outlive what went wrong on them.
 
+use std::time::Duration;
+
 use diesel::QueryResult;
 use diesel::result::Error;
+use diesel_async::SimpleAsyncConnection;
+use diesel_async::pooled_connection::deadpool::HookError;
 use oncekey::backend::StoreError;
 
 use super::dialect::{Dialect, Failure};
+
+/// A connection that was lent within this time is taken to be alive. So connections at work pay nothing.
+const SURELY_ALIVE: Duration = Duration::from_millis(500);
+
+/// Tries a connection that lay in its pool for a while, before it is lent: after the server's restart, or past its limit
+/// for idle connections, a claim that is sent on it would end as unknown. Its pool replaces a connection that fails here.
+pub(crate) async fn try_if_idle<C>(connection: &mut C, idle: Duration) -> Result<(), HookError>
+where
+    C: SimpleAsyncConnection + Send,
+{
+    if idle < SURELY_ALIVE {
+        return Ok(());
+    }
+    connection.batch_execute("SELECT 1").await.map_err(|error| HookError::message(error.to_string()))
+}
 
 /// A connection that is at work. Unless it is [given back](Self::give_back) it is closed: a future that was dropped
 /// midway, or an error, may leave a statement or a transaction on it, whose locks would live on in the pool.

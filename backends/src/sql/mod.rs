@@ -13,12 +13,13 @@ mod step;
 mod transaction;
 
 pub(crate) use core::{BATCHES, Core};
-pub(crate) use dialect::{Dialect, Failure, Keyed, Written};
+pub(crate) use dialect::{Claimed, Dialect, Failure, Keyed, Written};
 #[cfg(feature = "postgres")]
 pub(crate) use error::of_read;
 pub(crate) use fragment::{Fragment, Part};
 #[cfg(feature = "postgres")]
 pub(crate) use lent::Lent;
+pub(crate) use lent::try_if_idle;
 pub use name::InvalidName;
 pub(crate) use name::{Name, lock_number};
 pub(crate) use row::{Columns, Expected, Row, from_column, time_of};

@@ -4,7 +4,7 @@ use oncekey::Key;
 use oncekey::backend::StoreError;
 use oncekey::record::{Record, StoreTime};
 
-use crate::columns::{Stored, outcome_of, state_of, to_column};
+use crate::columns::{Stored, barrier_of, outcome_of, state_of, to_column, token_of};
 
 /// What is read of a row, the key aside.
 #[derive(Debug, Clone, diesel::Queryable)]
@@ -17,6 +17,9 @@ pub(crate) struct Row {
     pub(crate) on_abandoned: Option<i16>,
     pub(crate) outcome: Option<Vec<u8>>,
     pub(crate) purge_at: Option<i64>,
+    pub(crate) fencing_token: i64,
+    pub(crate) barrier_owner: Option<Vec<u8>>,
+    pub(crate) barrier_until: Option<i64>,
 }
 
 /// What is written of a record.
@@ -31,18 +34,23 @@ pub(crate) struct Columns<'a> {
     pub(crate) on_abandoned: Option<i16>,
     pub(crate) outcome: Option<&'a [u8]>,
     pub(crate) purge_at: Option<i64>,
+    pub(crate) fencing_token: i64,
+    pub(crate) barrier_owner: Option<&'a [u8]>,
+    pub(crate) barrier_until: Option<i64>,
 }
 
 /// What a row must still be for a write that was decided on it.
 ///
-/// A record that differs in nothing of this differs in nothing: each claim has an owner of its own, a claim changes by
-/// its lease, and every other change is one of the state.
+/// A record that differs in nothing of this differs in nothing that a step is decided by: each claim has an owner of its
+/// own, a claim changes by its lease, a withdrawal changes the barrier, and every other change is one of the state. So a
+/// write that was decided before a withdrawal and arrives after it does nothing.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Expected<'a> {
     pub(crate) key: &'a str,
     pub(crate) owner: &'a [u8],
     pub(crate) state: i16,
     pub(crate) lease_until: Option<i64>,
+    pub(crate) barrier_owner: Option<&'a [u8]>,
 }
 
 pub(crate) fn from_column(millis: i64) -> StoreTime {
@@ -57,6 +65,7 @@ pub(crate) fn time_of<R>(rows: &[R], time: impl Fn(&R) -> i64) -> i64 {
 impl<'a> Columns<'a> {
     pub(crate) fn of(key: &'a Key, record: &'a Record) -> Self {
         let (state, lease_until, on_abandoned) = state_of(record);
+        let (barrier_owner, barrier_until) = barrier_of(record);
         Self {
             key: key.as_stored(),
             fingerprint: record.fingerprint.as_bytes(),
@@ -67,6 +76,9 @@ impl<'a> Columns<'a> {
             on_abandoned,
             outcome: outcome_of(record),
             purge_at: record.purge_at().map(to_column),
+            fencing_token: token_of(record),
+            barrier_owner,
+            barrier_until,
         }
     }
 }
@@ -74,14 +86,26 @@ impl<'a> Columns<'a> {
 impl<'a> Expected<'a> {
     pub(crate) fn of(key: &'a Key, found: &'a Record) -> Self {
         let (state, lease_until, _) = state_of(found);
-        Self { key: key.as_stored(), owner: found.owner.as_bytes(), state, lease_until }
+        let (barrier_owner, _) = barrier_of(found);
+        Self { key: key.as_stored(), owner: found.owner.as_bytes(), state, lease_until, barrier_owner }
     }
 }
 
 impl Row {
     pub(crate) fn decode(self) -> Result<Record, StoreError> {
-        let Self { fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at } = self;
-        let (state, on_abandoned) = (state.into(), on_abandoned.map(i64::from));
-        Stored { fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at }.decode()
+        Stored {
+            fingerprint: self.fingerprint,
+            attempt: self.attempt,
+            owner: self.owner,
+            state: self.state.into(),
+            lease_until: self.lease_until,
+            on_abandoned: self.on_abandoned.map(i64::from),
+            outcome: self.outcome,
+            purge_at: self.purge_at,
+            fencing_token: self.fencing_token,
+            barrier_owner: self.barrier_owner,
+            barrier_until: self.barrier_until,
+        }
+        .decode()
     }
 }

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use oncekey::backend::{
-    Acquire, Acquired, Complete, Completed, Hold, Release, Renew, Reply, Request, Resolve, StoreError,
+    Acquire, Acquired, Complete, Completed, Hold, Release, Remove, Renew, Reply, Request, Resolve, StepState,
+    StoreError, Withdraw,
 };
 use oncekey::record::transition::{self, Write};
 use oncekey::record::{ABANDONED_CLAIM_KEPT, Record, StoreTime};
-use oncekey::{Attempt, Key, OnAbandoned};
+use oncekey::{Attempt, FencingToken, Key, OnAbandoned};
 
 use crate::columns::word_of;
 
@@ -21,8 +22,11 @@ pub(crate) trait Step: Send {
     /// What it asks for, if that can be done without a look before.
     fn unseen(&self) -> Option<Unseen<'_>>;
 
-    /// Tells that what it asked for was done without a decision.
-    fn done(self: Box<Self>);
+    /// What is known about it.
+    fn state(&mut self) -> &mut StepState;
+
+    /// Answers that what it asked for was done without a decision. A claim has this fencing token.
+    fn done(self: Box<Self>, token: FencingToken);
 
     /// Decides on what was found; the answer is kept until [`answer`](Self::answer).
     fn decide(&mut self, found: Option<&Record>, now: StoreTime) -> Write;
@@ -30,7 +34,11 @@ pub(crate) trait Step: Send {
     /// Tells what was decided last: its write is done.
     fn answer(self: Box<Self>);
 
+    /// Ends it with the store's own error: it was not executed this time.
     fn refuse(self: Box<Self>, error: StoreError);
+
+    /// Ends it without an answer.
+    fn fail(self: Box<Self>, error: StoreError);
 }
 
 /// What nearly every step is, in the form of a statement's row.
@@ -101,7 +109,7 @@ struct Pending<M, A> {
     transition: fn(Option<&Record>, StoreTime, &M) -> transition::Step<A>,
     is_acquire: bool,
     unseen: fn(&M) -> Option<Unseen<'_>>,
-    done: Option<A>,
+    done: Option<fn(FencingToken) -> A>,
     decided: Option<A>,
     reply: Reply<A>,
 }
@@ -119,9 +127,13 @@ impl<M: Send, A: Send> Step for Pending<M, A> {
         (self.unseen)(&self.message)
     }
 
-    fn done(self: Box<Self>) {
+    fn state(&mut self) -> &mut StepState {
+        self.reply.state()
+    }
+
+    fn done(self: Box<Self>, token: FencingToken) {
         if let Some(done) = self.done {
-            self.reply.send(Ok(done));
+            self.reply.send(Ok(done(token)));
         }
     }
 
@@ -140,6 +152,10 @@ impl<M: Send, A: Send> Step for Pending<M, A> {
 
     fn refuse(self: Box<Self>, error: StoreError) {
         self.reply.send(Err(error));
+    }
+
+    fn fail(self: Box<Self>, error: StoreError) {
+        self.reply.fail(error);
     }
 }
 
@@ -164,16 +180,18 @@ pub(crate) fn step_of(request: Request) -> Result<Box<dyn Step>, Request> {
         Request::Acquire(message, reply) => Box::new(Pending {
             is_acquire: true,
             unseen: |message| Some(Unseen::Claim(FirstClaim::of(message))),
-            done: Some(Acquired::Claimed { attempt: Attempt::FIRST, took_over: false }),
+            done: Some(|token| Acquired::Claimed { attempt: Attempt::FIRST, token, took_over: false }),
             ..pending!(message, reply, Acquire, transition::acquire)
         }),
         Request::Complete(message, reply) => Box::new(Pending {
             unseen: |message| Some(Unseen::Completion(Completion::of(message))),
-            done: Some(Completed::Stored),
+            done: Some(|_| Completed::Stored),
             ..pending!(message, reply, Complete, transition::complete)
         }),
         Request::Renew(message, reply) => Box::new(pending!(message, reply, Renew, transition::renew)),
         Request::Release(message, reply) => Box::new(pending!(message, reply, Release, transition::release)),
+        Request::Withdraw(message, reply) => Box::new(pending!(message, reply, Withdraw, transition::withdraw)),
+        Request::Remove(message, reply) => Box::new(pending!(message, reply, Remove, transition::remove)),
         Request::Hold(message, reply) => Box::new(pending!(message, reply, Hold, transition::hold)),
         Request::Resolve(message, reply) => Box::new(pending!(message, reply, Resolve, transition::resolve)),
         other => return Err(other),
@@ -200,9 +218,11 @@ mod tests {
                     owner: Owner::random(),
                     lease,
                     on_abandoned,
+                    past_withdrawal: None,
                 };
                 let step = transition::acquire(None, now, &message);
-                assert_eq!(step.answer, Acquired::Claimed { attempt: Attempt::FIRST, took_over: false });
+                let token = FencingToken::new(1_000_000_000);
+                assert_eq!(step.answer, Acquired::Claimed { attempt: Attempt::FIRST, token, took_over: false });
                 let Write::Put(record) = step.write else { panic!("{:?}", step.write) };
                 let (decided, unseen) = (Columns::of(&message.key, &record), FirstClaim::of(&message));
                 assert_eq!(
@@ -212,6 +232,8 @@ mod tests {
                 assert_eq!((decided.state, decided.attempt, decided.outcome), (1, 1, None));
                 assert_eq!(decided.on_abandoned, Some(unseen.on_abandoned));
                 assert_eq!(decided.lease_until, Some(1_000_000 + unseen.lease));
+                // What the statement computes of the server's time.
+                assert_eq!((decided.fencing_token, decided.barrier_owner), (1_000_000 * 1_000, None));
                 assert_eq!(decided.purge_at, unseen.kept.map(|kept| 1_000_000 + kept));
             }
         }

@@ -16,7 +16,7 @@ use oncekey::record::{Record, SealedOutcome, State};
 
 use super::batch::pause;
 use super::dialect::{Dialect, Failure, Written};
-use super::error::{of_read, of_write};
+use super::error::{Fate, fate, of_read, of_write};
 use super::lent::Lent;
 use super::noticing::Noticing;
 use super::row::{Columns, Expected, Row};
@@ -50,7 +50,10 @@ pub(crate) async fn complete<D: Dialect>(dialect: &D, mut message: CompleteInTra
                     Some(default) => connection.set_instrumentation(default),
                     None => connection.set_instrumentation(None::<Box<dyn diesel::connection::Instrumentation>>),
                 }
-                lent.give_back();
+                // The answer stands: a connection that can't be set back is closed.
+                if dialect.set_back(connection).await.is_ok() {
+                    lent.give_back();
+                }
                 match tried {
                     Tried::Done(answer) => return Ok(answer),
                     Tried::Contended(answer) if reruns >= MAX_RERUNS => return Ok(answer),
@@ -67,7 +70,7 @@ pub(crate) async fn complete<D: Dialect>(dialect: &D, mut message: CompleteInTra
 
 /// Opens a transaction. A connection that broke while it lay in the pool is found out here, where nothing has run yet.
 async fn begin<D: Dialect>(dialect: &D) -> Result<Lent<D>, StoreError> {
-    let begin = async |connection: &mut D::Connection| AnsiTransactionManager::begin_transaction(connection).await;
+    let begin = async |connection: &mut D::Connection| dialect.begin(connection).await;
     Ok(Lent::after(dialect, &[Failure::Disconnected], of_read::<D>, begin).await?.0)
 }
 
@@ -81,11 +84,16 @@ async fn try_once<D: Dialect>(
     // Asked before the operation runs, so that a holder that has lost its claim writes nothing. The row is not locked
     // yet: the claim's heartbeats go on while the operation runs, and wait for nobody.
     let key = message.key.as_stored();
-    let (now, rows) = match dialect.read(connection, &[key]).await {
-        Ok(read) => read,
-        Err(error) => return Err(of_read::<D>(&error)),
+    let read = if message.operation.is_probe() {
+        // A commit that waits for a standby is not seen by those who only read, but it keeps its lock on the row: whoever
+        // has the lock knows how every commit before it ended.
+        dialect.lock(connection, key).await
+    } else {
+        let read = dialect.read(connection, &[key]).await;
+        read.map(|(now, rows)| (now, rows.into_iter().next().map(|(_, row)| row)))
     };
-    let found = rows.into_iter().next().map(|(_, row)| row.decode()).transpose()?;
+    let (now, row) = read.map_err(|error| of_read::<D>(&error))?;
+    let found = row.map(Row::decode).transpose()?;
     // With an outcome that is never written.
     let mut complete = Complete {
         key: message.key.clone(),
@@ -107,10 +115,16 @@ async fn try_once<D: Dialect>(
     }
     let ran = AssertUnwindSafe(message.operation.run_async(connection)).catch_unwind().await;
     let depth = AnsiTransactionManager::transaction_manager_status_mut(connection).transaction_depth();
+    if D::CONTENTION_IS_FINAL && contended.load(Ordering::Relaxed) && matches!(ran, Ok(Ok(_))) {
+        // The operation has passed over the error, and does not know that its rows are gone. What it wrote since is rolled
+        // back as well: see `Dialect::begin`.
+        roll_back(connection).await?;
+        return Ok(Tried::Contended(CompletedInTransaction::RolledBack));
+    }
     let failure = match ran {
         Ok(Ok(outcome)) if matches!(depth, Ok(Some(depth)) if depth.get() == 1) => {
             complete.outcome = outcome;
-            return keep(dialect, connection, &complete).await;
+            return keep(dialect, connection, &complete, contended).await;
         }
         // It left a transaction of its own open, so that what it meant to be committed is not known.
         Ok(Ok(_)) | Err(_) | Ok(Err(OperationFailure::RollBack)) => CompletedInTransaction::RolledBack,
@@ -127,8 +141,18 @@ async fn keep<D: Dialect>(
     dialect: &D,
     connection: &mut D::Connection,
     complete: &Complete,
+    contended: &AtomicBool,
 ) -> Result<Tried, StoreError> {
-    let contended = Ok(Tried::Contended(CompletedInTransaction::RolledBack));
+    let gave_up = Ok(Tried::Contended(CompletedInTransaction::RolledBack));
+    match dialect.is_as_begun(connection).await {
+        Ok(true) => {}
+        // Not run again: what it wrote before a COMMIT of its own would be written twice.
+        Ok(false) => {
+            roll_back(connection).await?;
+            return Err(StoreError::TransactionEnded);
+        }
+        Err(error) => return Err(StoreError::unavailable(error)),
+    }
     let written = match dialect.lock(connection, complete.key.as_stored()).await {
         Ok((now, row)) => {
             let found = row.map(Row::decode).transpose()?;
@@ -157,19 +181,26 @@ async fn keep<D: Dialect>(
             roll_back(connection).await?;
             return Ok(Tried::Done(CompletedInTransaction::Lost));
         }
-        Err(error) if D::failure(&error) == Failure::Contended => {
+        // Here PostgreSQL refuses to go on after a failure that the operation has passed over.
+        Err(error)
+            if D::failure(&error) == Failure::Contended
+                || contended.load(Ordering::Relaxed) && D::failure(&error) != Failure::Disconnected =>
+        {
             roll_back(connection).await?;
-            return contended;
+            return gave_up;
         }
-        // Nothing was committed: the connection is closed with its transaction open.
+        // COMMIT was not sent, and the transaction was open: the server rolls it back when the connection is closed.
         Err(error) => return Err(StoreError::unavailable(error)),
     }
     match AnsiTransactionManager::commit_transaction(connection).await {
         Ok(()) => Ok(Tried::Done(CompletedInTransaction::Stored { outcome: complete.outcome.clone() })),
-        Err(error) if D::failure(&error) == Failure::Contended => contended,
-        // A deferred constraint of the operation's rows, for one: the database rolled back.
-        Err(error) if D::failure(&error) == Failure::Refused => Ok(Tried::Done(CompletedInTransaction::RolledBack)),
-        Err(error) => Err(of_write::<D>(&error)),
+        // COMMIT was sent. Only what the server says of it counts.
+        Err(error) => match (fate::<D>(&error), D::failure(&error)) {
+            (Fate::NotWritten, Failure::Contended) => gave_up,
+            // A deferred constraint of the operation's rows, for one: the database rolled back.
+            (Fate::NotWritten, Failure::Refused) => Ok(Tried::Done(CompletedInTransaction::RolledBack)),
+            _ => Err(of_write::<D>(&error)),
+        },
     }
 }
 
@@ -180,6 +211,8 @@ async fn stored_before<D: Dialect>(
     outcome: SealedOutcome,
 ) -> Result<Tried, StoreError> {
     roll_back(connection).await?;
+    // Otherwise the flush would be part of a transaction that nobody commits.
+    dialect.set_back(connection).await.map_err(|error| of_read::<D>(&error))?;
     dialect.await_flush(connection).await.map_err(|error| of_read::<D>(&error))?;
     Ok(Tried::Done(CompletedInTransaction::Stored { outcome }))
 }

@@ -120,6 +120,11 @@ impl AtRest {
         Names { plain, stored }
     }
 
+    /// Whether `stored`, as the store shows it, is the fingerprint of what is asked under the key.
+    pub(crate) fn is_of(&self, key: &Key, asked: Fingerprint, stored: Fingerprint) -> bool {
+        self.fingerprint(&self.names(key.clone()), asked) == stored
+    }
+
     fn fingerprint(&self, names: &Names, asked: Fingerprint) -> Fingerprint {
         match &self.hashing {
             Some(hashing) => hashing.fingerprint(&names.stored, &asked),

@@ -9,15 +9,20 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 use futures_util::future::{FutureExt as _, LocalBoxFuture};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use tokio::sync::oneshot;
 use tokio::task::yield_now;
 use tokio::time::timeout;
 use tracing::error;
 
-use super::{Backend, Changed, Request};
+use super::{Backend, Changed, Reply, Request, Watch};
 
 /// One message for the store.
 #[derive(Debug)]
-pub(crate) struct Persist(pub(crate) Request);
+pub(crate) enum Persist {
+    Step(Request),
+    /// A watch that ends when the sender's other half is dropped.
+    Watch(Watch, Reply<Changed>, oneshot::Receiver<()>),
+}
 
 impl Message for Persist {
     type Result = ();
@@ -50,13 +55,16 @@ impl<B: Backend> BackendActor<B> {
         }
     }
 
-    fn watch(&mut self, request: Request, limit: Duration) {
-        let Request::Watch(message, reply) = request else { return };
-        let backend = Rc::clone(&self.backend);
+    fn watch(&mut self, message: Watch, reply: Reply<Changed>, ended: oneshot::Receiver<()>) {
+        let (backend, limit) = (Rc::clone(&self.backend), message.limit);
         self.watches.push(Box::pin(async move {
-            let watched = AssertUnwindSafe(timeout(limit, backend.watch(message))).catch_unwind().await;
-            // At its limit the hint to ask again is right as well.
-            reply.send(watched.unwrap_or(Ok(Ok(Changed))).unwrap_or(Ok(Changed)));
+            let watching = async move { backend.watch(message).await };
+            let watched = AssertUnwindSafe(timeout(limit, watching)).catch_unwind();
+            tokio::select! {
+                // At its limit the hint to ask again is right as well.
+                watched = watched => reply.send(watched.unwrap_or(Ok(Ok(Changed))).unwrap_or(Ok(Changed))),
+                _ = ended => {}
+            }
         }));
     }
 
@@ -104,7 +112,7 @@ impl<B: Backend> BackendActor<B> {
                 let (deadline, seconds, started) = (self.deadline, self.batch_seconds.clone(), Instant::now());
                 self.batch_size.record(size as f64);
                 self.batches.push(Box::pin(async move {
-                    // Past the deadline the batch is dropped, and with it its replies: they answer "unknown".
+                    // Past the deadline the batch is dropped, and with it its replies: they say what is known of each step.
                     if let Ok(Err(_)) = timeout(deadline, steps).await {
                         report_panic();
                     }
@@ -144,12 +152,12 @@ impl<B: Backend> Actor for BackendActor<B> {
 impl<B: Backend> Handler<Persist> for BackendActor<B> {
     type Result = ();
 
-    fn handle(&mut self, Persist(request): Persist, _: &mut Self::Context) {
+    fn handle(&mut self, persist: Persist, _: &mut Self::Context) {
+        let request = match persist {
+            Persist::Watch(message, reply, ended) => return self.watch(message, reply, ended),
+            Persist::Step(request) => request,
+        };
         match &request {
-            Request::Watch(message, _) => {
-                let limit = message.limit;
-                self.watch(request, limit);
-            }
             // Where batches are not limited nothing waits for one.
             Request::CompleteInTransaction(..) if self.backend.batches_under_way() < usize::MAX => {
                 self.transact(request);

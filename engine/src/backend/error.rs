@@ -39,6 +39,14 @@ pub enum StoreError {
     /// The outcome that is stored, or to be stored, is none of the key's.
     #[error("the stored outcome can't be read: {0}")]
     Outcome(CorruptOutcome),
+    /// The transaction in which an operation ran had ended before its outcome was to be written: by a statement of the
+    /// operation that commits, or by a deadlock whose error the operation has passed over. The outcome was not written.
+    /// **What the operation wrote may be committed in part.** The same call would do the same again.
+    #[error(
+        "the operation's transaction ended before its outcome was written, by a COMMIT, a DDL statement or a deadlock that \
+         the operation did not report: what it wrote may be committed in part"
+    )]
+    TransactionEnded,
     /// The backend has no such ability.
     #[error("this store does not support {0}")]
     Unsupported(&'static str),
@@ -67,6 +75,6 @@ impl StoreError {
 
     /// Whether the same step may succeed later without anybody's help.
     pub fn is_passing(&self) -> bool {
-        !matches!(self, Self::Corrupt(_) | Self::Outcome(_) | Self::Unsupported(_))
+        !matches!(self, Self::Corrupt(_) | Self::Outcome(_) | Self::TransactionEnded | Self::Unsupported(_))
     }
 }

@@ -36,8 +36,8 @@ pub struct Acquire {
     /// What a lapse of this claim means. It is stored with the claim.
     pub on_abandoned: OnAbandoned,
     /// The owner from an earlier [`Acquired::Withdrawn`]: proof that this message was sent after that withdrawal. `None`
-    /// at first.
-    pub past_withdrawal: Option<Owner>,
+    /// at first. Boxed, since few messages have one and all are moved often.
+    pub past_withdrawal: Option<Box<Owner>>,
 }
 
 /// The answer to [`Acquire`].

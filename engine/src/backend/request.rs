@@ -5,8 +5,8 @@ use std::fmt;
 use super::transaction::{CompleteInTransaction, CompletedInTransaction};
 use super::{
     Acquire, Acquired, Backend, Changed, Complete, Completed, Held, Hold, List, Lookup, Purge, Purged, RecordView,
-    Release, Released, Remove, Removed, Renew, Renewed, Resolve, Resolved, Stats, StepState, StoreError, StoreStats, Watch,
-    Withdraw, Withdrawn,
+    Release, Released, Remove, Removed, Renew, Renewed, Resolve, Resolved, Stats, StepState, StoreError, StoreStats,
+    Watch, Withdraw, Withdrawn,
 };
 
 type Deliver<T> = Box<dyn FnOnce(Result<T, StoreError>) + Send>;

@@ -106,6 +106,7 @@ pub enum OperationFailure {
 /// ```
 pub struct TransactionOperation {
     run: Run,
+    is_probe: bool,
 }
 
 enum Run {
@@ -176,7 +177,31 @@ impl TransactionOperation {
             Run::Blocking(None) => Run::Blocking(None),
             Run::Async(operation) => Run::Async(Box::new(AndThen { operation, then })),
         };
-        Self { run }
+        Self { run, is_probe: self.is_probe }
+    }
+
+    /// An operation that does nothing and is rolled back: it asks how an earlier transaction of the same claim ended,
+    /// whose commit was not answered.
+    ///
+    /// [`Stored`](CompletedInTransaction::Stored) says that it was committed, and
+    /// [`RolledBack`](CompletedInTransaction::RolledBack) that it was not and can no longer be. So a backend answers a probe
+    /// only **once it holds the record's lock**: a commit that still waits for a disk or a standby may be invisible to
+    /// those who only read.
+    ///
+    /// ```
+    /// use oncekey::backend::{OperationFailure, TransactionOperation};
+    ///
+    /// let probe = TransactionOperation::probe();
+    /// assert!(probe.is_probe());
+    /// assert_eq!(probe.run(&mut ()), Err(OperationFailure::RollBack));
+    /// ```
+    pub fn probe() -> Self {
+        Self { is_probe: true, ..Self::erased(|_| Err(OperationFailure::RollBack)) }
+    }
+
+    /// Whether it is a [`probe`](Self::probe).
+    pub fn is_probe(&self) -> bool {
+        self.is_probe
     }
 
     /// An operation on a connection of type `C` that blocks. It runs where the store runs its transactions: for SQLite on
@@ -209,14 +234,15 @@ impl TransactionOperation {
     pub fn new_async<C: Any>(
         operation: impl AsyncFnMut(&mut C) -> Result<SealedOutcome, OperationFailure> + Send + 'static,
     ) -> Self {
-        Self { run: Run::Async(Box::new(AsyncOperation { operation, connection: PhantomData })) }
+        let run = Run::Async(Box::new(AsyncOperation { operation, connection: PhantomData }));
+        Self { run, is_probe: false }
     }
 
     /// An operation on whatever connection the store has.
     pub(crate) fn erased(
         operation: impl FnOnce(&mut dyn Any) -> Result<SealedOutcome, OperationFailure> + Send + 'static,
     ) -> Self {
-        Self { run: Run::Blocking(Some(Box::new(operation))) }
+        Self { run: Run::Blocking(Some(Box::new(operation))), is_probe: false }
     }
 
     /// Runs it on a connection that blocks. One that is to be awaited does nothing, and says what it wanted.

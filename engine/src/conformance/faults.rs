@@ -50,6 +50,10 @@ pub enum Steps {
     Release,
     /// `Withdraw` alone.
     Withdraw,
+    /// `Renew` alone.
+    Renew,
+    /// `Hold` alone.
+    Hold,
 }
 
 /// A real store whose steps fail on demand, and which counts how often they did.
@@ -73,6 +77,8 @@ pub struct Faulty<B> {
 struct Faults {
     active: Mutex<Vec<(Steps, Fault)>>,
     struck: AtomicUsize,
+    /// How often each of [`Steps`] was asked for.
+    asked: [AtomicUsize; 7],
 }
 
 impl<B> Faulty<B> {
@@ -96,7 +102,14 @@ impl<B> Faulty<B> {
         self.faults.struck.load(Ordering::Relaxed)
     }
 
+    /// How often the engine has asked for such a step; of the steps that have no name of their own here, for
+    /// [`Steps::All`].
+    pub fn asked(&self, steps: Steps) -> usize {
+        self.faults.asked[steps as usize].load(Ordering::Relaxed)
+    }
+
     async fn take<T>(&self, kind: Steps, step: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        self.faults.asked[kind as usize].fetch_add(1, Ordering::Relaxed);
         let is_meant = |(steps, _): &&(Steps, Fault)| *steps == Steps::All || *steps == kind;
         let last = self.faults.active.lock().iter().rfind(is_meant).copied();
         let Some((_, fault)) = last else { return step.await };
@@ -128,7 +141,7 @@ impl<B: Backend> Backend for Faulty<B> {
     }
 
     async fn renew(&self, message: Renew) -> Result<Renewed, StoreError> {
-        self.take(Steps::All, self.store.renew(message)).await
+        self.take(Steps::Renew, self.store.renew(message)).await
     }
 
     async fn complete(&self, message: Complete) -> Result<Completed, StoreError> {
@@ -151,7 +164,7 @@ impl<B: Backend> Backend for Faulty<B> {
     }
 
     async fn hold(&self, message: Hold) -> Result<Held, StoreError> {
-        self.take(Steps::All, self.store.hold(message)).await
+        self.take(Steps::Hold, self.store.hold(message)).await
     }
 
     async fn resolve(&self, message: Resolve) -> Result<Resolved, StoreError> {
@@ -249,7 +262,7 @@ pub async fn e11_a_claim_being_taken_back_makes_no_mismatch<C: Connect>(store: &
     let key = fresh_key();
     let ask = async |what: &str| engine.run(key.clone(), &what, |_| async { Ok::<_, ()>(17) }).await;
     faulty.strike(Steps::Acquire, Fault::LosesAnswer);
-    faulty.strike(Steps::Release, Fault::Down);
+    faulty.strike(Steps::Withdraw, Fault::Down);
     let lost = ask("something else").await;
     assert!(matches!(&lost, Err(RunError::Engine(Error::Store(error))) if error.is_unknown()), "{lost:?}");
     until("the taking back", async || faulty.struck() > 1).await;
@@ -303,8 +316,8 @@ pub async fn e12_a_completion_is_retried_while_its_lease_is_renewed<C: Connect>(
     assert_eq!(run(&other, &key).await.0.unwrap(), Outcome::Replayed(17));
 }
 
-/// E12: past the limit a completion that can't be stored is reported to its caller and as an event, and the claim is left
-/// to its lease.
+/// E12, E21: past the limit a completion that can't be stored is reported to its caller and as an event. The engine keeps
+/// the claim and goes on trying, so that once the store is back the outcome is there.
 pub async fn e12_a_completion_that_is_given_up_is_reported<C: Connect>(store: &Store<C>) {
     let faulty = Faulty::new(store.connect().await);
     let reported = Arc::new(AtomicUsize::new(0));
@@ -323,11 +336,17 @@ pub async fn e12_a_completion_that_is_given_up_is_reported<C: Connect>(store: &S
     assert!(matches!(ran, Err(RunError::Engine(Error::OutcomeNotStored(_)))), "{ran:?}");
     assert!(executed && faulty.struck() > 2);
     assert_eq!(reported.load(Ordering::Relaxed), 1);
+    assert_eq!(engine.pending_settlements(), 1);
+    // Longer than the lease: the claim is still renewed.
+    let until_lapsed = Instant::now() + 2 * SHORT;
+    while Instant::now() < until_lapsed {
+        let (ran, executed) = run(&engine, &key).await;
+        assert!(matches!(ran, Err(RunError::Engine(Error::InProgress { .. }))) && !executed, "{ran:?}");
+        tokio::time::sleep(SHORT / 6).await;
+    }
     faulty.heal();
-    until("the lease's end", async || {
-        matches!(run(&engine, &key).await.0, Err(RunError::Engine(Error::Indeterminate { .. })))
-    })
-    .await;
+    until("the outcome", async || matches!(run(&engine, &key).await, (Ok(Outcome::Replayed(17)), false))).await;
+    assert_eq!(engine.pending_settlements(), 0);
 }
 
 /// E12: a completion whose answer was lost is found to be stored, and the caller hears nothing of it.

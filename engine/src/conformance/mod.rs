@@ -25,6 +25,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed check is a panic, as in any test")]
 
+mod claims;
 mod faults;
 mod limits;
 mod operations;
@@ -32,6 +33,7 @@ mod records;
 mod transactions;
 mod waiting;
 
+pub use claims::*;
 pub use faults::*;
 pub use limits::*;
 pub use operations::*;
@@ -230,6 +232,7 @@ macro_rules! __for_each_conformance_check {
             $($given)*
             e01_one_of_many_acquires_wins
             e01_one_of_many_calls_runs
+            e01_callers_of_one_arbiter_share_one_claim
             e02_a_completed_key_replays_until_its_retention_ends
             e02_retention_begins_with_the_completion
             e03_another_fingerprint_is_a_mismatch
@@ -249,7 +252,7 @@ macro_rules! __for_each_conformance_check {
             e08_waiters_are_capped
             e08_a_waiter_takes_its_turn_after_a_failure
             e09_an_error_frees_the_key_or_holds_it
-            e09_a_panic_frees_the_key_and_answers_its_waiters
+            e09_a_panic_is_settled_as_a_crash_and_answers_waiting_callers
             e10_a_dropped_caller_does_not_stop_its_operation
             e10_a_call_that_is_dropped_early_leaves_no_claim
             e11_a_store_that_is_down_runs_nothing
@@ -266,8 +269,24 @@ macro_rules! __for_each_conformance_check {
             e15_a_reached_limit_is_overloaded_at_once
             e16_shutdown_lets_what_is_in_flight_finish
             e16_shutdown_leaves_the_rest_at_its_limit
+            e16_a_draining_engine_answers_what_it_can
             e18_the_outcome_commits_with_the_operation
             e18_a_failed_transaction_leaves_the_claim
+            e19_a_key_on_which_nothing_began_ends_free
+            e19_a_lost_answer_stays_unknown
+            e20_a_withdrawn_claim_never_lands
+            e20_a_withdrawal_leaves_another_holder_alone
+            e20_a_withdrawn_takeover_never_lands
+            e21_what_the_process_knows_is_settled_after_a_long_outage
+            e21_the_bound_drops_settlements_and_reports_each
+            e22_a_confirmation_asks_by_itself
+            e22_a_lost_claim_is_not_confirmed
+            e23_a_run_limit_ends_the_claim
+            e24_a_replay_equals_the_first_answer
+            e24_a_value_that_cannot_be_stored_is_an_error
+            e25_a_fencing_token_never_goes_back
+            e25_the_operation_has_its_fencing_token
+            e28_a_caller_that_leaves_holds_nothing
         }
     };
 }

@@ -112,6 +112,7 @@ impl RetryPolicy {
                 | Error::ShuttingDown
                 | Error::Stopped
                 | Error::OutcomeNotStored(_)
+                | Error::CommitUnknown(_)
                 | Error::ClaimLost => again(self.store_away_delay),
                 // A fault of the setup, which no message should pay for.
                 Error::NoSuchTransaction { .. } => again(self.max_delay),

@@ -119,6 +119,20 @@ impl Engine {
         Ok(self.nodes.current()?.ask_store(|reply| Request::Stats(Stats, reply)).await?)
     }
 
+    /// How many settlements the store has not taken within the settling limit, over all arbiters of the process. The
+    /// engine goes on trying.
+    ///
+    /// ```
+    /// # use oncekey::Engine;
+    /// # use oncekey_backends::MemoryBackend;
+    /// # let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// assert_eq!(engine.pending_settlements(), 0);
+    /// # Ok::<(), oncekey::StartError>(())
+    /// ```
+    pub fn pending_settlements(&self) -> usize {
+        self.nodes.shared().pending.count()
+    }
+
     /// How many keys are in flight, over all arbiters of the process: each has a key lock, or is being asked for.
     ///
     /// ```
@@ -131,7 +145,7 @@ impl Engine {
     /// ```
     pub async fn keys_in_flight(&self) -> usize {
         let mut count = 0;
-        for node in self.nodes.shared().nodes() {
+        for node in self.nodes.all() {
             // An arbiter that has stopped has none.
             count += node.supervisor.send(CountInFlight).await.unwrap_or(0);
         }

@@ -8,7 +8,9 @@ use serde::de::DeserializeOwned;
 
 use super::run::{replayed, settlement};
 use super::{Claim, Engine};
-use crate::call::{Admitted, Answer, Begin, Decision, Grant, Settled};
+use crate::answer::Answer;
+use crate::call::{Admitted, Begin, Decision};
+use crate::claims::{Grant, Settled};
 use crate::{Error, EventKind, Fingerprint, Key, Outcome, RunError, ToFingerprint};
 
 impl Engine {
@@ -102,7 +104,11 @@ impl Engine {
                 Ok(Admitted::Granted(mut grant)) => {
                     let (retention, at_rest) = (self.policy.retention, &self.nodes.shared().settings.at_rest);
                     let claim = Claim::completed_by_its_operation(key.clone(), &grant, retention, at_rest);
-                    grant.begin();
+                    // The operations before it may have taken longer than its lease.
+                    if let Err(error) = grant.begin_blocking() {
+                        done(number, Err(error.into()));
+                        continue;
+                    }
                     let result = match catch_unwind(AssertUnwindSafe(|| operation(number, &claim))) {
                         Ok(Some(result)) => Ok(result),
                         Ok(None) => {
@@ -143,9 +149,6 @@ impl Engine {
         decisions: Sender<(usize, Decision)>,
         mut refused: impl FnMut(usize, Error),
     ) -> Result<(), Error> {
-        if self.nodes.shared().is_closing() {
-            return Err(Error::ShuttingDown);
-        }
         let (node, bridge) = self.nodes.home()?;
         let admitted =
             calls.into_iter().enumerate().filter_map(|(number, (key, fingerprint))| match node.admit(&key) {

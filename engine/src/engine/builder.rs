@@ -9,6 +9,7 @@ use super::Engine;
 use crate::at_rest::Encryption;
 use crate::at_rest::{AtRest, KeyHashing};
 use crate::backend::Backend;
+use crate::claims::PendingSettlements;
 use crate::event::{Events, Observer};
 use crate::node::Nodes;
 use crate::reconcile::Reconciler;
@@ -29,6 +30,17 @@ pub enum StartError {
     /// The heartbeat could not keep up with such a lease.
     #[error("the lease is shorter than {} ms", EngineBuilder::<()>::SHORTEST_LEASE.as_millis())]
     LeaseTooShort,
+    /// A store call that may take as long as a lease could lose every lease that meets one slow call.
+    #[error("the store deadline ({deadline:?}) must be shorter than the lease ({lease:?})")]
+    DeadlineExceedsLease {
+        /// The store deadline.
+        deadline: Duration,
+        /// The lease.
+        lease: Duration,
+    },
+    /// An operation that may not run at all.
+    #[error("the run limit is zero: no operation could run")]
+    NoRunLimit,
     /// An outcome that is gone at once answers no retry.
     #[error("the retention is zero: no retry would ever be answered")]
     NoRetention,
@@ -60,6 +72,8 @@ pub enum StartError {
 pub struct EngineBuilder<B> {
     backend: B,
     settings: Settings,
+    store_deadline: Option<Duration>,
+    max_pending: (usize, usize),
     observers: Observers,
 }
 
@@ -74,6 +88,7 @@ impl std::fmt::Debug for Observers {
 
 impl<B> EngineBuilder<B> {
     const SHORTEST_LEASE: Duration = Duration::from_millis(50);
+    const DEADLINE: Duration = Duration::from_secs(5);
 }
 
 impl<B: Backend> EngineBuilder<B> {
@@ -81,7 +96,7 @@ impl<B: Backend> EngineBuilder<B> {
         let settings = Settings {
             policy: CallPolicy::default(),
             lease: Duration::from_secs(30),
-            store_deadline: Duration::from_secs(5),
+            store_deadline: Self::DEADLINE,
             settling_limit: Duration::from_secs(30),
             reconcile_limit: Duration::from_secs(30),
             max_calls_per_arbiter: 10_000,
@@ -92,7 +107,13 @@ impl<B: Backend> EngineBuilder<B> {
             reconciler: None,
             at_rest: AtRest::default(),
         };
-        Self { backend, settings, observers: Observers::default() }
+        Self {
+            backend,
+            settings,
+            store_deadline: None,
+            max_pending: (10_000, 64 << 20),
+            observers: Observers::default(),
+        }
     }
 
     /// How long a claim holds without a heartbeat. Default: 30 s; at least 50 ms.
@@ -136,15 +157,49 @@ impl<B: Backend> EngineBuilder<B> {
         self
     }
 
-    /// How long one call of the store may take before its answer counts as unknown. Default: 5 s.
+    /// How long one call of the store may take before its answer counts as unknown. It must be shorter than the lease, so
+    /// that one slow call does not cost the lease. Default: 5 s, or two thirds of a lease that is shorter than 7.5 s.
     pub fn store_deadline(mut self, deadline: Duration) -> Self {
-        self.settings.store_deadline = deadline;
+        self.store_deadline = Some(deadline);
         self
     }
 
-    /// For how long an outcome that the store does not take is offered again, its lease renewed meanwhile. Default: 30 s.
+    /// How long the engine retries a settlement that the store does not take before it reports that. Default: 30 s.
+    ///
+    /// It keeps renewing the lease meanwhile, and goes on retrying afterwards, for as long as the process lives: see
+    /// [`max_pending_settlements`](Self::max_pending_settlements).
     pub fn settling_limit(mut self, limit: Duration) -> Self {
         self.settings.settling_limit = limit;
+        self
+    }
+
+    /// How many settlements, and how many bytes of outcomes, the engine keeps retrying past the
+    /// [`settling_limit`](Self::settling_limit). Past either bound it gives a settlement up, leaves the claim to its lease,
+    /// and emits [`EventKind::SettlementDropped`](crate::EventKind::SettlementDropped). The gauge
+    /// `oncekey_pending_settlements` counts them. Default: 10 000 settlements and 64 MiB.
+    ///
+    /// ```
+    /// # use oncekey::Engine;
+    /// # use oncekey_backends::MemoryBackend;
+    /// let engine = Engine::builder(MemoryBackend::new()).max_pending_settlements(1_000, 16 << 20).start()?;
+    /// # Ok::<(), oncekey::StartError>(())
+    /// ```
+    pub fn max_pending_settlements(mut self, count: usize, bytes: usize) -> Self {
+        self.max_pending = (count, bytes);
+        self
+    }
+
+    /// How long an operation may run: see [`CallPolicy::run_limit`]. Default: no limit.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use oncekey::Engine;
+    /// # use oncekey_backends::MemoryBackend;
+    /// let engine = Engine::builder(MemoryBackend::new()).run_limit(Duration::from_secs(600)).start()?;
+    /// # Ok::<(), oncekey::StartError>(())
+    /// ```
+    pub fn run_limit(mut self, limit: Duration) -> Self {
+        self.settings.policy.run_limit = Some(limit);
         self
     }
 
@@ -247,9 +302,18 @@ impl<B: Backend> EngineBuilder<B> {
     /// # Errors
     /// [`StartError`] for settings that can't work.
     pub fn start(self) -> Result<Engine, StartError> {
-        let settings = self.settings;
-        if settings.lease < Self::SHORTEST_LEASE {
+        let mut settings = self.settings;
+        let lease = settings.lease;
+        if lease < Self::SHORTEST_LEASE {
             return Err(StartError::LeaseTooShort);
+        }
+        let deadline = self.store_deadline.unwrap_or_else(|| Self::DEADLINE.min(lease * 2 / 3));
+        if deadline >= lease {
+            return Err(StartError::DeadlineExceedsLease { deadline, lease });
+        }
+        settings.store_deadline = deadline;
+        if settings.policy.run_limit.is_some_and(|limit| limit.is_zero()) {
+            return Err(StartError::NoRunLimit);
         }
         if settings.policy.retention.is_zero() {
             return Err(StartError::NoRetention);
@@ -267,7 +331,8 @@ impl<B: Backend> EngineBuilder<B> {
             return Err(StartError::AmbiguousSecret);
         }
         let policy = settings.policy;
-        let shared = Shared::new(settings, Events::new(self.observers.0));
+        let pending = PendingSettlements::new(self.max_pending.0, self.max_pending.1);
+        let shared = Shared::new(settings, Events::new(self.observers.0), pending);
         Ok(Engine::new(Nodes::new(Arc::new(shared), self.backend), policy))
     }
 }

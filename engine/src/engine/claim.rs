@@ -1,7 +1,6 @@
 //! What an operation is handed.
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -9,10 +8,9 @@ use tokio::sync::oneshot;
 
 use crate::at_rest::AtRest;
 use crate::backend::Complete;
-use crate::call::Grant;
-use crate::key_lock::{Confirm, LockAddr};
+use crate::claims::{ClaimAddr, Grant, ToClaim, What};
 use crate::record::{Owner, SealedOutcome};
-use crate::{Attempt, Error, Key};
+use crate::{Attempt, Error, FencingToken, Key};
 
 /// The claim under which an operation runs.
 ///
@@ -38,7 +36,8 @@ use crate::{Attempt, Error, Key};
 pub struct Claim {
     key: Key,
     attempt: Attempt,
-    lock: Option<LockAddr>,
+    token: FencingToken,
+    claim: Option<ClaimAddr>,
     /// What the claim's own operation may complete it with.
     completion: Option<Completion>,
 }
@@ -52,7 +51,8 @@ struct Completion {
 
 impl Claim {
     pub(crate) fn of(key: Key, grant: &Grant) -> Self {
-        Self { key, attempt: grant.attempt, lock: Some(grant.lock().clone()), completion: None }
+        let claim = Some(grant.claim().clone());
+        Self { key, attempt: grant.attempt, token: grant.token, claim, completion: None }
     }
 
     /// One that its operation may complete by itself.
@@ -62,7 +62,7 @@ impl Claim {
     }
 
     pub(crate) fn unguarded(key: Key) -> Self {
-        Self { key, attempt: Attempt::FIRST, lock: None, completion: None }
+        Self { key, attempt: Attempt::FIRST, token: FencingToken::ZERO, claim: None, completion: None }
     }
 
     /// The key that is claimed.
@@ -70,18 +70,39 @@ impl Claim {
         &self.key
     }
 
-    /// The fencing token of the claim: above 1 if an earlier holder's lease lapsed.
+    /// How often the operation has been claimed: above 1 if an earlier holder's lease lapsed.
     pub fn attempt(&self) -> Attempt {
         self.attempt
+    }
+
+    /// The fencing token of the claim. It rises with every claim of the key and never goes back, so a service that
+    /// remembers the highest token it has seen can refuse a stale holder. [`FencingToken::ZERO`] without a claim.
+    ///
+    /// ```
+    /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use oncekey::{Engine, FencingToken, Key};
+    /// # use oncekey_backends::MemoryBackend;
+    /// # let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// let token = engine
+    ///     .run(Key::new("charge", "r-1")?, &1999, |claim| async move {
+    ///         Ok::<_, std::io::Error>(claim.fencing_token().get())
+    ///     })
+    ///     .await?;
+    /// assert!(token.into_inner() > FencingToken::ZERO.get());
+    /// # Ok(()) }
+    /// ```
+    pub fn fencing_token(&self) -> FencingToken {
+        self.token
     }
 
     /// Whether there is a claim at all: not where the store was away and
     /// [`OnStoreFailure::Run`](crate::OnStoreFailure::Run) let the operation run.
     pub fn is_guarded(&self) -> bool {
-        self.lock.is_some()
+        self.claim.is_some()
     }
 
-    /// Asks the store, now, whether the claim still stands, and renews its lease.
+    /// Asks the store, now, whether the claim still stands, and renews its lease. Only a renewal that is sent by this call
+    /// counts, and only if it is answered within the lease.
     ///
     /// The lease is renewed without this. It is for the moment before an effect that can't be undone, after a pause that
     /// may have been longer than the lease.
@@ -89,10 +110,9 @@ impl Claim {
     /// # Errors
     /// [`Error::ClaimLost`] if another holder has the key by now; [`Error::Store`] if the store did not say.
     pub async fn confirm(&self) -> Result<(), Error> {
-        let Some(lock) = &self.lock else { return Ok(()) };
+        let Some(claim) = &self.claim else { return Ok(()) };
         let (reply, confirmed) = oneshot::channel();
-        let message = Confirm { reply, lock: Arc::clone(lock) };
-        lock.try_send(message).map_err(|_| Error::Stopped)?;
+        ToClaim::send(claim, What::Confirm(reply))?;
         confirmed.await.unwrap_or(Err(Error::Stopped))
     }
 
@@ -153,6 +173,7 @@ impl fmt::Debug for Claim {
         f.debug_struct("Claim")
             .field("key", &self.key)
             .field("attempt", &self.attempt)
+            .field("fencing_token", &self.token)
             .field("is_guarded", &self.is_guarded())
             .finish()
     }

@@ -18,11 +18,14 @@ pub(crate) use transaction::{Given, Transacted, awaited, blocking, transact};
 use std::sync::Arc;
 use std::time::Duration;
 
+use actix::prelude::*;
 use tokio::sync::oneshot;
 
 use crate::backend::Backend;
-use crate::call::{Admitted, Answer, Begin};
+use crate::answer::Answer;
+use crate::call::{Admitted, Begin};
 use crate::node::{Node, Nodes};
+use crate::supervisor::{CallerLeft, Supervisor};
 use crate::{CallPolicy, Error, EventKind, Fingerprint, Key, OnAbandoned, OnFailure, OnInProgress, OnStoreFailure};
 
 /// The handle to an idempotency engine.
@@ -164,6 +167,35 @@ impl Engine {
         self.with_policy(CallPolicy { on_store_failure, ..self.policy })
     }
 
+    /// A handle whose operations may run for so long: see [`CallPolicy::run_limit`].
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use oncekey::Engine;
+    /// # use oncekey_backends::MemoryBackend;
+    /// let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// let for_a_minute = engine.with_run_limit(Duration::from_secs(60));
+    /// # Ok::<(), oncekey::StartError>(())
+    /// ```
+    #[must_use]
+    pub fn with_run_limit(&self, limit: Duration) -> Self {
+        self.with_policy(CallPolicy { run_limit: Some(limit), ..self.policy })
+    }
+
+    /// Whether the engine takes new claims: false from [`shutdown`](Self::shutdown) on. Report it as readiness. Completed
+    /// keys still replay while the engine drains.
+    ///
+    /// ```
+    /// # use oncekey::Engine;
+    /// # use oncekey_backends::MemoryBackend;
+    /// let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// assert!(engine.is_accepting());
+    /// # Ok::<(), oncekey::StartError>(())
+    /// ```
+    pub fn is_accepting(&self) -> bool {
+        !self.nodes.shared().is_closing()
+    }
+
     #[cfg(feature = "web")]
     pub(crate) fn attach(&self) -> Arc<Node> {
         self.nodes.attach()
@@ -183,13 +215,31 @@ impl Engine {
         fingerprint: Fingerprint,
         policy: &CallPolicy,
     ) -> Result<Admitted, Error> {
-        if self.nodes.shared().is_closing() {
-            return Err(Error::ShuttingDown);
-        }
         let permit = node.admit(&key).inspect_err(|_| self.tell(EventKind::Overloaded, &key))?;
         let (sender, receiver) = oneshot::channel();
+        let waits = matches!(policy.on_in_progress, OnInProgress::Wait(_));
+        let leaving = waits.then(|| Leaving { supervisor: &node.supervisor, key: Some(key.clone()) });
         let call = Begin::new(key, fingerprint, policy, Answer::Task(sender), permit);
         node.supervisor.try_send(call).map_err(|_| Error::Stopped)?;
-        receiver.await.unwrap_or(Err(Error::Stopped))
+        let decision = receiver.await.unwrap_or(Err(Error::Stopped));
+        if let Some(mut leaving) = leaving {
+            leaving.key = None;
+        }
+        decision
+    }
+}
+
+/// A caller that waits. If its future is dropped, the supervisor frees what it held.
+struct Leaving<'a> {
+    supervisor: &'a Addr<Supervisor>,
+    key: Option<Key>,
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.take() {
+            // A supervisor that has ended holds nothing.
+            let _ = self.supervisor.try_send(CallerLeft(key));
+        }
     }
 }

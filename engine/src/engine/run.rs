@@ -12,7 +12,8 @@ use serde::de::DeserializeOwned;
 use tracing::{Instrument as _, debug_span};
 
 use super::{Claim, Engine};
-use crate::call::{Admitted, Grant, Settlement};
+use crate::call::Admitted;
+use crate::claims::{Grant, Settlement};
 use crate::detach::{self, DetachOnDrop};
 use crate::record::SealedOutcome;
 use crate::shared::Shared;
@@ -56,8 +57,12 @@ impl Engine {
     /// that asks for something else under the same key is refused. The outcome is stored as JSON, so that a later version
     /// of the program can read it.
     ///
-    /// The outcome is stored before this returns. An error of the operation is not: the key is settled as
-    /// [`OnFailure`] says, and the error is returned.
+    /// The outcome is stored before this returns, and this call gets the value as it was read back from what is stored: the
+    /// first answer and every replay are equal. A value that JSON can't keep (a NaN, a `Some(())`) is
+    /// [`Error::Unserializable`] before anything is stored, and the key is then indeterminate.
+    ///
+    /// An operation's `Err` states that nothing happened: the key is settled as [`OnFailure`] says, and the error is
+    /// returned. A panic states nothing, so [`OnAbandoned`](crate::OnAbandoned) decides as after a crash.
     ///
     /// # Cancel safety
     /// Dropping the future before the operation began withdraws the call. Once it began, the operation goes on in a task
@@ -164,6 +169,15 @@ pub(super) fn replayed<T: DeserializeOwned>(key: &Key, outcome: &SealedOutcome) 
     outcome.value(key)?.ok_or(Error::OutcomeNotKept)
 }
 
+/// The outcome to store for a value, and the value as every replay will read it: what the caller gets now and what a
+/// retry gets later are the same, by construction.
+pub(super) fn sealed<T: Serialize + DeserializeOwned>(key: &Key, value: &T) -> Result<(T, SealedOutcome), Error> {
+    let unserializable = |error: &dyn std::fmt::Display| Error::Unserializable(error.to_string());
+    let outcome = SealedOutcome::of_value(key, value).map_err(|error| unserializable(&error))?;
+    let value = outcome.read_back().map_err(|error| unserializable(&error))?;
+    Ok((value, outcome))
+}
+
 async fn run_unguarded<T, E, F, Fut>(key: Key, operation: F) -> Result<Outcome<T>, RunError<E>>
 where
     F: FnOnce(Claim) -> Fut,
@@ -187,12 +201,12 @@ async fn run_granted<T, E, F, Fut>(
 where
     F: FnOnce(Claim) -> Fut,
     Fut: Future<Output = Result<T, E>>,
-    T: Serialize,
+    T: Serialize + DeserializeOwned,
 {
     let at_rest = &shared.settings.at_rest;
     let claim = Claim::completed_by_its_operation(key.clone(), &grant, policy.retention, at_rest);
     let span = debug_span!("operation", %key, attempt = %grant.attempt);
-    grant.begin();
+    grant.begin().await?;
     // An inner block, so that a panic before the operation's first await is caught as well.
     let running = async move { operation(claim).await };
     let result = AssertUnwindSafe(running).catch_unwind().instrument(span).await;
@@ -200,7 +214,7 @@ where
 }
 
 /// Settles a claim by what its operation gave.
-async fn settle<T: Serialize, E>(
+async fn settle<T: Serialize + DeserializeOwned, E>(
     shared: &Shared,
     policy: &CallPolicy,
     key: &Key,
@@ -221,7 +235,7 @@ async fn settle<T: Serialize, E>(
 }
 
 /// What becomes of the claim, and what the caller is told if the store takes it.
-pub(super) fn settlement<T: Serialize, E>(
+pub(super) fn settlement<T: Serialize + DeserializeOwned, E>(
     shared: &Shared,
     key: &Key,
     policy: &CallPolicy,
@@ -232,15 +246,17 @@ pub(super) fn settlement<T: Serialize, E>(
         OnFailure::Hold => Settlement::Hold,
     };
     match result {
-        Ok(Ok(value)) => match SealedOutcome::of_value(key, &value) {
-            Ok(outcome) => (Settlement::Complete { outcome, retention: policy.retention }, Ok(Outcome::Ran(value))),
+        Ok(Ok(value)) => match sealed(key, &value) {
+            Ok((value, outcome)) => {
+                (Settlement::Complete { outcome, retention: policy.retention }, Ok(Outcome::Ran(value)))
+            }
             // The effect has happened, and can't be told to anybody else: it must not run again by itself.
-            Err(error) => (Settlement::Hold, Err(RunError::Engine(Error::Unserializable(error.to_string())))),
+            Err(error) => (Settlement::Hold, Err(RunError::Engine(error))),
         },
         Ok(Err(error)) => (on_failure, Err(RunError::Operation(error))),
         Err(_) => {
             shared.events.tell(EventKind::Panicked, key);
-            (on_failure, Err(RunError::Engine(Error::Panicked)))
+            (Settlement::Abandon, Err(RunError::Engine(Error::Panicked)))
         }
     }
 }

@@ -43,7 +43,7 @@ impl Engine {
     /// ```
     pub async fn shutdown(&self, limit: Duration) -> Shutdown {
         self.nodes.shared().close();
-        let drained = self.nodes.shared().nodes().into_iter().map(|node| async move {
+        let drained = self.nodes.all().into_iter().map(|node| async move {
             let (waiting, drained) = oneshot::channel();
             if node.supervisor.try_send(Drain(waiting)).is_ok() {
                 // An arbiter that stops meanwhile has nothing left to wait for.

@@ -10,10 +10,11 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::run::replayed;
+use super::run::{replayed, sealed};
 use super::{Claim, Engine};
 use crate::backend::{OperationFailure, StoreError, TransactionOperation};
-use crate::call::{Admitted, Grant, Settled, Settlement};
+use crate::call::Admitted;
+use crate::claims::{Grant, Settled, Settlement};
 use crate::detach::DetachOnDrop;
 use crate::record::SealedOutcome;
 use crate::{
@@ -158,8 +159,14 @@ impl Engine {
                         Ok(Transacted::Committed(outcome)) => Ok(Outcome::Ran(replayed(&key, &outcome)?)),
                         Err(error) => {
                             // Rolled back: nothing happened, whatever the policy for failures says. If the claim can't
-                            // be given up, the lock has told so.
-                            let _ = grant.release_if_held().await;
+                            // be given up, an event has reported so. Where its writes may be committed in part, the key
+                            // is indeterminate, whatever the policy for abandoned claims says.
+                            let _ = match &error {
+                                RunError::Engine(Error::OutcomeNotStored(StoreError::TransactionEnded)) => {
+                                    grant.settle(Settlement::Hold).await.map(drop)
+                                }
+                                _ => grant.release_if_held().await,
+                            };
                             Err(error)
                         }
                     }
@@ -176,11 +183,9 @@ trait AndThenSeal<T, E> {
     fn and_then_seal(self, key: &Key) -> Result<(T, SealedOutcome), RunError<E>>;
 }
 
-impl<T: Serialize, E> AndThenSeal<T, E> for Result<T, E> {
+impl<T: Serialize + DeserializeOwned, E> AndThenSeal<T, E> for Result<T, E> {
     fn and_then_seal(self, key: &Key) -> Result<(T, SealedOutcome), RunError<E>> {
-        let value = self.map_err(RunError::Operation)?;
-        let outcome = SealedOutcome::of_value(key, &value).map_err(|error| Error::Unserializable(error.to_string()))?;
-        Ok((value, outcome))
+        Ok(sealed(key, &self.map_err(RunError::Operation)?)?)
     }
 }
 
@@ -241,7 +246,7 @@ pub(crate) async fn transact<T, E>(
     operation: TransactionOperation,
     given: Given<T, E>,
 ) -> Result<Transacted<T>, RunError<E>> {
-    grant.begin();
+    grant.begin().await?;
     let settled = grant.settle(Settlement::CompleteInTransaction { operation, retention }).await;
     let given = given.lock().take();
     match settled {
@@ -259,6 +264,7 @@ pub(crate) async fn transact<T, E>(
             // The operation was content, but its commit did not happen.
             _ => Err(Error::Store(StoreError::unavailable("the transaction was rolled back")).into()),
         },
+        Err(Error::Store(error @ StoreError::TransactionEnded)) => Err(Error::OutcomeNotStored(error).into()),
         Err(Error::Store(StoreError::Unsupported(what))) => {
             Err(Error::NoSuchTransaction { wanted, what: format!("it does not support {what}") }.into())
         }

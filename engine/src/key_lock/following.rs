@@ -1,18 +1,20 @@
 //! A lock that follows a claim held elsewhere, so that callers here hear of its end.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{Answered, Bring, KeyLock, Role};
-use crate::backend::{Changed, Reply, Request, StoreError, Watch};
+use super::{KeyLock, Role};
+use crate::backend::{Changed, Persist, Reply, StoreError, Watch};
 
 /// A claim of another arbiter, process or machine.
 pub(crate) struct Following {
     /// When its lease ends, unless its holder renews it.
     lease_ends: Instant,
+    /// Dropped to end the watch.
+    watching: Option<oneshot::Sender<()>>,
 }
 
 /// How long after a lease's end it is worth asking: the store's clock counts whole milliseconds.
@@ -22,7 +24,7 @@ const AFTER_FAILURE: Duration = Duration::from_millis(100);
 
 impl Following {
     pub(crate) fn new(lease_left: Duration) -> Self {
-        Self { lease_ends: Instant::now() + lease_left }
+        Self { lease_ends: Instant::now() + lease_left, watching: None }
     }
 
     pub(super) fn lease_left(&self) -> Duration {
@@ -30,31 +32,42 @@ impl Following {
     }
 }
 
+/// The key changed, or the store could not be watched.
+struct Watched(Result<Changed, StoreError>);
+
+impl Message for Watched {
+    type Result = ();
+}
+
 impl KeyLock {
     /// Watches the key until it changes, or until its lease may have lapsed.
     pub(super) fn follow(&mut self, ctx: &mut Context<Self>) {
-        let Role::Following(following) = &self.role else { return };
-        let limit = following.lease_left() + AFTER_LEASE;
-        let lock = Arc::new(ctx.address());
-        self.ask_store(Request::Watch(
-            Watch { key: self.key.clone(), limit },
-            Reply::new(move |answer| Bring::to(lock, Answered::Watched(answer))),
-        ));
+        let Role::Following(following) = &mut self.role else { return };
+        self.is_reusable = false;
+        let (watching, ended) = oneshot::channel();
+        following.watching = Some(watching);
+        let message = Watch { key: self.key.clone(), limit: following.lease_left() + AFTER_LEASE };
+        let lock = ctx.address();
+        // If the lock is gone, nobody waits any more.
+        let reply = Reply::new(move |answer| drop(lock.try_send(Watched(answer))));
+        // A watch that a dead backend can't take is dropped, and its reply says so.
+        let _ = self.neighbours.store.try_send(Persist::Watch(message, reply, ended));
     }
+}
 
-    /// The key changed, or its lease ended: those who wait ask again. If it is still in progress, the supervisor starts
-    /// another lock to follow it.
-    pub(super) fn on_watched(&mut self, answer: Result<Changed, StoreError>, ctx: &mut Context<Self>) {
-        if !matches!(self.role, Role::Following(_)) {
-            return;
-        }
+impl Handler<Watched> for KeyLock {
+    type Result = ();
+
+    /// The waiting callers ask again. If the key is still in progress, the supervisor starts another lock to follow it.
+    fn handle(&mut self, Watched(answer): Watched, ctx: &mut Self::Context) {
+        let retire = |lock: &mut Self, ctx: &mut Context<Self>| {
+            if matches!(lock.role, Role::Following(_)) {
+                lock.retire(None, ctx);
+            }
+        };
         match answer {
-            Ok(Changed) => self.retire(None),
-            Err(_) => drop(ctx.run_later(AFTER_FAILURE, |lock, _| {
-                if matches!(lock.role, Role::Following(_)) {
-                    lock.retire(None);
-                }
-            })),
+            Ok(Changed) => retire(self, ctx),
+            Err(_) => drop(ctx.run_later(AFTER_FAILURE, retire)),
         }
     }
 }

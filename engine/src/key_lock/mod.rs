@@ -1,40 +1,35 @@
 //! One key's state machine while the key is in flight: an actor that lives from the claim to its end.
 //!
-//! A lock plays one of three roles. It **holds** a claim for a caller of this arbiter ([`holding`]): it renews the
-//! lease, lets other callers of the key wait, and settles the claim. It **follows** a claim that is held elsewhere, for
-//! callers here that wait ([`following`]). Or it has an abandoned key **reconciled** ([`reconciling`]).
+//! A lock has one of three roles. It keeps a [`Claim`] for a caller of this arbiter, and lets other callers of the key
+//! wait. It **follows** a claim that is held elsewhere, for callers here that wait ([`following`]). Or it has an abandoned
+//! key **reconciled** ([`reconciling`]).
 //!
-//! It ends by a handshake. When its role is played it tells the supervisor, which forgets the address; what came in
-//! meanwhile is still answered or handed back, and when the last address is dropped, actix ends the actor. Under load the
-//! supervisor lets it rest for a moment instead, and gives it the next key: see [`Resting`](crate::resting::Resting).
+//! It ends by a handshake. When its role has ended it tells the supervisor, which forgets the address. Calls that arrive
+//! in between are handed back, and when the last address is dropped, actix ends the actor. Under load the supervisor keeps
+//! the lock for a moment instead, and assigns the next key to it: see [`IdleLocks`](crate::idle_locks::IdleLocks).
 
 mod following;
-mod holding;
-mod part;
 mod reconciling;
+mod waiters;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix::prelude::*;
-use tokio::time::Instant;
 
-use crate::backend::{
-    Changed, Completed, CompletedInTransaction, Held, Released, Renewed, Request, Resolved, StoreError, Withdrawn,
-};
-use crate::call::{Admitted, Answer, Begin, Settled, Settlement};
+use crate::call::{Admitted, Begin};
+use crate::claims::{Arbiter, Claim, ClaimAddr, ClaimPlace, Next, ToClaim, What};
+use crate::neighbours::{Neighbours, ToSupervisor};
 use crate::record::SealedOutcome;
 use crate::shared::CountedLock;
-use crate::supervisor::{Neighbours, Retired};
-use crate::{Error, EventKind, Fingerprint, Key, Verdict};
+use crate::backend::StoreError;
+use crate::{Error, EventKind, Fingerprint, Key};
 
 pub(crate) use following::Following;
-pub(crate) use holding::Holding;
-pub(crate) use part::Part;
 pub(crate) use reconciling::Reconciling;
-
-/// A lock's address, shared: a clone of an actix `Addr` allocates twice.
-pub(crate) type LockAddr = Arc<Addr<KeyLock>>;
+pub(crate) use waiters::Left;
+use waiters::Waiters;
 
 /// Owned by its arbiter's supervisor, which alone starts it, and which it tells when it is done.
 pub(crate) struct KeyLock {
@@ -44,95 +39,129 @@ pub(crate) struct KeyLock {
     neighbours: Arc<Neighbours>,
     fingerprint: Fingerprint,
     role: Role,
-    waiters: Vec<Begin>,
+    waiters: Waiters,
+    /// For the end of the claim's run limit, where it has one.
+    run_limit: Option<SpawnHandle>,
     /// Whether another key may follow this one here: not once a timer was set, or an address given away that the
     /// supervisor does not count, since what comes by them could come in the time of the other key.
-    may_rest: bool,
+    is_reusable: bool,
     _counted: CountedLock,
 }
 
-/// A lock that keeps more than this of its last outcome is not worth keeping.
-const LARGEST_KEPT_OUTCOME: usize = 4_096;
+/// The addresses of a lock.
+pub(crate) struct Lock {
+    pub(crate) address: Addr<KeyLock>,
+    /// The same actor, for the claim that it keeps.
+    pub(crate) claim: ClaimAddr,
+}
 
 /// What the lock is there for.
 pub(crate) enum Role {
-    Holding(Holding),
+    /// It keeps a claim, which has this place among the arbiter's claims.
+    Claim(Claim, ClaimPlace),
     Following(Following),
     Reconciling(Reconciling),
-    /// The role is played: what still comes in gets this outcome, or goes back to the supervisor.
-    Retired(Option<SealedOutcome>),
+    /// The role has ended.
+    Retired,
 }
 
-impl KeyLock {
+/// What a lock is given to do: at its start, or when it is reused.
+pub(crate) struct Assignment {
+    pub(crate) key: Key,
+    pub(crate) id: u64,
+    pub(crate) fingerprint: Fingerprint,
+    pub(crate) role: Role,
+    pub(crate) waiting: Vec<Begin>,
+}
+
+impl Message for Assignment {
+    type Result = ();
+}
+
+impl Lock {
     /// Starts a lock on the current arbiter.
-    pub(crate) fn start(neighbours: Arc<Neighbours>, part: Part) -> LockAddr {
-        let Part { key, id, fingerprint, role, waiting: waiters } = part;
+    pub(crate) fn start(neighbours: Arc<Neighbours>, assignment: Assignment) -> Self {
+        let Assignment { key, id, fingerprint, role, waiting } = assignment;
         let counted = CountedLock::new(&neighbours.shared);
-        let lock = Self { key, id, neighbours, fingerprint, role, waiters, may_rest: true, _counted: counted };
-        Arc::new(Self::create(|ctx| {
+        let waiters = Waiters::from(waiting);
+        let lock = KeyLock {
+            key,
+            id,
+            neighbours,
+            fingerprint,
+            role,
+            waiters,
+            run_limit: None,
+            is_reusable: true,
+            _counted: counted,
+        };
+        let address = KeyLock::create(|ctx| {
             // Before the first message, not in `started`: admission is counted elsewhere, and this bound must never be
             // the one that is met.
             ctx.set_mailbox_capacity(usize::MAX >> 3);
             lock
-        }))
+        });
+        let claim = Arc::new(address.clone().recipient());
+        Self { address, claim }
     }
+}
 
-    fn ask_store(&self, request: Request) {
-        self.neighbours.ask_store(request);
-    }
-
+impl KeyLock {
     fn tell(&self, kind: EventKind) {
-        self.neighbours.shared.events.tell(kind, &self.key);
+        self.neighbours.tell(kind, &self.key);
     }
 
-    /// Ends the lock. Whoever waits takes this outcome, or goes back to the supervisor to try again.
-    fn retire(&mut self, outcome: Option<SealedOutcome>) {
-        let mut resubmit = std::mem::take(&mut self.waiters);
+    /// Begins the role that the lock has been assigned.
+    fn begin(&mut self, ctx: &mut Context<Self>) {
+        for call in self.waiters.take() {
+            self.join(call, ctx);
+        }
+        match &self.role {
+            Role::Claim(..) | Role::Retired => {}
+            Role::Following(_) => self.follow(ctx),
+            Role::Reconciling(_) => self.reconcile(ctx),
+        }
+    }
+
+    /// Ends the role. Waiting callers take this outcome, or go back to the supervisor to try again.
+    fn retire(&mut self, outcome: Option<&SealedOutcome>, ctx: &mut Context<Self>) {
+        // A timer that is still to fire would keep the actor alive until then.
+        let timers = [self.run_limit.take(), self.waiters.stop_timer()];
+        for timer in timers.into_iter().flatten() {
+            ctx.cancel_future(timer);
+        }
+        let mut resubmit = self.waiters.take();
         if planted!(WaitersNotWoken) {
             std::mem::forget(std::mem::take(&mut resubmit));
         }
-        if let Some(outcome) = &outcome {
+        if let Some(outcome) = outcome {
             for waiter in resubmit.drain(..) {
                 self.tell(EventKind::Hit);
                 waiter.reply.send(Ok(Admitted::Replay(outcome.clone())));
             }
         }
-        let is_small = outcome.as_ref().is_none_or(|outcome| outcome.as_stored().len() <= LARGEST_KEPT_OUTCOME);
-        let may_rest = self.may_rest && is_small;
-        self.role = Role::Retired(outcome);
-        self.neighbours.tell_supervisor(Retired { key: self.key.clone(), id: self.id, resubmit, may_rest });
-    }
-
-    /// Takes a call in that asks for what this lock's key is already being asked for.
-    fn add_waiter(&mut self, call: Begin, ctx: &mut Context<Self>) {
-        let Some(until) = call.wait_until else {
-            return self.refuse(call);
+        let claim = match std::mem::replace(&mut self.role, Role::Retired) {
+            Role::Claim(_, place) => Some(place),
+            _ => None,
         };
-        let limit = self.neighbours.shared.settings.max_waiters_per_key;
-        if self.waiters.len() >= limit {
-            // Those that went away without a word make room first.
-            self.waiters.retain(|waiter| !waiter.reply.is_closed());
-        }
-        if self.waiters.len() >= limit && !planted!(WaitersNotCapped) {
-            self.tell(EventKind::Overloaded);
-            return call.refuse(Error::Overloaded { what: "callers waiting for one key", limit });
-        }
-        self.tell(EventKind::Wait);
-        self.waiters.push(call);
-        self.may_rest = false;
-        ctx.run_later(until.saturating_duration_since(Instant::now()), |lock, _| lock.dismiss_late_waiters());
+        let (key, id, is_reusable) = (self.key.clone(), self.id, self.is_reusable);
+        self.neighbours.tell_supervisor(ToSupervisor::Retired { key, id, claim, resubmit, is_reusable });
     }
 
-    fn dismiss_late_waiters(&mut self) {
-        let now = Instant::now();
-        let (late, waiting): (Vec<_>, Vec<_>) =
-            self.waiters.drain(..).partition(|waiter| waiter.wait_until.is_some_and(|until| until <= now));
-        self.waiters = waiting;
-        for waiter in late {
-            self.refuse(waiter);
-        }
-        if self.waiters.is_empty() && matches!(self.role, Role::Following(_)) {
-            self.retire(None);
+    /// Takes a call that asks for the lock's key.
+    fn join(&mut self, call: Begin, ctx: &mut Context<Self>) {
+        match &self.role {
+            // The supervisor reads this lock's last message first, and then begins anew with the call.
+            Role::Retired => self.neighbours.tell_supervisor(ToSupervisor::Resubmit(Box::new(call))),
+            // Whether that claim was ever in the store, and so what the key was last used for, nobody here knows.
+            Role::Claim(claim, _) if claim.is_withdrawing() && !planted!(MismatchWhileTakingBack) => {
+                call.refuse(Error::Store(StoreError::unavailable("an earlier claim of the key is being withdrawn")));
+            }
+            _ if call.fingerprint != self.fingerprint => {
+                self.tell(EventKind::Mismatch);
+                call.refuse(Error::Mismatch);
+            }
+            _ => self.wait(call, ctx),
         }
     }
 
@@ -142,18 +171,47 @@ impl KeyLock {
             Role::Reconciling(reconciling) => {
                 (EventKind::Indeterminate, Error::Indeterminate { attempt: reconciling.attempt })
             }
-            Role::Holding(holding) => {
-                let lease_left = holding.lease_left(self.neighbours.shared.settings.lease);
-                (EventKind::Conflict, Error::InProgress { lease_left })
-            }
+            Role::Claim(claim, _) => (EventKind::Conflict, Error::InProgress { lease_left: claim.lease_left(&self.neighbours.shared) }),
             Role::Following(following) => {
                 (EventKind::Conflict, Error::InProgress { lease_left: following.lease_left() })
             }
             // Unreachable by construction, and harmless: a call that meets a retired lock goes back.
-            Role::Retired(_) => return self.neighbours.tell_supervisor(call),
+            Role::Retired => {
+                return self.neighbours.tell_supervisor(ToSupervisor::Resubmit(Box::new(call)));
+            }
         };
         self.tell(kind);
         call.refuse(error);
+    }
+
+    /// Lets the claim act, and does what it asks for next.
+    fn with_claim(
+        &mut self,
+        address: ClaimAddr,
+        ctx: &mut Context<Self>,
+        act: impl FnOnce(&mut Claim, &Arbiter<'_>, &ClaimAddr) -> Next,
+    ) {
+        let Role::Claim(claim, _) = &mut self.role else { return };
+        let Neighbours { shared, store, .. } = &*self.neighbours;
+        match act(claim, &Arbiter { key: &self.key, shared, store }, &address) {
+            Next::Wait => {}
+            Next::AskAgain(pause) => self.ask_again_after(pause, address, ctx),
+            Next::Ended(outcome) => self.retire(outcome.as_ref(), ctx),
+        }
+    }
+}
+
+impl KeyLock {
+    fn ask_again_after(&mut self, pause: Duration, address: ClaimAddr, ctx: &mut Context<Self>) {
+        self.is_reusable = false;
+        ctx.run_later(pause, |lock, ctx| lock.ask_again(address, ctx));
+    }
+
+    fn ask_again(&mut self, address: ClaimAddr, ctx: &mut Context<Self>) {
+        self.with_claim(address, ctx, |claim, arbiter, address| {
+            claim.ask_again(arbiter, address);
+            Next::Wait
+        });
     }
 }
 
@@ -161,7 +219,19 @@ impl Actor for KeyLock {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        self.play(ctx);
+        self.begin(ctx);
+    }
+}
+
+impl Handler<Assignment> for KeyLock {
+    type Result = ();
+
+    fn handle(&mut self, assignment: Assignment, ctx: &mut Self::Context) {
+        // What was still to be told about the key before has been read from the mailbox first.
+        let Assignment { key, id, fingerprint, role, waiting } = assignment;
+        (self.key, self.id, self.fingerprint, self.role) = (key, id, fingerprint, role);
+        self.waiters = Waiters::from(waiting);
+        self.begin(ctx);
     }
 }
 
@@ -172,115 +242,59 @@ impl Message for Join {
     type Result = ();
 }
 
-impl KeyLock {
-    fn take_in(&mut self, call: Begin, ctx: &mut Context<Self>) {
-        match &self.role {
-            Role::Retired(Some(outcome)) if call.fingerprint == self.fingerprint => {
-                self.tell(EventKind::Hit);
-                call.reply.send(Ok(Admitted::Replay(outcome.clone())));
-            }
-            // The supervisor reads this lock's farewell first, and then starts anew with the call.
-            Role::Retired(_) => self.neighbours.tell_supervisor(call),
-            // Whether that claim ever stood, and so what the key was last used for, nobody here knows.
-            Role::Holding(holding) if holding.is_recovering() && !planted!(MismatchWhileTakingBack) => {
-                call.refuse(Error::Store(StoreError::unavailable("an earlier claim of the key is being taken back")));
-            }
-            _ if call.fingerprint != self.fingerprint => {
-                self.tell(EventKind::Mismatch);
-                call.refuse(Error::Mismatch);
-            }
-            _ => self.add_waiter(call, ctx),
-        }
-    }
-}
-
 impl Handler<Join> for KeyLock {
     type Result = ();
 
     fn handle(&mut self, Join(call): Join, ctx: &mut Self::Context) {
-        self.take_in(call, ctx);
+        self.join(call, ctx);
     }
 }
 
-/// The holder's word on its claim.
-pub(crate) struct Settle {
-    pub(crate) settlement: Settlement,
-    pub(crate) reply: Answer<Result<Settled, Error>>,
-    pub(crate) lock: LockAddr,
-}
-
-impl Message for Settle {
-    type Result = ();
-}
-
-/// The holder is gone without a word.
-pub(crate) struct Abandon {
-    pub(crate) began: bool,
-    pub(crate) lock: LockAddr,
-}
-
-impl Message for Abandon {
-    type Result = ();
-}
-
-/// The supervisor's sweep has found this lock old enough to look at its lease.
-pub(crate) struct Tick(pub(crate) LockAddr);
-
-impl Message for Tick {
-    type Result = ();
-}
-
-/// The holder wants to be sure, now, that the claim is still its own.
-pub(crate) struct Confirm {
-    pub(crate) reply: tokio::sync::oneshot::Sender<Result<(), Error>>,
-    pub(crate) lock: LockAddr,
-}
-
-impl Message for Confirm {
-    type Result = ();
-}
-
-/// An answer of the store, or of the user's reconciler.
-pub(crate) enum Answered {
-    Renewed { sent: Instant, answer: Result<Renewed, StoreError> },
-    Completed(Result<Completed, StoreError>),
-    CompletedInTransaction(Result<CompletedInTransaction, StoreError>),
-    Released(Result<Released, StoreError>),
-    Withdrawn(Result<Withdrawn, StoreError>),
-    Held(Result<Held, StoreError>),
-    Watched(Result<Changed, StoreError>),
-    Verdict(Verdict),
-    Resolved(Result<Resolved, StoreError>),
-}
-
-/// Brings an answer back to the lock that asked.
-pub(crate) struct Bring {
-    answered: Answered,
-    lock: LockAddr,
-}
-
-impl Message for Bring {
-    type Result = ();
-}
-
-impl Bring {
-    /// Brings `answered` to `lock`; if the lock is gone, so is whoever could use the answer.
-    pub(crate) fn to(lock: LockAddr, answered: Answered) {
-        let message = Self { answered, lock: Arc::clone(&lock) };
-        let _ = lock.try_send(message);
-    }
-}
-
-impl Handler<Bring> for KeyLock {
+impl Handler<ToClaim> for KeyLock {
     type Result = ();
 
-    fn handle(&mut self, Bring { answered, lock }: Bring, ctx: &mut Self::Context) {
-        match answered {
-            Answered::Watched(answer) => self.on_watched(answer, ctx),
-            Answered::Verdict(verdict) => self.on_verdict(verdict, lock),
-            Answered::Resolved(answer) => self.on_resolved(answer),
-            of_the_claim => self.on_claim_answered(of_the_claim, lock, ctx),
+    fn handle(&mut self, ToClaim { what, claim: address }: ToClaim, ctx: &mut Self::Context) {
+        if !matches!(self.role, Role::Claim(..)) {
+            return refuse_late(what);
         }
+        if let What::LimitRun(limit) = what {
+            self.is_reusable = false;
+            let timer = ctx.run_later(limit, |lock, ctx| {
+                lock.run_limit = None;
+                lock.with_claim(address, ctx, Claim::end_run);
+            });
+            self.run_limit = Some(timer);
+            return;
+        }
+        self.with_claim(address, ctx, |claim, arbiter, address| match what {
+            What::Settle { settlement, reply } => claim.settle(settlement, Some(reply), arbiter, address),
+            What::Abandon { began } => claim.abandon(began, arbiter, address),
+            What::Answered(answered) => claim.answered(answered, arbiter, address),
+            What::Confirm(reply) => {
+                claim.confirm(reply, arbiter, address);
+                Next::Wait
+            }
+            What::Tick => {
+                claim.tick(arbiter, address);
+                Next::Wait
+            }
+            What::Ask => {
+                claim.ask_again(arbiter, address);
+                Next::Wait
+            }
+            // Taken above.
+            What::LimitRun(_) => Next::Wait,
+        });
+    }
+}
+
+/// Answers a holder whose claim has ended.
+fn refuse_late(what: What) {
+    match what {
+        What::Settle { reply, .. } => drop(reply.send(Err(Error::ClaimLost))),
+        // Whoever asks may have gone.
+        What::Confirm(reply) => drop(reply.send(Err(Error::ClaimLost))),
+        What::Abandon { .. } | What::Answered(_) | What::Tick | What::Ask | What::LimitRun(_) => {}
     }
 }
 

@@ -1,14 +1,13 @@
 //! A lock that has an abandoned key settled by the user's reconciler.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 
 use actix::prelude::*;
 use futures_util::FutureExt as _;
 use tokio::time::timeout;
 use tracing::error;
 
-use super::{Answered, Bring, KeyLock, LockAddr, Role};
+use super::{KeyLock, Role};
 use crate::backend::{Reply, Request, Resolution, Resolve, Resolved, StoreError};
 use crate::reconcile::Reconciler;
 use crate::record::Owner;
@@ -17,7 +16,7 @@ use crate::{Abandoned, Attempt, EventKind, Verdict};
 /// An indeterminate key that the reconciler is asked about.
 pub(crate) struct Reconciling {
     pub(super) attempt: Attempt,
-    /// The word is about this holder's claim and no other.
+    /// The reconciler's answer is about this holder's claim and no other.
     abandoned_by: Owner,
     reconciler: Reconciler,
 }
@@ -28,12 +27,23 @@ impl Reconciling {
     }
 }
 
+/// What the reconciler said, and what the store made of it.
+enum Reconciled {
+    Verdict(Verdict),
+    Resolved(Result<Resolved, StoreError>),
+}
+
+impl Message for Reconciled {
+    type Result = ();
+}
+
 impl KeyLock {
     pub(super) fn reconcile(&mut self, ctx: &mut Context<Self>) {
         let Role::Reconciling(Reconciling { attempt, reconciler, .. }) = &self.role else { return };
+        self.is_reusable = false;
         let abandoned = Abandoned { key: self.key.clone(), attempt: *attempt };
         let limit = self.neighbours.shared.settings.reconcile_limit;
-        let (reconciler, lock) = (reconciler.clone(), Arc::new(ctx.address()));
+        let (reconciler, lock) = (reconciler.clone(), ctx.address());
         actix_rt::spawn(async move {
             let key = abandoned.key.clone();
             // An inner block, so that a panic before the user's first await is caught as well.
@@ -49,11 +59,12 @@ impl KeyLock {
                     Verdict::Unknown
                 }
             };
-            Bring::to(lock, Answered::Verdict(verdict));
+            // If the lock is gone, its arbiter has ended.
+            let _ = lock.try_send(Reconciled::Verdict(verdict));
         });
     }
 
-    pub(super) fn on_verdict(&mut self, verdict: Verdict, lock: LockAddr) {
+    fn on_verdict(&mut self, verdict: Verdict, ctx: &mut Context<Self>) {
         let Role::Reconciling(Reconciling { attempt, abandoned_by, .. }) = &self.role else { return };
         let (attempt, owner) = (Some(*attempt), Some(*abandoned_by));
         let with = match verdict {
@@ -61,33 +72,43 @@ impl KeyLock {
                 Resolution::Complete { outcome, retention: self.neighbours.shared.settings.policy.retention }
             }
             Verdict::NotDone => Resolution::Release,
-            Verdict::Unknown => return self.stay_indeterminate(),
+            Verdict::Unknown => return self.stay_indeterminate(ctx),
         };
-        self.ask_store(Request::Resolve(
-            Resolve { key: self.key.clone(), attempt, owner, with },
-            Reply::new(move |answer| Bring::to(lock, Answered::Resolved(answer))),
-        ));
+        let lock = ctx.address();
+        let reply = Reply::new(move |answer| drop(lock.try_send(Reconciled::Resolved(answer))));
+        self.neighbours.ask_store(Request::Resolve(Resolve { key: self.key.clone(), attempt, owner, with }, reply));
     }
 
-    pub(super) fn on_resolved(&mut self, answer: Result<Resolved, StoreError>) {
+    fn on_resolved(&mut self, answer: Result<Resolved, StoreError>, ctx: &mut Context<Self>) {
         match answer {
             Ok(Resolved::Resolved) => {
                 self.tell(EventKind::Reconciled);
-                self.retire(None);
+                self.retire(None, ctx);
             }
-            // Somebody else was faster: those who wait ask again.
-            Ok(Resolved::NotIndeterminate) => self.retire(None),
+            // Another process was faster: the waiting callers ask again.
+            Ok(Resolved::NotIndeterminate) => self.retire(None, ctx),
             Err(_) => {
                 self.tell(EventKind::StoreFailed);
-                self.stay_indeterminate();
+                self.stay_indeterminate(ctx);
             }
         }
     }
 
-    fn stay_indeterminate(&mut self) {
-        for waiter in std::mem::take(&mut self.waiters) {
+    fn stay_indeterminate(&mut self, ctx: &mut Context<Self>) {
+        for waiter in self.waiters.take() {
             self.refuse(waiter);
         }
-        self.retire(None);
+        self.retire(None, ctx);
+    }
+}
+
+impl Handler<Reconciled> for KeyLock {
+    type Result = ();
+
+    fn handle(&mut self, reconciled: Reconciled, ctx: &mut Self::Context) {
+        match reconciled {
+            Reconciled::Verdict(verdict) => self.on_verdict(verdict, ctx),
+            Reconciled::Resolved(answer) => self.on_resolved(answer, ctx),
+        }
     }
 }

@@ -13,6 +13,7 @@
 //! no other logic; a store with steps of its own (a Redis script) is held to the same behaviour by the
 //! [conformance suite](crate::conformance).
 
+mod exact;
 mod outcome;
 pub mod transition;
 
@@ -250,11 +251,29 @@ pub struct Record {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Barrier {
-    /// The owner of the claim that was withdrawn last.
+    /// What a claim must name: the owner of the withdrawn claim. Where another barrier already stood, it is a digest of
+    /// that barrier's name and the owner: a withdrawal that arrives twice must not bring back a name that a claim
+    /// withdrawn in between was sent with.
     pub withdrawn: Owner,
     /// When the barrier goes away: no network and no server holds a command back for longer than
     /// [`WITHDRAWAL_KEPT`].
     pub until: StoreTime,
+}
+
+impl Barrier {
+    /// The barrier that a withdrawal of `owner`'s claim leaves where `standing` is found.
+    fn of_withdrawal(standing: Option<&Self>, owner: Owner, now: StoreTime) -> Self {
+        let until = now.after(WITHDRAWAL_KEPT);
+        match standing {
+            Some(standing) if standing.withdrawn != owner => {
+                let both = [*standing.withdrawn.as_bytes(), *owner.as_bytes()].concat();
+                let mut name = [0; Owner::LEN];
+                name.copy_from_slice(&Fingerprint::of(&both).as_bytes()[..Owner::LEN]);
+                Self { withdrawn: Owner::from_bytes(name), until: until.max(standing.until) }
+            }
+            standing => Self { withdrawn: owner, until: standing.map_or(until, |standing| until.max(standing.until)) },
+        }
+    }
 }
 
 /// How long a withdrawn claim is kept from arriving.

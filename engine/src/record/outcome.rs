@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::exact;
 use crate::Key;
 
 /// The first byte of every outcome. A reader refuses any other.
@@ -142,7 +143,8 @@ impl SealedOutcome {
     /// found out what an operation did.
     ///
     /// # Errors
-    /// A value that JSON can't hold.
+    /// A value that JSON can't hold: one that would be read back as another value (NaN and infinities, `Some` of what is
+    /// written as `null`), or a map whose keys are no texts.
     ///
     /// ```
     /// # use oncekey::{Key, record::SealedOutcome};
@@ -152,6 +154,9 @@ impl SealedOutcome {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn of_value<T: Serialize + ?Sized>(key: &Key, value: &T) -> Result<Self, serde_json::Error> {
+        if !planted!(AnyValueStored) {
+            exact::check(value)?;
+        }
         let mut written = Ok(());
         let sealed = Self::seal(key, PayloadKind::Json, |bytes| written = serde_json::to_writer(bytes, value));
         written.map(|()| sealed)
@@ -169,6 +174,11 @@ impl SealedOutcome {
             }
             Payload::Value { .. } => Err(CorruptOutcome::OtherKind),
         }
+    }
+
+    /// Reads the value that was just sealed by [`of_value`](Self::of_value), without checking it again.
+    pub(crate) fn read_back<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        serde_json::from_slice(self.0.get(HEADER_LEN..).unwrap_or_default())
     }
 
     /// An outcome that says only that the operation is done.

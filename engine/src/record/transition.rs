@@ -28,7 +28,7 @@
 
 use std::time::Duration;
 
-use super::{Attempt, Barrier, FencingToken, Owner, Record, SealedOutcome, State, StoreTime, WITHDRAWAL_KEPT};
+use super::{Attempt, Barrier, FencingToken, Owner, Record, SealedOutcome, State, StoreTime};
 use crate::backend::{
     Acquire, Acquired, Complete, Completed, Held, Hold, Release, Released, Remove, Removed, Renew, Renewed, Resolution,
     Resolve, Resolved, Withdraw, Withdrawn,
@@ -95,7 +95,7 @@ pub fn acquire(found: Option<&Record>, now: StoreTime, message: &Acquire) -> Ste
     let claim = |attempt: Attempt, took_over: bool| match barrier {
         // It may be the withdrawn claim itself, or one sent before the withdrawal: neither knows of it.
         Some(Barrier { withdrawn, .. })
-            if message.past_withdrawal != Some(withdrawn) && !planted!(WithdrawnClaimLands) =>
+            if message.past_withdrawal.as_deref() != Some(&withdrawn) && !planted!(WithdrawnClaimLands) =>
         {
             unchanged(Acquired::Withdrawn { owner: withdrawn })
         }
@@ -170,32 +170,35 @@ pub fn release(found: Option<&Record>, now: StoreTime, message: &Release) -> Ste
 
 /// Takes a claim back of which the sender does not know whether the store has it, and on which nothing has begun.
 ///
-/// Afterwards the claim is gone, and it cannot arrive any more: a [`Barrier`] keeps it out for [`WITHDRAWAL_KEPT`], whoever
-/// holds the key meanwhile. A takeover of a lapsed claim is kept out in the same way.
+/// Afterwards the claim is gone, and it cannot arrive any more: a [`Barrier`] keeps it out for
+/// [`WITHDRAWAL_KEPT`](super::WITHDRAWAL_KEPT), whoever /// holds the key meanwhile. A takeover of a lapsed claim is kept out in the same way.
 pub fn withdraw(found: Option<&Record>, now: StoreTime, message: &Withdraw) -> Step<Withdrawn> {
-    let until = now.after(WITHDRAWAL_KEPT);
-    let barrier = Some(Box::new(Barrier { withdrawn: message.owner, until }));
+    let standing = found.and_then(|record| record.barrier_at(now));
+    let barrier = Barrier::of_withdrawal(standing, message.owner, now);
+    let free = |token: FencingToken| State::Vacant { until: barrier.until.max(token.passed_at()) };
+    let put_barrier = Some(Box::new(barrier));
     let Some(record) = found.filter(|record| !is_free(record, now)) else {
-        let token = found.map_or(FencingToken::ZERO, |record| record.token);
+        // A record that went away left a token that this clock has passed: so has the one given here.
+        let token = found.map_or_else(|| FencingToken::of_claim(None, now), |record| record.token);
         let vacant = Record {
             fingerprint: Fingerprint::of(b""),
             attempt: Attempt::FIRST,
             token,
-            barrier,
+            barrier: put_barrier,
             owner: message.owner,
-            state: State::Vacant { until },
+            state: free(token),
         };
         return put(vacant, Withdrawn);
     };
     let state = match &record.state {
-        State::InProgress { .. } | State::Indeterminate if record.owner == message.owner => State::Vacant { until },
+        State::InProgress { .. } | State::Indeterminate if record.owner == message.owner => free(record.token),
         // Outliving the barrier is part of its work.
         State::Completed { outcome, expires_at } => {
-            State::Completed { outcome: outcome.clone(), expires_at: until.max(*expires_at) }
+            State::Completed { outcome: outcome.clone(), expires_at: barrier.until.max(*expires_at) }
         }
         other => other.clone(),
     };
-    put(Record { barrier, state, ..record.clone() }, Withdrawn)
+    put(Record { barrier: put_barrier, state, ..record.clone() }, Withdrawn)
 }
 
 /// Removes the record, whatever its state.
@@ -237,9 +240,10 @@ pub fn resolve(found: Option<&Record>, now: StoreTime, message: &Resolve) -> Ste
 }
 
 impl Record {
-    /// The record with its outcome. Where a barrier stands, the outcome is kept for at least as long.
+    /// The record with its outcome. Where a barrier stands, the outcome is kept for at least as long; after the clock was
+    /// set back, until it has passed the token, so that the next claim gets a higher one.
     fn completed(&self, outcome: SealedOutcome, now: StoreTime, retention: Duration) -> Self {
-        let expires_at = now.after(retention);
+        let expires_at = now.after(retention).max(self.token.passed_at());
         let expires_at = self.barrier_at(now).map_or(expires_at, |barrier| expires_at.max(barrier.until));
         Self { state: State::Completed { outcome, expires_at }, ..self.clone() }
     }

@@ -1,113 +1,138 @@
-//! Asking the store for a key, and what its answer leads to.
+//! Asking the store for a key: one question at a time for each key. What the answer leads to.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use actix::prelude::*;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::Supervisor;
-use super::ending::AcquireEnded;
-use crate::backend::{Acquire, Acquired, Reply, Request, StoreError};
-use crate::call::{Admitted, Begin, Grant};
-use crate::key_lock::{Following, Holding, Reconciling, Role};
+use super::routes::Routes;
+use crate::backend::{Acquire, Acquired, Lookup, RecordView, Reply, Request, StateView, StoreError};
+use crate::call::{Admitted, Begin};
+use crate::claims::{Claim, Grant, ToClaim, What};
+use crate::key_lock::{Following, Reconciling, Role};
+use crate::neighbours::{Neighbours, ToSupervisor};
 use crate::reconcile::Reconciler;
-use crate::record::Owner;
+use crate::record::{Owner, SealedOutcome};
 use crate::shared::Shared;
-use crate::{Attempt, Error, EventKind, OnStoreFailure};
+use crate::{Attempt, Error, EventKind, FencingToken, OnStoreFailure};
+
+/// What an answer of the store needs, on whichever thread it arrives.
+pub(super) struct Asker {
+    pub(super) neighbours: Arc<Neighbours>,
+    pub(super) supervisor: Addr<Supervisor>,
+    /// Locked for one look at a time, and hardly ever by two threads: an answer that needs no lock actor removes its
+    /// key's route where it arrives.
+    pub(super) routes: Mutex<Routes>,
+}
+
+/// A call that the store is asked for.
+struct Asked {
+    call: Begin,
+    owner: Owner,
+    asked_at: Instant,
+}
 
 impl Supervisor {
-    /// Asks the store for the key. An answer that settles the call goes straight to its caller; one that needs a lock
-    /// comes back here.
-    pub(super) fn acquire(&mut self, call: Begin) {
-        self.acquire_past(call, None);
+    /// Takes a call: it waits for the answer to an earlier question about its key, or its key's lock has it, or the store
+    /// is asked.
+    pub(super) fn begin(&mut self, call: Begin) {
+        let is_closing = self.asker.neighbours.shared.is_closing();
+        let is_routed = self.asker.routes.lock().is_routed(&call.key, !is_closing);
+        if is_routed {
+            let sent = self.asker.routes.lock().send(call);
+            // Its lock is gone: now the key has no route.
+            if let Err(call) = sent {
+                self.begin(call);
+            }
+        } else if is_closing {
+            self.look_up(call);
+        } else {
+            self.acquire(call, Owner::random(), None);
+        }
     }
 
-    fn acquire_past(&mut self, call: Begin, past_withdrawal: Option<Owner>) {
-        let owner = Owner::random();
+    fn acquire(&self, call: Begin, owner: Owner, past_withdrawal: Option<Box<Owner>>) {
         let message = Acquire {
             key: call.key.clone(),
             fingerprint: call.fingerprint,
             owner,
-            lease: self.neighbours.shared.settings.lease,
+            lease: self.asker.neighbours.shared.settings.lease,
             on_abandoned: call.on_abandoned,
             past_withdrawal,
         };
         // One count for all that the answer needs, and one that no other arbiter shares.
-        let (neighbours, asked_at) = (Arc::clone(&self.neighbours), Instant::now());
-        self.neighbours.acquiring.fetch_add(1, Ordering::AcqRel);
-        let reply = Reply::new(move |answer| match answer_or_pass_on(&neighbours.shared, call, answer) {
-            // A supervisor that has ended leaves the claim to its lease, and the caller hears that it stopped.
-            Some((call, answer)) => neighbours.tell_supervisor(AcquireAnswered { call, owner, asked_at, answer }),
-            None => {
-                neighbours.acquiring.fetch_sub(1, Ordering::AcqRel);
-                if neighbours.shared.is_closing() {
-                    neighbours.tell_supervisor(AcquireEnded);
-                }
-            }
-        });
-        self.neighbours.ask_store(Request::Acquire(message, reply));
+        let asker = Arc::clone(&self.asker);
+        let asked = Asked { call, owner, asked_at: Instant::now() };
+        let reply = Reply::new(move |answer| asker.on_answer(asked, answer));
+        self.asker.neighbours.ask_store(Request::Acquire(message, reply));
     }
 
-    fn on_acquired(&mut self, AcquireAnswered { call, owner, asked_at, answer }: AcquireAnswered) {
-        let answer = match answer {
-            // What was granted so long ago may have lapsed since, and been resolved by somebody who saw no sign of a
-            // holder: nothing may begin under it any more.
-            NeedsLock::Claimed { .. }
-                if asked_at.elapsed() >= self.neighbours.shared.settings.lease && !planted!(LateGrantUsed) =>
-            {
-                NeedsLock::ToTakeBack(StoreError::unknown("its answer to the claim took longer than the claim's lease"))
-            }
-            answer => answer,
-        };
+    /// The engine takes no new claims, but what is completed is still replayed.
+    fn look_up(&self, call: Begin) {
+        let message = Lookup { key: call.key.clone() };
+        let neighbours = Arc::clone(&self.asker.neighbours);
+        let reply = Reply::new(move |found| replay_or_refuse(&neighbours.shared, call, found));
+        self.asker.neighbours.ask_store(Request::Lookup(message, reply));
+    }
+
+    fn on_acquired(&mut self, AcquireAnswered { asked, answer }: AcquireAnswered) {
+        let Asked { call, owner, asked_at } = asked;
+        let lease = self.asker.neighbours.shared.settings.lease;
         match answer {
-            NeedsLock::Claimed { attempt, took_over } => {
+            NeedsLock::Claimed { attempt, token, took_over } => {
                 let kind = if took_over { EventKind::Takeover } else { EventKind::Miss };
-                self.neighbours.shared.events.tell(kind, &call.key);
-                let Begin { key, fingerprint, on_abandoned, reply, permit, .. } = call;
-                let role = Role::Holding(Holding::granted(owner, on_abandoned, asked_at));
-                let lock = self.lock(key, fingerprint, asked_at, role, Vec::new());
+                self.asker.neighbours.tell(kind, &call.key);
+                let Begin { key, fingerprint, on_abandoned, reply, permit, run_limit, .. } = call;
+                let claim = Claim::granted(owner, on_abandoned, asked_at, permit);
+                let claim = self.claim(key, fingerprint, asked_at, claim);
+                if let Some(limit) = run_limit {
+                    // The lock has just been started.
+                    let _ = ToClaim::send(&claim, What::LimitRun(limit));
+                }
                 // If the caller has gone, the grant gives itself up.
-                reply.send(Ok(Admitted::Granted(Grant::new(lock, attempt, owner, permit))));
+                reply.send(Ok(Admitted::Granted(Grant::new(claim, (attempt, token, owner), asked_at, lease))));
             }
-            NeedsLock::ToFollow { .. } | NeedsLock::ToReconcile { .. } if self.locks.contains_key(&call.key) => {
-                self.begin(call);
-            }
-            NeedsLock::ToAskAgain { withdrawn } => self.acquire_past(call, Some(withdrawn)),
+            NeedsLock::Withdrawn { owner: withdrawn } => self.acquire(call, owner, Some(Box::new(withdrawn))),
             NeedsLock::ToFollow { lease_left } => {
                 let role = Role::Following(Following::new(lease_left));
-                self.lock(call.key.clone(), call.fingerprint, asked_at, role, vec![call]);
+                self.lock(call.key.clone(), call.fingerprint, role, Some(call));
             }
             NeedsLock::ToReconcile { attempt, abandoned_by, reconciler } => {
                 let role = Role::Reconciling(Reconciling::new(attempt, abandoned_by, reconciler));
-                self.lock(call.key.clone(), call.fingerprint, asked_at, role, vec![call]);
+                self.lock(call.key.clone(), call.fingerprint, role, Some(call));
             }
-            NeedsLock::ToTakeBack(error) => {
-                let role = Role::Holding(Holding::unheard(owner, call.on_abandoned));
-                self.lock(call.key.clone(), call.fingerprint, asked_at, role, Vec::new());
-                answer_store_failure(&self.neighbours.shared, call, error);
+            NeedsLock::ToWithdraw(error) => {
+                let waiting = self.asker.routes.lock().take_waiting(&call.key);
+                let claim = Claim::to_withdraw(owner, call.on_abandoned);
+                let claim = self.claim(call.key.clone(), call.fingerprint, asked_at, claim);
+                // The lock has just been started.
+                let _ = ToClaim::send(&claim, What::Ask);
+                for call in [call].into_iter().chain(waiting) {
+                    answer_store_failure(&self.asker.neighbours.shared, call, error.clone());
+                }
             }
         }
     }
 }
 
 /// An answer to an acquire that needs a lock.
-struct AcquireAnswered {
-    call: Begin,
-    owner: Owner,
-    asked_at: Instant,
+pub(super) struct AcquireAnswered {
+    asked: Asked,
     answer: NeedsLock,
 }
 
 enum NeedsLock {
-    /// A claim of the key was withdrawn a short while ago: the next message names it.
-    ToAskAgain {
-        withdrawn: Owner,
-    },
     Claimed {
         attempt: Attempt,
+        token: FencingToken,
         took_over: bool,
+    },
+    /// A claim of the key was withdrawn a short while ago: the message is sent again, past it.
+    Withdrawn {
+        owner: Owner,
     },
     /// Another holds it, and the call waits.
     ToFollow {
@@ -118,40 +143,91 @@ enum NeedsLock {
         abandoned_by: Owner,
         reconciler: Reconciler,
     },
-    /// The claim may stand, for nobody: it is taken back as soon as the store hears of it.
-    ToTakeBack(StoreError),
+    /// The claim may be in the store, for nobody: it is withdrawn as soon as the store hears of it.
+    ToWithdraw(StoreError),
 }
 
-/// Answers the call, unless that takes a lock.
-fn answer_or_pass_on(shared: &Shared, call: Begin, answer: Result<Acquired, StoreError>) -> Option<(Begin, NeedsLock)> {
-    let refuse = |call: Begin, kind, error| {
-        shared.events.tell(kind, &call.key);
-        call.refuse(error);
-        None
-    };
-    match answer {
-        Ok(Acquired::Claimed { attempt, took_over, .. }) => Some((call, NeedsLock::Claimed { attempt, took_over })),
-        Ok(Acquired::Completed { outcome }) => {
-            shared.events.tell(EventKind::Hit, &call.key);
-            call.reply.send(Ok(Admitted::Replay(outcome)));
-            None
+/// An answer that ends the call.
+#[derive(Clone)]
+enum Final {
+    Replay(SealedOutcome),
+    Mismatch,
+    InProgress { lease_left: Duration },
+    Indeterminate { attempt: Attempt },
+    Failed(StoreError),
+}
+
+impl Asker {
+    /// Takes the store's answer, on whichever thread it comes. One that ends the call goes straight to the caller; one
+    /// that needs a lock goes to the supervisor.
+    fn on_answer(&self, asked: Asked, answer: Result<Acquired, StoreError>) {
+        let shared = &self.neighbours.shared;
+        let last = match judge(shared, &asked, answer) {
+            Ok(last) => last,
+            Err(answer) => {
+                // A supervisor that has ended leaves the claim to its lease, and the caller hears that it stopped.
+                let _ = self.supervisor.try_send(AcquireAnswered { asked, answer });
+                return;
+            }
+        };
+        let waiting = self.routes.lock().answered(&asked.call.key);
+        let fingerprint = asked.call.fingerprint;
+        for call in waiting {
+            let shares = match &last {
+                Final::Failed(_) => Some(last.clone()),
+                Final::Mismatch if call.fingerprint != fingerprint => None,
+                // The record is of what the first call asks for.
+                _ if call.fingerprint != fingerprint => Some(Final::Mismatch),
+                Final::InProgress { .. } if call.wait_until.is_some() => None,
+                _ => Some(last.clone()),
+            };
+            match shares {
+                Some(last) => answer_call(shared, call, last),
+                // It has a question of its own.
+                None => self.neighbours.tell_supervisor(ToSupervisor::Resubmit(Box::new(call))),
+            }
         }
-        Ok(Acquired::InProgress { lease_left }) => match call.wait_until {
-            Some(_) => Some((call, NeedsLock::ToFollow { lease_left })),
-            None => refuse(call, EventKind::Conflict, Error::InProgress { lease_left }),
-        },
-        Ok(Acquired::Mismatch) => refuse(call, EventKind::Mismatch, Error::Mismatch),
-        Ok(Acquired::Indeterminate { attempt, owner: abandoned_by }) => match shared.settings.reconciler.clone() {
-            Some(reconciler) => Some((call, NeedsLock::ToReconcile { attempt, abandoned_by, reconciler })),
-            None => refuse(call, EventKind::Indeterminate, Error::Indeterminate { attempt }),
-        },
-        Ok(Acquired::Withdrawn { owner }) => Some((call, NeedsLock::ToAskAgain { withdrawn: owner })),
-        Err(error) if error.is_unknown() && !planted!(UnknownTakenForNo) => Some((call, NeedsLock::ToTakeBack(error))),
-        Err(error) => {
-            answer_store_failure(shared, call, error);
-            None
+        answer_call(shared, asked.call, last);
+        if shared.is_closing() {
+            let _ = self.supervisor.try_send(LooksDrained);
         }
     }
+}
+
+/// What the answer means: the call's end, or something that needs a lock.
+fn judge(shared: &Shared, asked: &Asked, answer: Result<Acquired, StoreError>) -> Result<Final, NeedsLock> {
+    match answer {
+        Ok(Acquired::Claimed { attempt, token, took_over }) => Err(NeedsLock::Claimed { attempt, token, took_over }),
+        Ok(Acquired::Withdrawn { owner }) => Err(NeedsLock::Withdrawn { owner }),
+        Ok(Acquired::Completed { outcome }) => Ok(Final::Replay(outcome)),
+        Ok(Acquired::InProgress { lease_left }) => match asked.call.wait_until {
+            Some(_) => Err(NeedsLock::ToFollow { lease_left }),
+            None => Ok(Final::InProgress { lease_left }),
+        },
+        Ok(Acquired::Mismatch) => Ok(Final::Mismatch),
+        Ok(Acquired::Indeterminate { attempt, owner: abandoned_by }) => match shared.settings.reconciler.clone() {
+            Some(reconciler) => Err(NeedsLock::ToReconcile { attempt, abandoned_by, reconciler }),
+            None => Ok(Final::Indeterminate { attempt }),
+        },
+        Err(error) if error.is_unknown() && !planted!(UnknownTakenForNo) => Err(NeedsLock::ToWithdraw(error)),
+        Err(error) => Ok(Final::Failed(error)),
+    }
+}
+
+fn answer_call(shared: &Shared, call: Begin, last: Final) {
+    let (kind, error) = match last {
+        Final::Failed(error) => return answer_store_failure(shared, call, error),
+        Final::Replay(outcome) => {
+            shared.events.tell(EventKind::Hit, &call.key);
+            call.reply.send(Ok(Admitted::Replay(outcome)));
+            return;
+        }
+        Final::Mismatch => (EventKind::Mismatch, Error::Mismatch),
+        Final::InProgress { lease_left } => (EventKind::Conflict, Error::InProgress { lease_left }),
+        Final::Indeterminate { attempt } => (EventKind::Indeterminate, Error::Indeterminate { attempt }),
+    };
+    shared.events.tell(kind, &call.key);
+    call.refuse(error);
 }
 
 fn answer_store_failure(shared: &Shared, call: Begin, error: StoreError) {
@@ -165,6 +241,19 @@ fn answer_store_failure(shared: &Shared, call: Begin, error: StoreError) {
     }
 }
 
+/// Ends a call that arrived while the engine drains.
+fn replay_or_refuse(shared: &Shared, call: Begin, found: Result<Option<RecordView>, StoreError>) {
+    let is_asked = |view: &RecordView| shared.settings.at_rest.is_of(&call.key, call.fingerprint, view.fingerprint);
+    match found {
+        Ok(Some(view)) if !is_asked(&view) => answer_call(shared, call, Final::Mismatch),
+        Ok(Some(RecordView { state: StateView::Completed { outcome, .. }, .. })) => {
+            answer_call(shared, call, Final::Replay(outcome));
+        }
+        Ok(_) => call.refuse(Error::ShuttingDown),
+        Err(error) => answer_store_failure(shared, call, error),
+    }
+}
+
 impl Message for AcquireAnswered {
     type Result = ();
 }
@@ -173,8 +262,22 @@ impl Handler<AcquireAnswered> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, answered: AcquireAnswered, _: &mut Self::Context) {
-        self.neighbours.acquiring.fetch_sub(1, Ordering::AcqRel);
         self.on_acquired(answered);
+        self.end_if_drained();
+    }
+}
+
+/// An answer has removed a route while the engine drains.
+pub(super) struct LooksDrained;
+
+impl Message for LooksDrained {
+    type Result = ();
+}
+
+impl Handler<LooksDrained> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: LooksDrained, _: &mut Self::Context) {
         self.end_if_drained();
     }
 }

@@ -21,21 +21,6 @@ impl Handler<Drain> for Supervisor {
     }
 }
 
-/// A claim that was on its way while the engine was closing has come to nothing.
-pub(super) struct AcquireEnded;
-
-impl Message for AcquireEnded {
-    type Result = ();
-}
-
-impl Handler<AcquireEnded> for Supervisor {
-    type Result = ();
-
-    fn handle(&mut self, _: AcquireEnded, _: &mut Self::Context) {
-        self.end_if_drained();
-    }
-}
-
 /// How many keys are in flight here.
 pub(crate) struct CountInFlight;
 

@@ -1,73 +1,45 @@
-//! The supervisor of one arbiter: it routes calls by key, owns the key locks, and drains them at the end.
+//! The supervisor of one arbiter: it routes calls by key, owns the claims and the key locks, and drains them at the end.
 
 mod acquire;
 mod ending;
+mod routes;
 
 pub(crate) use ending::{CountInFlight, Drain, End};
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::{debug, error};
 
+use acquire::Asker;
+use routes::Routes;
+
 use crate::backend::{Persist, Purge, Purged, Reply, Request, StoreError};
 use crate::call::Begin;
-use crate::key_lock::{Join, KeyLock, LockAddr, Part, Role, Tick};
-use crate::resting::Resting;
+use crate::claims::{Claim, ClaimAddr, Claims};
+use crate::idle_locks::IdleLocks;
+use crate::key_lock::{Assignment, Lock, Role};
+use crate::neighbours::{Neighbours, ToSupervisor};
 use crate::shared::Shared;
-use crate::{Error, Fingerprint, Key, KeyHasher};
-
-/// Whom the actors of one arbiter talk to. Each arbiter has its own, so that counting the references to it is nobody
-/// else's affair: what two threads count together costs each of them more than a message does.
-pub(crate) struct Neighbours {
-    pub(crate) shared: Arc<Shared>,
-    store: Recipient<Persist>,
-    supervisor: Arc<Addr<Supervisor>>,
-    /// How many claims are on their way to the store and back: such a key is in flight, and has no lock yet.
-    acquiring: AtomicUsize,
-}
-
-impl Neighbours {
-    pub(crate) fn ask_store(&self, request: Request) {
-        // A request that a dead backend can't take is dropped, and its reply answers "unknown".
-        let _ = self.store.try_send(Persist(request));
-    }
-
-    /// Tells the supervisor, which outlives its locks; at its own end nobody is left to care.
-    pub(crate) fn tell_supervisor<M>(&self, message: M)
-    where
-        M: Message<Result = ()> + Send + 'static,
-        Supervisor: Handler<M>,
-    {
-        let _ = self.supervisor.try_send(message);
-    }
-}
+use crate::{Fingerprint, Key};
 
 /// One on each arbiter that uses the engine. It ends when the engine is dropped, or with its arbiter.
 pub(crate) struct Supervisor {
-    neighbours: Arc<Neighbours>,
-    locks: HashMap<Key, Locked, KeyHasher>,
-    resting: Resting,
+    asker: Arc<Asker>,
+    /// What this arbiter holds in the store. Heartbeat and drain follow these, not the routes.
+    claims: Claims,
+    idle: IdleLocks,
     next_lock_id: u64,
     purging: bool,
     /// Who waits for the last key to be settled.
     draining: Vec<oneshot::Sender<()>>,
     in_flight: metrics::Gauge,
     ending: bool,
-}
-
-/// A key that has a lock on this arbiter.
-struct Locked {
-    lock: LockAddr,
-    id: u64,
-    since: Instant,
 }
 
 impl Supervisor {
@@ -77,12 +49,13 @@ impl Supervisor {
         Self::create(|ctx| {
             // Admission is counted before a message is sent; this bound must never be the one that is met.
             ctx.set_mailbox_capacity(usize::MAX >> 3);
-            let supervisor = Arc::new(ctx.address());
-            address = Some(Arc::clone(&supervisor));
+            let supervisor = ctx.address();
+            address = Some(Arc::new(supervisor.clone()));
+            let neighbours = Arc::new(Neighbours { shared, store, supervisor: supervisor.clone().recipient() });
             Self {
-                neighbours: Arc::new(Neighbours { shared, store, supervisor, acquiring: AtomicUsize::new(0) }),
-                locks: HashMap::default(),
-                resting: Resting::default(),
+                asker: Arc::new(Asker { neighbours, supervisor, routes: Mutex::new(Routes::default()) }),
+                claims: Claims::default(),
+                idle: IdleLocks::default(),
                 next_lock_id: 0,
                 purging: false,
                 draining: Vec::new(),
@@ -94,58 +67,54 @@ impl Supervisor {
         address.unwrap_or_else(|| unreachable!("actix did not call the closure that makes the actor"))
     }
 
-    fn begin(&mut self, call: Begin) {
-        if self.neighbours.shared.is_closing() {
-            return call.refuse(Error::ShuttingDown);
-        }
-        let Some(Locked { lock, .. }) = self.locks.get(&call.key) else { return self.acquire(call) };
-        if let Err(SendError::Closed(Join(call)) | SendError::Full(Join(call))) = lock.try_send(Join(call)) {
-            // The lock's task is gone, by a panic: what it held is left to the lease.
-            error!(key = %call.key, "a key's lock is gone without a farewell");
-            self.locks.remove(&call.key);
-            self.acquire(call);
-        }
+    /// Starts a lock that keeps a claim. The calls that wait for the store's answer about the key join it.
+    fn claim(&mut self, key: Key, fingerprint: Fingerprint, since: Instant, claim: Claim) -> ClaimAddr {
+        let role = Role::Claim(claim, self.claims.next_place());
+        let address = self.lock(key, fingerprint, role, None);
+        self.claims.insert(Arc::clone(&address), since);
+        address
     }
 
-    /// Starts a lock for a key, and gives it the calls that wait there.
-    ///
-    /// If the key has one, it has played its role, and its farewell is on its way here: the new one takes its place.
-    fn lock(
-        &mut self,
-        key: Key,
-        fingerprint: Fingerprint,
-        since: Instant,
-        role: Role,
-        waiting: Vec<Begin>,
-    ) -> LockAddr {
+    /// Starts a lock for a key, or reuses one, and gives it the call and those that wait for the store's answer.
+    fn lock(&mut self, key: Key, fingerprint: Fingerprint, role: Role, call: Option<Begin>) -> ClaimAddr {
         self.next_lock_id += 1;
         let id = self.next_lock_id;
-        let part = Part { key: key.clone(), id, fingerprint, role, waiting };
-        let lock = self.cast(part);
-        self.locks.insert(key, Locked { lock: Arc::clone(&lock), id, since });
-        lock
-    }
-
-    /// Gives a part to a lock that rests, or else to a new one.
-    fn cast(&mut self, part: Part) -> LockAddr {
-        let Some(lock) = self.resting.take() else { return KeyLock::start(Arc::clone(&self.neighbours), part) };
-        match lock.try_send(part) {
-            Ok(()) => lock,
-            Err(SendError::Closed(part) | SendError::Full(part)) => KeyLock::start(Arc::clone(&self.neighbours), part),
+        let mut routes = self.asker.routes.lock();
+        let mut waiting = routes.take_waiting(&key);
+        if let Some(call) = call {
+            waiting.insert(0, call);
         }
+        let assignment = Assignment { key: key.clone(), id, fingerprint, role, waiting };
+        let neighbours = &self.asker.neighbours;
+        let lock = match self.idle.take() {
+            None => Lock::start(Arc::clone(neighbours), assignment),
+            Some(lock) => match lock.address.try_send(assignment) {
+                Ok(()) => lock,
+                Err(SendError::Closed(assignment) | SendError::Full(assignment)) => {
+                    Lock::start(Arc::clone(neighbours), assignment)
+                }
+            },
+        };
+        let address = Arc::clone(&lock.claim);
+        let replaced = routes.locked(key, lock, id);
+        drop(routes);
+        if let Some(replaced) = replaced.filter(|_| planted!(ClaimFollowsTheRoute)) {
+            self.claims.forget(&replaced.claim);
+        }
+        address
     }
 
-    /// Wakes the locks whose lease has run for a while. Most keys are settled before a sweep ever meets them, and cost
-    /// no timer of their own.
+    /// Wakes the claims whose lease has run for a while.
     fn sweep(&mut self) {
-        self.resting.dismiss();
-        self.in_flight.set(self.locks.len() as f64);
-        let old = self.neighbours.shared.settings.lease / 3;
-        // A lock that can't be told is gone, by a panic: what it held is left to its lease.
-        self.locks.retain(|_, Locked { lock, since, .. }| {
-            since.elapsed() < old || lock.try_send(Tick(Arc::clone(lock))).is_ok()
-        });
-        if self.neighbours.shared.takes_purge_turn() {
+        self.idle.dismiss();
+        self.in_flight.set(self.in_flight() as f64);
+        let shared = &self.asker.neighbours.shared;
+        let lost = self.claims.tick(shared.settings.lease / 3);
+        if lost > 0 {
+            error!(claims = lost, "actors that kept claims are gone; what they held is left to its lease");
+            self.asker.routes.lock().sweep();
+        }
+        if shared.takes_purge_turn() {
             self.purge();
         }
         self.end_if_drained();
@@ -155,15 +124,20 @@ impl Supervisor {
         if std::mem::replace(&mut self.purging, true) {
             return;
         }
-        let supervisor = Arc::clone(&self.neighbours.supervisor);
+        let supervisor = self.asker.supervisor.clone();
         let reply = Reply::new(move |answer| drop(supervisor.try_send(PurgeAnswered(answer))));
-        let limit = self.neighbours.shared.settings.purge_limit;
-        self.neighbours.ask_store(Request::Purge(Purge { limit }, reply));
+        let neighbours = &self.asker.neighbours;
+        let limit = neighbours.shared.settings.purge_limit;
+        neighbours.ask_store(Request::Purge(Purge { limit }, reply));
     }
 
+    /// How many keys are in flight: asked for, claimed, or waited for. Each has a route; a claim that had lost its route
+    /// would still count.
     fn in_flight(&self) -> usize {
-        let acquiring = self.neighbours.acquiring.load(Ordering::Acquire);
-        self.locks.len() + if planted!(ClaimOnItsWayForgotten) { 0 } else { acquiring }
+        if planted!(ClaimOnItsWayForgotten) {
+            return self.claims.len();
+        }
+        self.asker.routes.lock().len().max(self.claims.len())
     }
 
     fn end_if_drained(&mut self) {
@@ -180,7 +154,7 @@ impl Actor for Supervisor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let every = (self.neighbours.shared.settings.lease / 6).clamp(Duration::from_millis(5), Duration::from_secs(1));
+        let every = (self.asker.neighbours.shared.settings.lease / 6).clamp(Duration::from_millis(5), Duration::from_secs(1));
         ctx.run_interval(every, |supervisor, ctx| {
             supervisor.sweep();
             if supervisor.ending && supervisor.in_flight() == 0 {
@@ -198,33 +172,39 @@ impl Handler<Begin> for Supervisor {
     }
 }
 
-/// A lock's farewell: it answers no more for its key, and these calls are to be begun anew.
-pub(crate) struct Retired {
-    pub(crate) key: Key,
-    pub(crate) id: u64,
-    pub(crate) resubmit: Vec<Begin>,
-    /// Whether the lock may be given another key.
-    pub(crate) may_rest: bool,
-}
-
-impl Message for Retired {
-    type Result = ();
-}
-
-impl Handler<Retired> for Supervisor {
+impl Handler<ToSupervisor> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, Retired { key, id, resubmit, may_rest }: Retired, _: &mut Self::Context) {
-        if let Entry::Occupied(place) = self.locks.entry(key)
-            && place.get().id == id
-        {
-            let Locked { lock, .. } = place.remove();
-            if may_rest {
-                self.resting.keep(lock);
+    fn handle(&mut self, message: ToSupervisor, _: &mut Self::Context) {
+        match message {
+            ToSupervisor::Resubmit(call) => self.begin(*call),
+            ToSupervisor::Retired { key, id, claim, resubmit, is_reusable } => {
+                if let Some(place) = claim {
+                    self.claims.remove(place);
+                }
+                let lock = self.asker.routes.lock().retired(key, id);
+                if let Some(lock) = lock.filter(|_| is_reusable) {
+                    self.idle.keep(lock);
+                }
+                resubmit.into_iter().for_each(|call| self.begin(call));
+                self.end_if_drained();
             }
         }
-        resubmit.into_iter().for_each(|call| self.begin(call));
-        self.end_if_drained();
+    }
+}
+
+/// A caller that waited for a key has left: what it held is freed.
+pub(crate) struct CallerLeft(pub(crate) Key);
+
+impl Message for CallerLeft {
+    type Result = ();
+}
+
+impl Handler<CallerLeft> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, CallerLeft(key): CallerLeft, _: &mut Self::Context) {
+        self.asker.routes.lock().left(&key);
     }
 }
 
@@ -254,6 +234,6 @@ impl Handler<PurgeAnswered> for Supervisor {
 
 impl fmt::Debug for Supervisor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Supervisor").field("keys", &self.locks.len()).finish_non_exhaustive()
+        f.debug_struct("Supervisor").field("claims", &self.claims.len()).finish_non_exhaustive()
     }
 }

@@ -16,7 +16,8 @@ use tracing::{Instrument as _, debug_span};
 use super::recorded::RecordedResponse;
 use super::rules::{Fate, RouteRules, Rules, whole};
 use super::{Refusal, ResponseFate, key};
-use crate::call::{Admitted, Grant, Settlement};
+use crate::call::Admitted;
+use crate::claims::{Grant, Settlement};
 use crate::detach::{self, DetachOnDrop};
 use crate::engine::Claim;
 use crate::record::{Payload as Stored, PayloadKind, SealedOutcome};
@@ -72,7 +73,14 @@ impl Guard {
         let Asked { key, fingerprint, policy, response_limit, fate } = asked;
         let node = self.engine.attach();
         let grant = match self.engine.begin(&node, key.clone(), fingerprint, &policy).await {
-            Ok(Admitted::Granted(grant)) => GrantSlot::Held(grant),
+            // Nothing is awaited between this and the handler.
+            Ok(Admitted::Granted(mut grant)) => match grant.begin().await {
+                Ok(()) => GrantSlot::Held(grant),
+                Err(error) => {
+                    let response = (self.rules.answer)(&Refusal::Engine(error));
+                    return Ok(request.into_response(response).map_into_right_body());
+                }
+            },
             Ok(Admitted::Unguarded) => GrantSlot::Gone,
             Ok(Admitted::Replay(outcome)) => {
                 let response = self.replay(&key, &outcome).unwrap_or_else(|refusal| (self.rules.answer)(&refusal));
@@ -212,9 +220,6 @@ impl Running {
         B: MessageBody + 'static,
     {
         request.extensions_mut().insert(Guarded(Rc::clone(&self.guard)));
-        if let GrantSlot::Held(grant) = &mut *self.guard.grant.borrow_mut() {
-            grant.begin();
-        }
         let claim = &self.guard.claim;
         let span = debug_span!("handler", key = %claim.key(), attempt = %claim.attempt());
         // An inner block, so that a panic in `call` itself is caught as well.
@@ -363,7 +368,7 @@ impl Running {
             },
             // The record is gone. This handler ran, so that its outcome is the key's.
             Ok(Admitted::Granted(mut grant)) => {
-                grant.begin();
+                grant.begin().await.map_err(|error| self.refused(error))?;
                 grant.settle(self.complete(outcome)).await.map(|_| None).map_err(|error| self.refused(error))
             }
             Ok(Admitted::Unguarded) => Err(self.refused(Error::ClaimLost)),

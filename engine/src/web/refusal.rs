@@ -94,6 +94,9 @@ impl Refusal {
             Self::Engine(Error::Store(_) | Error::Corrupt(_)) => {
                 "What is stored under this idempotency key can't be read. Nothing was run.".to_owned()
             }
+            Self::Engine(Error::CommitUnknown(_)) => {
+                "It is not known whether the request was carried out. Retry with the same idempotency key.".to_owned()
+            }
             Self::Engine(Error::OutcomeNotStored(_)) => {
                 "The request was carried out, but its outcome could not be stored.".to_owned()
             }
@@ -127,6 +130,9 @@ fn describe_engine_error(error: &Error) -> (StatusCode, &'static str, &'static s
         }
         Error::ShuttingDown | Error::Stopped => {
             (S::SERVICE_UNAVAILABLE, "urn:oncekey:problem:shutting-down", "Server shutting down")
+        }
+        Error::CommitUnknown(_) => {
+            (S::SERVICE_UNAVAILABLE, "urn:oncekey:problem:commit-unknown", "Outcome of this request unknown")
         }
         Error::OutcomeNotStored(_) => {
             (S::INTERNAL_SERVER_ERROR, "urn:oncekey:problem:outcome-not-stored", "Outcome not stored")

@@ -5,8 +5,18 @@ use stateright::{Model, Property};
 use super::state::Heard;
 use super::store::Answer;
 use super::{
-    Ask, Bounds, Ghost, Job, Life, Mode, Mutation, Phase, Process, Protocol, State, Stored, Transition, properties,
+    Ask, Bounds, Confirm, Ghost, Job, Life, Mode, Mutation, Name, Phase, Process, Protocol, State, Stored, Transition,
+    properties,
 };
+
+/// A claim of a process, by their places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Who {
+    /// The place of the process.
+    pub process: u8,
+    /// The place of the claim in its process.
+    pub job: u8,
+}
 
 /// One thing that happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -18,22 +28,29 @@ pub enum Action {
         /// For which key.
         key: u8,
     },
+    /// A process calls for a key that it is asking for or working on: the call waits, and shares the fate of the other.
+    Join(Who),
     /// A process has its outside effect.
-    Work(u8),
+    Work(Who),
     /// A process settles its claim by this.
-    Settle(u8, Ask),
+    Settle(Who, Ask),
     /// A process renews its claim.
-    Renew(u8),
+    Renew(Who),
+    /// An operation asks whether its claim still stands.
+    Confirm(Who),
+    /// It is answered.
+    HearConfirm(Who),
     /// The store takes a request, by its place on the wire.
     Take(u8),
     /// A process hears what the store answered.
-    Hear(u8),
+    Hear(Who),
     /// A fault: the store takes a request that will come once more.
     TakeTwice(u8),
     /// A fault: a request is lost.
     Lose(u8),
-    /// A fault: a process stops waiting for an answer, whether the request was taken or not.
-    TimeOut(u8),
+    /// A fault: a process stops waiting for an answer. The request may be on its way still, to be taken later; it may be
+    /// lost; or it was taken, and its answer is never heard.
+    TimeOut(Who),
     /// A fault: a process forgets all that it was doing.
     Crash(u8),
     /// A reconciler sends its word on an indeterminate key, which is the truth.
@@ -56,6 +73,7 @@ impl Model for Protocol {
             processes: vec![Process::default(); usize::from(processes)],
             wire: Vec::new(),
             calls: 0,
+            owners: 0,
             faults: 0,
         }]
     }
@@ -63,21 +81,18 @@ impl Model for Protocol {
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
         let faulty = state.faults < self.bounds.faults;
         for (process, at) in state.processes.iter().zip(0..) {
-            let Some(job) = &process.job else {
-                let first_idle = state.processes[..usize::from(at)].iter().all(|process| process.job.is_some());
-                if first_idle && state.calls < self.bounds.calls {
-                    actions.extend((0..self.bounds.keys.len() as u8).map(|key| Action::Call { process: at, key }));
-                }
-                continue;
-            };
-            if job.answer.is_some() {
-                actions.push(Action::Hear(at));
-            }
-            self.work(state, job, at, actions);
-            if faulty {
+            self.calls(state, at, actions);
+            if faulty && !process.jobs.is_empty() {
                 actions.push(Action::Crash(at));
-                if !matches!(job.phase, Phase::Working { .. }) {
-                    actions.push(Action::TimeOut(at));
+            }
+            for (job, number) in process.jobs.iter().zip(0..) {
+                let who = Who { process: at, job: number };
+                if job.answer.is_some() {
+                    actions.push(Action::Hear(who));
+                }
+                self.work(state, job, who, actions);
+                if faulty && !matches!(job.phase, Phase::Working { .. }) {
+                    actions.push(Action::TimeOut(who));
                 }
             }
         }
@@ -99,7 +114,8 @@ impl Model for Protocol {
                 actions.push(Action::Resolve(key));
             }
         }
-        if state.records.iter().flatten().any(|record| record.clone().aged() != *record) {
+        let ages = |record: &Stored| record.clone().aged() != *record || record.barrier.is_some();
+        if state.records.iter().flatten().any(ages) {
             actions.push(Action::Tick);
         }
     }
@@ -108,23 +124,49 @@ impl Model for Protocol {
         let mut state = before.clone();
         match action {
             Action::Call { process, key } => {
-                let owner = state.calls;
                 state.calls += 1;
-                state.processes[usize::from(process)].job =
-                    Some(Job { key, owner, phase: Phase::Asking, answer: None });
-                state.send(Ask::Acquire, key, owner);
+                asks(&mut state, process, key, None);
             }
-            Action::Work(process) => {
-                let job = state.processes[usize::from(process)].job.as_mut()?;
+            Action::Join(who) => {
+                state.calls += 1;
+                at(&mut state, who)?.joined = true;
+            }
+            Action::Work(who) => {
+                let job = at(&mut state, who)?;
                 job.phase = Phase::Working { did: true };
                 let key = job.key;
                 state.ghosts[usize::from(key)].effect(self.store.mode(key));
             }
-            Action::Settle(process, ask) => settle(&mut state, process, ask)?,
-            Action::Renew(process) => {
-                let job = state.processes[usize::from(process)].job.as_ref()?;
+            Action::Settle(who, ask) => settle(&mut state, who, ask)?,
+            Action::Renew(who) => {
+                let job = at(&mut state, who)?;
                 let (key, owner) = (job.key, job.owner);
+                if self.store.is(Mutation::ConfirmByOlderRenewal) && job.confirm == Confirm::NotAsked {
+                    job.confirm = Confirm::Waiting { asked: false, age: 0, answer: None };
+                }
                 state.send(Ask::Renew, key, owner);
+            }
+            Action::Confirm(who) => {
+                let job = at(&mut state, who)?;
+                let (key, owner) = (job.key, job.owner);
+                match &mut job.confirm {
+                    // An error: a renewal that is under way is to answer.
+                    Confirm::Waiting { asked, .. } => *asked = true,
+                    confirm => {
+                        *confirm = Confirm::Waiting { asked: true, age: 0, answer: None };
+                        state.send(Ask::Confirm, key, owner);
+                    }
+                }
+            }
+            Action::HearConfirm(who) => {
+                let any_age = self.store.is(Mutation::ConfirmByOlderRenewal);
+                let job = at(&mut state, who)?;
+                let Confirm::Waiting { answer: Some(stands), age, .. } = job.confirm else { return None };
+                let (key, owner) = (job.key, job.owner);
+                job.confirm = Confirm::NotAsked;
+                if stands && (age < super::LEASE || any_age) {
+                    state.ghosts[usize::from(key)].confirms(owner);
+                }
             }
             Action::Take(at) => {
                 self.take(&mut state, at);
@@ -132,20 +174,27 @@ impl Model for Protocol {
             }
             Action::TakeTwice(at) => {
                 state.faults += 1;
+                let request = state.wire[usize::from(at)];
+                if matches!(request.ask, Ask::Acquire { .. }) {
+                    // Its process takes the first answer for the last word, and may be gone when the second claim lands.
+                    state.ghosts[usize::from(request.key)].excused.add(request.owner);
+                }
                 self.take(&mut state, at);
             }
             Action::Lose(at) => {
                 state.faults += 1;
                 state.wire.remove(usize::from(at));
             }
-            Action::Hear(process) => self.hear(&mut state, process)?,
-            Action::TimeOut(process) => {
+            Action::Hear(who) => self.hear(&mut state, who)?,
+            Action::TimeOut(who) => {
                 state.faults += 1;
-                self.time_out(&mut state, process)?;
+                self.time_out(&mut state, who)?;
             }
             Action::Crash(process) => {
                 state.faults += 1;
-                state.processes[usize::from(process)].job = None;
+                for job in std::mem::take(&mut state.processes[usize::from(process)].jobs) {
+                    state.ghosts[usize::from(job.key)].excused.add(job.owner);
+                }
             }
             Action::Resolve(key) => self.resolve(&mut state, key)?,
             Action::Purge(key) => {
@@ -158,20 +207,32 @@ impl Model for Protocol {
                 *place = purged;
             }
             Action::Tick => {
-                for record in &mut state.records {
-                    *record = record.take().map(Stored::aged);
+                state.lifts_barriers();
+                for (place, ghost) in state.records.iter_mut().zip(&mut state.ghosts) {
+                    ghost.ages(place.as_ref().is_some_and(|record| record.barrier.is_some()));
+                    *place = place.take().map(Stored::aged);
                 }
-                state.ghosts.iter_mut().for_each(Ghost::ages);
+                for job in state.processes.iter_mut().flat_map(|process| &mut process.jobs) {
+                    if let Confirm::Waiting { age, .. } = &mut job.confirm {
+                        *age = (*age + 1).min(super::LEASE);
+                    }
+                }
             }
         }
         // Processes are alike but for their calls: their order is no difference worth exploring.
+        state.processes.iter_mut().for_each(|process| process.jobs.sort_unstable());
         state.processes.sort_unstable();
         for ((ghost, record), key) in state.ghosts.iter_mut().zip(&state.records).zip(0..) {
             let now = self.store.now(record.as_ref(), key);
-            if now.is_none() && record.is_some() {
+            let is_there = record.as_ref().is_some_and(|record| record.life != Life::Vacant);
+            if now.is_none() && is_there {
                 forget(ghost, self.store.mode(key), record.as_ref());
             }
             ghost.compares(now.as_ref());
+        }
+        for key in 0..self.bounds.keys.len() as u8 {
+            let left = state.owners_at(key);
+            state.ghosts[usize::from(key)].keeps(left);
         }
         (state != *before).then_some(state)
     }
@@ -185,43 +246,104 @@ impl Model for Protocol {
 fn forget(ghost: &mut Ghost, mode: Mode, record: Option<&Stored>) {
     let claimed = matches!(record, Some(Stored { life: Life::Claimed { left: ..=0, hold: false }, .. }));
     if claimed && mode != Mode::Hold && ghost.lease == 0 {
-        *ghost = Ghost { broken: ghost.broken, ..Ghost::default() };
+        ghost.ends();
     }
 }
 
-fn settle(state: &mut State, process: u8, ask: Ask) -> Option<()> {
-    let job = state.processes[usize::from(process)].job.as_mut()?;
-    (job.phase, job.answer) = (Phase::Settling(ask), None);
+fn at(state: &mut State, who: Who) -> Option<&mut Job> {
+    state.processes[usize::from(who.process)].jobs.get_mut(usize::from(who.job))
+}
+
+/// A process sends an acquire, as a new owner.
+fn asks(state: &mut State, process: u8, key: u8, past: Option<Name>) -> u8 {
+    let owner = state.next_owner();
+    state.processes[usize::from(process)].jobs.push(Job::asking(key, owner));
+    state.send(Ask::Acquire { past }, key, owner);
+    owner
+}
+
+fn settle(state: &mut State, who: Who, ask: Ask) -> Option<()> {
+    let job = at(state, who)?;
+    (job.phase, job.answer, job.confirm) = (Phase::Settling(ask), None, Confirm::NotAsked);
     let (key, owner) = (job.key, job.owner);
     state.send(ask, key, owner);
     Some(())
 }
 
 impl Protocol {
-    /// What a process can do of its own accord with its claim.
-    fn work(&self, state: &State, job: &Job, at: u8, actions: &mut Vec<Action>) {
-        let mode = self.store.mode(job.key);
-        let renews = match job.phase {
-            Phase::Working { did } => {
-                match (mode, did) {
-                    (Mode::Transaction, _) => actions.push(Action::Settle(at, Ask::Transact)),
-                    (_, true) => actions.push(Action::Settle(at, Ask::Complete)),
-                    (_, false) => actions.push(Action::Work(at)),
-                }
-                if !did {
-                    actions.push(Action::Settle(at, Ask::Release));
-                }
-                if mode == Mode::Hold {
-                    actions.push(Action::Settle(at, Ask::Hold));
-                }
-                true
+    /// The calls that a process may make.
+    fn calls(&self, state: &State, at: u8, actions: &mut Vec<Action>) {
+        if state.calls == self.bounds.calls {
+            return;
+        }
+        let jobs = &state.processes[usize::from(at)].jobs;
+        if jobs.is_empty() {
+            let first_idle = state.processes[..usize::from(at)].iter().all(|process| !process.jobs.is_empty());
+            if first_idle {
+                actions.extend((0..self.bounds.keys.len() as u8).map(|key| Action::Call { process: at, key }));
             }
-            Phase::Settling(ask) => matches!(ask, Ask::Complete | Ask::Transact | Ask::Probe),
+            return;
+        }
+        for key in 0..self.bounds.keys.len() as u8 {
+            let mut of_key = jobs.iter().zip(0..).filter(|(job, _)| job.key == key).peekable();
+            if of_key.peek().is_none() {
+                continue;
+            }
+            match of_key.find(|(job, _)| job.is_routed()) {
+                Some((job, _)) if job.phase == Phase::Asking && self.store.is(Mutation::HeartbeatFollowsTheRoute) => {
+                    if jobs.len() < 2 {
+                        actions.push(Action::Call { process: at, key });
+                    }
+                }
+                Some((job, _)) if job.joined => {}
+                Some((_, number)) => actions.push(Action::Join(Who { process: at, job: number })),
+                // The claim before is being withdrawn.
+                None if jobs.len() < 2 => actions.push(Action::Call { process: at, key }),
+                None => {}
+            }
+        }
+    }
+
+    /// Whether a process renews a claim when its lease is worn.
+    pub(super) fn renews(&self, job: &Job) -> bool {
+        let wants = match job.phase {
             Phase::Asking => false,
+            Phase::Working { .. } => true,
+            Phase::Settling(Ask::Hold) => !self.store.is(Mutation::HoldNotRenewed),
+            Phase::Settling(ask) => matches!(ask, Ask::Complete | Ask::Transact | Ask::Probe),
         };
-        let renewing = state.wire.iter().any(|request| request.owner == job.owner && request.ask == Ask::Renew);
-        let worn = matches!(&state.records[usize::from(job.key)], Some(Stored { life: Life::Claimed { left, .. }, .. }) if *left < super::LEASE);
-        if renews && !renewing && worn {
+        wants && job.is_renewed
+    }
+
+    /// What a process can do of its own accord with its claim.
+    fn work(&self, state: &State, job: &Job, at: Who, actions: &mut Vec<Action>) {
+        let mode = self.store.mode(job.key);
+        let on_the_wire = |ask| state.wire.iter().any(|request| request.owner == job.owner && request.ask == ask);
+        if let Phase::Working { did } = job.phase {
+            match (mode, did) {
+                (Mode::Transaction, _) => actions.push(Action::Settle(at, Ask::Transact)),
+                (_, true) => actions.push(Action::Settle(at, Ask::Complete)),
+                (_, false) => actions.push(Action::Work(at)),
+            }
+            if !did {
+                actions.push(Action::Settle(at, Ask::Release));
+            }
+            if mode != Mode::Transaction {
+                actions.push(Action::Settle(at, Ask::Hold));
+            }
+            // Under Hold and in transactions nobody takes a claim over.
+            if mode == Mode::Rerun && !did {
+                match job.confirm {
+                    Confirm::Waiting { asked: true, answer: Some(_), .. } => actions.push(Action::HearConfirm(at)),
+                    Confirm::Waiting { asked: true, answer: None, .. } => {}
+                    Confirm::Waiting { asked: false, .. } => actions.push(Action::Confirm(at)),
+                    Confirm::NotAsked if !on_the_wire(Ask::Confirm) => actions.push(Action::Confirm(at)),
+                    Confirm::NotAsked => {}
+                }
+            }
+        }
+        let is_worn = matches!(&state.records[usize::from(job.key)], Some(Stored { life: Life::Claimed { left, .. }, .. }) if *left < super::LEASE);
+        if self.renews(job) && !on_the_wire(Ask::Renew) && is_worn {
             actions.push(Action::Renew(at));
         }
     }
@@ -233,47 +355,90 @@ impl Protocol {
         let (after, answer) = self.store.take(before.as_ref(), request.ask, request.key, request.owner);
         let mode = self.store.mode(request.key);
         let ghost = &mut state.ghosts[key];
-        self.note(ghost.observes(mode, request.ask, request.owner, answer, before.as_ref(), after.as_ref()));
+        let shown = |found: Option<&Stored>| self.store.now(found, request.key).and_then(Stored::shown);
+        let (was, is) = (shown(before.as_ref()), shown(after.as_ref()));
+        self.note(ghost.observes(mode, request.ask, request.owner, answer, was.as_ref(), is.as_ref()));
         state.records[key] = after;
+        let by_any = self.store.is(Mutation::ConfirmByOlderRenewal) && request.ask == Ask::Renew;
+        if (request.ask == Ask::Confirm || by_any)
+            && let Some(Job { confirm: Confirm::Waiting { answer: heard @ None, .. }, .. }) =
+                state.job_of(request.owner)
+        {
+            *heard = Some(answer == Answer::Done);
+        }
         if let Some(job) = state.waiting_for(request) {
-            let yes = matches!(answer, Answer::Claimed { .. } | Answer::RolledBack);
-            job.answer = Some(if yes { Heard::Yes } else { Heard::No });
+            job.answer = Some(match answer {
+                Answer::Claimed { .. } | Answer::RolledBack => Heard::Yes,
+                Answer::Withdrawn(name) => Heard::Withdrawn(name),
+                _ => Heard::No,
+            });
         }
     }
 
-    fn hear(&self, state: &mut State, process: u8) -> Option<()> {
-        let place = &mut state.processes[usize::from(process)].job;
-        let job = place.as_mut()?;
+    fn hear(&self, state: &mut State, who: Who) -> Option<()> {
+        let job = at(state, who)?;
+        let (key, owner, joined) = (job.key, job.owner, job.joined);
         match (job.phase, job.answer.take()?) {
-            (Phase::Asking, Heard::Yes) => job.phase = Phase::Working { did: false },
+            (Phase::Asking, Heard::Yes) => {
+                job.phase = Phase::Working { did: false };
+                state.ghosts[usize::from(key)].began.add(owner);
+                self.replaces(state, who, owner);
+            }
+            // The barrier kept it out: as a new owner, it asks once more.
+            (Phase::Asking, Heard::Withdrawn(name)) => {
+                state.processes[usize::from(who.process)].jobs.remove(usize::from(who.job));
+                let owner = asks(state, who.process, key, Some(name));
+                state.job_of(owner)?.joined = joined;
+            }
             // The transaction was not committed: its holder gives the claim up.
-            (Phase::Settling(Ask::Probe), Heard::Yes) => settle(state, process, Ask::Release)?,
-            _ => *place = None,
+            (Phase::Settling(Ask::Probe), Heard::Yes) => settle(state, who, Ask::Release)?,
+            (phase, _) => {
+                state.processes[usize::from(who.process)].jobs.remove(usize::from(who.job));
+                // The key is free again: the call that waited asks for it. It shares every other end.
+                if joined && phase == Phase::Settling(Ask::Release) {
+                    asks(state, who.process, key, None);
+                }
+            }
         }
         Some(())
     }
 
-    /// A process that has heard nothing asks again, as its owner; of a transaction it asks what became of it.
-    fn time_out(&self, state: &mut State, process: u8) -> Option<()> {
-        let job = state.processes[usize::from(process)].job.as_ref()?;
+    /// An error: the claim that was answered last takes the place of the one before, which is renewed no more.
+    fn replaces(&self, state: &mut State, who: Who, by: u8) {
+        if self.store.is(Mutation::HeartbeatFollowsTheRoute) {
+            let others = state.processes[usize::from(who.process)].jobs.iter_mut().filter(|job| job.owner != by);
+            others.for_each(|job| job.is_renewed = false);
+        }
+    }
+
+    /// A process that has heard nothing asks again, as its owner; of a transaction it asks what became of it. A claim on
+    /// which nothing began is withdrawn, until that is answered.
+    fn time_out(&self, state: &mut State, who: Who) -> Option<()> {
+        let job = at(state, who)?;
         let again = match job.phase {
-            Phase::Asking => Ask::Recover,
+            Phase::Asking if self.store.is(Mutation::UnknownTakenForNo) => {
+                state.processes[usize::from(who.process)].jobs.remove(usize::from(who.job));
+                return Some(());
+            }
+            // A call that joined hears the same.
+            Phase::Asking => {
+                let owner = job.owner;
+                job.joined = false;
+                self.replaces(state, who, owner);
+                Ask::Withdraw
+            }
             Phase::Settling(Ask::Transact) if !self.store.is(Mutation::CommitRepeatedBlindly) => Ask::Probe,
             Phase::Settling(ask) => ask,
             Phase::Working { .. } => return None,
         };
-        settle(state, process, again)
+        settle(state, who, again)
     }
 
     /// Whether an operator can know what became of an indeterminate key, and whether its effect happened: nobody must
     /// be at work on it any more.
     fn may_resolve(&self, state: &State, key: u8) -> Option<bool> {
         let now = self.store.now(state.records[usize::from(key)].as_ref(), key)?;
-        let working = state
-            .processes
-            .iter()
-            .filter_map(|process| process.job.as_ref())
-            .any(|job| job.owner == now.owner && !matches!(job.phase, Phase::Settling(_)));
+        let working = state.jobs().any(|job| job.owner == now.owner && !matches!(job.phase, Phase::Settling(_)));
         let to_come = state
             .wire
             .iter()

@@ -18,8 +18,37 @@ pub struct Ghost {
     pub completed: Option<(u8, i8)>,
     /// How often the effect happened in this life of the key, where it is to happen once.
     pub effects: u8,
+    /// Whether its holder has put the claim on hold in this life of the key.
+    pub was_held: bool,
+    /// The owners of whose claims a withdrawal was executed.
+    pub withdrawn: Owners,
+    /// The owners whose operations began.
+    pub began: Owners,
+    /// The owners who may leave a claim on which nothing began: their process crashed, or the network repeated their
+    /// acquire.
+    pub excused: Owners,
     /// The first promise that was broken.
     pub broken: Option<Broken>,
+}
+
+/// A set of owners.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Owners(u32);
+
+impl Owners {
+    /// Whether it has this one.
+    pub fn has(self, owner: u8) -> bool {
+        self.0 & (1 << owner) != 0
+    }
+
+    /// Takes one in.
+    pub fn add(&mut self, owner: u8) {
+        self.0 |= 1 << owner;
+    }
+
+    fn keep(&mut self, others: Self) {
+        self.0 &= others.0;
+    }
 }
 
 /// A promise that did not hold.
@@ -43,15 +72,32 @@ pub enum Broken {
     WrongAnswer,
     /// Another request was taken for the same.
     FingerprintIgnored,
+    /// A claim was granted after its withdrawal.
+    WithdrawnClaimLanded,
+    /// A holder's claim was confirmed while another held the key.
+    ConfirmedWhileHeld,
 }
 
 impl Ghost {
-    fn breaks(&mut self, broken: Broken) {
+    pub(super) fn breaks(&mut self, broken: Broken) {
         self.broken.get_or_insert(broken);
     }
 
-    fn ends(&mut self) {
-        *self = Self { broken: self.broken, ..Self::default() };
+    pub(super) fn ends(&mut self) {
+        let Self { withdrawn, began, excused, broken, .. } = *self;
+        *self = Self { withdrawn, began, excused, broken, ..Self::default() };
+    }
+
+    /// Forgets what is known of owners of whom nothing is left.
+    pub fn keeps(&mut self, left: Owners) {
+        [&mut self.withdrawn, &mut self.began, &mut self.excused].into_iter().for_each(|owners| owners.keep(left));
+    }
+
+    /// A holder hears that its claim stands.
+    pub fn confirms(&mut self, owner: u8) {
+        if self.lease > 0 && self.claimant.is_some_and(|claimant| claimant != owner) {
+            self.breaks(Broken::ConfirmedWhileHeld);
+        }
     }
 
     fn completes(&mut self, outcome: u8) {
@@ -68,11 +114,11 @@ impl Ghost {
         }
     }
 
-    /// A tick passes.
-    pub fn ages(&mut self) {
+    /// A tick passes. An outcome stays for as long as a barrier stands.
+    pub fn ages(&mut self, is_barred: bool) {
         self.lease = (self.lease - 1).max(0);
         if let Some((_, left)) = &mut self.completed {
-            *left -= 1;
+            *left = (*left - 1).max(i8::from(is_barred));
             if *left <= 0 {
                 self.ends();
             }
@@ -93,7 +139,8 @@ impl Ghost {
             return self.is_resolved(owner, happened, answer, before != after);
         }
         let rightful = self.claimant == Some(owner);
-        if !rightful && ask != Ask::Acquire && before != after {
+        let is_acquire = matches!(ask, Ask::Acquire { .. });
+        if !rightful && !is_acquire && before != after {
             self.breaks(Broken::StaleWrite);
         }
         match answer {
@@ -111,11 +158,19 @@ impl Ghost {
                 return Transition::InProgress;
             }
             Answer::Indeterminate => {
-                if mode != Mode::Hold || self.completed.is_some() || (self.lease > 0 && !self.held) {
+                if (mode != Mode::Hold && !self.was_held) || self.completed.is_some() || (self.lease > 0 && !self.held)
+                {
                     self.breaks(Broken::WrongAnswer);
                 }
                 self.held = true;
                 return Transition::Lapse;
+            }
+            Answer::Withdrawn(_) => {
+                let is_lapsed = self.claimant.is_some() && self.lease == 0 && mode != Mode::Hold;
+                if self.completed.is_some() || self.held || (self.claimant.is_some() && !is_lapsed) {
+                    self.breaks(Broken::WrongAnswer);
+                }
+                return Transition::Barred;
             }
             Answer::Mismatch => self.breaks(Broken::WrongAnswer),
             Answer::Lost => {
@@ -129,7 +184,7 @@ impl Ghost {
             Answer::Done | Answer::Committed => {}
         }
         match ask {
-            Ask::Renew => {
+            Ask::Renew | Ask::Confirm => {
                 (self.lease, self.held) = (LEASE, false);
                 Transition::Renew
             }
@@ -150,18 +205,28 @@ impl Ghost {
                 }
                 if ask == Ask::Complete { Transition::Complete } else { Transition::Commit }
             }
-            Ask::Release | Ask::Recover => {
+            Ask::Release => {
                 self.ends();
                 if after.is_some() {
                     self.breaks(Broken::WrongAnswer);
                 }
-                if ask == Ask::Release { Transition::Release } else { Transition::Recover }
+                Transition::Release
+            }
+            Ask::Withdraw => {
+                self.withdrawn.add(owner);
+                if rightful {
+                    self.ends();
+                    if after.is_some() {
+                        self.breaks(Broken::WrongAnswer);
+                    }
+                }
+                Transition::Withdraw
             }
             Ask::Hold => {
-                (self.held, self.lease) = (true, 0);
+                (self.held, self.was_held, self.lease) = (true, true, 0);
                 Transition::Hold
             }
-            Ask::Acquire | Ask::Word { .. } => {
+            Ask::Acquire { .. } | Ask::Word { .. } => {
                 self.breaks(Broken::WrongAnswer);
                 Transition::Claim
             }
@@ -171,6 +236,9 @@ impl Ghost {
     fn claims(&mut self, mode: Mode, owner: u8, attempt: u8, took_over: bool) -> Transition {
         if self.completed.is_some() {
             self.breaks(Broken::OutcomeChanged);
+        }
+        if self.withdrawn.has(owner) {
+            self.breaks(Broken::WithdrawnClaimLanded);
         }
         let again = self.claimant == Some(owner);
         if !again && self.claimant.is_some() {

@@ -6,6 +6,10 @@
 //! kept by a ghost that the steps never see.
 //!
 //! Time counts in ticks relative to now, so that the states are finitely many. What is bounded is said by [`Bounds`].
+//!
+//! A barrier stands for minutes and a tick is half a day. What the barrier relies on is that no message is on its way for
+//! longer than it stands. So the model turns this around: a tick ends a barrier only when no acquire of a withdrawn owner is
+//! on its way to the key any more, and until then time may pass behind it. See [`State::lifts_barriers`].
 
 mod action;
 mod explored;
@@ -16,11 +20,11 @@ mod state;
 mod store;
 mod transitions;
 
-pub use action::Action;
+pub use action::{Action, Who};
 pub use explored::{Explored, explore};
-pub use ghost::{Broken, Ghost};
+pub use ghost::{Broken, Ghost, Owners};
 pub use mutation::Mutation;
-pub use state::{Ask, Job, Phase, Process, State, Wire};
+pub use state::{Ask, Confirm, Job, Name, Phase, Process, State, Wire};
 pub use store::{KEPT, LEASE, Life, RETENTION, Store, Stored};
 pub use transitions::Transition;
 
@@ -47,7 +51,7 @@ pub struct Bounds {
     pub keys: &'static [Mode],
     /// How many calls the processes make, taken together.
     pub calls: u8,
-    /// How many faults strike: crashes, lost or repeated requests, answers that are not heard in time.
+    /// How many faults strike: crashes, lost or repeated requests, answers that are lost or not heard in time.
     pub faults: u8,
 }
 

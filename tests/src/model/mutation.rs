@@ -33,11 +33,23 @@ pub enum Mutation {
     CommitRepeatedBlindly,
     /// Another fingerprint is taken for the same.
     FingerprintIgnored,
+    /// A barrier keeps no claim out.
+    WithdrawnClaimLands,
+    /// A withdrawal that arrives once more gives the barrier its first name again.
+    BarrierNameComesBack,
+    /// Two calls of one process ask for a key at once, and the process renews the claim of the one that was answered last.
+    HeartbeatFollowsTheRoute,
+    /// A confirmation is given by a renewal that was sent before it, however old its answer is.
+    ConfirmByOlderRenewal,
+    /// A claim that nobody heard of is taken for refused.
+    UnknownTakenForNo,
+    /// A claim is not renewed while its hold is not stored.
+    HoldNotRenewed,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 21] = [
         Self::CompleteByAnyone,
         Self::ReleaseByAnyone,
         Self::RenewByAnyone,
@@ -53,5 +65,11 @@ impl Mutation {
         Self::LateOwnerRefused,
         Self::CommitRepeatedBlindly,
         Self::FingerprintIgnored,
+        Self::WithdrawnClaimLands,
+        Self::BarrierNameComesBack,
+        Self::HeartbeatFollowsTheRoute,
+        Self::ConfirmByOlderRenewal,
+        Self::UnknownTakenForNo,
+        Self::HoldNotRenewed,
     ];
 }

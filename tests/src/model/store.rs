@@ -2,11 +2,17 @@
 
 use std::time::Duration;
 
-use oncekey::backend::{Acquire, Acquired, Complete, Completed, Hold, Release, Renew, Resolution, Resolve, Resolved};
+use oncekey::backend::{
+    Acquire, Acquired, Complete, Completed, Hold, Release, Renew, Renewed, Resolution, Resolve, Resolved, Withdraw,
+};
 use oncekey::record::transition::{self, Step, Write};
-use oncekey::record::{ABANDONED_CLAIM_KEPT, Attempt, Owner, PayloadKind, Record, SealedOutcome, State, StoreTime};
+use oncekey::record::{
+    ABANDONED_CLAIM_KEPT, Attempt, Barrier, FencingToken, Owner, PayloadKind, Record, SealedOutcome, State, StoreTime,
+    WITHDRAWAL_KEPT,
+};
 use oncekey::{Fingerprint, Key, OnAbandoned};
 
+use super::state::Name;
 use super::{Ask, Mode, Mutation};
 
 /// Ticks that a claim holds without a renewal.
@@ -23,14 +29,19 @@ const NOW: StoreTime = StoreTime::from_millis(1_000 * TICK.as_millis() as u64);
 pub(super) const OPERATORS: u8 = u8::MAX;
 
 /// A record, with what is left of its times.
+///
+/// Fencing tokens are left out: each is a function of the one before and of the clock, which does not move here. That they
+/// never go back is checked beside the transitions, by chance.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Stored {
-    /// The fencing token.
+    /// The number of the last claim.
     pub attempt: u8,
     /// The holder of the last claim.
     pub owner: u8,
     /// Where in its life it is.
     pub life: Life,
+    /// The name of its barrier, which stands: see [`State::lifts_barriers`](super::State::lifts_barriers).
+    pub barrier: Option<Name>,
 }
 
 /// A record's state, in ticks from now.
@@ -52,18 +63,28 @@ pub enum Life {
     },
     /// It waits for somebody's word.
     Indeterminate,
+    /// The key is free, behind a barrier. Without one there is no record.
+    Vacant,
 }
 
 impl Stored {
-    /// The record one tick later. What is far enough in the past stands still.
+    /// The record one tick later. What is far enough in the past stands still, and no record goes before its barrier.
     #[must_use]
     pub fn aged(mut self) -> Self {
+        let stays = i8::from(self.barrier.is_some());
         match &mut self.life {
-            Life::Claimed { left, .. } => *left = (*left - 1).max(-KEPT),
-            Life::Completed { left, .. } => *left = (*left - 1).max(0),
-            Life::Indeterminate => {}
+            Life::Claimed { left, .. } => *left = (*left - 1).max(stays - KEPT),
+            Life::Completed { left, .. } => *left = (*left - 1).max(stays),
+            Life::Indeterminate | Life::Vacant => {}
         }
         self
+    }
+
+    /// The record without its barrier: what a reader sees.
+    #[must_use]
+    pub fn shown(mut self) -> Option<Self> {
+        self.barrier = None;
+        (self.life != Life::Vacant).then_some(self)
     }
 }
 
@@ -72,7 +93,7 @@ impl Stored {
 pub enum Answer {
     /// The claim is the sender's.
     Claimed {
-        /// The fencing token.
+        /// The number of the claim.
         attempt: u8,
         /// Whether a lapsed claim was taken over.
         took_over: bool,
@@ -85,6 +106,8 @@ pub enum Answer {
     Mismatch,
     /// Nobody knows.
     Indeterminate,
+    /// The key is free, behind a barrier of this name.
+    Withdrawn(Name),
     /// Done as asked.
     Done,
     /// The transaction ran: its effect and its outcome are there.
@@ -132,19 +155,19 @@ impl Store {
         let found_record = record.as_ref();
         let owner = by(owner);
         match ask {
-            Ask::Acquire => {
-                let step = self.acquire(found_record, key, owner, fingerprint());
+            Ask::Acquire { past } => {
+                let step = self.acquire(found_record, key, owner, fingerprint(), past);
                 done(found, step, |answer| acquired(&answer))
             }
-            Ask::Renew => {
+            Ask::Renew | Ask::Confirm => {
                 let owner = self.owner_for(Mutation::RenewByAnyone, found_record, owner);
                 let step = transition::renew(
                     found_record,
                     NOW,
                     &Renew { key: self.key(key), owner, lease: TICK * LEASE as u32 },
                 );
-                let step = self.refuse_late(found_record, step, oncekey::backend::Renewed::Lost);
-                done(found, step, |answer| done_if(answer == oncekey::backend::Renewed::Renewed))
+                let step = self.refuse_late(found_record, step, Renewed::Lost);
+                done(found, step, |answer| done_if(answer == Renewed::Renewed))
             }
             Ask::Complete => {
                 let step = self.complete(found_record, key, owner);
@@ -169,13 +192,23 @@ impl Store {
                     Completed::Lost => Answer::Lost,
                 })
             }
-            Ask::Release | Ask::Recover => {
+            Ask::Release => {
                 let owner = self.owner_for(Mutation::ReleaseByAnyone, found_record, owner);
                 let mut step = transition::release(found_record, NOW, &Release { key: self.key(key), owner });
                 if self.is(Mutation::ReleaseLeavesTheClaim) {
                     step.write = Write::Nothing;
                 }
                 done(found, step, |answer| done_if(answer == oncekey::backend::Released::Released))
+            }
+            Ask::Withdraw => {
+                let message = Withdraw { key: self.key(key), owner };
+                let mut step = transition::withdraw(found_record, NOW, &message);
+                if self.is(Mutation::BarrierNameComesBack)
+                    && let Write::Put(Record { barrier: Some(barrier), .. }) = &mut step.write
+                {
+                    barrier.withdrawn = owner;
+                }
+                done(found, step, |_| Answer::Done)
             }
             Ask::Hold => {
                 let step = transition::hold(found_record, NOW, &Hold { key: self.key(key), owner });
@@ -186,12 +219,28 @@ impl Store {
         }
     }
 
-    fn acquire(&self, found: Option<&Record>, key: u8, owner: Owner, asked: Fingerprint) -> Step<Acquired> {
+    fn acquire(
+        &self,
+        found: Option<&Record>,
+        key: u8,
+        owner: Owner,
+        asked: Fingerprint,
+        past: Option<Name>,
+    ) -> Step<Acquired> {
         let on_abandoned = if self.mode(key) == Mode::Hold { OnAbandoned::Hold } else { OnAbandoned::Rerun };
-        let message =
-            Acquire { key: self.key(key), fingerprint: asked, owner, lease: TICK * LEASE as u32, on_abandoned };
+        let message = Acquire {
+            key: self.key(key),
+            fingerprint: asked,
+            owner,
+            lease: TICK * LEASE as u32,
+            on_abandoned,
+            past_withdrawal: past.map(Owner::from_bytes),
+        };
         let mut found = found.cloned();
         if let Some(record) = &mut found {
+            if self.is(Mutation::WithdrawnClaimLands) {
+                record.barrier = None;
+            }
             match &mut record.state {
                 State::InProgress { on_abandoned, .. } if self.is(Mutation::HoldRerun) => {
                     *on_abandoned = OnAbandoned::Rerun;
@@ -206,7 +255,7 @@ impl Store {
         }
         let mut step = transition::acquire(found.as_ref(), NOW, &message);
         if self.is(Mutation::AttemptNotRaised)
-            && let (Write::Put(record), Acquired::Claimed { attempt, took_over: true }) =
+            && let (Write::Put(record), Acquired::Claimed { attempt, took_over: true, .. }) =
                 (&mut step.write, &mut step.answer)
         {
             *attempt = Attempt::new(attempt.get() - 1);
@@ -268,7 +317,7 @@ impl Store {
 
     /// The record as it stands now: expired is absent, a lapsed claim to be held is indeterminate.
     pub fn now(&self, found: Option<&Stored>, key: u8) -> Option<Stored> {
-        self.real(key, found?).at(NOW).map(|record| modelled(&record))
+        self.real(key, found?).at(NOW).and_then(|record| modelled(&record))
     }
 
     /// What a purge leaves of a record.
@@ -277,13 +326,14 @@ impl Store {
         if lapsed && self.is(Mutation::PurgeTakesClaims) {
             return None;
         }
-        self.now(found, key)
+        // A vacant record stays for its barrier.
+        self.now(found, key).or_else(|| found.filter(|found| found.life == Life::Vacant).cloned())
     }
 
     /// Whether asking for something else under a used key is refused, and changes nothing.
     pub fn refuses_another_fingerprint(&self, found: &Stored, key: u8) -> bool {
         let record = self.real(key, found);
-        let step = self.acquire(Some(&record), key, by(OPERATORS), Fingerprint::of(b"something else"));
+        let step = self.acquire(Some(&record), key, by(OPERATORS), Fingerprint::of(b"something else"), None);
         step == Step { write: Write::Nothing, answer: Acquired::Mismatch }
     }
 
@@ -301,17 +351,24 @@ impl Store {
                 State::Completed { outcome: self.outcome(key, outcome), expires_at: in_ticks(left) }
             }
             Life::Indeterminate => State::Indeterminate,
+            Life::Vacant => State::Vacant { until: NOW.after(WITHDRAWAL_KEPT) },
         };
+        let barrier = stored
+            .barrier
+            .map(|name| Box::new(Barrier { withdrawn: Owner::from_bytes(name), until: NOW.after(WITHDRAWAL_KEPT) }));
         Record {
             fingerprint: fingerprint(),
             attempt: Attempt::new(stored.attempt.into()),
+            token: FencingToken::ZERO,
+            barrier,
             owner: by(stored.owner),
             state,
         }
     }
 }
 
-fn modelled(record: &Record) -> Stored {
+fn modelled(record: &Record) -> Option<Stored> {
+    let barrier = record.barrier.as_ref().map(|barrier| *barrier.withdrawn.as_bytes());
     let life = match &record.state {
         State::InProgress { lease_until, on_abandoned } => {
             Life::Claimed { left: ticks_to(*lease_until), hold: *on_abandoned == OnAbandoned::Hold }
@@ -320,26 +377,33 @@ fn modelled(record: &Record) -> Stored {
             Life::Completed { outcome: whose(outcome), left: ticks_to(*expires_at) }
         }
         State::Indeterminate => Life::Indeterminate,
+        // It stays for its token, which is left out here.
+        State::Vacant { .. } if barrier.is_none() => return None,
+        State::Vacant { .. } => {
+            // Nothing reads who held the key last, nor how often.
+            return Some(Stored { attempt: 0, owner: 0, life: Life::Vacant, barrier });
+        }
     };
-    Stored { attempt: record.attempt.get() as u8, owner: record.owner.as_bytes()[0], life }
+    Some(Stored { attempt: record.attempt.get() as u8, owner: record.owner.as_bytes()[0], life, barrier })
 }
 
 fn acquired(answer: &Acquired) -> Answer {
     match answer {
-        Acquired::Claimed { attempt, took_over } => {
+        Acquired::Claimed { attempt, took_over, .. } => {
             Answer::Claimed { attempt: attempt.get() as u8, took_over: *took_over }
         }
         Acquired::InProgress { .. } => Answer::InProgress,
         Acquired::Completed { outcome } => Answer::Replay(whose(outcome)),
         Acquired::Mismatch => Answer::Mismatch,
         Acquired::Indeterminate { .. } => Answer::Indeterminate,
+        Acquired::Withdrawn { owner } => Answer::Withdrawn(*owner.as_bytes()),
     }
 }
 
 fn done<T>(found: Option<&Stored>, step: Step<T>, answer: impl Fn(T) -> Answer) -> (Option<Stored>, Answer) {
     let stored = match &step.write {
         Write::Nothing => found.cloned(),
-        Write::Put(record) => Some(modelled(record)),
+        Write::Put(record) => modelled(record),
         Write::Delete => None,
     };
     (stored, answer(step.answer))

@@ -29,8 +29,10 @@ pub enum Transition {
     ProbedUncommitted,
     /// A claim is given up.
     Release,
-    /// A claim whose grant was not heard is taken back.
-    Recover,
+    /// A claim of unknown fate is withdrawn.
+    Withdraw,
+    /// A claim meets the barrier of a withdrawn one.
+    Barred,
     /// A claim is held by its owner's word.
     Hold,
     /// Whoever has lost the claim is refused.
@@ -47,7 +49,7 @@ pub enum Transition {
 
 impl Transition {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Claim,
         Self::ClaimRepeated,
         Self::Takeover,
@@ -61,7 +63,8 @@ impl Transition {
         Self::ProbedCommitted,
         Self::ProbedUncommitted,
         Self::Release,
-        Self::Recover,
+        Self::Withdraw,
+        Self::Barred,
         Self::Hold,
         Self::StaleRefused,
         Self::ResolveCompleted,
@@ -92,7 +95,7 @@ impl Transition {
             Self::ProbedCommitted => &["e12_a_lost_answer_to_a_completion_is_found_again"],
             Self::ProbedUncommitted => &["e18_a_failed_transaction_leaves_the_claim"],
             Self::Release => &["e07_release_frees_at_once", "e09_an_error_frees_the_key_or_holds_it"],
-            Self::Recover => &["e11_a_lost_answer_to_an_acquire_leaves_no_claim"],
+            Self::Withdraw | Self::Barred => &["e11_a_lost_answer_to_an_acquire_leaves_no_claim"],
             Self::Hold => &["e09_an_error_frees_the_key_or_holds_it"],
             Self::StaleRefused => &["e06_a_stale_owner_changes_nothing"],
             Self::ResolveCompleted | Self::ResolveReleased | Self::StaleWord => {

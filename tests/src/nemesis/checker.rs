@@ -58,6 +58,8 @@ pub struct Findings {
     pub wrong: Vec<(Wrong, String)>,
     /// How many keys were asked for once more at the end.
     pub asked_again: usize,
+    /// How many indeterminate keys only the rule of before explains, by which any answer of 500 and more did.
+    pub excused_before: usize,
 }
 
 impl Findings {
@@ -178,6 +180,8 @@ fn judge(findings: &mut Findings, operation: &Operation, rows: &[i64], transacti
             let may_be = operation.kind == Kind::Payment || !transactions;
             let explained = may_be && operation.tries.iter().any(Seen::leaves_open);
             if !explained {
+                let excused = may_be && operation.tries.iter().any(Seen::left_open_before);
+                findings.excused_before += usize::from(excused);
                 findings.add(Wrong::Unexplained, operation, "it is indeterminate");
             }
         }
@@ -296,5 +300,25 @@ mod tests {
         assert_eq!(wrong(Kind::Order, End::Indeterminate, &[Seen::Unknown], &[]), [Wrong::Unexplained]);
         assert_eq!(wrong(Kind::Payment, End::Indeterminate, &[], &[]), [Wrong::Unexplained]);
         assert_eq!(wrong(Kind::Payment, End::Refused, &[], &[]), [Wrong::Unexpected]);
+    }
+
+    /// The shop is taken at its word: if every answer said that nothing ran, nothing may be indeterminate.
+    #[test]
+    fn e19_a_key_of_which_all_answers_say_that_nothing_ran_is_not_indeterminate() {
+        let problem = |status, name: &str| Seen::Answer {
+            status,
+            is_replay: false,
+            problem: Some(name.into()),
+            body: Vec::new(),
+        };
+        let held = problem(409, "indeterminate");
+        for nothing_ran in ["store-unavailable", "overloaded", "shutting-down"] {
+            let tries = [problem(503, nothing_ran), problem(409, "in-progress"), held.clone()];
+            assert_eq!(wrong(Kind::Payment, End::Indeterminate, &tries, &[]), [Wrong::Unexplained], "{nothing_ran}");
+        }
+        for may_have_run in ["outcome-not-stored", "commit-unknown", "handler-panicked"] {
+            let tries = [problem(500, may_have_run), held.clone()];
+            assert_eq!(wrong(Kind::Payment, End::Indeterminate, &tries, &[]), [], "{may_have_run}");
+        }
     }
 }

@@ -31,10 +31,14 @@ pub enum Fault {
     CutsConnections,
     /// All connections to the server, swallowed.
     BlackHole,
+    /// A lock or a pause that stops every write and still lets reads pass, until after the store deadline.
+    StallsWrites,
+    /// Commits that wait for a standby that is not there. Reads go on, and do not see them.
+    StallsCommits,
 }
 
 impl Fault {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 9] = [
         Self::KillsApp,
         Self::PausesApp,
         Self::CutsClient,
@@ -42,11 +46,18 @@ impl Fault {
         Self::PausesServer,
         Self::CutsConnections,
         Self::BlackHole,
+        Self::StallsWrites,
+        Self::StallsCommits,
     ];
 
-    /// Whether it can strike such a store. SQLite has neither a server nor connections.
+    /// Whether it can strike such a store. SQLite has neither a server nor connections; commits wait for a standby on
+    /// PostgreSQL alone.
     pub fn applies_to(self, store: Kind) -> bool {
-        store.has_server() || matches!(self, Self::KillsApp | Self::PausesApp | Self::CutsClient)
+        match self {
+            Self::KillsApp | Self::PausesApp | Self::CutsClient | Self::StallsWrites => true,
+            Self::StallsCommits => store == Kind::Postgres,
+            Self::KillsServer | Self::PausesServer | Self::CutsConnections | Self::BlackHole => store.has_server(),
+        }
     }
 }
 
@@ -60,6 +71,8 @@ impl fmt::Display for Fault {
             Self::PausesServer => "SIGSTOP of the server",
             Self::CutsConnections => "connections to the server cut",
             Self::BlackHole => "connections to the server black-holed",
+            Self::StallsWrites => "writes stalled, reads go on",
+            Self::StallsCommits => "commits wait for an absent standby",
         })
     }
 }
@@ -108,6 +121,8 @@ impl Faults {
             let (apps, counts) = (Arc::clone(apps), Arc::clone(counts));
             thread(number as u64, Box::new(move |beat, rng| strike_app(beat, rng, &apps, number, &counts)));
         }
+        let (of_writes, counted) = (Arc::clone(store), Arc::clone(counts));
+        thread(4, Box::new(move |beat, rng| strike_writes(beat, rng, &of_writes, &counted)));
         if store.server.is_some() {
             let (of_server, counted) = (Arc::clone(store), Arc::clone(counts));
             thread(2, Box::new(move |beat, rng| strike_server(beat, rng, &of_server, &counted)));
@@ -162,17 +177,33 @@ fn strike_server(beat: &mut Beat, rng: &mut StdRng, store: &Store, counts: &Coun
     let Some(server) = &store.server else { return };
     beat.wait(rng);
     {
-        let mut server = server.lock();
+        let mut server = server.write();
         server.kill();
         server.restart();
         counts.add(Fault::KillsServer);
     }
     beat.wait(rng);
-    let mut server = server.lock();
+    let mut server = server.write();
     server.pause();
     sleep(millis(rng, 100..300));
     server.resume();
     counts.add(Fault::PausesServer);
+}
+
+/// Past the store deadline of the shops, which is two thirds of their lease: answers are lost, and what was sent is
+/// executed after its caller has been answered.
+fn strike_writes(beat: &mut Beat, rng: &mut StdRng, store: &Store, counts: &Counts) {
+    beat.wait(rng);
+    // The server may be down: then nothing is stalled, and nothing counts.
+    if store.stall_writes(LEASE + millis(rng, 0..300)) {
+        counts.add(Fault::StallsWrites);
+    }
+    if Fault::StallsCommits.applies_to(store.kind()) {
+        beat.wait(rng);
+        if store.stall_commits(LEASE + millis(rng, 0..300)) {
+            counts.add(Fault::StallsCommits);
+        }
+    }
 }
 
 fn strike_network(beat: &mut Beat, rng: &mut StdRng, store: &Store, counts: &Counts) {

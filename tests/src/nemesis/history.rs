@@ -43,10 +43,26 @@ impl Seen {
         matches!(self, Self::Answer { status: 409, problem: Some(problem), .. } if problem == "indeterminate")
     }
 
-    /// Whether it leaves open what happened: what explains that a key is indeterminate later.
+    /// Whether it leaves open what happened: what explains that a key is indeterminate later. A client without an answer
+    /// knows nothing, and a shop that says that the outcome was not stored, or that its handler failed, says that the
+    /// operation may have run. A shop that says "nothing ran" is taken at its word.
     pub fn leaves_open(&self) -> bool {
+        match self {
+            Self::Unknown | Self::Left => true,
+            Self::Answer { status: 500.., problem, .. } => !problem.as_deref().is_some_and(says_nothing_ran),
+            Self::Answer { .. } => false,
+        }
+    }
+
+    /// Whether the rule of before would have left it open: any answer of 500 and more.
+    pub fn left_open_before(&self) -> bool {
         matches!(self, Self::Unknown | Self::Left | Self::Answer { status: 500.., .. })
     }
+}
+
+/// The problems by which the shop states that this request ran nothing.
+fn says_nothing_ran(problem: &str) -> bool {
+    matches!(problem, "store-unavailable" | "overloaded" | "shutting-down" | "record-unreadable")
 }
 
 impl fmt::Display for Seen {

@@ -74,6 +74,8 @@ impl fmt::Display for Report {
             writeln!(f, "  {count:>8} tries: {seen}")?;
         }
         writeln!(f, "  {:>8} keys asked for once more at the end", self.findings.asked_again)?;
+        let excused = self.findings.excused_before;
+        writeln!(f, "  {excused:>8} indeterminate keys that any 5xx would have excused")?;
         for (fault, struck) in &self.faults {
             writeln!(f, "  {struck:>8} × {fault}")?;
         }

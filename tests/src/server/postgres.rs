@@ -80,6 +80,14 @@ impl Postgres {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
+    /// The same for a server that may be down or stand still: tells whether it was run, within some seconds.
+    pub fn try_sql(&self, text: &str) -> bool {
+        let mut psql = Command::new("timeout");
+        psql.arg("5").arg(find("psql")).env("PGCONNECT_TIMEOUT", "2");
+        psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", &self.url(), "-c", text]);
+        psql.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    }
+
     /// SIGKILL for the postmaster, after which its other processes end by themselves.
     pub fn kill(&self) {
         self.running.kill();

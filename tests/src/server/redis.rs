@@ -76,6 +76,13 @@ impl Redis {
         cli(self.port, command)
     }
 
+    /// The same for a server that may be down or stand still: tells whether it answered OK within some seconds.
+    pub fn try_cli(&self, command: &[&str]) -> bool {
+        let mut client = Command::new("timeout");
+        client.arg("2").arg(find("cli")).args(["-h", "127.0.0.1", "-p", &self.port.to_string()]).args(command);
+        client.output().is_ok_and(|output| output.stdout.trim_ascii() == b"OK")
+    }
+
     /// SIGKILL.
     pub fn kill(&self) {
         self.running.kill();

@@ -7,11 +7,14 @@ use rand::RngExt as _;
 use tokio::time::{Instant, sleep};
 
 use super::world::{Fault, Shared};
-use super::{CHAOS, LEASE, Process};
+use super::{CHAOS, LEASE, Process, SETTLING_LIMIT};
 
-/// Crashes, pauses and shuts processes down, one after another.
+/// Crashes, pauses and shuts processes down, and takes the store away, one after another.
 pub(super) async fn strike(world: Shared, processes: Arc<Mutex<Vec<Process>>>) {
     let end = Instant::now() + CHAOS;
+    if world.with(|world| world.calm) {
+        return sleep(CHAOS).await;
+    }
     while Instant::now() < end {
         sleep(Duration::from_millis(100) + world.up_to(1_500)).await;
         let (kind, number) = world.with(|world| {
@@ -20,14 +23,19 @@ pub(super) async fn strike(world: Shared, processes: Arc<Mutex<Vec<Process>>>) {
         });
         let process = processes.lock().unwrap()[number].clone();
         match kind {
-            0..4 => {
+            0..3 => {
                 world.with(|world| world.counts(Fault::Crash));
                 world.dies(&process.life);
             }
-            4..6 => {
+            3..5 => {
                 world.with(|world| world.counts(Fault::Shutdown));
                 process.engine.shutdown(2 * LEASE).await;
                 world.dies(&process.life);
+            }
+            5..7 => {
+                let long = Duration::from_millis(500) + world.up_to(2 * SETTLING_LIMIT.as_millis() as u64);
+                world.with(|world| world.goes_away(long));
+                continue;
             }
             _ => {
                 let pause = world.up_to(3 * LEASE.as_millis() as u64);

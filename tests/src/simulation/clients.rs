@@ -4,6 +4,7 @@ use std::future::pending;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use oncekey::{Engine, Error, Key, OnAbandoned, Outcome, RunError};
 use rand::RngExt as _;
 use tokio::time::{Instant, sleep};
@@ -34,7 +35,9 @@ pub(super) async fn call_around(world: Shared, processes: Processes) {
             0 => process.engine.clone(),
             _ => process.engine.with_wait(world.up_to(2_000)),
         };
-        let calling = call(&world, &engine, &process.life, key, *mode);
+        // Duplicates reach the arbiter at one instant.
+        let calls = if world.with(|world| world.strikes(Fault::Twins, 15.0)) { 2 } else { 1 };
+        let calling = join_all((0..calls).map(|_| call(&world, &engine, &process.life, key, *mode)));
         drop(process.engine);
         let goes_away = world.with(|world| world.strikes(Fault::ClientGone, 10.0));
         let patience = if goes_away { world.up_to(400) } else { Duration::from_secs(60) };
@@ -46,7 +49,7 @@ pub(super) async fn call_around(world: Shared, processes: Processes) {
                     world.with(|world| world.breaks(format!("a call of {key} was never answered")));
                 }
             }
-            answered = calling => judge(&world, key, answered),
+            answers = calling => answers.into_iter().for_each(|answered| judge(&world, key, answered)),
         }
     }
 }
@@ -114,7 +117,17 @@ async fn operate(world: Shared, life: Arc<Life>, claim: oncekey::Claim) -> Resul
     let working = world.begins(claim.key(), claim.attempt(), &life);
     takes_a_while(&world, &life).await;
     stands_still().await;
+    if world.with(|world| world.chance.random_bool(0.3)) {
+        let confirmed = claim.confirm().await;
+        stands_still().await;
+        if confirmed.is_err() {
+            working.fails();
+            return Err("simulated: the claim is not confirmed");
+        }
+        world.with(|world| world.is_confirmed(claim.key(), claim.attempt()));
+    }
     if world.with(|world| world.strikes(Fault::Failure, 10.0)) {
+        working.fails();
         return Err("simulated: the operation fails");
     }
     if world.with(|world| world.strikes(Fault::Panic, 5.0)) {
@@ -124,7 +137,7 @@ async fn operate(world: Shared, life: Arc<Life>, claim: oncekey::Claim) -> Resul
     let value = world.effect(claim.key());
     takes_a_while(&world, &life).await;
     stands_still().await;
-    drop(working);
+    working.finishes(value, &life);
     Ok(value)
 }
 

@@ -1,9 +1,13 @@
 //! The real engine in a simulated world: its actors on a virtual clock, a store that loses and delays, processes that
 //! crash and pause, all decided by one seed.
 //!
-//! A run has three parts. In the first everything goes wrong that can, while clients call. Then the faults end and what
-//! was under way comes to its end. At last every key is called once more: it must have exactly one outcome, and none may
+//! A run has three parts. In the first everything goes wrong that can, while clients call. Then the faults end, the last
+//! late messages arrive, and what was under way comes to its end: what a process that lives knows of a key must have reached
+//! the store by then. At last every key is called once more: it must have exactly one outcome, and none may
 //! be stuck. The [world](World) holds what really happened, and compares.
+//!
+//! In every fourth world processes live and the store answers; only claims go astray. There an operation that may be rerun
+//! never runs twice at once.
 
 mod chaos;
 mod clients;
@@ -27,6 +31,8 @@ pub const LEASE: Duration = Duration::from_millis(600);
 const STORE_DEADLINES: [Duration; 2] = [Duration::from_millis(400), Duration::from_millis(1_000)];
 const SETTLING_LIMIT: Duration = Duration::from_millis(1_500);
 const CHAOS: Duration = Duration::from_secs(6);
+/// No message is on its way for longer.
+const LATEST: Duration = Duration::from_secs(180);
 const PROCESSES: usize = 3;
 const KEYS: usize = 15;
 const CLIENTS: usize = 5;
@@ -82,7 +88,8 @@ pub fn run(seed: u64, sabotage: Option<Sabotage>) -> Report {
             client.await.unwrap();
         }
         world.heal();
-        tokio::time::sleep(SETTLING_LIMIT + 4 * LEASE).await;
+        tokio::time::sleep(LATEST + SETTLING_LIMIT + 4 * LEASE).await;
+        world.with(World::compares_what_is_known);
         clients::settle_all(&world, &processes).await;
         world.report(seed)
     })

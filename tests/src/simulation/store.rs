@@ -9,13 +9,14 @@ use oncekey::Key;
 use oncekey::backend::{
     Acquire, Acquired, Backend, Changed, Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held,
     Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Resolve,
-    Resolved, StateView, Stats, StoreError, StoreStats, Watch,
+    Resolved, StateView, Stats, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
 };
-use oncekey::record::transition::{self, Step, Write};
+use oncekey::record::transition::{self, Step};
 use rand::RngExt as _;
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
+use super::LATEST;
 use super::world::{Fault, Life, Shared, World};
 
 /// One life's connection to the world's store.
@@ -53,10 +54,24 @@ impl World {
             back,
             refused: self.strikes(Fault::Refused, 3.0),
             request_lost: self.strikes(Fault::RequestLost, 3.0),
-            answer_lost: self.strikes(Fault::AnswerLost, 3.0),
+            answer_lost: !self.calm && self.strikes(Fault::AnswerLost, 3.0),
             reset: self.chance.random_bool(0.4),
             repeated: self.strikes(Fault::Repeated, 3.0).then(|| self.up_to(1_000)),
         }
+    }
+}
+
+impl World {
+    /// What becomes of an acquire: it may also arrive when nobody waits for it any more.
+    fn fate_of_acquire(&mut self, life: &Life) -> Fate {
+        let mut fate = self.fate(life);
+        if self.strikes(Fault::Late, 3.0) {
+            fate.there += Duration::from_secs(1) + self.up_to(LATEST.as_millis() as u64 - 2_000);
+        }
+        if self.calm {
+            fate.answer_lost = self.strikes(Fault::AnswerLost, 15.0);
+        }
+        fate
     }
 }
 
@@ -86,7 +101,7 @@ impl SimulatedStore {
         mut take: impl FnMut(&mut World) -> Option<T> + 'static,
         told: impl FnOnce(&mut World, &T, bool) + 'static,
     ) -> Result<T, StoreError> {
-        if fate.refused {
+        if fate.refused || self.world.with(|world| world.is_away() && fate.reset) {
             sleep(fate.there).await;
             return Err(StoreError::unavailable("simulated: refused"));
         }
@@ -94,7 +109,7 @@ impl SimulatedStore {
         let (world, life) = (self.world.clone(), Arc::clone(&self.life));
         actix_rt::spawn(async move {
             sleep(fate.there).await;
-            if fate.request_lost {
+            if fate.request_lost || world.with(|world| world.is_away()) {
                 return;
             }
             let Some(answer) = world.with(&mut take) else { return };
@@ -134,7 +149,15 @@ impl SimulatedStore {
 
 impl Backend for SimulatedStore {
     async fn acquire(&self, message: Acquire) -> Result<Acquired, StoreError> {
+        if !self.life.is_alive() {
+            return pending().await;
+        }
         let (world, life) = (self.world.clone(), Arc::clone(&self.life));
+        let fate = world.with(|world| {
+            let fate = world.fate_of_acquire(&life);
+            world.is_asked_for(message.owner, &life, fate.repeated.is_some());
+            fate
+        });
         let mut is_heard = true;
         let take = move |world: &mut World| {
             let key = &message.key;
@@ -142,7 +165,9 @@ impl Backend for SimulatedStore {
             // When it is taken once more nobody hears the answer.
             let is_heard = std::mem::replace(&mut is_heard, false) && life.is_alive();
             let promise = match answer {
-                Acquired::Claimed { attempt, .. } if is_heard => Some(world.is_promised(key, attempt, life.number)),
+                Acquired::Claimed { attempt, .. } if is_heard => {
+                    Some(world.is_promised(key, attempt, message.owner, life.number))
+                }
                 _ => None,
             };
             Some((answer, promise))
@@ -160,7 +185,7 @@ impl Backend for SimulatedStore {
                 world.with(|world| world.is_not_promised(promise));
             });
         };
-        let (answer, _) = self.ask(take, told).await?;
+        let (answer, _) = self.send(fate, take, told).await?;
         sleep(slow).await;
         Ok(answer)
     }
@@ -204,6 +229,10 @@ impl Backend for SimulatedStore {
         self.step("release", message.key.clone(), message, transition::release).await
     }
 
+    async fn withdraw(&self, message: Withdraw) -> Result<Withdrawn, StoreError> {
+        self.step("withdraw", message.key.clone(), message, transition::withdraw).await
+    }
+
     async fn hold(&self, message: Hold) -> Result<Held, StoreError> {
         self.step("hold", message.key.clone(), message, transition::hold).await
     }
@@ -221,11 +250,7 @@ impl Backend for SimulatedStore {
     }
 
     async fn remove(&self, message: Remove) -> Result<Removed, StoreError> {
-        self.step("remove", message.key.clone(), message, |found, _, _| Step {
-            write: Write::Delete,
-            answer: if found.is_some() { Removed::Removed } else { Removed::Absent },
-        })
-        .await
+        self.step("remove", message.key.clone(), message, transition::remove).await
     }
 
     async fn list(&self, message: List) -> Result<Vec<RecordView>, StoreError> {
@@ -251,6 +276,7 @@ impl Backend for SimulatedStore {
                     oncekey::record::State::InProgress { .. } => stats.in_progress += 1,
                     oncekey::record::State::Completed { .. } => stats.completed += 1,
                     oncekey::record::State::Indeterminate => stats.indeterminate += 1,
+                    oncekey::record::State::Vacant { .. } => {}
                 }
             }
             Some(stats)

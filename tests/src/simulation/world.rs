@@ -4,12 +4,13 @@ mod shared;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use oncekey::backend::CompletedInTransaction;
 use oncekey::record::transition::{self, Step, Write};
-use oncekey::record::{Record, SealedOutcome, State, StoreTime};
+use oncekey::record::{Owner, Record, SealedOutcome, State, StoreTime};
 use oncekey::{Attempt, Key};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -58,6 +59,12 @@ pub enum Fault {
     Failure,
     /// An operation panics.
     Panic,
+    /// An acquire arrives long after its sender has given up.
+    Late,
+    /// The store is away, for longer than a lease and than settlements are reported after.
+    Outage,
+    /// Several calls of one key are made at one instant on one arbiter.
+    Twins,
 }
 
 /// An error of the store that the checks must notice: the control.
@@ -97,12 +104,33 @@ impl Life {
     }
 }
 
+/// What really became of a claim that somebody asked for.
+#[derive(Debug)]
+pub(super) struct Fate {
+    life: Arc<Life>,
+    /// Whether the network repeated the acquire: its second arrival may leave a claim that nobody knows of.
+    repeated: bool,
+    began: bool,
+    /// Whether the operation said that nothing happened.
+    failed: bool,
+}
+
 /// Somebody who has a claim, or may be about to hear of it: who judges that the effect never will happen must know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Engaged {
     key: Key,
     attempt: Attempt,
     life: u64,
+}
+
+/// A claim that was granted and has not begun.
+#[derive(Debug)]
+struct Promise {
+    number: u64,
+    /// Whether its holder has heard of it.
+    heard: bool,
+    owner: Owner,
+    engaged: Engaged,
 }
 
 /// The world of one run.
@@ -117,8 +145,15 @@ pub struct World {
     /// Each effect that happened: of which key, and the value that it gave.
     ledger: Vec<(Key, u64)>,
     outcomes: BTreeMap<Key, u64>,
-    /// Claims that were granted and have not begun: each with its number, and whether its holder has heard of it.
-    promised: Vec<(u64, bool, Engaged)>,
+    promised: Vec<Promise>,
+    /// Every claim that was asked for, by its owner.
+    fates: BTreeMap<[u8; Owner::LEN], Fate>,
+    /// Operations that ended well, each with its value, in the life of its process.
+    finished: Vec<(Key, u64, Arc<Life>)>,
+    /// Until when the store is away.
+    away_until: Option<Instant>,
+    /// A world in which processes live, the store answers, and only claims go astray: nothing excuses anything.
+    pub(super) calm: bool,
     working: Vec<Engaged>,
     paused: BTreeMap<usize, Instant>,
     pub(super) healed: bool,
@@ -165,6 +200,10 @@ impl World {
             ledger: Vec::new(),
             outcomes: BTreeMap::new(),
             promised: Vec::new(),
+            fates: BTreeMap::new(),
+            finished: Vec::new(),
+            away_until: None,
+            calm: seed % 4 == 3,
             working: Vec::new(),
             paused: BTreeMap::new(),
             healed: false,
@@ -206,7 +245,12 @@ impl World {
 
     pub(super) fn strikes(&mut self, fault: Fault, percent: f64) -> bool {
         // Drawn in any case: what is healed must not change what chance gives to others.
-        let struck = self.chance.random_bool(percent / 100.0) && !self.healed;
+        let is_left = !self.calm
+            || matches!(
+                fault,
+                Fault::AnswerLost | Fault::Reset | Fault::Late | Fault::Twins | Fault::ClientGone | Fault::Failure
+            );
+        let struck = self.chance.random_bool(percent / 100.0) && !self.healed && is_left;
         if struck {
             self.counts(fault);
         }
@@ -227,6 +271,9 @@ impl World {
             Fault::ClientGone => "client gone",
             Fault::Failure => "failure",
             Fault::Panic => "panic",
+            Fault::Late => "late",
+            Fault::Outage => "outage",
+            Fault::Twins => "twins",
         };
         self.note(format_args!("fault: {name}"));
         *self.report.faults.entry(name).or_default() += 1;
@@ -243,6 +290,15 @@ impl World {
     pub(super) fn pauses(&mut self, process: usize, pause: Duration) {
         self.counts(Fault::Pause);
         self.paused.insert(process, Instant::now() + pause);
+    }
+
+    pub(super) fn is_away(&self) -> bool {
+        self.away_until.is_some_and(|until| until > Instant::now())
+    }
+
+    pub(super) fn goes_away(&mut self, long: Duration) {
+        self.counts(Fault::Outage);
+        self.away_until = Some(Instant::now() + long);
     }
 
     /// Takes one step on a record.
@@ -289,7 +345,7 @@ impl World {
         self.sabotage == Some(Sabotage::OwnersIgnored)
     }
 
-    pub(super) fn owner_of(&self, key: &Key) -> Option<oncekey::record::Owner> {
+    pub(super) fn owner_of(&self, key: &Key) -> Option<Owner> {
         self.records.get(key).map(|record| record.owner)
     }
 
@@ -345,20 +401,66 @@ impl World {
         self.ledger.push((key.clone(), value));
     }
 
+    /// A claim is asked for.
+    pub(super) fn is_asked_for(&mut self, owner: Owner, life: &Arc<Life>, repeated: bool) {
+        let fate = Fate { life: Arc::clone(life), repeated, began: false, failed: false };
+        self.fates.insert(*owner.as_bytes(), fate);
+    }
+
     /// A claim is granted to somebody who may hear of it; the number is its name.
-    pub(super) fn is_promised(&mut self, key: &Key, attempt: Attempt, life: u64) -> u64 {
+    pub(super) fn is_promised(&mut self, key: &Key, attempt: Attempt, owner: Owner, life: u64) -> u64 {
         let number = self.next_value();
-        self.promised.push((number, false, Engaged { key: key.clone(), attempt, life }));
+        let engaged = Engaged { key: key.clone(), attempt, life };
+        self.promised.push(Promise { number, heard: false, owner, engaged });
         number
     }
 
     pub(super) fn is_heard(&mut self, promise: u64) {
-        if let Some((_, heard, _)) = self.promised.iter_mut().find(|(number, ..)| *number == promise) {
-            *heard = true;
+        if let Some(promise) = self.promised.iter_mut().find(|promised| promised.number == promise) {
+            promise.heard = true;
         }
     }
 
     pub(super) fn is_not_promised(&mut self, promise: u64) {
-        self.promised.retain(|(number, ..)| *number != promise);
+        self.promised.retain(|promised| promised.number != promise);
+    }
+
+    /// A holder hears that its claim still stands.
+    pub(super) fn is_confirmed(&mut self, key: &Key, attempt: Attempt) {
+        let now = self.now();
+        self.note(format_args!("{key} is confirmed, attempt {attempt}"));
+        if let Some(Record { attempt: other, state: State::InProgress { lease_until, .. }, .. }) = self.records.get(key)
+            && *lease_until > now
+            && *other != attempt
+        {
+            let other = *other;
+            self.breaks(format!("{key} is confirmed for attempt {attempt}, while attempt {other} holds it"));
+        }
+    }
+
+    /// The store is there, the processes that live had all the time they need, and every late message has arrived. What a
+    /// process knows must have reached the store.
+    pub(super) fn compares_what_is_known(&mut self) {
+        let now = self.now();
+        let mut broken = Vec::new();
+        for (key, record) in &self.records {
+            let Some(Record { owner, state: State::Indeterminate, .. }) = record.clone().at(now) else { continue };
+            let Some(fate) = self.fates.get(owner.as_bytes()) else { continue };
+            if !fate.life.is_alive() || fate.repeated {
+                continue;
+            }
+            if !fate.began {
+                broken.push(format!("{key} is indeterminate, and nothing began under it"));
+            } else if fate.failed {
+                broken.push(format!("{key} is indeterminate, and its operation said that nothing happened"));
+            }
+        }
+        for (key, value, life) in &self.finished {
+            let is_kept = matches!(self.records.get(key), Some(Record { state: State::Completed { .. }, .. }));
+            if life.is_alive() && !is_kept && self.modes[key] == Mode::Hold {
+                broken.push(format!("the outcome {value} of {key} was thrown away"));
+            }
+        }
+        broken.into_iter().for_each(|what| self.breaks(what));
     }
 }

@@ -20,6 +20,7 @@ pub(crate) fn acquire(key: &str) -> Acquire {
         owner: Owner::random(),
         lease: Duration::from_secs(60),
         on_abandoned: OnAbandoned::Rerun,
+        past_withdrawal: None,
     }
 }
 

@@ -5,3 +5,4 @@
 mod common;
 mod mysql;
 mod postgres;
+mod withdrawals;

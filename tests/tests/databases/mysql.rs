@@ -10,7 +10,7 @@ use diesel_async::{AsyncConnection as _, AsyncMysqlConnection, SimpleAsyncConnec
 use futures_util::future::join_all;
 use oncekey::backend::{
     Acquire, Acquired, Backend as _, Complete, CompleteInTransaction, CompletedInTransaction, List, Lookup, Purge,
-    Purged, TransactionOperation,
+    Purged, Remove, Removed, StateView, StoreError, TransactionOperation,
 };
 use oncekey::conformance::Capabilities;
 use oncekey::record::{Owner, SealedOutcome};
@@ -22,6 +22,7 @@ use tests::proxy::Proxy;
 use tests::server::MariaDb;
 
 use crate::common::{acquire, fresh_table, on_database};
+use crate::withdrawals::{self, withdrawals_on_database};
 
 on_database! {
     server: MariaDb,
@@ -29,6 +30,137 @@ on_database! {
     open_error: MysqlOpenError,
     connection: AsyncMysqlConnection,
     key_column: "record_key",
+}
+
+withdrawals_on_database! {
+    backend: MysqlBackend,
+    key_column: "record_key",
+    lock_table: "LOCK TABLES {table} READ",
+    unlock_table: "UNLOCK TABLES",
+    newest_schema: 3,
+}
+
+/// Data definition is no part of a transaction here: the process may end between the columns and the version.
+#[actix_rt::test]
+async fn a_migration_that_was_cut_short_is_finished() {
+    let table = fresh_table();
+    drop(open(&table).await);
+    SERVER.sql(&format!("DELETE FROM {table}_migrations WHERE version = 3"));
+    assert!(matches!(open(&table).await.acquire(acquire("k")).await, Ok(Acquired::Claimed { .. })));
+    assert_eq!(SERVER.sql(&format!("SELECT max(version) FROM {table}_migrations")), "3");
+}
+
+/// Two operations that take the same rows in opposite order. The one that the server gives up passes over the error, whose
+/// rows are gone with it, and goes on: it is run again, and its record is completed with its rows.
+#[actix_rt::test]
+async fn e18_an_operation_that_passes_over_a_deadlock_is_run_again() {
+    SERVER.sql(
+        "CREATE TABLE shelf (item varchar(50) PRIMARY KEY, left_over int); INSERT INTO shelf VALUES ('a', 100), ('b', 100); \
+         CREATE TABLE sold (items varchar(50))",
+    );
+    let table = fresh_table();
+    let engines = [open(&table).await, open(&table).await].map(|backend| Engine::builder(backend).start().unwrap());
+    let (runs, passed_over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let meet = Arc::new(tokio::sync::Barrier::new(2));
+    let took = join_all([["a", "b"], ["b", "a"]].into_iter().zip(&engines).map(|(items, engine)| {
+        let (runs, passed_over, meet) = (runs.clone(), passed_over.clone(), meet.clone());
+        engine.run_in_async_transaction(
+            Key::new("s", items.concat()).unwrap(),
+            b"",
+            async move |tx: &mut AsyncMysqlConnection, _| {
+                let first = runs.fetch_add(1, Ordering::Relaxed) < 2;
+                for item in items {
+                    let text = format!("UPDATE shelf SET left_over = left_over - 1 WHERE item = '{item}'");
+                    if tx.batch_execute(&text).await.is_err() {
+                        passed_over.fetch_add(1, Ordering::Relaxed);
+                    }
+                    if first && item == items[0] {
+                        meet.wait().await;
+                    }
+                }
+                tx.batch_execute(&format!("INSERT INTO sold VALUES ('{}')", items.concat())).await?;
+                Ok::<u32, diesel::result::Error>(1)
+            },
+        )
+    }))
+    .await;
+    assert!(took.iter().all(|took| matches!(took, Ok(Outcome::Ran(1)))), "{took:?}");
+    assert!(passed_over.load(Ordering::Relaxed) > 0, "there was no deadlock");
+    assert_eq!(SERVER.sql("SELECT left_over FROM shelf"), "98\n98");
+    assert_eq!(SERVER.sql("SELECT items FROM sold ORDER BY items"), "ab\nba");
+    // The connections are what they were.
+    let states = SERVER.sql(&format!("SELECT state FROM {table}"));
+    assert_eq!(states, "2\n2");
+}
+
+/// The same where the transaction is the caller's own: what it wrote after the deadlock is committed already, which it is
+/// told, and its record is not completed without its rows.
+#[actix_rt::test]
+async fn e18_a_claim_is_not_completed_in_a_transaction_that_a_deadlock_ended() {
+    SERVER.sql(
+        "CREATE TABLE bin (item varchar(50) PRIMARY KEY, left_over int); INSERT INTO bin VALUES ('a', 100), ('b', 100); \
+         CREATE TABLE weight (n int); CREATE TABLE since_then (n int)",
+    );
+    let backend = open(&fresh_table()).await;
+    let claim = acquire("k");
+    assert!(matches!(backend.acquire(claim.clone()).await, Ok(Acquired::Claimed { .. })));
+    let outcome = SealedOutcome::tombstone(&claim.key);
+    let completion =
+        Complete { key: claim.key.clone(), owner: claim.owner, outcome, retention: Duration::from_secs(60) };
+    let (pool, meet) = (pool(), Arc::new(tokio::sync::Barrier::new(2)));
+    let take = |item: &str| format!("UPDATE bin SET left_over = left_over - 1 WHERE item = '{item}'");
+    let light = async {
+        let mut connection = pool.get().await.unwrap();
+        connection
+            .transaction(async |tx| {
+                tx.batch_execute(&take("a")).await?;
+                meet.wait().await;
+                let given_up = tx.batch_execute(&take("b")).await;
+                assert!(given_up.is_err(), "the other was given up, or there was no deadlock");
+                tx.batch_execute("INSERT INTO since_then VALUES (1)").await?;
+                backend.complete_in(tx, completion).await
+            })
+            .await
+    };
+    // The server gives up the one that has written less.
+    let heavy = async {
+        let mut connection = pool.get().await.unwrap();
+        connection
+            .transaction(async |tx| {
+                tx.batch_execute("INSERT INTO weight SELECT seq FROM seq_1_to_1000").await?;
+                tx.batch_execute(&take("b")).await?;
+                meet.wait().await;
+                tx.batch_execute(&take("a")).await
+            })
+            .await
+    };
+    let (light, heavy) = futures_util::future::join(light, heavy).await;
+    heavy.unwrap();
+    assert!(matches!(light, Err(CompleteInError::TransactionEnded)), "{light:?}");
+    assert_eq!(SERVER.sql("SELECT left_over FROM bin"), "99\n99");
+    // What the error is there to tell.
+    assert_eq!(SERVER.sql("SELECT count(*) FROM since_then"), "1");
+    let view = backend.lookup(Lookup { key: claim.key }).await.unwrap().unwrap();
+    assert!(matches!(view.state, StateView::InProgress { .. }), "{view:?}");
+}
+
+/// An operation must not end its transaction. If it does, its record is not completed, and it is not run again.
+#[actix_rt::test]
+async fn e18_an_operation_that_commits_by_itself_is_told() {
+    SERVER.sql("CREATE TABLE early (n int)");
+    let backend = open(&fresh_table()).await;
+    let claim = acquire("k");
+    let (key, owner) = (claim.key.clone(), claim.owner);
+    assert!(matches!(backend.acquire(claim).await, Ok(Acquired::Claimed { .. })));
+    let outcome = SealedOutcome::tombstone(&key);
+    let operation = TransactionOperation::new_async(async move |tx: &mut AsyncMysqlConnection| {
+        tx.batch_execute("INSERT INTO early VALUES (1)").await.unwrap();
+        tx.batch_execute("COMMIT").await.unwrap();
+        Ok(outcome.clone())
+    });
+    let message = CompleteInTransaction { key, owner, retention: Duration::from_secs(60), operation };
+    assert_eq!(backend.complete_in_transaction(message).await, Err(StoreError::TransactionEnded));
+    assert_eq!(SERVER.sql("SELECT count(*) FROM early"), "1");
 }
 
 #[actix_rt::test]
@@ -49,7 +181,7 @@ async fn list_and_purge_go_by_their_indexes() {
     let backend = MysqlBackend::builder(server.url()).table("big").unwrap().open().await.unwrap();
     server.sql(
         "INSERT INTO big SELECT CONCAT('1:s:', LPAD(seq, 9, '0')), 0, 1, 0, 2, NULL, NULL, 0, \
-         IF(seq % 100 = 0, 1, 9000000000000) FROM seq_1_to_200000; ANALYZE TABLE big",
+         IF(seq % 100 = 0, 1, 9000000000000), 0, NULL, NULL FROM seq_1_to_200000; ANALYZE TABLE big",
     );
     let scanned = || {
         let read = server.sql("SHOW GLOBAL STATUS LIKE 'Handler_read_rnd_next'");

@@ -10,18 +10,19 @@ use diesel_async::{AsyncConnection as _, AsyncPgConnection, SimpleAsyncConnectio
 use futures_util::future::join_all;
 use oncekey::backend::{
     Acquire, Acquired, Backend as _, Complete, CompleteInTransaction, CompletedInTransaction, List, Lookup, Purge,
-    Purged, TransactionOperation,
+    Purged, Remove, Removed, TransactionOperation,
 };
 use oncekey::conformance::Capabilities;
 use oncekey::record::SealedOutcome;
 use oncekey::{Claim, Engine, Key, OnAbandoned, Outcome, RunError};
 use oncekey_backends::CompleteInError;
 use oncekey_backends::postgres::{PostgresBackend, PostgresOpenError};
-use tests::process::PATIENCE;
+use tests::process::{PATIENCE, until};
 use tests::proxy::Proxy;
 use tests::server::Postgres;
 
 use crate::common::{acquire, fresh_table, on_database};
+use crate::withdrawals::{self, withdrawals_on_database};
 
 on_database! {
     server: Postgres,
@@ -29,6 +30,79 @@ on_database! {
     open_error: PostgresOpenError,
     connection: AsyncPgConnection,
     key_column: "key",
+}
+
+withdrawals_on_database! {
+    backend: PostgresBackend,
+    key_column: "key",
+    lock_table: "BEGIN; LOCK TABLE {table} IN SHARE MODE",
+    unlock_table: "ROLLBACK",
+    newest_schema: 2,
+}
+
+/// From here on commits wait for a standby that is not there.
+fn miss_a_standby(server: &Postgres) {
+    server.sql("ALTER SYSTEM SET synchronous_standby_names = 'absent'");
+    server.sql("SELECT pg_reload_conf()");
+}
+
+fn miss_no_standby(server: &Postgres) {
+    server.sql("ALTER SYSTEM RESET synchronous_standby_names");
+    server.sql("SELECT pg_reload_conf()");
+}
+
+fn is_set(server: &Postgres) -> bool {
+    server.sql("SHOW synchronous_standby_names") == "absent"
+}
+
+/// A row whose commit waits is invisible to those who only read.
+#[actix_rt::test]
+async fn e19_a_claim_whose_commit_waits_for_a_standby_leaves_the_key_free() {
+    let server = Postgres::start();
+    let proxy = Proxy::before(server.port());
+    let url = withdrawals::through(&proxy, &server.url(), server.port());
+    let backend = PostgresBackend::open(&url).await.unwrap();
+    miss_a_standby(&server);
+    until("the setting", || is_set(&server)).await;
+    withdrawals::key_ends_free(backend, &proxy, async || miss_no_standby(&server)).await;
+    assert_eq!(server.sql("SELECT state FROM oncekey_records"), "2");
+}
+
+/// The answer to a COMMIT is lost while it waits for a standby. Whoever only reads would say that nothing was committed;
+/// nothing is said until the commit has ended.
+#[actix_rt::test]
+async fn e12_a_commit_that_waits_for_a_standby_is_not_denied() {
+    let server = Postgres::start();
+    server.sql("CREATE TABLE waited (n int)");
+    let proxy = Proxy::before(server.port());
+    let url = withdrawals::through(&proxy, &server.url(), server.port());
+    let engine = Engine::builder(PostgresBackend::open(&url).await.unwrap()).start().unwrap();
+    let (in_operation, go_on) = (Arc::new(tokio::sync::Notify::new()), Arc::new(tokio::sync::Notify::new()));
+    let running = actix_rt::spawn({
+        let (in_operation, go_on) = (in_operation.clone(), go_on.clone());
+        async move {
+            let operation = async move |tx: &mut AsyncPgConnection, _: &Claim| {
+                tx.batch_execute("INSERT INTO waited VALUES (1)").await?;
+                in_operation.notify_one();
+                go_on.notified().await;
+                Ok::<u32, diesel::result::Error>(17)
+            };
+            engine.run_in_async_transaction(Key::new("s", "k").unwrap(), b"", operation).await
+        }
+    });
+    in_operation.notified().await;
+    miss_a_standby(&server);
+    until("the setting", || is_set(&server)).await;
+    proxy.leave_commits_alone(1);
+    go_on.notify_one();
+    // The probe waits for the lock of the commit.
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+    until("a probe or an answer", || running.is_finished() || server.sql(waits) != "0").await;
+    assert!(!running.is_finished(), "an answer was given while the commit waited");
+    assert_eq!(server.sql("SELECT count(*) FROM waited"), "0", "the commit does not wait: this shows nothing");
+    miss_no_standby(&server);
+    assert_eq!(running.await.unwrap().unwrap(), Outcome::Ran(17));
+    assert_eq!(server.sql("SELECT count(*) FROM waited"), "1");
 }
 
 #[actix_rt::test]

@@ -5,8 +5,10 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::record::{PayloadKind, SealedOutcome};
+use crate::record::{PayloadKind, SealedOutcome, WITHDRAWAL_KEPT};
 use crate::{Fingerprint, Key};
+
+mod late;
 
 #[derive(Debug, Clone, Copy)]
 enum Message {
@@ -184,7 +186,18 @@ mod by_example {
     }
 
     fn record(attempt: u64, owner: u8, state: State) -> Record {
-        Record { fingerprint: Fingerprint::of(b"asked"), attempt: Attempt::new(attempt), owner: by(owner), state }
+        record_of(attempt, 7, owner, state)
+    }
+
+    fn record_of(attempt: u64, token: u64, owner: u8, state: State) -> Record {
+        Record {
+            fingerprint: Fingerprint::of(b"asked"),
+            attempt: Attempt::new(attempt),
+            token: FencingToken::new(token),
+            barrier: None,
+            owner: by(owner),
+            state,
+        }
     }
 
     fn completed(expires_at: u64) -> State {
@@ -193,15 +206,18 @@ mod by_example {
 
     fn asks(owner: u8, for_what: &[u8], on_abandoned: OnAbandoned) -> Acquire {
         let fingerprint = Fingerprint::of(for_what);
-        Acquire { key: key(), fingerprint, owner: by(owner), lease: SECOND, on_abandoned }
+        Acquire { key: key(), fingerprint, owner: by(owner), lease: SECOND, on_abandoned, past_withdrawal: None }
     }
 
     #[test]
     fn acquire_is_answered_by_what_is_there() {
         use OnAbandoned::{Hold, Rerun};
         let asked = |found: State| acquire(Some(&record(2, 9, found)), NOW, &asks(8, b"asked", Rerun));
-        let first =
-            put(record(1, 8, claim(2_000, Rerun)), Acquired::Claimed { attempt: Attempt::FIRST, took_over: false });
+        let token = FencingToken::new(1_000_000);
+        let first = put(
+            record_of(1, 1_000_000, 8, claim(2_000, Rerun)),
+            Acquired::Claimed { attempt: Attempt::FIRST, token, took_over: false },
+        );
         assert_eq!(acquire(None, NOW, &asks(8, b"asked", Rerun)), first);
         assert_eq!(asked(completed(1_000)), first);
         assert_eq!(asked(completed(1_001)), unchanged(Acquired::Completed { outcome: outcome() }));
@@ -210,11 +226,12 @@ mod by_example {
             assert_eq!(asked(claim(1_001, word)), unchanged(Acquired::InProgress { lease_left }));
             // Whose answer was lost has it still, from now on, also past its lease.
             let again = acquire(Some(&record(2, 9, claim(900, word))), NOW, &asks(9, b"asked", word));
-            let granted = Acquired::Claimed { attempt: Attempt::new(2), took_over: false };
+            let token = FencingToken::new(7);
+            let granted = Acquired::Claimed { attempt: Attempt::new(2), token, took_over: false };
             assert_eq!(again, put(record(2, 9, claim(2_000, word)), granted));
         }
-        let taken_over = Acquired::Claimed { attempt: Attempt::new(3), took_over: true };
-        assert_eq!(asked(claim(1_000, Rerun)), put(record(3, 8, claim(2_000, Rerun)), taken_over));
+        let taken_over = Acquired::Claimed { attempt: Attempt::new(3), token, took_over: true };
+        assert_eq!(asked(claim(1_000, Rerun)), put(record_of(3, 1_000_000, 8, claim(2_000, Rerun)), taken_over));
         let indeterminate = Acquired::Indeterminate { attempt: Attempt::new(2), owner: by(9) };
         assert_eq!(asked(claim(1_000, Hold)), put(record(2, 9, State::Indeterminate), indeterminate.clone()));
         assert_eq!(asked(State::Indeterminate), unchanged(indeterminate));
@@ -289,6 +306,95 @@ mod by_example {
         }
         for other in [claim(1_001, OnAbandoned::Hold), claim(1_000, OnAbandoned::Rerun), completed(1_001)] {
             assert_eq!(said(other, None, None, Resolution::Release), refused);
+        }
+    }
+
+    fn withdrawal(owner: u8) -> Withdraw {
+        Withdraw { key: key(), owner: by(owner) }
+    }
+
+    fn written(step: Step<impl std::fmt::Debug>) -> Record {
+        let Write::Put(record) = step.write else { panic!("{step:?} writes no record") };
+        record
+    }
+
+    #[test]
+    fn e20_a_withdrawal_leaves_a_barrier_that_the_next_claim_names() {
+        use OnAbandoned::Hold;
+        let barrier = Barrier { withdrawn: by(9), until: NOW.after(WITHDRAWAL_KEPT) };
+        for found in [None, Some(record(2, 9, claim(2_000, Hold))), Some(record(2, 9, State::Indeterminate))] {
+            let vacant = written(withdraw(found.as_ref(), NOW, &withdrawal(9)));
+            assert_eq!(vacant.barrier.as_deref(), Some(&barrier), "{found:?}");
+            assert_eq!(vacant.state, State::Vacant { until: barrier.until });
+            let late = acquire(Some(&vacant), NOW, &asks(9, b"asked", Hold));
+            assert_eq!(late, unchanged(Acquired::Withdrawn { owner: by(9) }));
+            let next = Acquire { past_withdrawal: Some(by(9)), ..asks(8, b"asked", Hold) };
+            let step = acquire(Some(&vacant), NOW, &next);
+            assert!(matches!(step.answer, Acquired::Claimed { attempt: Attempt::FIRST, took_over: false, .. }));
+            // The barrier stands behind the claim as well, until its time is over.
+            assert_eq!(written(step).barrier.as_deref(), Some(&barrier));
+            let later = barrier.until;
+            assert!(matches!(acquire(Some(&vacant), later, &asks(8, b"asked", Hold)).answer, Acquired::Claimed { .. }));
+        }
+    }
+
+    #[test]
+    fn e20_what_stands_there_for_another_stays_behind_the_barrier() {
+        for found in [claim(2_000, OnAbandoned::Hold), claim(900, OnAbandoned::Rerun), State::Indeterminate] {
+            let found = record(2, 8, found);
+            let after = written(withdraw(Some(&found), NOW, &withdrawal(9)));
+            assert_eq!(after.state, found.state);
+            assert_eq!((after.owner, after.barrier.map(|barrier| barrier.withdrawn)), (by(8), Some(by(9))));
+        }
+        let lapsed = written(withdraw(Some(&record(2, 8, claim(900, OnAbandoned::Rerun))), NOW, &withdrawal(9)));
+        let takeover = acquire(Some(&lapsed), NOW, &asks(9, b"asked", OnAbandoned::Rerun));
+        assert_eq!(takeover, unchanged(Acquired::Withdrawn { owner: by(9) }));
+        // An outcome outlives the barrier that stands on it.
+        let done = written(withdraw(Some(&record(2, 8, completed(1_500))), NOW, &withdrawal(9)));
+        assert_eq!(done.state, completed(NOW.after(WITHDRAWAL_KEPT).as_millis()));
+    }
+
+    /// Claim 8 was sent when the barrier named 9. It is withdrawn, then the withdrawal of 9 arrives once more, then claim 8.
+    #[test]
+    fn e20_a_withdrawal_that_arrives_twice_brings_no_name_back() {
+        let first = written(withdraw(None, NOW, &withdrawal(9)));
+        let repeated = written(withdraw(Some(&first), NOW, &withdrawal(9)));
+        assert_eq!(repeated, first, "nothing was withdrawn in between");
+        let late = Acquire { past_withdrawal: Some(by(9)), ..asks(8, b"asked", OnAbandoned::Hold) };
+        let second = written(withdraw(Some(&first), NOW, &withdrawal(8)));
+        let again = written(withdraw(Some(&second), NOW, &withdrawal(9)));
+        for record in [second, again] {
+            let Acquired::Withdrawn { owner } = acquire(Some(&record), NOW, &late).answer else {
+                panic!("the withdrawn claim lands on {record:?}")
+            };
+            assert_ne!(owner, by(9));
+            let next = Acquire { past_withdrawal: Some(owner), ..asks(7, b"asked", OnAbandoned::Hold) };
+            assert!(matches!(acquire(Some(&record), NOW, &next).answer, Acquired::Claimed { .. }));
+        }
+    }
+
+    #[test]
+    fn e25_a_record_stays_until_the_clock_has_passed_its_token() {
+        let ahead = 5_000_000;
+        let found = |state| record_of(1, ahead, 9, state);
+        let vacant = || found(State::Vacant { until: StoreTime::from_millis(5_001) });
+        let is_vacant = |write: Write| assert_eq!(write, Write::Put(vacant()));
+        let running = found(claim(2_000, OnAbandoned::Rerun));
+        is_vacant(release(Some(&running), NOW, &Release { key: key(), owner: by(9) }).write);
+        is_vacant(remove(Some(&found(State::Indeterminate)), NOW, &Remove { key: key() }).write);
+        let word = Resolve { key: key(), attempt: None, owner: None, with: Resolution::Release };
+        is_vacant(resolve(Some(&found(State::Indeterminate)), NOW, &word).write);
+        let message = Complete { key: key(), owner: by(9), outcome: outcome(), retention: SECOND };
+        let done = written(complete(Some(&found(claim(2_000, OnAbandoned::Rerun))), NOW, &message));
+        assert_eq!(done.state, completed(5_001));
+        for found in [vacant(), done] {
+            let late = StoreTime::from_millis(6_000);
+            let Acquired::Claimed { token, .. } =
+                acquire(Some(&found), late, &asks(8, b"asked", OnAbandoned::Hold)).answer
+            else {
+                panic!("{found:?} is in the way")
+            };
+            assert_eq!(token.get(), 6_000_000);
         }
     }
 }

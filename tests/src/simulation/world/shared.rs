@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use oncekey::record::SealedOutcome;
+use oncekey::record::{Owner, SealedOutcome};
 use oncekey::{Abandoned, Attempt, Key, Verdict};
 use tokio::sync::Notify;
 
-use super::{Engaged, Life, World};
+use super::{Engaged, Life, Promise, World};
 use crate::simulation::Report;
 
 /// The world, for all who live in it.
@@ -35,6 +35,7 @@ impl Shared {
             world.note(format_args!("healed"));
             world.healed = true;
             world.paused.clear();
+            world.away_until = None;
         });
     }
 
@@ -73,7 +74,7 @@ impl Shared {
         life.alive.store(false, Ordering::Relaxed);
         life.died.notify_waiters();
         self.with(|world| {
-            world.promised.retain(|(.., engaged)| engaged.life != life.number);
+            world.promised.retain(|promise| promise.engaged.life != life.number);
             world.working.retain(|engaged| engaged.life != life.number);
         });
     }
@@ -81,14 +82,21 @@ impl Shared {
     /// An operation begins.
     pub(in crate::simulation) fn begins(&self, key: &Key, attempt: Attempt, life: &Life) -> Working {
         let engaged = Engaged { key: key.clone(), attempt, life: life.number };
-        self.with(|world| {
-            if let Some(at) = world.promised.iter().position(|(_, heard, promised)| *heard && *promised == engaged) {
-                world.promised.remove(at);
+        let owner = self.with(|world| {
+            let is_it = |promise: &Promise| promise.heard && promise.engaged == engaged;
+            let owner = world.promised.iter().position(is_it).map(|at| world.promised.remove(at).owner);
+            if let Some(fate) = owner.and_then(|owner| world.fates.get_mut(owner.as_bytes())) {
+                fate.began = true;
             }
             world.note(format_args!("{key} begins, attempt {attempt}, in life {}", life.number));
+            // The store answers every renewal in time here, and nobody crashes.
+            if world.calm && world.working.iter().any(|other| other.key == *key) {
+                world.breaks(format!("{key} begins while its operation runs"));
+            }
             world.working.push(engaged.clone());
+            owner
         });
-        Working { world: self.clone(), engaged }
+        Working { world: self.clone(), engaged, owner }
     }
 
     /// An outside effect happens, and gives a value.
@@ -107,7 +115,7 @@ impl Shared {
             let happened = world.ledger.iter().find(|(other, _)| other == key).map(|(_, value)| *value);
             let engaged = |engaged: &Engaged| engaged.key == *key && engaged.attempt == *attempt;
             let may_come =
-                world.promised.iter().any(|(.., promised)| engaged(promised)) || world.working.iter().any(engaged);
+                world.promised.iter().any(|promise| engaged(&promise.engaged)) || world.working.iter().any(engaged);
             let verdict = match happened {
                 Some(value) => Verdict::Completed(SealedOutcome::of_value(key, &value).unwrap()),
                 None if may_come => Verdict::Unknown,
@@ -151,6 +159,25 @@ impl Shared {
 pub(in crate::simulation) struct Working {
     world: Shared,
     engaged: Engaged,
+    owner: Option<Owner>,
+}
+
+impl Working {
+    /// The operation says that nothing happened.
+    pub(in crate::simulation) fn fails(self) {
+        let owner = self.owner;
+        self.world.with(|world| {
+            if let Some(fate) = owner.and_then(|owner| world.fates.get_mut(owner.as_bytes())) {
+                fate.failed = true;
+            }
+        });
+    }
+
+    /// The operation ends well.
+    pub(in crate::simulation) fn finishes(self, value: u64, life: &Arc<Life>) {
+        let key = self.engaged.key.clone();
+        self.world.with(|world| world.finished.push((key, value, Arc::clone(life))));
+    }
 }
 
 impl Drop for Working {

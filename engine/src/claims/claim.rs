@@ -1,0 +1,367 @@
+//! One claim, from the store's grant, or from an unheard answer, until it is settled.
+
+use std::time::Duration;
+
+use actix::prelude::*;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::grant::{Answered, ClaimAddr, Settled, Settlement};
+use super::lease::Lease;
+use super::pending::Pending;
+use super::phase::{Completing, Phase, Releasing, bring, transaction};
+use crate::answer::Answer;
+use crate::backend::{Completed, CompletedInTransaction, Held, Persist, Renew, Renewed, Request, StoreError};
+use crate::permit::Permit;
+use crate::record::{Owner, SealedOutcome};
+use crate::shared::Shared;
+use crate::{Error, EventKind, Key, OnAbandoned, chance};
+
+type ToHolder = Answer<Result<Settled, Error>>;
+
+/// What a claim works with on its arbiter.
+pub(crate) struct Arbiter<'a> {
+    pub(crate) key: &'a Key,
+    pub(crate) shared: &'a Shared,
+    pub(crate) store: &'a Recipient<Persist>,
+}
+
+/// What the claim's actor does next.
+#[derive(Debug)]
+#[must_use]
+pub(crate) enum Next {
+    /// Nothing: an answer or a message is to come.
+    Wait,
+    /// Call [`Claim::ask_again`] after this pause.
+    AskAgain(Duration),
+    /// The claim is no more. Whoever waits for its key takes this outcome, or asks for the key again.
+    Ended(Option<SealedOutcome>),
+}
+
+/// A claim that the store has granted to this arbiter, or may have.
+pub(crate) struct Claim {
+    owner: Owner,
+    on_abandoned: OnAbandoned,
+    lease: Lease,
+    phase: Phase,
+    /// Who is told of the settlement; `None` once it has been, or where nobody asked.
+    holder: Option<ToHolder>,
+    /// Since the store did not take the settlement at the first try. Boxed, since most claims never have it.
+    failing: Option<Box<Failing>>,
+    /// The call's place among those that its arbiter admits.
+    permit: Option<Permit>,
+}
+
+/// A settlement that the store has not taken yet.
+struct Failing {
+    since: Instant,
+    failures: u32,
+    /// Past the settling limit: its place among the settlements that are still tried.
+    pending: Option<Pending>,
+}
+
+/// The longest pause between two tries, before and after the settling limit.
+const LONGEST_PAUSE: Duration = Duration::from_millis(1_280);
+const LONGEST_PAUSE_PENDING: Duration = Duration::from_secs(10);
+
+impl Claim {
+    /// A claim that was granted.
+    pub(crate) fn granted(owner: Owner, on_abandoned: OnAbandoned, asked_at: Instant, permit: Permit) -> Self {
+        let (lease, permit) = (Lease::new(asked_at), Some(permit));
+        Self { owner, on_abandoned, lease, phase: Phase::Running, holder: None, failing: None, permit }
+    }
+
+    /// A claim whose answer was not heard, or came too late: it is withdrawn. [`ask_again`](Self::ask_again) begins it.
+    pub(crate) fn to_withdraw(owner: Owner, on_abandoned: OnAbandoned) -> Self {
+        let lease = Lease::new(Instant::now());
+        Self { owner, on_abandoned, lease, phase: Phase::Withdrawing, holder: None, failing: None, permit: None }
+    }
+
+    /// Whether it is unknown if the claim was ever in the store: then nobody knows what the key was last used for.
+    pub(crate) fn is_withdrawing(&self) -> bool {
+        matches!(self.phase, Phase::Withdrawing)
+    }
+
+    pub(crate) fn lease_left(&self, shared: &Shared) -> Duration {
+        self.lease.left(shared.settings.lease)
+    }
+
+    /// The heartbeat's look at the lease.
+    pub(crate) fn tick(&mut self, arbiter: &Arbiter<'_>, claim: &ClaimAddr) {
+        if self.phase.renews() && self.lease.is_due(arbiter.lease()) {
+            let sent = self.lease.asks();
+            self.renew(arbiter, claim, sent, None);
+        }
+    }
+
+    /// Asks the store for the holder whether the claim still stands. Only a renewal that is sent now can tell.
+    pub(crate) fn confirm(
+        &mut self,
+        reply: oneshot::Sender<Result<(), Error>>,
+        arbiter: &Arbiter<'_>,
+        claim: &ClaimAddr,
+    ) {
+        if self.lease.is_lost() || !self.phase.is_running() {
+            return drop(reply.send(Err(Error::ClaimLost)));
+        }
+        self.renew(arbiter, claim, Instant::now(), Some(reply));
+    }
+
+    fn renew(
+        &self,
+        arbiter: &Arbiter<'_>,
+        claim: &ClaimAddr,
+        sent: Instant,
+        confirming: Option<oneshot::Sender<Result<(), Error>>>,
+    ) {
+        let message = Renew { key: arbiter.key.clone(), owner: self.owner, lease: arbiter.lease() };
+        let bring = bring(claim, move |answer| Answered::Renewed { sent, confirming, answer });
+        arbiter.ask_store(Request::Renew(message, bring));
+    }
+
+    fn on_renewed(&mut self, sent: Instant, answer: Result<Renewed, StoreError>, arbiter: &Arbiter<'_>) -> Result<(), Error> {
+        match answer {
+            Ok(Renewed::Renewed) => {
+                self.lease.renewed(sent);
+                if Lease::proves(sent, arbiter.lease()) {
+                    return Ok(());
+                }
+                let what = "the answer to a renewal took longer than the lease";
+                Err(Error::Store(StoreError::unknown(what)))
+            }
+            Ok(Renewed::Lost) => {
+                // A settlement that is under way may just have ended the claim.
+                if self.phase.is_running() && self.lease.loses() {
+                    arbiter.tell(EventKind::Lost);
+                }
+                Err(Error::ClaimLost)
+            }
+            Err(error) => {
+                arbiter.tell(EventKind::StoreFailed);
+                Err(Error::Store(error))
+            }
+        }
+    }
+
+    /// The holder ends its claim.
+    pub(crate) fn settle(
+        &mut self,
+        settlement: Settlement,
+        reply: Option<ToHolder>,
+        arbiter: &Arbiter<'_>,
+        claim: &ClaimAddr,
+    ) -> Next {
+        if !self.phase.is_running() {
+            // The run limit has ended it.
+            if let Some(reply) = reply {
+                reply.send(Err(Error::ClaimLost));
+            }
+            return Next::Wait;
+        }
+        self.holder = reply;
+        self.failing = None;
+        self.phase = match settlement {
+            Settlement::Complete { outcome, retention } => {
+                let retention = if planted!(RetentionFromTheStart) {
+                    retention.saturating_sub(arbiter.lease() - self.lease.left(arbiter.lease()))
+                } else {
+                    retention
+                };
+                Phase::Completing(Completing { outcome, retention })
+            }
+            Settlement::CompleteInTransaction { operation, retention } => {
+                arbiter.ask_store(transaction(arbiter.key.clone(), self.owner, operation, retention, claim));
+                Phase::Committing
+            }
+            Settlement::Release => Phase::Releasing(Releasing { on_abandoned: self.on_abandoned }),
+            Settlement::Hold => Phase::Holding,
+            Settlement::Abandon => self.abandoned(),
+        };
+        self.ask_again(arbiter, claim);
+        Next::Wait
+    }
+
+    fn abandoned(&self) -> Phase {
+        match self.on_abandoned {
+            OnAbandoned::Hold => Phase::Holding,
+            OnAbandoned::Rerun => Phase::Abandoning,
+        }
+    }
+
+    /// The holder is gone without a word.
+    pub(crate) fn abandon(&mut self, began: bool, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Next {
+        let settlement = if began { Settlement::Abandon } else { Settlement::Release };
+        if self.phase.is_running() { self.settle(settlement, None, arbiter, claim) } else { Next::Wait }
+    }
+
+    /// The operation has run for longer than its limit. It is not stopped, but it is on its own from here: what it reports
+    /// later changes nothing.
+    pub(crate) fn end_run(&mut self, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Next {
+        if !self.phase.is_running() {
+            return Next::Wait;
+        }
+        warn!(key = %arbiter.key, "an operation has passed its run limit; its claim is settled as abandoned");
+        arbiter.tell(EventKind::RunLimit);
+        self.permit = None;
+        self.settle(Settlement::Abandon, None, arbiter, claim)
+    }
+
+    /// Sends the step of the settlement that is under way, for the first time or again.
+    pub(crate) fn ask_again(&mut self, arbiter: &Arbiter<'_>, claim: &ClaimAddr) {
+        if let Some(request) = self.phase.request(arbiter.key, self.owner, claim) {
+            arbiter.ask_store(request);
+        }
+    }
+
+    /// An answer of the store.
+    pub(crate) fn answered(&mut self, answered: Answered, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Next {
+        match answered {
+            Answered::Renewed { sent, confirming, answer } => {
+                let confirmed = self.on_renewed(sent, answer, arbiter);
+                if let Some(reply) = confirming {
+                    // Whoever asked may have gone.
+                    let _ = reply.send(confirmed);
+                }
+                Next::Wait
+            }
+            Answered::Completed(Ok(Completed::Stored)) => {
+                let outcome = match &self.phase {
+                    Phase::Completing(Completing { outcome, .. }) => Some(outcome.clone()),
+                    _ => None,
+                };
+                arbiter.tell(EventKind::Completed);
+                self.ends(Ok(Settled::Done), outcome)
+            }
+            Answered::CompletedInTransaction(Ok(CompletedInTransaction::Stored { outcome })) => {
+                arbiter.tell(EventKind::Completed);
+                self.ends(Ok(Settled::Committed(outcome.clone())), Some(outcome))
+            }
+            Answered::CompletedInTransaction(Ok(CompletedInTransaction::RolledBack)) => {
+                self.runs_on(Ok(Settled::RolledBack), arbiter, claim)
+            }
+            Answered::CompletedInTransaction(Ok(CompletedInTransaction::WrongConnection { wanted })) => {
+                let what = "its transactions have connections of another type".to_owned();
+                self.runs_on(Err(Error::NoSuchTransaction { wanted, what }), arbiter, claim)
+            }
+            Answered::Completed(Ok(Completed::Lost))
+            | Answered::CompletedInTransaction(Ok(CompletedInTransaction::Lost))
+            | Answered::Held(Ok(Held::Lost)) => {
+                if self.lease.loses() {
+                    arbiter.tell(EventKind::Lost);
+                }
+                self.ends(Err(Error::ClaimLost), None)
+            }
+            // "Lost" is as good: the claim is not this arbiter's.
+            Answered::Released(Ok(_)) | Answered::Lapsed(Ok(_)) => {
+                arbiter.tell(EventKind::Released);
+                self.ends(Ok(Settled::Done), None)
+            }
+            Answered::Withdrawn(Ok(_)) => {
+                arbiter.tell(EventKind::Withdrawn);
+                self.ends(Ok(Settled::Done), None)
+            }
+            Answered::Held(Ok(Held::Held)) => {
+                arbiter.tell(EventKind::Held);
+                self.ends(Ok(Settled::Done), None)
+            }
+            Answered::Completed(Err(error))
+            | Answered::CompletedInTransaction(Err(error))
+            | Answered::Released(Err(error))
+            | Answered::Lapsed(Err(error))
+            | Answered::Withdrawn(Err(error))
+            | Answered::Held(Err(error)) => self.on_failure(error, arbiter, claim),
+        }
+    }
+
+    fn ends(&mut self, settled: Result<Settled, Error>, outcome: Option<SealedOutcome>) -> Next {
+        self.tell_holder(settled);
+        Next::Ended(outcome)
+    }
+
+    /// Whether the holder was there to hear it.
+    fn tell_holder(&mut self, settled: Result<Settled, Error>) -> bool {
+        self.holder.take().is_some_and(|holder| holder.send(settled))
+    }
+
+    /// The transaction is known not to have committed: the claim stands, and its holder decides what next. If the holder
+    /// has gone meanwhile, nothing happened, and the key is freed.
+    fn runs_on(&mut self, settled: Result<Settled, Error>, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Next {
+        let heard = self.tell_holder(settled);
+        self.phase = Phase::Running;
+        self.failing = None;
+        if heard { Next::Wait } else { self.settle(Settlement::Release, None, arbiter, claim) }
+    }
+
+    /// The store did not take the step, or did not say. The same step by the same owner is safe to repeat, so it is: for
+    /// as long as the process lives, since nobody else knows what this claim's end is to be.
+    fn on_failure(&mut self, error: StoreError, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Next {
+        arbiter.tell(EventKind::StoreFailed);
+        if let Phase::Committing = self.phase {
+            if !error.is_unknown() || planted!(UnknownCommitTakenForNo) {
+                return self.runs_on(Err(Error::Store(error)), arbiter, claim);
+            }
+            // Nothing else may be done until it is known whether it was committed.
+            self.phase = Phase::Probing;
+        }
+        let first = || Box::new(Failing { since: Instant::now(), failures: 0, pending: None });
+        let failing = self.failing.get_or_insert_with(first);
+        failing.failures += 1;
+        let is_past_the_limit = failing.pending.is_none()
+            && failing.failures > 2
+            && failing.since.elapsed() >= arbiter.shared.settings.settling_limit;
+        if planted!(CompletionNotRetried) || !error.is_passing() {
+            self.report(error, arbiter);
+            return Next::Ended(None);
+        }
+        if is_past_the_limit {
+            self.report(error, arbiter);
+            let pending = arbiter.shared.pending.take(self.phase.bytes());
+            if pending.is_none() || planted!(PendingSettlementDropped) {
+                warn!(key = %arbiter.key, "too many settlements are pending; this claim is left to its lease");
+                arbiter.tell(EventKind::SettlementDropped);
+                return Next::Ended(None);
+            }
+            if let Some(failing) = &mut self.failing {
+                failing.pending = pending;
+            }
+        } else if self.phase.holder_is_told_at_once() {
+            self.tell_holder(Ok(Settled::Done));
+        }
+        Next::AskAgain(self.failing.as_deref().map_or(Duration::ZERO, Failing::pause))
+    }
+
+    /// Reports to the holder, who does not wait any longer.
+    fn report(&mut self, error: StoreError, arbiter: &Arbiter<'_>) {
+        warn!(key = %arbiter.key, %error, "the store has not taken a settlement within the limit");
+        let (event, error) = self.phase.report(error);
+        if let Some(event) = event {
+            arbiter.tell(event);
+        }
+        self.tell_holder(if planted!(LostCompletionSwallowed) { Ok(Settled::Done) } else { Err(error) });
+        self.permit = None;
+    }
+}
+
+impl Failing {
+    /// Growing, and half of it chance, so that many that lost one store do not come back in step.
+    fn pause(&self) -> Duration {
+        let longest = if self.pending.is_some() { LONGEST_PAUSE_PENDING } else { LONGEST_PAUSE };
+        Duration::from_millis(20 << self.failures.min(9)).min(longest).mul_f64(chance::between(0.5, 1.0))
+    }
+}
+
+impl Arbiter<'_> {
+    fn lease(&self) -> Duration {
+        self.shared.settings.lease
+    }
+
+    fn ask_store(&self, request: Request) {
+        // A request that a dead backend can't take is dropped, and its reply says so.
+        let _ = self.store.try_send(Persist::Step(request));
+    }
+
+    fn tell(&self, kind: EventKind) {
+        self.shared.events.tell(kind, self.key);
+    }
+}

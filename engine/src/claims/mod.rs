@@ -1,0 +1,73 @@
+//! Claims: what this arbiter holds in the store, or may hold, from the store's grant until the claim is settled.
+//!
+//! Heartbeat, confirmation, drain, shutdown and the run limit follow claims. Which actor a caller of a key is sent to is
+//! another matter, and the supervisor's: a claim stays in [`Claims`] whatever happens to its key's route.
+//!
+//! A [`Claim`] is in one [phase](phase::Phase) at a time. The phase alone says whether the lease is renewed, which step
+//! the store is asked for, and what is reported when the store does not take it.
+
+mod claim;
+mod grant;
+mod lease;
+mod pending;
+mod phase;
+
+pub(crate) use claim::{Arbiter, Claim, Next};
+pub(crate) use grant::{ClaimAddr, Grant, Settled, Settlement, ToClaim, What};
+pub(crate) use pending::PendingSettlements;
+
+use std::time::Duration;
+
+use slab::Slab;
+use tokio::time::Instant;
+
+/// All claims of one arbiter. Its supervisor owns it.
+#[derive(Default)]
+pub(crate) struct Claims {
+    entries: Slab<Entry>,
+}
+
+/// A claim's place in [`Claims`].
+pub(crate) type ClaimPlace = usize;
+
+struct Entry {
+    claim: ClaimAddr,
+    since: Instant,
+}
+
+impl Claims {
+    /// The place that the next [`insert`](Self::insert) uses.
+    pub(crate) fn next_place(&self) -> ClaimPlace {
+        self.entries.vacant_key()
+    }
+
+    pub(crate) fn insert(&mut self, claim: ClaimAddr, since: Instant) -> ClaimPlace {
+        self.entries.insert(Entry { claim, since })
+    }
+
+    /// Removes a claim that is settled or given up.
+    pub(crate) fn remove(&mut self, place: ClaimPlace) {
+        let _ = self.entries.try_remove(place);
+    }
+
+    /// Loses a claim: an error of the planted kind.
+    pub(crate) fn forget(&mut self, claim: &ClaimAddr) {
+        self.entries.retain(|_, entry| !std::sync::Arc::ptr_eq(&entry.claim, claim));
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Wakes the claims that are older than `age`, and removes those whose actor is gone. Gives the count of these: what
+    /// they held is left to its lease.
+    ///
+    /// Most claims are settled before a sweep ever meets them, and cost no timer of their own.
+    pub(crate) fn tick(&mut self, age: Duration) -> usize {
+        let before = self.entries.len();
+        self.entries.retain(|_, Entry { claim, since }| {
+            since.elapsed() < age || ToClaim::send(claim, What::Tick).is_ok()
+        });
+        before - self.entries.len()
+    }
+}

@@ -1,0 +1,137 @@
+//! The phases of a claim. Each type says by itself whether the lease is renewed, what the store is asked for, and what
+//! the holder is told when the store does not take it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::grant::{Answered, ClaimAddr, ToClaim, What};
+use crate::backend::{
+    Complete, CompleteInTransaction, Hold, Release, Renew, Reply, Request, StoreError,
+    TransactionOperation, Withdraw,
+};
+use crate::record::{Owner, SealedOutcome};
+use crate::{Error, EventKind, Key, OnAbandoned};
+
+/// Where a claim is on its way.
+pub(crate) enum Phase {
+    /// Its operation runs, or is about to.
+    Running,
+    Completing(Completing),
+    Committing,
+    Probing,
+    Releasing(Releasing),
+    Abandoning,
+    Holding,
+    Withdrawing,
+}
+
+/// What a phase says of itself.
+struct Traits {
+    renews: bool,
+    /// The holder need not wait for the store to take it: it has its own error to tell.
+    holder_is_told_at_once: bool,
+}
+
+/// The outcome is on its way to the store.
+pub(crate) struct Completing {
+    pub(crate) outcome: SealedOutcome,
+    pub(crate) retention: Duration,
+}
+
+/// The claim is given up: nothing happened.
+pub(crate) struct Releasing {
+    pub(crate) on_abandoned: OnAbandoned,
+}
+
+impl Phase {
+    fn traits(&self) -> Traits {
+        match self {
+            Self::Running | Self::Completing(_) | Self::Committing | Self::Probing => {
+                Traits { renews: true, holder_is_told_at_once: false }
+            }
+            // While the store does not take the hold, a lapse would let another take over, contrary to what the
+            // operation reported.
+            Self::Holding => Traits { renews: !planted!(HoldNotRenewed), holder_is_told_at_once: true },
+            // Nothing happened. A lapse under Rerun frees the key, which is right; under Hold it would make a key
+            // indeterminate on which nothing happened.
+            Self::Releasing(Releasing { on_abandoned }) => {
+                Traits { renews: *on_abandoned == OnAbandoned::Hold, holder_is_told_at_once: true }
+            }
+            // Its lease is to end.
+            Self::Abandoning => Traits { renews: false, holder_is_told_at_once: true },
+            // Nobody holds it. What may be there is taken back by the same step that a renewal would need.
+            Self::Withdrawing => Traits { renews: false, holder_is_told_at_once: false },
+        }
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        matches!(self, Self::Running)
+    }
+
+    pub(crate) fn renews(&self) -> bool {
+        self.traits().renews
+    }
+
+    pub(crate) fn holder_is_told_at_once(&self) -> bool {
+        self.traits().holder_is_told_at_once
+    }
+
+    /// How many bytes it keeps until the store takes them.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Completing(Completing { outcome, .. }) => outcome.as_stored().len(),
+            _ => 0,
+        }
+    }
+
+    /// What is reported when the store has not taken it within the limit.
+    pub(crate) fn report(&self, error: StoreError) -> (Option<EventKind>, Error) {
+        match self {
+            Self::Completing(_) => (Some(EventKind::OutcomeNotStored), Error::OutcomeNotStored(error)),
+            Self::Committing | Self::Probing => (Some(EventKind::OutcomeNotStored), Error::CommitUnknown(error)),
+            _ => (None, Error::Store(error)),
+        }
+    }
+
+    /// The step that the store is asked for, as often as it takes; `None` where there is nothing to ask, or (a user's
+    /// operation) where it can be sent only once.
+    pub(crate) fn request(&self, key: &Key, owner: Owner, claim: &ClaimAddr) -> Option<Request> {
+        let key = key.clone();
+        Some(match self {
+            Self::Running | Self::Committing => return None,
+            Self::Completing(Completing { outcome, retention }) => Request::Complete(
+                Complete { key, owner, outcome: outcome.clone(), retention: *retention },
+                bring(claim, Answered::Completed),
+            ),
+            Self::Probing => transaction(key, owner, TransactionOperation::probe(), Duration::ZERO, claim),
+            Self::Releasing(_) => Request::Release(Release { key, owner }, bring(claim, Answered::Released)),
+            Self::Abandoning => {
+                let ends_now = Renew { key, owner, lease: Duration::ZERO };
+                Request::Renew(ends_now, bring(claim, Answered::Lapsed))
+            }
+            Self::Holding => Request::Hold(Hold { key, owner }, bring(claim, Answered::Held)),
+            Self::Withdrawing => Request::Withdraw(Withdraw { key, owner }, bring(claim, Answered::Withdrawn)),
+        })
+    }
+}
+
+/// The user's operation in the store's transaction.
+pub(crate) fn transaction(
+    key: Key,
+    owner: Owner,
+    operation: TransactionOperation,
+    retention: Duration,
+    claim: &ClaimAddr,
+) -> Request {
+    let message = CompleteInTransaction { key, owner, retention, operation };
+    Request::CompleteInTransaction(message, bring(claim, Answered::CompletedInTransaction))
+}
+
+/// A reply that brings the answer back to the claim. If the claim's actor is gone, so is whoever could use the answer.
+pub(crate) fn bring<T: 'static>(
+    claim: &ClaimAddr,
+    answered: impl FnOnce(Result<T, StoreError>) -> Answered + Send + 'static,
+) -> Reply<T> {
+    let claim = Arc::clone(claim);
+    Reply::new(move |answer| drop(ToClaim::send(&claim, What::Answered(answered(answer)))))
+}
