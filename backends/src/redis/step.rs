@@ -412,7 +412,7 @@ fn read_found(message: &Acquire, bytes: Vec<u8>) -> Result<Next, StoreError> {
     let Value { claim, barrier, .. } = met.value;
     let withdrawn = |owner| Acquired::Withdrawn { owner };
     // The message was sent before this claim was withdrawn. A claim of its own that still stands was not withdrawn.
-    let is_late = |owner| owner == message.owner && message.past_withdrawal != Some(owner);
+    let is_late = |owner| owner == message.owner && message.past_withdrawal.as_deref() != Some(&owner);
     let acquired = match met.value.state {
         Stored::Withdrawn if is_late(claim.owner) => withdrawn(claim.owner),
         Stored::Withdrawn => match barrier {

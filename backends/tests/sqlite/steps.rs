@@ -235,7 +235,7 @@ async fn a_batch_is_in_order_for_each_key() {
 async fn claimed(backend: &SqliteBackend, message: Acquire) -> FencingToken {
     let mut answer = backend.acquire(message.clone()).await.unwrap();
     if let Acquired::Withdrawn { owner } = answer {
-        answer = backend.acquire(Acquire { past_withdrawal: Some(owner), ..message }).await.unwrap();
+        answer = backend.acquire(Acquire { past_withdrawal: Some(Box::new(owner)), ..message }).await.unwrap();
     }
     let Acquired::Claimed { token, .. } = answer else { panic!("{answer:?}") };
     token
