@@ -13,7 +13,7 @@ pub use mariadb::MariaDb;
 pub use nats::Nats;
 pub use postgres::Postgres;
 pub use rabbitmq::RabbitMqServer;
-pub use redis::{Redis, RedisCluster, RedisSentinel};
+pub use redis::{LoneSentinel, Redis, RedisCluster, RedisSentinel};
 
 use std::ffi::OsStr;
 use std::fs::Permissions;

@@ -13,7 +13,7 @@ pub(super) fn read_record(key: &Key, answer: Answer) -> Result<Option<RecordView
     let Answer::Array(parts) = answer else { return Err(unexpected()) };
     let Ok([value, ttl]) = <[Answer; 2]>::try_from(parts) else { return Err(unexpected()) };
     let (Some(bytes), Answer::Int(ttl)) = (bytes_or_nil(value)?, ttl) else { return Ok(None) };
-    let Value { claim, state } = Value::decode(key, bytes)?;
+    let Value { claim, state, .. } = Value::decode(key, bytes)?;
     let left = |longer: Duration| Duration::from_millis(u64::try_from(ttl).unwrap_or(0)).saturating_sub(longer);
     let state = match state {
         Stored::Withdrawn => return Ok(None),
@@ -25,7 +25,8 @@ pub(super) fn read_record(key: &Key, answer: Answer) -> Result<Option<RecordView
             (lease_left, _) => StateView::InProgress { lease_left },
         },
     };
-    Ok(Some(RecordView { key: key.clone(), fingerprint: claim.fingerprint, attempt: claim.attempt, state }))
+    let Claim { fingerprint, attempt, token, .. } = claim;
+    Ok(Some(RecordView { key: key.clone(), fingerprint, attempt, token, state }))
 }
 
 /// What an owner's script says: the head that it found, which is checked here, behind an `n` where it did not do the step.
@@ -61,6 +62,7 @@ pub(super) fn endless() -> StoreError {
     StoreError::corrupt("a record in Redis has lost its time to live, which only somebody else's PERSIST can do")
 }
 
+/// Whether the step was executed is not known.
 pub(super) fn unexpected() -> StoreError {
-    StoreError::unavailable("Redis gave an answer of an unexpected form")
+    StoreError::unknown("Redis gave an answer of an unexpected form")
 }

@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use oncekey::backend::{
     Acquire, Acquired, Backend, Changed, Complete, Completed, Held, Hold, List, Lookup, Purge, Purged, RecordView,
     Release, Released, Remove, Removed, Renew, Renewed, Reply, Request, Resolve, Resolved, Stats, StoreError,
-    StoreStats, Watch,
+    StoreStats, Watch, Withdraw, Withdrawn,
 };
 use tokio::time::timeout;
 
@@ -117,7 +117,8 @@ impl RedisBackend {
             return;
         }
         while !steps.is_empty() {
-            let answers = match self.link.pipeline(steps.iter().map(Step::command).collect()).await {
+            let commands = |now| steps.iter_mut().map(|step| step.depart(now)).collect();
+            let answers = match self.link.pipeline(commands).await {
                 Ok(answers) => answers,
                 Err(failure) => vec![Err(failure); steps.len()],
             };
@@ -128,8 +129,8 @@ impl RedisBackend {
     /// In a cluster each command goes its own way, and waits for no other's node.
     async fn take_alone(&self, step: Step) {
         let mut left = Some(step);
-        while let Some(step) = left {
-            let answer = self.link.command(&step.command()).await;
+        while let Some(mut step) = left {
+            let answer = self.link.command(|now| step.command(now)).await;
             left = step.hear(answer);
         }
     }
@@ -172,6 +173,7 @@ impl Backend for RedisBackend {
         renew: Renew -> Renewed,
         complete: Complete -> Completed,
         release: Release -> Released,
+        withdraw: Withdraw -> Withdrawn,
         hold: Hold -> Held,
         resolve: Resolve -> Resolved,
         lookup: Lookup -> Option<RecordView>,

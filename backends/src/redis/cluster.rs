@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use oncekey::backend::StepState;
 use redis::aio::ConnectionLike as _;
 use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo, SingleNodeRoutingInfo};
@@ -13,10 +14,14 @@ use super::error::Failure;
 /// While a shard fails over its slots have no home; the caller's limit for an answer ends this.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Sends it until a node takes it. The driver's own retries are off; these know what became of each try: where one may
-/// have been taken, whatever comes after it, the answer is "unknown" unless the step itself is answered.
-pub(super) async fn send(connection: &mut ClusterConnection, command: &Cmd) -> Result<Value, Failure> {
-    let mut lost = None;
+/// Sends it until a node takes it. The driver's own retries are off; these report to the step's state what became of each
+/// try. A command whose connection broke is not sent again here: its [`Step`](super::step::Step) knows whether it may be.
+pub(super) async fn send(
+    connection: &mut ClusterConnection,
+    command: &Cmd,
+    state: &mut StepState,
+) -> Result<Value, Failure> {
+    state.sent();
     let mut answer = connection.req_packed_command(command).await;
     loop {
         let error = match answer {
@@ -24,10 +29,9 @@ pub(super) async fn send(connection: &mut ClusterConnection, command: &Cmd) -> R
             Ok(value) => return Ok(value),
             Err(error) => error,
         };
-        answer = match error.kind() {
+        match error.kind() {
             // The driver has learnt where the slot is.
-            ErrorKind::Server(ServerErrorKind::Moved) => connection.req_packed_command(command).await,
-            ErrorKind::Server(ServerErrorKind::Ask) => ask(connection, &error, command).await,
+            ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask) => {}
             ErrorKind::Server(
                 ServerErrorKind::TryAgain
                 | ServerErrorKind::ClusterDown
@@ -35,17 +39,20 @@ pub(super) async fn send(connection: &mut ClusterConnection, command: &Cmd) -> R
                 | ServerErrorKind::BusyLoading
                 | ServerErrorKind::ReadOnly,
             )
-            | ErrorKind::ClusterConnectionNotFound => {
+            | ErrorKind::ClusterConnectionNotFound => sleep(PAUSE).await,
+            ErrorKind::Io if !error.is_timeout() => {
+                // The driver connects again meanwhile.
                 sleep(PAUSE).await;
-                connection.req_packed_command(command).await
+                return Err(Failure::of_sent(error));
             }
-            // Its connection broke: the same step by the same owner is safe to repeat, once.
-            ErrorKind::Io if lost.is_none() && !error.is_timeout() => {
-                lost = Some(Failure::Broken(error.to_string()));
-                sleep(PAUSE).await;
-                connection.req_packed_command(command).await
-            }
-            _ => return Err(lost.unwrap_or_else(|| Failure::of_sent(error))),
+            _ => return Err(Failure::of_sent(error)),
+        }
+        // A node's refusal, or no node at all.
+        state.refused();
+        state.sent();
+        answer = match error.kind() {
+            ErrorKind::Server(ServerErrorKind::Ask) => ask(connection, &error, command).await,
+            _ => connection.req_packed_command(command).await,
         };
     }
 }
@@ -77,4 +84,9 @@ pub(super) async fn ask_node(connection: &mut ClusterConnection, node: &str, com
     let (host, port) = node.rsplit_once(':').unwrap_or((node, ""));
     let route = SingleNodeRoutingInfo::ByAddress { host: host.to_owned(), port: port.parse().unwrap_or(0) };
     connection.route_command(command, RoutingInfo::SingleNode(route)).await
+}
+
+/// Asks any node.
+pub(super) async fn ask_any(connection: &mut ClusterConnection, command: Cmd) -> RedisResult<Value> {
+    connection.route_command(command, RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random)).await
 }

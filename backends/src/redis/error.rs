@@ -111,11 +111,6 @@ impl Failure {
         matches!(self, Self::Refused(StoreError::ReadOnly(_)))
     }
 
-    /// Whether it is an answer, though a bad one.
-    pub(super) fn is_about_the_record(&self) -> bool {
-        matches!(self, Self::Refused(StoreError::Corrupt(_)))
-    }
-
     /// A read that was not answered changed nothing.
     pub(super) fn of_read(self) -> StoreError {
         match self.into() {
@@ -125,6 +120,7 @@ impl Failure {
     }
 }
 
+/// By itself it says nothing of a step that was sent before: the step's [`StepState`](oncekey::backend::StepState) does.
 impl From<Failure> for StoreError {
     fn from(failure: Failure) -> Self {
         match failure {

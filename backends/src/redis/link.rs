@@ -1,8 +1,9 @@
 //! An arbiter's connection: opened when it is needed, shared by all that is under way, dropped when it falls silent.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use oncekey::backend::StoreError;
+use oncekey::backend::{StepState, StoreError};
 use parking_lot::Mutex;
 use redis::aio::{MultiplexedConnection, PubSub};
 use redis::cluster::ClusterClient;
@@ -13,6 +14,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use super::address::{Address, Topology, without_timeouts};
+use super::clock::{Clock, read_time};
 use super::cluster;
 use super::error::Failure;
 
@@ -50,6 +52,7 @@ pub(super) struct Link {
     address: Address,
     limits: Limits,
     current: Mutex<Current>,
+    clock: Arc<Clock>,
     /// Held while a connection is made: one tries, and the others wait for what comes of it.
     connecting: tokio::sync::Mutex<Option<Maker>>,
 }
@@ -67,7 +70,8 @@ struct Current {
 impl Link {
     pub(super) fn new(address: Address, limits: Limits) -> Self {
         let current = Current { connection: None, number: 0, heard: Instant::now(), failures: 0, last_failure: None };
-        Self { address, limits, current: Mutex::new(current), connecting: tokio::sync::Mutex::new(None) }
+        let (current, connecting) = (Mutex::new(current), tokio::sync::Mutex::new(None));
+        Self { address, limits, current, clock: Arc::default(), connecting }
     }
 
     /// Another link of the same kind, for another arbiter.
@@ -138,11 +142,27 @@ impl Link {
             Some(maker) => maker,
             None => maker.insert(self.maker()?),
         };
-        Ok(match maker {
+        let mut connection = match maker {
             Maker::Single(client) => Connection::Single(open(client).await?),
             Maker::Sentinel(sentinels) => Connection::Single(open(&sentinels.async_get_client().await?).await?),
             Maker::Cluster(client) => Connection::Cluster(client.get_async_connection().await?),
-        })
+        };
+        // No claim leaves before the server's clock is known.
+        match &mut connection {
+            Connection::Single(connection) => {
+                self.clock.set(read_time(connection.send_packed_command(&redis::cmd("TIME")).await?)?);
+            }
+            Connection::Cluster(connection) => {
+                // One silent node is not to keep the others from being used.
+                let highest = timeout(self.limits.connect / 4, highest_time(connection)).await;
+                match highest {
+                    Ok(Ok(time)) => self.clock.raise(time),
+                    _ if self.clock.is_read() => {}
+                    _ => self.clock.raise(read_time(cluster::ask_any(connection, redis::cmd("TIME")).await?)?),
+                }
+            }
+        }
+        Ok(connection)
     }
 
     fn maker(&self) -> RedisResult<Maker> {
@@ -165,12 +185,23 @@ impl Link {
 
     /// Sends commands in one go and gives each its answer; an error of the server is one command's own.
     ///
+    /// The commands are asked for when there is a connection to send them on, and are then as good as sent: without one,
+    /// none of them has left. They are given the server's time, in microseconds.
+    ///
     /// Of a call that is dropped nothing is known. If its connection said nothing all the while, it is dropped as well.
-    pub(super) async fn pipeline(&self, commands: Vec<Cmd>) -> Result<Vec<Result<Value, Failure>>, Failure> {
+    pub(super) async fn pipeline(
+        &self,
+        commands: impl FnOnce(u64) -> Vec<Cmd>,
+    ) -> Result<Vec<Result<Value, Failure>>, Failure> {
         let (number, connection) = self.connection().await?;
         let Connection::Single(mut connection) = connection else {
             return Err(Failure::Refused(StoreError::unavailable("a cluster takes no pipeline over its slots")));
         };
+        let mut commands = commands(self.clock.micros());
+        let reads_clock = self.clock.take_due();
+        if reads_clock {
+            commands.push(redis::cmd("TIME"));
+        }
         let count = commands.len();
         let answers = async move {
             if let [command] = commands.as_slice() {
@@ -182,10 +213,13 @@ impl Link {
             }
             connection.send_packed_commands(&pipeline, 0, count).await
         };
-        let values = self.answered(number, answers).await?;
+        let mut values = self.answered(number, answers).await?;
         if values.len() != count {
             self.retire(number, "it gave the wrong count of answers");
             return Err(Failure::Broken(format!("{} answers to {count} commands", values.len())));
+        }
+        if reads_clock && let Some(Ok(time)) = values.pop().map(read_time) {
+            self.clock.set(time);
         }
         let answers: Vec<_> = values.into_iter().map(sorted).collect();
         if answers.iter().any(|answer| answer.as_ref().is_err_and(Failure::is_read_only)) {
@@ -194,18 +228,33 @@ impl Link {
         Ok(answers)
     }
 
-    /// Sends one command, to the node of its key.
-    pub(super) async fn command(&self, command: &Cmd) -> Result<Value, Failure> {
+    /// Sends one command, to the node of its key, and reports to its state. It is asked for as those of a
+    /// [`pipeline`](Self::pipeline) are.
+    pub(super) async fn command<'a>(
+        &self,
+        command: impl FnOnce(u64) -> (Cmd, &'a mut StepState),
+    ) -> Result<Value, Failure> {
         let (number, connection) = self.connection().await?;
+        let (command, state) = command(self.clock.micros());
         match connection {
             Connection::Single(mut connection) => {
-                let value = self.answered(number, async { connection.send_packed_command(command).await }).await?;
+                state.sent();
+                let value = self.answered(number, async { connection.send_packed_command(&command).await }).await?;
                 sorted(value)
             }
             Connection::Cluster(mut connection) => {
-                self.answered(number, async { Ok(cluster::send(&mut connection, command).await) }).await?
+                if self.clock.take_due() {
+                    tokio::spawn(refresh(Arc::clone(&self.clock), connection.clone(), self.limits.response));
+                }
+                self.answered(number, async { Ok(cluster::send(&mut connection, &command, state).await) }).await?
             }
         }
+    }
+
+    /// Sends one command of which it does not matter whether it was executed.
+    pub(super) async fn read(&self, command: Cmd) -> Result<Value, Failure> {
+        let mut state = StepState::default();
+        self.command(|_| (command, &mut state)).await
     }
 
     /// Asks every server that holds records, and gives each one's answer by its name; a refusal is an answer.
@@ -311,6 +360,20 @@ impl Drop for Waiting<'_> {
 
 async fn open(client: &Client) -> RedisResult<MultiplexedConnection> {
     client.get_multiplexed_async_connection_with_config(&without_timeouts()).await
+}
+
+/// The highest clock of a cluster's primaries.
+async fn highest_time(connection: &mut ClusterConnection) -> RedisResult<Duration> {
+    let answers = cluster::ask_primaries(connection, redis::cmd("TIME")).await?;
+    let times = answers.into_iter().map(|(_, answer)| read_time(answer)).collect::<RedisResult<Vec<_>>>()?;
+    times.into_iter().max().ok_or_else(|| std::io::Error::other("the cluster has no primary").into())
+}
+
+/// Reads the clocks of a cluster anew. What can't be read now is read the next time.
+async fn refresh(clock: Arc<Clock>, mut connection: ClusterConnection, limit: Duration) {
+    if let Ok(Ok(time)) = timeout(limit, highest_time(&mut connection)).await {
+        clock.raise(time);
+    }
 }
 
 fn told(error: RedisError) -> RedisResult<Value> {

@@ -3,6 +3,7 @@
 mod address;
 mod answer;
 mod backend;
+mod clock;
 mod cluster;
 mod error;
 mod link;

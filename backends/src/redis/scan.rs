@@ -12,7 +12,7 @@ use super::error::Failure;
 use super::link::Link;
 use super::script;
 use super::step::Names;
-use super::value::STATE_AT;
+use super::value::{LETTER_LEN, letter};
 
 /// How many keys the server looks at in one step: others wait for about a millisecond.
 const AT_ONCE: usize = 1_000;
@@ -51,12 +51,12 @@ impl<'a> Walk<'a> {
 /// Sends a command for each key.
 async fn ask_each(link: &Link, commands: Vec<Cmd>) -> Result<Vec<Result<Value, Failure>>, Failure> {
     if link.is_cluster() {
-        return Ok(futures_util::future::join_all(commands.iter().map(|command| link.command(command))).await);
+        return Ok(futures_util::future::join_all(commands.into_iter().map(|command| link.read(command))).await);
     }
     if commands.is_empty() {
         return Ok(Vec::new());
     }
-    link.pipeline(commands).await
+    link.pipeline(|_| commands).await
 }
 
 /// A page of records. The whole store is looked through for it, and of its keys no more than a page is kept.
@@ -104,15 +104,17 @@ pub(super) async fn stats(link: &Link, names: &Names) -> Result<StoreStats, Stor
     let mut walk = Walk::begin(link, names).await?;
     while let Some(mut keys) = walk.next().await? {
         keys.retain(|key| seen.insert(hasher.hash_one(key)));
-        let looks = keys.iter().map(|key| redis::cmd("GETRANGE").arg(key).arg(STATE_AT).arg(STATE_AT).take()).collect();
+        let looks = keys.iter().map(|key| redis::cmd("GETRANGE").arg(key).arg(0).arg(LETTER_LEN - 1).take()).collect();
         for answer in ask_each(link, looks).await.map_err(Failure::of_read)? {
-            match bytes_or_nil(answer.map_err(Failure::of_read)?)?.as_deref() {
-                Some(b"r" | b"h") => stats.in_progress += 1,
-                Some(b"c") => stats.completed += 1,
-                Some(b"i") => stats.indeterminate += 1,
-                // Withdrawn, or gone since.
-                Some(b"w" | b"") | None => {}
-                Some(_) => return Err(StoreError::corrupt("a key with the store's prefix holds no record")),
+            let head = bytes_or_nil(answer.map_err(Failure::of_read)?)?.unwrap_or_default();
+            match letter(&head) {
+                Some(b'r' | b'h') => stats.in_progress += 1,
+                Some(b'c') => stats.completed += 1,
+                Some(b'i') => stats.indeterminate += 1,
+                // A tombstone, or gone since.
+                Some(b'w') => {}
+                None if head.is_empty() => {}
+                _ => return Err(StoreError::corrupt("a key with the store's prefix holds no record")),
             }
         }
     }

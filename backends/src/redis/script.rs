@@ -1,26 +1,64 @@
 //! The steps that look before they write, as scripts: each is one atomic step of the server.
 //!
-//! A step of a claim's owner looks at the head of the value alone (the claim, the state's letter, and the mark of those
-//! who wait), and gives it back, so that the client can check it: behind an `n` where the step was not taken. Where
-//! somebody waits, the end of a claim is announced; that must not fail the step where publishing is forbidden, hence
-//! `pcall`.
+//! A step of a claim's owner looks at the head of the value alone (the claim, the state's letter, and the mark), and gives
+//! it back, so that the client can check it: behind an `n` where the step was not taken. Where somebody waits, the end of
+//! a claim is announced; that must not fail the step where publishing is forbidden, hence `pcall`.
+//!
+//! # Why a withdrawn claim never lands
+//!
+//! A claim reaches the server as one of two commands. Both are conditional, and a withdrawal breaks their condition for
+//! longer than a network or a paused server holds a command back ([`WITHDRAWAL_KEPT`]):
+//!
+//! - `SET … NX` lands where there is **no key**. After a withdrawal there is one, until that time is over: `WITHDRAW` leaves
+//!   a tombstone, marks the claim that it meets, or lengthens the life of an outcome that would expire sooner. The mark (a
+//!   [`Barrier`](super::value::Barrier)) passes to the tombstone that ends the claim, and to the claim that replaces the
+//!   tombstone. The outcome of a marked claim is kept for at least as long: `COMPLETE` and `RESOLVE` see to it. A mark does
+//!   not say when it ends, so each end of a marked claim counts the time anew; that is longer than needed, and simple.
+//! - `TAKE_OVER` lands where the key still holds **the very value that was met**. `WITHDRAW` changes that value, since it
+//!   counts in the mark, and no step brings an earlier value back: an owner claims a key once, all steps of a claim keep
+//!   its mark, and those that end the claim end it for good.
+//!
+//! So no client has to prove that it knows of a withdrawal: one that meets a tombstone takes it over by `TAKE_OVER`, at
+//! once. A claim that comes late *as a message* does not exist here. A message that has not left is in the hands of its
+//! [`Step`](super::step::Step), which ends when its reply is used or dropped, and the engine withdraws a claim only after
+//! that. As a second line, a client that meets a mark with its own owner answers
+//! [`Withdrawn`](oncekey::backend::Acquired::Withdrawn), as the other stores do.
+//!
+//! The same holds for a claim that is sent twice because its connection broke. Its first copy may arrive when the second
+//! one's claim has ended, so the second one marks its claim from the beginning. If it meets another's claim instead, the
+//! client withdraws the claim before it answers.
+//!
+//! # Why a fencing token never goes back
+//!
+//! A claim that meets a value takes a token above that value's, and `TAKE_OVER` compares the value. A claim that meets
+//! nothing takes the server's time, or a little less: see [`clock`](super::clock). Release, resolve and remove leave a
+//! tombstone with the token, so that a key vanishes only when its claim's time is long past.
 
 use std::sync::LazyLock;
 
 use oncekey::OnAbandoned;
+use oncekey::record::WITHDRAWAL_KEPT;
 use redis::{Cmd, Script};
 
 use super::value::{millis, window};
 
-/// `head`, `state`, `is_owner`, `announce` and the windows, which most of them need. The owner comes first of the
-/// arguments, as [`owned_by`](super::value::owned_by) writes it.
+/// `head`, `state`, `is_owner`, `barrier`, `announce` and the windows, which most of them need. The owner comes first of
+/// the arguments, as [`owned_by`](super::value::owned_by) writes it. `at` is the length of the claim: a value of version 1
+/// has no fencing token. Of an unknown version nothing is known, so that no step touches it.
 const PRELUDE: &str = "
-local head = redis.call('GETRANGE', KEYS[1], '0', '66')
-local state = string.sub(head, 62, 62)
-local is_owner = string.sub(head, 1, 17) == ARGV[1]
+local head = redis.call('GETRANGE', KEYS[1], '0', '102')
+local at, is_owner = 69, string.sub(head, 1, 17) == ARGV[1]
+if string.byte(head) == 1 then
+    at, is_owner = 61, string.sub(head, 2, 17) == string.sub(ARGV[1], 2)
+end
+local state = string.sub(head, at + 1, at + 1)
+if string.byte(head) ~= 1 and string.byte(head) ~= 2 then state = '' end
 local windows = { r = #RERUN#, h = #HOLD# }
+local mark, barrier = string.sub(head, at + 6, at + 6), ''
+if state ~= 'c' and (mark == '#' or mark == '$') then barrier = '#' .. string.sub(head, at + 7, at + 34) end
+local is_watched = windows[state] and (mark == '!' or mark == '$')
 local function announce(channel)
-    if windows[state] and string.sub(head, 67, 67) == '!' then redis.pcall('PUBLISH', channel, KEYS[1]) end
+    if is_watched then redis.pcall('PUBLISH', channel, KEYS[1]) end
 end
 ";
 
@@ -34,7 +72,8 @@ impl Step {
         let text = text
             .replace("#PRELUDE#", PRELUDE)
             .replace("#RERUN#", &millis(window(OnAbandoned::Rerun)).to_string())
-            .replace("#HOLD#", &millis(window(OnAbandoned::Hold)).to_string());
+            .replace("#HOLD#", &millis(window(OnAbandoned::Hold)).to_string())
+            .replace("#KEPT#", &millis(WITHDRAWAL_KEPT).to_string());
         Self { script: Script::new(&text), text }
     }
 
@@ -62,14 +101,20 @@ steps! {
     /// Owner, state, time to live, channel. Half of all steps are this one, and what the prelude makes for others is a
     /// good part of what it would cost the server.
     COMPLETE = "
-        local head = redis.call('GETRANGE', KEYS[1], '0', '66')
-        local state = string.sub(head, 62, 62)
-        if string.sub(head, 1, 17) ~= ARGV[1] then return 'n' .. head end
+        local head = redis.call('GETRANGE', KEYS[1], '0', '74')
+        local at = 69
+        if string.sub(head, 1, 17) ~= ARGV[1] then
+            if string.byte(head) ~= 1 or string.sub(head, 2, 17) ~= string.sub(ARGV[1], 2) then return 'n' .. head end
+            at = 61
+        end
+        local state = string.sub(head, at + 1, at + 1)
         if state == 'c' then return head end
         local is_claim = state == 'r' or state == 'h'
         if not is_claim and state ~= 'i' then return 'n' .. head end
-        redis.call('SET', KEYS[1], string.sub(head, 1, 61) .. ARGV[2], 'PX', ARGV[3])
-        if is_claim and string.sub(head, 67, 67) == '!' then redis.pcall('PUBLISH', ARGV[4], KEYS[1]) end
+        local mark, ttl = string.sub(head, at + 6, at + 6), ARGV[3]
+        if (mark == '#' or mark == '$') and tonumber(ttl) < #KEPT# then ttl = '#KEPT#' end
+        redis.call('SET', KEYS[1], string.sub(head, 1, at) .. ARGV[2], 'PX', ttl)
+        if is_claim and (mark == '!' or mark == '$') then redis.pcall('PUBLISH', ARGV[4], KEYS[1]) end
         return head";
 
     /// Owner, the lease, and the state for a claim that had become indeterminate.
@@ -77,36 +122,62 @@ steps! {
         if is_owner and windows[state] then
             redis.call('PEXPIRE', KEYS[1], string.format('%.0f', ARGV[2] + windows[state]))
         elseif is_owner and state == 'i' then
-            redis.call('SET', KEYS[1], string.sub(head, 1, 61) .. ARGV[3], 'PX',
+            redis.call('SET', KEYS[1], string.sub(head, 1, at) .. ARGV[3] .. barrier, 'PX',
                 string.format('%.0f', ARGV[2] + windows.h))
         else
             return 'n' .. head
         end
         return head";
 
-    /// Owner, channel, what stands in the way of a claim that arrives after it was taken back, its time to live.
+    /// Owner, channel, the state of a tombstone. A server without room for that has to let the key go all the same, unless
+    /// a barrier stands.
     RELEASE = "#PRELUDE#
-        if head == '' then
-            redis.pcall('SET', KEYS[1], ARGV[3], 'PX', ARGV[4])
-        elseif is_owner and (windows[state] or state == 'i') then
-            redis.call('DEL', KEYS[1])
+        if is_owner and (windows[state] or state == 'i') then
+            local set = redis.pcall('SET', KEYS[1], string.sub(head, 1, at) .. ARGV[3] .. barrier, 'PX', '#KEPT#')
+            if set.err then
+                if barrier ~= '' then return set end
+                redis.call('DEL', KEYS[1])
+            end
             announce(ARGV[2])
             return head
         end
         return 'n' .. head";
 
+    /// Owner, channel, a tombstone for an absent key, the state of a tombstone for the owner's own claim, and a barrier's
+    /// names. Whatever is there stays or becomes a key that exists, with a value that no take-over has met.
+    WITHDRAW = "#PRELUDE#
+        local count = (tonumber(string.sub(barrier, 22, 25)) or 0) + 1
+        local names = ARGV[5] .. string.format('%04d%04d', count % 10000, 9999 - count % 10000)
+        if head == '' then
+            redis.call('SET', KEYS[1], ARGV[3], 'PX', '#KEPT#')
+            return ARGV[3]
+        elseif is_owner and (windows[state] or state == 'i') then
+            redis.call('SET', KEYS[1], string.sub(head, 1, at) .. ARGV[4] .. '#' .. names, 'PX', '#KEPT#')
+            announce(ARGV[2])
+        elseif windows[state] or state == 'i' then
+            redis.call('SET', KEYS[1], string.sub(head, 1, at + 5) .. (is_watched and '$' or '#') .. names, 'KEEPTTL')
+        elseif state == 'w' then
+            redis.call('SET', KEYS[1], string.sub(head, 1, at + 5) .. '#' .. names, 'PX', '#KEPT#')
+        elseif state == 'c' then
+            local ttl = redis.call('PTTL', KEYS[1])
+            if ttl >= 0 and ttl < #KEPT# then redis.call('PEXPIRE', KEYS[1], '#KEPT#') end
+        else
+            return 'n' .. head
+        end
+        return head";
+
     /// Owner, state, channel.
     HOLD = "#PRELUDE#
         if is_owner and windows[state] then
-            redis.call('SET', KEYS[1], string.sub(head, 1, 61) .. ARGV[2])
+            redis.call('SET', KEYS[1], string.sub(head, 1, at) .. ARGV[2] .. barrier)
             announce(ARGV[3])
         elseif not is_owner or state ~= 'i' then
             return 'n' .. head
         end
         return head";
 
-    /// Goes on where `SET NX` met a claim, if that is still the one that was met. Owner, the value met, the value to put
-    /// in its place, its time to live, the value for a claim that is to be held, channel.
+    /// Goes on where `SET NX` met a claim or a tombstone, if that is still the one that was met. Owner, the value met, the
+    /// value to put in its place, its time to live, the value for a claim that is to be held, channel.
     TAKE_OVER = "#PRELUDE#
         local found = redis.call('GET', KEYS[1])
         if found ~= ARGV[2] then return { 'changed', found } end
@@ -124,34 +195,36 @@ steps! {
         announce(ARGV[6])
         return { 'claimed' }";
 
-    /// Settles what was met, if it is still that and nobody is at work on it. Owner, the value met, channel, and where
-    /// there is an outcome the value to put in its place and its time to live.
+    /// Settles what was met, if it is still that and nobody is at work on it. Owner, the value met, channel, the value to
+    /// put in its place (an outcome, or a tombstone) and its time to live.
     RESOLVE = "#PRELUDE#
         local found = redis.call('GET', KEYS[1])
         if found ~= ARGV[2] then return { 'changed', found } end
         if state == 'h' and redis.call('PTTL', KEYS[1]) > windows.h then return { 'held' } end
-        if ARGV[4] then
-            redis.call('SET', KEYS[1], ARGV[4], 'PX', ARGV[5])
-        else
-            redis.call('DEL', KEYS[1])
-        end
+        redis.call('SET', KEYS[1], ARGV[4], 'PX', ARGV[5])
         announce(ARGV[3])
         return { 'resolved' }";
 
     /// The value and its time to live, at one time.
     READ = "return { redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1]) }";
 
-    /// Nothing, channel.
+    /// Puts a tombstone in the place of what was met, if it is still that. Nothing, the value met, channel, the tombstone.
     REMOVE = "#PRELUDE#
-        redis.call('DEL', KEYS[1])
-        announce(ARGV[2])
-        return (head == '' or state == 'w') and 0 or 1";
+        local found = redis.call('GET', KEYS[1])
+        if found ~= ARGV[2] then return { 'changed', found } end
+        redis.call('SET', KEYS[1], ARGV[4], 'PX', '#KEPT#')
+        announce(ARGV[3])
+        return { 'removed' }";
 
     /// Asks that the claim's end be announced. Gives the lease left; 0 if nobody is at work.
     WATCH = "#PRELUDE#
         if not windows[state] then return 0 end
         local left = redis.call('PTTL', KEYS[1]) - windows[state]
         if left <= 0 then return 0 end
-        if string.len(head) == 66 then redis.pcall('APPEND', KEYS[1], '!') end
+        if mark == '' then
+            redis.pcall('APPEND', KEYS[1], '!')
+        elseif mark == '#' then
+            redis.pcall('SETRANGE', KEYS[1], at + 5, '$')
+        end
         return left";
 }

@@ -8,19 +8,16 @@ use std::time::Duration;
 
 use oncekey::backend::{
     Acquire, Acquired, Complete, Completed, Held, Hold, Lookup, RecordView, Release, Released, Remove, Removed, Renew,
-    Renewed, Reply, Request, Resolution, Resolve, Resolved, StoreError,
+    Renewed, Reply, Request, Resolution, Resolve, Resolved, StepState, StoreError, Withdraw, Withdrawn,
 };
-use oncekey::record::Owner;
-use oncekey::{Attempt, Fingerprint, Key, OnAbandoned};
+use oncekey::record::{Owner, WITHDRAWAL_KEPT};
+use oncekey::{Attempt, FencingToken, Fingerprint, Key, OnAbandoned};
 use redis::{Cmd, Value as Answer};
 
 use super::answer::{bytes_or_nil, endless, read_record, table, unexpected, verdict};
 use super::error::Failure;
 use super::script::{self, Step as Script};
-use super::value::{Claim, Stored, Value, claim_millis, millis, owned_by};
-
-/// How long a withdrawn claim is kept from arriving: longer than a network or a paused server holds a command back.
-const WITHDRAWN_KEPT: Duration = Duration::from_secs(600);
+use super::value::{Barrier, Claim, Stored, Value, claim_millis, millis, owned_by};
 
 /// How the store names its keys, and where it announces changes.
 #[derive(Debug)]
@@ -36,29 +33,37 @@ impl Names {
     }
 }
 
-/// A message on its way.
+/// A message on its way. What is known about it is in its reply's [`StepState`].
 pub(super) struct Step {
     names: Arc<Names>,
     work: Work,
     /// The server did not know the script: its whole text goes along.
     whole: bool,
-    /// It was sent before, and its connection broke of this: nobody knows whether it was taken.
-    lost: Option<String>,
+    /// It was sent before, and its connection broke: that copy may still arrive.
+    again: bool,
+    /// Stands in for the reply's where the command only reads: that changes nothing, whatever becomes of it.
+    reading: StepState,
 }
 
 enum Work {
-    Acquire(Acquire, Reply<Acquired>),
-    /// An acquire that met this claim.
-    TakeOver(Acquire, Met, Reply<Acquired>),
+    Acquire(Acquire, FencingToken, Reply<Acquired>),
+    /// An acquire that met this claim or tombstone.
+    TakeOver(Acquire, Met, FencingToken, Reply<Acquired>),
+    /// An acquire that was sent twice, and met what is not its own: its first copy is withdrawn before this is told.
+    Bar(Withdraw, Acquired, Reply<Acquired>),
     Renew(Renew, Reply<Renewed>),
     Complete(Complete, Reply<Completed>),
     Release(Release, Reply<Released>),
+    Withdraw(Withdraw, Reply<Withdrawn>),
     Hold(Hold, Reply<Held>),
     /// A resolve that has to see first what is to be resolved.
     Inspect(Resolve, Reply<Resolved>),
     Resolve(Resolve, Met, Reply<Resolved>),
     Lookup(Lookup, Reply<Option<RecordView>>),
-    Remove(Remove, Reply<Removed>),
+    /// A remove that has to see first what is to be removed.
+    Find(Remove, Reply<Removed>),
+    /// What was found, and the tombstone to put in its place.
+    Remove(Remove, Vec<u8>, Value, Reply<Removed>),
 }
 
 /// A value, and its bytes as they were found.
@@ -78,21 +83,62 @@ impl Step {
     #[expect(clippy::result_large_err, reason = "given back at once, to be taken elsewhere")]
     pub(super) fn begin(names: &Arc<Names>, request: Request) -> Result<Self, Request> {
         let work = match request {
-            Request::Acquire(message, reply) => Work::Acquire(message, reply),
+            Request::Acquire(message, reply) => Work::Acquire(message, FencingToken::ZERO, reply),
             Request::Renew(message, reply) => Work::Renew(message, reply),
             Request::Complete(message, reply) => Work::Complete(message, reply),
             Request::Release(message, reply) => Work::Release(message, reply),
+            Request::Withdraw(message, reply) => Work::Withdraw(message, reply),
             Request::Hold(message, reply) => Work::Hold(message, reply),
             Request::Resolve(message, reply) => Work::Inspect(message, reply),
             Request::Lookup(message, reply) => Work::Lookup(message, reply),
-            Request::Remove(message, reply) => Work::Remove(message, reply),
+            Request::Remove(message, reply) => Work::Find(message, reply),
             other => return Err(other),
         };
-        Ok(Self { names: Arc::clone(names), work, whole: false, lost: None })
+        Ok(Self { names: Arc::clone(names), work, whole: false, again: false, reading: StepState::default() })
     }
 
-    /// What to send.
-    pub(super) fn command(&self) -> Cmd {
+    /// What is known about the command that is on its way, and about those before it.
+    fn state(&mut self) -> &mut StepState {
+        match &mut self.work {
+            Work::Acquire(_, _, reply) | Work::TakeOver(_, _, _, reply) | Work::Bar(_, _, reply) => reply.state(),
+            Work::Renew(_, reply) => reply.state(),
+            Work::Complete(_, reply) => reply.state(),
+            Work::Release(_, reply) => reply.state(),
+            Work::Withdraw(_, reply) => reply.state(),
+            Work::Hold(_, reply) => reply.state(),
+            Work::Resolve(_, _, reply) => reply.state(),
+            Work::Remove(_, _, _, reply) => reply.state(),
+            Work::Inspect(..) | Work::Lookup(..) | Work::Find(..) => &mut self.reading,
+        }
+    }
+
+    /// What to send now, on a connection that is there: from here on it counts as sent.
+    pub(super) fn depart(&mut self, now: u64) -> Cmd {
+        let (command, state) = self.command(now);
+        state.sent();
+        command
+    }
+
+    /// What to send, and where to report what becomes of it. `now` is the server's time in microseconds.
+    pub(super) fn command(&mut self, now: u64) -> (Cmd, &mut StepState) {
+        match &mut self.work {
+            Work::Acquire(_, token, _) => *token = token_after(None, now),
+            Work::TakeOver(message, met, token, _) => {
+                let claim = met.value.claim;
+                // The same holder asks again: its claim stays what it is.
+                let is_own = is_own_claim(message, &met.value);
+                *token = if is_own { claim.token } else { token_after(Some(claim.token), now) };
+            }
+            // Its token can't be read.
+            Work::Remove(_, _, Value { claim: Claim { token, .. }, .. }, _) if *token == FencingToken::ZERO => {
+                *token = token_after(None, now);
+            }
+            _ => {}
+        }
+        (self.compose(now), self.state())
+    }
+
+    fn compose(&self, now: u64) -> Cmd {
         let (names, channel) = (&self.names, self.names.channel.as_bytes());
         let call = |script: &Script, key: &Key, owner: Owner| {
             let mut command = script.call(&names.of(key), self.whole);
@@ -100,22 +146,29 @@ impl Step {
             command
         };
         match &self.work {
-            Work::Acquire(message, _) => {
+            Work::Acquire(message, token, _) => {
+                // Its first copy may arrive when this claim has ended: the key must not have vanished by then.
+                let barrier = self.again.then(|| Barrier::of(message.owner));
                 let mut command = Cmd::with_capacity(7, 192);
-                command.arg("SET").arg(names.of(&message.key)).arg(claimed(message, Attempt::FIRST));
+                command.arg("SET").arg(names.of(&message.key));
+                command.arg(claimed(message, Attempt::FIRST, *token, barrier));
                 command.arg("NX").arg("GET").arg("PX").arg(claim_millis(message.lease, message.on_abandoned));
                 command
             }
-            Work::TakeOver(message, met, _) => {
-                let claim = met.value.claim;
+            Work::TakeOver(message, met, token, _) => {
+                let (claim, met_barrier) = (met.value.claim, met.value.barrier);
+                let is_own = is_own_claim(message, &met.value);
                 let attempt = match met.value.state {
                     Stored::Withdrawn => Attempt::FIRST,
-                    _ if claim.owner == message.owner => claim.attempt,
+                    _ if is_own => claim.attempt,
                     _ => claim.attempt.next(),
                 };
-                let held = Value { claim, state: Stored::Indeterminate };
+                // One claim's count never goes back; another claim begins anew.
+                let barrier = if is_own { met_barrier } else { met_barrier.map(|met| Barrier::of(met.withdrawn)) };
+                let barrier = barrier.or(self.again.then(|| Barrier::of(message.owner)));
+                let held = Value { claim, barrier: met_barrier, state: Stored::Indeterminate };
                 let mut command = call(&script::TAKE_OVER, &message.key, message.owner);
-                command.arg(&met.bytes).arg(claimed(message, attempt));
+                command.arg(&met.bytes).arg(claimed(message, attempt, *token, barrier));
                 command.arg(claim_millis(message.lease, message.on_abandoned));
                 command.arg(held.encode(&message.key)).arg(channel);
                 command
@@ -132,11 +185,16 @@ impl Step {
                 command
             }
             Work::Release(Release { key, owner }, _) => {
-                // Whatever it was claimed for.
-                let claim = Claim { owner: *owner, fingerprint: Fingerprint::of(b""), attempt: Attempt::FIRST };
-                let withdrawn = Value { claim, state: Stored::Withdrawn };
                 let mut command = call(&script::RELEASE, key, *owner);
-                command.arg(channel).arg(withdrawn.encode(key)).arg(millis(WITHDRAWN_KEPT));
+                command.arg(channel).arg(Stored::Withdrawn.encode(key, *owner));
+                command
+            }
+            Work::Withdraw(Withdraw { key, owner }, _) | Work::Bar(Withdraw { key, owner }, ..) => {
+                let mut command = call(&script::WITHDRAW, key, *owner);
+                // Whatever token a key that vanished had, its server's clock has passed it.
+                let absent = tombstone(*owner, token_after(None, now));
+                command.arg(channel).arg(absent.encode(key)).arg(Stored::Withdrawn.encode(key, *owner));
+                command.arg(&Barrier::names(key, *owner));
                 command
             }
             Work::Hold(Hold { key, owner }, _) => {
@@ -144,44 +202,58 @@ impl Step {
                 command.arg(Stored::Indeterminate.encode(key, *owner)).arg(channel);
                 command
             }
-            Work::Inspect(Resolve { key, .. }, _) => redis::cmd("GET").arg(names.of(key)).take(),
+            Work::Inspect(Resolve { key, .. }, _) | Work::Find(Remove { key }, _) => {
+                redis::cmd("GET").arg(names.of(key)).take()
+            }
             Work::Resolve(message, met, _) => {
-                let claim = met.value.claim;
+                let Value { claim, barrier, .. } = met.value;
                 let mut command = call(&script::RESOLVE, &message.key, claim.owner);
                 command.arg(&met.bytes).arg(channel);
-                if let Resolution::Complete { outcome, retention } = &message.with {
-                    let settled = Value { claim, state: Stored::Completed(outcome.clone()) };
-                    command.arg(settled.encode(&message.key)).arg(millis(*retention));
+                match &message.with {
+                    Resolution::Complete { outcome, retention } => {
+                        let settled = Value { claim, barrier: None, state: Stored::Completed(outcome.clone()) };
+                        let least = if barrier.is_some() { WITHDRAWAL_KEPT } else { Duration::ZERO };
+                        command.arg(settled.encode(&message.key)).arg(millis(least.max(*retention)));
+                    }
+                    Resolution::Release => {
+                        let freed = Value { claim, barrier, state: Stored::Withdrawn };
+                        command.arg(freed.encode(&message.key)).arg(millis(WITHDRAWAL_KEPT));
+                    }
                 }
                 command
             }
             Work::Lookup(Lookup { key }, _) => script::READ.call(&names.of(key), self.whole),
-            Work::Remove(Remove { key }, _) => {
+            Work::Remove(Remove { key }, found, tombstone, _) => {
                 let mut command = script::REMOVE.call(&names.of(key), self.whole);
-                command.arg("").arg(channel);
+                command.arg("").arg(found).arg(channel).arg(tombstone.encode(key));
                 command
             }
         }
     }
 
     /// Takes the server's answer. `None`: the message is answered; else there is more to send.
-    pub(super) fn hear(self, answer: Result<Answer, Failure>) -> Option<Self> {
-        let Self { names, work, whole, lost } = self;
-        let answer = match answer {
+    pub(super) fn hear(mut self, answer: Result<Answer, Failure>) -> Option<Self> {
+        match &answer {
+            Ok(_) => {}
+            Err(Failure::NoScript | Failure::Refused(_)) => self.state().refused(),
+            Err(Failure::Broken(_) | Failure::Silent(_)) => self.state().lost(),
+        }
+        match &answer {
             // From now on the server will know it.
-            Err(Failure::NoScript) if !whole => return Some(Self { names, work, whole: true, lost }),
-            // The same step by the same owner is safe to repeat; somebody else's word would hear that it came too late.
-            Err(Failure::Broken(why)) if lost.is_none() && !matches!(work, Work::Resolve(..) | Work::Remove(..)) => {
-                return Some(Self { names, work, whole, lost: Some(why) });
+            Err(Failure::NoScript) if !self.whole => return Some(Self { whole: true, ..self }),
+            // The same step by the same owner is safe to repeat (of a claim's first copy the script's page tells more);
+            // somebody else's word would hear that it came too late.
+            Err(Failure::Broken(_)) if !self.again && !matches!(self.work, Work::Resolve(..) | Work::Remove(..)) => {
+                return Some(Self { again: true, ..self });
             }
-            // That it can't be sent again says nothing of the first time.
-            Err(failure) if !failure.is_about_the_record() => match &lost {
-                Some(why) => Err(Failure::Broken(why.clone())),
-                None => Err(failure),
-            },
-            answer => answer,
-        };
-        work.hear(answer).map(|work| Self { names, work, whole: false, lost })
+            _ => {}
+        }
+        let Self { names, work, again, reading, .. } = self;
+        let work = work.hear(answer, again)?;
+        let mut step = Self { names, work, whole: false, again, reading };
+        // What was sent until now is answered, and did nothing.
+        step.state().refused();
+        Some(step)
     }
 }
 
@@ -191,56 +263,77 @@ macro_rules! or_refuse {
         match $read {
             Ok(read) => read,
             Err(error) => {
-                $reply.send(Err(error));
+                answer($reply, Err(error));
                 return None;
             }
         }
     };
 }
 
+/// An error that leaves open whether the step was executed is no answer.
+fn answer<T>(reply: Reply<T>, answer: Result<T, StoreError>) {
+    match answer {
+        Err(error) if error.is_unknown() => reply.fail(error),
+        answer => reply.send(answer),
+    }
+}
+
 impl Work {
     /// `None`: the message is answered; else what there is more to say.
-    fn hear(self, answer: Result<Answer, Failure>) -> Option<Work> {
+    fn hear(self, heard: Result<Answer, Failure>, again: bool) -> Option<Work> {
         // What was only read was not changed.
-        let answer = match self {
-            Self::Inspect(..) | Self::Lookup(..) => answer.map_err(Failure::of_read),
-            _ => answer.map_err(StoreError::from),
+        let heard = match self {
+            Self::Inspect(..) | Self::Lookup(..) | Self::Find(..) => heard.map_err(Failure::of_read),
+            _ => heard.map_err(StoreError::from),
         };
         match self {
-            Self::Acquire(message, reply) => {
-                let found = or_refuse!(reply, answer.and_then(bytes_or_nil));
-                hear_acquire(message, found, reply)
+            Self::Acquire(message, token, reply) => {
+                let found = or_refuse!(reply, heard.and_then(bytes_or_nil));
+                let next = match found {
+                    None => Ok(Next::Answer(claimed_first(token))),
+                    Some(bytes) => read_found(&message, bytes),
+                };
+                next_of_acquire(message, next, again, reply)
             }
-            Self::TakeOver(message, met, reply) => {
-                let answer = or_refuse!(reply, answer);
-                hear_take_over(message, met, answer, reply)
+            Self::TakeOver(message, met, token, reply) => {
+                let heard = or_refuse!(reply, heard);
+                let next = read_take_over(&message, &met.value, token, heard);
+                next_of_acquire(message, next, again, reply)
+            }
+            Self::Bar(Withdraw { key, .. }, acquired, reply) => {
+                answer(reply, heard.and_then(|heard| withdrawn(&key, heard)).map(|_| acquired));
+                None
             }
             Self::Renew(Renew { key, .. }, reply) => {
-                let is_done = answer.and_then(|answer| verdict(&key, answer));
-                reply.send(is_done.map(|done| if done { Renewed::Renewed } else { Renewed::Lost }));
+                let is_done = heard.and_then(|heard| verdict(&key, heard));
+                answer(reply, is_done.map(|done| if done { Renewed::Renewed } else { Renewed::Lost }));
                 None
             }
             Self::Complete(Complete { key, .. }, reply) => {
-                let is_done = answer.and_then(|answer| verdict(&key, answer));
-                reply.send(is_done.map(|done| if done { Completed::Stored } else { Completed::Lost }));
+                let is_done = heard.and_then(|heard| verdict(&key, heard));
+                answer(reply, is_done.map(|done| if done { Completed::Stored } else { Completed::Lost }));
                 None
             }
             Self::Release(Release { key, .. }, reply) => {
-                let is_done = answer.and_then(|answer| verdict(&key, answer));
-                reply.send(is_done.map(|done| if done { Released::Released } else { Released::Lost }));
+                let is_done = heard.and_then(|heard| verdict(&key, heard));
+                answer(reply, is_done.map(|done| if done { Released::Released } else { Released::Lost }));
+                None
+            }
+            Self::Withdraw(Withdraw { key, .. }, reply) => {
+                answer(reply, heard.and_then(|heard| withdrawn(&key, heard)));
                 None
             }
             Self::Hold(Hold { key, .. }, reply) => {
-                let is_done = answer.and_then(|answer| verdict(&key, answer));
-                reply.send(is_done.map(|done| if done { Held::Held } else { Held::Lost }));
+                let is_done = heard.and_then(|heard| verdict(&key, heard));
+                answer(reply, is_done.map(|done| if done { Held::Held } else { Held::Lost }));
                 None
             }
             Self::Inspect(message, reply) => {
-                let found = or_refuse!(reply, answer.and_then(bytes_or_nil));
+                let found = or_refuse!(reply, heard.and_then(bytes_or_nil));
                 hear_inspect(message, found, reply)
             }
             Self::Resolve(message, _, reply) => {
-                let (verdict, detail) = or_refuse!(reply, answer.and_then(table));
+                let (verdict, detail) = or_refuse!(reply, heard.and_then(table));
                 match verdict.as_slice() {
                     b"resolved" => reply.send(Ok(Resolved::Resolved)),
                     b"changed" => {
@@ -248,96 +341,124 @@ impl Work {
                         return hear_inspect(message, found, reply);
                     }
                     b"held" => reply.send(Ok(Resolved::NotIndeterminate)),
-                    _ => reply.send(Err(unexpected())),
+                    _ => answer(reply, Err(unexpected())),
                 }
                 None
             }
             Self::Lookup(Lookup { key }, reply) => {
-                let read = answer.and_then(|answer| read_record(&key, answer));
-                reply.send(read);
+                answer(reply, heard.and_then(|heard| read_record(&key, heard)));
                 None
             }
-            Self::Remove(_, reply) => {
-                reply.send(match answer {
-                    Ok(Answer::Int(0)) => Ok(Removed::Absent),
-                    Ok(Answer::Int(_)) => Ok(Removed::Removed),
-                    Ok(_) => Err(unexpected()),
-                    Err(error) => Err(error),
-                });
+            Self::Find(message, reply) => {
+                let found = or_refuse!(reply, heard.and_then(bytes_or_nil));
+                hear_find(message, found, reply)
+            }
+            Self::Remove(message, _, _, reply) => {
+                let (verdict, detail) = or_refuse!(reply, heard.and_then(table));
+                match verdict.as_slice() {
+                    b"removed" => reply.send(Ok(Removed::Removed)),
+                    b"changed" => {
+                        let found = or_refuse!(reply, bytes_or_nil(detail));
+                        return hear_find(message, found, reply);
+                    }
+                    _ => answer(reply, Err(unexpected())),
+                }
                 None
             }
         }
     }
+}
+
+/// What an acquire comes to.
+enum Next {
+    Answer(Acquired),
+    TakeOver(Met),
+    /// What was met is gone: from the beginning.
+    Again,
+}
+
+fn next_of_acquire(
+    message: Acquire,
+    next: Result<Next, StoreError>,
+    again: bool,
+    reply: Reply<Acquired>,
+) -> Option<Work> {
+    match or_refuse!(reply, next) {
+        Next::TakeOver(met) => return Some(Work::TakeOver(message, met, FencingToken::ZERO, reply)),
+        Next::Again => return Some(Work::Acquire(message, FencingToken::ZERO, reply)),
+        Next::Answer(claimed @ Acquired::Claimed { .. }) => reply.send(Ok(claimed)),
+        Next::Answer(acquired) if again => {
+            let Acquire { key, owner, .. } = message;
+            return Some(Work::Bar(Withdraw { key, owner }, acquired, reply));
+        }
+        Next::Answer(acquired) => reply.send(Ok(acquired)),
+    }
+    None
+}
+
+fn claimed_first(token: FencingToken) -> Acquired {
+    Acquired::Claimed { attempt: Attempt::FIRST, token, took_over: false }
 }
 
 /// What `SET NX GET` found, or what a script says is there by now.
-fn hear_acquire(message: Acquire, found: Option<Vec<u8>>, reply: Reply<Acquired>) -> Option<Work> {
-    let Some(bytes) = found else {
-        reply.send(Ok(Acquired::Claimed { attempt: Attempt::FIRST, took_over: false }));
-        return None;
-    };
-    hear_found(message, bytes, reply)
-}
-
-fn hear_found(message: Acquire, bytes: Vec<u8>, reply: Reply<Acquired>) -> Option<Work> {
+fn read_found(message: &Acquire, bytes: Vec<u8>) -> Result<Next, StoreError> {
     // Most of what is found is completed: its bytes are not copied.
-    let is_completed = bytes.get(super::value::STATE_AT) == Some(&b'c');
+    let is_completed = super::value::letter(&bytes) == Some(b'c');
     let met = if is_completed {
-        Value::decode(&message.key, bytes).map(|value| Met { value, bytes: Vec::new() })
+        Met { value: Value::decode(&message.key, bytes)?, bytes: Vec::new() }
     } else {
-        Met::read(&message.key, bytes)
+        Met::read(&message.key, bytes)?
     };
-    let met = or_refuse!(reply, met);
-    let claim = met.value.claim;
-    let is_withdrawn = met.value.state == Stored::Withdrawn;
-    if is_withdrawn && claim.owner == message.owner {
-        reply.send(Err(StoreError::unknown("this claim was taken back before it arrived")));
-        return None;
-    }
-    if !is_withdrawn && claim.fingerprint != message.fingerprint {
-        reply.send(Ok(Acquired::Mismatch));
-        return None;
-    }
-    match met.value.state {
-        Stored::Completed(outcome) => reply.send(Ok(Acquired::Completed { outcome })),
-        Stored::Indeterminate => reply.send(Ok(Acquired::Indeterminate { attempt: claim.attempt, owner: claim.owner })),
-        Stored::InProgress(_) | Stored::Withdrawn => return Some(Work::TakeOver(message, met, reply)),
-    }
-    None
+    let Value { claim, barrier, .. } = met.value;
+    let withdrawn = |owner| Acquired::Withdrawn { owner };
+    // The message was sent before this claim was withdrawn. A claim of its own that still stands was not withdrawn.
+    let is_late = |owner| owner == message.owner && message.past_withdrawal.as_deref() != Some(&owner);
+    let acquired = match met.value.state {
+        Stored::Withdrawn if is_late(claim.owner) => withdrawn(claim.owner),
+        Stored::Withdrawn => match barrier {
+            Some(Barrier { withdrawn: owner, .. }) if is_late(owner) => withdrawn(owner),
+            _ => return Ok(Next::TakeOver(met)),
+        },
+        _ if claim.fingerprint != message.fingerprint => Acquired::Mismatch,
+        Stored::Completed(outcome) => Acquired::Completed { outcome },
+        Stored::Indeterminate => Acquired::Indeterminate { attempt: claim.attempt, owner: claim.owner },
+        Stored::InProgress(_) => match barrier {
+            Some(Barrier { withdrawn: owner, .. }) if is_late(owner) && claim.owner != owner => withdrawn(owner),
+            _ => return Ok(Next::TakeOver(met)),
+        },
+    };
+    Ok(Next::Answer(acquired))
 }
 
-fn hear_take_over(message: Acquire, met: Met, answer: Answer, reply: Reply<Acquired>) -> Option<Work> {
-    let (verdict, detail) = or_refuse!(reply, table(answer));
-    let claim = met.value.claim;
-    let is_own = claim.owner == message.owner;
-    let took_over = !is_own && met.value.state != Stored::Withdrawn;
-    let answer = match verdict.as_slice() {
-        b"claimed" => {
-            let attempt = match (took_over, is_own) {
-                (true, _) => claim.attempt.next(),
-                (false, true) => claim.attempt,
-                (false, false) => Attempt::FIRST,
-            };
-            Ok(Acquired::Claimed { attempt, took_over })
+fn read_take_over(message: &Acquire, met: &Value, token: FencingToken, heard: Answer) -> Result<Next, StoreError> {
+    let (verdict, detail) = table(heard)?;
+    let claim = met.claim;
+    let acquired = match verdict.as_slice() {
+        b"claimed" if met.state == Stored::Withdrawn => claimed_first(token),
+        b"claimed" if is_own_claim(message, met) => {
+            Acquired::Claimed { attempt: claim.attempt, token, took_over: false }
         }
+        b"claimed" => Acquired::Claimed { attempt: claim.attempt.next(), token, took_over: true },
         b"held" => match detail {
             Answer::Int(left) => {
-                Ok(Acquired::InProgress { lease_left: Duration::from_millis(u64::try_from(left).unwrap_or(0)) })
+                Acquired::InProgress { lease_left: Duration::from_millis(u64::try_from(left).unwrap_or(0)) }
             }
-            _ => Err(unexpected()),
+            _ => return Err(unexpected()),
         },
-        b"indeterminate" => Ok(Acquired::Indeterminate { attempt: claim.attempt, owner: claim.owner }),
-        b"endless" => Err(endless()),
-        b"changed" => match bytes_or_nil(detail) {
-            // Released meanwhile: from the beginning.
-            Ok(None) => return Some(Work::Acquire(message, reply)),
-            Ok(Some(bytes)) => return hear_found(message, bytes, reply),
-            Err(error) => Err(error),
+        b"indeterminate" => Acquired::Indeterminate { attempt: claim.attempt, owner: claim.owner },
+        b"endless" => return Err(endless()),
+        b"changed" => match bytes_or_nil(detail)? {
+            None => return Ok(Next::Again),
+            Some(bytes) => return read_found(message, bytes),
         },
-        _ => Err(unexpected()),
+        _ => return Err(unexpected()),
     };
-    reply.send(answer);
-    None
+    Ok(Next::Answer(acquired))
+}
+
+/// Whether the claim that was met is the sender's: its answer was lost, and it asks again.
+fn is_own_claim(message: &Acquire, met: &Value) -> bool {
+    met.claim.owner == message.owner && met.state != Stored::Withdrawn
 }
 
 fn hear_inspect(message: Resolve, found: Option<Vec<u8>>, reply: Reply<Resolved>) -> Option<Work> {
@@ -356,8 +477,53 @@ fn hear_inspect(message: Resolve, found: Option<Vec<u8>>, reply: Reply<Resolved>
     None
 }
 
+/// What is no record goes as well.
+fn hear_find(message: Remove, found: Option<Vec<u8>>, reply: Reply<Removed>) -> Option<Work> {
+    let Some(bytes) = found else {
+        reply.send(Ok(Removed::Absent));
+        return None;
+    };
+    let tombstone = match Value::decode(&message.key, bytes.clone()) {
+        Ok(Value { state: Stored::Withdrawn, .. }) => {
+            reply.send(Ok(Removed::Absent));
+            return None;
+        }
+        // An outcome does not say whether a barrier stands.
+        Ok(Value { claim, state: Stored::Completed(_), .. }) => {
+            Value { claim, barrier: Some(Barrier::of(claim.owner)), state: Stored::Withdrawn }
+        }
+        Ok(Value { claim, barrier, .. }) => Value { claim, barrier, state: Stored::Withdrawn },
+        // Its token is set when it leaves.
+        Err(_) => tombstone(Owner::random(), FencingToken::ZERO),
+    };
+    Some(Work::Remove(message, bytes, tombstone, reply))
+}
+
+/// A barrier and nothing else, for a key of which nothing is known.
+fn tombstone(withdrawn: Owner, token: FencingToken) -> Value {
+    // Whatever it was claimed for.
+    let fingerprint = Fingerprint::of(b"");
+    let claim = Claim { owner: withdrawn, fingerprint, attempt: Attempt::FIRST, token };
+    Value { claim, barrier: Some(Barrier::of(withdrawn)), state: Stored::Withdrawn }
+}
+
+/// What `WITHDRAW` says: what it found, or the tombstone that it left.
+fn withdrawn(key: &Key, heard: Answer) -> Result<Withdrawn, StoreError> {
+    match verdict(key, heard)? {
+        true => Ok(Withdrawn),
+        false => Err(StoreError::corrupt("a key in Redis is in no state that a record can be in")),
+    }
+}
+
+/// The token of a claim that puts itself in the place of `previous`, at a time in microseconds.
+fn token_after(previous: Option<FencingToken>, now: u64) -> FencingToken {
+    let next = previous.map_or(0, |previous| previous.get().saturating_add(1));
+    // As with every store, a signed number can hold it.
+    FencingToken::new(next.max(now).min(i64::MAX as u64))
+}
+
 /// The value that claims a key.
-fn claimed(message: &Acquire, attempt: Attempt) -> Vec<u8> {
-    let claim = Claim { owner: message.owner, fingerprint: message.fingerprint, attempt };
-    Value { claim, state: Stored::InProgress(message.on_abandoned) }.encode(&message.key)
+fn claimed(message: &Acquire, attempt: Attempt, token: FencingToken, barrier: Option<Barrier>) -> Vec<u8> {
+    let claim = Claim { owner: message.owner, fingerprint: message.fingerprint, attempt, token };
+    Value { claim, barrier, state: Stored::InProgress(message.on_abandoned) }.encode(&message.key)
 }

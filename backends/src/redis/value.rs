@@ -5,30 +5,54 @@
 //! 1   owner
 //! 17  fingerprint
 //! 49  attempt, big-endian                 the claim: written when the key is claimed
-//! 57  CRC-32 of the key and all before
-//! 61  state: r, h, c, i or w
-//! 62  CRC-32 of the key, owner, state and all that follows
-//! 66  the outcome of a completed record   the state: scripts put another in its place
+//! 57  fencing token, big-endian
+//! 65  CRC-32 of the key and all before
+//! 69  state: r, h, c, i or w
+//! 70  CRC-32 of the key, owner, state and outcome
+//! 74  the outcome of a completed record   the state: scripts put another in its place
+//!     of any other state: nothing, or a mark
 //! ```
 //!
 //! The two parts have a checksum each, so that a script can join a claim, which the server has, to a state, which the
 //! client sends: Redis can't compute a CRC. No time is in it. A record's time is its key's time to live, which is the
 //! server's alone: see [`window`].
+//!
+//! A mark begins with its sign: `!` where a caller waits for the claim's end, `#` where a [`Barrier`] stands, `$` for
+//! both. A barrier follows its sign:
+//!
+//! ```text
+//! 0   owner of the claim that was withdrawn last
+//! 16  CRC-32 of the key and that owner
+//! 20  how often a claim was withdrawn since the key was claimed: four digits,
+//!     and four that add up to 9999 with them
+//! ```
+//!
+//! Version 1 has no fencing token: the state begins at 61. A script of the claim's owner leaves the version as it is;
+//! every claim writes version 2.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use oncekey::backend::StoreError;
 use oncekey::record::{ABANDONED_CLAIM_KEPT, Owner, SealedOutcome};
-use oncekey::{Attempt, Fingerprint, Key, OnAbandoned};
+use oncekey::{Attempt, FencingToken, Fingerprint, Key, OnAbandoned};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+/// Without a fencing token.
+const VERSION_1: u8 = 1;
 /// Where the state begins; also the length of a claim.
-pub(super) const STATE_AT: usize = 61;
-/// The length of a value without an outcome.
-pub(super) const HEAD_LEN: usize = 66;
-/// Behind a claim that is held: somebody waits for its end, which is to be announced.
+const STATE_AT: usize = 69;
+const STATE_AT_IN_VERSION_1: usize = 61;
+/// The state's letter and checksum.
+const STATE_LEN: usize = 5;
+/// The length of a value without an outcome or a mark.
+const HEAD_LEN: usize = STATE_AT + STATE_LEN;
+
 const WATCHED: u8 = b'!';
+const BARRED: u8 = b'#';
+const BARRED_AND_WATCHED: u8 = b'$';
+/// The length of a barrier without its sign.
+const BARRIER_LEN: usize = Owner::LEN + 4 + 8;
 
 /// No time to live is longer: Redis adds it to its clock, and must not overflow.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
@@ -53,10 +77,28 @@ pub(super) fn claim_millis(lease: Duration, on_abandoned: OnAbandoned) -> u64 {
     millis(lease) + millis(window(on_abandoned))
 }
 
+/// The state's letter, which is all that a count needs; `None` for what is too short or of an unknown version.
+pub(super) fn letter(head: &[u8]) -> Option<u8> {
+    head.get(state_at(*head.first()?)?).copied()
+}
+
+/// As many bytes as [`letter`] needs.
+pub(super) const LETTER_LEN: usize = STATE_AT + 1;
+
+fn state_at(version: u8) -> Option<usize> {
+    match version {
+        VERSION => Some(STATE_AT),
+        VERSION_1 => Some(STATE_AT_IN_VERSION_1),
+        _ => None,
+    }
+}
+
 /// What a key holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Value {
     pub(super) claim: Claim,
+    /// Never of a completed record: that one's time to live does a barrier's work.
+    pub(super) barrier: Option<Barrier>,
     pub(super) state: Stored,
 }
 
@@ -66,6 +108,16 @@ pub(super) struct Claim {
     pub(super) owner: Owner,
     pub(super) fingerprint: Fingerprint,
     pub(super) attempt: Attempt,
+    pub(super) token: FencingToken,
+}
+
+/// A command of a withdrawn claim may still arrive, so the key must not vanish: see [`script`](super::script).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Barrier {
+    /// The owner of the claim that was withdrawn last.
+    pub(super) withdrawn: Owner,
+    /// Makes the value another one with each withdrawal, so that no take-over that met an earlier one can land.
+    pub(super) count: u16,
 }
 
 /// The state of a record as stored.
@@ -74,7 +126,7 @@ pub(super) enum Stored {
     InProgress(OnAbandoned),
     Completed(SealedOutcome),
     Indeterminate,
-    /// No record: its owner took a claim back that had not arrived yet. Until this expires, it can't arrive late.
+    /// The key is free. The tombstone keeps the fencing token, and whatever barrier stands.
     Withdrawn,
 }
 
@@ -99,7 +151,7 @@ impl Stored {
     /// The second part of a value, for a claim of `owner`.
     pub(super) fn encode(&self, key: &Key, owner: Owner) -> Vec<u8> {
         let outcome = self.outcome();
-        let mut bytes = Vec::with_capacity(HEAD_LEN - STATE_AT + outcome.len());
+        let mut bytes = Vec::with_capacity(STATE_LEN + outcome.len());
         self.append(key, owner, &mut bytes);
         bytes
     }
@@ -124,6 +176,7 @@ impl Claim {
         bytes.extend_from_slice(&owned_by(self.owner));
         bytes.extend_from_slice(self.fingerprint.as_bytes());
         bytes.extend_from_slice(&self.attempt.get().to_be_bytes());
+        bytes.extend_from_slice(&self.token.get().to_be_bytes());
         let checksum = claim_checksum(key, bytes);
         bytes.extend_from_slice(&checksum);
     }
@@ -132,33 +185,77 @@ impl Claim {
     pub(super) fn decode(key: &Key, bytes: &[u8]) -> Result<Self, StoreError> {
         let corrupt = |what: &str| StoreError::corrupt(format!("the value of a key in Redis {what}"));
         let Some(&version) = bytes.first() else { return Err(corrupt("is empty")) };
-        if version != VERSION {
-            return Err(corrupt(&format!("has version {version}; this library knows version {VERSION}")));
-        }
-        let Some((body, checksum)) = bytes.get(..STATE_AT).and_then(|claim| claim.split_last_chunk::<4>()) else {
+        let Some(state_at) = state_at(version) else {
+            let known = format!("has version {version}; this library knows versions up to {VERSION}");
+            return Err(corrupt(&known));
+        };
+        let Some((body, checksum)) = bytes.get(..state_at).and_then(|claim| claim.split_last_chunk::<4>()) else {
             return Err(corrupt(&format!("has only {} bytes", bytes.len())));
         };
         if *checksum != claim_checksum(key, body) {
             return Err(corrupt("does not match its checksum and its key"));
         }
         let fields = body[1..].split_first_chunk().and_then(|(owner, rest)| {
-            let (fingerprint, attempt) = rest.split_first_chunk()?;
-            Some((*owner, *fingerprint, *attempt.first_chunk()?))
+            let (fingerprint, rest) = rest.split_first_chunk()?;
+            let (attempt, token) = rest.split_first_chunk()?;
+            let token = if version == VERSION_1 { 0 } else { u64::from_be_bytes(*token.first_chunk()?) };
+            Some((*owner, *fingerprint, *attempt, token))
         });
-        let Some((owner, fingerprint, attempt)) = fields else { return Err(corrupt("is too short")) };
+        let Some((owner, fingerprint, attempt, token)) = fields else { return Err(corrupt("is too short")) };
         Ok(Self {
             owner: Owner::from_bytes(owner),
             fingerprint: Fingerprint::from_bytes(fingerprint),
             attempt: Attempt::new(u64::from_be_bytes(attempt)),
+            token: FencingToken::new(token),
         })
+    }
+}
+
+impl Barrier {
+    /// The first one of a claim.
+    pub(super) fn of(withdrawn: Owner) -> Self {
+        Self { withdrawn, count: 0 }
+    }
+
+    /// What goes between the sign and the count: all that a script can't make by itself.
+    pub(super) fn names(key: &Key, withdrawn: Owner) -> [u8; 20] {
+        let mut bytes = [0; 20];
+        bytes[..Owner::LEN].copy_from_slice(withdrawn.as_bytes());
+        bytes[Owner::LEN..].copy_from_slice(&barrier_checksum(key, withdrawn));
+        bytes
+    }
+
+    fn append(&self, key: &Key, bytes: &mut Vec<u8>) {
+        bytes.push(BARRED);
+        bytes.extend_from_slice(&Self::names(key, self.withdrawn));
+        let count = self.count % 10_000;
+        bytes.extend_from_slice(format!("{count:04}{:04}", 9_999 - count).as_bytes());
+    }
+
+    fn decode(key: &Key, bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; BARRIER_LEN] = bytes.try_into().ok()?;
+        let (owner, rest) = bytes.split_first_chunk()?;
+        let (checksum, digits) = rest.split_first_chunk::<4>()?;
+        let withdrawn = Owner::from_bytes(*owner);
+        let number = |digits: &[u8]| {
+            digits
+                .iter()
+                .try_fold(0, |number: u16, digit| digit.is_ascii_digit().then(|| number * 10 + u16::from(digit - b'0')))
+        };
+        let (count, rest) = (number(&digits[..4])?, number(&digits[4..])?);
+        let is_whole = *checksum == barrier_checksum(key, withdrawn) && count + rest == 9_999;
+        is_whole.then_some(Self { withdrawn, count })
     }
 }
 
 impl Value {
     pub(super) fn encode(&self, key: &Key) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEAD_LEN + self.state.outcome().len());
+        let mut bytes = Vec::with_capacity(HEAD_LEN + 1 + BARRIER_LEN + self.state.outcome().len());
         self.claim.append(key, &mut bytes);
         self.state.append(key, self.claim.owner, &mut bytes);
+        if let Some(barrier) = self.barrier {
+            barrier.append(key, &mut bytes);
+        }
         bytes
     }
 
@@ -166,50 +263,73 @@ impl Value {
     pub(super) fn decode(key: &Key, bytes: Vec<u8>) -> Result<Self, StoreError> {
         let claim = Claim::decode(key, &bytes)?;
         let corrupt = || StoreError::corrupt("the state of a key in Redis does not match its checksum and its claim");
-        if bytes.len() < HEAD_LEN {
+        let state_at = bytes.first().copied().and_then(state_at).ok_or_else(corrupt)?;
+        if bytes.len() < state_at + STATE_LEN {
             return Err(corrupt());
         }
         let bytes = Bytes::from(bytes);
-        let (letter, mut rest) = (bytes[STATE_AT], bytes.slice(HEAD_LEN..));
-        if matches!(letter, b'r' | b'h') && *rest == [WATCHED] {
-            rest = Bytes::new();
-        }
-        if bytes[STATE_AT + 1..HEAD_LEN] != state_checksum(key, claim.owner, letter, &rest) {
+        let (letter, rest) = (bytes[state_at], bytes.slice(state_at + STATE_LEN..));
+        let (outcome, mark) = if letter == b'c' { (rest, Bytes::new()) } else { (Bytes::new(), rest) };
+        if bytes[state_at + 1..state_at + STATE_LEN] != state_checksum(key, claim.owner, letter, &outcome) {
             return Err(corrupt());
         }
         let state = match letter {
-            b'c' => return Ok(Self { claim, state: Stored::Completed(SealedOutcome::from_stored(rest)) }),
+            b'c' => Stored::Completed(SealedOutcome::from_stored(outcome)),
             b'r' => Stored::InProgress(OnAbandoned::Rerun),
             b'h' => Stored::InProgress(OnAbandoned::Hold),
             b'i' => Stored::Indeterminate,
             b'w' => Stored::Withdrawn,
             _ => return Err(corrupt()),
         };
-        if rest.is_empty() { Ok(Self { claim, state }) } else { Err(corrupt()) }
+        let is_claim = matches!(state, Stored::InProgress(_));
+        let barrier = match mark.split_first() {
+            None => None,
+            Some((&WATCHED, [])) if is_claim => None,
+            Some((&BARRED, barrier)) => Some(Barrier::decode(key, barrier).ok_or_else(corrupt)?),
+            Some((&BARRED_AND_WATCHED, barrier)) if is_claim => {
+                Some(Barrier::decode(key, barrier).ok_or_else(corrupt)?)
+            }
+            Some(_) => return Err(corrupt()),
+        };
+        Ok(Self { claim, barrier, state })
     }
 }
 
 /// For the fuzz targets: reads bytes as they are, and again with the version and the checksums that they ought to have,
-/// which random bytes never do. What can be read must be written as the same bytes.
+/// which random bytes never do. What can be read as the newest version must be written as the same bytes.
 #[cfg(fuzzing)]
 pub(crate) fn read_for_fuzzing(key: &Key, mut bytes: Vec<u8>) {
     let _ = Value::decode(key, bytes.clone());
     let Some(owner) = bytes.get(1..17).and_then(|owner| owner.first_chunk()) else { return };
     let owner = Owner::from_bytes(*owner);
-    bytes[0] = VERSION;
-    if let Some((body, checksum)) = bytes.get_mut(..STATE_AT).and_then(|claim| claim.split_last_chunk_mut::<4>()) {
+    bytes[0] = if bytes[0] == VERSION_1 { VERSION_1 } else { VERSION };
+    let Some(state_at) = state_at(bytes[0]) else { return };
+    if let Some((body, checksum)) = bytes.get_mut(..state_at).and_then(|claim| claim.split_last_chunk_mut::<4>()) {
         *checksum = claim_checksum(key, body);
     }
-    let mut written = bytes.len();
-    if let Some((head, outcome)) = bytes.split_at_mut_checked(HEAD_LEN) {
-        let is_watched = matches!(head[STATE_AT], b'r' | b'h') && *outcome == [WATCHED];
-        let outcome = if is_watched { &[] } else { &*outcome };
-        written = HEAD_LEN + outcome.len();
-        let checksum = state_checksum(key, owner, head[STATE_AT], outcome);
-        head[STATE_AT + 1..].copy_from_slice(&checksum);
+    let mut written = bytes.clone();
+    if let Some((head, rest)) = bytes.split_at_mut_checked(state_at + STATE_LEN) {
+        let letter = head[state_at];
+        if letter != b'c'
+            && let Some((sign, barrier)) = rest.split_first_mut()
+            && let Some((withdrawn, more)) = barrier.split_first_chunk_mut()
+            && let Some((checksum, _)) = more.split_first_chunk_mut::<4>()
+        {
+            *checksum = barrier_checksum(key, Owner::from_bytes(*withdrawn));
+            // The mark of a waiting caller is not read, and so not written.
+            written = [head.as_ref(), &[if *sign == BARRED_AND_WATCHED { BARRED } else { *sign }], barrier].concat();
+        } else if letter != b'c' && *rest == [WATCHED] {
+            written.truncate(state_at + STATE_LEN);
+        }
+        let outcome = if letter == b'c' { &*rest } else { &[] };
+        let checksum = state_checksum(key, owner, letter, outcome);
+        head[state_at + 1..].copy_from_slice(&checksum);
+        written[state_at + 1..state_at + STATE_LEN].copy_from_slice(&checksum);
     }
-    if let Ok(value) = Value::decode(key, bytes.clone()) {
-        assert_eq!(value.encode(key), bytes[..written]);
+    if let Ok(value) = Value::decode(key, bytes.clone())
+        && bytes[0] == VERSION
+    {
+        assert_eq!(value.encode(key), written);
     }
 }
 
@@ -230,22 +350,58 @@ fn state_checksum(key: &Key, owner: Owner, letter: u8, outcome: &[u8]) -> [u8; 4
     hasher.finalize().to_be_bytes()
 }
 
+fn barrier_checksum(key: &Key, withdrawn: Owner) -> [u8; 4] {
+    state_checksum(key, withdrawn, BARRED, &[])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn values(key: &Key) -> Vec<Value> {
-        let claim = Claim { owner: Owner::random(), fingerprint: Fingerprint::of(b"asked"), attempt: Attempt::new(2) };
-        [
+        let claim = Claim {
+            owner: Owner::random(),
+            fingerprint: Fingerprint::of(b"asked"),
+            attempt: Attempt::new(2),
+            token: FencingToken::new(1_700_000_000_000_017),
+        };
+        let states = [
             Stored::InProgress(OnAbandoned::Rerun),
             Stored::InProgress(OnAbandoned::Hold),
             Stored::Completed(SealedOutcome::of_value(key, &17).unwrap()),
             Stored::Completed(SealedOutcome::from_stored(Bytes::new())),
             Stored::Indeterminate,
             Stored::Withdrawn,
-        ]
-        .map(|state| Value { claim, state })
-        .to_vec()
+        ];
+        let barrier = Barrier { withdrawn: Owner::random(), count: 1_208 };
+        let barred =
+            [0, 1, 4, 5].map(|state: usize| Value { claim, barrier: Some(barrier), state: states[state].clone() });
+        states.map(|state| Value { claim, barrier: None, state }).into_iter().chain(barred).collect()
+    }
+
+    /// With the mark that a script makes of it where a caller waits.
+    fn watched(value: &Value, mut bytes: Vec<u8>) -> Option<Vec<u8>> {
+        let Stored::InProgress(_) = value.state else { return None };
+        match value.barrier {
+            None => bytes.push(WATCHED),
+            Some(_) => {
+                let sign = bytes.len() - BARRIER_LEN - 1;
+                bytes[sign] = BARRED_AND_WATCHED;
+            }
+        }
+        Some(bytes)
+    }
+
+    /// As version 1 wrote it.
+    fn in_version_1(key: &Key, value: &Value) -> Vec<u8> {
+        let mut bytes = vec![VERSION_1];
+        bytes.extend_from_slice(value.claim.owner.as_bytes());
+        bytes.extend_from_slice(value.claim.fingerprint.as_bytes());
+        bytes.extend_from_slice(&value.claim.attempt.get().to_be_bytes());
+        let checksum = claim_checksum(key, &bytes);
+        bytes.extend_from_slice(&checksum);
+        bytes.extend_from_slice(&value.encode(key)[STATE_AT..]);
+        bytes
     }
 
     #[test]
@@ -254,8 +410,25 @@ mod tests {
         for value in values(&key) {
             assert_eq!(Value::decode(&key, value.encode(&key)), Ok(value.clone()));
             // A script joins the claim that it finds to the state that it is sent.
-            let joined = [&value.encode(&key)[..STATE_AT], &value.state.encode(&key, value.claim.owner)].concat();
-            assert_eq!(joined, value.encode(&key));
+            let state = value.state.encode(&key, value.claim.owner);
+            let joined = [&value.encode(&key)[..STATE_AT], &state].concat();
+            assert!(value.encode(&key).starts_with(&joined));
+            assert_eq!(letter(&value.encode(&key)[..LETTER_LEN]), Some(value.state.letter()));
+        }
+    }
+
+    #[test]
+    fn version_1_is_read_with_the_lowest_token() {
+        let key = Key::new("s", "k").unwrap();
+        for value in values(&key) {
+            let bytes = in_version_1(&key, &value);
+            let claim = Claim { token: FencingToken::ZERO, ..value.claim };
+            let read = Value { claim, ..value.clone() };
+            assert_eq!(Value::decode(&key, bytes.clone()), Ok(read.clone()));
+            assert_eq!(letter(&bytes[..bytes.len().min(LETTER_LEN)]), Some(value.state.letter()));
+            if let Some(bytes) = watched(&value, bytes) {
+                assert_eq!(Value::decode(&key, bytes), Ok(read));
+            }
         }
     }
 
@@ -263,19 +436,23 @@ mod tests {
     fn e13_every_flipped_bit_and_every_prefix_is_an_error() {
         let key = Key::new("s", "k").unwrap();
         for value in values(&key) {
-            let mut encodings = vec![value.encode(&key)];
-            if let Stored::InProgress(_) = value.state {
-                encodings.push([&value.encode(&key)[..], &[WATCHED]].concat());
-                assert_eq!(Value::decode(&key, encodings[1].clone()), Ok(value.clone()));
+            let old = in_version_1(&key, &value);
+            let mut encodings = vec![(value.clone(), value.encode(&key), HEAD_LEN)];
+            let read = Value { claim: Claim { token: FencingToken::ZERO, ..value.claim }, ..value.clone() };
+            encodings.push((read, old, STATE_AT_IN_VERSION_1 + STATE_LEN));
+            for (value, bytes, head) in encodings.clone() {
+                encodings.extend(watched(&value, bytes).map(|bytes| (value, bytes, head)));
             }
-            for bytes in encodings {
+            for (value, bytes, head) in encodings {
+                assert_eq!(Value::decode(&key, bytes.clone()), Ok(value.clone()));
                 for bit in 0..bytes.len() * 8 {
                     let mut flipped = bytes.clone();
                     flipped[bit / 8] ^= 1 << (bit % 8);
                     assert!(Value::decode(&key, flipped).is_err(), "bit {bit} of {value:?}");
                 }
                 for len in 0..bytes.len() {
-                    let whole_again = len == HEAD_LEN && matches!(value.state, Stored::InProgress(_));
+                    // Without its mark it is whole.
+                    let whole_again = len == head && !matches!(value.state, Stored::Completed(_));
                     assert!(whole_again || Value::decode(&key, bytes[..len].to_vec()).is_err(), "{len} of {value:?}");
                 }
             }
@@ -289,6 +466,9 @@ mod tests {
         assert!(Value::decode(&other, bytes.clone()).is_err());
         let grafted = [&bytes[..STATE_AT], &values(&key)[2].state.encode(&key, Owner::random())].concat();
         assert!(Value::decode(&key, grafted).is_err());
+        // A barrier of another key.
+        let (held, foreign) = (values(&key)[1].encode(&key), values(&other)[7].encode(&other));
+        assert!(Value::decode(&key, [&held[..], &foreign[HEAD_LEN..]].concat()).is_err());
     }
 
     #[test]

@@ -127,8 +127,8 @@ pub(super) async fn watch(
 
 /// Asks that the claim's end be announced, and gives what is left of its lease; zero if nobody is at work.
 async fn mark(link: &Link, key: &[u8]) -> Result<Duration, StoreError> {
-    let answer = match link.command(&script::WATCH.call(key, false)).await {
-        Err(Failure::NoScript) => link.command(&script::WATCH.call(key, true)).await,
+    let answer = match link.read(script::WATCH.call(key, false)).await {
+        Err(Failure::NoScript) => link.read(script::WATCH.call(key, true)).await,
         answer => answer,
     };
     match answer.map_err(Failure::of_read)? {

@@ -9,8 +9,7 @@ use diesel::sqlite::SqliteConnection;
 use oncekey::backend::{
     Acquire, Acquired, Backend, Changed, Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held,
     Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Reply, Request,
-    Resolve, Resolved, StateView, Stats, StoreError, StoreStats, Watch,
-    Withdraw, Withdrawn,
+    Resolve, Resolved, StateView, Stats, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
 };
 use oncekey::record::transition::{self, Write};
 use tokio::time::timeout;

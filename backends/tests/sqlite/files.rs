@@ -6,9 +6,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Instant, SystemTime};
 
-use oncekey::backend::{
-    Acquired, Backend as _, Completed, List, Lookup, Remove, Removed, StateView, StoreError,
-};
+use oncekey::backend::{Acquired, Backend as _, Completed, List, Lookup, Remove, Removed, StateView, StoreError};
 use oncekey::record::Owner;
 use oncekey_backends::SqliteOpenError;
 

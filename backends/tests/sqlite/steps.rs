@@ -235,7 +235,7 @@ async fn a_batch_is_in_order_for_each_key() {
 async fn claimed(backend: &SqliteBackend, message: Acquire) -> FencingToken {
     let mut answer = backend.acquire(message.clone()).await.unwrap();
     if let Acquired::Withdrawn { owner } = answer {
-        answer = backend.acquire(Acquire { past_withdrawal: Some(owner), ..message }).await.unwrap();
+        answer = backend.acquire(Acquire { past_withdrawal: Some(Box::new(owner)), ..message }).await.unwrap();
     }
     let Acquired::Claimed { token, .. } = answer else { panic!("{answer:?}") };
     token
@@ -276,7 +276,8 @@ async fn e20_a_withdrawn_claim_never_lands() {
 async fn e20_a_withdrawn_takeover_never_lands() {
     let (_folder, backend) = fresh();
     let (key, late) = (key(1), Owner::random());
-    let lapsing = Acquire { lease: Duration::from_millis(1), on_abandoned: OnAbandoned::Rerun, ..claim(&key, Owner::random()) };
+    let lapsing =
+        Acquire { lease: Duration::from_millis(1), on_abandoned: OnAbandoned::Rerun, ..claim(&key, Owner::random()) };
     claimed(&backend, lapsing).await;
     tokio::time::sleep(Duration::from_millis(10)).await;
     withdraw(&backend, &key, late).await;

@@ -170,6 +170,29 @@ impl RedisSentinel {
     }
 }
 
+/// One sentinel by itself: it names a master, and puts nothing in its place.
+#[derive(Debug)]
+pub struct LoneSentinel {
+    port: u16,
+    _running: Running,
+}
+
+impl LoneSentinel {
+    /// Starts it before the master at a port on 127.0.0.1, which may be a proxy's.
+    ///
+    /// # Panics
+    /// If Redis is not installed, or it does not start.
+    pub fn before(master: u16) -> Self {
+        let (port, running) = sentinel(master);
+        Self { port, _running: running }
+    }
+
+    /// The URL by it.
+    pub fn url(&self) -> String {
+        format!("redis+sentinel://127.0.0.1:{}/{MASTER}/0", self.port)
+    }
+}
+
 /// Three primaries, each with a replica.
 #[derive(Debug)]
 pub struct RedisCluster {
@@ -215,6 +238,22 @@ impl RedisCluster {
                     .all(|node| node.cli(&["info", "replication"]).contains("master_link_status:up"))
         });
         cluster
+    }
+
+    /// One node that has all slots and tells every client to come to `port`, a proxy's.
+    ///
+    /// # Panics
+    /// If Redis is not installed, or it does not start.
+    pub fn node_behind(proxy: impl FnOnce(u16) -> u16) -> Redis {
+        let bus = free_port().to_string();
+        let node = Redis::start_with(&["--cluster-enabled", "yes", "--cluster-port", &bus]);
+        let port = proxy(node.port).to_string();
+        for (name, value) in [("cluster-announce-ip", "127.0.0.1"), ("cluster-announce-port", &port)] {
+            assert_eq!(node.cli(&["config", "set", name, value]), "OK");
+        }
+        assert_eq!(node.cli(&["cluster", "addslotsrange", "0", "16383"]), "OK");
+        until("the node's readiness", || node.cli(&["cluster", "info"]).contains("cluster_state:ok"));
+        node
     }
 
     /// The URL by three of its nodes.

@@ -152,7 +152,7 @@ async fn e01_a_slot_on_its_way_is_followed() {
     let slot = cluster.nodes[0].cli(&["cluster", "keyslot", prefix]);
     let primaries: Vec<usize> = (0..6).filter(|&node| !cluster.is_replica(node)).collect();
     let name = format!("{prefix}{}", first.key.as_stored());
-    let holds = |node: &usize| cluster.nodes[*node].cli(&["get", &name]).starts_with('\u{1}');
+    let holds = |node: &usize| cluster.nodes[*node].cli(&["get", &name]).starts_with('\u{2}');
     let from = *primaries.iter().find(|node| holds(node)).unwrap();
     let to = *primaries.iter().find(|node| **node != from).unwrap();
     let id = |node: usize| cluster.nodes[node].cli(&["cluster", "myid"]);

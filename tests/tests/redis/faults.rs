@@ -5,7 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use oncekey::backend::{Acquired, Backend as _, Complete, Completed, Lookup, Release, Released, StateView, StoreError};
+use oncekey::backend::{
+    Acquired, Backend as _, Complete, Completed, Hold, Lookup, Release, Released, Remove, Renew, Resolution, Resolve,
+    StateView, StoreError, Withdraw, Withdrawn,
+};
 use oncekey::record::SealedOutcome;
 use oncekey::{Engine, Error, Key, OnAbandoned, Outcome, RunError};
 use oncekey_backends::redis::RedisBackend;
@@ -151,22 +154,68 @@ async fn e12_answers_that_are_cut_off_are_found_again() {
 
 /// A step that was sent, and can't be sent again: that the server is away by now does not mean that it was not taken.
 #[actix_rt::test]
-async fn e11_a_step_that_was_lost_stays_unknown_when_the_server_is_away() {
+async fn e19_a_step_whose_answer_was_lost_stays_unknown_when_the_server_is_away() {
+    let server = Redis::start();
+    let beside = open(&server.url(), "lost:").await;
+    let proxy = Proxy::before(server.port());
+    for step in ["acquire", "renew", "complete", "release", "withdraw", "hold", "resolve", "remove"] {
+        let claim = acquire(step, OnAbandoned::Hold);
+        let (key, owner, lease) = (claim.key.clone(), claim.owner, Duration::from_secs(60));
+        if step != "acquire" {
+            beside.acquire(claim.clone()).await.unwrap();
+        }
+        if step == "resolve" {
+            beside.hold(Hold { key: key.clone(), owner }).await.unwrap();
+        }
+        let backend = open(&format!("redis://127.0.0.1:{}/0", proxy.port()), "lost:").await;
+        proxy.refuse();
+        proxy.cut_answers(1);
+        let error = match step {
+            "acquire" => backend.acquire(claim.clone()).await.map(drop),
+            "renew" => backend.renew(Renew { key: key.clone(), owner, lease }).await.map(drop),
+            "complete" => {
+                let outcome = SealedOutcome::tombstone(&key);
+                backend.complete(Complete { key: key.clone(), owner, outcome, retention: lease }).await.map(drop)
+            }
+            "release" => backend.release(Release { key: key.clone(), owner }).await.map(drop),
+            "withdraw" => backend.withdraw(Withdraw { key: key.clone(), owner }).await.map(drop),
+            "hold" => backend.hold(Hold { key: key.clone(), owner }).await.map(drop),
+            "resolve" => {
+                let with = Resolution::Release;
+                backend.resolve(Resolve { key: key.clone(), attempt: None, owner: None, with }).await.map(drop)
+            }
+            _ => backend.remove(Remove { key: key.clone() }).await.map(drop),
+        };
+        let error = error.unwrap_err();
+        assert_eq!(proxy.cuts_left(), 0);
+        // These two look first, and that look is what was lost.
+        let only_looked = matches!(step, "resolve" | "remove");
+        assert_eq!(error.is_unknown(), !only_looked, "{step}: {error:?}");
+        proxy.heal();
+        if step == "acquire" {
+            // It was taken, and is taken back.
+            assert!(beside.lookup(Lookup { key: key.clone() }).await.unwrap().is_some());
+            assert_eq!(beside.withdraw(Withdraw { key: key.clone(), owner }).await, Ok(Withdrawn));
+            assert_eq!(beside.lookup(Lookup { key }).await, Ok(None));
+        }
+    }
+}
+
+/// Where no byte left, nothing was taken, and the answer says so.
+#[actix_rt::test]
+async fn e19_a_step_that_was_never_sent_is_refused() {
     let server = Redis::start();
     let proxy = Proxy::before(server.port());
-    let backend = open(&format!("redis://127.0.0.1:{}/0", proxy.port()), "lost:").await;
-    backend.acquire(acquire("before", OnAbandoned::Hold)).await.unwrap();
+    let backend = hurried(&format!("redis://127.0.0.1:{}/0", proxy.port())).await;
     proxy.refuse();
-    proxy.cut_answers(1);
-    let claim = acquire("k", OnAbandoned::Hold);
-    let answer = backend.acquire(claim.clone()).await;
-    assert_eq!(proxy.cuts_left(), 0);
-    assert!(answer.as_ref().is_err_and(StoreError::is_unknown), "{answer:?}");
-    // It was taken, and is taken back.
+    // A handle of another arbiter has no connection yet.
+    let unsent = backend.session().acquire(acquire("k", OnAbandoned::Hold)).await;
+    assert!(matches!(unsent, Err(StoreError::Unavailable(_))), "{unsent:?}");
+    // One that falls silent may have taken the step.
     proxy.heal();
-    assert!(backend.lookup(Lookup { key: claim.key.clone() }).await.unwrap().is_some());
-    let release = Release { key: claim.key, owner: claim.owner };
-    assert_eq!(backend.release(release).await, Ok(Released::Released));
+    proxy.swallow();
+    let silent = backend.acquire(acquire("k", OnAbandoned::Hold)).await;
+    assert!(silent.as_ref().is_err_and(StoreError::is_unknown), "{silent:?}");
 }
 
 /// A server out of memory takes no claim, and nothing is evicted for it; an outcome that it has no room for is offered again

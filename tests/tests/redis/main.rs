@@ -5,9 +5,11 @@
 
 mod failover;
 mod faults;
+mod fencing;
 mod kills;
 mod opening;
 mod values;
+mod withdrawals;
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -61,5 +63,6 @@ fn acquire(key: &str, on_abandoned: OnAbandoned) -> Acquire {
         owner: Owner::random(),
         lease: Duration::from_secs(60),
         on_abandoned,
+        past_withdrawal: None,
     }
 }

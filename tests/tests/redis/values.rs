@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use oncekey::backend::{
-    Acquired, Backend as _, Complete, Completed, Hold, List, Lookup, Release, Released, Stats, StoreError,
+    Acquired, Backend as _, Complete, Completed, Held, Hold, List, Lookup, Release, Released, Remove, Removed, Renew,
+    Renewed, StateView, Stats, StoreError, Withdraw,
 };
 use oncekey::record::{Owner, SealedOutcome};
-use oncekey::{Engine, Error, Fingerprint, Key, OnAbandoned, RunError};
+use oncekey::{Attempt, Engine, Error, FencingToken, Fingerprint, Key, OnAbandoned, RunError};
 use redis::aio::MultiplexedConnection;
 
 use super::{SERVER, acquire, fresh_prefix, open};
@@ -25,7 +26,7 @@ async fn e13_every_flipped_byte_is_an_error() {
     let engine = Engine::builder(backend.clone()).start().unwrap();
     let executions = Arc::new(AtomicUsize::new(0));
     let mut raw = raw().await;
-    for state in ["rerun", "hold", "completed", "indeterminate"] {
+    for state in ["rerun", "hold", "barred", "completed", "indeterminate"] {
         let policy = if state == "rerun" { OnAbandoned::Rerun } else { OnAbandoned::Hold };
         let claim = acquire(state, policy);
         let (key, owner) = (claim.key.clone(), claim.owner);
@@ -35,11 +36,12 @@ async fn e13_every_flipped_byte_is_an_error() {
         match state {
             "completed" => drop(backend.complete(complete.clone()).await.unwrap()),
             "indeterminate" => drop(backend.hold(Hold { key: key.clone(), owner }).await.unwrap()),
+            "barred" => drop(backend.withdraw(Withdraw { key: key.clone(), owner: Owner::random() }).await.unwrap()),
             _ => {}
         }
         let name = format!("{prefix}{}", key.as_stored());
         let intact: Vec<u8> = redis::cmd("GET").arg(&name).query_async(&mut raw).await.unwrap();
-        assert!(intact.len() >= 66);
+        assert!(intact.len() >= 74);
         for byte in 0..intact.len() {
             let mut damaged = intact.clone();
             damaged[byte] ^= 0x10;
@@ -56,7 +58,7 @@ async fn e13_every_flipped_byte_is_an_error() {
             let ran = engine.run(key.clone(), Fingerprint::of(b"asked"), work).await;
             assert!(matches!(ran, Err(RunError::Engine(Error::Store(StoreError::Corrupt(_))))), "{what}: {ran:?}");
             // The claim's own part is checked by its owner's steps as well.
-            if byte < 61 {
+            if byte < 69 {
                 let completed = backend.complete(complete.clone()).await;
                 assert!(matches!(completed, Err(StoreError::Corrupt(_))), "{what}: {completed:?}");
             }
@@ -124,30 +126,6 @@ async fn e05_what_is_to_be_held_does_not_vanish() {
     assert_eq!(ttl, -1);
 }
 
-/// A claim that its owner took back before it arrived does not arrive late: a command that lay in a paused server's or a
-/// broken connection's buffers.
-#[actix_rt::test]
-async fn e11_a_claim_that_was_taken_back_does_not_arrive_late() {
-    let backend = open(&SERVER.url(), &fresh_prefix()).await;
-    let late = acquire("k", OnAbandoned::Hold);
-    let taken_back = backend.release(Release { key: late.key.clone(), owner: late.owner }).await;
-    assert_eq!(taken_back, Ok(Released::Lost));
-    assert!(backend.acquire(late.clone()).await.is_err());
-    assert_eq!(backend.lookup(Lookup { key: late.key.clone() }).await, Ok(None));
-    assert_eq!(backend.stats(Stats).await.map(|stats| stats.in_progress), Ok(0));
-    assert_eq!(backend.list(List { after: None, limit: 10 }).await, Ok(Vec::new()));
-    // The key is free for everybody else, and it is a first attempt.
-    let other = acquire("k", OnAbandoned::Hold);
-    let claimed = backend.acquire(other.clone()).await;
-    assert!(
-        matches!(claimed, Ok(Acquired::Claimed { attempt: oncekey::Attempt::FIRST, took_over: false })),
-        "{claimed:?}"
-    );
-    let late = backend.acquire(late).await;
-    assert!(matches!(late, Ok(Acquired::InProgress { .. })), "{late:?}");
-    assert_ne!(other.owner, Owner::random());
-}
-
 /// All records of a page, in their order, though the server has none.
 #[actix_rt::test]
 async fn e14_pages_are_whole() {
@@ -163,4 +141,87 @@ async fn e14_pages_are_whole() {
         found.extend(page.into_iter().map(|view| view.key));
     }
     assert!(found.len() == 2_500 && found.is_sorted());
+}
+
+/// The end of every checksum in a value.
+fn crc32(parts: &[&[u8]]) -> [u8; 4] {
+    let mut crc = u32::MAX;
+    for byte in parts.concat() {
+        crc ^= u32::from(byte);
+        for _ in 0..8 {
+            crc = (crc >> 1) ^ if crc & 1 == 1 { 0xEDB8_8320 } else { 0 };
+        }
+    }
+    (!crc).to_be_bytes()
+}
+
+/// A value as version 1 wrote it, without a fencing token.
+fn in_version_1(key: &Key, owner: Owner, state: u8, outcome: &[u8]) -> Vec<u8> {
+    let name = key.as_stored().as_bytes();
+    let claim =
+        [&[1], owner.as_bytes().as_slice(), Fingerprint::of(b"asked").as_bytes(), &1_u64.to_be_bytes()].concat();
+    let claimed = crc32(&[name, &[0], &claim]);
+    let stated = crc32(&[name, &[0, state], owner.as_bytes(), outcome]);
+    [&claim[..], &claimed, &[state], &stated, outcome].concat()
+}
+
+/// Records that an earlier release wrote are read, and every step takes them on.
+#[actix_rt::test]
+async fn e13_a_value_of_version_1_is_read_and_taken_on() {
+    const DAY: u64 = 24 * 60 * 60 * 1_000;
+    let prefix = fresh_prefix();
+    let backend = open(&SERVER.url(), &prefix).await;
+    let mut raw = raw().await;
+    let mut put = async |name: &str, state: u8, ttl: u64| {
+        let (key, owner) = (Key::new("s", name).unwrap(), Owner::random());
+        let outcome =
+            if state == b'c' { SealedOutcome::of_value(&key, &17).unwrap().as_stored().to_vec() } else { vec![] };
+        let value = in_version_1(&key, owner, state, &outcome);
+        let mut set = redis::cmd("SET");
+        set.arg(format!("{prefix}{}", key.as_stored())).arg(value).arg("PX").arg(ttl);
+        set.exec_async(&mut raw).await.unwrap();
+        (key, owner)
+    };
+    let look = async |key: &Key| backend.lookup(Lookup { key: key.clone() }).await.unwrap();
+
+    let (key, owner) = put("claimed", b'h', 100 * 365 * DAY + 60_000).await;
+    let view = look(&key).await.unwrap();
+    assert!(matches!(view.state, StateView::InProgress { lease_left } if !lease_left.is_zero()), "{view:?}");
+    assert_eq!((view.attempt, view.token), (Attempt::FIRST, FencingToken::ZERO));
+    // It is withdrawn from in vain, held, renewed, and completed.
+    backend.withdraw(Withdraw { key: key.clone(), owner: Owner::random() }).await.unwrap();
+    assert_eq!(backend.hold(Hold { key: key.clone(), owner }).await, Ok(Held::Held));
+    assert_eq!(look(&key).await.unwrap().state, StateView::Indeterminate);
+    let lease = Duration::from_secs(60);
+    assert_eq!(backend.renew(Renew { key: key.clone(), owner, lease }).await, Ok(Renewed::Renewed));
+    assert!(matches!(look(&key).await.unwrap().state, StateView::InProgress { .. }));
+    let outcome = SealedOutcome::of_value(&key, &17).unwrap();
+    let complete = Complete { key: key.clone(), owner, outcome, retention: lease };
+    assert_eq!(backend.complete(complete.clone()).await, Ok(Completed::Stored));
+    assert_eq!(backend.complete(Complete { owner: Owner::random(), ..complete }).await, Ok(Completed::Lost));
+    let replayed = backend.acquire(acquire("claimed", OnAbandoned::Hold)).await;
+    assert!(matches!(replayed, Ok(Acquired::Completed { .. })), "{replayed:?}");
+
+    put("completed", b'c', 60_000).await;
+    let replayed = backend.acquire(acquire("completed", OnAbandoned::Hold)).await;
+    assert!(matches!(replayed, Ok(Acquired::Completed { .. })), "{replayed:?}");
+
+    let (key, owner) = put("released", b'r', DAY + 60_000).await;
+    assert_eq!(backend.release(Release { key: key.clone(), owner }).await, Ok(Released::Released));
+    assert_eq!(look(&key).await, None);
+    let (key, owner) = put("withdrawn", b'r', DAY + 60_000).await;
+    backend.withdraw(Withdraw { key: key.clone(), owner }).await.unwrap();
+    assert_eq!(look(&key).await, None);
+    let (key, _) = put("removed", b'i', DAY).await;
+    assert_eq!(backend.remove(Remove { key: key.clone() }).await, Ok(Removed::Removed));
+    let (key, _) = put("tombstone", b'w', 60_000).await;
+    assert_eq!(look(&key).await, None);
+    put("lapsed", b'r', DAY - 1).await;
+    let stats = backend.stats(Stats).await.unwrap();
+    assert_eq!((stats.in_progress, stats.completed, stats.indeterminate), (1, 2, 0));
+    for name in ["released", "withdrawn", "removed", "tombstone", "lapsed"] {
+        let claimed = backend.acquire(acquire(name, OnAbandoned::Hold)).await;
+        let Ok(Acquired::Claimed { token, took_over, .. }) = claimed else { panic!("{name}: {claimed:?}") };
+        assert!(token > FencingToken::ZERO && took_over == (name == "lapsed"), "{name}");
+    }
 }

@@ -1,0 +1,136 @@
+//! Fencing tokens, over every end that a claim can come to.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use oncekey::backend::{
+    Acquire, Acquired, Backend as _, Complete, Completed, Held, Hold, Lookup, Release, Released, Remove, Removed,
+    Renew, Renewed, Resolution, Resolve, Resolved, Withdraw, Withdrawn,
+};
+use oncekey::record::SealedOutcome;
+use oncekey::{FencingToken, OnAbandoned};
+use oncekey_backends::redis::RedisBackend;
+use tests::server::Redis;
+
+use super::{CLUSTER, SENTINEL, SERVER, acquire, fresh_prefix, open};
+
+async fn claimed(backend: &RedisBackend, message: Acquire) -> FencingToken {
+    let answer = backend.acquire(message).await;
+    let Ok(Acquired::Claimed { token, .. }) = answer else { panic!("{answer:?}") };
+    token
+}
+
+async fn tokens_rise_on(url: &str) {
+    let prefix = fresh_prefix();
+    let (one, other) = (open(url, &prefix).await, open(url, &prefix).await);
+    let mut last = FencingToken::ZERO;
+    let ends = ["release", "resolve", "remove", "withdraw", "expire", "lapse", "remove what is completed"];
+    for round in 0..3 * ends.len() {
+        let end = ends[round % ends.len()];
+        // Each arbiter has a clock of its own.
+        let (backend, beside) = if round % 2 == 0 { (&one, &other) } else { (&other, &one) };
+        let policy = if end == "lapse" { OnAbandoned::Rerun } else { OnAbandoned::Hold };
+        let claim = acquire("k", policy);
+        let (key, owner) = (claim.key.clone(), claim.owner);
+        let token = claimed(backend, claim.clone()).await;
+        assert!(token > last, "{token} after {last}, before {end}");
+        last = token;
+        // It is one claim's: a repetition and a renewal leave it.
+        assert_eq!(claimed(beside, claim).await, token);
+        let lease = if end == "lapse" { Duration::from_millis(1) } else { Duration::from_secs(60) };
+        assert_eq!(backend.renew(Renew { key: key.clone(), owner, lease }).await, Ok(Renewed::Renewed));
+        assert_eq!(beside.lookup(Lookup { key: key.clone() }).await.unwrap().map(|view| view.token), Some(token));
+        let outcome = SealedOutcome::tombstone(&key);
+        let complete = Complete { key: key.clone(), owner, outcome, retention: Duration::from_millis(250) };
+        match end {
+            "release" => {
+                assert_eq!(backend.release(Release { key: key.clone(), owner }).await, Ok(Released::Released));
+            }
+            "resolve" => {
+                assert_eq!(backend.hold(Hold { key: key.clone(), owner }).await, Ok(Held::Held));
+                let release = Resolve { key: key.clone(), attempt: None, owner: None, with: Resolution::Release };
+                assert_eq!(beside.resolve(release).await, Ok(Resolved::Resolved));
+            }
+            "withdraw" => {
+                assert_eq!(backend.withdraw(Withdraw { key: key.clone(), owner }).await, Ok(Withdrawn));
+            }
+            "lapse" => tokio::time::sleep(Duration::from_millis(5)).await,
+            "expire" => {
+                // No withdrawal is to keep this one's outcome.
+                assert_eq!(backend.release(Release { key: key.clone(), owner }).await, Ok(Released::Released));
+                let fresh = acquire("expiring", OnAbandoned::Hold);
+                let (name, owner) = (fresh.key.clone(), fresh.owner);
+                let token = claimed(backend, fresh).await;
+                let outcome = SealedOutcome::tombstone(&name);
+                let complete = Complete { key: name.clone(), owner, outcome, ..complete };
+                assert_eq!(backend.complete(complete).await, Ok(Completed::Stored));
+                while beside.lookup(Lookup { key: name.clone() }).await.unwrap().is_some() {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                let later = acquire("expiring", OnAbandoned::Hold);
+                let owner = later.owner;
+                assert!(claimed(beside, later).await > token, "after its retention");
+                assert_eq!(beside.release(Release { key: name, owner }).await, Ok(Released::Released));
+            }
+            _ => {
+                if end.ends_with("completed") {
+                    assert_eq!(backend.complete(complete).await, Ok(Completed::Stored));
+                }
+                assert_eq!(beside.remove(Remove { key: key.clone() }).await, Ok(Removed::Removed));
+            }
+        }
+        if end != "lapse" && !end.starts_with("expire") {
+            assert_eq!(beside.lookup(Lookup { key: key.clone() }).await, Ok(None), "{end}");
+            assert_eq!(beside.remove(Remove { key }).await, Ok(Removed::Absent), "{end}");
+        }
+    }
+}
+
+#[actix_rt::test]
+async fn e25_tokens_rise_on_one_server() {
+    tokens_rise_on(&SERVER.url()).await;
+}
+
+#[actix_rt::test]
+async fn e25_tokens_rise_behind_sentinels() {
+    tokens_rise_on(&SENTINEL.url()).await;
+}
+
+#[actix_rt::test]
+async fn e25_tokens_rise_in_a_cluster() {
+    tokens_rise_on(&CLUSTER.url()).await;
+}
+
+/// Takeovers at once: each winner's token is above that of the claim it replaced.
+#[actix_rt::test]
+async fn e25_tokens_rise_over_takeovers_by_many() {
+    let prefix = fresh_prefix();
+    let url = SERVER.url();
+    let backends: Vec<RedisBackend> = join_all((0..8).map(|_| open(&url, &prefix))).await;
+    let mut tokens = Vec::new();
+    for _ in 0..20 {
+        let claim = || Acquire { lease: Duration::from_millis(1), ..acquire("k", OnAbandoned::Rerun) };
+        let answers = join_all(backends.iter().map(|backend| backend.acquire(claim()))).await;
+        let mut won: Vec<(u64, FencingToken)> = answers
+            .into_iter()
+            .filter_map(|answer| match answer.unwrap() {
+                Acquired::Claimed { attempt, token, .. } => Some((attempt.get(), token)),
+                _ => None,
+            })
+            .collect();
+        won.sort();
+        tokens.extend(won);
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    assert!(tokens.len() >= 20 && tokens.is_sorted_by(|one, next| one.0 < next.0 && one.1 < next.1), "{tokens:?}");
+}
+
+/// A server that does not tell its time is no store: nobody could number claims.
+#[actix_rt::test]
+async fn e25_a_server_that_does_not_tell_its_time_is_refused() {
+    let server = Redis::start_with(&["--requirepass", "root"]);
+    let set = ["-a", "root", "acl", "setuser", "shop", "on", ">secret", "~*", "&*", "+@all", "-time"];
+    assert_eq!(server.cli(&set), "OK");
+    let refused = RedisBackend::open(&format!("redis://shop:secret@127.0.0.1:{}/0", server.port())).await.unwrap_err();
+    assert!(refused.to_string().contains("time"), "{refused}");
+}
