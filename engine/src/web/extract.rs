@@ -97,7 +97,10 @@ impl FromRequest for Transaction {
             let guard = guard_of(&request)?;
             guard.took_transaction.set(true);
             if guard.policy.get().on_abandoned.is_none() {
-                claim_anew(&guard).await?;
+                let claimed = Rc::clone(&guard);
+                let claiming = async move { claim_anew(&claimed).await }.boxed_local().shared();
+                guard.claiming.replace(Some(claiming.clone()));
+                claiming.await?;
                 guard.setup.rules.transactional.learn(&request);
             }
             Ok(Self { guard, request })
@@ -143,6 +146,7 @@ async fn claim_anew(guard: &RequestGuard) -> Result<(), ClaimNotTaken> {
 }
 
 /// The key could not be claimed anew for a transaction: the handler did not run.
+#[derive(Clone)]
 pub(super) struct ClaimNotTaken {
     status: StatusCode,
     headers: HeaderMap,

@@ -13,11 +13,12 @@ use actix_web::http::{Method, Uri, Version};
 use actix_web::test::TestRequest;
 use actix_web::{HttpMessage as _, HttpRequest, HttpResponse};
 use bytes::Bytes;
-use futures_util::FutureExt as _;
+use futures_util::future::{FutureExt as _, LocalBoxFuture, Shared};
 use tracing::{Instrument as _, debug_span};
 
 use super::body::{self, Body, Found, Watched};
 use super::disposition::{Origin, decide, origin_of, origin_of_inner_error};
+use super::extract::ClaimNotTaken;
 use super::fingerprint::whole;
 use super::recorded::RecordedResponse;
 use super::rules::{Disposition, RouteRules, Rules};
@@ -54,7 +55,12 @@ pub(super) struct RequestGuard {
     pub(super) took_transaction: Cell<bool>,
     /// Whether a transaction of the handler's was rolled back.
     pub(super) rolled_back: Cell<bool>,
+    /// The key's being claimed anew for a transaction. It is kept here as well, because another extractor that fails
+    /// drops the one that waits for it, and the key can be settled only once it is claimed.
+    pub(super) claiming: RefCell<Option<Claiming>>,
 }
+
+pub(super) type Claiming = Shared<LocalBoxFuture<'static, Result<(), ClaimNotTaken>>>;
 
 impl RequestGuard {
     pub(super) fn claim(&self) -> Ref<'_, Claim> {
@@ -153,6 +159,7 @@ impl Guard {
             for_transaction: Cell::new(for_transaction),
             took_transaction: Cell::new(false),
             rolled_back: Cell::new(false),
+            claiming: RefCell::new(None),
             setup: self,
         });
         request.set_payload(Watched::payload(body, Rc::clone(&guard)));
@@ -340,7 +347,13 @@ impl Running {
         };
         // An inner block, so that a panic in `call` itself is caught as well.
         let running = async move { service.call(request).await };
-        match AssertUnwindSafe(running).catch_unwind().instrument(span).await {
+        let answered = AssertUnwindSafe(running).catch_unwind().instrument(span).await;
+        let claiming = self.guard.claiming.take();
+        if let Some(claiming) = claiming {
+            // If it failed, its extractor has answered so.
+            let _ = claiming.await;
+        }
+        match answered {
             Ok(Ok(response)) => {
                 self.note_transaction(response.request());
                 let origin = origin_of(&response, &self.guard, self.rules());
