@@ -127,7 +127,9 @@ impl Request {
         self.headers.iter().for_each(|(name, value)| head.push_str(&format!("{name}: {value}\r\n")));
         let framed = |chunk: &str| format!("{:x}\r\n{chunk}\r\n", chunk.len());
         let body = match &self.chunks {
-            Some(chunks) => chunks.iter().map(|chunk| framed(chunk)).chain([framed("")]).collect::<String>().into_bytes(),
+            Some(chunks) => {
+                chunks.iter().map(|chunk| framed(chunk)).chain([framed("")]).collect::<String>().into_bytes()
+            }
             None => self.body.clone(),
         };
         [head.as_bytes(), b"\r\n", &body].concat()
@@ -176,7 +178,9 @@ impl Request {
     /// # Panics
     /// If the server can't be reached or its answer is no HTTP.
     pub async fn send(&self, server: SocketAddr) -> Answer {
-        self.try_send(server).await.unwrap_or_else(|error| panic!("{} {} got no answer: {error}", self.method, self.target))
+        self.try_send(server)
+            .await
+            .unwrap_or_else(|error| panic!("{} {} got no answer: {error}", self.method, self.target))
     }
 
     /// The same, where the server may be gone.

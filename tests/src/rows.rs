@@ -4,9 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use oncekey::backend::{
-    Acquire, Acquired, Backend, Changed, Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held, Hold,
-    List, Lookup, OperationFailure, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed,
-    Resolve, Resolved, Stats, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
+    Acquire, Acquired, Backend, Changed, Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held,
+    Hold, List, Lookup, OperationFailure, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew,
+    Renewed, Resolve, Resolved, Stats, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
 };
 use oncekey_backends::MemoryBackend;
 use parking_lot::Mutex;

@@ -26,7 +26,11 @@ const DRAIN_LIMIT: usize = 64 << 20;
 const COMPRESSION_LIMIT: Duration = Duration::from_secs(1);
 
 /// Reads the whole body, up to `limit` bytes and within `time`.
-pub(super) async fn read(request: &mut ServiceRequest, limit: usize, time: Duration) -> Result<Bytes, IdempotencyError> {
+pub(super) async fn read(
+    request: &mut ServiceRequest,
+    limit: usize,
+    time: Duration,
+) -> Result<Bytes, IdempotencyError> {
     let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     let mut payload = request.take_payload();
     if announced.is_some_and(|length: u64| length > limit as u64) {

@@ -136,7 +136,8 @@ fn numbers(json: &[u8]) -> impl Iterator<Item = &str> {
             match first {
                 b'"' => rest = after_string(after),
                 b'-' | b'0'..=b'9' => {
-                    let end = rest.iter().position(|byte| !matches!(byte, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E'));
+                    let end =
+                        rest.iter().position(|byte| !matches!(byte, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E'));
                     let (number, after) = rest.split_at(end.unwrap_or(rest.len()));
                     rest = after;
                     return std::str::from_utf8(number).ok();
@@ -175,7 +176,11 @@ fn decimal(number: &str) -> Option<(bool, String, i64)> {
     let exponent: i64 = exponent.parse().ok()?;
     let exponent = exponent - fraction.len() as i64 + (digits.len() - trimmed.len()) as i64;
     let significant = trimmed.trim_start_matches('0');
-    Some(if significant.is_empty() { (false, String::new(), 0) } else { (is_negative, significant.to_owned(), exponent) })
+    Some(if significant.is_empty() {
+        (false, String::new(), 0)
+    } else {
+        (is_negative, significant.to_owned(), exponent)
+    })
 }
 
 #[cfg(test)]
@@ -203,7 +208,8 @@ mod tests {
         let sorted = "{\"\\u20ac\":\"Euro Sign\",\"\\r\":\"Carriage Return\",\"\\ufb33\":\"Hebrew Letter Dalet With Dagesh\",\
                       \"1\":\"One\",\"\\ud83d\\ude00\":\"Emoji: Grinning Face\",\"\\u0080\":\"Control\",\
                       \"\\u00f6\":\"Latin Small Letter O With Diaeresis\"}";
-        let order: Vec<_> = ["Carriage Return", "One", "Control", "Latin Small", "Euro Sign", "Emoji", "Hebrew"].to_vec();
+        let order: Vec<_> =
+            ["Carriage Return", "One", "Control", "Latin Small", "Euro Sign", "Emoji", "Hebrew"].to_vec();
         let sorted = canonical(sorted).unwrap();
         let found: Vec<_> = order.iter().map(|name| sorted.find(name).unwrap()).collect();
         assert!(found.is_sorted(), "{sorted}");
@@ -269,8 +275,10 @@ mod tests {
             String::from_utf8(of(body.as_bytes(), &pointers).unwrap()).unwrap()
         };
         let body = r#"{"a": 1, "sent_at": "9:00", "meta": {"try": 2, "x/y~z": 3}, "items": [1, 2, 3]}"#;
-        assert_eq!(without(&["/sent_at", "/meta/try", "/meta/x~1y~0z", "/items/1", "/none", "/a/b", "/items/01"], body),
-            r#"{"a":1,"items":[1,3],"meta":{}}"#);
+        assert_eq!(
+            without(&["/sent_at", "/meta/try", "/meta/x~1y~0z", "/items/1", "/none", "/a/b", "/items/01"], body),
+            r#"{"a":1,"items":[1,3],"meta":{}}"#
+        );
         assert_eq!(without(&["", "a", "/a~"], r#"{"a":1}"#), r#"{"a":1}"#, "no pointers to a field");
     }
 

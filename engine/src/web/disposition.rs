@@ -171,13 +171,20 @@ pub(super) fn is_of_actix_extractors(error: &Error) -> bool {
         || is::<ReadlinesError>(error)
         || is::<ContentTypeError>(error)
         || is::<ParseError>(error)
+        // `Path` without a `PathConfig` wraps the deserializer's error alone.
+        || error.as_error::<InternalError<serde::de::value::Error>>().is_some()
         || error.as_error::<ClaimNotTaken>().is_some()
         || is_text_of_actix(error)
 }
 
-/// Two of actix-web's extractors (`String`, `Data`) fail with a text that has no type of its own.
+/// Three of actix-web's extractors (`String`, `Bytes`, `Data`) fail with a text that has no type of its own.
 fn is_text_of_actix(error: &Error) -> bool {
-    const TEXTS: [&str; 2] = ["Can not decode body", "Requested application data is not configured correctly."];
+    const TEXTS: [&str; 4] = [
+        "Can not decode body",
+        "Unexpected Content-Type",
+        "Content-Type is expected",
+        "Requested application data is not configured correctly.",
+    ];
     error.as_error::<InternalError<&'static str>>().is_some_and(|error| {
         let text = error.to_string();
         TEXTS.iter().any(|known| text.starts_with(known))

@@ -8,8 +8,8 @@ use std::rc::Rc;
 use actix_web::body::{BoxBody, MessageBody as _};
 use actix_web::dev::Payload;
 use actix_web::error::ErrorInternalServerError;
-use actix_web::http::header::{HeaderMap, HeaderName};
 use actix_web::http::StatusCode;
+use actix_web::http::header::{HeaderMap, HeaderName};
 use actix_web::{FromRequest, HttpMessage as _, HttpRequest, HttpResponse, Responder, ResponseError};
 use bytes::Bytes;
 use futures_util::future::{FutureExt as _, LocalBoxFuture};
@@ -336,8 +336,10 @@ impl Transaction {
                 // Where the claim is lost, the handler's answer is not the key's outcome: nothing of it happened.
                 let is_settled = grant.is_settled();
                 guard.grant.replace(if is_settled { GrantSlot::Gone } else { GrantSlot::Held(grant) });
-                let is_rolled_back =
-                    matches!(error, RunError::Operation(_) | RunError::Engine(Error::Panicked | Error::Unserializable(_)));
+                let is_rolled_back = matches!(
+                    error,
+                    RunError::Operation(_) | RunError::Engine(Error::Panicked | Error::Unserializable(_))
+                );
                 if is_rolled_back && !is_settled {
                     guard.rolled_back.set(true);
                 }
@@ -370,11 +372,7 @@ impl Seal {
         }
     }
 
-    fn seal<R: Responder, E>(
-        &self,
-        response: R,
-        key: &Key,
-    ) -> Result<(FirstResponse, SealedOutcome), RunError<E>> {
+    fn seal<R: Responder, E>(&self, response: R, key: &Key) -> Result<(FirstResponse, SealedOutcome), RunError<E>> {
         let unfit = |why: &str| RunError::Engine(Error::Unserializable(why.to_owned()));
         let response = response.respond_to(&self.head.clone().into_request());
         if response.error().is_some() {

@@ -257,7 +257,8 @@ mod tests {
         };
         let sha256 = "sha-256=:X48E9qOokqqrvdts8nOJRJN3OWDUoyWxBf7kbu9DBPE=:";
         assert_eq!(digest(sha256), Ok(("sha-256", 32)));
-        let sha512 = "sha-512=:YMAam51Jz/jOATT6/zvHrLVgOYTGFy1d6GJiOHTohq4yP+pgk4vf2aCsyRZOtw8MjkM7iw7yZ/WkppmM44T3qg==:";
+        let sha512 =
+            "sha-512=:YMAam51Jz/jOATT6/zvHrLVgOYTGFy1d6GJiOHTohq4yP+pgk4vf2aCsyRZOtw8MjkM7iw7yZ/WkppmM44T3qg==:";
         assert_eq!(digest(&format!("{sha256}, {sha512}")), Ok(("sha-512", 64)), "the strongest counts");
         assert_eq!(digest(&format!("unixsum=:GQU=:, {sha256}")), Ok(("sha-256", 32)));
         for bad in ["", "sha-256", "sha-256=abc", "sha-256=:AAAA:", "md5=:aa:", "sha-256=:X48E9qO", "unixsum=:GQU=:"] {

@@ -460,7 +460,8 @@ impl Running {
             Found::Whole(bytes) => {
                 let kept = &self.rules().kept_headers;
                 let recorded = RecordedResponse::capture(head.status(), head.headers(), Some(kept), bytes.clone());
-                let outcome = self.rules().sanitizer.sanitized(recorded).map(|recorded| recorded.seal(self.guard.claim().key()));
+                let outcome =
+                    self.rules().sanitizer.sanitized(recorded).map(|recorded| recorded.seal(self.guard.claim().key()));
                 (outcome, EitherBody::right(BoxBody::new(bytes)))
             }
             Found::Passing(body) => {

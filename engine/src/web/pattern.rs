@@ -53,7 +53,8 @@ pub(super) struct RulePattern {
 
 impl RulePattern {
     pub(super) fn new(written: &str) -> Self {
-        let written = if written.is_empty() || written.starts_with('/') { written.to_owned() } else { format!("/{written}") };
+        let written =
+            if written.is_empty() || written.starts_with('/') { written.to_owned() } else { format!("/{written}") };
         let nameless = nameless(&written).into_owned();
         Self { written, nameless }
     }

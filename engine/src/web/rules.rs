@@ -15,8 +15,10 @@ use actix_web::{HttpRequest, HttpResponse};
 use parking_lot::RwLock;
 
 use super::disposition::{is_of_actix_extractors, route_name};
-use super::pattern::{self, RulePattern, Routed};
-use super::{FingerprintStrategy, Idempotency, IdempotencyError, KeyStrategy, RecordedResponse, ResponseDisposition, Scope};
+use super::pattern::{self, Routed, RulePattern};
+use super::{
+    FingerprintStrategy, Idempotency, IdempotencyError, KeyStrategy, RecordedResponse, ResponseDisposition, Scope,
+};
 use crate::{CallPolicy, OnAbandoned, OnInProgress, OnStoreFailure};
 
 type DecideDisposition = dyn Fn(StatusCode, &HeaderMap) -> ResponseDisposition + Send + Sync;

@@ -170,7 +170,9 @@ impl fmt::Debug for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Source::Shared => f.write_str("Shared"),
-            Source::Header { name, absent } => f.debug_struct("Header").field("name", name).field("absent", absent).finish(),
+            Source::Header { name, absent } => {
+                f.debug_struct("Header").field("name", name).field("absent", absent).finish()
+            }
             Source::Request(_) => f.write_str("Request"),
         }
     }

@@ -57,9 +57,11 @@ pub enum SettingProblem {
 }
 
 pub(super) fn problems(rules: &Rules) -> Vec<SettingProblem> {
-    let mut found: Vec<_> = rules.scope.refreshed_header().cloned().map(SettingProblem::RefreshedScope).into_iter().collect();
+    let mut found: Vec<_> =
+        rules.scope.refreshed_header().cloned().map(SettingProblem::RefreshedScope).into_iter().collect();
     let never = |name: &&HeaderName| {
-        let probe = RecordedResponse::new(StatusCode::OK, "").header((*name).clone(), HeaderValue::from_static("probe"));
+        let probe =
+            RecordedResponse::new(StatusCode::OK, "").header((*name).clone(), HeaderValue::from_static("probe"));
         probe.headers().next().is_none()
     };
     found.extend(rules.kept_headers.iter().filter(never).cloned().map(SettingProblem::NeverKept));

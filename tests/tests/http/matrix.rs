@@ -35,9 +35,8 @@ enum From {
 }
 
 const PLACES: [From; 4] = [From::Handler, From::HandlerError, From::Extractor, From::InnerMiddleware];
-const STATUSES: [u16; 22] = [
-    200, 201, 204, 302, 400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 425, 429, 500, 501, 502, 503, 504, 599,
-];
+const STATUSES: [u16; 22] =
+    [200, 201, 204, 302, 400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 425, 429, 500, 501, 502, 503, 504, 599];
 
 /// The table of the guide.
 fn expected(place: From, in_transaction: bool, status: u16, on_abandoned: Option<OnAbandoned>) -> Second {
@@ -281,7 +280,10 @@ async fn panics(effects: web::Data<Effects>) -> HttpResponse {
     panic!("this panic is part of a test")
 }
 
-async fn panics_in_transaction(effects: web::Data<Effects>, transaction: Transaction) -> Result<HttpResponse, actix_web::Error> {
+async fn panics_in_transaction(
+    effects: web::Data<Effects>,
+    transaction: Transaction,
+) -> Result<HttpResponse, actix_web::Error> {
     charge(&effects, 200);
     let rolled_back = transaction.run(|rows: &mut Rows, _| -> Result<HttpResponse, Failed> {
         rows.0.push("never".into());
@@ -354,7 +356,11 @@ async fn h10_h20_panics_commits_and_explicit_dispositions() {
         let (first, again) = twice("/commits-a-503").await;
         assert_eq!((first.status, again.status, again.is_replay()), (503, 503, true));
         let (first, again) = twice("/panics-after-commit").await;
-        assert_eq!((first.status, again.status, again.text().as_str()), (500, 200, "17"), "what was committed is replayed");
+        assert_eq!(
+            (first.status, again.status, again.text().as_str()),
+            (500, 200, "17"),
+            "what was committed is replayed"
+        );
         assert_eq!(store.committed(), ["503", "after"]);
 
         for (how, status, second) in [

@@ -157,10 +157,9 @@ async fn h05_a_default_service_can_be_guarded_as_a_handler() {
         let guard = required(Scope::shared());
         let guard = if is_guarded { guard.guard_default_service() } else { guard };
         let runs = Runs::new(AtomicUsize::new(0));
-        let running = Running::start(move || {
-            App::new().app_data(runs.clone()).wrap(guard.clone()).default_service(web::to(pay))
-        })
-        .await;
+        let running =
+            Running::start(move || App::new().app_data(runs.clone()).wrap(guard.clone()).default_service(web::to(pay)))
+                .await;
         assert_eq!(without_key(&running, "/any", Protocol::Http1).await, if is_guarded { 400 } else { 201 });
         let request = Request::post("/any", "x").key(&new_key());
         assert_eq!(request.send(running.address).await.status, 201);
@@ -219,24 +218,24 @@ async fn h12_a_scope_is_a_header_a_closure_or_shared() {
             .service(web::resource("/header").wrap(by_header.clone()).route(web::post().to(pay)))
             .service(web::resource("/public").wrap(or_public.clone()).route(web::post().to(pay)))
             .service(web::resource("/shared").wrap(shared.clone()).route(web::post().to(pay)))
-            .service(
-                web::resource("/request").wrap(by_request.clone()).route(web::post().to(pay)).wrap_fn(
-                    |request, service| {
-                        // An authentication layer: the token of a subject changes, the subject does not.
-                        let token = request.headers().get(header::AUTHORIZATION).cloned();
-                        if let Some(subject) = token.as_ref().and_then(|token| token.to_str().ok()?.split('.').next()) {
-                            request.extensions_mut().insert(Subject(subject.to_owned()));
-                        }
-                        service.call(request)
-                    },
-                ),
-            )
+            .service(web::resource("/request").wrap(by_request.clone()).route(web::post().to(pay)).wrap_fn(
+                |request, service| {
+                    // An authentication layer: the token of a subject changes, the subject does not.
+                    let token = request.headers().get(header::AUTHORIZATION).cloned();
+                    if let Some(subject) = token.as_ref().and_then(|token| token.to_str().ok()?.split('.').next()) {
+                        request.extensions_mut().insert(Subject(subject.to_owned()));
+                    }
+                    service.call(request)
+                },
+            ))
     })
     .await;
     for protocol in PROTOCOLS {
         let key = new_key();
         let of = |path: &str, callers: &[&str]| {
-            callers.iter().fold(Request::post(path, "x").key(&key), |request, caller| request.header("X-Api-Key", caller))
+            callers
+                .iter()
+                .fold(Request::post(path, "x").key(&key), |request, caller| request.header("X-Api-Key", caller))
         };
         for path in ["/header", "/public"] {
             let alice = send(&running, of(path, &["alice"]), protocol).await;
@@ -252,8 +251,10 @@ async fn h12_a_scope_is_a_header_a_closure_or_shared() {
         let public = send(&running, of("/public", &[]), protocol).await;
         assert!(public.status == 201 && !public.is_replay());
 
-        let (one, other) =
-            (send(&running, of("/shared", &["alice"]), protocol).await, send(&running, of("/shared", &["bob"]), protocol).await);
+        let (one, other) = (
+            send(&running, of("/shared", &["alice"]), protocol).await,
+            send(&running, of("/shared", &["bob"]), protocol).await,
+        );
         assert!(!one.is_replay() && other.is_replay());
 
         let with_token = |token: &str| Request::post("/request", "x").key(&key).header("Authorization", token);
@@ -262,7 +263,10 @@ async fn h12_a_scope_is_a_header_a_closure_or_shared() {
         assert!(first.status == 201 && refreshed.is_replay(), "{refreshed:?}");
         assert!(!send(&running, with_token("bob.1"), protocol).await.is_replay());
         let nobody = send(&running, Request::post("/request", "x").key(&key), protocol).await;
-        assert_eq!((nobody.status, nobody.text().as_str(), nobody.header("x-mine")), (401, "who are you?", Some("yes")));
+        assert_eq!(
+            (nobody.status, nobody.text().as_str(), nobody.header("x-mine")),
+            (401, "who are you?", Some("yes"))
+        );
     }
     running.stop().await;
 }
@@ -285,9 +289,19 @@ async fn h22_what_no_handler_saw_uses_up_no_key() {
                     .route("/json", web::post().to(pay_json)),
             )
             .route("/json", web::post().to(pay_json))
-            .route("/form", web::post().to(async |runs: Runs, _: web::Form<Vec<(String, String)>>| pay(runs, web::Bytes::new()).await))
-            .route("/path/{n}", web::post().to(async |runs: Runs, _: web::Path<u32>| pay(runs, web::Bytes::new()).await))
-            .route("/query", web::post().to(async |runs: Runs, _: web::Query<Payment>| pay(runs, web::Bytes::new()).await))
+            .route(
+                "/form",
+                web::post()
+                    .to(async |runs: Runs, _: web::Form<Vec<(String, String)>>| pay(runs, web::Bytes::new()).await),
+            )
+            .route(
+                "/path/{n}",
+                web::post().to(async |runs: Runs, _: web::Path<u32>| pay(runs, web::Bytes::new()).await),
+            )
+            .route(
+                "/query",
+                web::post().to(async |runs: Runs, _: web::Query<Payment>| pay(runs, web::Bytes::new()).await),
+            )
             .route("/string", web::post().to(async |runs: Runs, _: String| pay(runs, web::Bytes::new()).await))
             .service(web::resource("/get-only").route(web::get().to(HttpResponse::Ok)))
             .route("/get-by-route", web::get().to(HttpResponse::Ok))
@@ -356,39 +370,37 @@ async fn h24_every_answer_passes_the_outer_middleware() {
     let guard = required(Scope::header("X-Api-Key"));
     let runs = Runs::new(AtomicUsize::new(0));
     let running = Running::start(move || {
-        App::new()
-            .app_data(runs.clone())
-            .service(
-                web::scope("")
-                    .wrap_fn(|request, service| {
-                        let refused = request.path() == "/refused";
-                        let called = (!refused).then(|| service.call(request));
-                        async move {
-                            match called {
-                                Some(called) => called.await,
-                                None => Err(actix_web::error::ErrorForbidden("not you")),
-                            }
+        App::new().app_data(runs.clone()).service(
+            web::scope("")
+                .wrap_fn(|request, service| {
+                    let refused = request.path() == "/refused";
+                    let called = (!refused).then(|| service.call(request));
+                    async move {
+                        match called {
+                            Some(called) => called.await,
+                            None => Err(actix_web::error::ErrorForbidden("not you")),
                         }
-                    })
-                    .wrap(guard.clone())
-                    // As CORS does: a header that depends on the request's own.
-                    .wrap_fn(|request, service| {
-                        let called = service.call(request);
-                        async move {
-                            let mut response = called.await?;
-                            let origin = response.request().headers().get(header::ORIGIN).cloned();
-                            let origin = origin.unwrap_or(HeaderValue::from_static("none"));
-                            let path = HeaderValue::try_from(response.request().path()).unwrap();
-                            response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-                            response.headers_mut().insert(HeaderName::from_static("x-path"), path);
-                            Ok(response)
-                        }
-                    })
-                    .wrap(DefaultHeaders::new().add(("X-Content-Type-Options", "nosniff")))
-                    .route("/pay", web::post().to(pay))
-                    .route("/refused", web::post().to(pay))
-                    .route("/panics", web::post().to(async || -> HttpResponse { panic!("this panic is part of a test") })),
-            )
+                    }
+                })
+                .wrap(guard.clone())
+                // As CORS does: a header that depends on the request's own.
+                .wrap_fn(|request, service| {
+                    let called = service.call(request);
+                    async move {
+                        let mut response = called.await?;
+                        let origin = response.request().headers().get(header::ORIGIN).cloned();
+                        let origin = origin.unwrap_or(HeaderValue::from_static("none"));
+                        let path = HeaderValue::try_from(response.request().path()).unwrap();
+                        response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+                        response.headers_mut().insert(HeaderName::from_static("x-path"), path);
+                        Ok(response)
+                    }
+                })
+                .wrap(DefaultHeaders::new().add(("X-Content-Type-Options", "nosniff")))
+                .route("/pay", web::post().to(pay))
+                .route("/refused", web::post().to(pay))
+                .route("/panics", web::post().to(async || -> HttpResponse { panic!("this panic is part of a test") })),
+        )
     })
     .await;
     for protocol in PROTOCOLS {
@@ -432,7 +444,9 @@ async fn h26_what_is_stored_is_sanitized_and_refreshed_on_replay() {
         App::new().app_data(runs.clone()).wrap(guard.clone()).route(
             "/pay",
             web::post().to(async |body: web::Bytes| {
-                HttpResponse::Created().insert_header(("X-Secret", "s3cret")).body(format!("1: {}", String::from_utf8_lossy(&body)))
+                HttpResponse::Created()
+                    .insert_header(("X-Secret", "s3cret"))
+                    .body(format!("1: {}", String::from_utf8_lossy(&body)))
             }),
         )
     })
@@ -440,13 +454,23 @@ async fn h26_what_is_stored_is_sanitized_and_refreshed_on_replay() {
     for protocol in PROTOCOLS {
         let request = Request::post("/pay", "card").key(&new_key());
         let first = send(&running, request.clone(), protocol).await;
-        assert_eq!((first.text().as_str(), first.header("x-secret"), first.header("x-fresh")), ("1: card", Some("s3cret"), None));
+        assert_eq!(
+            (first.text().as_str(), first.header("x-secret"), first.header("x-fresh")),
+            ("1: card", Some("s3cret"), None)
+        );
         let again = send(&running, request, protocol).await;
-        assert_eq!((again.text().as_str(), again.header("x-secret"), again.header("x-fresh")), ("redacted", None, Some("/pay")));
+        assert_eq!(
+            (again.text().as_str(), again.header("x-secret"), again.header("x-fresh")),
+            ("redacted", None, Some("/pay"))
+        );
 
         let request = Request::post("/pay", "panic").key(&new_key());
         assert_eq!(send(&running, request.clone(), protocol).await.text(), "1: panic");
-        assert_eq!(send(&running, request, protocol).await.problem(), "outcome-not-kept", "what was to go is not stored");
+        assert_eq!(
+            send(&running, request, protocol).await.problem(),
+            "outcome-not-kept",
+            "what was to go is not stored"
+        );
     }
     running.stop().await;
 }
@@ -454,11 +478,11 @@ async fn h26_what_is_stored_is_sanitized_and_refreshed_on_replay() {
 #[actix_rt::test]
 async fn h14_a_compressed_response_is_kept_and_a_stream_is_not() {
     let guard = required(Scope::shared()).response_limit(10_000).route("/tight", |rules| rules.response_limit(20));
-    let go = web::Data::new(tokio::sync::Notify::new());
-    let told = go.clone();
+    let gate = web::Data::new(Gate::default());
+    let ours = gate.clone();
     let running = Running::start(move || {
         App::new()
-            .app_data(go.clone())
+            .app_data(gate.clone())
             .wrap(Compress::default())
             .wrap(guard.clone())
             .route("/small", web::post().to(async || "small"))
@@ -491,6 +515,7 @@ async fn h14_a_compressed_response_is_kept_and_a_stream_is_not() {
                 let (request, address) = (request.clone().by(protocol), running.address);
                 actix_rt::spawn(async move { request.send(address).await })
             };
+            ours.began.notified().await;
             let again = loop {
                 let answer = send(&running, request.clone(), protocol).await;
                 if answer.problem() != "in-progress" {
@@ -498,7 +523,7 @@ async fn h14_a_compressed_response_is_kept_and_a_stream_is_not() {
                 }
             };
             assert_eq!(again.problem(), "outcome-not-kept", "{encoding}: while the first caller still reads");
-            told.notify_one();
+            ours.go.notify_one();
             let first = first.await.unwrap();
             assert_eq!(first.status, 200);
             if encoding == "identity" {
@@ -509,9 +534,16 @@ async fn h14_a_compressed_response_is_kept_and_a_stream_is_not() {
     running.stop().await;
 }
 
-async fn stream(go: web::Data<tokio::sync::Notify>) -> HttpResponse {
+#[derive(Default)]
+struct Gate {
+    began: tokio::sync::Notify,
+    go: tokio::sync::Notify,
+}
+
+async fn stream(gate: web::Data<Gate>) -> HttpResponse {
+    gate.began.notify_one();
     let last = async move {
-        go.notified().await;
+        gate.go.notified().await;
         Ok::<_, std::io::Error>(web::Bytes::from_static(b"last"))
     };
     let first = futures_util::stream::iter([Ok(web::Bytes::from_static(b"first, "))]);

@@ -63,19 +63,24 @@ async fn h23_the_same_json_written_differently_is_a_retry() {
     for protocol in PROTOCOLS {
         let key = new_key();
         let send = async |path: &str, media_type: &str, body: &str| {
-            Request::post(path, body).header("Content-Type", media_type).key(&key).by(protocol).send(running.address).await
+            Request::post(path, body)
+                .header("Content-Type", media_type)
+                .key(&key)
+                .by(protocol)
+                .send(running.address)
+                .await
         };
         let json = "application/json";
         let first = send("/json", json, r#"{"amount": 100, "to": "ada", "sent_at": "9:00"}"#).await;
         assert_eq!(first.status, 201);
-        for same in [
-            r#"{"to":"ada","sent_at":"9:05","amount":1e2}"#,
-            "{\n\"to\" : \"\\u0061da\", \"amount\": 100.0\n}",
-        ] {
+        for same in [r#"{"to":"ada","sent_at":"9:05","amount":1e2}"#, "{\n\"to\" : \"\\u0061da\", \"amount\": 100.0\n}"]
+        {
             let again = send("/json", json, same).await;
             assert!(again.is_replay() && again.body == first.body, "{same}: {again:?}");
         }
-        for other in [r#"{"amount": 101, "to": "ada"}"#, r#"{"amount": "100", "to": "ada"}"#, r#"{"amount": 100}"#, "no json"] {
+        for other in
+            [r#"{"amount": 101, "to": "ada"}"#, r#"{"amount": "100", "to": "ada"}"#, r#"{"amount": 100}"#, "no json"]
+        {
             assert_eq!(send("/json", json, other).await.problem(), "mismatch", "{other}");
         }
         assert_eq!(send("/json", "text/json", r#"{"amount": 100, "to": "ada"}"#).await.problem(), "mismatch");
@@ -131,7 +136,8 @@ async fn h13_a_body_that_does_not_arrive_is_408() {
     let runs = Runs::new(AtomicUsize::new(0));
     let running = start(runs.clone()).await;
     let mut stream = TcpStream::connect(running.address).await.unwrap();
-    let head = format!("POST /bytes HTTP/1.1\r\nHost: shop\r\nContent-Length: 10\r\nIdempotency-Key: {}\r\n\r\n", new_key());
+    let head =
+        format!("POST /bytes HTTP/1.1\r\nHost: shop\r\nContent-Length: 10\r\nIdempotency-Key: {}\r\n\r\n", new_key());
     stream.write_all(head.as_bytes()).await.unwrap();
     stream.write_all(b"half").await.unwrap();
     let answer = read_answer(&mut stream).await.unwrap();

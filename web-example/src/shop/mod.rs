@@ -42,7 +42,9 @@ pub(crate) fn routes(config: &mut web::ServiceConfig) {
         .service(resource("/orders/{id}", "GET").route(web::get().to(orders::get)))
         .service(resource("/mails", "GET").route(web::get().to(mails::list)))
         .service(
-            resource("/payments", "GET, POST").route(web::post().to(payments::pay)).route(web::get().to(payments::list)),
+            resource("/payments", "GET, POST")
+                .route(web::post().to(payments::pay))
+                .route(web::get().to(payments::list)),
         )
         .service(resource("/echo", "POST").route(web::post().to(echo::echo)));
 }

@@ -128,7 +128,8 @@ pub(super) async fn pay(shop: web::Data<Shop>, payment: web::Json<Payment>) -> R
     let payment = payment.into_inner();
     let is_reference = (1..=MAX_REFERENCE).contains(&payment.reference.chars().count());
     if payment.amount < 1 || payment.currency.len() != 3 || !is_reference {
-        let detail = "it needs an amount of at least 1, a currency of three letters, and a reference of 1 to 255 characters";
+        let detail =
+            "it needs an amount of at least 1, a currency of three letters, and a reference of 1 to 255 characters";
         return Ok(problem(StatusCode::BAD_REQUEST, "Not a payment", &detail));
     }
     let Some(provider) = provider_for(&payment.card) else {
