@@ -109,3 +109,71 @@ pub(super) fn report_once(text: &str) {
         tracing::warn!(target: "oncekey", "{text}");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use actix_web::HttpResponse;
+    use actix_web::http::header;
+
+    use super::super::pattern::RulePattern;
+    use super::super::{Idempotency, KeyStrategy, Scope};
+    use super::*;
+
+    fn rules(scope: Scope) -> Rules {
+        Rules::new(scope, Arc::new(|_| HttpResponse::Ok().finish()))
+    }
+
+    #[test]
+    fn the_default_settings_can_work() {
+        assert_eq!(problems(&rules(Scope::header("X-Api-Key"))), []);
+        assert_eq!(problems(&rules(Scope::shared())), []);
+    }
+
+    #[test]
+    fn each_setting_that_cannot_work_is_found() {
+        let mut bad = rules(Scope::header("Authorization"));
+        bad.kept_headers.push(header::SET_COOKIE);
+        bad.everywhere = RouteRules::default().methods([Method::GET, Method::POST]);
+        let route = |pattern: &str, rules: RouteRules| (RulePattern::new(pattern), rules);
+        bad.routes = vec![
+            route("/a/{id}", RouteRules::default().methods([])),
+            route("/a/{other}", RouteRules::default().request_limit(0).response_limit(0)),
+            route(
+                "/b",
+                RouteRules::default().key(KeyStrategy::BodyHash).fingerprint(FingerprintStrategy::ContentDigest),
+            ),
+            route(
+                "/c",
+                RouteRules::default()
+                    .fingerprint(FingerprintStrategy::canonical_json(["/fine", "bad"]))
+                    .request_timeout(Duration::ZERO),
+            ),
+        ];
+        let found: Vec<_> = problems(&bad).iter().map(|problem| format!("{problem:?}")).collect();
+        let expected = [
+            "RefreshedScope",
+            "NeverKept",
+            "SafeMethod(\"all routes\", GET)",
+            "NoMethods(\"route(/a/{id})\")",
+            "RuleTwice(\"/a/{other}\")",
+            "ZeroLimit(\"route(/a/{other})\", \"request_limit\")",
+            "ZeroLimit(\"route(/a/{other})\", \"response_limit\")",
+            "BodyIsRead(\"route(/b)\")",
+            "BadPointer(\"route(/c)\", \"bad\")",
+            "ZeroLimit(\"route(/c)\", \"request_timeout\")",
+        ];
+        assert_eq!(found.len(), expected.len(), "{found:#?}");
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(found.starts_with(expected), "{found}, not {expected}");
+        }
+    }
+
+    #[test]
+    fn a_guard_is_built_once_and_sent_to_each_worker() {
+        fn is_for_all_workers<T: Clone + Send + Sync + 'static>() {}
+        is_for_all_workers::<Idempotency>();
+    }
+}
