@@ -3,6 +3,14 @@
 #[doc = include_str!("../guide/guarantees.md")]
 pub mod guarantees {}
 
+#[cfg(feature = "web")]
+#[doc = include_str!("../guide/answers.md")]
+pub mod answers {}
+
+#[cfg(feature = "web")]
+#[doc = include_str!("../guide/http.md")]
+pub mod http {}
+
 #[doc = include_str!("../guide/choosing_a_store.md")]
 pub mod choosing_a_store {}
 

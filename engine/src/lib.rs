@@ -7,7 +7,7 @@
 //!
 //! ```no_run
 //! use actix_web::{App, HttpResponse, HttpServer, web};
-//! use oncekey::{Engine, web::Idempotency};
+//! use oncekey::{Engine, web::{Idempotency, Scope}};
 //! use oncekey_backends::SqliteBackend;
 //!
 //! async fn create_order() -> HttpResponse {
@@ -16,9 +16,10 @@
 //!
 //! # #[actix_web::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let engine = Engine::builder(SqliteBackend::open("keys.db")?).start()?;
+//! let guard = Idempotency::new(engine, Scope::header("X-Api-Key")).required();
 //! HttpServer::new(move || {
 //!     App::new()
-//!         .wrap(Idempotency::new(engine.clone()).required().scope_by_header("X-Api-Key", "public"))
+//!         .wrap(guard.clone())
 //!         .route("/orders", web::post().to(create_order))
 //! })
 //! .bind(("127.0.0.1", 8080))?
@@ -65,6 +66,8 @@
 //! - [`guide::guarantees`]: what is promised under which failure, and what is not.
 //! - [`guide::choosing_a_store`]: memory, SQLite, or your own.
 //! - [`web`]: the middleware, and what it answers.
+//! - [`guide::answers`]: what a handler's answer means for its key.
+//! - [`guide::http`]: the order of middleware, CORS, uploads, tests, and upgrading.
 //! - [`guide::jobs_and_threads`]: without HTTP.
 //! - [`guide::security`] and [`at_rest`]: who sees what, hashed keys, encrypted outcomes.
 //! - [`guide::consumers`]: messages from a broker, each with its effect once.

@@ -1,4 +1,5 @@
-//! A plain HTTP/1.1 client on one connection, which sends exactly what it is told and can leave at any moment.
+//! A plain HTTP client on one connection, which sends exactly what it is told and can leave at any moment: HTTP/1.1, or
+//! HTTP/2 by prior knowledge.
 
 use std::io;
 use std::net::SocketAddr;
@@ -58,19 +59,32 @@ impl Answer {
     }
 }
 
+/// The version of HTTP that a request is sent by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 without TLS, by prior knowledge.
+    Http2,
+}
+
 /// A request to be sent.
 #[derive(Debug, Clone)]
 pub struct Request {
-    head: String,
+    method: String,
+    target: String,
+    headers: Vec<(String, String)>,
     body: Vec<u8>,
+    /// The pieces of a body whose length is not announced.
+    chunks: Option<Vec<String>>,
+    protocol: Protocol,
 }
 
 impl Request {
     /// A request with a body.
     pub fn new(method: &str, target: &str, body: impl Into<Vec<u8>>) -> Self {
-        let body = body.into();
-        let head = format!("{method} {target} HTTP/1.1\r\nHost: shop\r\nContent-Length: {}\r\n", body.len());
-        Self { head, body }
+        let (method, target) = (method.to_owned(), target.to_owned());
+        Self { method, target, headers: Vec::new(), body: body.into(), chunks: None, protocol: Protocol::Http1 }
     }
 
     /// A POST.
@@ -80,16 +94,14 @@ impl Request {
 
     /// A POST whose body comes in chunks, its length not announced.
     pub fn post_in_chunks(target: &str, chunks: &[&str]) -> Self {
-        let head = format!("POST {target} HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n");
-        let framed = |chunk: &str| format!("{:x}\r\n{chunk}\r\n", chunk.len());
-        let body: String = chunks.iter().map(|chunk| framed(chunk)).chain([framed("")]).collect();
-        Self { head, body: body.into_bytes() }
+        let chunks = chunks.iter().map(|&chunk| chunk.to_owned()).collect();
+        Self { chunks: Some(chunks), ..Self::new("POST", target, "") }
     }
 
     /// Adds a header, as it is.
     #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Self {
-        self.head.push_str(&format!("{name}: {value}\r\n"));
+        self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -99,8 +111,66 @@ impl Request {
         self.header("Idempotency-Key", key)
     }
 
+    /// Sends it by another version of HTTP; 1.1 unless this says otherwise.
+    #[must_use]
+    pub fn by(mut self, protocol: Protocol) -> Self {
+        self.protocol = protocol;
+        self
+    }
+
     fn bytes(&self) -> Vec<u8> {
-        [self.head.as_bytes(), b"\r\n", &self.body].concat()
+        let mut head = format!("{} {} HTTP/1.1\r\nHost: shop\r\n", self.method, self.target);
+        match self.chunks {
+            Some(_) => head.push_str("Transfer-Encoding: chunked\r\n"),
+            None => head.push_str(&format!("Content-Length: {}\r\n", self.body.len())),
+        }
+        self.headers.iter().for_each(|(name, value)| head.push_str(&format!("{name}: {value}\r\n")));
+        let framed = |chunk: &str| format!("{:x}\r\n{chunk}\r\n", chunk.len());
+        let body = match &self.chunks {
+            Some(chunks) => {
+                chunks.iter().map(|chunk| framed(chunk)).chain([framed("")]).collect::<String>().into_bytes()
+            }
+            None => self.body.clone(),
+        };
+        [head.as_bytes(), b"\r\n", &body].concat()
+    }
+
+    async fn try_send_by_http2(&self, server: SocketAddr) -> io::Result<Answer> {
+        let stream = TcpStream::connect(server).await?;
+        let (client, connection) = h2::client::handshake(stream).await.map_err(io::Error::other)?;
+        let exchange = async {
+            let mut client = client.ready().await.map_err(io::Error::other)?;
+            let uri = format!("http://shop{}", self.target);
+            let mut request = http::Request::builder().method(self.method.as_str()).uri(uri);
+            for (name, value) in &self.headers {
+                let value = http::HeaderValue::from_bytes(value.as_bytes()).map_err(io::Error::other)?;
+                request = request.header(name.as_str(), value);
+            }
+            if self.chunks.is_none() {
+                request = request.header("content-length", self.body.len());
+            }
+            let request = request.body(()).map_err(io::Error::other)?;
+            let (response, mut sending) = client.send_request(request, false).map_err(io::Error::other)?;
+            let body = self.chunks.as_ref().map_or_else(|| self.body.clone(), |chunks| chunks.concat().into_bytes());
+            // The server may answer, and close the stream, before it has read the whole body.
+            let _ = sending.send_data(body.into(), true);
+            let response = response.await.map_err(io::Error::other)?;
+            let (head, mut body) = response.into_parts();
+            let headers = head.headers.iter().map(|(name, value)| {
+                (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
+            });
+            let mut answer = Answer { status: head.status.as_u16(), headers: headers.collect(), body: Vec::new() };
+            while let Some(chunk) = body.data().await {
+                let chunk = chunk.map_err(io::Error::other)?;
+                let _ = body.flow_control().release_capacity(chunk.len());
+                answer.body.extend_from_slice(&chunk);
+            }
+            Ok(answer)
+        };
+        tokio::select! {
+            answer = exchange => answer,
+            ended = connection => Err(io::Error::other(format!("the connection ended: {ended:?}"))),
+        }
     }
 
     /// Sends it on a connection of its own and reads the answer.
@@ -108,7 +178,9 @@ impl Request {
     /// # Panics
     /// If the server can't be reached or its answer is no HTTP.
     pub async fn send(&self, server: SocketAddr) -> Answer {
-        self.try_send(server).await.unwrap_or_else(|error| panic!("{} got no answer: {error}", self.head))
+        self.try_send(server)
+            .await
+            .unwrap_or_else(|error| panic!("{} {} got no answer: {error}", self.method, self.target))
     }
 
     /// The same, where the server may be gone.
@@ -116,6 +188,9 @@ impl Request {
     /// # Errors
     /// What the connection failed with.
     pub async fn try_send(&self, server: SocketAddr) -> io::Result<Answer> {
+        if self.protocol == Protocol::Http2 {
+            return self.try_send_by_http2(server).await;
+        }
         let mut stream = TcpStream::connect(server).await?;
         stream.write_all(&self.bytes()).await?;
         read_answer(&mut stream).await
@@ -140,7 +215,11 @@ impl Request {
     }
 }
 
-async fn read_answer(stream: &mut TcpStream) -> io::Result<Answer> {
+/// Reads an HTTP/1.1 answer.
+///
+/// # Errors
+/// What the connection failed with.
+pub async fn read_answer(stream: &mut TcpStream) -> io::Result<Answer> {
     let mut bytes = Vec::new();
     let head_len = loop {
         if let Some(at) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {

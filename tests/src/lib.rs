@@ -9,6 +9,7 @@ pub mod model;
 pub mod nemesis;
 pub mod process;
 pub mod proxy;
+pub mod rows;
 pub mod server;
 pub mod shop;
 #[cfg(feature = "simulation")]

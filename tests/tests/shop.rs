@@ -48,6 +48,7 @@ fn e13_a_bad_store_is_one_clear_line_and_exit_code_2() {
         ("sqlite:", "path"),
         ("sqlite:folder", "folder"),
         ("sqlite:missing/keys.db", "missing"),
+        ("sqlite:keys.db?mode=ro", "?"),
         ("sqlite:text.db", "text.db"),
         ("postgres://user:secret@127.0.0.1:1/db", "PostgreSQL"),
         ("postgres://user:secret@[/db", "PostgreSQL"),
@@ -64,6 +65,111 @@ fn e13_a_bad_store_is_one_clear_line_and_exit_code_2() {
     }
     let (told, code) = start_badly(folder.path(), &["--store=memory:", "--lease=0s"]);
     assert!(code == Some(2) && told.contains("lease"), "{told}");
+}
+
+/// At once: a pool would try for ten seconds.
+#[test]
+fn e13_a_shop_database_that_can_not_be_opened_is_one_clear_line() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("folder")).unwrap();
+    std::fs::write(folder.path().join("text.db"), "no database ".repeat(1_000)).unwrap();
+    for file in ["folder", "missing/shop.db", "/proc/shop.db", "text.db"] {
+        let began = std::time::Instant::now();
+        let mut command = command(folder.path(), &["--store=memory:", "--shop-db", file]);
+        let ended = command.env("RUST_LOG", "info").output().unwrap();
+        let told = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!((ended.status.code(), told.lines().count()), (Some(2), 1), "{file}: {told}");
+        assert!(told.contains(file) && !told.contains("retry"), "{file}: {told}");
+        assert!(began.elapsed() < std::time::Duration::from_secs(5), "{file}: {:?}", began.elapsed());
+    }
+    assert!(!folder.path().join("keys.db?mode=ro").exists());
+}
+
+#[actix_rt::test]
+async fn h22_h24_the_shop_answers_with_problems_and_headers() {
+    let folder = tempfile::tempdir().unwrap();
+    let shop = Shop::open(folder.path(), &["--store=memory:"]);
+    let json = |path: &str, body: &str| Request::post(path, body).header("Content-Type", "application/json").key("k");
+    for (request, status, allow) in [
+        (Request::new("GET", "/healthz", ""), 200, None),
+        (Request::new("GET", "/readyz", ""), 200, None),
+        (Request::new("DELETE", "/orders", ""), 405, Some("GET, POST")),
+        (Request::post("/orders/1", "").key("k"), 405, Some("GET")),
+        (Request::new("GET", "/echo", ""), 405, Some("POST")),
+        (Request::post("/echo", "{}").header("Content-Type", "text/plain"), 415, None),
+        (json("/payments", "{"), 400, None),
+        (Request::new("GET", "/orders/none", ""), 400, None),
+        (Request::new("GET", "/mails?order=none", ""), 400, None),
+        (Request::new("GET", "/nowhere", ""), 404, None),
+        (Request::post("/nowhere", ""), 404, None),
+    ] {
+        let answer = request.send(shop.address).await;
+        assert_eq!((answer.status, answer.header("allow")), (status, allow), "{request:?}: {answer:?}");
+        assert_eq!(answer.header("x-content-type-options"), Some("nosniff"), "{request:?}");
+        if status >= 400 {
+            assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{request:?}: {answer:?}");
+            let problem: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+            assert_eq!(problem["status"], status, "{request:?}");
+        }
+    }
+    let health: serde_json::Value =
+        serde_json::from_slice(&Request::new("GET", "/healthz", "").send(shop.address).await.body).unwrap();
+    assert_eq!(health["contract"], 2);
+    // None of these used the key up.
+    assert_eq!(payment("tok_visa", "r", "k").send(shop.address).await.status, 201);
+}
+
+#[actix_rt::test]
+async fn h08_h10_cards_that_fail_charge_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let shops = [(); 2].map(|()| Shop::open(folder.path(), &["--store=sqlite:keys.db"]));
+    for (card, first, second, charges) in [
+        ("tok_panic", 500, 409, 0),
+        ("tok_crash", 500, 409, 1),
+        ("tok_timeout", 504, 409, 1),
+        ("tok_unsure", 504, 409, 1),
+        ("tok_limited", 429, 201, 1),
+        ("tok_gateway_down", 503, 503, 0),
+    ] {
+        let request = payment(card, card, card);
+        let (one, other) = (request.send(shops[0].address).await, request.send(shops[1].address).await);
+        assert_eq!((one.status, other.status), (first, second), "{card}");
+        if second == 409 {
+            assert_eq!(other.problem(), "indeterminate", "{card}");
+        }
+        assert_eq!(count(&shops[0], &format!("/payments?reference={card}")).await, charges, "{card}");
+    }
+}
+
+#[actix_rt::test]
+async fn e16_the_shop_is_not_ready_before_it_drains() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut shop = Shop::open(folder.path(), &[]);
+    let address = shop.address;
+    let ready = Request::new("GET", "/readyz", "");
+    assert_eq!(ready.send(address).await.status, 200);
+    let paying = actix_rt::spawn(async move { payment("tok_slow", "r", "k").send(address).await });
+    until_claimed(&shop, 1).await;
+    shop.process.terminate();
+    // While the payment is in flight, it still answers.
+    while ready.send(address).await.status == 200 {}
+    let answer = ready.send(address).await;
+    assert_eq!((answer.status, answer.header("content-type")), (503, Some("application/problem+json")));
+    assert_eq!(paying.await.unwrap().status, 201);
+    assert_eq!(actix_web::rt::task::spawn_blocking(move || shop.process.exit_code()).await.unwrap(), Some(0));
+}
+
+#[actix_rt::test]
+async fn a_log_that_is_no_terminal_has_no_color_codes() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = std::fs::File::create(folder.path().join("log")).unwrap();
+    let mut command = command(folder.path(), &["--store=memory:"]);
+    let mut shop = Process::start(command.env("RUST_LOG", "debug").stderr(log));
+    let url = shop.expect("The shop is open: http://");
+    let address = url.trim_end_matches('/').parse().unwrap();
+    assert_eq!(payment("tok_panic", "r", "k").send(address).await.status, 500);
+    let told = std::fs::read(folder.path().join("log")).unwrap();
+    assert!(!told.is_empty() && !told.contains(&0x1b), "{}", String::from_utf8_lossy(&told));
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod server;
 mod shop;
 mod store;
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -21,7 +22,9 @@ use server::StartError;
 async fn main() -> ExitCode {
     let options = Options::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A log file is not a terminal: it gets no color codes.
+    log.with_ansi(std::io::stderr().is_terminal()).init();
     match start(options).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,14 +1,17 @@
 //! The HTTP server: its routes, its guard, its start and its end.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix_web::dev::ServerHandle;
-use actix_web::http::StatusCode;
-use actix_web::{App, HttpResponse, HttpServer, middleware, web};
+use actix_web::error::{InternalError, JsonPayloadError};
+use actix_web::http::{StatusCode, header};
+use actix_web::{App, HttpResponse, HttpServer, Resource, middleware, web};
 use metrics_exporter_prometheus::{BuildError, PrometheusHandle};
 use oncekey::consumer::redis_streams::redis::{self, RedisError};
-use oncekey::web::{Idempotency, RouteRules};
-use oncekey::{Engine, Key, OnAbandoned};
+use oncekey::web::{Idempotency, RouteRules, Scope};
+use oncekey::{Engine, Key};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
@@ -51,32 +54,46 @@ pub(crate) async fn serve(
     let (engine, metrics) = (store.engine.clone(), web::Data::new(metrics));
     let (shop, data) = (web::Data::new(shop), web::Data::new(store.clone()));
     actix_web::rt::spawn(shop::relay_mails(shop.clone(), engine.clone(), mail_stream(options)?));
-    let abandoned = options.on_abandoned;
-    let is_shared = store.is_shared;
+    // One guard for all workers. Orders in the store's transaction rerun after a crash by themselves: they take a
+    // `Transaction`.
+    let guard = Idempotency::new(engine, Scope::header_or("X-Api-Key", "public"))
+        .required()
+        .route("/echo", RouteRules::optional);
+    let ready = web::Data::from(Arc::new(Ready(AtomicBool::new(true))));
+    let until_drained = ready.clone();
     let server = HttpServer::new(move || {
-        // An order in the store's transaction commits nothing before its outcome: after a crash it may simply run again.
-        let orders = move |rules: RouteRules| match abandoned {
-            None if is_shared => rules.on_abandoned(OnAbandoned::Rerun),
-            _ => rules,
-        };
-        let guard = Idempotency::new(engine.clone())
-            .required()
-            .scope_by_header("X-Api-Key", "public")
-            .route("/orders", orders)
-            .route("/echo", RouteRules::optional);
         App::new()
             .app_data(data.clone())
             .app_data(shop.clone())
             .app_data(metrics.clone())
+            .app_data(ready.clone())
             .app_data(web::JsonConfig::default().error_handler(|error, _| {
-                let told = problem(StatusCode::BAD_REQUEST, "The body is not the JSON that this route takes", &error);
-                actix_web::error::InternalError::from_response(error, told).into()
+                let status = match &error {
+                    JsonPayloadError::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                    JsonPayloadError::Overflow { .. } | JsonPayloadError::OverflowKnownLength { .. } => {
+                        StatusCode::PAYLOAD_TOO_LARGE
+                    }
+                    _ => StatusCode::BAD_REQUEST,
+                };
+                let told = problem(status, "The body is not the JSON that this route takes", &error);
+                InternalError::from_response(error, told).into()
             }))
-            .wrap(guard)
+            .app_data(web::PathConfig::default().error_handler(|error, _| {
+                let told = problem(StatusCode::BAD_REQUEST, "The path is not one that this route takes", &error);
+                InternalError::from_response(error, told).into()
+            }))
+            .app_data(web::QueryConfig::default().error_handler(|error, _| {
+                let told = problem(StatusCode::BAD_REQUEST, "The query is not one that this route takes", &error);
+                InternalError::from_response(error, told).into()
+            }))
+            // The last is the outermost: each answer of the guard passes the headers.
+            .wrap(guard.clone())
             .wrap(middleware::NormalizePath::trim())
-            .route("/", web::get().to(page::page))
-            .route("/healthz", web::get().to(healthz))
-            .route("/metrics", web::get().to(prometheus))
+            .wrap(middleware::DefaultHeaders::new().add((header::X_CONTENT_TYPE_OPTIONS, "nosniff")))
+            .service(resource("/", "GET").route(web::get().to(page::page)))
+            .service(resource("/healthz", "GET").route(web::get().to(healthz)))
+            .service(resource("/readyz", "GET").route(web::get().to(readyz)))
+            .service(resource("/metrics", "GET").route(web::get().to(prometheus)))
             .configure(shop::routes)
             .default_service(web::to(|| async {
                 problem(StatusCode::NOT_FOUND, "There is nothing here", &"look at / for what there is")
@@ -95,8 +112,17 @@ pub(crate) async fn serve(
     let address = server.addrs().first().copied().unwrap_or(options.bind);
     greet(address, &store.name);
     let server = server.run();
-    actix_web::rt::spawn(end_on_signal(store.engine, server.handle()));
+    actix_web::rt::spawn(end_on_signal(until_drained, store.engine, server.handle()));
     server.await.map_err(StartError::Server)
+}
+
+/// A resource that answers 405 to the methods that it has no route for.
+pub(crate) fn resource(path: &str, allow: &'static str) -> Resource {
+    web::resource(path).default_service(web::to(move || async move {
+        let mut told = problem(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed", &format!("this takes {allow}"));
+        told.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static(allow));
+        told
+    }))
 }
 
 #[expect(clippy::print_stdout, reason = "whoever starts it reads this")]
@@ -136,13 +162,15 @@ fn greet_worker() {
 }
 
 /// The first signal drains: no new claims, and those in flight finish. The second ends at once.
-async fn end_on_signal(engine: Engine, server: ServerHandle) {
+async fn end_on_signal(ready: web::Data<Ready>, engine: Engine, server: ServerHandle) {
     let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         return warn!("signals can't be handled: the process ends without draining");
     };
     let mut told = async || tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () };
     told().await;
+    // Before the drain, so that a load balancer sends new requests elsewhere.
+    ready.0.store(false, Ordering::Release);
     info!("ending: requests in flight may finish; once more ends at once");
     tokio::select! {
         shutdown = engine.shutdown(SHUTDOWN_LIMIT) => {
@@ -171,14 +199,25 @@ async fn healthz(store: web::Data<Store>) -> HttpResponse {
         store.engine.lookup(&probe).await.ok()
     };
     let answers = tokio::time::timeout(Duration::from_secs(1), answers).await.ok().flatten().is_some();
-    HttpResponse::Ok().json(json!({"status": "up", "store": if answers { "up" } else { "down" }}))
+    HttpResponse::Ok().json(json!({"status": "up", "store": if answers { "up" } else { "down" }, "contract": 2}))
+}
+
+/// Whether the shop takes new requests: until it is told to end.
+#[derive(Debug)]
+struct Ready(AtomicBool);
+
+async fn readyz(ready: web::Data<Ready>) -> HttpResponse {
+    if ready.0.load(Ordering::Acquire) {
+        return HttpResponse::Ok().json(json!({"status": "ready"}));
+    }
+    problem(StatusCode::SERVICE_UNAVAILABLE, "Not ready", &"the shop is ending: send requests elsewhere")
 }
 
 async fn prometheus(metrics: web::Data<PrometheusHandle>) -> HttpResponse {
     HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(metrics.render())
 }
 
-/// A refusal of the shop's own, in the form of RFC 9457.
+/// A problem of the shop's own, in the form of RFC 9457.
 pub(crate) fn problem(status: StatusCode, title: &str, detail: &dyn std::fmt::Display) -> HttpResponse {
     HttpResponse::build(status).content_type("application/problem+json").body(
         json!({"type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail.to_string()})

@@ -52,6 +52,8 @@ pub(crate) enum StoreError {
     UnknownScheme,
     #[error("--store sqlite: needs a path, as in sqlite:oncekey.db")]
     NoPath,
+    #[error("--store sqlite: takes a path alone; what follows the ? would be a part of the file's name, not a setting")]
+    SqliteWithQuery,
     #[error("--store memory: takes nothing behind the colon")]
     MemoryWithPath,
     #[error("--store can't be opened: {0}")]
@@ -82,6 +84,7 @@ fn parse(url: &str) -> Result<Named, StoreError> {
         "memory" if rest.is_empty() => Ok(Named::Memory),
         "memory" => Err(StoreError::MemoryWithPath),
         "sqlite" if rest.is_empty() || rest == "//" => Err(StoreError::NoPath),
+        "sqlite" if rest.contains('?') => Err(StoreError::SqliteWithQuery),
         // Both `sqlite:keys.db` and `sqlite:///var/lib/keys.db` are written in the wild.
         "sqlite" => Ok(Named::Sqlite(PathBuf::from(rest.strip_prefix("//").unwrap_or(rest)))),
         "postgres" | "postgresql" => Ok(Named::Postgres),
@@ -164,7 +167,17 @@ mod tests {
 
     #[test]
     fn a_bad_url_is_told_without_its_password() {
-        for bad in ["", "memory", "memory:x", "sqlite:", "sqlite://", "keys.db", "ftp://u:secret@h/"] {
+        for bad in [
+            "",
+            "memory",
+            "memory:x",
+            "sqlite:",
+            "sqlite://",
+            "sqlite:keys.db?mode=ro",
+            "sqlite:///var/keys.db?mode=ro",
+            "keys.db",
+            "ftp://u:secret@h/",
+        ] {
             let told = parse(bad).unwrap_err().to_string();
             assert!(told.starts_with("--store") && !told.contains("secret") && !told.contains('\n'), "{bad}: {told}");
         }

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use actix_web::{App, HttpResponse, HttpServer, web};
 use oncekey::Engine;
-use oncekey::web::Idempotency;
+use oncekey::web::{Idempotency, Scope};
 use oncekey_backends::MemoryBackend;
 
 use super::ANSWER;
@@ -70,7 +70,7 @@ pub fn serve() -> io::Result<()> {
     actix_rt::System::new().block_on(async {
         let engine = Engine::builder(MemoryBackend::new()).start().map_err(io::Error::other)?;
         let app = move || {
-            let guard = Idempotency::new(engine.clone());
+            let guard = Idempotency::new(engine.clone(), Scope::shared());
             App::new()
                 .service(web::resource("/echo").wrap(guard).route(web::post().to(order)))
                 .service(web::resource("/bare").route(web::post().to(order)))

@@ -5,20 +5,37 @@ use std::fmt;
 use std::future::{Ready, ready};
 use std::rc::Rc;
 
+use actix_web::body::{BoxBody, MessageBody as _};
 use actix_web::dev::Payload;
 use actix_web::error::ErrorInternalServerError;
-use actix_web::{FromRequest, HttpMessage as _, HttpRequest, HttpResponse, ResponseError};
+use actix_web::http::StatusCode;
+use actix_web::http::header::{HeaderMap, HeaderName};
+use actix_web::{FromRequest, HttpMessage as _, HttpRequest, HttpResponse, Responder, ResponseError};
+use bytes::Bytes;
+use futures_util::future::{FutureExt as _, LocalBoxFuture};
 
-use super::guard::{GrantSlot, Guarded, RequestGuard};
-use super::{RecordedResponse, Refusal};
+use super::IdempotencyError;
+use super::guard::{GrantSlot, Guarded, Head, RequestGuard};
+use super::recorded::{KeepAllHeaders, RecordedResponse};
+use super::rules::Sanitizer;
 use crate::backend::TransactionOperation;
+use crate::call::Admitted;
+use crate::claims::Settlement;
 use crate::engine::{Claim, Given, Transacted, awaited, blocking, transact};
 use crate::record::{Payload as Stored, SealedOutcome};
-use crate::{CorruptOutcome, Error, Key, RunError};
+use crate::{CallPolicy, CorruptOutcome, Error, Key, OnAbandoned, RunError};
 
-const NOT_GUARDED: &str = "the handler asks for its idempotency guard, but no guard is at work on this request";
+const NOT_GUARDED: &str = "the handler takes its idempotency guard, but no guard has this request";
 
-/// The claim under which a handler runs, as an extractor: its key and its attempt are for what the handler calls.
+fn guard_of(request: &HttpRequest) -> Result<Rc<RequestGuard>, actix_web::Error> {
+    let guard = request.extensions().get::<Guarded>().map(|Guarded(guard)| Rc::clone(guard));
+    let guard = guard.ok_or_else(|| ErrorInternalServerError(NOT_GUARDED))?;
+    guard.touch();
+    Ok(guard)
+}
+
+/// The claim under which a handler runs, as an extractor. Pass its key and its attempt on to the services that the
+/// handler calls.
 ///
 /// Take an `Option<Claim>` on a route whose key is optional.
 ///
@@ -27,7 +44,7 @@ const NOT_GUARDED: &str = "the handler asks for its idempotency guard, but no gu
 /// use oncekey::Claim;
 ///
 /// async fn charge(claim: Claim) -> HttpResponse {
-///     // The provider dedups by the same key.
+///     // The provider deduplicates by the same key.
 ///     HttpResponse::Created().body(format!("charged under {}", claim.key()))
 /// }
 /// # let _ = charge;
@@ -37,64 +54,155 @@ impl FromRequest for Claim {
     type Future = Ready<Result<Self, Self::Error>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let found = request.extensions().get::<Guarded>().map(|Guarded(guard)| guard.claim.clone());
-        ready(found.ok_or_else(|| ErrorInternalServerError(NOT_GUARDED)))
+        ready(guard_of(request).map(|guard| guard.claim().clone()))
     }
 }
 
 /// A transaction of the record's own database, as an extractor: what the handler writes in it and its response commit
 /// together.
 ///
-/// Exactly once for those writes: if the process dies before the commit nothing happened, and if it dies after it the
-/// retry replays. Use it with [`OnAbandoned::Rerun`](crate::OnAbandoned::Rerun) on the route, so that a crash in the
-/// middle frees the key by itself.
+/// The writes happen exactly once: if the process dies before the commit, nothing happened, and if it dies after the
+/// commit, the retry replays. So a handler that takes a `Transaction` **reruns after a crash**, unless the route or the
+/// engine sets [`OnAbandoned`]. Such a handler must have no effect outside the transaction that may not happen twice.
 ///
 /// ```
-/// use actix_web::{HttpResponse, http::StatusCode};
+/// use actix_web::HttpResponse;
 /// use diesel::{RunQueryDsl, SqliteConnection};
-/// use oncekey::web::{RecordedResponse, Transaction, TransactionError};
+/// use oncekey::web::{Transaction, TransactionError};
 ///
 /// async fn order(transaction: Transaction) -> Result<HttpResponse, TransactionError<diesel::result::Error>> {
 ///     transaction
 ///         .run(|tx: &mut SqliteConnection, claim| {
 ///             diesel::sql_query("INSERT INTO orders (item) VALUES ('book')").execute(tx)?;
-///             Ok(RecordedResponse::new(StatusCode::CREATED, format!("ordered by {}", claim.key())))
+///             Ok(HttpResponse::Created().body(format!("ordered by {}", claim.key())))
 ///         })
 ///         .await
 /// }
 /// # let _ = order;
 /// ```
+///
+/// Take it before [`Claim`], or use [`claim`](Self::claim): the first request to a route claims its key anew when the
+/// guard learns that the handler takes a transaction.
 pub struct Transaction {
     guard: Rc<RequestGuard>,
+    request: HttpRequest,
 }
 
 impl FromRequest for Transaction {
     type Error = actix_web::Error;
-    type Future = Ready<Result<Self, Self::Error>>;
+    type Future = LocalBoxFuture<'static, Result<Self, Self::Error>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let found = request.extensions().get::<Guarded>().map(|Guarded(guard)| Self { guard: Rc::clone(guard) });
-        ready(found.ok_or_else(|| ErrorInternalServerError(NOT_GUARDED)))
+        let request = request.clone();
+        let taking = async move {
+            let guard = guard_of(&request)?;
+            guard.took_transaction.set(true);
+            if guard.policy.get().on_abandoned.is_none() {
+                let claimed = Rc::clone(&guard);
+                let claiming = async move { claim_anew(&claimed).await }.boxed_local().shared();
+                guard.claiming.replace(Some(claiming.clone()));
+                claiming.await?;
+                guard.setup.rules.transactional.learn(&request);
+            }
+            Ok(Self { guard, request })
+        };
+        taking.boxed_local()
+    }
+}
+
+/// Claims the key again, with the policy of a transaction: the handler has not begun, so nothing happened yet.
+///
+/// The store keeps the policy with the claim, for the case that the process dies, so it cannot be changed here alone.
+async fn claim_anew(guard: &RequestGuard) -> Result<(), ClaimNotTaken> {
+    let policy = CallPolicy { on_abandoned: Some(OnAbandoned::Rerun), ..guard.policy.get() };
+    let slot = guard.grant.replace(GrantSlot::Lent);
+    let GrantSlot::Held(mut grant) = slot else {
+        guard.grant.replace(slot);
+        return Ok(());
+    };
+    if let Err(error) = grant.settle(Settlement::Release).await {
+        guard.grant.replace(if grant.is_settled() { GrantSlot::Gone } else { GrantSlot::Held(grant) });
+        return Err(ClaimNotTaken::new(guard, &error.into()));
+    }
+    guard.grant.replace(GrantSlot::Gone);
+    guard.policy.set(policy);
+    guard.for_transaction.set(true);
+    let (engine, key) = (&guard.setup.engine, guard.claim().key().clone());
+    let (claim, slot) = match engine.begin(&engine.attach(), key.clone(), guard.fingerprint, &policy).await {
+        Ok(Admitted::Granted(mut grant)) => match grant.begin().await {
+            Ok(()) => (Claim::of(key, &grant), GrantSlot::Held(grant)),
+            Err(error) => return Err(ClaimNotTaken::new(guard, &error.into())),
+        },
+        Ok(Admitted::Unguarded) => (Claim::unguarded(key), GrantSlot::Gone),
+        // Another request took the key in between, and is done: a retry gets its outcome.
+        Ok(Admitted::Replay(_)) => {
+            let error = Error::InProgress { lease_left: std::time::Duration::ZERO };
+            return Err(ClaimNotTaken::new(guard, &error.into()));
+        }
+        Err(error) => return Err(ClaimNotTaken::new(guard, &error.into())),
+    };
+    guard.set_claim(claim);
+    guard.grant.replace(slot);
+    Ok(())
+}
+
+/// The key could not be claimed anew for a transaction: the handler did not run.
+#[derive(Clone)]
+pub(super) struct ClaimNotTaken {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl ClaimNotTaken {
+    fn new(guard: &RequestGuard, error: &IdempotencyError) -> Self {
+        let response = (guard.setup.rules.answer)(error);
+        let (status, headers) = (response.status(), response.headers().clone());
+        Self { status, headers, body: response.into_body().try_into_bytes().unwrap_or_default() }
+    }
+}
+
+impl ResponseError for ClaimNotTaken {
+    fn status_code(&self) -> StatusCode {
+        self.status
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let mut response = HttpResponse::new(self.status);
+        *response.headers_mut() = self.headers.clone();
+        response.set_body(BoxBody::new(self.body.clone()))
+    }
+}
+
+impl fmt::Debug for ClaimNotTaken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ClaimNotTaken").field(&self.status).finish()
+    }
+}
+
+impl fmt::Display for ClaimNotTaken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the key could not be claimed for a transaction")
     }
 }
 
 /// Why a transaction of a handler gave no response.
 ///
 /// ```
-/// use oncekey::{Error, web::{Refusal, TransactionError}};
+/// use oncekey::{Error, web::{IdempotencyError, TransactionError}};
 ///
-/// let error = TransactionError::<std::io::Error>::Refused(Refusal::Engine(Error::ClaimLost));
+/// let error = TransactionError::<std::io::Error>::Engine(IdempotencyError::Engine(Error::ClaimLost));
 /// # let _ = error;
 /// ```
 #[derive(Debug, thiserror::Error)]
 pub enum TransactionError<E> {
-    /// The operation failed, and what it wrote is rolled back. The claim still stands: the handler may try again, or
-    /// answer, and its answer's status says what becomes of the key.
+    /// The operation failed, and the database rolled back all that it wrote. The claim still stands, so the handler may
+    /// try again, or answer. A 500, 502 or 504 then releases the key: nothing happened.
     #[error("the operation failed, and was rolled back: {0}")]
     Operation(E),
     /// The engine's reason.
     #[error(transparent)]
-    Refused(Refusal),
+    Engine(IdempotencyError),
 }
 
 /// 500 for the operation's own error; a handler that wants another status maps the error.
@@ -102,51 +210,61 @@ impl<E: fmt::Debug + fmt::Display> ResponseError for TransactionError<E> {
     fn status_code(&self) -> actix_web::http::StatusCode {
         match self {
             Self::Operation(_) => actix_web::http::StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Refused(refusal) => refusal.status_code(),
+            Self::Engine(error) => error.status_code(),
         }
     }
 
     fn error_response(&self) -> HttpResponse {
         match self {
             Self::Operation(_) => HttpResponse::InternalServerError().finish(),
-            Self::Refused(refusal) => refusal.error_response(),
+            Self::Engine(error) => error.error_response(),
         }
     }
 }
 
 impl Transaction {
     /// The claim under which the handler runs.
-    pub fn claim(&self) -> &Claim {
-        &self.guard.claim
+    pub fn claim(&self) -> Claim {
+        self.guard.claim().clone()
     }
 
-    /// Runs `operation` in a transaction on the store's connection, and stores the response that it gives; returns that
-    /// response to be sent. `C` is the store's type of connection.
+    /// Runs `operation` in a transaction on the store's connection, and stores the response that it returns; returns
+    /// that response to be sent. `C` is the store's type of connection. The response is any [`Responder`] whose body is
+    /// known at once: an `HttpResponse`, a `web::Json`, a [`RecordedResponse`].
+    ///
+    /// **The rollback decides.** `Ok` commits and stores the response, whatever its status. `Err` and a panic roll back,
+    /// so nothing happened.
     ///
     /// The operation runs where the store runs its transactions, for SQLite on the one writer's thread: keep it short.
     ///
     /// # Errors
-    /// [`TransactionError::Operation`] with the operation's own error, all rolled back; [`TransactionError::Refused`] if
-    /// the claim was lost meanwhile, the store has no such transactions, or the commit failed.
-    pub async fn run<C, E, F>(&self, operation: F) -> Result<HttpResponse, TransactionError<E>>
+    /// [`TransactionError::Operation`] with the operation's own error, all rolled back; [`TransactionError::Engine`] if
+    /// the claim was lost in the meantime, the store has no such transactions, the response is a stream, or the commit
+    /// failed.
+    pub async fn run<C, R, E, F>(&self, operation: F) -> Result<HttpResponse, TransactionError<E>>
     where
         C: Any,
+        R: Responder,
         E: Send + 'static,
-        F: FnOnce(&mut C, &Claim) -> Result<RecordedResponse, E> + Send + 'static,
+        F: FnOnce(&mut C, &Claim) -> Result<R, E> + Send + 'static,
     {
+        let seal = Seal::of(self);
         self.transact(type_name::<C>(), move |claim, given| {
-            let operation = move |connection: &mut C| sealed(operation(connection, &claim), claim.key());
+            let operation = move |connection: &mut C| {
+                let response = operation(connection, &claim).map_err(RunError::Operation)?;
+                seal.seal(response, claim.key())
+            };
             blocking(operation, given)
         })
         .await
     }
 
-    /// [`run`](Self::run) for stores whose connections are awaited: `diesel_async::AsyncPgConnection` for PostgreSQL,
+    /// [`run`](Self::run) for stores whose connections are async: `diesel_async::AsyncPgConnection` for PostgreSQL,
     /// `diesel_async::AsyncMysqlConnection` for MySQL and MariaDB.
     ///
-    /// The operation runs on this worker, and **may be run several times**: when the database gives the transaction up
-    /// for another's sake (a deadlock, a serialization failure), all of it was rolled back and is done again, a few times
-    /// at most. What it writes is committed once.
+    /// The operation runs on this worker, and **may run several times**: when the database gives the transaction up in
+    /// favor of another (a deadlock, a serialization failure), it has rolled back all of it, and the store runs it again,
+    /// a few times at most. What it writes commits once.
     ///
     /// # Errors
     /// As for [`run`](Self::run).
@@ -154,27 +272,32 @@ impl Transaction {
     /// ```no_run
     /// # struct AsyncPgConnection;
     /// # async fn insert_order(_: &mut AsyncPgConnection) -> Result<u64, std::io::Error> { Ok(17) }
-    /// use actix_web::{HttpResponse, http::StatusCode};
-    /// use oncekey::web::{RecordedResponse, Transaction, TransactionError};
+    /// use actix_web::HttpResponse;
+    /// use oncekey::web::{Transaction, TransactionError};
     ///
     /// async fn order(transaction: Transaction) -> Result<HttpResponse, TransactionError<std::io::Error>> {
     ///     transaction
     ///         .run_async(async |tx: &mut AsyncPgConnection, _claim| {
     ///             let id = insert_order(tx).await?;
-    ///             Ok(RecordedResponse::new(StatusCode::CREATED, format!("order {id}")))
+    ///             Ok(HttpResponse::Created().json(id))
     ///         })
     ///         .await
     /// }
     /// # let _ = order;
     /// ```
-    pub async fn run_async<C, E, F>(&self, mut operation: F) -> Result<HttpResponse, TransactionError<E>>
+    pub async fn run_async<C, R, E, F>(&self, mut operation: F) -> Result<HttpResponse, TransactionError<E>>
     where
         C: Any,
+        R: Responder,
         E: Send + 'static,
-        F: AsyncFnMut(&mut C, &Claim) -> Result<RecordedResponse, E> + Send + 'static,
+        F: AsyncFnMut(&mut C, &Claim) -> Result<R, E> + Send + 'static,
     {
+        let seal = Seal::of(self);
         self.transact(type_name::<C>(), move |claim, given| {
-            let operation = async move |connection: &mut C| sealed(operation(connection, &claim).await, claim.key());
+            let operation = async move |connection: &mut C| {
+                let response = operation(connection, &claim).await.map_err(RunError::Operation)?;
+                seal.seal(response, claim.key())
+            };
             awaited(operation, given)
         })
         .await
@@ -183,35 +306,44 @@ impl Transaction {
     async fn transact<E: Send + 'static>(
         &self,
         wanted: &'static str,
-        make: impl FnOnce(Claim, Given<RecordedResponse, E>) -> TransactionOperation,
+        make: impl FnOnce(Claim, Given<FirstResponse, E>) -> TransactionOperation,
     ) -> Result<HttpResponse, TransactionError<E>> {
         let guard = &self.guard;
-        let refuse = |error: Error| TransactionError::Refused(Refusal::Engine(error));
-        let slot = std::mem::replace(&mut *guard.grant.borrow_mut(), GrantSlot::Lent);
+        let refuse = |error: Error| TransactionError::Engine(IdempotencyError::Engine(error));
+        let slot = guard.grant.replace(GrantSlot::Lent);
         let GrantSlot::Held(mut grant) = slot else {
-            *guard.grant.borrow_mut() = slot;
+            guard.grant.replace(slot);
             return Err(refuse(Error::ClaimLost));
         };
-        let (key, given) = (guard.claim.key().clone(), Given::default());
-        let operation = make(guard.claim.clone(), Given::clone(&given));
-        match transact(&guard.engine, &key, &mut grant, guard.policy.retention, wanted, operation, given).await {
+        let (claim, given) = (self.claim(), Given::default());
+        let key = claim.key().clone();
+        let operation = make(claim, Given::clone(&given));
+        let retention = guard.policy.get().retention;
+        match transact(&guard.setup.engine, &key, &mut grant, retention, wanted, operation, given).await {
             Ok(transacted) => {
-                *guard.grant.borrow_mut() = GrantSlot::Gone;
-                let response = match transacted {
-                    Transacted::Ran(response) => response,
+                guard.grant.replace(GrantSlot::Gone);
+                match transacted {
+                    Transacted::Ran(response) => Ok(response.into_response()),
                     Transacted::Committed(outcome) => match outcome.open(&key) {
                         Ok(Stored::Value { bytes, .. }) => RecordedResponse::decode(bytes)
-                            .map_err(|_| refuse(Error::Corrupt(CorruptOutcome::Content)))?,
-                        Ok(Stored::Tombstone) => return Err(refuse(Error::OutcomeNotKept)),
-                        Err(corrupt) => return Err(refuse(Error::Corrupt(corrupt))),
+                            .map(RecordedResponse::into_response)
+                            .map_err(|_| refuse(Error::Corrupt(CorruptOutcome::Content))),
+                        Ok(Stored::Tombstone) => Err(refuse(Error::OutcomeNotKept)),
+                        Err(corrupt) => Err(refuse(Error::Corrupt(corrupt))),
                     },
-                };
-                Ok(response.into_response())
+                }
             }
             Err(error) => {
-                // Where the claim is lost, what the handler answers is not the key's outcome: nothing of it happened.
-                let slot = if grant.is_settled() { GrantSlot::Gone } else { GrantSlot::Held(grant) };
-                *guard.grant.borrow_mut() = slot;
+                // Where the claim is lost, the handler's answer is not the key's outcome: nothing of it happened.
+                let is_settled = grant.is_settled();
+                guard.grant.replace(if is_settled { GrantSlot::Gone } else { GrantSlot::Held(grant) });
+                let is_rolled_back = matches!(
+                    error,
+                    RunError::Operation(_) | RunError::Engine(Error::Panicked | Error::Unserializable(_))
+                );
+                if is_rolled_back && !is_settled {
+                    guard.rolled_back.set(true);
+                }
                 Err(match error {
                     RunError::Operation(error) => TransactionError::Operation(error),
                     RunError::Engine(error) => refuse(error),
@@ -221,17 +353,63 @@ impl Transaction {
     }
 }
 
-fn sealed<E>(
-    response: Result<RecordedResponse, E>,
-    key: &Key,
-) -> Result<(RecordedResponse, SealedOutcome), RunError<E>> {
-    let response = response.map_err(RunError::Operation)?;
-    let outcome = response.seal(key);
-    Ok((response, outcome))
+/// What turns an operation's response into its outcome, on the thread of the store.
+struct Seal {
+    /// The handler's request cannot leave its thread, but a `Responder` wants one.
+    head: Head,
+    kept_headers: Vec<HeaderName>,
+    limit: usize,
+    sanitizer: Sanitizer,
+}
+
+impl Seal {
+    fn of(transaction: &Transaction) -> Self {
+        let guard = &transaction.guard;
+        Self {
+            head: Head::of(transaction.request.head()),
+            kept_headers: guard.setup.rules.kept_headers.clone(),
+            limit: guard.response_limit,
+            sanitizer: guard.setup.rules.sanitizer.clone(),
+        }
+    }
+
+    fn seal<R: Responder, E>(&self, response: R, key: &Key) -> Result<(FirstResponse, SealedOutcome), RunError<E>> {
+        let unfit = |why: &str| RunError::Engine(Error::Unserializable(why.to_owned()));
+        let response = response.respond_to(&self.head.clone().into_request());
+        if response.error().is_some() {
+            return Err(unfit("the transaction's response is an error of its responder"));
+        }
+        let keeps_all = response.extensions().get::<KeepAllHeaders>().is_some();
+        let (head, body) = response.into_parts();
+        let body = body.try_into_bytes().map_err(|_| unfit("the transaction's response is a stream"))?;
+        let (status, headers) = (head.status(), head.headers().clone());
+        let recorded = (body.len() <= self.limit).then(|| {
+            let kept = (!keeps_all).then_some(self.kept_headers.as_slice());
+            RecordedResponse::capture(status, &headers, kept, body.clone())
+        });
+        let recorded = recorded.and_then(|recorded| self.sanitizer.sanitized(recorded));
+        let outcome = recorded.map_or_else(|| SealedOutcome::tombstone(key), |recorded| recorded.seal(key));
+        Ok((FirstResponse { status, headers, body }, outcome))
+    }
+}
+
+/// The response of an operation, for its first caller.
+struct FirstResponse {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl FirstResponse {
+    fn into_response(self) -> HttpResponse {
+        let mut response = HttpResponse::new(self.status);
+        *response.headers_mut() = self.headers;
+        response.set_body(BoxBody::new(self.body))
+    }
 }
 
 impl fmt::Debug for Transaction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Transaction").field("claim", self.claim()).finish_non_exhaustive()
+        f.debug_struct("Transaction").field("claim", &self.claim()).finish_non_exhaustive()
     }
 }

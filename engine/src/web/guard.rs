@@ -1,29 +1,36 @@
 //! A guarded request, from its key to its answer.
 
-use std::cell::RefCell;
+use std::cell::{Cell, Ref, RefCell};
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::rc::Rc;
 
-use actix_web::body::{BodySize, EitherBody, MessageBody, to_bytes_limited};
-use actix_web::dev::{Payload, Service, ServiceRequest, ServiceResponse};
-use actix_web::http::header;
+use actix_web::body::{BoxBody, EitherBody, MessageBody};
+use actix_web::dev::{RequestHead, Service, ServiceRequest, ServiceResponse};
+use actix_web::http::header::{HeaderName, HeaderValue};
+use actix_web::http::{Method, Uri, Version};
+use actix_web::test::TestRequest;
 use actix_web::{HttpMessage as _, HttpRequest, HttpResponse};
-use bytes::{Bytes, BytesMut};
-use futures_util::{FutureExt as _, StreamExt as _};
+use bytes::Bytes;
+use futures_util::future::{FutureExt as _, LocalBoxFuture, Shared};
 use tracing::{Instrument as _, debug_span};
 
+use super::body::{self, Body, Found, Watched};
+use super::disposition::{Origin, decide, origin_of, origin_of_inner_error};
+use super::extract::ClaimNotTaken;
+use super::fingerprint::whole;
 use super::recorded::RecordedResponse;
-use super::rules::{Fate, RouteRules, Rules, whole};
-use super::{Refusal, ResponseFate, key};
+use super::rules::{Disposition, RouteRules, Rules};
+use super::{IdempotencyError, ResponseDisposition, key, pattern, settings};
 use crate::call::Admitted;
 use crate::claims::{Grant, Settlement};
 use crate::detach::{self, DetachOnDrop};
 use crate::engine::Claim;
 use crate::record::{Payload as Stored, PayloadKind, SealedOutcome};
-use crate::{CallPolicy, CorruptOutcome, Engine, Error, EventKind, Fingerprint, Key};
+use crate::{CallPolicy, CorruptOutcome, Engine, Error, EventKind, Fingerprint, Key, OnAbandoned};
 
-/// What the middleware is set up with, on one worker.
+/// The middleware's settings, on one worker.
 pub(super) struct Guard {
     pub(super) engine: Engine,
     pub(super) rules: Rules,
@@ -34,10 +41,44 @@ pub(super) struct Guard {
 pub(super) struct Guarded(pub(super) Rc<RequestGuard>);
 
 pub(super) struct RequestGuard {
-    pub(super) engine: Engine,
-    pub(super) claim: Claim,
-    pub(super) policy: CallPolicy,
+    pub(super) setup: Rc<Guard>,
+    pub(super) fingerprint: Fingerprint,
+    pub(super) response_limit: usize,
+    disposition: Disposition,
+    claim: RefCell<Claim>,
+    pub(super) policy: Cell<CallPolicy>,
     pub(super) grant: RefCell<GrantSlot>,
+    /// Whether something has begun to read the body, or has taken the claim.
+    touched: Cell<bool>,
+    /// Whether the claim was made for a handler that takes a transaction.
+    pub(super) for_transaction: Cell<bool>,
+    /// Whether the handler did take one.
+    pub(super) took_transaction: Cell<bool>,
+    /// Whether a transaction of the handler's was rolled back.
+    pub(super) rolled_back: Cell<bool>,
+    /// The key's being claimed anew for a transaction. It is kept here as well, because another extractor that fails
+    /// drops the one that waits for it, and the key can be settled only once it is claimed.
+    pub(super) claiming: RefCell<Option<Claiming>>,
+}
+
+pub(super) type Claiming = Shared<LocalBoxFuture<'static, Result<(), ClaimNotTaken>>>;
+
+impl RequestGuard {
+    pub(super) fn claim(&self) -> Ref<'_, Claim> {
+        self.claim.borrow()
+    }
+
+    pub(super) fn set_claim(&self, claim: Claim) {
+        *self.claim.borrow_mut() = claim;
+    }
+
+    pub(super) fn touch(&self) {
+        self.touched.set(true);
+    }
+
+    pub(super) fn is_touched(&self) -> bool {
+        self.touched.get()
+    }
 }
 
 /// Who settles the key: the middleware when the handler has answered, unless a transaction of the handler's did.
@@ -57,37 +98,44 @@ pub(super) fn is_guarded(request: &ServiceRequest) -> bool {
 type Answered<B> = Result<ServiceResponse<EitherBody<B>>, actix_web::Error>;
 
 impl Guard {
-    pub(super) async fn answer<S, B>(self: Rc<Self>, service: Rc<S>, mut request: ServiceRequest) -> Answered<B>
+    /// Answers a request to the route whose rules were found at `rules_at`.
+    pub(super) async fn answer<S, B>(
+        self: Rc<Self>,
+        rules_at: Option<usize>,
+        service: Rc<S>,
+        mut request: ServiceRequest,
+    ) -> Answered<B>
     where
         S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = actix_web::Error> + 'static,
         B: MessageBody + 'static,
     {
-        let asked = match self.read(&mut request).await {
+        let rules = self.rules.at(rules_at);
+        let asked = match self.read(rules, &mut request).await {
             Ok(Some(asked)) => asked,
             Ok(None) => return service.call(request).await.map(ServiceResponse::map_into_left_body),
-            Err(Turned::Away(refusal)) => {
-                return Ok(request.into_response((self.rules.answer)(&refusal)).map_into_right_body());
-            }
-            Err(Turned::AwayByScope(error)) => return Ok(request.error_response(error).map_into_right_body()),
+            Err(turned_away) => return Ok(self.turn_away(turned_away, request).map_into_right_body()),
         };
-        let Asked { key, fingerprint, policy, response_limit, fate } = asked;
+        let Asked { key, fingerprint, body } = asked;
+        let (policy, for_transaction) = self.policy(rules, &request);
         let node = self.engine.attach();
-        let grant = match self.engine.begin(&node, key.clone(), fingerprint, &policy).await {
-            // Nothing is awaited between this and the handler.
-            Ok(Admitted::Granted(mut grant)) => match grant.begin().await {
-                Ok(()) => GrantSlot::Held(grant),
-                Err(error) => {
-                    let response = (self.rules.answer)(&Refusal::Engine(error));
-                    return Ok(request.into_response(response).map_into_right_body());
+        let begun = match self.engine.begin(&node, key.clone(), fingerprint, &policy).await {
+            Ok(Admitted::Granted(mut grant)) => grant.begin().await.map(|()| Begun::Runs(GrantSlot::Held(grant))),
+            Ok(Admitted::Unguarded) => Ok(Begun::Runs(GrantSlot::Gone)),
+            Ok(Admitted::Replay(outcome)) => Ok(Begun::Replays(outcome)),
+            Err(error) => Err(error),
+        };
+        let grant = match begun {
+            Ok(Begun::Runs(grant)) => grant,
+            answered => {
+                if let Body::Unread(payload) = body {
+                    body::drain(payload, usize::MAX, rules.request_timeout).await;
                 }
-            },
-            Ok(Admitted::Unguarded) => GrantSlot::Gone,
-            Ok(Admitted::Replay(outcome)) => {
-                let response = self.replay(&key, &outcome).unwrap_or_else(|refusal| (self.rules.answer)(&refusal));
-                return Ok(request.into_response(response).map_into_right_body());
-            }
-            Err(error) => {
-                let response = (self.rules.answer)(&Refusal::Engine(error));
+                let response = match answered {
+                    Ok(Begun::Replays(outcome)) => self.replay(request.request(), &key, &outcome),
+                    Ok(Begun::Runs(_)) => Err(Error::Stopped.into()),
+                    Err(error) => Err(error.into()),
+                };
+                let response = response.unwrap_or_else(|error| (self.rules.answer)(&error));
                 return Ok(request.into_response(response).map_into_right_body());
             }
         };
@@ -95,284 +143,397 @@ impl Guard {
             GrantSlot::Held(grant) => Claim::of(key, grant),
             GrantSlot::Lent | GrantSlot::Gone => Claim::unguarded(key),
         };
-        let guard = RequestGuard { engine: self.engine.clone(), claim, policy, grant: RefCell::new(grant) };
-        let run = Running { guard: Rc::new(guard), setup: self, fingerprint, response_limit, fate };
-        // The client's leaving drops this future. The handler goes on without it, to its stored response.
+        let guard = Rc::new(RequestGuard {
+            fingerprint,
+            response_limit: rules.response_limit,
+            disposition: rules.disposition.clone(),
+            claim: RefCell::new(claim),
+            policy: Cell::new(policy),
+            grant: RefCell::new(grant),
+            touched: Cell::new(false),
+            for_transaction: Cell::new(for_transaction),
+            took_transaction: Cell::new(false),
+            rolled_back: Cell::new(false),
+            claiming: RefCell::new(None),
+            setup: self,
+        });
+        request.set_payload(Watched::payload(body, Rc::clone(&guard)));
+        // A client that disconnects drops this future. The handler goes on without it, to its stored response.
         let go_on = |rest: Pin<Box<_>>| detach::go_on_here(Box::pin(async move { drop(rest.await) }));
-        DetachOnDrop::new(run.finish(service, request), go_on).await
+        Ok(DetachOnDrop::new(Running { guard }.finish(service, request), go_on).await)
+    }
+
+    fn turn_away(&self, turned_away: TurnedAway, request: ServiceRequest) -> ServiceResponse {
+        match turned_away {
+            TurnedAway::By(error) => request.into_response((self.rules.answer)(&error)),
+            TurnedAway::ByScope(error) => request.into_response(response_of(error)),
+        }
+    }
+
+    /// The policy of a request's claim, and whether it is made for a handler that takes a transaction.
+    fn policy(&self, rules: &RouteRules, request: &ServiceRequest) -> (CallPolicy, bool) {
+        let policy = rules.policy(self.engine.policy());
+        if policy.on_abandoned.is_none() && self.rules.transactional.knows(request) {
+            return (CallPolicy { on_abandoned: Some(OnAbandoned::Rerun), ..policy }, true);
+        }
+        (policy, false)
     }
 
     /// Reads what names the request; `None` if it may run unguarded.
-    async fn read(&self, request: &mut ServiceRequest) -> Result<Option<Asked>, Turned> {
-        let rules = self.rules.of(request);
+    async fn read(&self, rules: &RouteRules, request: &mut ServiceRequest) -> Result<Option<Asked>, TurnedAway> {
+        let named = match self.read_head(rules, request) {
+            Ok(Some(named)) => named,
+            Ok(None) => return Ok(None),
+            // The router does not know the path: its answer, and not the guard's, says so.
+            Err(_) if !self.rules.guards_default_service && pattern::of_request(request).is_none() => return Ok(None),
+            Err(turned_away) => return Err(turned_away),
+        };
+        let Named { from_header, scope } = named;
+        if !rules.fingerprint.needs_body() && !rules.key.needs_body(from_header.is_some()) {
+            let Some(key) = from_header else { return Ok(None) };
+            let fingerprint = rules.fingerprint.make(request, &Bytes::new())?;
+            let key = Key::new(scope, key).map_err(IdempotencyError::KeyRejected)?;
+            return Ok(Some(Asked { key, fingerprint, body: Body::Unread(request.take_payload()) }));
+        }
+        let body = body::read(request, rules.request_limit, rules.request_timeout).await?;
+        let made = from_header.or_else(|| rules.key.make(request, &body, || whole(request, &body)));
+        let Some(made) = made else {
+            request.set_payload(body.into());
+            return if rules.required { Err(key_missing(rules)) } else { Ok(None) };
+        };
+        let fingerprint = rules.fingerprint.make(request, &body)?;
+        let key = Key::new(scope, made).map_err(IdempotencyError::KeyRejected)?;
+        Ok(Some(Asked { key, fingerprint, body: Body::Read(body) }))
+    }
+
+    /// The part of that for which no body is needed.
+    fn read_head(&self, rules: &RouteRules, request: &ServiceRequest) -> Result<Option<Named>, TurnedAway> {
         let from_header = if rules.key.reads_header() {
-            key::from_header(request, &self.rules.header).map_err(Refusal::KeyInvalid)?
+            key::from_header(request, &rules.header).map_err(IdempotencyError::KeyInvalid)?
         } else {
             None
         };
         if from_header.is_none() && matches!(rules.key, super::KeyStrategy::Header) {
-            return self.without_key(rules);
+            return if rules.required { Err(key_missing(rules)) } else { Ok(None) };
         }
-        let scope = (self.rules.scope)(request).map_err(Turned::AwayByScope)?;
-        let policy = rules.policy(self.engine.policy());
-        let body = read_body(request, rules.request_limit).await?;
-        let made = from_header.or_else(|| rules.key.make(request, &body, || whole(request, &body)));
-        let fingerprint = rules.fingerprint.make(request, &body);
-        let Some(made) = made else {
-            request.set_payload(Payload::from(body));
-            return self.without_key(rules);
-        };
-        let key = Key::new(scope, made).map_err(Refusal::KeyUnfit)?;
-        request.set_payload(Payload::from(body));
-        Ok(Some(Asked { key, fingerprint, policy, response_limit: rules.response_limit, fate: rules.fate.clone() }))
+        Ok(Some(Named { from_header, scope: self.rules.scope.of(request)? }))
     }
 
-    fn without_key(&self, rules: &RouteRules) -> Result<Option<Asked>, Turned> {
-        if rules.required {
-            return Err(Refusal::KeyMissing(self.rules.header.to_string()).into());
-        }
-        Ok(None)
-    }
-
-    fn replay(&self, key: &Key, outcome: &SealedOutcome) -> Result<HttpResponse, Refusal> {
+    fn replay(
+        &self,
+        request: &HttpRequest,
+        key: &Key,
+        outcome: &SealedOutcome,
+    ) -> Result<HttpResponse, IdempotencyError> {
         match outcome.open(key).map_err(Error::from)? {
             Stored::Tombstone => Err(Error::OutcomeNotKept.into()),
             Stored::Value { kind: PayloadKind::Json, .. } => Err(Error::from(CorruptOutcome::OtherKind).into()),
             Stored::Value { kind: PayloadKind::Http, bytes } => {
                 let recorded = RecordedResponse::decode(bytes).map_err(|_| Error::from(CorruptOutcome::Content))?;
-                Ok(recorded.into_replay())
+                let replay = recorded.into_replay();
+                Ok(match &self.rules.on_replay {
+                    Some(refresh) => refresh(request, replay),
+                    None => replay,
+                })
             }
         }
     }
 }
 
+fn key_missing(rules: &RouteRules) -> TurnedAway {
+    IdempotencyError::KeyMissing(rules.header.to_string()).into()
+}
+
+/// The response of an error, with what middleware has added to it, and with the error in it for middleware further out.
+fn response_of(error: actix_web::Error) -> HttpResponse {
+    let mapped = error.error_response();
+    let (status, headers) = (mapped.status(), mapped.headers().clone());
+    let mut response = HttpResponse::from_error(error).set_body(mapped.into_body());
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
+struct Named {
+    from_header: Option<String>,
+    scope: String,
+}
+
 struct Asked {
     key: Key,
     fingerprint: Fingerprint,
-    policy: CallPolicy,
-    response_limit: usize,
-    fate: Fate,
+    body: Body,
 }
 
-enum Turned {
-    Away(Refusal),
-    AwayByScope(actix_web::Error),
+enum Begun {
+    Runs(GrantSlot),
+    Replays(SealedOutcome),
 }
 
-impl From<Refusal> for Turned {
-    fn from(refusal: Refusal) -> Self {
-        Self::Away(refusal)
+/// Why a request does not reach the engine.
+pub(super) enum TurnedAway {
+    By(IdempotencyError),
+    /// With the answer of the user's scope.
+    ByScope(actix_web::Error),
+}
+
+impl From<IdempotencyError> for TurnedAway {
+    fn from(error: IdempotencyError) -> Self {
+        Self::By(error)
     }
 }
 
-/// Reads the whole body, as far as it is within the limit.
-async fn read_body(request: &mut ServiceRequest, limit: usize) -> Result<Bytes, Refusal> {
-    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    if announced.is_some_and(|length: u64| length > limit as u64) {
-        drain(request.take_payload()).await;
-        return Err(Refusal::RequestTooLarge(limit));
-    }
-    let mut payload = request.take_payload();
-    let mut first = Bytes::new();
-    let mut gathered = BytesMut::new();
-    while let Some(chunk) = payload.next().await {
-        let chunk = chunk.map_err(|_| Refusal::RequestUnreadable)?;
-        if first.len() + gathered.len() + chunk.len() > limit {
-            drain(payload).await;
-            return Err(Refusal::RequestTooLarge(limit));
-        }
-        // Most bodies come in one piece, which is then not copied.
-        if first.is_empty() && gathered.is_empty() {
-            first = chunk;
-        } else {
-            gathered.extend_from_slice(&std::mem::take(&mut first));
-            gathered.extend_from_slice(&chunk);
-        }
-    }
-    Ok(if gathered.is_empty() { first } else { gathered.freeze() })
+/// The head of a request, kept for an answer to it after the request itself is gone: a panic and an inner middleware's
+/// error take it with them, and while an inner service has the request, the router panics if anyone else holds it.
+///
+/// Middleware further out needs it: CORS reads the `Origin`. What stood in the request's extensions is lost.
+#[derive(Clone)]
+pub(super) struct Head {
+    method: Method,
+    uri: Uri,
+    version: Version,
+    peer: Option<SocketAddr>,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
-/// Reads on for a while, so that a client that sends its body before it reads sees the answer, and not a reset.
-async fn drain(mut payload: Payload) {
-    const PATIENCE: usize = 64 << 20;
-    let mut drained = 0;
-    while let Some(Ok(chunk)) = payload.next().await {
-        drained += chunk.len();
-        if drained > PATIENCE {
-            return;
+impl Head {
+    pub(super) fn of(head: &RequestHead) -> Self {
+        Self {
+            method: head.method.clone(),
+            uri: head.uri.clone(),
+            version: head.version,
+            peer: head.peer_addr,
+            headers: head.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
         }
+    }
+
+    pub(super) fn into_request(self) -> HttpRequest {
+        // The one way to a request that actix-web offers outside of its server.
+        let mut request = ServiceRequest::from_request(TestRequest::default().to_http_request());
+        request.match_info_mut().get_mut().update(&self.uri);
+        let head = request.head_mut();
+        head.method = self.method;
+        head.uri = self.uri;
+        head.version = self.version;
+        head.peer_addr = self.peer;
+        for (name, value) in self.headers {
+            head.headers.append(name, value);
+        }
+        request.into_parts().0
     }
 }
 
 /// A handler that runs under the guard.
 struct Running {
     guard: Rc<RequestGuard>,
-    setup: Rc<Guard>,
-    fingerprint: Fingerprint,
-    response_limit: usize,
-    fate: Fate,
 }
 
 impl Running {
-    async fn finish<S, B>(self, service: Rc<S>, request: ServiceRequest) -> Answered<B>
+    async fn finish<S, B>(self, service: Rc<S>, request: ServiceRequest) -> ServiceResponse<EitherBody<B>>
     where
         S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = actix_web::Error>,
         B: MessageBody + 'static,
     {
         request.extensions_mut().insert(Guarded(Rc::clone(&self.guard)));
-        let claim = &self.guard.claim;
-        let span = debug_span!("handler", key = %claim.key(), attempt = %claim.attempt());
+        let head = Head::of(request.head());
+        let span = {
+            let claim = self.guard.claim();
+            debug_span!("handler", key = %claim.key(), attempt = %claim.attempt())
+        };
         // An inner block, so that a panic in `call` itself is caught as well.
         let running = async move { service.call(request).await };
-        match AssertUnwindSafe(running).catch_unwind().instrument(span).await {
-            Ok(Ok(response)) => Ok(self.on_response(response).await),
+        let answered = AssertUnwindSafe(running).catch_unwind().instrument(span).await;
+        let claiming = self.guard.claiming.take();
+        if let Some(claiming) = claiming {
+            // If it failed, its extractor has answered so.
+            let _ = claiming.await;
+        }
+        match answered {
+            Ok(Ok(response)) => {
+                self.note_transaction(response.request());
+                let origin = origin_of(&response, &self.guard, self.rules());
+                let (request, response) = response.into_parts();
+                let (response, request) = (self.on_response(origin, &request, response).await, request);
+                ServiceResponse::new(request, response)
+            }
+            // Middleware further out never sees an error as a response, and could add nothing to it.
             Ok(Err(error)) => {
-                // Middleware further in refused. Its answer is not the handler's, so that it is not stored; its status
-                // says what becomes of the key.
-                let answer = error.error_response();
-                match self.fate(&answer) {
-                    ResponseFate::Indeterminate => self.settle(Settlement::Hold).await?,
-                    ResponseFate::Keep | ResponseFate::Release => self.settle(Settlement::Release).await?,
-                };
-                Err(error)
+                let request = head.into_request();
+                let response = response_of(error);
+                let origin = origin_of_inner_error(response.status(), &self.guard);
+                let response = self.on_response(origin, &request, response).await;
+                ServiceResponse::new(request, response.map_body(|_, body| EitherBody::right(BoxBody::new(body))))
             }
             Err(_) => {
-                self.guard.engine.tell(EventKind::Panicked, self.guard.claim.key());
-                let panicked = HttpResponse::InternalServerError().finish();
-                let settlement = match self.fate(&panicked) {
-                    ResponseFate::Indeterminate => Settlement::Hold,
-                    // There is no response to keep.
-                    ResponseFate::Keep | ResponseFate::Release => Settlement::Release,
+                let request = head.into_request();
+                self.guard.setup.engine.tell(EventKind::Panicked, self.guard.claim().key());
+                let response = self.answer_to(Error::Panicked);
+                let disposition = self.disposition(Origin::Panic, &response);
+                let response = match self.settle_without_response(disposition, &request).await {
+                    Some(instead) => instead,
+                    None => response,
                 };
-                self.settle(settlement).await?;
-                Err(self.refused(Error::Panicked))
+                ServiceResponse::new(request, response).map_into_right_body()
             }
         }
     }
 
-    fn refused(&self, error: Error) -> actix_web::Error {
-        let refusal = Refusal::Engine(error);
-        let answer = (self.setup.rules.answer)(&refusal);
-        actix_web::error::InternalError::from_response(refusal, answer).into()
+    fn rules(&self) -> &Rules {
+        &self.guard.setup.rules
     }
 
-    /// The handler's own word, or else the policy's.
-    fn fate<B>(&self, response: &HttpResponse<B>) -> ResponseFate {
-        let word = response.extensions().get::<ResponseFate>().copied();
-        word.unwrap_or_else(|| (self.fate.0)(response.status(), response.headers()))
+    fn answer_to(&self, error: impl Into<IdempotencyError>) -> HttpResponse {
+        (self.rules().answer)(&error.into())
+    }
+
+    fn note_transaction(&self, request: &HttpRequest) {
+        if self.guard.for_transaction.get() && !self.guard.took_transaction.get() {
+            self.rules().transactional.unlearn(request);
+        }
+    }
+
+    fn disposition<B>(&self, origin: Origin, response: &HttpResponse<B>) -> ResponseDisposition {
+        let explicit = response.extensions().get::<ResponseDisposition>().copied();
+        let (status, headers) = (response.status(), response.headers());
+        decide(origin, status, headers, explicit, &self.guard.disposition, self.guard.rolled_back.get())
     }
 
     async fn on_response<B: MessageBody + 'static>(
         &self,
-        response: ServiceResponse<B>,
-    ) -> ServiceResponse<EitherBody<B>> {
+        origin: Origin,
+        request: &HttpRequest,
+        response: HttpResponse<B>,
+    ) -> HttpResponse<EitherBody<B>> {
         if !matches!(*self.guard.grant.borrow(), GrantSlot::Held(_)) {
             return response.map_into_left_body();
         }
-        let (request, response) = response.into_parts();
-        match self.fate(&response) {
-            ResponseFate::Release => self.pass(request, response, Settlement::Release).await,
-            ResponseFate::Indeterminate => self.pass(request, response, Settlement::Hold).await,
-            ResponseFate::Keep => self.keep(request, response).await,
+        match self.disposition(origin, &response) {
+            ResponseDisposition::Keep => self.keep(request, response).await,
+            other => match self.settle_without_response(other, request).await {
+                Some(instead) => instead.map_into_right_body(),
+                None => response.map_into_left_body(),
+            },
         }
     }
 
-    /// Settles without the response, and lets it go as it is.
-    async fn pass<B: MessageBody + 'static>(
+    /// Settles the key without a response; `Some` is to be sent instead of the handler's.
+    async fn settle_without_response(
         &self,
-        request: HttpRequest,
-        response: HttpResponse<B>,
-        settlement: Settlement,
-    ) -> ServiceResponse<EitherBody<B>> {
-        match self.settle(settlement).await {
-            Ok(None) => ServiceResponse::new(request, response).map_into_left_body(),
-            Ok(Some(other)) => ServiceResponse::new(request, other).map_into_right_body(),
-            Err(error) => ServiceResponse::from_err(error, request).map_into_right_body(),
-        }
+        disposition: ResponseDisposition,
+        request: &HttpRequest,
+    ) -> Option<HttpResponse> {
+        let settlement = match disposition {
+            ResponseDisposition::Keep => self.tombstone(),
+            ResponseDisposition::Release => Settlement::Release,
+            ResponseDisposition::Indeterminate => Settlement::Hold,
+            // The operation did not report what happened.
+            ResponseDisposition::Abandoned => Settlement::Abandon,
+        };
+        self.settle(settlement, request).await
     }
 
     async fn keep<B: MessageBody + 'static>(
         &self,
-        request: HttpRequest,
+        request: &HttpRequest,
         response: HttpResponse<B>,
-    ) -> ServiceResponse<EitherBody<B>> {
-        let tombstone = || self.complete(SealedOutcome::tombstone(self.guard.claim.key()));
+    ) -> HttpResponse<EitherBody<B>> {
         let (head, body) = response.into_parts();
-        let bytes = match body.size() {
-            BodySize::None | BodySize::Sized(0) => Bytes::new(),
-            BodySize::Sized(size) if size <= self.response_limit as u64 => match body.try_into_bytes() {
-                Ok(bytes) => bytes,
-                Err(body) => match to_bytes_limited(body, self.response_limit).await {
-                    Ok(Ok(bytes)) => bytes,
-                    // It breaks off, or is longer than it said: what its client would have got is lost, but what the
-                    // handler did is done.
-                    Ok(Err(_)) | Err(_) => {
-                        let failed = HttpResponse::InternalServerError().finish();
-                        return self.pass(request, failed, tombstone()).await.map_body(|_, body| match body {
-                            EitherBody::Left { body } | EitherBody::Right { body } => EitherBody::right(body),
-                        });
-                    }
-                },
-            },
-            // Too large, or a stream: looking into it would use it up, and it is its caller's.
-            BodySize::Sized(_) | BodySize::Stream => {
+        let limit = self.guard.response_limit;
+        let found = if head.status().is_informational() {
+            Found::Passing(body)
+        } else {
+            body::look_into(body, head.headers(), limit).await
+        };
+        let (outcome, body) = match found {
+            Found::Whole(bytes) => {
+                let kept = &self.rules().kept_headers;
+                let recorded = RecordedResponse::capture(head.status(), head.headers(), Some(kept), bytes.clone());
+                let outcome =
+                    self.rules().sanitizer.sanitized(recorded).map(|recorded| recorded.seal(self.guard.claim().key()));
+                (outcome, EitherBody::right(BoxBody::new(bytes)))
+            }
+            Found::Passing(body) => {
                 if planted!(LargeResponseForgotten) {
-                    return self.pass(request, head.set_body(body), Settlement::Release).await;
+                    let _ = self.settle(Settlement::Release, request).await;
+                    return head.set_body(EitherBody::left(body));
                 }
-                return self.pass(request, head.set_body(body), tombstone()).await;
+                self.report_not_kept(request, &body);
+                (None, EitherBody::left(body))
+            }
+            Found::Begun(body) => {
+                self.report_not_kept(request, &body);
+                (None, EitherBody::right(body))
+            }
+            // What the client would have got is lost, but what the handler did is done.
+            Found::Broken => {
+                let failed = HttpResponse::InternalServerError().finish();
+                let instead = self.settle(self.tombstone(), request).await;
+                return instead.unwrap_or(failed).map_into_right_body();
             }
         };
-        let kept = &self.setup.rules.kept_headers;
-        let recorded = RecordedResponse::capture(head.status(), head.headers(), kept, bytes.clone());
-        let outcome = recorded.seal(self.guard.claim.key());
-        match self.settle(self.complete(outcome)).await {
-            Ok(None) => {
-                ServiceResponse::new(request, head.set_body(EitherBody::right(actix_web::body::BoxBody::new(bytes))))
-            }
-            Ok(Some(other)) => ServiceResponse::new(request, other).map_into_right_body(),
-            Err(error) => ServiceResponse::from_err(error, request).map_into_right_body(),
+        let settlement = outcome.map_or_else(|| self.tombstone(), |outcome| self.complete(outcome));
+        match self.settle(settlement, request).await {
+            None => head.set_body(body),
+            Some(instead) => instead.map_into_right_body(),
+        }
+    }
+
+    /// A stream is never kept, often to the surprise of whoever wraps a middleware inside the guard.
+    fn report_not_kept<B: MessageBody>(&self, request: &HttpRequest, body: &B) {
+        if matches!(body.size(), actix_web::body::BodySize::Stream) {
+            let route = pattern::of_routed(request).unwrap_or_else(|| "a path that no route matches".to_owned());
+            settings::report_once(&format!(
+                "The response to {} {route} is a stream. The guard does not keep streams, so it answers retries with 409.",
+                request.method()
+            ));
         }
     }
 
     fn complete(&self, outcome: SealedOutcome) -> Settlement {
-        Settlement::Complete { outcome, retention: self.guard.policy.retention }
+        Settlement::Complete { outcome, retention: self.guard.policy.get().retention }
     }
 
-    /// Settles the key. `Some` response is to be sent in place of the handler's: another holder took the claim over
-    /// meanwhile, and its outcome is the one that every retry gets.
-    async fn settle(&self, settlement: Settlement) -> Result<Option<HttpResponse>, actix_web::Error> {
-        let slot = std::mem::replace(&mut *self.guard.grant.borrow_mut(), GrantSlot::Gone);
-        let GrantSlot::Held(mut grant) = slot else { return Ok(None) };
+    fn tombstone(&self) -> Settlement {
+        self.complete(SealedOutcome::tombstone(self.guard.claim().key()))
+    }
+
+    /// Settles the key. `Some` response is to be sent instead of the handler's: the outcome could not be stored, or another
+    /// holder took the claim over in the meantime, and its outcome is the one that every retry gets.
+    async fn settle(&self, settlement: Settlement, request: &HttpRequest) -> Option<HttpResponse> {
+        let slot = self.guard.grant.replace(GrantSlot::Gone);
+        let GrantSlot::Held(mut grant) = slot else { return None };
         let outcome = match &settlement {
             Settlement::Complete { outcome, .. } => Some(outcome.clone()),
             _ => None,
         };
         match (grant.settle(settlement).await, outcome) {
-            (Ok(_), _) => Ok(None),
-            (Err(Error::ClaimLost), Some(outcome)) => self.after_a_lost_claim(outcome).await,
-            // What was not to be kept could not be given up either: the lease sees to that.
-            (Err(_), None) => Ok(None),
-            (Err(error), Some(_)) => Err(self.refused(error)),
+            (Ok(_), _) => None,
+            (Err(Error::ClaimLost), Some(outcome)) => self.after_a_lost_claim(outcome, request).await,
+            // A claim that was not to be kept, and could not be given up either, is left to its lease.
+            (Err(_), None) => None,
+            (Err(error), Some(_)) => Some(self.answer_to(error)),
         }
     }
 
-    async fn after_a_lost_claim(&self, outcome: SealedOutcome) -> Result<Option<HttpResponse>, actix_web::Error> {
-        let engine = &self.guard.engine;
-        let key = self.guard.claim.key();
-        let begun = engine.begin(&engine.attach(), key.clone(), self.fingerprint, &self.guard.policy).await;
-        match begun {
-            Ok(Admitted::Replay(stored)) => match self.setup.replay(key, &stored) {
-                Ok(response) => Ok(Some(response)),
-                Err(Refusal::Engine(error)) => Err(self.refused(error)),
-                Err(_) => Err(self.refused(Error::ClaimLost)),
+    async fn after_a_lost_claim(&self, outcome: SealedOutcome, request: &HttpRequest) -> Option<HttpResponse> {
+        let engine = &self.guard.setup.engine;
+        let key = self.guard.claim().key().clone();
+        let policy = self.guard.policy.get();
+        match engine.begin(&engine.attach(), key.clone(), self.guard.fingerprint, &policy).await {
+            Ok(Admitted::Replay(stored)) => match self.guard.setup.replay(request, &key, &stored) {
+                Ok(response) => Some(response),
+                Err(error) => Some((self.rules().answer)(&error)),
             },
-            // The record is gone. This handler ran, so that its outcome is the key's.
+            // The record is gone. This handler ran, so its outcome is the key's.
             Ok(Admitted::Granted(mut grant)) => {
-                grant.begin().await.map_err(|error| self.refused(error))?;
-                grant.settle(self.complete(outcome)).await.map(|_| None).map_err(|error| self.refused(error))
+                let settled = match grant.begin().await {
+                    Ok(()) => grant.settle(self.complete(outcome)).await,
+                    Err(error) => Err(error),
+                };
+                settled.err().map(|error| self.answer_to(error))
             }
-            Ok(Admitted::Unguarded) => Err(self.refused(Error::ClaimLost)),
-            Err(error) => Err(self.refused(error)),
+            Ok(Admitted::Unguarded) => Some(self.answer_to(Error::ClaimLost)),
+            Err(error) => Some(self.answer_to(error)),
         }
     }
 }

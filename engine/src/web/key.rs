@@ -1,7 +1,7 @@
 //! The caller's idempotency key, from a request.
 
 use std::fmt;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use actix_web::dev::ServiceRequest;
 use actix_web::http::header::HeaderName;
@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::{Fingerprint, MAX_PART_LEN};
 
-type MakeKey = dyn Fn(&ServiceRequest, &Bytes) -> Option<String>;
+type MakeKey = dyn Fn(&ServiceRequest, &Bytes) -> Option<String> + Send + Sync;
 
 /// Where a request's idempotency key comes from.
 ///
@@ -28,18 +28,27 @@ pub enum KeyStrategy {
     /// The header. The default.
     #[default]
     Header,
-    /// The fingerprint of the whole request: equal requests are the same request, whoever sends them again.
+    /// The fingerprint of the whole request: within a scope, equal requests are the same request.
     BodyHash,
-    /// The header, or where it is missing, as [`BodyHash`](Self::BodyHash).
+    /// The header or, where it is missing, as [`BodyHash`](Self::BodyHash).
     HeaderOrBodyHash,
-    /// What this function makes of the request and its body; `None` is a missing key.
-    Custom(Rc<MakeKey>),
+    /// What this function makes of the request and its body. `None` is a missing key.
+    Custom(Arc<MakeKey>),
 }
 
 impl KeyStrategy {
-    /// A strategy of the user's own.
-    pub fn custom(make: impl Fn(&ServiceRequest, &Bytes) -> Option<String> + 'static) -> Self {
-        Self::Custom(Rc::new(make))
+    /// A strategy of your own.
+    pub fn custom(make: impl Fn(&ServiceRequest, &Bytes) -> Option<String> + Send + Sync + 'static) -> Self {
+        Self::Custom(Arc::new(make))
+    }
+
+    /// Whether it may need the body; `has_header` is whether the header has a key.
+    pub(super) fn needs_body(&self, has_header: bool) -> bool {
+        match self {
+            Self::Header => false,
+            Self::HeaderOrBodyHash => !has_header,
+            Self::BodyHash | Self::Custom(_) => true,
+        }
     }
 
     pub(super) fn reads_header(&self) -> bool {

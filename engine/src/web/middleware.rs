@@ -3,43 +3,47 @@
 use std::fmt;
 use std::future::{Ready, ready};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::body::{EitherBody, MessageBody};
-use actix_web::dev::{ResourceDef, Service, ServiceRequest, ServiceResponse, Transform, forward_ready};
+use actix_web::dev::{Service, ServiceRequest, ServiceResponse, Transform, forward_ready};
 use actix_web::http::header::{HeaderMap, HeaderName};
 use actix_web::http::{Method, StatusCode};
-use actix_web::{HttpResponse, ResponseError as _};
+use actix_web::{HttpRequest, HttpResponse, ResponseError};
 use futures_util::future::{Either, FutureExt as _, LocalBoxFuture, Map};
-use sha2::{Digest as _, Sha256};
 
 use super::guard::{Guard, is_guarded};
-use super::rules::{Rules, default_kept_headers};
-use super::{FingerprintStrategy, KeyStrategy, Refusal, ResponseFate, RouteRules};
+use super::pattern::RulePattern;
+use super::rules::{Rules, Sanitizer};
+use super::settings::{self, SettingProblem};
+use super::{
+    FingerprintStrategy, IdempotencyError, KeyStrategy, RecordedResponse, ResponseDisposition, RouteRules, Scope,
+};
 use crate::{Engine, OnAbandoned, OnInProgress, OnStoreFailure};
 
 /// Middleware that makes routes idempotent. See the [module](super) for what it answers.
 ///
-/// Its methods set the rules of all routes; [`route`](Self::route) makes others for one.
+/// Its methods set the rules of all routes; [`route`](Self::route) changes them for one. It is `Clone` and `Send`: build
+/// it once, outside the factory of `HttpServer`, and wrap a clone in each worker.
 ///
 /// ```
 /// use std::time::Duration;
-/// use actix_web::{App, HttpResponse, web};
-/// use oncekey::{Engine, OnInProgress, web::Idempotency};
+/// use actix_web::{App, HttpResponse, HttpServer, web};
+/// use oncekey::{Engine, OnInProgress, web::{Idempotency, Scope}};
 /// use oncekey_backends::MemoryBackend;
 ///
 /// let engine = Engine::builder(MemoryBackend::new()).start()?;
-/// let app = App::new()
-///     .wrap(
-///         Idempotency::new(engine)
-///             .required()
-///             .scope_by_header("X-Api-Key", "public")
-///             .on_in_progress(OnInProgress::Wait(Duration::from_secs(10)))
-///             .route("/echo", |rules| rules.optional()),
-///     )
-///     .route("/orders", web::post().to(HttpResponse::Created));
+/// let guard = Idempotency::new(engine, Scope::header("X-Api-Key"))
+///     .required()
+///     .on_in_progress(OnInProgress::Wait(Duration::from_secs(10)))
+///     .route("/echo", |rules| rules.optional());
+/// let server = HttpServer::new(move || {
+///     App::new().wrap(guard.clone()).route("/orders", web::post().to(HttpResponse::Created))
+/// });
 /// # Ok::<(), oncekey::StartError>(())
 /// ```
+#[derive(Clone)]
 #[must_use]
 pub struct Idempotency {
     engine: Engine,
@@ -50,121 +54,147 @@ impl Idempotency {
     /// The header that the IETF draft and nearly every API use.
     pub const DEFAULT_HEADER: HeaderName = HeaderName::from_static("idempotency-key");
 
-    /// A guard with the default rules. Calls follow the policies of this handle to the engine.
-    pub fn new(engine: Engine) -> Self {
-        let rules = Rules {
-            header: Self::DEFAULT_HEADER,
-            scope: Rc::new(|_| Ok("http".to_owned())),
-            kept_headers: default_kept_headers(),
-            answer: Rc::new(|refusal| refusal.error_response()),
-            everywhere: RouteRules::default(),
-            routes: Vec::new(),
-        };
-        Self { engine, rules }
+    /// A guard with the default rules. `scope` names the caller whose keys a request uses, so that no caller gets
+    /// another caller's response. Calls follow the policies of this handle to the engine.
+    pub fn new(engine: Engine, scope: Scope) -> Self {
+        Self { engine, rules: Rules::new(scope, Arc::new(|error| error.error_response())) }
     }
 
-    /// The header that carries the key. Default: `Idempotency-Key`.
-    pub fn header(mut self, name: HeaderName) -> Self {
-        self.rules.header = name;
-        self
+    /// See [`RouteRules::header`].
+    pub fn header(self, name: HeaderName) -> Self {
+        self.everywhere(|rules| rules.header(name))
     }
 
-    /// Who asks: a tenant, a user, an API key. Two scopes never share a record, so that nobody is shown another's
-    /// response. An error, for a request in which nobody is found, is answered as it is, and nothing runs. Default: one
-    /// scope for all.
-    ///
-    /// The scope stands in the store and in logs: don't put a credential there; digest it, as
-    /// [`scope_by_header`](Self::scope_by_header) does.
-    ///
-    /// ```
-    /// # use oncekey::{Engine, web::Idempotency};
-    /// # use oncekey_backends::MemoryBackend;
-    /// use actix_web::{HttpMessage, error::ErrorUnauthorized};
-    ///
-    /// struct Tenant(String);
-    ///
-    /// # let engine = Engine::builder(MemoryBackend::new()).start()?;
-    /// let guard = Idempotency::new(engine).scope(|request| {
-    ///     let extensions = request.extensions();
-    ///     let tenant = extensions.get::<Tenant>().ok_or_else(|| ErrorUnauthorized("who are you?"))?;
-    ///     Ok(tenant.0.clone())
-    /// });
-    /// # Ok::<(), oncekey::StartError>(())
-    /// ```
-    pub fn scope(mut self, make: impl Fn(&ServiceRequest) -> Result<String, actix_web::Error> + 'static) -> Self {
-        self.rules.scope = Rc::new(make);
-        self
-    }
-
-    /// Who asks, by a header such as `X-Api-Key` or `Authorization`; `absent` is the scope of requests that have none.
-    /// The header's values are digested, since they are often credentials.
-    ///
-    /// # Panics
-    /// If `name` is not a header's name.
-    pub fn scope_by_header(self, name: &'static str, absent: &'static str) -> Self {
-        // Written in the program, in lower or upper case; a wrong one is found at the first start.
-        #[expect(clippy::expect_used, reason = "documented: a mistake in the program's text")]
-        let name = HeaderName::from_bytes(name.as_bytes()).expect("the name of the scope's header is valid");
-        self.scope(move |request| {
-            let mut values = request.headers().get_all(&name).peekable();
-            if values.peek().is_none() {
-                return Ok(absent.to_owned());
-            }
-            let mut digest = Sha256::new();
-            for value in values {
-                digest.update((value.len() as u64).to_le_bytes());
-                digest.update(value.as_bytes());
-            }
-            // 128 bits: no two callers meet.
-            let digest: String = digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-            Ok(format!("{name}-{digest}"))
-        })
-    }
-
-    /// Lets replays carry this header too. By default they carry `Content-Type`, `-Language`, `-Encoding`,
+    /// Lets replays carry this header too. By default replays carry `Content-Type`, `-Language`, `-Encoding`,
     /// `-Disposition` and `-Location`, `Location`, `ETag`, `Last-Modified`, `Cache-Control`, `Expires`, `Vary`, `Link`,
     /// `Allow`, `Retry-After` and `WWW-Authenticate`.
     ///
-    /// `Set-Cookie`, `Date`, `Content-Length` and the hop-by-hop headers are never kept, whatever is said here.
+    /// `Set-Cookie`, `Date`, `Content-Length` and the hop-by-hop headers are never kept.
     pub fn keep_header(mut self, name: HeaderName) -> Self {
         self.rules.kept_headers.push(name);
         self
     }
 
-    /// Makes the responses of refusals. Default: `application/problem+json`, as [`Refusal`] describes.
+    /// Makes the responses of the guard's own errors. Default: `application/problem+json`, as [`IdempotencyError`]
+    /// describes.
     ///
     /// ```
-    /// # use oncekey::{Engine, web::Idempotency};
+    /// # use oncekey::{Engine, web::{Idempotency, Scope}};
     /// # use oncekey_backends::MemoryBackend;
     /// use actix_web::{HttpResponse, ResponseError};
     ///
     /// # let engine = Engine::builder(MemoryBackend::new()).start()?;
-    /// let guard = Idempotency::new(engine)
-    ///     .error_handler(|refusal| HttpResponse::build(refusal.status_code()).body(refusal.to_string()));
+    /// let guard = Idempotency::new(engine, Scope::shared())
+    ///     .error_handler(|error| HttpResponse::build(error.status_code()).body(error.to_string()));
     /// # Ok::<(), oncekey::StartError>(())
     /// ```
-    pub fn error_handler(mut self, answer: impl Fn(&Refusal) -> HttpResponse + 'static) -> Self {
-        self.rules.answer = Rc::new(answer);
+    pub fn error_handler(mut self, answer: impl Fn(&IdempotencyError) -> HttpResponse + Send + Sync + 'static) -> Self {
+        self.rules.answer = Arc::new(answer);
         self
     }
 
-    /// Other rules for one route, by its pattern (`/orders/{id}`). They begin as the rules of all routes stand at this
-    /// call. The first pattern that matches counts.
+    /// Tells the guard that errors of type `E` come from your extractors: from a `FromRequest` of yours, or from an
+    /// `error_handler` of `JsonConfig` and its like that returns your own type. The handler has not run then, so the key
+    /// stays new. The guard knows the errors of actix-web's own extractors.
+    ///
+    /// ```
+    /// # use oncekey::{Engine, web::{Idempotency, Scope}};
+    /// # use oncekey_backends::MemoryBackend;
+    /// #[derive(Debug, thiserror::Error)]
+    /// #[error("the session has ended")]
+    /// struct SessionEnded;
+    ///
+    /// impl actix_web::ResponseError for SessionEnded {}
+    ///
+    /// # let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// let guard = Idempotency::new(engine, Scope::shared()).extractor_error::<SessionEnded>();
+    /// # Ok::<(), oncekey::StartError>(())
+    /// ```
+    pub fn extractor_error<E: ResponseError + 'static>(mut self) -> Self {
+        self.rules.extractor_errors.push(Arc::new(|error| {
+            error.as_error::<E>().is_some() || error.as_error::<actix_web::error::InternalError<E>>().is_some()
+        }));
+        self
+    }
+
+    /// Changes a response before the guard stores it. The first caller gets the response as it is; a replay has what is
+    /// left. Remove here what the store must not keep, such as a secret that is shown once. If the closure panics, the
+    /// guard keeps no response, and a retry is answered with 409 (`outcome-not-kept`).
+    ///
+    /// ```
+    /// # use oncekey::{Engine, web::{Idempotency, Scope}};
+    /// # use oncekey_backends::MemoryBackend;
+    /// # let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// let guard = Idempotency::new(engine, Scope::shared()).sanitize(|response| {
+    ///     if let Ok(mut created) = serde_json::from_slice::<serde_json::Value>(response.body()) {
+    ///         created["secret"] = "shown once".into();
+    ///         response.set_body(created.to_string());
+    ///     }
+    /// });
+    /// # Ok::<(), oncekey::StartError>(())
+    /// ```
+    pub fn sanitize(mut self, change: impl Fn(&mut RecordedResponse) + Send + Sync + 'static) -> Self {
+        self.rules.sanitizer = Sanitizer(Some(Arc::new(change)));
+        self
+    }
+
+    /// Changes a replay before it is sent: to refresh a URL that has expired, say. The closure gets the request of the
+    /// retry and the replay, and may add any header.
+    ///
+    /// ```
+    /// # use oncekey::{Engine, web::{Idempotency, Scope}};
+    /// # use oncekey_backends::MemoryBackend;
+    /// use actix_web::http::header::{CACHE_CONTROL, HeaderValue};
+    ///
+    /// # let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// let guard = Idempotency::new(engine, Scope::shared()).on_replay(|_request, mut replay| {
+    ///     replay.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    ///     replay
+    /// });
+    /// # Ok::<(), oncekey::StartError>(())
+    /// ```
+    pub fn on_replay(
+        mut self,
+        refresh: impl Fn(&HttpRequest, HttpResponse) -> HttpResponse + Send + Sync + 'static,
+    ) -> Self {
+        self.rules.on_replay = Some(Arc::new(refresh));
+        self
+    }
+
+    /// Treats the default service of the application as a handler, such as a gateway that passes requests on. Without
+    /// this, a request that no route matches is left to the default service where it has no key, and a 404 or 405 from
+    /// there leaves its key new.
+    pub fn guard_default_service(mut self) -> Self {
+        self.rules.guards_default_service = true;
+        self
+    }
+
+    /// Other rules for one route, by the pattern with which the route is registered (`/orders/{id}`). They begin as the
+    /// rules of all routes stand at this call. Of several patterns for a route, the first counts.
+    ///
+    /// The rules apply to each request that the router sends to that route, however its path is encoded. The names of
+    /// segments do not count: `/orders/{id}` is `/orders/{order}`. The patterns of scopes are a part of the pattern; a
+    /// guard inside a scope also takes patterns that begin at that scope.
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use oncekey::{Engine, web::Idempotency};
+    /// # use oncekey::{Engine, web::{Idempotency, Scope}};
     /// # use oncekey_backends::MemoryBackend;
     /// # let engine = Engine::builder(MemoryBackend::new()).start()?;
-    /// let guard = Idempotency::new(engine)
+    /// let guard = Idempotency::new(engine, Scope::shared())
     ///     .required()
     ///     .route("/carts/{id}/items", |rules| rules.optional().retention(Duration::from_secs(600)));
     /// # Ok::<(), oncekey::StartError>(())
     /// ```
     pub fn route(mut self, pattern: &str, change: impl FnOnce(RouteRules) -> RouteRules) -> Self {
         let rules = change(self.rules.everywhere.clone());
-        self.rules.routes.push((ResourceDef::new(pattern), rules));
+        self.rules.routes.push((RulePattern::new(pattern), rules));
         self
+    }
+
+    /// The settings that cannot work. The guard also reports them when its server starts.
+    pub fn problems(&self) -> Vec<SettingProblem> {
+        settings::problems(&self.rules)
     }
 
     fn everywhere(mut self, change: impl FnOnce(RouteRules) -> RouteRules) -> Self {
@@ -197,14 +227,22 @@ impl Idempotency {
         self.everywhere(|rules| rules.request_limit(bytes))
     }
 
+    /// See [`RouteRules::request_timeout`].
+    pub fn request_timeout(self, limit: Duration) -> Self {
+        self.everywhere(|rules| rules.request_timeout(limit))
+    }
+
     /// See [`RouteRules::response_limit`].
     pub fn response_limit(self, bytes: usize) -> Self {
         self.everywhere(|rules| rules.response_limit(bytes))
     }
 
-    /// See [`RouteRules::fate`].
-    pub fn fate(self, decide: impl Fn(StatusCode, &HeaderMap) -> ResponseFate + 'static) -> Self {
-        self.everywhere(|rules| rules.fate(decide))
+    /// See [`RouteRules::disposition`].
+    pub fn disposition(
+        self,
+        decide: impl Fn(StatusCode, &HeaderMap) -> ResponseDisposition + Send + Sync + 'static,
+    ) -> Self {
+        self.everywhere(|rules| rules.disposition(decide))
     }
 
     /// See [`RouteRules::retention`].
@@ -220,6 +258,11 @@ impl Idempotency {
     /// See [`RouteRules::on_abandoned`].
     pub fn on_abandoned(self, on_abandoned: OnAbandoned) -> Self {
         self.everywhere(|rules| rules.on_abandoned(on_abandoned))
+    }
+
+    /// See [`RouteRules::run_limit`].
+    pub fn run_limit(self, limit: Duration) -> Self {
+        self.everywhere(|rules| rules.run_limit(limit))
     }
 
     /// See [`RouteRules::on_store_failure`].
@@ -240,7 +283,10 @@ where
     type Future = Ready<Result<Self::Transform, ()>>;
 
     fn new_transform(&self, service: S) -> Self::Future {
-        // The worker's node starts here, where it is sure to be on its arbiter.
+        for problem in self.problems() {
+            settings::report_once(&problem.to_string());
+        }
+        // The worker's node starts here, where it is certain to be on its arbiter.
         self.engine.attach();
         let guard = Guard { engine: self.engine.clone(), rules: self.rules.clone() };
         ready(Ok(IdempotencyService { service: Rc::new(service), guard: Rc::new(guard) }))
@@ -272,11 +318,12 @@ where
     forward_ready!(service);
 
     fn call(&self, request: ServiceRequest) -> Self::Future {
-        if !self.guard.rules.of(&request).methods.contains(request.method()) || is_guarded(&request) {
+        let rules_at = self.guard.rules.find(&request);
+        if !self.guard.rules.at(rules_at).methods.contains(request.method()) || is_guarded(&request) {
             let pass: PassedThrough<B> = |response| response.map(ServiceResponse::map_into_left_body);
             return Either::Left(self.service.call(request).map(pass));
         }
-        Either::Right(Box::pin(Rc::clone(&self.guard).answer(Rc::clone(&self.service), request)))
+        Either::Right(Box::pin(Rc::clone(&self.guard).answer(rules_at, Rc::clone(&self.service), request)))
     }
 }
 

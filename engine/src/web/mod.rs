@@ -1,38 +1,44 @@
-//! The actix-web middleware: a guarded route answers a retry with its first answer.
+//! The actix-web middleware: a guarded route answers a retry with its first response.
 //!
 //! [`Idempotency`] wraps an `App`, a scope or a resource. For each guarded request it makes a [`Key`](crate::Key) from
-//! the scope and the `Idempotency-Key` header, and a [`Fingerprint`](crate::Fingerprint) of the request; it asks the
-//! engine, and then runs the handler, replays its stored response, or refuses. It talks to the engine alone, never to a
-//! store.
+//! the caller's [`Scope`] and the `Idempotency-Key` header, and a [`Fingerprint`](crate::Fingerprint) of the request. It
+//! asks the engine, and then runs the handler, replays its stored response, or answers with a problem. It talks to the
+//! engine alone, never to a store.
 //!
-//! The response goes out **after** it is stored. A client that leaves does not stop a handler that began: its response is
-//! stored for the retry.
+//! The response leaves **after** it is stored. A client that disconnects does not stop a handler that began: its
+//! response is stored for the retry.
 //!
 //! | request | answer |
 //! |---|---|
 //! | first use of a key | the handler's response |
 //! | a retry | the same status, body and kept headers, plus `Idempotent-Replayed: true` |
-//! | another at work on the key | 409 and `Retry-After`, or with waiting on, the replay |
-//! | same key, another method, path, query or body | 422 |
+//! | the key is in progress | 409 and `Retry-After`, or with waiting on, the replay |
+//! | same key, another method, path, query, media type or body | 422 |
 //! | no key, a bad key, two keys | 400 (no key: only where one is required) |
-//! | a body over the limit | 413 |
-//! | the handler answered 5xx, or panicked | released: a retry runs at once |
-//! | the response was too large to keep, or a stream | 409: it is not run again |
-//! | nobody knows whether it happened | 409 |
-//! | the store is away | 503 and `Retry-After` |
+//! | no caller or two callers in the scope's header | 400 |
+//! | a body over the limit; a body that does not arrive in time | 413; 408 |
+//! | the handler answered "not now" (503, 408, 425, 429) | released: a retry runs at once |
+//! | the handler panicked, or answered 500, 502 or 504 | as after a crash: [`OnAbandoned`](crate::OnAbandoned) decides |
+//! | no handler saw the request | the key is new |
+//! | the response was too large to keep, or a stream | 409: the handler does not run again |
+//! | the outcome is indeterminate | 409 |
+//! | the store is unavailable | 503 and `Retry-After` |
 //!
-//! Each refusal is `application/problem+json` (RFC 9457); see [`Refusal`].
+//! [What your handler's answer means](crate::guide::answers) has the details. Each error of the guard's own is
+//! `application/problem+json` (RFC 9457); see [`IdempotencyError`]. Every answer that leaves the guard is an `Ok`
+//! response, so middleware further out sees it.
 //!
 //! ```no_run
 //! use actix_web::{App, HttpResponse, HttpServer, web};
-//! use oncekey::{Engine, web::Idempotency};
+//! use oncekey::{Engine, web::{Idempotency, Scope}};
 //! use oncekey_backends::SqliteBackend;
 //!
 //! # #[actix_web::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let engine = Engine::builder(SqliteBackend::open("keys.db")?).start()?;
+//! let guard = Idempotency::new(engine, Scope::header("X-Api-Key")).required();
 //! HttpServer::new(move || {
 //!     App::new()
-//!         .wrap(Idempotency::new(engine.clone()).required().scope_by_header("X-Api-Key", "public"))
+//!         .wrap(guard.clone())
 //!         .route("/orders", web::post().to(|| async { HttpResponse::Created().body("ordered") }))
 //! })
 //! .bind(("127.0.0.1", 8080))?
@@ -42,26 +48,34 @@
 //! ```
 //!
 //! # Where to wrap
-//! Inside `Compress`, so that what is stored is not compressed for one client; inside authentication, so that a refused
-//! caller reaches no record; outside whatever answers differently each time. Where two guards are nested, the outer one
-//! guards.
+//! The guide [middleware around the guard](crate::guide::http) has the order by example. Of two guards, one inside the
+//! other, the outer one guards.
 
+mod body;
+mod canonical;
+mod disposition;
+mod error;
 mod extract;
-mod fate;
+mod fingerprint;
 mod guard;
 mod key;
 mod middleware;
+mod pattern;
 mod recorded;
-mod refusal;
 mod rules;
+mod scope;
+mod settings;
 
+pub use disposition::{ResponseDisposition, WithDisposition};
+pub use error::IdempotencyError;
 pub use extract::{Transaction, TransactionError};
-pub use fate::{ResponseFate, WithFate};
+pub use fingerprint::{CanonicalJson, Custom, FingerprintStrategy, Headers};
 pub use key::{BadKey, KeyStrategy};
 pub use middleware::{Idempotency, IdempotencyService};
 pub use recorded::{MalformedResponse, RecordedResponse};
-pub use refusal::Refusal;
-pub use rules::{FingerprintStrategy, RouteRules};
+pub use rules::RouteRules;
+pub use scope::Scope;
+pub use settings::SettingProblem;
 
 /// For the fuzz targets.
 #[cfg(fuzzing)]

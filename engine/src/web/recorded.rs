@@ -1,9 +1,9 @@
 //! A response as it is stored and replayed.
 
-use actix_web::HttpResponse;
 use actix_web::body::BoxBody;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use actix_web::{HttpRequest, HttpResponse, Responder};
 use bytes::{Buf as _, Bytes};
 use serde::Serialize;
 
@@ -13,10 +13,11 @@ use crate::record::{PayloadKind, SealedOutcome};
 /// The header that marks a replay.
 pub(super) const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
-/// A response that can be stored, and sent again: status, headers and body.
+/// A response as the engine stores and replays it: status, headers and body.
 ///
-/// An operation in a transaction gives one, since it runs on another thread; so does a reconciler that has found out
-/// what a handler did.
+/// A reconciler returns one when it has found out what a handler did. A sanitizer changes one before the guard stores
+/// it. It is also a [`Responder`]: an operation in a [`Transaction`](super::Transaction) that returns one decides by
+/// itself which headers a replay carries, whatever the guard's allow-list says.
 ///
 /// ```
 /// use actix_web::http::{StatusCode, header};
@@ -76,11 +77,11 @@ impl RecordedResponse {
         self
     }
 
-    /// What the handler answered, as far as it is kept.
-    pub(super) fn capture(status: StatusCode, headers: &HeaderMap, kept: &[HeaderName], body: Bytes) -> Self {
+    /// The part of a handler's response that a replay carries: `kept` of its headers, or all where this is `None`.
+    pub(super) fn capture(status: StatusCode, headers: &HeaderMap, kept: Option<&[HeaderName]>, body: Bytes) -> Self {
         let headers = headers
             .iter()
-            .filter(|(name, _)| kept.contains(name) && !is_never_kept(name))
+            .filter(|(name, _)| kept.is_none_or(|kept| kept.contains(name)) && !is_never_kept(name))
             .map(|(name, value)| (name.clone(), value.clone()));
         Self { status, headers: headers.collect(), body }
     }
@@ -88,6 +89,48 @@ impl RecordedResponse {
     /// The status.
     pub fn status(&self) -> StatusCode {
         self.status
+    }
+
+    /// Replaces the status.
+    pub fn set_status(&mut self, status: StatusCode) {
+        self.status = status;
+    }
+
+    /// The headers, in their order.
+    pub fn headers(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+        self.headers.iter().map(|(name, value)| (name, value))
+    }
+
+    /// Removes all values of a header.
+    pub fn remove_header(&mut self, name: &HeaderName) {
+        self.headers.retain(|(found, _)| found != name);
+    }
+
+    /// Replaces all values of a header. One that a replay must never carry is left out.
+    ///
+    /// ```
+    /// # use actix_web::http::{StatusCode, header};
+    /// # use oncekey::web::RecordedResponse;
+    /// let mut response = RecordedResponse::new(StatusCode::CREATED, "");
+    /// response.set_header(header::LOCATION, "/orders/17".try_into()?);
+    /// assert_eq!(response.headers().count(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn set_header(&mut self, name: HeaderName, value: HeaderValue) {
+        self.remove_header(&name);
+        if !is_never_kept(&name) {
+            self.headers.push((name, value));
+        }
+    }
+
+    /// The body.
+    pub fn body(&self) -> &Bytes {
+        &self.body
+    }
+
+    /// Replaces the body.
+    pub fn set_body(&mut self, body: impl Into<Bytes>) {
+        self.body = body.into();
     }
 
     /// Seals the response as the outcome of `key`.
@@ -136,7 +179,7 @@ impl RecordedResponse {
         Ok(Self { status, headers, body: bytes })
     }
 
-    /// The response, to be sent for the first time.
+    /// The response as it is sent for the first time.
     pub(super) fn into_response(self) -> HttpResponse<BoxBody> {
         let mut response = HttpResponse::new(self.status);
         for (name, value) in self.headers {
@@ -145,10 +188,24 @@ impl RecordedResponse {
         response.set_body(BoxBody::new(self.body))
     }
 
-    /// The response, to be sent again.
+    /// The response as it is sent again.
     pub(super) fn into_replay(self) -> HttpResponse<BoxBody> {
         let mut response = self.into_response();
         response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+        response
+    }
+}
+
+/// Marks a response all of whose headers are to be kept.
+#[derive(Clone, Copy)]
+pub(super) struct KeepAllHeaders;
+
+impl Responder for RecordedResponse {
+    type Body = BoxBody;
+
+    fn respond_to(self, _: &HttpRequest) -> HttpResponse<BoxBody> {
+        let mut response = self.into_response();
+        response.extensions_mut().insert(KeepAllHeaders);
         response
     }
 }
@@ -161,8 +218,8 @@ fn part(bytes: &mut Bytes) -> Result<Bytes, MalformedResponse> {
     Ok(bytes.split_to(len))
 }
 
-/// Headers that say something of one message or one client alone, and never of a replay: cookies, the date, the framing
-/// and the hop-by-hop headers of RFC 9110, section 7.6.1.
+/// Headers that belong to one message or one client, and never to a replay: cookies, the date, the framing, and the
+/// hop-by-hop headers of RFC 9110, section 7.6.1.
 fn is_never_kept(name: &HeaderName) -> bool {
     const NEVER: [HeaderName; 11] = [
         header::SET_COOKIE,

@@ -1,84 +1,33 @@
 //! What is guarded, and how: the settings behind the middleware's builder.
 
+use std::collections::HashMap;
 use std::fmt;
-use std::rc::Rc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use actix_web::HttpResponse;
-use actix_web::dev::{ResourceDef, ServiceRequest};
+use actix_web::dev::ServiceRequest;
+use actix_web::error::Error as ActixError;
 use actix_web::http::header::{self, HeaderMap, HeaderName};
 use actix_web::http::{Method, StatusCode};
-use bytes::Bytes;
+use actix_web::{HttpRequest, HttpResponse};
+use parking_lot::RwLock;
 
-use super::{KeyStrategy, Refusal, ResponseFate};
-use crate::{CallPolicy, Fingerprint, OnAbandoned, OnInProgress, OnStoreFailure};
+use super::disposition::{is_of_actix_extractors, route_name};
+use super::pattern::{self, Routed, RulePattern};
+use super::{
+    FingerprintStrategy, Idempotency, IdempotencyError, KeyStrategy, RecordedResponse, ResponseDisposition, Scope,
+};
+use crate::{CallPolicy, OnAbandoned, OnInProgress, OnStoreFailure};
 
-type MakeScope = dyn Fn(&ServiceRequest) -> Result<String, actix_web::Error>;
-type MakeFingerprint = dyn Fn(&ServiceRequest, &Bytes) -> Fingerprint;
-type DecideFate = dyn Fn(StatusCode, &HeaderMap) -> ResponseFate;
-type Answer = dyn Fn(&Refusal) -> HttpResponse;
+type DecideDisposition = dyn Fn(StatusCode, &HeaderMap) -> ResponseDisposition + Send + Sync;
+type Answer = dyn Fn(&IdempotencyError) -> HttpResponse + Send + Sync;
+type IsExtractorError = dyn Fn(&ActixError) -> bool + Send + Sync;
+type Sanitize = dyn Fn(&mut RecordedResponse) + Send + Sync;
+type Refresh = dyn Fn(&HttpRequest, HttpResponse) -> HttpResponse + Send + Sync;
 
-/// What a retry must have in common with the first request.
-///
-/// ```
-/// use oncekey::{Fingerprint, web::FingerprintStrategy};
-///
-/// // A field that each try sets anew is left out.
-/// let asked = FingerprintStrategy::custom(|request, body| {
-///     let mut order: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
-///     order.as_object_mut().map(|fields| fields.remove("sent_at"));
-///     Fingerprint::builder().field(request.path().as_bytes()).field(order.to_string().as_bytes()).finish()
-/// });
-/// # let _ = asked;
-/// ```
-#[derive(Clone, Default)]
-pub enum FingerprintStrategy {
-    /// Method, path, query and body. The default.
-    #[default]
-    Full,
-    /// The body alone.
-    BodyOnly,
-    /// What this function makes of the request and its body.
-    Custom(Rc<MakeFingerprint>),
-}
-
-impl FingerprintStrategy {
-    /// A strategy of the user's own.
-    pub fn custom(make: impl Fn(&ServiceRequest, &Bytes) -> Fingerprint + 'static) -> Self {
-        Self::Custom(Rc::new(make))
-    }
-
-    pub(super) fn make(&self, request: &ServiceRequest, body: &Bytes) -> Fingerprint {
-        match self {
-            Self::Full => whole(request, body),
-            Self::BodyOnly => Fingerprint::of(body),
-            Self::Custom(make) => make(request, body),
-        }
-    }
-}
-
-impl fmt::Debug for FingerprintStrategy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Full => "Full",
-            Self::BodyOnly => "BodyOnly",
-            Self::Custom(_) => "Custom",
-        })
-    }
-}
-
-/// The fingerprint of the whole request.
-pub(super) fn whole(request: &ServiceRequest, body: &Bytes) -> Fingerprint {
-    Fingerprint::builder()
-        .field(request.method().as_str().as_bytes())
-        .field(request.path().as_bytes())
-        .field(request.query_string().as_bytes())
-        .field(if planted!(FingerprintWithoutTheBody) { b"" } else { body })
-        .finish()
-}
-
-/// The rules of a route. [`Idempotency`](super::Idempotency) sets those of all routes, and
-/// [`Idempotency::route`](super::Idempotency::route) those of one.
+/// The rules of a route. [`Idempotency`] has the rules of all routes, and [`Idempotency::route`] changes them for one.
 ///
 /// ```
 /// use std::time::Duration;
@@ -91,12 +40,14 @@ pub(super) fn whole(request: &ServiceRequest, body: &Bytes) -> Fingerprint {
 #[must_use]
 pub struct RouteRules {
     pub(super) required: bool,
-    pub(super) methods: Rc<[Method]>,
+    pub(super) methods: Arc<[Method]>,
+    pub(super) header: HeaderName,
     pub(super) key: KeyStrategy,
     pub(super) fingerprint: FingerprintStrategy,
     pub(super) request_limit: usize,
+    pub(super) request_timeout: Duration,
     pub(super) response_limit: usize,
-    pub(super) fate: Fate,
+    pub(super) disposition: Disposition,
     policy: PolicyChanges,
 }
 
@@ -107,14 +58,15 @@ struct PolicyChanges {
     on_in_progress: Option<OnInProgress>,
     on_abandoned: Option<OnAbandoned>,
     on_store_failure: Option<OnStoreFailure>,
+    run_limit: Option<Duration>,
 }
 
 #[derive(Clone)]
-pub(super) struct Fate(pub(super) Rc<DecideFate>);
+pub(super) struct Disposition(pub(super) Arc<DecideDisposition>);
 
-impl fmt::Debug for Fate {
+impl fmt::Debug for Disposition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Fate")
+        f.write_str("Disposition")
     }
 }
 
@@ -122,19 +74,21 @@ impl Default for RouteRules {
     fn default() -> Self {
         Self {
             required: false,
-            methods: Rc::new([Method::POST, Method::PATCH]),
+            methods: Arc::new([Method::POST, Method::PATCH]),
+            header: Idempotency::DEFAULT_HEADER,
             key: KeyStrategy::default(),
             fingerprint: FingerprintStrategy::default(),
             request_limit: 1 << 20,
+            request_timeout: Duration::from_secs(30),
             response_limit: 1 << 20,
-            fate: Fate(Rc::new(|status, _| ResponseFate::by_status(status))),
+            disposition: Disposition(Arc::new(|status, _| ResponseDisposition::by_status(status))),
             policy: PolicyChanges::default(),
         }
     }
 }
 
 impl RouteRules {
-    /// A request without a key is refused with 400.
+    /// A request without a key is answered with 400.
     pub fn required(mut self) -> Self {
         self.required = true;
         self
@@ -146,9 +100,15 @@ impl RouteRules {
         self
     }
 
-    /// The methods that are guarded. Default: `POST` and `PATCH`, which HTTP does not make idempotent by itself.
+    /// The methods that are guarded. Default: `POST` and `PATCH`, which HTTP itself does not make idempotent.
     pub fn methods(mut self, methods: impl IntoIterator<Item = Method>) -> Self {
         self.methods = methods.into_iter().collect();
+        self
+    }
+
+    /// The header that carries the key. Default: `Idempotency-Key`.
+    pub fn header(mut self, name: HeaderName) -> Self {
+        self.header = name;
         self
     }
 
@@ -164,22 +124,44 @@ impl RouteRules {
         self
     }
 
-    /// The largest body, in bytes, of a guarded request; a larger one is refused with 413. Default: 1 MiB.
+    /// The largest body, in bytes, that the guard reads; a request with a larger one is answered with 413. Default:
+    /// 1 MiB. A body that streams to the handler unread has no limit here.
     pub fn request_limit(mut self, bytes: usize) -> Self {
         self.request_limit = bytes;
         self
     }
 
-    /// The largest body, in bytes, of a response that is kept. A larger one, and a stream, reaches its caller whole, and
-    /// a retry is told that the outcome was not kept. Default: 1 MiB.
+    /// How long the guard waits for the whole body of a request; a slower request is answered with 408, and nothing
+    /// runs. Default: 30 seconds. A body that streams to the handler unread has no limit here.
+    pub fn request_timeout(mut self, limit: Duration) -> Self {
+        self.request_timeout = limit;
+        self
+    }
+
+    /// The largest body, in bytes, of a response that is kept. A larger one, and a stream, reaches its first caller
+    /// whole, and a retry is answered with 409 (`outcome-not-kept`). Default: 1 MiB.
     pub fn response_limit(mut self, bytes: usize) -> Self {
         self.response_limit = bytes;
         self
     }
 
-    /// What becomes of a key by its handler's response. Default: [`ResponseFate::by_status`].
-    pub fn fate(mut self, decide: impl Fn(StatusCode, &HeaderMap) -> ResponseFate + 'static) -> Self {
-        self.fate = Fate(Rc::new(decide));
+    /// What an answer means for its key, by its status and headers. Default: [`ResponseDisposition::by_status`].
+    ///
+    /// ```
+    /// use oncekey::web::{ResponseDisposition, RouteRules};
+    ///
+    /// // This provider answers 502 only before it has charged.
+    /// let rules = RouteRules::default().disposition(|status, _headers| match status.as_u16() {
+    ///     502 => ResponseDisposition::Release,
+    ///     _ => ResponseDisposition::by_status(status),
+    /// });
+    /// # let _ = rules;
+    /// ```
+    pub fn disposition(
+        mut self,
+        decide: impl Fn(StatusCode, &HeaderMap) -> ResponseDisposition + Send + Sync + 'static,
+    ) -> Self {
+        self.disposition = Disposition(Arc::new(decide));
         self
     }
 
@@ -189,21 +171,30 @@ impl RouteRules {
         self
     }
 
-    /// What becomes of a request whose key another is working on. Default: the engine handle's.
+    /// What happens to a request whose key is in progress. Default: the engine handle's.
     pub fn on_in_progress(mut self, on_in_progress: OnInProgress) -> Self {
         self.policy.on_in_progress = Some(on_in_progress);
         self
     }
 
-    /// What a lapsed lease means. Default: the engine handle's.
+    /// What happens to the key when the process dies, when the handler panics, and when its answer does not say whether
+    /// it had its effect. Default: the engine handle's. Where neither chooses, it is
+    /// [`Rerun`](OnAbandoned::Rerun) for a handler that takes a [`Transaction`](super::Transaction), and
+    /// [`Hold`](OnAbandoned::Hold) for any other.
     pub fn on_abandoned(mut self, on_abandoned: OnAbandoned) -> Self {
         self.policy.on_abandoned = Some(on_abandoned);
         self
     }
 
-    /// What becomes of a request when the store can't be asked. Default: the engine handle's.
+    /// What happens to a request when the store is unavailable. Default: the engine handle's.
     pub fn on_store_failure(mut self, on_store_failure: OnStoreFailure) -> Self {
         self.policy.on_store_failure = Some(on_store_failure);
+        self
+    }
+
+    /// How long a handler may run: see [`CallPolicy::run_limit`]. Default: the engine handle's.
+    pub fn run_limit(mut self, limit: Duration) -> Self {
+        self.policy.run_limit = Some(limit);
         self
     }
 
@@ -214,32 +205,118 @@ impl RouteRules {
             on_in_progress: changes.on_in_progress.unwrap_or(of_engine.on_in_progress),
             on_abandoned: changes.on_abandoned.or(of_engine.on_abandoned),
             on_store_failure: changes.on_store_failure.unwrap_or(of_engine.on_store_failure),
+            run_limit: changes.run_limit.or(of_engine.run_limit),
             ..*of_engine
         }
     }
 }
 
-/// Everything that the middleware was told.
+/// All that the guard was told.
 #[derive(Clone)]
 pub(super) struct Rules {
-    pub(super) header: HeaderName,
-    pub(super) scope: Rc<MakeScope>,
+    pub(super) scope: Scope,
     pub(super) kept_headers: Vec<HeaderName>,
-    pub(super) answer: Rc<Answer>,
+    pub(super) answer: Arc<Answer>,
+    pub(super) extractor_errors: Vec<Arc<IsExtractorError>>,
+    pub(super) sanitizer: Sanitizer,
+    pub(super) on_replay: Option<Arc<Refresh>>,
+    pub(super) guards_default_service: bool,
     pub(super) everywhere: RouteRules,
-    pub(super) routes: Vec<(ResourceDef, RouteRules)>,
+    pub(super) routes: Vec<(RulePattern, RouteRules)>,
+    pub(super) transactional: Arc<Transactional>,
 }
 
 impl Rules {
-    /// The rules for a request: of the first route that matches its path, else those of all.
-    pub(super) fn of(&self, request: &ServiceRequest) -> &RouteRules {
-        let of_route = self.routes.iter().find(|(route, _)| route.is_match(request.path()));
-        of_route.map_or(&self.everywhere, |(_, rules)| rules)
+    pub(super) fn new(scope: Scope, answer: Arc<Answer>) -> Self {
+        Self {
+            scope,
+            kept_headers: default_kept_headers(),
+            answer,
+            extractor_errors: Vec::new(),
+            sanitizer: Sanitizer::default(),
+            on_replay: None,
+            guards_default_service: false,
+            everywhere: RouteRules::default(),
+            routes: Vec::new(),
+            transactional: Arc::default(),
+        }
+    }
+
+    /// Which rules are a request's: those of the first pattern that is its route's; `None` for those of all routes.
+    pub(super) fn find(&self, request: &ServiceRequest) -> Option<usize> {
+        if self.routes.is_empty() {
+            return None;
+        }
+        let pattern = pattern::of_request(request)?;
+        let routed = Routed::new(&pattern, request.match_info());
+        self.routes.iter().position(|(route, _)| route.applies(&routed))
+    }
+
+    pub(super) fn at(&self, found: Option<usize>) -> &RouteRules {
+        found.and_then(|at| self.routes.get(at)).map_or(&self.everywhere, |(_, rules)| rules)
+    }
+
+    /// Whether the error says that an extractor could not read its request.
+    pub(super) fn is_extractor_error(&self, error: &ActixError) -> bool {
+        is_of_actix_extractors(error) || self.extractor_errors.iter().any(|is| is(error))
+    }
+}
+
+/// What the user changes of a response before it is stored.
+#[derive(Clone, Default)]
+pub(super) struct Sanitizer(pub(super) Option<Arc<Sanitize>>);
+
+impl Sanitizer {
+    /// What is stored of a response; `None` if the user's closure panicked. What it was to remove is then not stored.
+    pub(super) fn sanitized(&self, mut recorded: RecordedResponse) -> Option<RecordedResponse> {
+        let Some(sanitize) = &self.0 else { return Some(recorded) };
+        match catch_unwind(AssertUnwindSafe(|| sanitize(&mut recorded))) {
+            Ok(()) => Some(recorded),
+            Err(_) => {
+                tracing::error!(target: "oncekey", "the sanitizer panicked: the response is not kept");
+                None
+            }
+        }
+    }
+}
+
+/// The routes whose handlers take a [`Transaction`](super::Transaction), as far as requests have shown. Their claims
+/// are made with [`OnAbandoned::Rerun`] from the start.
+#[derive(Default)]
+pub(super) struct Transactional {
+    any: AtomicBool,
+    /// By method and pattern: whether every handler that was seen there takes one.
+    routes: RwLock<HashMap<String, bool>>,
+}
+
+impl Transactional {
+    /// Whether the handler of this request is known to take a transaction.
+    pub(super) fn knows(&self, request: &ServiceRequest) -> bool {
+        // Most applications have no such route, and need not look their requests up.
+        self.any.load(Ordering::Acquire)
+            && pattern::of_request(request)
+                .is_some_and(|pattern| self.routes.read().get(&route_name(request.method(), &pattern)) == Some(&true))
+    }
+
+    /// Notes that the handler of this request took a transaction.
+    pub(super) fn learn(&self, request: &HttpRequest) {
+        if let Some(pattern) = pattern::of_routed(request) {
+            self.routes.write().entry(route_name(request.method(), &pattern)).or_insert(true);
+            self.any.store(true, Ordering::Release);
+        }
+    }
+
+    /// Notes that a handler on a known route took none: guards choose between two handlers there, and no claim may be
+    /// made on the assumption that it is the other one.
+    pub(super) fn unlearn(&self, request: &HttpRequest) {
+        if let Some(pattern) = pattern::of_routed(request) {
+            self.routes.write().insert(route_name(request.method(), &pattern), false);
+        }
     }
 }
 
 /// The headers that a replay carries unless the user adds others.
-pub(super) fn default_kept_headers() -> Vec<HeaderName> {
+fn default_kept_headers() -> Vec<HeaderName> {
     vec![
         header::CONTENT_TYPE,
         header::CONTENT_LANGUAGE,
@@ -262,7 +339,7 @@ pub(super) fn default_kept_headers() -> Vec<HeaderName> {
 impl fmt::Debug for Rules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Rules")
-            .field("header", &self.header)
+            .field("scope", &self.scope)
             .field("kept_headers", &self.kept_headers)
             .field("everywhere", &self.everywhere)
             .field("routes", &self.routes.len())

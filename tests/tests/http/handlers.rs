@@ -8,7 +8,7 @@ use actix_web::{HttpResponse, web};
 use bytes::Bytes;
 use futures_util::stream;
 use oncekey::Claim;
-use oncekey::web::{RecordedResponse, ResponseFate, Transaction, TransactionError, WithFate as _};
+use oncekey::web::{ResponseDisposition, Transaction, TransactionError, WithDisposition as _};
 use tokio::sync::Notify;
 
 /// What the handlers count, and wait for.
@@ -77,12 +77,12 @@ pub(super) async fn large(shop: State, path: web::Path<String>) -> HttpResponse 
 
 pub(super) async fn unsure(shop: State) -> HttpResponse {
     shop.runs.fetch_add(1, Ordering::Relaxed);
-    HttpResponse::GatewayTimeout().body("who knows").with_fate(ResponseFate::Indeterminate)
+    HttpResponse::GatewayTimeout().body("who knows").with_disposition(ResponseDisposition::Indeterminate)
 }
 
 pub(super) async fn keep_500(shop: State) -> HttpResponse {
     shop.runs.fetch_add(1, Ordering::Relaxed);
-    HttpResponse::InternalServerError().body("for good").with_fate(ResponseFate::Keep)
+    HttpResponse::InternalServerError().body("for good").with_disposition(ResponseDisposition::Keep)
 }
 
 pub(super) async fn claim(claim: Option<Claim>) -> HttpResponse {
@@ -110,7 +110,7 @@ pub(super) async fn transact(
                 "panics" => panic!("this panic is part of a test"),
                 _ => {
                     let rows = diesel::sql_query("SELECT n FROM rows").execute(tx)?;
-                    Ok(RecordedResponse::new(StatusCode::CREATED, format!("committed {rows}")))
+                    Ok(HttpResponse::Created().insert_header(("X-Kept", "no")).body(format!("committed {rows}")))
                 }
             }
         })

@@ -8,4 +8,8 @@
 mod configured;
 mod everywhere;
 mod handlers;
+mod matrix;
+mod routes;
+mod running;
 mod server;
+mod uploads;

@@ -1,23 +1,25 @@
 //! A server on a free port, guarded, with its engine at hand.
 
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
 
 use actix_web::dev::ServerHandle;
 use actix_web::{App, HttpServer, web};
 use oncekey::Engine;
 use oncekey::backend::Backend;
-use oncekey::web::Idempotency;
+use oncekey::web::{Idempotency, Scope};
 use oncekey_backends::SqliteBackend;
-use tests::http::{Answer, Request};
+use tests::http::{Answer, Protocol, Request};
 
 use super::handlers::{Shop, State, claim, keep_500, large, order, panics, slow, status, transact, unsure};
+use super::running::new_key;
 
 /// A server on a free port, with its engine.
 pub(super) struct Server {
     pub(super) address: SocketAddr,
     pub(super) shop: State,
     pub(super) engine: Engine,
+    /// What its client speaks.
+    protocol: Protocol,
     handle: ServerHandle,
 }
 
@@ -29,7 +31,7 @@ impl Server {
         let shop = State::new(Shop::default());
         let (data, guarded) = (shop.clone(), engine.clone());
         let server = HttpServer::new(move || {
-            let guard = Idempotency::new(guarded.clone()).required().scope_by_header("X-Api-Key", "public");
+            let guard = Idempotency::new(guarded.clone(), Scope::header_or("X-Api-Key", "public")).required();
             App::new()
                 .app_data(data.clone())
                 .wrap(rules(guard))
@@ -48,21 +50,25 @@ impl Server {
         })
         .workers(2)
         .disable_signals()
-        .bind(("127.0.0.1", 0))
+        .bind_auto_h2c(("127.0.0.1", 0))
         .unwrap();
         let address = server.addrs()[0];
         let server = server.run();
         let handle = server.handle();
         actix_rt::spawn(server);
-        Self { address, shop, engine, handle }
+        Self { address, shop, engine, protocol: Protocol::Http1, handle }
     }
 
     pub(super) async fn on(backend: impl Backend) -> Self {
         Self::start(Engine::builder(backend).start().unwrap(), |guard| guard).await
     }
 
+    pub(super) fn by(self, protocol: Protocol) -> Self {
+        Self { protocol, ..self }
+    }
+
     pub(super) async fn send(&self, request: &Request) -> Answer {
-        request.send(self.address).await
+        request.clone().by(self.protocol).send(self.address).await
     }
 
     /// Sends it twice, and gives both answers.
@@ -73,12 +79,6 @@ impl Server {
     pub(super) async fn stop(self) {
         self.handle.stop(false).await;
     }
-}
-
-pub(super) fn new_key() -> String {
-    use std::sync::atomic::AtomicU64;
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    format!("key-{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 pub(super) fn sqlite() -> SqliteBackend {

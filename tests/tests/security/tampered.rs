@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use actix_web::{App, HttpResponse, HttpServer, web};
 use oncekey::record::{PayloadKind, SealedOutcome};
-use oncekey::web::Idempotency;
+use oncekey::web::{Idempotency, Scope};
 use oncekey::{CorruptOutcome, Engine, Error, Key, RunError};
 use oncekey_backends::SqliteBackend;
 use tests::http::Request;
@@ -33,7 +33,7 @@ async fn serve(
             let run = runs.fetch_add(1, Ordering::Relaxed);
             async move { HttpResponse::Created().insert_header(("Location", "/charges/1")).body(format!("charge {run}")) }
         };
-        App::new().wrap(Idempotency::new(engine.clone()).required()).route("/pay", web::post().to(pay))
+        App::new().wrap(Idempotency::new(engine.clone(), Scope::shared()).required()).route("/pay", web::post().to(pay))
     });
     let server = server.workers(1).disable_signals().bind(("127.0.0.1", 0)).unwrap();
     let address = server.addrs()[0];

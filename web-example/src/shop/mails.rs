@@ -149,10 +149,18 @@ pub(crate) async fn work(
     // A worker of this name that was killed had some in hand: they are delivered to this one.
     let open =
         || RedisStreams::builder(client.clone(), MAILS, "mailers", "worker").claim_after(Duration::from_secs(5)).open();
+    let mut reported = None;
     let source = loop {
         match open().await {
             Ok(source) => break source,
-            Err(error) => warn!(%error, "the stream of mails is not there yet"),
+            Err(error) => {
+                let error = error.to_string();
+                // Once for each reason, and not every half second.
+                if reported.as_ref() != Some(&error) {
+                    warn!(%error, "the worker waits for the stream of mails");
+                    reported = Some(error);
+                }
+            }
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     };

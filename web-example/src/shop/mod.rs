@@ -11,6 +11,7 @@ pub(crate) use mails::{relay as relay_mails, work as work_on_mails};
 
 use actix_web::web;
 
+use crate::server::resource;
 use crate::store::Store;
 use database::Database;
 use mails::Outbox;
@@ -35,11 +36,15 @@ impl Shop {
 
 pub(crate) fn routes(config: &mut web::ServiceConfig) {
     config
-        .route("/orders", web::post().to(orders::create))
-        .route("/orders", web::get().to(orders::list))
-        .route("/orders/{id}", web::get().to(orders::get))
-        .route("/mails", web::get().to(mails::list))
-        .route("/payments", web::post().to(payments::pay))
-        .route("/payments", web::get().to(payments::list))
-        .route("/echo", web::post().to(echo::echo));
+        .service(
+            resource("/orders", "GET, POST").route(web::post().to(orders::create)).route(web::get().to(orders::list)),
+        )
+        .service(resource("/orders/{id}", "GET").route(web::get().to(orders::get)))
+        .service(resource("/mails", "GET").route(web::get().to(mails::list)))
+        .service(
+            resource("/payments", "GET, POST")
+                .route(web::post().to(payments::pay))
+                .route(web::get().to(payments::list)),
+        )
+        .service(resource("/echo", "POST").route(web::post().to(echo::echo)));
 }

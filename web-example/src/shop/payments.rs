@@ -3,16 +3,19 @@
 use std::time::Duration;
 
 use actix_web::cookie::Cookie;
-use actix_web::http::StatusCode;
+use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, web};
 use diesel::{ExpressionMethods as _, QueryDsl as _, Queryable, Selectable, SelectableHelper as _};
-use oncekey::web::{ResponseFate, WithFate as _};
+use oncekey::web::{ResponseDisposition, WithDisposition as _};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Shop;
-use super::database::{Database, DatabaseError, charges, last_insert_id, now, on_database};
+use super::database::{Database, DatabaseError, charges, last_insert_id, limited, now, on_database};
 use crate::server::problem;
+
+/// In characters: what MySQL takes as a primary key.
+const MAX_REFERENCE: usize = 255;
 
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Payment {
@@ -39,6 +42,9 @@ enum Provider {
     ChargesSlowly,
     ChargesAtLength,
     ChargesAndFallsSilent,
+    ChargesAndTimesOut,
+    ChargesAndCrashes,
+    ChargesTheSecondTime,
     Declines,
     IsDown,
     Crashes,
@@ -50,6 +56,9 @@ fn provider_for(card: &str) -> Option<Provider> {
         "tok_slow" => Provider::ChargesSlowly,
         "tok_huge" => Provider::ChargesAtLength,
         "tok_unsure" => Provider::ChargesAndFallsSilent,
+        "tok_timeout" => Provider::ChargesAndTimesOut,
+        "tok_crash" => Provider::ChargesAndCrashes,
+        "tok_limited" => Provider::ChargesTheSecondTime,
         "tok_declined" => Provider::Declines,
         "tok_gateway_down" => Provider::IsDown,
         "tok_panic" => Provider::Crashes,
@@ -84,20 +93,43 @@ async fn insert(shop: &Shop, payment: Payment) -> Result<Charge, DatabaseError> 
     }
 }
 
+/// Whether this is the first payment with the reference that the provider limits. The database remembers it, so two shops
+/// agree.
+async fn is_first_limited(shop: &Shop, reference: String) -> Result<bool, DatabaseError> {
+    let row = limited::reference.eq(reference);
+    let inserted = match &shop.database {
+        Database::Sqlite(file) => {
+            let inserted = diesel::insert_or_ignore_into(limited::table).values(row);
+            file.run(move |connection| diesel::RunQueryDsl::execute(inserted, connection)).await?
+        }
+        Database::Postgres(pool) => {
+            let inserted = diesel::insert_into(limited::table).values(row).on_conflict_do_nothing();
+            diesel_async::RunQueryDsl::execute(inserted, &mut *pool.get().await?).await?
+        }
+        Database::Mysql(pool) => {
+            let inserted = diesel::insert_or_ignore_into(limited::table).values(row);
+            diesel_async::RunQueryDsl::execute(inserted, &mut *pool.get().await?).await?
+        }
+    };
+    Ok(inserted == 1)
+}
+
 /// Writes the charge. If the ledger fails, its commit may have happened all the same: the key is then held, not released
 /// for a retry that would charge again.
 async fn charge(shop: &Shop, payment: Payment) -> Result<Charge, HttpResponse> {
     insert(shop, payment).await.map_err(|error| {
         tracing::error!(%error, "the ledger failed");
         let unsure = problem(StatusCode::INTERNAL_SERVER_ERROR, "The ledger failed", &"the card may have been charged");
-        unsure.with_fate(ResponseFate::Indeterminate)
+        unsure.with_disposition(ResponseDisposition::Indeterminate)
     })
 }
 
 pub(super) async fn pay(shop: web::Data<Shop>, payment: web::Json<Payment>) -> Result<HttpResponse, actix_web::Error> {
     let payment = payment.into_inner();
-    if payment.amount < 1 || payment.currency.len() != 3 || payment.reference.is_empty() {
-        let detail = "it needs an amount of at least 1, a currency of three letters, and a reference";
+    let is_reference = (1..=MAX_REFERENCE).contains(&payment.reference.chars().count());
+    if payment.amount < 1 || payment.currency.len() != 3 || !is_reference {
+        let detail =
+            "it needs an amount of at least 1, a currency of three letters, and a reference of 1 to 255 characters";
         return Ok(problem(StatusCode::BAD_REQUEST, "Not a payment", &detail));
     }
     let Some(provider) = provider_for(&payment.card) else {
@@ -110,7 +142,27 @@ async fn answer(shop: &Shop, provider: Provider, payment: Payment) -> Result<Htt
     match provider {
         Provider::Declines => Ok(HttpResponse::PaymentRequired().json(json!({"error": "card declined"}))),
         Provider::IsDown => Ok(HttpResponse::ServiceUnavailable().json(json!({"error": "the card gateway is down"}))),
-        Provider::Crashes => crash(),
+        Provider::Crashes => crash("tok_panic"),
+        Provider::ChargesAndCrashes => {
+            charge(shop, payment).await?;
+            crash("tok_crash")
+        }
+        Provider::ChargesAndTimesOut => {
+            charge(shop, payment).await?;
+            // It says nothing of the charge: the guard treats it as a crash.
+            Ok(HttpResponse::GatewayTimeout().json(json!({"error": "the card gateway did not answer in time"})))
+        }
+        Provider::ChargesTheSecondTime => match is_first_limited(shop, payment.reference.clone()).await {
+            Ok(true) => Ok(HttpResponse::TooManyRequests()
+                .insert_header((header::RETRY_AFTER, "1"))
+                .json(json!({"error": "too many payments: try again"}))),
+            Ok(false) => Ok(HttpResponse::Created().json(charge(shop, payment).await?)),
+            Err(error) => {
+                tracing::error!(%error, "the shop's database failed");
+                let detail = "nothing was charged: retry";
+                Err(problem(StatusCode::SERVICE_UNAVAILABLE, "The shop's database failed", &detail))
+            }
+        },
         Provider::Charges => {
             // A cookie for this client alone: a replay never carries it.
             let cookie = Cookie::build("last_payment", payment.reference.clone()).http_only(true).finish();
@@ -128,14 +180,14 @@ async fn answer(shop: &Shop, provider: Provider, payment: Payment) -> Result<Htt
         Provider::ChargesAndFallsSilent => {
             charge(shop, payment).await?;
             let lost = HttpResponse::GatewayTimeout().json(json!({"error": "the card gateway did not answer"}));
-            Ok(lost.with_fate(ResponseFate::Indeterminate))
+            Ok(lost.with_disposition(ResponseDisposition::Indeterminate))
         }
     }
 }
 
 #[expect(clippy::panic, reason = "a card to show what a handler's panic does")]
-fn crash() -> ! {
-    panic!("tok_panic was used")
+fn crash(card: &str) -> ! {
+    panic!("{card} was used")
 }
 
 #[derive(Debug, Deserialize)]

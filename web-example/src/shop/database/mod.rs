@@ -40,6 +40,13 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    /// The references of the payments that the provider has limited once.
+    limited (reference) {
+        reference -> Text,
+    }
+}
+
 /// Why the shop can't use its database.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DatabaseError {
@@ -55,11 +62,12 @@ pub(crate) enum DatabaseError {
     Thread(#[from] actix_web::error::BlockingError),
 }
 
-/// 500, without a word of what the database said.
+/// 500, without the database's own text.
 impl actix_web::ResponseError for DatabaseError {
     fn error_response(&self) -> actix_web::HttpResponse {
         tracing::error!(error = %self, "the shop's database failed");
-        actix_web::HttpResponse::InternalServerError().body("the shop's database failed")
+        let status = actix_web::http::StatusCode::INTERNAL_SERVER_ERROR;
+        crate::server::problem(status, "The shop's database failed", &"see the shop's log")
     }
 }
 

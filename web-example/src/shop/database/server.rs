@@ -16,6 +16,7 @@ pub(super) const POSTGRES_TABLES: &[&str] = &["
     CREATE INDEX IF NOT EXISTS charges_by_reference ON charges (reference);
     CREATE TABLE IF NOT EXISTS mails (id BIGSERIAL PRIMARY KEY, order_id BIGINT NOT NULL, created_at TEXT NOT NULL);
     CREATE INDEX IF NOT EXISTS mails_by_order ON mails (order_id);
+    CREATE TABLE IF NOT EXISTS limited (reference TEXT PRIMARY KEY);
     COMMIT;
 "];
 
@@ -29,6 +30,8 @@ pub(super) const MYSQL_TABLES: &[&str] = &[
     "CREATE TABLE IF NOT EXISTS mails (
         id BIGINT AUTO_INCREMENT PRIMARY KEY, order_id BIGINT NOT NULL, created_at TEXT NOT NULL,
         KEY mails_by_order (order_id)) ENGINE = InnoDB",
+    "CREATE TABLE IF NOT EXISTS limited (
+        reference VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin PRIMARY KEY) ENGINE = InnoDB",
 ];
 
 pub(super) async fn make_tables<C: SimpleAsyncConnection>(connection: &mut C, tables: &[&str]) -> QueryResult<()> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use actix_web::web;
 use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
-use diesel::r2d2::{ConnectionManager, CustomizeConnection, Pool};
+use diesel::r2d2::{ConnectionManager, CustomizeConnection, NopErrorHandler, Pool};
 
 use super::DatabaseError;
 
@@ -21,6 +21,7 @@ const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS mails (
         id INTEGER PRIMARY KEY AUTOINCREMENT, order_id INTEGER NOT NULL, created_at TEXT NOT NULL);
     CREATE INDEX IF NOT EXISTS mails_by_order ON mails (order_id);
+    CREATE TABLE IF NOT EXISTS limited (reference TEXT PRIMARY KEY);
 ";
 
 /// A pool of connections to the shop's file.
@@ -32,24 +33,31 @@ struct SetUp;
 
 impl CustomizeConnection<SqliteConnection, diesel::r2d2::Error> for SetUp {
     fn on_acquire(&self, connection: &mut SqliteConnection) -> Result<(), diesel::r2d2::Error> {
-        connection
-            .batch_execute("PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")
-            .map_err(diesel::r2d2::Error::QueryError)
+        set_up(connection).map_err(diesel::r2d2::Error::QueryError)
     }
+}
+
+fn set_up(connection: &mut SqliteConnection) -> QueryResult<()> {
+    connection.batch_execute("PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")
 }
 
 impl SqliteFile {
     pub(super) fn open(path: &Path) -> Result<Self, DatabaseError> {
-        let path = path.to_string_lossy();
-        let manager = ConnectionManager::new(&*path);
+        let unusable = |error: &dyn std::fmt::Display| DatabaseError::Open(format!("{}: {error}", path.display()));
+        let name = path.to_string_lossy();
+        // By a connection of its own, which fails at once: the pool would try again and again for its whole timeout.
+        let mut connection = SqliteConnection::establish(&name).map_err(|error| unusable(&error))?;
+        set_up(&mut connection).map_err(|error| unusable(&error))?;
+        // In one write transaction: two processes that start at once take turns.
+        let made = connection.immediate_transaction(|connection| connection.batch_execute(TABLES));
+        made.map_err(|error: diesel::result::Error| unusable(&error))?;
         let pool = Pool::builder()
             .max_size(4)
             .connection_timeout(Duration::from_secs(10))
-            .connection_customizer(Box::new(SetUp));
-        let pool = pool.build(manager).map_err(|error| DatabaseError::Open(error.to_string()))?;
-        let mut connection = pool.get().map_err(|error| DatabaseError::Open(error.to_string()))?;
-        // In one write transaction: two processes that start at once take turns.
-        connection.immediate_transaction(|connection| connection.batch_execute(TABLES))?;
+            .connection_customizer(Box::new(SetUp))
+            // The caller gets the error; the pool would log it at each try.
+            .error_handler(Box::new(NopErrorHandler));
+        let pool = pool.build(ConnectionManager::new(&*name)).map_err(|error| unusable(&error))?;
         Ok(Self(pool))
     }
 

@@ -1,4 +1,4 @@
-//! What the middleware answers when it neither runs nor replays, as `application/problem+json`.
+//! What the guard answers when it neither runs a handler nor replays a response, as `application/problem+json`.
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderValue};
@@ -8,13 +8,15 @@ use serde::Serialize;
 use super::BadKey;
 use crate::Error;
 
-/// Why a request was refused.
+/// Why the guard neither ran the handler nor replayed a response.
 ///
 /// Each has a status and a stable `type` URI that clients can match on:
 ///
 /// | `type`, after `urn:oncekey:problem:` | status |
 /// |---|---|
-/// | `key-missing`, `key-invalid` | 400 |
+/// | `key-missing`, `key-invalid`, `scope-missing`, `scope-invalid` | 400 |
+/// | `content-digest-missing`, `content-digest-invalid`, `request-unreadable` | 400 |
+/// | `request-timeout` | 408 |
 /// | `in-progress` | 409, `Retry-After` |
 /// | `outcome-not-kept`, `indeterminate`, `claim-lost` | 409 |
 /// | `request-too-large` | 413 |
@@ -24,36 +26,51 @@ use crate::Error;
 ///
 /// ```
 /// use actix_web::ResponseError;
-/// use oncekey::{Error, web::Refusal};
+/// use oncekey::{Error, web::IdempotencyError};
 ///
-/// let refusal = Refusal::Engine(Error::Mismatch);
-/// assert_eq!(refusal.status_code(), 422);
-/// assert_eq!(refusal.problem_type(), "urn:oncekey:problem:mismatch");
+/// let error = IdempotencyError::Engine(Error::Mismatch);
+/// assert_eq!(error.status_code(), 422);
+/// assert_eq!(error.problem_type(), "urn:oncekey:problem:mismatch");
 /// ```
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
-pub enum Refusal {
+pub enum IdempotencyError {
     /// The route requires an idempotency key, and the request has none.
     #[error("this request needs an idempotency key, in its {0} header")]
     KeyMissing(String),
     /// The idempotency key is not one.
     #[error("the idempotency key is invalid: {0}")]
     KeyInvalid(BadKey),
-    /// The scope or the key that the application made is not fit to name a record.
+    /// The scope or the key that the application made cannot name a record.
     #[error("the application made no valid key: {0}")]
-    KeyUnfit(#[from] crate::KeyError),
+    KeyRejected(#[from] crate::KeyError),
+    /// The header that names the caller is missing.
+    #[error("this request must name its caller, in its {0} header")]
+    ScopeMissing(String),
+    /// The header that names the caller is empty, or has several values.
+    #[error("the header {0} must name exactly one caller")]
+    ScopeInvalid(String),
+    /// The route identifies requests by their `Content-Digest`, and the request has none.
+    #[error("this request needs a Content-Digest header (RFC 9530)")]
+    DigestMissing,
+    /// The `Content-Digest` header has no digest that the guard accepts.
+    #[error("the Content-Digest header has no valid sha-256 or sha-512 digest (RFC 9530)")]
+    DigestInvalid,
     /// The request's body is over the limit.
     #[error("the request's body is over the limit of {0} bytes")]
     RequestTooLarge(usize),
     /// The request's body could not be read to its end.
     #[error("the request's body could not be read")]
     RequestUnreadable,
+    /// The request's body did not arrive in time.
+    #[error("the request's body did not arrive within {} seconds", .0.as_secs_f32())]
+    RequestTimeout(std::time::Duration),
     /// The engine's reason.
     #[error(transparent)]
     Engine(#[from] Error),
 }
 
-impl Refusal {
+impl IdempotencyError {
     /// The stable URI of the kind of problem.
     pub fn problem_type(&self) -> &'static str {
         self.describe().1
@@ -65,34 +82,45 @@ impl Refusal {
         match self {
             Self::KeyMissing(_) => (S::BAD_REQUEST, "urn:oncekey:problem:key-missing", "Idempotency key missing"),
             Self::KeyInvalid(_) => (S::BAD_REQUEST, "urn:oncekey:problem:key-invalid", "Idempotency key invalid"),
+            Self::ScopeMissing(_) => (S::BAD_REQUEST, "urn:oncekey:problem:scope-missing", "Caller missing"),
+            Self::ScopeInvalid(_) => (S::BAD_REQUEST, "urn:oncekey:problem:scope-invalid", "Caller invalid"),
+            Self::DigestMissing => {
+                (S::BAD_REQUEST, "urn:oncekey:problem:content-digest-missing", "Content-Digest missing")
+            }
+            Self::DigestInvalid => {
+                (S::BAD_REQUEST, "urn:oncekey:problem:content-digest-invalid", "Content-Digest invalid")
+            }
+            Self::RequestTimeout(_) => {
+                (S::REQUEST_TIMEOUT, "urn:oncekey:problem:request-timeout", "Request body too slow")
+            }
             Self::RequestTooLarge(_) => {
                 (S::PAYLOAD_TOO_LARGE, "urn:oncekey:problem:request-too-large", "Request too large")
             }
             Self::RequestUnreadable => {
                 (S::BAD_REQUEST, "urn:oncekey:problem:request-unreadable", "Request body unreadable")
             }
-            Self::KeyUnfit(_) => (S::INTERNAL_SERVER_ERROR, "urn:oncekey:problem:internal", "Internal error"),
+            Self::KeyRejected(_) => (S::INTERNAL_SERVER_ERROR, "urn:oncekey:problem:internal", "Internal error"),
             Self::Engine(error) => describe_engine_error(error),
         }
     }
 
     fn retry_after(&self) -> Option<HeaderValue> {
         match self {
-            // The other may be done at any moment; its lease says only when it must be.
+            // The other request may end at any moment. Its lease says only when it must have ended.
             Self::Engine(Error::InProgress { .. } | Error::Overloaded { .. }) => Some(HeaderValue::from_static("1")),
             Self::Engine(error) if error.is_passing() => Some(HeaderValue::from_static("2")),
             _ => None,
         }
     }
 
-    /// What the client is told. A store's own words are for the log: they may name hosts and files.
+    /// The text for the client. A store's own text is for the log: it may name hosts and files.
     fn detail(&self) -> String {
         match self {
             Self::Engine(Error::Store(error)) if error.is_passing() => {
-                "The idempotency store can't be asked at the moment. Nothing was run: retry later.".to_owned()
+                "Nothing ran. Retry when the idempotency store is available.".to_owned()
             }
             Self::Engine(Error::Store(_) | Error::Corrupt(_)) => {
-                "What is stored under this idempotency key can't be read. Nothing was run.".to_owned()
+                "Nothing ran: the record of this idempotency key cannot be read.".to_owned()
             }
             Self::Engine(Error::CommitUnknown(_)) => {
                 "It is not known whether the request was carried out. Retry with the same idempotency key.".to_owned()
@@ -101,7 +129,7 @@ impl Refusal {
                 "The request was carried out, but its outcome could not be stored.".to_owned()
             }
             Self::Engine(Error::NoSuchTransaction { .. } | Error::Unserializable(_) | Error::Fingerprint(_))
-            | Self::KeyUnfit(_) => "The server is set up wrongly for this request.".to_owned(),
+            | Self::KeyRejected(_) => "Nothing ran: the server's settings cannot work for this request.".to_owned(),
             other => other.to_string(),
         }
     }
@@ -146,7 +174,7 @@ fn describe_engine_error(error: &Error) -> (StatusCode, &'static str, &'static s
     }
 }
 
-impl ResponseError for Refusal {
+impl ResponseError for IdempotencyError {
     fn status_code(&self) -> StatusCode {
         self.describe().0
     }

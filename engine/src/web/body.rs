@@ -1,0 +1,219 @@
+//! Bodies: reading a request's, watching whether an inner service reads it, and finding out what a response's is.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use actix_web::HttpMessage as _;
+use actix_web::body::{BodySize, BoxBody, MessageBody};
+use actix_web::dev::{Payload, ServiceRequest};
+use actix_web::error::PayloadError;
+use actix_web::http::header::{self, HeaderMap};
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::Stream;
+use futures_util::{StreamExt as _, future};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::IdempotencyError;
+use super::guard::RequestGuard;
+
+/// How much the guard reads of a body that it has refused.
+const DRAIN_LIMIT: usize = 64 << 20;
+
+/// How long the guard waits for the end of a response that a compressing middleware has made a stream.
+const COMPRESSION_LIMIT: Duration = Duration::from_secs(1);
+
+/// Reads the whole body, up to `limit` bytes and within `time`.
+pub(super) async fn read(
+    request: &mut ServiceRequest,
+    limit: usize,
+    time: Duration,
+) -> Result<Bytes, IdempotencyError> {
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let mut payload = request.take_payload();
+    if announced.is_some_and(|length: u64| length > limit as u64) {
+        drain(payload, DRAIN_LIMIT, time).await;
+        return Err(IdempotencyError::RequestTooLarge(limit));
+    }
+    match timeout(time, gather(&mut payload, limit)).await {
+        Ok(Ok(Some(body))) => Ok(body),
+        Ok(Ok(None)) => {
+            drain(payload, DRAIN_LIMIT, time).await;
+            Err(IdempotencyError::RequestTooLarge(limit))
+        }
+        Ok(Err(_)) => Err(IdempotencyError::RequestUnreadable),
+        Err(_) => Err(IdempotencyError::RequestTimeout(time)),
+    }
+}
+
+/// `None` if there is more than `limit`.
+async fn gather(payload: &mut Payload, limit: usize) -> Result<Option<Bytes>, PayloadError> {
+    let mut first = Bytes::new();
+    let mut gathered = BytesMut::new();
+    while let Some(chunk) = payload.next().await {
+        let chunk = chunk?;
+        if first.len() + gathered.len() + chunk.len() > limit {
+            return Ok(None);
+        }
+        // Most bodies arrive in one piece, which is then not copied.
+        if first.is_empty() && gathered.is_empty() {
+            first = chunk;
+        } else {
+            gathered.extend_from_slice(&std::mem::take(&mut first));
+            gathered.extend_from_slice(&chunk);
+        }
+    }
+    Ok(Some(if gathered.is_empty() { first } else { gathered.freeze() }))
+}
+
+/// Reads on for a while, so that a client that sends its whole body before it reads gets the answer, and not a reset.
+pub(super) async fn drain(mut payload: Payload, limit: usize, time: Duration) {
+    let draining = async {
+        let mut drained = 0;
+        while let Some(Ok(chunk)) = payload.next().await {
+            drained += chunk.len();
+            if drained > limit {
+                return;
+            }
+        }
+    };
+    // Whatever is left, the server closes the connection.
+    let _ = timeout(time, draining).await;
+}
+
+/// What the inner service reads as the request's body. It notes that something has begun to read it.
+pub(super) struct Watched {
+    body: Body,
+    guard: Rc<RequestGuard>,
+}
+
+/// A body for the inner service.
+pub(super) enum Body {
+    /// The guard has read it.
+    Read(Bytes),
+    /// It streams through.
+    Unread(Payload),
+}
+
+impl Watched {
+    pub(super) fn payload(body: Body, guard: Rc<RequestGuard>) -> Payload {
+        Payload::Stream { payload: Box::pin(Self { body, guard }) }
+    }
+}
+
+impl Stream for Watched {
+    type Item = Result<Bytes, PayloadError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.guard.touch();
+        match &mut self.body {
+            Body::Read(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Body::Read(bytes) => Poll::Ready(Some(Ok(std::mem::take(bytes)))),
+            Body::Unread(payload) => payload.poll_next_unpin(context),
+        }
+    }
+}
+
+/// What a response's body turned out to be.
+pub(super) enum Found<B> {
+    /// All of it.
+    Whole(Bytes),
+    /// Too large to keep, or a stream: it goes to its caller as it is.
+    Passing(B),
+    /// The same, of which some was read.
+    Begun(BoxBody),
+    /// It broke off.
+    Broken,
+}
+
+/// Finds out whether a body can be kept.
+///
+/// A stream is never waited for: it may be endless, and its first caller is to have it at once. The exception is a
+/// response that is encoded. A `Compress` inside the guard makes a stream of a body that was whole, and its end is
+/// near.
+pub(super) async fn look_into<B: MessageBody + 'static>(body: B, headers: &HeaderMap, limit: usize) -> Found<B> {
+    match body.size() {
+        BodySize::None | BodySize::Sized(0) => Found::Whole(Bytes::new()),
+        BodySize::Sized(size) if size <= limit as u64 => match body.try_into_bytes() {
+            Ok(bytes) => Found::Whole(bytes),
+            Err(body) => match collect(Box::pin(body), limit, None).await {
+                Collected::Whole(bytes) => Found::Whole(bytes),
+                // Longer than it said, which the server would not have sent either.
+                Collected::Rest(_) | Collected::Broken => Found::Broken,
+            },
+        },
+        BodySize::Stream if is_compressed(headers) => {
+            match collect(Box::pin(body), limit, Some(Instant::now() + COMPRESSION_LIMIT)).await {
+                Collected::Whole(bytes) => Found::Whole(bytes),
+                Collected::Rest(rest) => Found::Begun(BoxBody::new(rest)),
+                Collected::Broken => Found::Broken,
+            }
+        }
+        BodySize::Sized(_) | BodySize::Stream => Found::Passing(body),
+    }
+}
+
+fn is_compressed(headers: &HeaderMap) -> bool {
+    let is_events = headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().to_ascii_lowercase().starts_with(b"text/event-stream"));
+    headers.contains_key(header::CONTENT_ENCODING) && !is_events
+}
+
+enum Collected<B> {
+    Whole(Bytes),
+    Rest(Begun<B>),
+    Broken,
+}
+
+async fn collect<B: MessageBody>(mut body: Pin<Box<B>>, limit: usize, until: Option<Instant>) -> Collected<B> {
+    let (mut chunks, mut len) = (VecDeque::new(), 0);
+    loop {
+        let next = future::poll_fn(|context| body.as_mut().poll_next(context));
+        let next = match until {
+            Some(until) => match timeout_at(until, next).await {
+                Ok(next) => next,
+                Err(_) => return Collected::Rest(Begun { chunks, body }),
+            },
+            None => next.await,
+        };
+        match next {
+            Some(Ok(chunk)) => {
+                len += chunk.len();
+                chunks.push_back(chunk);
+                if len > limit {
+                    return Collected::Rest(Begun { chunks, body });
+                }
+            }
+            Some(Err(_)) => return Collected::Broken,
+            None => break,
+        }
+    }
+    match chunks.len() {
+        1 => Collected::Whole(chunks.pop_front().unwrap_or_default()),
+        _ => Collected::Whole(Vec::from(chunks).concat().into()),
+    }
+}
+
+/// A stream of which some was read: first that, then the rest.
+struct Begun<B> {
+    chunks: VecDeque<Bytes>,
+    body: Pin<Box<B>>,
+}
+
+impl<B: MessageBody> MessageBody for Begun<B> {
+    type Error = B::Error;
+
+    fn size(&self) -> BodySize {
+        BodySize::Stream
+    }
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Self::Error>>> {
+        match self.chunks.pop_front() {
+            Some(chunk) => Poll::Ready(Some(Ok(chunk))),
+            None => self.body.as_mut().poll_next(context),
+        }
+    }
+}

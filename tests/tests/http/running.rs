@@ -1,0 +1,44 @@
+//! An application of a test's own, on a free port, by both versions of HTTP.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use actix_web::body::MessageBody;
+use actix_web::dev::{ServerHandle, ServiceFactory};
+use actix_web::{App, HttpServer};
+
+pub(super) struct Running {
+    pub(super) address: SocketAddr,
+    handle: ServerHandle,
+}
+
+impl Running {
+    /// Serves what `make` makes, on two workers.
+    pub(super) async fn start<T, B>(make: impl Fn() -> App<T> + Clone + Send + 'static) -> Self
+    where
+        T: ServiceFactory<
+                actix_web::dev::ServiceRequest,
+                Config = (),
+                Response = actix_web::dev::ServiceResponse<B>,
+                Error = actix_web::Error,
+                InitError = (),
+            > + 'static,
+        B: MessageBody + 'static,
+    {
+        let server = HttpServer::new(make).workers(2).disable_signals().bind_auto_h2c(("127.0.0.1", 0)).unwrap();
+        let address = server.addrs()[0];
+        let server = server.run();
+        let handle = server.handle();
+        actix_rt::spawn(server);
+        Self { address, handle }
+    }
+
+    pub(super) async fn stop(self) {
+        self.handle.stop(false).await;
+    }
+}
+
+pub(super) fn new_key() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!("key-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
