@@ -120,7 +120,12 @@ impl Claim {
         arbiter.ask_store(Request::Renew(message, bring));
     }
 
-    fn on_renewed(&mut self, sent: Instant, answer: Result<Renewed, StoreError>, arbiter: &Arbiter<'_>) -> Result<(), Error> {
+    fn on_renewed(
+        &mut self,
+        sent: Instant,
+        answer: Result<Renewed, StoreError>,
+        arbiter: &Arbiter<'_>,
+    ) -> Result<(), Error> {
         match answer {
             Ok(Renewed::Renewed) => {
                 self.lease.renewed(sent);

@@ -65,9 +65,8 @@ impl Claims {
     /// Most claims are settled before a sweep ever meets them, and cost no timer of their own.
     pub(crate) fn tick(&mut self, age: Duration) -> usize {
         let before = self.entries.len();
-        self.entries.retain(|_, Entry { claim, since }| {
-            since.elapsed() < age || ToClaim::send(claim, What::Tick).is_ok()
-        });
+        self.entries
+            .retain(|_, Entry { claim, since }| since.elapsed() < age || ToClaim::send(claim, What::Tick).is_ok());
         before - self.entries.len()
     }
 }

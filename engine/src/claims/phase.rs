@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use super::grant::{Answered, ClaimAddr, ToClaim, What};
 use crate::backend::{
-    Complete, CompleteInTransaction, Hold, Release, Renew, Reply, Request, StoreError,
-    TransactionOperation, Withdraw,
+    Complete, CompleteInTransaction, Hold, Release, Renew, Reply, Request, StoreError, TransactionOperation, Withdraw,
 };
 use crate::record::{Owner, SealedOutcome};
 use crate::{Error, EventKind, Key, OnAbandoned};

@@ -8,7 +8,9 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, oneshot};
 
-use super::{Connect, Fault, Faulty, LONG, SHORT, Steps, Store, acquire, claim, fingerprint, fresh_key, outcome, until};
+use super::{
+    Connect, Fault, Faulty, LONG, SHORT, Steps, Store, acquire, claim, fingerprint, fresh_key, outcome, until,
+};
 use crate::backend::{
     Acquire, Acquired, Backend, Complete, Completed, Lookup, Release, Released, Remove, Removed, Renew, Renewed,
     Resolution, Resolve, Resolved, StateView, Withdraw, Withdrawn,
@@ -304,9 +306,8 @@ pub async fn e24_a_replay_equals_the_first_answer<C: Connect>(store: &Store<C>) 
     let key = fresh_key();
     let (blocking, asked) = (engine.clone(), key.clone());
     let first = tokio::task::spawn_blocking(move || {
-        blocking.run_blocking(asked, fingerprint(), |_| {
-            Ok::<_, ()>(Receipt { number: 1.0, note: "not stored".to_owned() })
-        })
+        blocking
+            .run_blocking(asked, fingerprint(), |_| Ok::<_, ()>(Receipt { number: 1.0, note: "not stored".to_owned() }))
     });
     let first = first.await.unwrap().unwrap().into_inner();
     assert_eq!(first, engine.run(key, fingerprint(), give).await.unwrap().into_inner());

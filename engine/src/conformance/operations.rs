@@ -116,7 +116,8 @@ pub async fn e09_an_error_frees_the_key_or_holds_it<C: Connect>(store: &Store<C>
 /// waiting callers are answered.
 pub async fn e09_a_panic_is_settled_as_a_crash_and_answers_waiting_callers<C: Connect>(store: &Store<C>) {
     for on_abandoned in [OnAbandoned::Rerun, OnAbandoned::Hold] {
-        panics_once(&store.engine(|builder| builder.on_abandoned(on_abandoned)).await.with_wait(LONG), on_abandoned).await;
+        panics_once(&store.engine(|builder| builder.on_abandoned(on_abandoned)).await.with_wait(LONG), on_abandoned)
+            .await;
     }
 }
 

@@ -21,8 +21,8 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
-use crate::backend::Backend;
 use crate::answer::Answer;
+use crate::backend::Backend;
 use crate::call::{Admitted, Begin};
 use crate::node::{Node, Nodes};
 use crate::supervisor::{CallerLeft, Supervisor};

@@ -18,12 +18,12 @@ use std::time::Duration;
 
 use actix::prelude::*;
 
+use crate::backend::StoreError;
 use crate::call::{Admitted, Begin};
 use crate::claims::{Arbiter, Claim, ClaimAddr, ClaimPlace, Next, ToClaim, What};
 use crate::neighbours::{Neighbours, ToSupervisor};
 use crate::record::SealedOutcome;
 use crate::shared::CountedLock;
-use crate::backend::StoreError;
 use crate::{Error, EventKind, Fingerprint, Key};
 
 pub(crate) use following::Following;
@@ -171,7 +171,9 @@ impl KeyLock {
             Role::Reconciling(reconciling) => {
                 (EventKind::Indeterminate, Error::Indeterminate { attempt: reconciling.attempt })
             }
-            Role::Claim(claim, _) => (EventKind::Conflict, Error::InProgress { lease_left: claim.lease_left(&self.neighbours.shared) }),
+            Role::Claim(claim, _) => {
+                (EventKind::Conflict, Error::InProgress { lease_left: claim.lease_left(&self.neighbours.shared) })
+            }
             Role::Following(following) => {
                 (EventKind::Conflict, Error::InProgress { lease_left: following.lease_left() })
             }

@@ -154,7 +154,8 @@ impl Actor for Supervisor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let every = (self.asker.neighbours.shared.settings.lease / 6).clamp(Duration::from_millis(5), Duration::from_secs(1));
+        let every =
+            (self.asker.neighbours.shared.settings.lease / 6).clamp(Duration::from_millis(5), Duration::from_secs(1));
         ctx.run_interval(every, |supervisor, ctx| {
             supervisor.sweep();
             if supervisor.ending && supervisor.in_flight() == 0 {
