@@ -57,8 +57,16 @@ impl Begin {
         }
     }
 
+    /// Answers a call that is over. Its place is free before its caller can know: a caller that is answered on another
+    /// thread may be back at once.
+    pub(crate) fn answer(self, decision: Decision) {
+        let Self { reply, permit, .. } = self;
+        drop(permit);
+        reply.send(decision);
+    }
+
     pub(crate) fn refuse(self, error: Error) {
-        self.reply.send(Err(error));
+        self.answer(Err(error));
     }
 }
 

@@ -280,6 +280,7 @@ impl Claim {
     }
 
     fn ends(&mut self, settled: Result<Settled, Error>, outcome: Option<SealedOutcome>) -> Next {
+        self.permit = None;
         self.tell_holder(settled);
         Next::Ended(outcome)
     }
@@ -343,8 +344,8 @@ impl Claim {
         if let Some(event) = event {
             arbiter.tell(event);
         }
-        self.tell_holder(if planted!(LostCompletionSwallowed) { Ok(Settled::Done) } else { Err(error) });
         self.permit = None;
+        self.tell_holder(if planted!(LostCompletionSwallowed) { Ok(Settled::Done) } else { Err(error) });
     }
 }
 

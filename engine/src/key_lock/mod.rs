@@ -137,7 +137,7 @@ impl KeyLock {
         if let Some(outcome) = outcome {
             for waiter in resubmit.drain(..) {
                 self.tell(EventKind::Hit);
-                waiter.reply.send(Ok(Admitted::Replay(outcome.clone())));
+                waiter.answer(Ok(Admitted::Replay(outcome.clone())));
             }
         }
         let claim = match std::mem::replace(&mut self.role, Role::Retired) {

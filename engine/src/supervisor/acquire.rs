@@ -220,7 +220,7 @@ fn answer_call(shared: &Shared, call: Begin, last: Final) {
         Final::Failed(error) => return answer_store_failure(shared, call, error),
         Final::Replay(outcome) => {
             shared.events.tell(EventKind::Hit, &call.key);
-            call.reply.send(Ok(Admitted::Replay(outcome)));
+            call.answer(Ok(Admitted::Replay(outcome)));
             return;
         }
         Final::Mismatch => (EventKind::Mismatch, Error::Mismatch),
@@ -236,7 +236,7 @@ fn answer_store_failure(shared: &Shared, call: Begin, error: StoreError) {
     let may_run = call.on_store_failure == OnStoreFailure::Run || planted!(UnguardedWithoutLeave);
     if may_run && error.is_passing() {
         shared.events.tell(EventKind::Unguarded, &call.key);
-        call.reply.send(Ok(Admitted::Unguarded));
+        call.answer(Ok(Admitted::Unguarded));
     } else {
         call.refuse(Error::from(error));
     }

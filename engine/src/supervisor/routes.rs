@@ -39,6 +39,7 @@ impl Routes {
     }
 
     /// Sends a call to where its key is being asked for, or is locked. Gives it back if that is nowhere.
+    #[expect(clippy::result_large_err, reason = "given back at once, to be begun again")]
     pub(super) fn send(&mut self, call: Begin) -> Result<(), Begin> {
         match self.0.get_mut(&call.key) {
             None => Err(call),

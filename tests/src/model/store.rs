@@ -234,7 +234,7 @@ impl Store {
             owner,
             lease: TICK * LEASE as u32,
             on_abandoned,
-            past_withdrawal: past.map(Owner::from_bytes),
+            past_withdrawal: past.map(|owner| Box::new(Owner::from_bytes(owner))),
         };
         let mut found = found.cloned();
         if let Some(record) = &mut found {

@@ -48,7 +48,7 @@ impl Kind {
 }
 
 /// A server of the harness.
-pub trait Server: Send {
+pub trait Server: Send + Sync {
     /// SIGKILL.
     fn kill(&mut self);
     /// Starts it again after [`kill`](Self::kill).
@@ -131,7 +131,7 @@ server!(Redis, pause, resume, {
 pub struct Store {
     kind: Kind,
     url: String,
-    /// Only one fault at a time has the server, but for stalls, which a kill or a pause may meet.
+    /// Only one fault at a time has the server. What cuts and swallows connections is the proxy, which meets stalls.
     pub(super) server: Option<RwLock<Box<dyn Server>>>,
     /// The file of a store that is one.
     file: Option<PathBuf>,

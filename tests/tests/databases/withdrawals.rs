@@ -25,7 +25,7 @@ async fn claim(backend: &impl Backend, message: Acquire) -> (Owner, FencingToken
     loop {
         match backend.acquire(message.clone()).await.unwrap() {
             Acquired::Claimed { token, .. } => return (message.owner, token),
-            Acquired::Withdrawn { owner } => message.past_withdrawal = Some(owner),
+            Acquired::Withdrawn { owner } => message.past_withdrawal = Some(Box::new(owner)),
             other => panic!("not claimed: {other:?}"),
         }
     }
@@ -109,7 +109,7 @@ pub(crate) async fn late_claim_does_not_land(
 
     let next = Acquire { owner: Owner::random(), key: key.clone(), ..acquire("k") };
     assert_eq!(direct.acquire(next.clone()).await, Ok(Acquired::Withdrawn { owner }));
-    let next = Acquire { past_withdrawal: Some(owner), ..next };
+    let next = Acquire { past_withdrawal: Some(Box::new(owner)), ..next };
     let claimed = direct.acquire(next).await.unwrap();
     assert!(matches!(claimed, Acquired::Claimed { took_over, .. } if took_over == takes_over), "{claimed:?}");
 }

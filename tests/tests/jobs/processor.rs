@@ -147,6 +147,7 @@ async fn j02_attempts_that_ended_with_their_process_count() {
             owner: Owner::random(),
             lease: Duration::from_millis(1),
             on_abandoned: OnAbandoned::Rerun,
+            past_withdrawal: None,
         };
         loop {
             match backend.acquire(claim.clone()).await.unwrap() {

@@ -328,7 +328,7 @@ mod by_example {
             assert_eq!(vacant.state, State::Vacant { until: barrier.until });
             let late = acquire(Some(&vacant), NOW, &asks(9, b"asked", Hold));
             assert_eq!(late, unchanged(Acquired::Withdrawn { owner: by(9) }));
-            let next = Acquire { past_withdrawal: Some(by(9)), ..asks(8, b"asked", Hold) };
+            let next = Acquire { past_withdrawal: Some(Box::new(by(9))), ..asks(8, b"asked", Hold) };
             let step = acquire(Some(&vacant), NOW, &next);
             assert!(matches!(step.answer, Acquired::Claimed { attempt: Attempt::FIRST, took_over: false, .. }));
             // The barrier stands behind the claim as well, until its time is over.
@@ -360,7 +360,7 @@ mod by_example {
         let first = written(withdraw(None, NOW, &withdrawal(9)));
         let repeated = written(withdraw(Some(&first), NOW, &withdrawal(9)));
         assert_eq!(repeated, first, "nothing was withdrawn in between");
-        let late = Acquire { past_withdrawal: Some(by(9)), ..asks(8, b"asked", OnAbandoned::Hold) };
+        let late = Acquire { past_withdrawal: Some(Box::new(by(9))), ..asks(8, b"asked", OnAbandoned::Hold) };
         let second = written(withdraw(Some(&first), NOW, &withdrawal(8)));
         let again = written(withdraw(Some(&second), NOW, &withdrawal(9)));
         for record in [second, again] {
@@ -368,7 +368,7 @@ mod by_example {
                 panic!("the withdrawn claim lands on {record:?}")
             };
             assert_ne!(owner, by(9));
-            let next = Acquire { past_withdrawal: Some(owner), ..asks(7, b"asked", OnAbandoned::Hold) };
+            let next = Acquire { past_withdrawal: Some(Box::new(owner)), ..asks(7, b"asked", OnAbandoned::Hold) };
             assert!(matches!(acquire(Some(&record), NOW, &next).answer, Acquired::Claimed { .. }));
         }
     }

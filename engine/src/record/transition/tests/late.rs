@@ -134,7 +134,7 @@ impl World {
                     owner,
                     lease,
                     on_abandoned,
-                    past_withdrawal,
+                    past_withdrawal: past_withdrawal.map(Box::new),
                 }));
             }
             Event::SendWithdrawal { claim } => {
@@ -326,7 +326,7 @@ proptest! {
         };
         let mut answer = acquire(world.record.as_ref(), world.now(), &newcomer).answer;
         if let Acquired::Withdrawn { owner } = answer {
-            newcomer.past_withdrawal = Some(owner);
+            newcomer.past_withdrawal = Some(Box::new(owner));
             answer = acquire(world.record.as_ref(), world.now(), &newcomer).answer;
         }
         let is_claimed = matches!(answer, Acquired::Claimed { attempt: Attempt::FIRST, .. });
