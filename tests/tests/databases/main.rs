@@ -1,6 +1,6 @@
 //! SQL databases: the conformance suite, and what is their own, on real servers.
 
-#![allow(clippy::unwrap_used, reason = "in a test, what fails fails the test")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "in a test, what fails fails the test")]
 
 mod common;
 mod mysql;

@@ -39,7 +39,8 @@ async fn j02_a_mismatch_and_an_unreadable_message_are_dead_letters() {
     assert_eq!((ledger.of(1), ledger.of(2)), (1, 0));
 }
 
-/// A poison message has its attempts, then it is put aside with its last error; nobody waits for it meanwhile.
+/// A poison message has its attempts, then it is put aside with its last error; nobody waits for it meanwhile. A job that
+/// panics does not say what happened, so it does not run again: its key is indeterminate.
 #[actix_rt::test]
 async fn j02_a_poison_message_reaches_the_dead_letters_and_holds_up_nobody() {
     let ledger = Ledger::default();
@@ -49,12 +50,12 @@ async fn j02_a_poison_message_reaches_the_dead_letters_and_holds_up_nobody() {
     let patient = RetryPolicy { first_delay: Duration::from_millis(300), max_delay: Duration::from_secs(1), ..quick() };
     let processed =
         Processor::new(engine(), source, work(&ledger)).concurrency(1).retry(patient).run(std::future::pending()).await;
-    assert_eq!((processed.ran, processed.dead, processed.retried), (199, 2, 6));
-    assert_eq!((ledger.of(0), ledger.of(1), ledger.of(1_000)), (3, 3, 3));
+    assert_eq!((processed.ran, processed.dead, processed.retried), (199, 2, 5));
+    assert_eq!((ledger.of(0), ledger.of(1), ledger.of(1_000)), (3, 1, 3));
     let mut letters = [dead.recv().await.unwrap(), dead.recv().await.unwrap()];
     letters.sort_by_key(|letter| letter.message.number);
     assert_eq!(letters[0].reason, "try 3 of 0 failed");
-    assert!(letters[1].reason.contains("panicked"), "{letters:?}");
+    assert!(letters[1].reason.contains("it is not known"), "{letters:?}");
 }
 
 struct Fussy(Ledger);

@@ -118,7 +118,8 @@ fn j04_a_poison_message_is_put_aside_and_holds_up_nobody() {
     (0..50).for_each(|number| messages.send(number).unwrap());
     drop(messages);
     let processed = processor.join();
-    assert_eq!((processed.ran, processed.dead, processed.retried), (48, 2, 4));
+    // A job that panics does not say what happened: it is retried once, and its key is indeterminate.
+    assert_eq!((processed.ran, processed.dead, processed.retried), (48, 2, 3));
     let settled: Vec<_> = told.try_iter().collect();
     assert_eq!(settled.iter().map(|(message, _)| *message).collect::<HashSet<_>>().len(), 50);
     assert!(settled.contains(&(1, Disposition::DeadLetter { reason: "no route".into() })));
