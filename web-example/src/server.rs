@@ -11,7 +11,7 @@ use actix_web::{App, HttpResponse, HttpServer, Resource, middleware, web};
 use metrics_exporter_prometheus::{BuildError, PrometheusHandle};
 use oncekey::consumer::redis_streams::redis::{self, RedisError};
 use oncekey::web::{Idempotency, RouteRules, Scope};
-use oncekey::{Engine, Key};
+use oncekey::{Engine, Key, OnAbandoned};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
@@ -54,10 +54,17 @@ pub(crate) async fn serve(
     let (engine, metrics) = (store.engine.clone(), web::Data::new(metrics));
     let (shop, data) = (web::Data::new(shop), web::Data::new(store.clone()));
     actix_web::rt::spawn(shop::relay_mails(shop.clone(), engine.clone(), mail_stream(options)?));
-    // One guard for all workers. Orders in the store's transaction rerun after a crash by themselves: they take a
-    // `Transaction`.
+    // One guard for all workers. An order in the store's transaction commits nothing before its outcome: after a crash it
+    // runs again. The guard would learn that from the first order that it sees; a crash before it has would leave a key
+    // indeterminate.
+    let (abandoned, is_shared) = (options.on_abandoned, store.is_shared);
+    let orders = move |rules: RouteRules| match abandoned {
+        None if is_shared => rules.on_abandoned(OnAbandoned::Rerun),
+        _ => rules,
+    };
     let guard = Idempotency::new(engine, Scope::header_or("X-Api-Key", "public"))
         .required()
+        .route("/orders", orders)
         .route("/echo", RouteRules::optional);
     let ready = web::Data::from(Arc::new(Ready(AtomicBool::new(true))));
     let until_drained = ready.clone();

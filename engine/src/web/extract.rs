@@ -99,7 +99,8 @@ impl FromRequest for Transaction {
             guard.took_transaction.set(true);
             if guard.policy.get().on_abandoned.is_none() {
                 let claimed = Rc::clone(&guard);
-                let claiming = async move { claim_anew(&claimed).await }.boxed_local().shared();
+                let asked = request.clone();
+                let claiming = async move { claim_anew(&claimed, &asked).await }.boxed_local().shared();
                 guard.claiming.replace(Some(claiming.clone()));
                 claiming.await?;
                 guard.setup.rules.transactional.learn(&request);
@@ -113,7 +114,7 @@ impl FromRequest for Transaction {
 /// Claims the key again, with the policy of a transaction: the handler has not begun, so nothing happened yet.
 ///
 /// The store keeps the policy with the claim, for the case that the process dies, so it cannot be changed here alone.
-async fn claim_anew(guard: &RequestGuard) -> Result<(), ClaimNotTaken> {
+async fn claim_anew(guard: &RequestGuard, request: &HttpRequest) -> Result<(), ClaimNotTaken> {
     let policy = CallPolicy { on_abandoned: Some(OnAbandoned::Rerun), ..guard.policy.get() };
     let slot = guard.grant.replace(GrantSlot::Lent);
     let GrantSlot::Held(mut grant) = slot else {
@@ -134,10 +135,10 @@ async fn claim_anew(guard: &RequestGuard) -> Result<(), ClaimNotTaken> {
             Err(error) => return Err(ClaimNotTaken::new(guard, &error.into())),
         },
         Ok(Admitted::Unguarded) => (Claim::unguarded(key), GrantSlot::Gone),
-        // Another request took the key in between, and is done: a retry gets its outcome.
-        Ok(Admitted::Replay(_)) => {
-            let error = Error::InProgress { lease_left: std::time::Duration::ZERO };
-            return Err(ClaimNotTaken::new(guard, &error.into()));
+        // Another request took the key in between, and is done: this one gets its outcome.
+        Ok(Admitted::Replay(outcome)) => {
+            let replayed = guard.setup.replay(request, &key, &outcome);
+            return Err(replayed.map_or_else(|error| ClaimNotTaken::new(guard, &error), ClaimNotTaken::answered));
         }
         Err(error) => return Err(ClaimNotTaken::new(guard, &error.into())),
     };
@@ -156,7 +157,10 @@ pub(super) struct ClaimNotTaken {
 
 impl ClaimNotTaken {
     fn new(guard: &RequestGuard, error: &IdempotencyError) -> Self {
-        let response = (guard.setup.rules.answer)(error);
+        Self::answered((guard.setup.rules.answer)(error))
+    }
+
+    fn answered(response: HttpResponse) -> Self {
         let (status, headers) = (response.status(), response.headers().clone());
         Self { status, headers, body: response.into_body().try_into_bytes().unwrap_or_default() }
     }

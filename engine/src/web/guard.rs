@@ -219,7 +219,7 @@ impl Guard {
         Ok(Some(Named { from_header, scope: self.rules.scope.of(request)? }))
     }
 
-    fn replay(
+    pub(super) fn replay(
         &self,
         request: &HttpRequest,
         key: &Key,

@@ -28,7 +28,7 @@ use oncekey::{Abandoned, Engine, OnAbandoned};
 /// What a simulated process is set up with. The faults take longer than the lease, and so may an answer.
 pub const LEASE: Duration = Duration::from_millis(600);
 /// One or the other, by the seed: an answer that outlasts the lease, or a request that outlasts its sender.
-const STORE_DEADLINES: [Duration; 2] = [Duration::from_millis(400), Duration::from_millis(1_000)];
+const STORE_DEADLINES: [Duration; 2] = [Duration::from_millis(400), Duration::from_millis(550)];
 const SETTLING_LIMIT: Duration = Duration::from_millis(1_500);
 const CHAOS: Duration = Duration::from_secs(6);
 /// No message is on its way for longer.
