@@ -283,8 +283,9 @@ async fn order_under_kill_9(store: &str, orders: usize, same_key: bool) -> usize
                     open.retain(|other| *other != number);
                     ordered += 1;
                 }
-                // Claimed by the process before: its lease is not over yet.
-                Ok(answer) => assert_eq!(answer.status, 409, "{answer:?}"),
+                // Claimed by the process before: its lease is not over yet. Or the store was slower than the deadline,
+                // which a short lease makes short: nothing ran.
+                Ok(answer) => assert!(matches!(answer.status, 409 | 503), "{answer:?}"),
                 Err(_) => {}
             }
             if Some(ordered) == kill_at && !is_killed {

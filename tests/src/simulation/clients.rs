@@ -65,6 +65,7 @@ fn judge(world: &Shared, key: &Key, answered: Answered) {
             | Error::ShuttingDown
             | Error::Stopped
             | Error::OutcomeNotStored(_)
+            | Error::CommitUnknown(_)
             | Error::ClaimLost
             | Error::Panicked => world.with(|world| world.note(format_args!("{key} is told: {error}"))),
             error => world.with(|world| world.breaks(format!("{key} is told: {error}"))),
