@@ -102,7 +102,8 @@ async fn consume(source: impl Source<Message = Message>, settings: Settings) {
         }
     }
     let backend = SqliteBackend::builder(&file).busy_timeout(Duration::from_secs(10)).open().expect("the store opens");
-    let engine = Engine::builder(backend).lease(Duration::from_secs(1)).store_deadline(Duration::from_secs(20));
+    // Short, so that what a killed process held is soon free; the store deadline, two thirds of it, leaves a busy disk time.
+    let engine = Engine::builder(backend).lease(Duration::from_secs(3));
     let engine = engine.start().expect("the engine starts");
     let effect = job(
         |message: &Message| Ok(message.identity("effect")?),
