@@ -114,6 +114,7 @@ mod key;
 mod key_lock;
 mod neighbours;
 mod node;
+mod pending_settlements;
 mod permit;
 mod policy;
 mod reconcile;

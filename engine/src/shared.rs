@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::at_rest::AtRest;
-use crate::claims::PendingSettlements;
 use crate::event::Events;
+use crate::pending_settlements::PendingSettlements;
 use crate::reconcile::Reconciler;
 use crate::{CallPolicy, chance};
 

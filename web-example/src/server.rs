@@ -1,7 +1,5 @@
 //! The HTTP server: its routes, its guard, its start and its end.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix_web::dev::ServerHandle;
@@ -66,14 +64,11 @@ pub(crate) async fn serve(
         .required()
         .route("/orders", orders)
         .route("/echo", RouteRules::optional);
-    let ready = web::Data::from(Arc::new(Ready(AtomicBool::new(true))));
-    let until_drained = ready.clone();
     let server = HttpServer::new(move || {
         App::new()
             .app_data(data.clone())
             .app_data(shop.clone())
             .app_data(metrics.clone())
-            .app_data(ready.clone())
             .app_data(web::JsonConfig::default().error_handler(|error, _| {
                 let status = match &error {
                     JsonPayloadError::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -119,7 +114,7 @@ pub(crate) async fn serve(
     let address = server.addrs().first().copied().unwrap_or(options.bind);
     greet(address, &store.name);
     let server = server.run();
-    actix_web::rt::spawn(end_on_signal(until_drained, store.engine, server.handle()));
+    actix_web::rt::spawn(end_on_signal(store.engine, server.handle()));
     server.await.map_err(StartError::Server)
 }
 
@@ -169,15 +164,13 @@ fn greet_worker() {
 }
 
 /// The first signal drains: no new claims, and those in flight finish. The second ends at once.
-async fn end_on_signal(ready: web::Data<Ready>, engine: Engine, server: ServerHandle) {
+async fn end_on_signal(engine: Engine, server: ServerHandle) {
     let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         return warn!("signals can't be handled: the process ends without draining");
     };
     let mut told = async || tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () };
     told().await;
-    // Before the drain, so that a load balancer sends new requests elsewhere.
-    ready.0.store(false, Ordering::Release);
     info!("ending: requests in flight may finish; once more ends at once");
     tokio::select! {
         shutdown = engine.shutdown(SHUTDOWN_LIMIT) => {
@@ -209,12 +202,9 @@ async fn healthz(store: web::Data<Store>) -> HttpResponse {
     HttpResponse::Ok().json(json!({"status": "up", "store": if answers { "up" } else { "down" }, "contract": 2}))
 }
 
-/// Whether the shop takes new requests: until it is told to end.
-#[derive(Debug)]
-struct Ready(AtomicBool);
-
-async fn readyz(ready: web::Data<Ready>) -> HttpResponse {
-    if ready.0.load(Ordering::Acquire) {
+/// Whether the shop takes new requests: until the engine drains, so that a load balancer sends them elsewhere from then on.
+async fn readyz(store: web::Data<Store>) -> HttpResponse {
+    if store.engine.is_accepting() {
         return HttpResponse::Ok().json(json!({"status": "ready"}));
     }
     problem(StatusCode::SERVICE_UNAVAILABLE, "Not ready", &"the shop is ending: send requests elsewhere")

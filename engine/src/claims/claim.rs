@@ -5,14 +5,14 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::grant::{Answered, ClaimAddr, Settled, Settlement};
 use super::lease::Lease;
-use super::pending::Pending;
 use super::phase::{Completing, Phase, Releasing, bring, transaction};
 use crate::answer::Answer;
 use crate::backend::{Completed, CompletedInTransaction, Held, Persist, Renew, Renewed, Request, StoreError};
+use crate::pending_settlements::Pending;
 use crate::permit::Permit;
 use crate::record::{Owner, SealedOutcome};
 use crate::shared::Shared;
@@ -61,6 +61,9 @@ struct Failing {
     pending: Option<Pending>,
 }
 
+/// The log target of claims on which nothing ran, from when they are given up until the store has taken that.
+const FREEING: &str = "oncekey::freeing";
+
 /// The longest pause between two tries, before and after the settling limit.
 const LONGEST_PAUSE: Duration = Duration::from_millis(1_280);
 const LONGEST_PAUSE_PENDING: Duration = Duration::from_secs(10);
@@ -73,7 +76,8 @@ impl Claim {
     }
 
     /// A claim whose answer was not heard, or came too late: it is withdrawn. [`ask_again`](Self::ask_again) begins it.
-    pub(crate) fn to_withdraw(owner: Owner, on_abandoned: OnAbandoned) -> Self {
+    pub(crate) fn to_withdraw(key: &Key, owner: Owner, on_abandoned: OnAbandoned) -> Self {
+        log_to_be_freed(key);
         let lease = Lease::new(Instant::now());
         Self { owner, on_abandoned, lease, phase: Phase::Withdrawing, holder: None, failing: None, permit: None }
     }
@@ -179,7 +183,10 @@ impl Claim {
                 arbiter.ask_store(transaction(arbiter.key.clone(), self.owner, operation, retention, claim));
                 Phase::Committing
             }
-            Settlement::Release => Phase::Releasing(Releasing { on_abandoned: self.on_abandoned }),
+            Settlement::Release => {
+                log_to_be_freed(arbiter.key);
+                Phase::Releasing(Releasing { on_abandoned: self.on_abandoned })
+            }
             Settlement::Hold => Phase::Holding,
             Settlement::Abandon => self.abandoned(),
         };
@@ -259,10 +266,12 @@ impl Claim {
             }
             // "Lost" is as good: the claim is not this arbiter's.
             Answered::Released(Ok(_)) | Answered::Lapsed(Ok(_)) => {
+                log_freed(arbiter.key);
                 arbiter.tell(EventKind::Released);
                 self.ends(Ok(Settled::Done), None)
             }
             Answered::Withdrawn(Ok(_)) => {
+                log_freed(arbiter.key);
                 arbiter.tell(EventKind::Withdrawn);
                 self.ends(Ok(Settled::Done), None)
             }
@@ -370,4 +379,14 @@ impl Arbiter<'_> {
     fn tell(&self, kind: EventKind) {
         self.shared.events.tell(kind, self.key);
     }
+}
+
+/// Nothing ran on the claim. A process that is killed between this line and the next leaves a key that lapses as if its
+/// operation had begun: the log tells the two apart.
+fn log_to_be_freed(key: &Key) {
+    debug!(target: FREEING, %key, "the claim is to be freed: nothing ran on it");
+}
+
+fn log_freed(key: &Key) {
+    debug!(target: FREEING, %key, "the claim is freed");
 }

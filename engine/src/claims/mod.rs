@@ -9,12 +9,10 @@
 mod claim;
 mod grant;
 mod lease;
-mod pending;
 mod phase;
 
 pub(crate) use claim::{Arbiter, Claim, Next};
 pub(crate) use grant::{ClaimAddr, Grant, Settled, Settlement, ToClaim, What};
-pub(crate) use pending::PendingSettlements;
 
 use std::time::Duration;
 

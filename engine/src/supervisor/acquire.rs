@@ -107,7 +107,7 @@ impl Supervisor {
             }
             NeedsLock::ToWithdraw(error) => {
                 let waiting = self.asker.routes.lock().take_waiting(&call.key);
-                let claim = Claim::to_withdraw(owner, call.on_abandoned);
+                let claim = Claim::to_withdraw(&call.key, owner, call.on_abandoned);
                 let claim = self.claim(call.key.clone(), call.fingerprint, asked_at, claim);
                 // The lock has just been started.
                 let _ = ToClaim::send(&claim, What::Ask);

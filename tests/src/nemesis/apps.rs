@@ -1,12 +1,15 @@
 //! The two shops.
 
+use std::collections::HashSet;
+use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::process::Process;
+use crate::process::{PATIENCE, Process};
 use crate::shop::command;
 
 /// Two shops on one store. Each is killed and opened again by one fault at a time; the clients ask where it is.
@@ -14,9 +17,29 @@ use crate::shop::command;
 pub struct Apps {
     folder: PathBuf,
     flags: Vec<String>,
-    shops: [Mutex<Process>; 2],
+    shops: [Mutex<Opened>; 2],
     addresses: [RwLock<SocketAddr>; 2],
 }
+
+/// One that was opened: its process, and its log.
+#[derive(Debug)]
+struct Opened {
+    process: Process,
+    log: PathBuf,
+}
+
+/// The claims on which nothing ran, by the logs of all shops that were opened.
+#[derive(Debug, Default)]
+pub(super) struct Freeing {
+    /// The keys of all.
+    pub(super) begun: HashSet<String>,
+    /// The keys of those that a shop had not freed yet when it was killed: nobody is left who knows that nothing ran.
+    pub(super) never_freed: HashSet<String>,
+}
+
+/// What one shop logs of claims on which nothing ran, from its opening to its end: each has a file of its own.
+const LOG_FILTER: &str = "off,oncekey::freeing=debug";
+const LOG_EXTENSION: &str = "log";
 
 /// How long a shop may take to open: its store may be away.
 const OPENS_WITHIN: Duration = Duration::from_secs(60);
@@ -46,32 +69,99 @@ impl Apps {
     /// SIGKILL, and opens it again.
     pub(super) fn kill(&self, number: usize) {
         let mut shop = self.shops[number].lock();
-        shop.kill();
-        let (process, address) = open(&self.folder, &self.flags);
-        *shop = process;
+        shop.process.kill();
+        let address;
+        (*shop, address) = open(&self.folder, &self.flags);
         *self.addresses[number].write() = address;
     }
 
     /// SIGSTOP for a while.
     pub(super) fn pause(&self, number: usize, time: Duration) {
         let shop = self.shops[number].lock();
-        shop.pause();
+        shop.process.pause();
         std::thread::sleep(time);
-        shop.resume();
+        shop.process.resume();
+    }
+
+    /// Waits until the open shops have freed every claim on which nothing ran; false if they did not.
+    pub(super) fn have_freed_all(&self) -> bool {
+        let deadline = Instant::now() + PATIENCE;
+        let has_freed = |shop: &Mutex<Opened>| read(&shop.lock().log).never_freed.is_empty();
+        while !self.shops.iter().all(has_freed) {
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        true
+    }
+
+    /// What the logs of all shops say.
+    pub(super) fn freeing(&self) -> Freeing {
+        let mut all = Freeing::default();
+        for file in std::fs::read_dir(&self.folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if file.extension().is_some_and(|extension| extension == LOG_EXTENSION) {
+                let Freeing { begun, never_freed } = read(&file);
+                all.begun.extend(begun);
+                all.never_freed.extend(never_freed);
+            }
+        }
+        all
     }
 }
 
 /// Opens a shop, again and again while its store is away.
-fn open(folder: &Path, flags: &[String]) -> (Process, SocketAddr) {
+fn open(folder: &Path, flags: &[String]) -> (Opened, SocketAddr) {
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let deadline = Instant::now() + OPENS_WITHIN;
     loop {
         let mut command = command(folder, &flags);
-        // One line each time that the store is away, which the faults see to.
-        let mut process = Process::start(command.stderr(std::process::Stdio::null()));
+        let log = next_log(folder);
+        command.env("RUST_LOG", LOG_FILTER).stderr(File::create(&log).unwrap());
+        let mut process = Process::start(&mut command);
         if let Some(url) = process.expect_within("The shop is open: http://", Duration::from_secs(10)) {
-            return (process, url.trim_end_matches('/').parse().unwrap());
+            return (Opened { process, log }, url.trim_end_matches('/').parse().unwrap());
         }
         assert!(Instant::now() < deadline, "the shop does not open");
+    }
+}
+
+fn next_log(folder: &Path) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    folder.join(format!("shop-{}.{LOG_EXTENSION}", NEXT.fetch_add(1, Ordering::Relaxed)))
+}
+
+fn read(log: &Path) -> Freeing {
+    parse(&String::from_utf8_lossy(&std::fs::read(log).unwrap()))
+}
+
+fn parse(log: &str) -> Freeing {
+    let mut found = Freeing::default();
+    for line in log.lines() {
+        // A line that the kill cut short names no key.
+        let Some((said, key)) = line.rsplit_once("key=") else { continue };
+        let key = key.rsplit('/').next().unwrap_or(key).to_owned();
+        if said.contains("to be freed") {
+            found.begun.insert(key.clone());
+            found.never_freed.insert(key);
+        } else if said.contains("freed") {
+            found.never_freed.remove(&key);
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_names_the_keys_that_were_never_freed() {
+        let log = "DEBUG oncekey::freeing: the claim is to be freed: nothing ran on it key=a/key-1-7\n\
+                   DEBUG oncekey::freeing: the claim is to be freed: nothing ran on it key=a/key-1-8\n\
+                   DEBUG oncekey::freeing: the claim is freed key=a/key-1-7\nDEBUG oncekey::freei";
+        let Freeing { begun, never_freed } = parse(log);
+        assert_eq!(begun, HashSet::from(["key-1-7".to_owned(), "key-1-8".to_owned()]));
+        assert_eq!(never_freed, HashSet::from(["key-1-8".to_owned()]));
     }
 }

@@ -8,7 +8,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream;
 use serde_json::Value;
 
-use super::apps::Apps;
+use super::apps::{Apps, Freeing};
 use super::history::{End, History, Kind, Operation, Seen};
 use super::stores::Kind as Store;
 use super::workload::{end_of, request, seen};
@@ -58,8 +58,12 @@ pub struct Findings {
     pub wrong: Vec<(Wrong, String)>,
     /// How many keys were asked for once more at the end.
     pub asked_again: usize,
-    /// How many indeterminate keys only the rule of before explains, by which any answer of 500 and more did.
+    /// How many indeterminate keys no try explains, and the rule of before excused: by it, any answer of 500 and more did.
     pub excused_before: usize,
+    /// How many of these a shop was about to free when it was killed.
+    pub killed_before_freed: usize,
+    /// How many of these were freed later: their store was away for longer than their lease.
+    pub freed_late: usize,
 }
 
 impl Findings {
@@ -85,9 +89,13 @@ pub async fn check(history: &History, apps: &Apps, store: Store, control: bool) 
     let mut findings = Findings::default();
     let rows = Rows::read(apps).await;
     for operation in &history.operations {
-        judge(&mut findings, operation, rows.of(operation), store.has_transactions());
+        judge(&mut findings, operation, rows.of(operation));
     }
     if !control {
+        if !apps.have_freed_all() {
+            let why = "a shop has not freed its claims, long after all faults were over";
+            findings.wrong.push((Wrong::Stuck, why.to_owned()));
+        }
         let answers = ask_all_again(history, apps).await;
         findings.asked_again = answers.len();
         // A holder that stood still may have ended its work between the first reading and its key's last answer.
@@ -98,8 +106,12 @@ pub async fn check(history: &History, apps: &Apps, store: Store, control: bool) 
                 findings.add(Wrong::Double, operation, format_args!("asked once more, it ran again: {after:?}"));
             }
         }
+        let freeing = apps.freeing();
         for (operation, again) in answers {
             judge_again(&mut findings, operation, &again, after.of(operation));
+            if operation.end == End::Indeterminate && !is_explained(operation, store.has_transactions()) {
+                judge_unexplained(&mut findings, operation, &again, &freeing, store.has_transactions());
+            }
         }
     }
     findings
@@ -150,7 +162,7 @@ async fn read(apps: &Apps, target: &str, name: &str) -> HashMap<String, Vec<i64>
     by_name
 }
 
-fn judge(findings: &mut Findings, operation: &Operation, rows: &[i64], transactions: bool) {
+fn judge(findings: &mut Findings, operation: &Operation, rows: &[i64]) {
     if rows.len() > 1 {
         findings.add(Wrong::Double, operation, format_args!("{} rows: {rows:?}", rows.len()));
     }
@@ -175,16 +187,40 @@ fn judge(findings: &mut Findings, operation: &Operation, rows: &[i64], transacti
         End::Success => {}
         End::Stuck => findings.add(Wrong::Stuck, operation, format_args!("{} tries", operation.tries.len())),
         End::Refused => findings.add(Wrong::Unexpected, operation, "refused for good"),
-        End::Indeterminate => {
-            // Where an order's row and its outcome commit together there is nothing to find out.
-            let may_be = operation.kind == Kind::Payment || !transactions;
-            let explained = may_be && operation.tries.iter().any(Seen::leaves_open);
-            if !explained {
-                let excused = may_be && operation.tries.iter().any(Seen::left_open_before);
-                findings.excused_before += usize::from(excused);
-                findings.add(Wrong::Unexplained, operation, "it is indeterminate");
-            }
-        }
+        // What explains it is known when it has been asked for once more.
+        End::Indeterminate => {}
+    }
+}
+
+/// Where an order's row and its outcome commit together there is nothing to find out.
+fn may_be_indeterminate(operation: &Operation, transactions: bool) -> bool {
+    operation.kind == Kind::Payment || !transactions
+}
+
+/// Whether an answer to a client explains why the key is indeterminate.
+fn is_explained(operation: &Operation, transactions: bool) -> bool {
+    may_be_indeterminate(operation, transactions) && operation.tries.iter().any(Seen::leaves_open)
+}
+
+/// The clients were told that nothing ran, and then that nobody knows. A shop that was killed before it could free the claim,
+/// and a store that was away for longer than the lease, make that true; nothing else does. The shops' logs tell.
+fn judge_unexplained(
+    findings: &mut Findings,
+    operation: &Operation,
+    again: &Seen,
+    freeing: &Freeing,
+    transactions: bool,
+) {
+    let may_be = may_be_indeterminate(operation, transactions);
+    if may_be && operation.tries.iter().any(Seen::left_open_before) {
+        findings.excused_before += 1;
+    }
+    if may_be && freeing.never_freed.contains(&operation.key) {
+        findings.killed_before_freed += 1;
+    } else if may_be && freeing.begun.contains(&operation.key) && !again.is_indeterminate() {
+        findings.freed_late += 1;
+    } else {
+        findings.add(Wrong::Unexplained, operation, format_args!("it is indeterminate; at the end, {again}"));
     }
 }
 
@@ -249,7 +285,12 @@ mod tests {
     fn wrong(kind: Kind, end: End, tries: &[Seen], rows: &[i64]) -> Vec<Wrong> {
         let mut findings = Findings::default();
         let operation = Operation { kind, name: "op".to_owned(), key: "key".to_owned(), tries: tries.to_vec(), end };
-        judge(&mut findings, &operation, rows, true);
+        judge(&mut findings, &operation, rows);
+        if end == End::Indeterminate && !is_explained(&operation, true) {
+            let held =
+                Seen::Answer { status: 409, is_replay: false, problem: Some("indeterminate".into()), body: vec![] };
+            judge_unexplained(&mut findings, &operation, &held, &Freeing::default(), true);
+        }
         findings.wrong.into_iter().map(|(wrong, _)| wrong).collect()
     }
 
@@ -300,6 +341,28 @@ mod tests {
         assert_eq!(wrong(Kind::Order, End::Indeterminate, &[Seen::Unknown], &[]), [Wrong::Unexplained]);
         assert_eq!(wrong(Kind::Payment, End::Indeterminate, &[], &[]), [Wrong::Unexplained]);
         assert_eq!(wrong(Kind::Payment, End::Refused, &[], &[]), [Wrong::Unexpected]);
+    }
+
+    #[test]
+    fn e19_a_claim_that_was_never_freed_explains_what_no_answer_does() {
+        let held = Seen::Answer { status: 409, is_replay: false, problem: Some("indeterminate".into()), body: vec![] };
+        let judged = |kind, again: &Seen, freeing: &Freeing| {
+            let mut findings = Findings::default();
+            let (name, key) = ("op".to_owned(), "key".to_owned());
+            let operation = Operation { kind, name, key, tries: vec![held.clone()], end: End::Indeterminate };
+            judge_unexplained(&mut findings, &operation, again, freeing, true);
+            (findings.wrong.len(), findings.killed_before_freed, findings.freed_late)
+        };
+        let key = || std::collections::HashSet::from(["key".to_owned()]);
+        let (freed, killed) =
+            (Freeing { begun: key(), ..Freeing::default() }, Freeing { begun: key(), never_freed: key() });
+        assert_eq!(judged(Kind::Payment, &held, &killed), (0, 1, 0));
+        assert_eq!(judged(Kind::Payment, &success(7, false), &freed), (0, 0, 1));
+        // It was freed, and is indeterminate all the same.
+        assert_eq!(judged(Kind::Payment, &held, &freed), (1, 0, 0));
+        assert_eq!(judged(Kind::Payment, &success(7, false), &Freeing::default()), (1, 0, 0));
+        // An order is never indeterminate.
+        assert_eq!(judged(Kind::Order, &held, &killed), (1, 0, 0));
     }
 
     /// The shop is taken at its word: if every answer said that nothing ran, nothing may be indeterminate.

@@ -74,8 +74,13 @@ impl fmt::Display for Report {
             writeln!(f, "  {count:>8} tries: {seen}")?;
         }
         writeln!(f, "  {:>8} keys asked for once more at the end", self.findings.asked_again)?;
-        let excused = self.findings.excused_before;
-        writeln!(f, "  {excused:>8} indeterminate keys that any 5xx would have excused")?;
+        let Findings { excused_before, killed_before_freed, freed_late, .. } = &self.findings;
+        writeln!(
+            f,
+            "  {excused_before:>8} indeterminate keys that no answer explains, and any 5xx would have excused:"
+        )?;
+        writeln!(f, "  {killed_before_freed:>8} of a shop that was killed before it could free them")?;
+        writeln!(f, "  {freed_late:>8} that were freed later, since their store was away for longer than the lease")?;
         for (fault, struck) in &self.faults {
             writeln!(f, "  {struck:>8} × {fault}")?;
         }
