@@ -4,6 +4,7 @@
 
 use std::error::Error;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use benches::flows::per_second;
 use diesel::prelude::{ExpressionMethods as _, OptionalExtension as _, QueryDsl as _};
@@ -11,6 +12,7 @@ use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel_async::pooled_connection::deadpool::Pool;
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
 use diesel_async::{AsyncMysqlConnection, AsyncPgConnection, RunQueryDsl as _};
+use futures_util::future::try_join_all;
 use oncekey::backend::Backend;
 use oncekey::{Engine, Key};
 use oncekey_backends::{MysqlBackend, PostgresBackend};
@@ -20,6 +22,7 @@ type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
 const POOL: usize = 8;
 const ROUNDS: usize = 3;
+const HOT_KEYS: usize = 500;
 
 mod tables {
     #![allow(missing_docs, reason = "what the macro makes can't be documented here")]
@@ -63,6 +66,27 @@ async fn engine(backend: impl Backend, round: usize, in_flight: usize, flows: us
     };
     let first = per_second(in_flight, flows, &run).await?;
     Ok((first, per_second(in_flight, flows, &run).await?))
+}
+
+/// How long one caller of a fresh key takes, and how long until 64 callers of one fresh key all have their answer. The
+/// store gets one claim in both cases.
+async fn hot_key(backend: impl Backend) -> Outcome<(f64, f64)> {
+    let engine = Engine::builder(backend).start()?.with_wait(Duration::from_secs(10));
+    let ask = async |name: String| {
+        let key = Key::new("bench", name)?;
+        engine.run(key, b"body", |_| async { Ok::<u32, ()>(17) }).await.map_err(|error| format!("{error:?}"))?;
+        Outcome::Ok(())
+    };
+    let (mut alone, mut together) = (Vec::new(), Vec::new());
+    for round in 0..HOT_KEYS {
+        let began = Instant::now();
+        ask(format!("alone-{round}")).await?;
+        alone.push(began.elapsed().as_secs_f64());
+        let began = Instant::now();
+        try_join_all((0..64).map(|_| ask(format!("hot-{round}")))).await?;
+        together.push(began.elapsed().as_secs_f64());
+    }
+    Ok((median(alone), median(together)))
 }
 
 /// Diesel's own UPDATE is prepared anew for every execution, which would flatter the engine.
@@ -188,6 +212,13 @@ async fn main() -> Outcome {
     let pool = Arc::new(Pool::builder(manager).max_size(POOL).build()?);
     compare!("PostgreSQL", PostgresBackend::open(&url).await?, pool, on_postgres, 64, flows, "1.5 x and 8 x");
     compare!("PostgreSQL", PostgresBackend::open(&url).await?, pool, on_postgres, 1, flows / 10, "2 x six steps");
+    let (alone, together) = hot_key(PostgresBackend::open(&url).await?).await?;
+    say(&format!(
+        "PostgreSQL, one fresh key: 1 caller {:.0} µs, 64 callers {:.0} µs ({:.2} x); wanted: at most 1.5 x",
+        alone * 1e6,
+        together * 1e6,
+        together / alone
+    ));
 
     let mysql = MariaDb::start();
     mysql.sql(

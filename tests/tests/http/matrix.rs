@@ -32,9 +32,11 @@ enum From {
     HandlerError,
     Extractor,
     InnerMiddleware,
+    /// The application's default service, for a path that the router does not know.
+    NoRoute,
 }
 
-const PLACES: [From; 4] = [From::Handler, From::HandlerError, From::Extractor, From::InnerMiddleware];
+const PLACES: [From; 5] = [From::Handler, From::HandlerError, From::Extractor, From::InnerMiddleware, From::NoRoute];
 const STATUSES: [u16; 22] =
     [200, 201, 204, 302, 400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 425, 429, 500, 501, 502, 503, 504, 599];
 
@@ -42,8 +44,9 @@ const STATUSES: [u16; 22] =
 fn expected(place: From, in_transaction: bool, status: u16, on_abandoned: Option<OnAbandoned>) -> Second {
     match (place, status) {
         (From::Extractor | From::InnerMiddleware, _) => Second::RunsAgain,
-        (_, 408 | 425 | 429 | 503) => Second::RunsAgain,
-        (_, 500..) if in_transaction || on_abandoned == Some(OnAbandoned::Rerun) => Second::RunsAgain,
+        (From::NoRoute, 404 | 405) | (_, 408 | 425 | 429 | 503) => Second::RunsAgain,
+        (_, 500..) if in_transaction && place != From::NoRoute => Second::RunsAgain,
+        (_, 500..) if on_abandoned == Some(OnAbandoned::Rerun) => Second::RunsAgain,
         (_, 500..) => Second::Indeterminate,
         _ => Second::Replay,
     }
@@ -100,6 +103,17 @@ async fn plain(effects: web::Data<Effects>, status: web::Path<u16>) -> HttpRespo
 async fn plain_error(effects: web::Data<Effects>, status: web::Path<u16>) -> Result<HttpResponse, Failed> {
     charge(&effects, *status);
     Err(Failed(*status))
+}
+
+async fn no_route(effects: web::Data<Effects>, request: HttpRequest) -> HttpResponse {
+    let status: u16 = request.path().rsplit('/').next().unwrap().parse().unwrap();
+    if matches!(status, 404 | 405) {
+        // It says that there is nothing, and did nothing.
+        effects.calls.fetch_add(1, Ordering::Relaxed);
+    } else {
+        charge(&effects, status);
+    }
+    HttpResponse::build(StatusCode::from_u16(status).unwrap()).finish()
 }
 
 fn charge(effects: &Effects, status: u16) {
@@ -175,7 +189,7 @@ async fn start(engine: Engine, effects: Arc<Effects>) -> Running {
                 }
             })
         };
-        App::new().app_data(effects.clone()).wrap(guard.clone()).service(
+        App::new().app_data(effects.clone()).wrap(guard.clone()).default_service(web::to(no_route)).service(
             refusing()
                 .route("/plain/handler/{status}", web::post().to(plain))
                 .route("/plain/error/{status}", web::post().to(plain_error))
@@ -204,7 +218,7 @@ async fn the_matrix(protocol: Protocol, on_abandoned: Option<OnAbandoned>) {
         for in_transaction in [false, true] {
             for status in STATUSES {
                 // What an error cannot be, and what HTTP/2 frames as it likes.
-                if place != From::Handler && status < 400 {
+                if !matches!(place, From::Handler | From::NoRoute) && status < 400 {
                     continue;
                 }
                 let mode = if in_transaction { "transaction" } else { "plain" };
@@ -213,6 +227,7 @@ async fn the_matrix(protocol: Protocol, on_abandoned: Option<OnAbandoned>) {
                     From::HandlerError => "error",
                     From::Extractor => "extractor",
                     From::InnerMiddleware => "inner",
+                    From::NoRoute => "nowhere",
                 };
                 let request = Request::post(&format!("/{mode}/{name}/{status}"), "{}").key(&new_key()).by(protocol);
                 let (charges, calls, rows) = (
