@@ -103,6 +103,7 @@ mod claims;
 pub mod conformance;
 #[cfg(feature = "consumer")]
 pub mod consumer;
+mod derived_key;
 mod detach;
 mod engine;
 mod error;
@@ -127,6 +128,7 @@ mod supervisor;
 #[cfg(feature = "web")]
 pub mod web;
 
+pub use derived_key::DerivedKey;
 pub use engine::{Claim, Engine, EngineBuilder, Outcome, Shutdown, StartError};
 pub use error::{Error, RunError};
 pub use event::{Event, EventKind, Observer};

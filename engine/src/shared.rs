@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::at_rest::AtRest;
+use crate::derived_key::KeyDerivation;
 use crate::event::Events;
 use crate::pending_settlements::PendingSettlements;
 use crate::reconcile::Reconciler;
@@ -29,6 +30,7 @@ pub(crate) struct Settings {
     pub(crate) purge_limit: usize,
     pub(crate) reconciler: Option<Reconciler>,
     pub(crate) at_rest: AtRest,
+    pub(crate) derivation: KeyDerivation,
 }
 
 /// One for each engine.

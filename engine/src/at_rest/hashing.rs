@@ -31,6 +31,7 @@ use crate::{Fingerprint, Key};
 pub struct KeyHashing {
     keys: Hmac<Sha256>,
     fingerprints: Hmac<Sha256>,
+    derived_keys: Hmac<Sha256>,
     id: String,
 }
 
@@ -63,7 +64,8 @@ impl KeyHashing {
         let id = hex(&derive(b"oncekey: the secret's name")[..4]);
         let keys = keyed(&*derive(b"oncekey: keys"));
         let fingerprints = keyed(&*derive(b"oncekey: fingerprints"));
-        Ok(Self { keys, fingerprints, id })
+        let derived_keys = keyed(&*derive(b"oncekey: derived keys"));
+        Ok(Self { keys, fingerprints, derived_keys, id })
     }
 
     /// The secret's name, derived from it: eight hexadecimal digits with which the stored form of every key under it
@@ -80,6 +82,10 @@ impl KeyHashing {
     pub(super) fn fingerprint(&self, stored: &Key, asked: &Fingerprint) -> Fingerprint {
         // The key's form has one length, so that nothing can move from it into the fingerprint.
         Fingerprint::from_bytes(digest(&self.fingerprints, &[stored.as_stored().as_bytes(), asked.as_bytes()]))
+    }
+
+    pub(super) fn derived_key(&self, parts: &[u8]) -> [u8; 32] {
+        digest(&self.derived_keys, &[parts])
     }
 }
 

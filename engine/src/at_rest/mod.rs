@@ -132,6 +132,11 @@ impl AtRest {
         }
     }
 
+    /// The keyed digest of what a derived key is derived from; `None` without key hashing.
+    pub(crate) fn derived_key(&self, parts: &[u8]) -> Option<[u8; 32]> {
+        self.hashing.as_ref().map(|hashing| hashing.derived_key(parts))
+    }
+
     /// What the store is given for an outcome that was sealed for the plain key.
     ///
     /// The plain form's checksum covers the plain key: it is made anew, or whoever reads the store could try keys on it.

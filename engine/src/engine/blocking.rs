@@ -77,6 +77,7 @@ impl Engine {
             return;
         }
         let (settled_sender, settlements) = crossbeam_channel::bounded(keys.len());
+        let derivation = &self.nodes.shared().settings.derivation;
         let mut settling: Vec<Option<Settling<T, E>>> = keys.iter().map(|_| None).collect();
         // The supervisor answers every call: the store has its deadline, and waiting its limit. If its arbiter ends, the
         // channel is closed.
@@ -89,7 +90,7 @@ impl Engine {
                     done(number, replayed(key, &outcome).map(Outcome::Replayed).map_err(RunError::Engine));
                 }
                 Ok(Admitted::Unguarded) => {
-                    let claim = Claim::unguarded(key.clone());
+                    let claim = Claim::unguarded(key.clone(), derivation);
                     let ran = catch_unwind(AssertUnwindSafe(|| operation(number, &claim)));
                     done(
                         number,
@@ -102,8 +103,8 @@ impl Engine {
                     );
                 }
                 Ok(Admitted::Granted(mut grant)) => {
-                    let (retention, at_rest) = (self.policy.retention, &self.nodes.shared().settings.at_rest);
-                    let claim = Claim::completed_by_its_operation(key.clone(), &grant, retention, at_rest);
+                    let retention = self.policy.retention;
+                    let claim = Claim::completed_by_its_operation(key.clone(), &grant, retention, derivation);
                     // The operations before it may have taken longer than its lease.
                     if let Err(error) = grant.begin_blocking() {
                         done(number, Err(error.into()));

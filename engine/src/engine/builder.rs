@@ -9,6 +9,7 @@ use super::Engine;
 use crate::at_rest::Encryption;
 use crate::at_rest::{AtRest, KeyHashing};
 use crate::backend::Backend;
+use crate::derived_key::KeyDerivation;
 use crate::event::{Events, Observer};
 use crate::node::Nodes;
 use crate::pending_settlements::PendingSettlements;
@@ -73,6 +74,7 @@ pub struct EngineBuilder<B> {
     backend: B,
     settings: Settings,
     store_deadline: Option<Duration>,
+    namespace: Option<Arc<str>>,
     max_pending: (usize, usize),
     observers: Observers,
 }
@@ -106,14 +108,26 @@ impl<B: Backend> EngineBuilder<B> {
             purge_limit: 1_000,
             reconciler: None,
             at_rest: AtRest::default(),
+            derivation: KeyDerivation::default(),
         };
         Self {
             backend,
             settings,
             store_deadline: None,
+            namespace: None,
             max_pending: (10_000, 64 << 20),
             observers: Observers::default(),
         }
+    }
+
+    /// Separates the [derived keys](crate::Claim::derive_key) of this application from those of another that uses the same
+    /// provider account: staging and production, or two services. Default: none.
+    ///
+    /// The namespace does not change keys in the store. Changing it changes every derived key, so that providers take a
+    /// retry for a new request: set it before the first use, and keep it.
+    pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
+        self.namespace = Some(namespace.into().into());
+        self
     }
 
     /// How long a claim holds without a heartbeat. Default: 30 s; at least 50 ms.
@@ -330,6 +344,7 @@ impl<B: Backend> EngineBuilder<B> {
         if settings.at_rest.is_ambiguous() {
             return Err(StartError::AmbiguousSecret);
         }
+        settings.derivation = KeyDerivation::new(self.namespace, settings.at_rest.clone());
         let policy = settings.policy;
         let pending = PendingSettlements::new(self.max_pending.0, self.max_pending.1);
         let shared = Shared::new(settings, Events::new(self.observers.0), pending);

@@ -6,17 +6,16 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use crate::at_rest::AtRest;
 use crate::backend::Complete;
 use crate::claims::{ClaimAddr, Grant, ToClaim, What};
+use crate::derived_key::{DerivedKey, KeyDerivation};
 use crate::record::{Owner, SealedOutcome};
 use crate::{Attempt, Error, FencingToken, Key};
 
 /// The claim under which an operation runs.
 ///
-/// Hand its [`key`](Self::key) and [`attempt`](Self::attempt) on to whatever the operation calls: a payment provider
-/// takes the key as its own idempotency key, and a service that knows fencing refuses an attempt older than one that it
-/// has seen.
+/// Pass a [derived key](Self::derive_key) to each provider that takes an idempotency key, and the
+/// [fencing token](Self::fencing_token) to each service that can refuse a stale holder.
 ///
 /// ```
 /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -38,6 +37,7 @@ pub struct Claim {
     attempt: Attempt,
     token: FencingToken,
     claim: Option<ClaimAddr>,
+    derivation: KeyDerivation,
     /// What the claim's own operation may complete it with.
     completion: Option<Completion>,
 }
@@ -46,23 +46,29 @@ pub struct Claim {
 struct Completion {
     owner: Owner,
     retention: Duration,
-    at_rest: AtRest,
 }
 
 impl Claim {
-    pub(crate) fn of(key: Key, grant: &Grant) -> Self {
+    pub(crate) fn of(key: Key, grant: &Grant, derivation: &KeyDerivation) -> Self {
         let claim = Some(grant.claim().clone());
-        Self { key, attempt: grant.attempt, token: grant.token, claim, completion: None }
+        let derivation = derivation.clone();
+        Self { key, attempt: grant.attempt, token: grant.token, claim, derivation, completion: None }
     }
 
     /// One that its operation may complete by itself.
-    pub(crate) fn completed_by_its_operation(key: Key, grant: &Grant, retention: Duration, at_rest: &AtRest) -> Self {
-        let completion = Completion { owner: grant.owner, retention, at_rest: at_rest.clone() };
-        Self { completion: Some(completion), ..Self::of(key, grant) }
+    pub(crate) fn completed_by_its_operation(
+        key: Key,
+        grant: &Grant,
+        retention: Duration,
+        derivation: &KeyDerivation,
+    ) -> Self {
+        let completion = Completion { owner: grant.owner, retention };
+        Self { completion: Some(completion), ..Self::of(key, grant, derivation) }
     }
 
-    pub(crate) fn unguarded(key: Key) -> Self {
-        Self { key, attempt: Attempt::FIRST, token: FencingToken::ZERO, claim: None, completion: None }
+    pub(crate) fn unguarded(key: Key, derivation: &KeyDerivation) -> Self {
+        let (attempt, token) = (Attempt::FIRST, FencingToken::ZERO);
+        Self { key, attempt, token, claim: None, derivation: derivation.clone(), completion: None }
     }
 
     /// The key that is claimed.
@@ -93,6 +99,35 @@ impl Claim {
     /// ```
     pub fn fencing_token(&self) -> FencingToken {
         self.token
+    }
+
+    /// An idempotency key for the effect `name` of this operation: pass it to the provider that performs the effect, which
+    /// then performs it once, however often the operation runs.
+    ///
+    /// The key does not depend on the attempt. Two effects of one operation have two names, and so two keys. In a loop, the
+    /// name contains the item and not its index, since a retry may see another order. A rename makes another key.
+    ///
+    /// It is a digest of the [namespace](crate::EngineBuilder::namespace), the scope, the idempotency key and the name.
+    /// Without [`key_hashing`](crate::EngineBuilder::key_hashing) the digest is not keyed, and a key that can be guessed can
+    /// be found by guessing. With it the digest is keyed, and another secret makes other derived keys.
+    ///
+    /// ```
+    /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use oncekey::{Engine, Key};
+    /// # use oncekey_backends::MemoryBackend;
+    /// # let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// # async fn charge(_: u64, key: &str) -> Result<String, std::io::Error> { Ok(key.to_owned()) }
+    /// # async fn mail(_: &str, key: &str) -> Result<String, std::io::Error> { Ok(key.to_owned()) }
+    /// engine
+    ///     .run(Key::new("checkout", "r-1")?, &1999, |claim| async move {
+    ///         let receipt = charge(1999, claim.derive_key("charge").as_str()).await?;
+    ///         mail(&receipt, claim.derive_key("mail").as_str()).await
+    ///     })
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn derive_key(&self, name: impl AsRef<str>) -> DerivedKey {
+        self.derivation.derive(&self.key, name.as_ref())
     }
 
     /// Whether there is a claim at all: not where the store was away and
@@ -160,11 +195,11 @@ impl Claim {
     /// # Ok(()) }
     /// ```
     pub fn completion<T: Serialize>(&self, value: &T) -> Result<Complete, Error> {
-        let Completion { owner, retention, at_rest } = self.completion.as_ref().ok_or(Error::ClaimLost)?;
+        let Completion { owner, retention } = self.completion.as_ref().ok_or(Error::ClaimLost)?;
         let outcome = SealedOutcome::of_value(&self.key, value);
         let outcome = outcome.map_err(|error| Error::Unserializable(error.to_string()))?;
         let message = Complete { key: self.key.clone(), owner: *owner, outcome, retention: *retention };
-        Ok(at_rest.complete(message)?)
+        Ok(self.derivation.at_rest().complete(message)?)
     }
 }
 

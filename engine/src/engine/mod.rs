@@ -24,6 +24,8 @@ use tokio::sync::oneshot;
 use crate::answer::Answer;
 use crate::backend::Backend;
 use crate::call::{Admitted, Begin};
+#[cfg(feature = "web")]
+use crate::derived_key::KeyDerivation;
 use crate::node::{Node, Nodes};
 use crate::supervisor::{CallerLeft, Supervisor};
 use crate::{CallPolicy, Error, EventKind, Fingerprint, Key, OnAbandoned, OnFailure, OnInProgress, OnStoreFailure};
@@ -194,6 +196,11 @@ impl Engine {
     /// ```
     pub fn is_accepting(&self) -> bool {
         !self.nodes.shared().is_closing()
+    }
+
+    #[cfg(feature = "web")]
+    pub(crate) fn derivation(&self) -> &KeyDerivation {
+        &self.nodes.shared().settings.derivation
     }
 
     #[cfg(feature = "web")]

@@ -102,7 +102,7 @@ impl Engine {
         let node = self.nodes.current()?;
         match self.begin(&node, key.clone(), fingerprint?, &self.policy).await? {
             Admitted::Replay(outcome) => Ok(Outcome::Replayed(replayed(&key, &outcome)?)),
-            Admitted::Unguarded => run_unguarded(key, operation).await,
+            Admitted::Unguarded => run_unguarded(&node.shared, key, operation).await,
             Admitted::Granted(grant) => {
                 let (policy, here) = (self.policy, Arc::clone(&node));
                 let running = async move { run_granted(&node.shared, &policy, key, grant, operation).await };
@@ -154,7 +154,7 @@ impl Engine {
         let node = self.nodes.current()?;
         match self.begin(&node, key.clone(), fingerprint, &self.policy).await? {
             Admitted::Replay(outcome) => Ok(Outcome::Replayed(replayed(&key, &outcome)?)),
-            Admitted::Unguarded => run_unguarded(key, operation).await,
+            Admitted::Unguarded => run_unguarded(&node.shared, key, operation).await,
             Admitted::Granted(grant) => {
                 let policy = self.policy;
                 let running = async move { run_granted(&node.shared, &policy, key, grant, operation).await };
@@ -178,12 +178,12 @@ pub(super) fn sealed<T: Serialize + DeserializeOwned>(key: &Key, value: &T) -> R
     Ok((value, outcome))
 }
 
-async fn run_unguarded<T, E, F, Fut>(key: Key, operation: F) -> Result<Outcome<T>, RunError<E>>
+async fn run_unguarded<T, E, F, Fut>(shared: &Shared, key: Key, operation: F) -> Result<Outcome<T>, RunError<E>>
 where
     F: FnOnce(Claim) -> Fut,
     Fut: Future<Output = Result<T, E>>,
 {
-    let running = async move { operation(Claim::unguarded(key)).await };
+    let running = async move { operation(Claim::unguarded(key, &shared.settings.derivation)).await };
     match AssertUnwindSafe(running).catch_unwind().await {
         Ok(Ok(value)) => Ok(Outcome::Ran(value)),
         Ok(Err(error)) => Err(RunError::Operation(error)),
@@ -203,8 +203,8 @@ where
     Fut: Future<Output = Result<T, E>>,
     T: Serialize + DeserializeOwned,
 {
-    let at_rest = &shared.settings.at_rest;
-    let claim = Claim::completed_by_its_operation(key.clone(), &grant, policy.retention, at_rest);
+    let derivation = &shared.settings.derivation;
+    let claim = Claim::completed_by_its_operation(key.clone(), &grant, policy.retention, derivation);
     let span = debug_span!("operation", %key, attempt = %grant.attempt);
     grant.begin().await?;
     // An inner block, so that a panic before the operation's first await is caught as well.

@@ -34,7 +34,7 @@ fn guard_of(request: &HttpRequest) -> Result<Rc<RequestGuard>, actix_web::Error>
     Ok(guard)
 }
 
-/// The claim under which a handler runs, as an extractor. Pass its key and its attempt on to the services that the
+/// The claim under which a handler runs, as an extractor. Pass a [derived key](Claim::derive_key) to each provider that the
 /// handler calls.
 ///
 /// Take an `Option<Claim>` on a route whose key is optional.
@@ -44,8 +44,8 @@ fn guard_of(request: &HttpRequest) -> Result<Rc<RequestGuard>, actix_web::Error>
 /// use oncekey::Claim;
 ///
 /// async fn charge(claim: Claim) -> HttpResponse {
-///     // The provider deduplicates by the same key.
-///     HttpResponse::Created().body(format!("charged under {}", claim.key()))
+///     // The provider performs the charge once for this key, however often the handler runs.
+///     HttpResponse::Created().body(format!("charged under {}", claim.derive_key("charge")))
 /// }
 /// # let _ = charge;
 /// ```
@@ -129,12 +129,13 @@ async fn claim_anew(guard: &RequestGuard, request: &HttpRequest) -> Result<(), C
     guard.policy.set(policy);
     guard.for_transaction.set(true);
     let (engine, key) = (&guard.setup.engine, guard.claim().key().clone());
+    let derivation = engine.derivation();
     let (claim, slot) = match engine.begin(&engine.attach(), key.clone(), guard.fingerprint, &policy).await {
         Ok(Admitted::Granted(mut grant)) => match grant.begin().await {
-            Ok(()) => (Claim::of(key, &grant), GrantSlot::Held(grant)),
+            Ok(()) => (Claim::of(key, &grant, derivation), GrantSlot::Held(grant)),
             Err(error) => return Err(ClaimNotTaken::new(guard, &error.into())),
         },
-        Ok(Admitted::Unguarded) => (Claim::unguarded(key), GrantSlot::Gone),
+        Ok(Admitted::Unguarded) => (Claim::unguarded(key, derivation), GrantSlot::Gone),
         // Another request took the key in between, and is done: this one gets its outcome.
         Ok(Admitted::Replay(outcome)) => {
             let replayed = guard.setup.replay(request, &key, &outcome);

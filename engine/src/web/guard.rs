@@ -140,8 +140,8 @@ impl Guard {
             }
         };
         let claim = match &grant {
-            GrantSlot::Held(grant) => Claim::of(key, grant),
-            GrantSlot::Lent | GrantSlot::Gone => Claim::unguarded(key),
+            GrantSlot::Held(grant) => Claim::of(key, grant, self.engine.derivation()),
+            GrantSlot::Lent | GrantSlot::Gone => Claim::unguarded(key, self.engine.derivation()),
         };
         let guard = Rc::new(RequestGuard {
             fingerprint,
