@@ -40,10 +40,7 @@ impl Begin {
     ) -> Self {
         let wait_until = match policy.on_in_progress {
             OnInProgress::Reject => None,
-            // A limit beyond what the clock can hold is no limit worth counting: a century will do.
-            OnInProgress::Wait(limit) => {
-                Some(Instant::now().checked_add(limit).unwrap_or_else(|| Instant::now() + A_CENTURY))
-            }
+            OnInProgress::Wait(limit) => Some(after(limit)),
         };
         Self {
             key,
@@ -70,7 +67,12 @@ impl Begin {
     }
 }
 
-const A_CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+/// The time after so long. What is beyond the clock is as good as never: thirty years fit into every system's clock.
+pub(crate) fn after(time: Duration) -> Instant {
+    const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+    let now = Instant::now();
+    now.checked_add(time).unwrap_or_else(|| now + NEVER)
+}
 
 /// What a call is told.
 pub(crate) type Decision = Result<Admitted, Error>;

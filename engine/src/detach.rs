@@ -30,10 +30,11 @@ impl<F: Future, D: FnOnce(Pin<Box<F>>)> Future for DetachOnDrop<F, D> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        let Some((future, _)) = &mut self.running else { return Poll::Pending };
+        // Taken out, so that a future that panics is not polled again by `detach`.
+        let Some((mut future, detach)) = self.running.take() else { return Poll::Pending };
         let polled = future.as_mut().poll(context);
-        if polled.is_ready() {
-            self.running = None;
+        if polled.is_pending() {
+            self.running = Some((future, detach));
         }
         polled
     }

@@ -29,6 +29,9 @@ pub(crate) enum ToSupervisor {
         /// Whether the lock may be given another key.
         is_reusable: bool,
     },
+    /// The lock's claim is lost. It keeps the claim until its operation ends, but answers no more for its key. These calls
+    /// are to be begun again.
+    LetGo { key: Key, id: u64, resubmit: Vec<Begin> },
     /// A call that met a retired lock is to be begun again.
     Resubmit(Box<Begin>),
 }

@@ -35,6 +35,7 @@ pub(crate) struct Node {
     taken: Arc<AtomicUsize>,
     limit: usize,
     scopes: Option<Arc<Scopes>>,
+    in_flight: Arc<AtomicUsize>,
 }
 
 impl Node {
@@ -43,21 +44,28 @@ impl Node {
         let (session, deadline, at_rest) =
             (backend.session(), shared.settings.store_deadline, &shared.settings.at_rest);
         let store = if at_rest.is_on() {
-            BackendActor::new(at_rest.protect(session), deadline).start().recipient()
+            BackendActor::new(at_rest.protect(session), deadline).launch()
         } else {
-            BackendActor::new(session, deadline).start().recipient()
+            BackendActor::new(session, deadline).launch()
         };
+        let in_flight = Arc::<AtomicUsize>::default();
         let node = Arc::new(Self {
             shared: Arc::clone(shared),
-            supervisor: Supervisor::start(Arc::clone(shared), store.clone()),
+            supervisor: Supervisor::start(Arc::clone(shared), store.clone(), Arc::clone(&in_flight)),
             store,
             runtime: Handle::current(),
             taken: Arc::default(),
             limit: shared.settings.max_calls_per_arbiter,
             scopes: shared.settings.max_calls_per_scope.map(Scopes::new),
+            in_flight,
         });
         detach::start_on_this_thread();
         node
+    }
+
+    /// How many keys were in flight when the supervisor last swept.
+    pub(crate) fn in_flight_at_last_sweep(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
     }
 
     /// Counts a call in, before any message is sent for it.
@@ -102,6 +110,9 @@ pub(crate) struct Nodes {
     /// Over all arbiters of the process. Locked only when an arbiter joins, or when all are asked.
     all: Arc<Mutex<Vec<Weak<Node>>>>,
 }
+
+/// How many calls of plain threads wait for the home arbiter, at most. The channel is allocated whole.
+const BRIDGE_DEPTH: usize = 10_000;
 
 struct Home {
     node: Arc<Node>,
@@ -201,7 +212,10 @@ impl Nodes {
         let thread = std::thread::Builder::new().name("oncekey-home".to_owned()).spawn(move || {
             actix_rt::System::new().block_on(async move {
                 let node = start(&shared);
-                let bridge = Bridge::start(Arc::clone(&node.supervisor), shared.settings.max_calls_per_arbiter);
+                let bridge = Bridge::start(
+                    Arc::clone(&node.supervisor),
+                    shared.settings.max_calls_per_arbiter.min(BRIDGE_DEPTH),
+                );
                 let supervisor = Arc::clone(&node.supervisor);
                 if ready.send((node, bridge)).is_err() {
                     return;

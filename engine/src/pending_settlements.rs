@@ -8,43 +8,55 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub(crate) struct PendingSettlements {
     max_count: usize,
     max_bytes: usize,
-    count: AtomicUsize,
+    /// By [`PendingKind`]. A long outage makes many claims on which nothing ran: they take no place of an outcome.
+    counts: [AtomicUsize; 2],
     bytes: AtomicUsize,
     gauge: metrics::Gauge,
+}
+
+/// What a pending settlement does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PendingKind {
+    /// It reports what an operation did.
+    Ends,
+    /// It frees a key on which nothing happened.
+    Frees,
 }
 
 /// One pending settlement; no longer counted when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Pending {
     all: Arc<PendingSettlements>,
+    kind: PendingKind,
     bytes: usize,
 }
 
 impl PendingSettlements {
     pub(crate) fn new(max_count: usize, max_bytes: usize) -> Arc<Self> {
         let gauge = metrics::gauge!("oncekey_pending_settlements");
-        Arc::new(Self { max_count, max_bytes, count: AtomicUsize::new(0), bytes: AtomicUsize::new(0), gauge })
+        Arc::new(Self { max_count, max_bytes, counts: Default::default(), bytes: AtomicUsize::new(0), gauge })
     }
 
     /// Counts one that keeps so many bytes; `None` if that would pass a bound.
-    pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Option<Pending> {
+    pub(crate) fn take(self: &Arc<Self>, kind: PendingKind, bytes: usize) -> Option<Pending> {
         // Added first, so that two arbiters never pass a bound together.
-        let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
+        let count = self.counts[kind as usize].fetch_add(1, Ordering::Relaxed) + 1;
         let kept = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let pending = Pending { all: Arc::clone(self), bytes };
-        self.gauge.set(count as f64);
+        let pending = Pending { all: Arc::clone(self), kind, bytes };
+        self.gauge.set(self.count() as f64);
         (count <= self.max_count && kept <= self.max_bytes).then_some(pending)
     }
 
     pub(crate) fn count(&self) -> usize {
-        self.count.load(Ordering::Relaxed)
+        self.counts.iter().map(|count| count.load(Ordering::Relaxed)).sum()
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
         self.all.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.all.gauge.set((self.all.count.fetch_sub(1, Ordering::Relaxed) - 1) as f64);
+        self.all.counts[self.kind as usize].fetch_sub(1, Ordering::Relaxed);
+        self.all.gauge.set(self.all.count() as f64);
     }
 }
 
@@ -55,11 +67,15 @@ mod tests {
     #[test]
     fn e21_pending_settlements_are_bounded_by_count_and_by_bytes() {
         let all = PendingSettlements::new(2, 100);
-        let one = all.take(60).unwrap();
-        assert!(all.take(41).is_none());
-        let two = all.take(40).unwrap();
-        assert!(all.take(0).is_none());
-        assert_eq!(all.count(), 2);
+        let one = all.take(PendingKind::Ends, 60).unwrap();
+        assert!(all.take(PendingKind::Ends, 41).is_none());
+        let two = all.take(PendingKind::Ends, 40).unwrap();
+        assert!(all.take(PendingKind::Ends, 0).is_none());
+        let frees = [(); 2].map(|()| all.take(PendingKind::Frees, 0).unwrap());
+        assert!(all.take(PendingKind::Frees, 0).is_none());
+        assert_eq!(all.count(), 4);
+        drop(frees);
+        assert!(all.take(PendingKind::Ends, 0).is_none(), "each kind has places of its own");
         drop((one, two));
         assert_eq!((all.count(), all.bytes.load(Ordering::Relaxed)), (0, 0));
     }

@@ -44,6 +44,8 @@ pub(crate) struct Shared {
     next_purge: AtomicU64,
     /// Settlements that are tried past the settling limit.
     pub(crate) pending: Arc<PendingSettlements>,
+    /// Claims that were in flight on arbiters that have stopped.
+    left_by_arbiters: AtomicUsize,
     /// Key lock actors that are alive, over all arbiters.
     lock_actors: AtomicUsize,
 }
@@ -74,8 +76,18 @@ impl Shared {
             started: Instant::now(),
             next_purge: AtomicU64::new(0),
             pending,
+            left_by_arbiters: AtomicUsize::new(0),
             lock_actors: AtomicUsize::new(0),
         }
+    }
+
+    /// An arbiter has stopped with so many claims in flight.
+    pub(crate) fn leave_to_their_lease(&self, claims: usize) {
+        self.left_by_arbiters.fetch_add(claims, Ordering::Relaxed);
+    }
+
+    pub(crate) fn left_by_arbiters(&self) -> usize {
+        self.left_by_arbiters.load(Ordering::Relaxed)
     }
 
     pub(crate) fn lock_actors(&self) -> usize {

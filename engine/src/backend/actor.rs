@@ -28,7 +28,7 @@ impl Message for Persist {
     type Result = ();
 }
 
-/// Owned by its arbiter's supervisor and key locks: it ends when the last of them drops its address.
+/// It ends when the last address is dropped: its arbiter's node, supervisor and key locks have one.
 pub(crate) struct BackendActor<B> {
     backend: Rc<B>,
     deadline: Duration,
@@ -53,6 +53,16 @@ impl<B: Backend> BackendActor<B> {
             batch_seconds: metrics::histogram!("oncekey_store_batch_seconds"),
             batch_size: metrics::histogram!("oncekey_store_batch_size"),
         }
+    }
+
+    /// Starts it on the current arbiter.
+    pub(crate) fn launch(self) -> Recipient<Persist> {
+        let address = Self::create(|ctx| {
+            // Admission is counted before a message is sent; this bound must never be the one that is met.
+            ctx.set_mailbox_capacity(usize::MAX >> 3);
+            self
+        });
+        address.recipient()
     }
 
     fn watch(&mut self, message: Watch, reply: Reply<Changed>, ended: oneshot::Receiver<()>) {
@@ -143,8 +153,6 @@ impl<B: Backend> Actor for BackendActor<B> {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        // Admission is counted before a message is sent; this bound must never be the one that is met.
-        ctx.set_mailbox_capacity(usize::MAX >> 3);
         ctx.spawn(Pump);
     }
 }

@@ -9,7 +9,7 @@ use tracing::{debug, warn};
 
 use super::grant::{Answered, ClaimAddr, Settled, Settlement};
 use super::lease::Lease;
-use super::phase::{Completing, Phase, Releasing, bring, transaction};
+use super::phase::{Completing, Holding, Phase, Releasing, bring, transaction};
 use crate::answer::Answer;
 use crate::backend::{Completed, CompletedInTransaction, Held, Persist, Renew, Renewed, Request, StoreError};
 use crate::pending_settlements::Pending;
@@ -35,6 +35,8 @@ pub(crate) enum Next {
     Wait,
     /// Call [`Claim::ask_again`] after this pause.
     AskAgain(Duration),
+    /// Another has the key by now. Callers of the key ask the store again; the claim stays until its operation ends.
+    LetGo,
     /// The claim is no more. Whoever waits for its key takes this outcome, or asks for the key again.
     Ended(Option<SealedOutcome>),
 }
@@ -61,7 +63,7 @@ struct Failing {
     pending: Option<Pending>,
 }
 
-/// The log target of claims on which nothing ran, from when they are given up until the store has taken that.
+/// The log target of claims that are given up because nothing happened, until the store has taken that.
 const FREEING: &str = "oncekey::freeing";
 
 /// The longest pause between two tries, before and after the settling limit.
@@ -187,7 +189,7 @@ impl Claim {
                 log_to_be_freed(arbiter.key);
                 Phase::Releasing(Releasing { on_abandoned: self.on_abandoned })
             }
-            Settlement::Hold => Phase::Holding,
+            Settlement::Hold => Phase::Holding(Holding { on_abandoned: self.on_abandoned }),
             Settlement::Abandon => self.abandoned(),
         };
         self.ask_again(arbiter, claim);
@@ -196,7 +198,7 @@ impl Claim {
 
     fn abandoned(&self) -> Phase {
         match self.on_abandoned {
-            OnAbandoned::Hold => Phase::Holding,
+            OnAbandoned::Hold => Phase::Holding(Holding { on_abandoned: OnAbandoned::Hold }),
             OnAbandoned::Rerun => Phase::Abandoning,
         }
     }
@@ -230,12 +232,17 @@ impl Claim {
     pub(crate) fn answered(&mut self, answered: Answered, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Next {
         match answered {
             Answered::Renewed { sent, confirming, answer } => {
-                let confirmed = self.on_renewed(sent, answer, arbiter);
+                let was_lost = self.lease.is_lost();
+                let mut confirmed = self.on_renewed(sent, answer, arbiter);
+                if !self.phase.is_running() {
+                    // Its run limit, for one, has ended the claim since.
+                    confirmed = confirmed.and(Err(Error::ClaimLost));
+                }
                 if let Some(reply) = confirming {
                     // Whoever asked may have gone.
                     let _ = reply.send(confirmed);
                 }
-                Next::Wait
+                if self.lease.is_lost() && !was_lost { Next::LetGo } else { Next::Wait }
             }
             Answered::Completed(Ok(Completed::Stored)) => {
                 let outcome = match &self.phase {
@@ -250,11 +257,11 @@ impl Claim {
                 self.ends(Ok(Settled::Committed(outcome.clone())), Some(outcome))
             }
             Answered::CompletedInTransaction(Ok(CompletedInTransaction::RolledBack)) => {
-                self.runs_on(Ok(Settled::RolledBack), arbiter, claim)
+                self.runs_on(Ok(Settled::RolledBack), Settlement::Release, arbiter, claim)
             }
             Answered::CompletedInTransaction(Ok(CompletedInTransaction::WrongConnection { wanted })) => {
                 let what = "its transactions have connections of another type".to_owned();
-                self.runs_on(Err(Error::NoSuchTransaction { wanted, what }), arbiter, claim)
+                self.runs_on(Err(Error::NoSuchTransaction { wanted, what }), Settlement::Release, arbiter, claim)
             }
             Answered::Completed(Ok(Completed::Lost))
             | Answered::CompletedInTransaction(Ok(CompletedInTransaction::Lost))
@@ -266,7 +273,9 @@ impl Claim {
             }
             // "Lost" is as good: the claim is not this arbiter's.
             Answered::Released(Ok(_)) | Answered::Lapsed(Ok(_)) => {
-                log_freed(arbiter.key);
+                if let Phase::Releasing(_) = self.phase {
+                    log_freed(arbiter.key);
+                }
                 arbiter.tell(EventKind::Released);
                 self.ends(Ok(Settled::Done), None)
             }
@@ -299,13 +308,19 @@ impl Claim {
         self.holder.take().is_some_and(|holder| holder.send(settled))
     }
 
-    /// The transaction is known not to have committed: the claim stands, and its holder decides what next. If the holder
-    /// has gone meanwhile, nothing happened, and the key is freed.
-    fn runs_on(&mut self, settled: Result<Settled, Error>, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Next {
+    /// The transaction has not completed the claim: the claim stands, and its holder decides what next. If the holder has
+    /// left, the claim is settled by `otherwise`.
+    fn runs_on(
+        &mut self,
+        settled: Result<Settled, Error>,
+        otherwise: Settlement,
+        arbiter: &Arbiter<'_>,
+        claim: &ClaimAddr,
+    ) -> Next {
         let heard = self.tell_holder(settled);
         self.phase = Phase::Running;
         self.failing = None;
-        if heard { Next::Wait } else { self.settle(Settlement::Release, None, arbiter, claim) }
+        if heard { Next::Wait } else { self.settle(otherwise, None, arbiter, claim) }
     }
 
     /// The store did not take the step, or did not say. The same step by the same owner is safe to repeat, so it is: for
@@ -314,7 +329,12 @@ impl Claim {
         arbiter.tell(EventKind::StoreFailed);
         if let Phase::Committing = self.phase {
             if !error.is_unknown() || planted!(UnknownCommitTakenForNo) {
-                return self.runs_on(Err(Error::Store(error)), arbiter, claim);
+                // Where the operation has ended its transaction by itself, its writes may be committed in part.
+                let otherwise = match error {
+                    StoreError::TransactionEnded => Settlement::Hold,
+                    _ => Settlement::Release,
+                };
+                return self.runs_on(Err(Error::Store(error)), otherwise, arbiter, claim);
             }
             // Nothing else may be done until it is known whether it was committed.
             self.phase = Phase::Probing;
@@ -331,7 +351,7 @@ impl Claim {
         }
         if is_past_the_limit {
             self.report(error, arbiter);
-            let pending = arbiter.shared.pending.take(self.phase.bytes());
+            let pending = arbiter.shared.pending.take(self.phase.kind(), self.phase.bytes());
             if pending.is_none() || planted!(PendingSettlementDropped) {
                 warn!(key = %arbiter.key, "too many settlements are pending; this claim is left to its lease");
                 arbiter.tell(EventKind::SettlementDropped);
@@ -381,10 +401,10 @@ impl Arbiter<'_> {
     }
 }
 
-/// Nothing ran on the claim. A process that is killed between this line and the next leaves a key that lapses as if its
+/// Nothing happened by the claim. A process that is killed between this line and the next leaves a key that lapses as if its
 /// operation had begun: the log tells the two apart.
 fn log_to_be_freed(key: &Key) {
-    debug!(target: FREEING, %key, "the claim is to be freed: nothing ran on it");
+    debug!(target: FREEING, %key, "the claim is to be freed: nothing happened by it");
 }
 
 fn log_freed(key: &Key) {

@@ -112,8 +112,11 @@ pub(crate) struct Grant {
     /// When the claim was asked for, from which its first lease counts.
     asked_at: Instant,
     lease: Duration,
+    run_limit: Option<Duration>,
     began: bool,
     settled: bool,
+    /// The answer to a settlement whose caller has not read it yet, and may never: its future can be dropped first.
+    unread: Option<oneshot::Receiver<Result<Settled, Error>>>,
 }
 
 impl Grant {
@@ -122,8 +125,10 @@ impl Grant {
         (attempt, token, owner): (Attempt, FencingToken, Owner),
         asked_at: Instant,
         lease: Duration,
+        run_limit: Option<Duration>,
     ) -> Self {
-        Self { claim, attempt, token, owner, asked_at, lease, began: false, settled: false }
+        let (began, settled, unread) = (false, false, None);
+        Self { claim, attempt, token, owner, asked_at, lease, run_limit, began, settled, unread }
     }
 
     pub(crate) fn claim(&self) -> &ClaimAddr {
@@ -147,8 +152,7 @@ impl Grant {
             ToClaim::send(&self.claim, What::Confirm(reply))?;
             not_begun(confirmed.await)?;
         }
-        self.began = true;
-        Ok(())
+        self.begins()
     }
 
     /// [`begin`](Self::begin) for a plain thread.
@@ -157,6 +161,14 @@ impl Grant {
             let (reply, confirmed) = oneshot::channel();
             ToClaim::send(&self.claim, What::Confirm(reply))?;
             not_begun(confirmed.blocking_recv())?;
+        }
+        self.begins()
+    }
+
+    /// The run limit counts from here. A grant may wait for its turn: while it does, nothing runs.
+    fn begins(&mut self) -> Result<(), Error> {
+        if let Some(limit) = self.run_limit {
+            ToClaim::send(&self.claim, What::LimitRun(limit))?;
         }
         self.began = true;
         Ok(())
@@ -171,10 +183,24 @@ impl Grant {
     /// On `Ok(Settled::RolledBack)` and on errors of a transaction the claim still stands and is to be settled again;
     /// after anything else it is not.
     pub(crate) async fn settle(&mut self, settlement: Settlement) -> Result<Settled, Error> {
+        let stopped = self.stopped(&settlement);
         let (sender, receiver) = oneshot::channel();
-        self.send(settlement, Answer::Task(sender))?;
-        let settled = receiver.await.unwrap_or(Err(Error::Stopped));
+        if self.send(settlement, Answer::Task(sender)).is_err() {
+            return Err(stopped);
+        }
+        let settled = self.unread.insert(receiver).await.unwrap_or(Err(stopped));
+        self.unread = None;
         self.note(settled)
+    }
+
+    /// What it means that the claim's actor is gone before it answers: nothing is known of an operation that began.
+    fn stopped(&self, settlement: &Settlement) -> Error {
+        let unknown = || StoreError::unknown("its arbiter has stopped");
+        match settlement {
+            _ if !self.began => Error::Stopped,
+            Settlement::CompleteInTransaction { .. } => Error::CommitUnknown(unknown()),
+            _ => Error::OutcomeNotStored(unknown()),
+        }
     }
 
     /// Settles, and has the answer sent to a plain thread, which hands it to [`note`](Self::note).
@@ -184,7 +210,8 @@ impl Grant {
         answers: &crossbeam_channel::Sender<(usize, Result<Settled, Error>)>,
         number: usize,
     ) -> Result<(), Error> {
-        self.send(settlement, Answer::Thread(answers.clone(), number))
+        let stopped = self.stopped(&settlement);
+        self.send(settlement, Answer::Thread(answers.clone(), number)).map_err(|_| stopped)
     }
 
     /// Gives the claim up, if it still stands.
@@ -225,6 +252,13 @@ fn not_begun(confirmed: Result<Result<(), Error>, oneshot::error::RecvError>) ->
 
 impl Drop for Grant {
     fn drop(&mut self) {
+        // An answer that arrived, and was not read: after a rollback the claim stands, and this grant still owes its end.
+        if let Some(mut unread) = self.unread.take() {
+            unread.close();
+            if let Ok(settled) = unread.try_recv() {
+                let _ = self.note(settled);
+            }
+        }
         if !self.settled && !planted!(DroppedGrantForgotten) {
             // If the actor is gone its arbiter is, and the claim is left to its lease.
             let _ = ToClaim::send(&self.claim, What::Abandon { began: self.began });

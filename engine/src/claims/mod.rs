@@ -12,7 +12,7 @@ mod lease;
 mod phase;
 
 pub(crate) use claim::{Arbiter, Claim, Next};
-pub(crate) use grant::{ClaimAddr, Grant, Settled, Settlement, ToClaim, What};
+pub(crate) use grant::{Answered, ClaimAddr, Grant, Settled, Settlement, ToClaim, What};
 
 use std::time::Duration;
 

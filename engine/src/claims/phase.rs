@@ -8,6 +8,7 @@ use super::grant::{Answered, ClaimAddr, ToClaim, What};
 use crate::backend::{
     Complete, CompleteInTransaction, Hold, Release, Renew, Reply, Request, StoreError, TransactionOperation, Withdraw,
 };
+use crate::pending_settlements::PendingKind;
 use crate::record::{Owner, SealedOutcome};
 use crate::{Error, EventKind, Key, OnAbandoned};
 
@@ -20,7 +21,7 @@ pub(crate) enum Phase {
     Probing,
     Releasing(Releasing),
     Abandoning,
-    Holding,
+    Holding(Holding),
     Withdrawing,
 }
 
@@ -42,15 +43,23 @@ pub(crate) struct Releasing {
     pub(crate) on_abandoned: OnAbandoned,
 }
 
+/// Something may have happened: the key is to become indeterminate.
+pub(crate) struct Holding {
+    pub(crate) on_abandoned: OnAbandoned,
+}
+
 impl Phase {
     fn traits(&self) -> Traits {
         match self {
             Self::Running | Self::Completing(_) | Self::Committing | Self::Probing => {
                 Traits { renews: true, holder_is_told_at_once: false }
             }
-            // While the store does not take the hold, a lapse would let another take over, contrary to what the
-            // operation reported.
-            Self::Holding => Traits { renews: !planted!(HoldNotRenewed), holder_is_told_at_once: true },
+            // While the store does not take the hold, a lapse under Rerun would let another take over, contrary to what
+            // the operation reported. Under Hold a lapse has the same result.
+            Self::Holding(Holding { on_abandoned }) => Traits {
+                renews: *on_abandoned == OnAbandoned::Rerun && !planted!(HoldNotRenewed),
+                holder_is_told_at_once: true,
+            },
             // Nothing happened. A lapse under Rerun frees the key, which is right; under Hold it would make a key
             // indeterminate on which nothing happened.
             Self::Releasing(Releasing { on_abandoned }) => {
@@ -73,6 +82,14 @@ impl Phase {
 
     pub(crate) fn holder_is_told_at_once(&self) -> bool {
         self.traits().holder_is_told_at_once
+    }
+
+    /// With which of the other settlements it is counted, past the settling limit.
+    pub(crate) fn kind(&self) -> PendingKind {
+        match self {
+            Self::Releasing(_) | Self::Withdrawing => PendingKind::Frees,
+            _ => PendingKind::Ends,
+        }
     }
 
     /// How many bytes it keeps until the store takes them.
@@ -108,7 +125,7 @@ impl Phase {
                 let ends_now = Renew { key, owner, lease: Duration::ZERO };
                 Request::Renew(ends_now, bring(claim, Answered::Lapsed))
             }
-            Self::Holding => Request::Hold(Hold { key, owner }, bring(claim, Answered::Held)),
+            Self::Holding(_) => Request::Hold(Hold { key, owner }, bring(claim, Answered::Held)),
             Self::Withdrawing => Request::Withdraw(Withdraw { key, owner }, bring(claim, Answered::Withdrawn)),
         })
     }

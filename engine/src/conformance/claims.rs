@@ -8,9 +8,7 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, oneshot};
 
-use super::{
-    Connect, Fault, Faulty, LONG, SHORT, Steps, Store, acquire, claim, fingerprint, fresh_key, outcome, until,
-};
+use super::{Fault, Faulty, LONG, SHORT, Steps, Store, acquire, claim, fingerprint, fresh_key, outcome, until};
 use crate::backend::{
     Acquire, Acquired, Backend, Complete, Completed, Lookup, Release, Released, Remove, Removed, Renew, Renewed,
     Resolution, Resolve, Resolved, StateView, Withdraw, Withdrawn,
@@ -49,7 +47,7 @@ async fn token_of(backend: &impl Backend, key: &Key, lease: Duration) -> (Owner,
 
 /// E19: a claim whose answer is lost, in an outage longer than its lease and every limit, leaves a key that is free. On the
 /// way the engine says nothing but "nothing ran".
-pub async fn e19_a_key_on_which_nothing_began_ends_free<C: Connect>(store: &Store<C>) {
+pub async fn e19_a_key_on_which_nothing_began_ends_free(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let engine = Engine::builder(faulty.clone()).lease(SHORT).settling_limit(SHORT / 2).start().unwrap();
     let key = fresh_key();
@@ -65,7 +63,7 @@ pub async fn e19_a_key_on_which_nothing_began_ends_free<C: Connect>(store: &Stor
 }
 
 /// E19: what may have been executed is never reported as not executed, though a later try cannot even be sent.
-pub async fn e19_a_lost_answer_stays_unknown<C: Connect>(store: &Store<C>) {
+pub async fn e19_a_lost_answer_stays_unknown(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let engine = Engine::builder(faulty.clone()).start().unwrap();
     for fault in [Fault::LosesAnswer, Fault::BlackHole] {
@@ -84,7 +82,7 @@ pub async fn e19_a_lost_answer_stays_unknown<C: Connect>(store: &Store<C>) {
 }
 
 /// E20: a claim that was withdrawn is gone, and the same claim that arrives later is refused.
-pub async fn e20_a_withdrawn_claim_never_lands<C: Connect>(store: &Store<C>) {
+pub async fn e20_a_withdrawn_claim_never_lands(store: &Store) {
     let (one, other) = (store.connect().await, store.connect().await);
     for landed_before in [false, true] {
         let key = fresh_key();
@@ -111,7 +109,7 @@ pub async fn e20_a_withdrawn_claim_never_lands<C: Connect>(store: &Store<C>) {
 }
 
 /// E20: a withdrawal leaves the claim of another holder as it is.
-pub async fn e20_a_withdrawal_leaves_another_holder_alone<C: Connect>(store: &Store<C>) {
+pub async fn e20_a_withdrawal_leaves_another_holder_alone(store: &Store) {
     let backend = store.connect().await;
     let key = fresh_key();
     let owner = claim(&backend, &key, LONG, OnAbandoned::Hold).await;
@@ -124,7 +122,7 @@ pub async fn e20_a_withdrawal_leaves_another_holder_alone<C: Connect>(store: &St
 }
 
 /// E20: a takeover of a lapsed claim that was withdrawn never lands either.
-pub async fn e20_a_withdrawn_takeover_never_lands<C: Connect>(store: &Store<C>) {
+pub async fn e20_a_withdrawn_takeover_never_lands(store: &Store) {
     let backend = store.connect().await;
     let key = fresh_key();
     claim(&backend, &key, SHORT, OnAbandoned::Rerun).await;
@@ -143,7 +141,7 @@ pub async fn e20_a_withdrawn_takeover_never_lands<C: Connect>(store: &Store<C>) 
 
 /// E21: an operation that reported that nothing happened frees its key, also when the store was away for longer than the
 /// lease and every limit; one that reported that something may have happened holds it.
-pub async fn e21_what_the_process_knows_is_settled_after_a_long_outage<C: Connect>(store: &Store<C>) {
+pub async fn e21_what_the_process_knows_is_settled_after_a_long_outage(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let engine = Engine::builder(faulty.clone()).lease(SHORT).settling_limit(SHORT / 2).start().unwrap();
     let engine = engine.with_on_abandoned(OnAbandoned::Rerun);
@@ -172,7 +170,7 @@ pub async fn e21_what_the_process_knows_is_settled_after_a_long_outage<C: Connec
 }
 
 /// E21: past the bound a pending settlement is dropped, and an event reports it.
-pub async fn e21_the_bound_drops_settlements_and_reports_each<C: Connect>(store: &Store<C>) {
+pub async fn e21_the_bound_drops_settlements_and_reports_each(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let dropped = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&dropped);
@@ -197,7 +195,7 @@ pub async fn e21_the_bound_drops_settlements_and_reports_each<C: Connect>(store:
 }
 
 /// E22: a confirmation sends a renewal of its own; it does not wait for one that is in flight already, nor take its answer.
-pub async fn e22_a_confirmation_asks_by_itself<C: Connect>(store: &Store<C>) {
+pub async fn e22_a_confirmation_asks_by_itself(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let lease = Duration::from_secs(3);
     let engine = Engine::builder(faulty.clone()).lease(lease).store_deadline(lease * 2 / 3).start().unwrap();
@@ -222,7 +220,7 @@ pub async fn e22_a_confirmation_asks_by_itself<C: Connect>(store: &Store<C>) {
 }
 
 /// E22: once another holder has the key, its former holder is told so.
-pub async fn e22_a_lost_claim_is_not_confirmed<C: Connect>(store: &Store<C>) {
+pub async fn e22_a_lost_claim_is_not_confirmed(store: &Store) {
     let backend = store.connect().await;
     let engine = Engine::builder(store.connect().await).start().unwrap();
     let key = fresh_key();
@@ -240,7 +238,7 @@ pub async fn e22_a_lost_claim_is_not_confirmed<C: Connect>(store: &Store<C>) {
 
 /// E23: past its run limit an operation is abandoned: its key is settled by policy, waiting callers are answered, and
 /// nothing of it stays in the engine.
-pub async fn e23_a_run_limit_ends_the_claim<C: Connect>(store: &Store<C>) {
+pub async fn e23_a_run_limit_ends_the_claim(store: &Store) {
     for on_abandoned in [OnAbandoned::Hold, OnAbandoned::Rerun] {
         let limited = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&limited);
@@ -295,7 +293,7 @@ struct Receipt {
 }
 
 /// E24: the first call gets what every replay gets, also for a type that loses something on its way.
-pub async fn e24_a_replay_equals_the_first_answer<C: Connect>(store: &Store<C>) {
+pub async fn e24_a_replay_equals_the_first_answer(store: &Store) {
     let engine = store.engine(|builder| builder).await;
     let key = fresh_key();
     let give = |_| async { Ok::<_, ()>(Receipt { number: 0.1 + 0.2, note: "not stored".to_owned() }) };
@@ -314,7 +312,7 @@ pub async fn e24_a_replay_equals_the_first_answer<C: Connect>(store: &Store<C>) 
 }
 
 /// E24: a value that cannot be stored is an error before anything is stored, and the operation does not run again.
-pub async fn e24_a_value_that_cannot_be_stored_is_an_error<C: Connect>(store: &Store<C>) {
+pub async fn e24_a_value_that_cannot_be_stored_is_an_error(store: &Store) {
     let engine = store.engine(|builder| builder).await;
     let numbers = [fresh_key(), fresh_key()];
     for (key, number) in numbers.iter().zip([f64::NAN, f64::NEG_INFINITY]) {
@@ -331,7 +329,7 @@ pub async fn e24_a_value_that_cannot_be_stored_is_an_error<C: Connect>(store: &S
 }
 
 /// E25: a fencing token never goes back, whatever ended the claim before.
-pub async fn e25_a_fencing_token_never_goes_back<C: Connect>(store: &Store<C>) {
+pub async fn e25_a_fencing_token_never_goes_back(store: &Store) {
     let backend = store.connect().await;
     let key = fresh_key();
     let (mut owner, mut last) = token_of(&backend, &key, LONG).await;
@@ -372,7 +370,7 @@ pub async fn e25_a_fencing_token_never_goes_back<C: Connect>(store: &Store<C>) {
 }
 
 /// E25: the operation is given its claim's token.
-pub async fn e25_the_operation_has_its_fencing_token<C: Connect>(store: &Store<C>) {
+pub async fn e25_the_operation_has_its_fencing_token(store: &Store) {
     let engine = store.engine(|builder| builder).await;
     let key = fresh_key();
     let mut last = FencingToken::ZERO;
@@ -387,7 +385,7 @@ pub async fn e25_the_operation_has_its_fencing_token<C: Connect>(store: &Store<C
 }
 
 /// E28: what a waiting caller held is freed when it leaves.
-pub async fn e28_a_caller_that_leaves_holds_nothing<C: Connect>(store: &Store<C>) {
+pub async fn e28_a_caller_that_leaves_holds_nothing(store: &Store) {
     const CALLERS: usize = 100;
     let (backend, key) = (store.connect().await, fresh_key());
     // Held elsewhere, and held here.
@@ -440,7 +438,7 @@ pub async fn e28_a_caller_that_leaves_holds_nothing<C: Connect>(store: &Store<C>
 }
 
 /// E01: callers of one arbiter that meet at a fresh key cost the store one claim, and share its answer.
-pub async fn e01_callers_of_one_arbiter_share_one_claim<C: Connect>(store: &Store<C>) {
+pub async fn e01_callers_of_one_arbiter_share_one_claim(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let engine = Engine::builder(faulty.clone()).start().unwrap().with_wait(LONG);
     let key = fresh_key();
@@ -464,7 +462,7 @@ pub async fn e01_callers_of_one_arbiter_share_one_claim<C: Connect>(store: &Stor
 }
 
 /// E16: while the engine drains, completed keys replay and waiting callers get their outcome; only new claims are refused.
-pub async fn e16_a_draining_engine_answers_what_it_can<C: Connect>(store: &Store<C>) {
+pub async fn e16_a_draining_engine_answers_what_it_can(store: &Store) {
     let engine = store.engine(|builder| builder).await;
     let (done, key, go) = (fresh_key(), fresh_key(), Arc::new(Notify::new()));
     assert_eq!(run(&engine, &done).await.unwrap(), Outcome::Ran(17));

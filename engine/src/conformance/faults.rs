@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use super::{Connect, LONG, SHORT, Store, fingerprint, fresh_key, until};
+use super::{LONG, SHORT, Store, fingerprint, fresh_key, until};
 use crate::backend::{
     Acquire, Acquired, Backend, Changed, Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held,
     Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Resolve,
@@ -212,7 +212,7 @@ async fn run(engine: &Engine, key: &crate::Key) -> (Ran, bool) {
 }
 
 /// E11: with a store that is down nothing runs, and when it is back everything does, with nobody's help.
-pub async fn e11_a_store_that_is_down_runs_nothing<C: Connect>(store: &Store<C>) {
+pub async fn e11_a_store_that_is_down_runs_nothing(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let engine = Engine::builder(faulty.clone()).start().unwrap();
     let key = fresh_key();
@@ -226,7 +226,7 @@ pub async fn e11_a_store_that_is_down_runs_nothing<C: Connect>(store: &Store<C>)
 
 /// E11: a store that does not answer meets the engine's deadline; nothing runs, and once it answers again no key is left
 /// claimed for nobody.
-pub async fn e11_a_black_hole_meets_its_deadline_and_leaves_no_claim<C: Connect>(store: &Store<C>) {
+pub async fn e11_a_black_hole_meets_its_deadline_and_leaves_no_claim(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let engine = Engine::builder(faulty.clone()).store_deadline(SHORT).start().unwrap();
     let key = fresh_key();
@@ -241,7 +241,7 @@ pub async fn e11_a_black_hole_meets_its_deadline_and_leaves_no_claim<C: Connect>
 }
 
 /// E11: a claim whose answer was lost is taken back: the next call need not wait for its lease.
-pub async fn e11_a_lost_answer_to_an_acquire_leaves_no_claim<C: Connect>(store: &Store<C>) {
+pub async fn e11_a_lost_answer_to_an_acquire_leaves_no_claim(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let engine = Engine::builder(faulty.clone()).lease(LONG).start().unwrap();
     let key = fresh_key();
@@ -256,7 +256,7 @@ pub async fn e11_a_lost_answer_to_an_acquire_leaves_no_claim<C: Connect>(store: 
 
 /// E11: while a claim is being taken back of which nobody knows whether it stood, no other request is told that it used a
 /// key twice: it is told to come again.
-pub async fn e11_a_claim_being_taken_back_makes_no_mismatch<C: Connect>(store: &Store<C>) {
+pub async fn e11_a_claim_being_taken_back_makes_no_mismatch(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let engine = Engine::builder(faulty.clone()).lease(LONG).start().unwrap();
     let key = fresh_key();
@@ -273,7 +273,7 @@ pub async fn e11_a_claim_being_taken_back_makes_no_mismatch<C: Connect>(store: &
 }
 
 /// E11: nothing runs unguarded unless the call's policy says so, and then it is told.
-pub async fn e11_run_unguarded_only_where_the_policy_says_so<C: Connect>(store: &Store<C>) {
+pub async fn e11_run_unguarded_only_where_the_policy_says_so(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let unguarded = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&unguarded);
@@ -292,7 +292,7 @@ pub async fn e11_run_unguarded_only_where_the_policy_says_so<C: Connect>(store: 
 }
 
 /// E12: a completion that the store does not take is offered again, while the lease is renewed, until it does.
-pub async fn e12_a_completion_is_retried_while_its_lease_is_renewed<C: Connect>(store: &Store<C>) {
+pub async fn e12_a_completion_is_retried_while_its_lease_is_renewed(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let engine = Engine::builder(faulty.clone()).lease(SHORT).on_abandoned(OnAbandoned::Rerun).start().unwrap();
     let key = fresh_key();
@@ -318,7 +318,7 @@ pub async fn e12_a_completion_is_retried_while_its_lease_is_renewed<C: Connect>(
 
 /// E12, E21: past the limit a completion that can't be stored is reported to its caller and as an event. The engine keeps
 /// the claim and goes on trying, so that once the store is back the outcome is there.
-pub async fn e12_a_completion_that_is_given_up_is_reported<C: Connect>(store: &Store<C>) {
+pub async fn e12_a_completion_that_is_given_up_is_reported(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let reported = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&reported);
@@ -350,7 +350,7 @@ pub async fn e12_a_completion_that_is_given_up_is_reported<C: Connect>(store: &S
 }
 
 /// E12: a completion whose answer was lost is found to be stored, and the caller hears nothing of it.
-pub async fn e12_a_lost_answer_to_a_completion_is_found_again<C: Connect>(store: &Store<C>) {
+pub async fn e12_a_lost_answer_to_a_completion_is_found_again(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let engine = Engine::builder(faulty.clone()).start().unwrap();
     let key = fresh_key();

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
 
-use super::{Connect, LONG, Store, fingerprint, fresh_key, until};
+use super::{LONG, Store, fingerprint, fresh_key, until};
 use crate::{Error, Key, Outcome, RunError, Shutdown};
 
 /// E15: a reached limit is `Overloaded` at once, and over as soon as there is room.
-pub async fn e15_a_reached_limit_is_overloaded_at_once<C: Connect>(store: &Store<C>) {
+pub async fn e15_a_reached_limit_is_overloaded_at_once(store: &Store) {
     let engine = store.engine(|builder| builder.max_calls_per_arbiter(4)).await;
     // Kept for an operation that has not begun yet.
     let go = Arc::new(Semaphore::new(0));
@@ -38,8 +38,8 @@ pub async fn e15_a_reached_limit_is_overloaded_at_once<C: Connect>(store: &Store
     assert_eq!(after.unwrap(), Outcome::Ran(0));
 }
 
-async fn hold_one_in_flight<C: Connect>(
-    store: &Store<C>,
+async fn hold_one_in_flight(
+    store: &Store,
     key: &Key,
     go: &Arc<Notify>,
 ) -> (crate::Engine, tokio::task::JoinHandle<Result<Outcome<u32>, RunError<()>>>) {
@@ -57,7 +57,7 @@ async fn hold_one_in_flight<C: Connect>(
 }
 
 /// E16: a shutdown takes no new claims, and lets those in flight finish.
-pub async fn e16_shutdown_lets_what_is_in_flight_finish<C: Connect>(store: &Store<C>) {
+pub async fn e16_shutdown_lets_what_is_in_flight_finish(store: &Store) {
     let (key, go) = (fresh_key(), Arc::new(Notify::new()));
     let (engine, running) = hold_one_in_flight(store, &key, &go).await;
     let ending = {
@@ -79,7 +79,7 @@ pub async fn e16_shutdown_lets_what_is_in_flight_finish<C: Connect>(store: &Stor
 }
 
 /// E16: at its limit a shutdown leaves the rest to their lease, and says how many.
-pub async fn e16_shutdown_leaves_the_rest_at_its_limit<C: Connect>(store: &Store<C>) {
+pub async fn e16_shutdown_leaves_the_rest_at_its_limit(store: &Store) {
     let (key, go) = (fresh_key(), Arc::new(Notify::new()));
     let (engine, running) = hold_one_in_flight(store, &key, &go).await;
     let ended = engine.shutdown(Duration::from_millis(50)).await;

@@ -25,6 +25,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed check is a panic, as in any test")]
 
+mod any;
 mod claims;
 mod faults;
 mod limits;
@@ -43,7 +44,12 @@ pub use waiting::*;
 
 use std::fmt;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use futures_util::future::{FutureExt as _, LocalBoxFuture};
+
+use any::AnyBackend;
 
 use crate::backend::{Acquire, Acquired, Backend};
 use crate::record::{Owner, PayloadKind, SealedOutcome};
@@ -126,23 +132,27 @@ where
 /// let store = Store::new(|| async { MemoryBackend::new() }, Capabilities::without_transactions());
 /// ```
 #[derive(Clone)]
-pub struct Store<C> {
-    connect: C,
+pub struct Store {
+    connect: Arc<dyn Fn() -> LocalBoxFuture<'static, AnyBackend> + Send + Sync>,
     capabilities: Capabilities,
 }
 
-impl<C: Connect> Store<C> {
+impl Store {
     /// A store that `connect` reaches.
-    pub fn new(connect: C, capabilities: Capabilities) -> Self {
-        Self { connect, capabilities }
+    pub fn new(connect: impl Connect, capabilities: Capabilities) -> Self {
+        let connect = move || {
+            let connect = connect.clone();
+            async move { AnyBackend::new(connect.connect().await) }.boxed_local()
+        };
+        Self { connect: Arc::new(connect), capabilities }
     }
 
-    async fn connect(&self) -> C::Backend {
-        self.connect.connect().await
+    async fn connect(&self) -> AnyBackend {
+        (self.connect)().await
     }
 
     /// An engine on a connection of its own.
-    async fn engine(&self, set_up: impl FnOnce(EngineBuilder<C::Backend>) -> EngineBuilder<C::Backend>) -> Engine {
+    async fn engine(&self, set_up: impl FnOnce(EngineBuilder<AnyBackend>) -> EngineBuilder<AnyBackend>) -> Engine {
         set_up(Engine::builder(self.connect().await)).start().unwrap()
     }
 
@@ -150,16 +160,16 @@ impl<C: Connect> Store<C> {
     fn on_threads<T, W, Fut>(&self, threads: usize, work: W) -> Vec<T>
     where
         T: Send + 'static,
-        W: Fn(C::Backend, usize) -> Fut + Clone + Send + 'static,
+        W: Fn(AnyBackend, usize) -> Fut + Clone + Send + 'static,
         Fut: Future<Output = T> + 'static,
     {
-        let barrier = std::sync::Arc::new(std::sync::Barrier::new(threads));
+        let barrier = Arc::new(std::sync::Barrier::new(threads));
         let spawned: Vec<_> = (0..threads)
             .map(|thread| {
                 let (connect, work, barrier) = (self.connect.clone(), work.clone(), barrier.clone());
                 std::thread::spawn(move || {
                     actix_rt::System::new().block_on(async move {
-                        let backend = connect.connect().await;
+                        let backend = connect().await;
                         barrier.wait();
                         work(backend, thread).await
                     })
@@ -170,7 +180,7 @@ impl<C: Connect> Store<C> {
     }
 }
 
-impl<C> fmt::Debug for Store<C> {
+impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Store").field("capabilities", &self.capabilities).finish_non_exhaustive()
     }
@@ -304,7 +314,7 @@ macro_rules! suite_of {
 ///
 /// # Panics
 /// At the first check that fails, with what was expected.
-pub async fn suite<C: Connect>(connect: C, capabilities: Capabilities) {
+pub async fn suite(connect: impl Connect, capabilities: Capabilities) {
     let store = Store::new(connect, capabilities);
     __for_each_conformance_check!(suite_of, store);
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot};
 
-use super::{Connect, LONG, SHORT, Store, acquire, claim, fingerprint, fresh_key, until};
+use super::{LONG, SHORT, Store, acquire, claim, fingerprint, fresh_key, until};
 use crate::backend::{Acquired, Backend, RecordView, StateView};
 use crate::record::SealedOutcome;
 use crate::{Abandoned, Attempt, Engine, Error, Key, OnAbandoned, OnFailure, Outcome, RunError, Verdict};
@@ -15,7 +15,7 @@ use crate::{Abandoned, Attempt, Engine, Error, Key, OnAbandoned, OnFailure, Outc
 ///
 /// The lease is long enough that a busy machine renews it in time: a store that is slower than the lease loses it, and is
 /// right to.
-pub async fn e04_a_long_operation_keeps_its_key<C: Connect>(store: &Store<C>) {
+pub async fn e04_a_long_operation_keeps_its_key(store: &Store) {
     let lease = Duration::from_secs(2);
     let engine = store.engine(|builder| builder.lease(lease)).await.with_on_abandoned(OnAbandoned::Rerun);
     let (key, other) = (fresh_key(), store.connect().await);
@@ -42,7 +42,7 @@ pub async fn e04_a_long_operation_keeps_its_key<C: Connect>(store: &Store<C>) {
 }
 
 /// E02: an outcome is kept for its retention from its completion on, however long its operation took.
-pub async fn e02_retention_begins_with_the_completion<C: Connect>(store: &Store<C>) {
+pub async fn e02_retention_begins_with_the_completion(store: &Store) {
     let engine = store.engine(|builder| builder.lease(LONG)).await.with_retention(LONG);
     let key = fresh_key();
     let work = |_| async {
@@ -62,7 +62,7 @@ pub async fn e02_retention_begins_with_the_completion<C: Connect>(store: &Store<
 }
 
 /// E05: a call that finds an abandoned key has it reconciled, and gets what the reconciler found.
-pub async fn e05_the_reconciler_settles_an_abandoned_key<C: Connect>(store: &Store<C>) {
+pub async fn e05_the_reconciler_settles_an_abandoned_key(store: &Store) {
     let backend = store.connect().await;
     let asked = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&asked);
@@ -95,7 +95,7 @@ pub async fn e05_the_reconciler_settles_an_abandoned_key<C: Connect>(store: &Sto
 }
 
 /// E09: an operation's error is its caller's, and settles the key by policy.
-pub async fn e09_an_error_frees_the_key_or_holds_it<C: Connect>(store: &Store<C>) {
+pub async fn e09_an_error_frees_the_key_or_holds_it(store: &Store) {
     let engine = store.engine(|builder| builder).await;
     let fail = |_| async { Err::<u32, _>("declined") };
     let key = fresh_key();
@@ -114,7 +114,7 @@ pub async fn e09_an_error_frees_the_key_or_holds_it<C: Connect>(store: &Store<C>
 
 /// E09: a panic is an error to its caller, and reports nothing about the effect: the key is settled as after a crash, and
 /// waiting callers are answered.
-pub async fn e09_a_panic_is_settled_as_a_crash_and_answers_waiting_callers<C: Connect>(store: &Store<C>) {
+pub async fn e09_a_panic_is_settled_as_a_crash_and_answers_waiting_callers(store: &Store) {
     for on_abandoned in [OnAbandoned::Rerun, OnAbandoned::Hold] {
         panics_once(&store.engine(|builder| builder.on_abandoned(on_abandoned)).await.with_wait(LONG), on_abandoned)
             .await;
@@ -160,7 +160,7 @@ async fn panics_once(engine: &Engine, on_abandoned: OnAbandoned) {
 }
 
 /// E10: a caller that is dropped does not stop an operation that began.
-pub async fn e10_a_dropped_caller_does_not_stop_its_operation<C: Connect>(store: &Store<C>) {
+pub async fn e10_a_dropped_caller_does_not_stop_its_operation(store: &Store) {
     let engine = store.engine(|builder| builder).await;
     for local in [false, true] {
         let (key, go) = (fresh_key(), Arc::new(Notify::new()));
@@ -189,7 +189,7 @@ pub async fn e10_a_dropped_caller_does_not_stop_its_operation<C: Connect>(store:
 }
 
 /// E10: a call that is dropped before its operation began leaves no claim behind, at whatever point it is dropped.
-pub async fn e10_a_call_that_is_dropped_early_leaves_no_claim<C: Connect>(store: &Store<C>) {
+pub async fn e10_a_call_that_is_dropped_early_leaves_no_claim(store: &Store) {
     let engine = store.engine(|builder| builder).await;
     let keys: Vec<Key> = (0..20).map(|_| fresh_key()).collect();
     for (polls, key) in keys.iter().enumerate() {

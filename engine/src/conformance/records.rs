@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Connect, LONG, SHORT, Store, acquire, claim, fingerprint, fresh_key, outcome, until};
+use super::{LONG, SHORT, Store, acquire, claim, fingerprint, fresh_key, outcome, until};
 use crate::backend::{
     Acquire, Acquired, Backend, Complete, Completed, Held, Hold, List, Lookup, Purge, RecordView, Release, Released,
     Remove, Removed, Renew, Renewed, Resolution, Resolve, Resolved, StateView, Stats,
@@ -27,7 +27,7 @@ async fn has_lapsed(backend: &impl Backend, key: &Key) -> bool {
 }
 
 /// E01: of N concurrent acquires of a fresh key exactly one wins, over threads with connections of their own.
-pub async fn e01_one_of_many_acquires_wins<C: Connect>(store: &Store<C>) {
+pub async fn e01_one_of_many_acquires_wins(store: &Store) {
     for _ in 0..20 {
         let key = fresh_key();
         let won: usize = store
@@ -59,7 +59,7 @@ pub async fn e01_one_of_many_acquires_wins<C: Connect>(store: &Store<C>) {
 }
 
 /// E02: a completed key replays byte-identical outcomes until its retention ends, then it is absent.
-pub async fn e02_a_completed_key_replays_until_its_retention_ends<C: Connect>(store: &Store<C>) {
+pub async fn e02_a_completed_key_replays_until_its_retention_ends(store: &Store) {
     let (one, other) = (store.connect().await, store.connect().await);
     let key = fresh_key();
     let owner = claim(&one, &key, LONG, OnAbandoned::Hold).await;
@@ -86,7 +86,7 @@ pub async fn e02_a_completed_key_replays_until_its_retention_ends<C: Connect>(st
 }
 
 /// E03: another fingerprint is a mismatch, in flight, after completion, and where the key is indeterminate.
-pub async fn e03_another_fingerprint_is_a_mismatch<C: Connect>(store: &Store<C>) {
+pub async fn e03_another_fingerprint_is_a_mismatch(store: &Store) {
     let backend = store.connect().await;
     let key = fresh_key();
     let owner = claim(&backend, &key, LONG, OnAbandoned::Hold).await;
@@ -104,7 +104,7 @@ pub async fn e03_another_fingerprint_is_a_mismatch<C: Connect>(store: &Store<C>)
 }
 
 /// E04: a held key stays held while its owner renews.
-pub async fn e04_a_renewed_lease_holds<C: Connect>(store: &Store<C>) {
+pub async fn e04_a_renewed_lease_holds(store: &Store) {
     let (holder, other) = (store.connect().await, store.connect().await);
     let key = fresh_key();
     let owner = claim(&holder, &key, SHORT, OnAbandoned::Rerun).await;
@@ -119,7 +119,7 @@ pub async fn e04_a_renewed_lease_holds<C: Connect>(store: &Store<C>) {
 }
 
 /// E05: a lapsed lease that may be rerun is taken over, and the attempt rises each time.
-pub async fn e05_a_lapsed_lease_is_taken_over_where_it_may_be_rerun<C: Connect>(store: &Store<C>) {
+pub async fn e05_a_lapsed_lease_is_taken_over_where_it_may_be_rerun(store: &Store) {
     let backend = store.connect().await;
     let key = fresh_key();
     claim(&backend, &key, SHORT, OnAbandoned::Rerun).await;
@@ -134,7 +134,7 @@ pub async fn e05_a_lapsed_lease_is_taken_over_where_it_may_be_rerun<C: Connect>(
 }
 
 /// E05: a lapsed lease that is to be held makes the key indeterminate, whoever comes for it.
-pub async fn e05_a_lapsed_lease_is_indeterminate_where_it_is_held<C: Connect>(store: &Store<C>) {
+pub async fn e05_a_lapsed_lease_is_indeterminate_where_it_is_held(store: &Store) {
     let backend = store.connect().await;
     let key = fresh_key();
     claim(&backend, &key, SHORT, OnAbandoned::Hold).await;
@@ -159,7 +159,7 @@ pub async fn e05_a_lapsed_lease_is_indeterminate_where_it_is_held<C: Connect>(st
 
 /// E05: `Resolve` settles an indeterminate key with an outcome or by release; a word about another attempt, about the claim
 /// of another holder, or about a key that is not indeterminate, changes nothing.
-pub async fn e05_resolve_settles_an_indeterminate_key<C: Connect>(store: &Store<C>) {
+pub async fn e05_resolve_settles_an_indeterminate_key(store: &Store) {
     let backend = store.connect().await;
     let key = fresh_key();
     let resolve = |attempt, with| backend.resolve(Resolve { key: key.clone(), attempt, owner: None, with });
@@ -193,7 +193,7 @@ pub async fn e05_resolve_settles_an_indeterminate_key<C: Connect>(store: &Store<
 }
 
 /// E06: a stale owner's renew, complete, release and hold change nothing and say so.
-pub async fn e06_a_stale_owner_changes_nothing<C: Connect>(store: &Store<C>) {
+pub async fn e06_a_stale_owner_changes_nothing(store: &Store) {
     let backend = store.connect().await;
     let key = fresh_key();
     let stale = claim(&backend, &key, SHORT, OnAbandoned::Rerun).await;
@@ -216,7 +216,7 @@ pub async fn e06_a_stale_owner_changes_nothing<C: Connect>(store: &Store<C>) {
 }
 
 /// E06: an owner that lost the answer to a step sends it again, and learns that it is done.
-pub async fn e06_steps_can_be_repeated_by_their_owner<C: Connect>(store: &Store<C>) {
+pub async fn e06_steps_can_be_repeated_by_their_owner(store: &Store) {
     let backend = store.connect().await;
     let key = fresh_key();
     let message = acquire(&key, LONG, OnAbandoned::Hold);
@@ -246,7 +246,7 @@ pub async fn e06_steps_can_be_repeated_by_their_owner<C: Connect>(store: &Store<
 
 /// E06: the owner of a lapsed claim that nobody has taken over renews, completes or releases it: it is not stale. Whether
 /// somebody has come for the key meanwhile, and was told that it is indeterminate, makes no difference.
-pub async fn e06_a_late_owner_completes_what_nobody_took_over<C: Connect>(store: &Store<C>) {
+pub async fn e06_a_late_owner_completes_what_nobody_took_over(store: &Store) {
     let backend = store.connect().await;
     for (policy, was_seen) in [(OnAbandoned::Rerun, false), (OnAbandoned::Hold, false), (OnAbandoned::Hold, true)] {
         let (completed, renewed, released) = (fresh_key(), fresh_key(), fresh_key());
@@ -274,7 +274,7 @@ pub async fn e06_a_late_owner_completes_what_nobody_took_over<C: Connect>(store:
 }
 
 /// E07: release frees at once, and removes the whole claim: the next acquire wins, whatever it asks for.
-pub async fn e07_release_frees_at_once<C: Connect>(store: &Store<C>) {
+pub async fn e07_release_frees_at_once(store: &Store) {
     let (one, other) = (store.connect().await, store.connect().await);
     let key = fresh_key();
     let owner = claim(&one, &key, LONG, OnAbandoned::Hold).await;
@@ -289,7 +289,7 @@ pub async fn e07_release_frees_at_once<C: Connect>(store: &Store<C>) {
 }
 
 /// E13: an outcome that was damaged, or belongs to another key, is an error, and nothing runs.
-pub async fn e13_a_corrupt_outcome_is_an_error<C: Connect>(store: &Store<C>) {
+pub async fn e13_a_corrupt_outcome_is_an_error(store: &Store) {
     let backend = store.connect().await;
     let engine = Engine::builder(backend.clone()).start().unwrap();
     let intact = |key: &Key| outcome(key, "17").as_stored().to_vec();
@@ -314,7 +314,7 @@ pub async fn e13_a_corrupt_outcome_is_an_error<C: Connect>(store: &Store<C>) {
 
 /// E14: records whose time is over are purged in batches no larger than asked for, or go by themselves, and nothing else
 /// does.
-pub async fn e14_expired_records_are_purged_in_bounded_batches<C: Connect>(store: &Store<C>) {
+pub async fn e14_expired_records_are_purged_in_bounded_batches(store: &Store) {
     let backend = store.connect().await;
     // What other checks left behind.
     while backend.purge(Purge { limit: 1_000 }).await.unwrap().more {}
@@ -352,7 +352,7 @@ pub async fn e14_expired_records_are_purged_in_bounded_batches<C: Connect>(store
 }
 
 /// E14: the whole store can be read page by page, in the order of the stored keys.
-pub async fn e14_list_pages_through_the_records<C: Connect>(store: &Store<C>) {
+pub async fn e14_list_pages_through_the_records(store: &Store) {
     let backend = store.connect().await;
     let mut made: Vec<Key> = Vec::new();
     for number in 0..7 {

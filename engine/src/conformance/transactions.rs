@@ -1,6 +1,6 @@
 //! Operations in the transaction that completes their record, where the store has transactions.
 
-use super::{Connect, LONG, Store, acquire, claim, fresh_key, outcome};
+use super::{LONG, Store, acquire, claim, fresh_key, outcome};
 use crate::OnAbandoned;
 use crate::backend::{
     Acquired, Backend, Complete, CompleteInTransaction, Completed, CompletedInTransaction, OperationFailure,
@@ -10,7 +10,7 @@ use crate::record::Owner;
 
 /// Exactly once: the outcome that the operation gives is stored by its transaction; a stale owner's operation never
 /// runs, and a repeated one does not run again. A store without transactions says so.
-pub async fn e18_the_outcome_commits_with_the_operation<C: Connect>(store: &Store<C>) {
+pub async fn e18_the_outcome_commits_with_the_operation(store: &Store) {
     let backend = store.connect().await;
     let key = fresh_key();
     let owner = claim(&backend, &key, LONG, OnAbandoned::Rerun).await;
@@ -36,7 +36,7 @@ pub async fn e18_the_outcome_commits_with_the_operation<C: Connect>(store: &Stor
 }
 
 /// An operation that fails, panics, or asks for another connection leaves its claim as it was.
-pub async fn e18_a_failed_transaction_leaves_the_claim<C: Connect>(store: &Store<C>) {
+pub async fn e18_a_failed_transaction_leaves_the_claim(store: &Store) {
     struct NoSuchConnection;
 
     if !store.capabilities.transactions {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::{Connect, LONG, Store, acquire, claim, fingerprint, fresh_key, outcome, until};
+use super::{LONG, Store, acquire, claim, fingerprint, fresh_key, outcome, until};
 use crate::backend::{Acquired, Backend, Complete, Completed};
 use crate::{Engine, Error, Key, OnAbandoned, Outcome, RunError};
 
@@ -35,7 +35,7 @@ async fn until_in_flight(engine: &Engine, key: &Key) {
 }
 
 /// E01 and H03's ground: of many calls at once on several arbiters one runs its operation, and none runs it twice.
-pub async fn e01_one_of_many_calls_runs<C: Connect>(store: &Store<C>) {
+pub async fn e01_one_of_many_calls_runs(store: &Store) {
     let ran = Arc::new(AtomicUsize::new(0));
     let keys: Arc<Vec<Key>> = Arc::new((0..50).map(|_| fresh_key()).collect());
     let (counter, all) = (Arc::clone(&ran), Arc::clone(&keys));
@@ -63,7 +63,7 @@ pub async fn e01_one_of_many_calls_runs<C: Connect>(store: &Store<C>) {
 }
 
 /// E08: a waiter on the same arbiter gets the outcome.
-pub async fn e08_a_waiter_on_this_arbiter_gets_the_outcome<C: Connect>(store: &Store<C>) {
+pub async fn e08_a_waiter_on_this_arbiter_gets_the_outcome(store: &Store) {
     let engine = store.engine(|builder| builder).await.with_wait(LONG);
     let (key, go) = (fresh_key(), Arc::new(Notify::new()));
     let first = run_until(&engine, &key, &go);
@@ -79,7 +79,7 @@ pub async fn e08_a_waiter_on_this_arbiter_gets_the_outcome<C: Connect>(store: &S
 
 /// E08: a waiter on another connection has the outcome within 100 ms of its completion. The median of several tries: a
 /// busy machine may delay one.
-pub async fn e08_a_waiter_elsewhere_gets_the_outcome_soon<C: Connect>(store: &Store<C>) {
+pub async fn e08_a_waiter_elsewhere_gets_the_outcome_soon(store: &Store) {
     let mut delays = Vec::new();
     for _ in 0..5 {
         let (holder, key) = (store.connect().await, fresh_key());
@@ -100,7 +100,7 @@ pub async fn e08_a_waiter_elsewhere_gets_the_outcome_soon<C: Connect>(store: &St
 }
 
 /// E08: past its limit a waiter is told that the key is in progress, whether it is held on this arbiter or elsewhere.
-pub async fn e08_past_its_limit_a_waiter_is_told_in_progress<C: Connect>(store: &Store<C>) {
+pub async fn e08_past_its_limit_a_waiter_is_told_in_progress(store: &Store) {
     let engine = store.engine(|builder| builder).await;
     let limit = Duration::from_millis(60);
     let (here, elsewhere, go) = (fresh_key(), fresh_key(), Arc::new(Notify::new()));
@@ -120,7 +120,7 @@ pub async fn e08_past_its_limit_a_waiter_is_told_in_progress<C: Connect>(store: 
 }
 
 /// E08: waiters are counted and capped; one over the cap is told at once.
-pub async fn e08_waiters_are_capped<C: Connect>(store: &Store<C>) {
+pub async fn e08_waiters_are_capped(store: &Store) {
     let engine = store.engine(|builder| builder.max_waiters_per_key(3)).await.with_wait(LONG);
     let (key, go) = (fresh_key(), Arc::new(Notify::new()));
     let first = run_until(&engine, &key, &go);
@@ -136,7 +136,7 @@ pub async fn e08_waiters_are_capped<C: Connect>(store: &Store<C>) {
 }
 
 /// E08 and E09: if the operation fails, one waiting call takes its turn, and the others go on waiting.
-pub async fn e08_a_waiter_takes_its_turn_after_a_failure<C: Connect>(store: &Store<C>) {
+pub async fn e08_a_waiter_takes_its_turn_after_a_failure(store: &Store) {
     let engine = store.engine(|builder| builder).await.with_wait(LONG);
     let (key, go) = (fresh_key(), Arc::new(Notify::new()));
     let failing = {

@@ -1,11 +1,19 @@
 //! Looking into the store, and the operator's word.
 
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::timeout;
+
 use super::Engine;
 use crate::backend::{
     List, Lookup, Purge, Purged, RecordView, Remove, Removed, Request, Resolution, Resolve, Resolved, Stats, StoreStats,
 };
 use crate::supervisor::CountInFlight;
 use crate::{Attempt, Error, Key};
+
+/// An arbiter whose thread is not blocked answers much sooner.
+const ARBITER_ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 
 impl Engine {
     /// Reads the record of one key.
@@ -133,7 +141,8 @@ impl Engine {
         self.nodes.shared().pending.count()
     }
 
-    /// How many keys are in flight, over all arbiters of the process: each has a key lock, or is being asked for.
+    /// How many keys are in flight, over all arbiters of the process: each has a key lock, or is being asked for. An
+    /// arbiter whose thread is blocked is counted as its last sweep found it.
     ///
     /// ```
     /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -144,12 +153,16 @@ impl Engine {
     /// # Ok(()) }
     /// ```
     pub async fn keys_in_flight(&self) -> usize {
-        let mut count = 0;
-        for node in self.nodes.all() {
-            // An arbiter that has stopped has none.
-            count += node.supervisor.send(CountInFlight).await.unwrap_or(0);
-        }
-        count
+        let counts = self.nodes.all().into_iter().map(|node| async move {
+            match timeout(ARBITER_ANSWERS_WITHIN, node.supervisor.send(CountInFlight)).await {
+                Ok(Ok(count)) => count,
+                // An arbiter that has stopped has none.
+                Ok(Err(_)) => 0,
+                // Its thread is blocked, perhaps by an operation: its last sweep has counted.
+                Err(_) => node.in_flight_at_last_sweep(),
+            }
+        });
+        join_all(counts).await.into_iter().sum()
     }
 
     /// How many key lock actors are alive, over all arbiters of the process: those of the keys in flight, and for up to a

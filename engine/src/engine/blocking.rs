@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use super::run::{replayed, settlement};
 use super::{Claim, Engine};
 use crate::answer::Answer;
+use crate::backend::StoreError;
 use crate::call::{Admitted, Begin, Decision};
 use crate::claims::{Grant, Settled};
 use crate::{Error, EventKind, Fingerprint, Key, Outcome, RunError, ToFingerprint};
@@ -136,7 +137,8 @@ impl Engine {
         }
         for (number, open) in open.into_iter().enumerate() {
             if let Some(Settling { answer, .. }) = settling[number].take() {
-                done(number, told(Err(Error::Stopped), answer));
+                let unknown = StoreError::unknown("its arbiter has stopped");
+                done(number, told(Err(Error::OutcomeNotStored(unknown)), answer));
             } else if open {
                 done(number, Err(Error::Stopped.into()));
             }

@@ -321,7 +321,7 @@ impl<B: Backend> EngineBuilder<B> {
         if lease < Self::SHORTEST_LEASE {
             return Err(StartError::LeaseTooShort);
         }
-        let deadline = self.store_deadline.unwrap_or_else(|| Self::DEADLINE.min(lease * 2 / 3));
+        let deadline = self.store_deadline.unwrap_or_else(|| Self::DEADLINE.min(lease / 3 * 2));
         if deadline >= lease {
             return Err(StartError::DeadlineExceedsLease { deadline, lease });
         }

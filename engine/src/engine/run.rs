@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::future::Future;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::claims::{Grant, Settlement};
 use crate::detach::{self, DetachOnDrop};
 use crate::record::SealedOutcome;
 use crate::shared::Shared;
-use crate::{CallPolicy, Error, EventKind, Key, OnFailure, RunError, ToFingerprint};
+use crate::{CallPolicy, CorruptOutcome, Error, EventKind, Key, OnFailure, RunError, ToFingerprint};
 
 /// What a call gives: the operation's value, and whether it ran now or before.
 ///
@@ -102,7 +102,12 @@ impl Engine {
         let node = self.nodes.current()?;
         match self.begin(&node, key.clone(), fingerprint?, &self.policy).await? {
             Admitted::Replay(outcome) => Ok(Outcome::Replayed(replayed(&key, &outcome)?)),
-            Admitted::Unguarded => run_unguarded(&node.shared, key, operation).await,
+            Admitted::Unguarded => {
+                let here = Arc::clone(&node);
+                let running = async move { run_unguarded(&node.shared, key, operation).await };
+                let go_on = move |rest: Pin<Box<_>>| drop(here.runtime.spawn(rest));
+                DetachOnDrop::new(running, go_on).await
+            }
             Admitted::Granted(grant) => {
                 let (policy, here) = (self.policy, Arc::clone(&node));
                 let running = async move { run_granted(&node.shared, &policy, key, grant, operation).await };
@@ -154,7 +159,11 @@ impl Engine {
         let node = self.nodes.current()?;
         match self.begin(&node, key.clone(), fingerprint, &self.policy).await? {
             Admitted::Replay(outcome) => Ok(Outcome::Replayed(replayed(&key, &outcome)?)),
-            Admitted::Unguarded => run_unguarded(&node.shared, key, operation).await,
+            Admitted::Unguarded => {
+                let running = async move { run_unguarded(&node.shared, key, operation).await };
+                let go_on = |rest: Pin<Box<_>>| detach::go_on_here(Box::pin(async move { drop(rest.await) }));
+                DetachOnDrop::new(running, go_on).await
+            }
             Admitted::Granted(grant) => {
                 let policy = self.policy;
                 let running = async move { run_granted(&node.shared, &policy, key, grant, operation).await };
@@ -166,7 +175,9 @@ impl Engine {
 }
 
 pub(super) fn replayed<T: DeserializeOwned>(key: &Key, outcome: &SealedOutcome) -> Result<T, Error> {
-    outcome.value(key)?.ok_or(Error::OutcomeNotKept)
+    // The value's `Deserialize` is the user's code.
+    let value = catch_unwind(AssertUnwindSafe(|| outcome.value(key)));
+    value.unwrap_or(Err(CorruptOutcome::Content))?.ok_or(Error::OutcomeNotKept)
 }
 
 /// The outcome to store for a value, and the value as every replay will read it: what the caller gets now and what a
@@ -246,12 +257,17 @@ pub(super) fn settlement<T: Serialize + DeserializeOwned, E>(
         OnFailure::Hold => Settlement::Hold,
     };
     match result {
-        Ok(Ok(value)) => match sealed(key, &value) {
-            Ok((value, outcome)) => {
+        // The value's `Serialize` and `Deserialize` are the user's code.
+        Ok(Ok(value)) => match catch_unwind(AssertUnwindSafe(|| sealed(key, &value))) {
+            Ok(Ok((value, outcome))) => {
                 (Settlement::Complete { outcome, retention: policy.retention }, Ok(Outcome::Ran(value)))
             }
             // The effect has happened, and can't be told to anybody else: it must not run again by itself.
-            Err(error) => (Settlement::Hold, Err(RunError::Engine(error))),
+            Ok(Err(error)) => (Settlement::Hold, Err(RunError::Engine(error))),
+            Err(_) => {
+                shared.events.tell(EventKind::Panicked, key);
+                (Settlement::Hold, Err(RunError::Engine(Error::Panicked)))
+            }
         },
         Ok(Err(error)) => (on_failure, Err(RunError::Operation(error))),
         Err(_) => {

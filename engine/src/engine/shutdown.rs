@@ -50,9 +50,8 @@ impl Engine {
                 let _ = drained.await;
             }
         });
-        if timeout(limit, join_all(drained)).await.is_ok() {
-            return Shutdown { left_to_their_lease: 0 };
-        }
-        Shutdown { left_to_their_lease: self.keys_in_flight().await }
+        let is_drained = timeout(limit, join_all(drained)).await.is_ok();
+        let in_flight = if is_drained { 0 } else { self.keys_in_flight().await };
+        Shutdown { left_to_their_lease: in_flight + self.nodes.shared().left_by_arbiters() }
     }
 }

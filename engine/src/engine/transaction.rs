@@ -159,14 +159,8 @@ impl Engine {
                         Ok(Transacted::Committed(outcome)) => Ok(Outcome::Ran(replayed(&key, &outcome)?)),
                         Err(error) => {
                             // Rolled back: nothing happened, whatever the policy for failures says. If the claim can't
-                            // be given up, an event has reported so. Where its writes may be committed in part, the key
-                            // is indeterminate, whatever the policy for abandoned claims says.
-                            let _ = match &error {
-                                RunError::Engine(Error::OutcomeNotStored(StoreError::TransactionEnded)) => {
-                                    grant.settle(Settlement::Hold).await.map(drop)
-                                }
-                                _ => grant.release_if_held().await,
-                            };
+                            // be given up, an event has reported so.
+                            let _ = grant.release_if_held().await;
                             Err(error)
                         }
                     }
@@ -264,7 +258,11 @@ pub(crate) async fn transact<T, E>(
             // The operation was content, but its commit did not happen.
             _ => Err(Error::Store(StoreError::unavailable("the transaction was rolled back")).into()),
         },
-        Err(Error::Store(error @ StoreError::TransactionEnded)) => Err(Error::OutcomeNotStored(error).into()),
+        Err(Error::Store(error @ StoreError::TransactionEnded)) => {
+            // Its writes may be committed in part: the key is indeterminate, whatever the policy for abandoned claims says.
+            let _ = grant.settle(Settlement::Hold).await;
+            Err(Error::OutcomeNotStored(error).into())
+        }
         Err(Error::Store(StoreError::Unsupported(what))) => {
             Err(Error::NoSuchTransaction { wanted, what: format!("it does not support {what}") }.into())
         }

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::{KeyLock, Role};
 use crate::backend::{Changed, Persist, Reply, StoreError, Watch};
+use crate::call::after;
 
 /// A claim of another arbiter, process or machine.
 pub(crate) struct Following {
@@ -24,7 +25,7 @@ const AFTER_FAILURE: Duration = Duration::from_millis(100);
 
 impl Following {
     pub(crate) fn new(lease_left: Duration) -> Self {
-        Self { lease_ends: Instant::now() + lease_left, watching: None }
+        Self { lease_ends: after(lease_left), watching: None }
     }
 
     pub(super) fn lease_left(&self) -> Duration {
@@ -46,7 +47,7 @@ impl KeyLock {
         self.is_reusable = false;
         let (watching, ended) = oneshot::channel();
         following.watching = Some(watching);
-        let message = Watch { key: self.key.clone(), limit: following.lease_left() + AFTER_LEASE };
+        let message = Watch { key: self.key.clone(), limit: following.lease_left().saturating_add(AFTER_LEASE) };
         let lock = ctx.address();
         // If the lock is gone, nobody waits any more.
         let reply = Reply::new(move |answer| drop(lock.try_send(Watched(answer))));

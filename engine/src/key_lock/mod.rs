@@ -20,7 +20,7 @@ use actix::prelude::*;
 
 use crate::backend::StoreError;
 use crate::call::{Admitted, Begin};
-use crate::claims::{Arbiter, Claim, ClaimAddr, ClaimPlace, Next, ToClaim, What};
+use crate::claims::{Answered, Arbiter, Claim, ClaimAddr, ClaimPlace, Next, ToClaim, What};
 use crate::neighbours::{Neighbours, ToSupervisor};
 use crate::record::SealedOutcome;
 use crate::shared::CountedLock;
@@ -42,6 +42,8 @@ pub(crate) struct KeyLock {
     waiters: Waiters,
     /// For the end of the claim's run limit, where it has one.
     run_limit: Option<SpawnHandle>,
+    /// Whether callers of the key are sent here: not once its claim is known to be lost.
+    is_routed: bool,
     /// Whether another key may follow this one here: not once a timer was set, or an address given away that the
     /// supervisor does not count, since what comes by them could come in the time of the other key.
     is_reusable: bool,
@@ -92,6 +94,7 @@ impl Lock {
             role,
             waiters,
             run_limit: None,
+            is_routed: true,
             is_reusable: true,
             _counted: counted,
         };
@@ -148,11 +151,23 @@ impl KeyLock {
         self.neighbours.tell_supervisor(ToSupervisor::Retired { key, id, claim, resubmit, is_reusable });
     }
 
+    /// Another has the key by now, and may have completed it: callers that wait here ask the store again.
+    fn let_go(&mut self, ctx: &mut Context<Self>) {
+        (self.is_routed, self.is_reusable) = (false, false);
+        if let Some(timer) = self.waiters.stop_timer() {
+            ctx.cancel_future(timer);
+        }
+        let (key, id, resubmit) = (self.key.clone(), self.id, self.waiters.take());
+        self.neighbours.tell_supervisor(ToSupervisor::LetGo { key, id, resubmit });
+    }
+
     /// Takes a call that asks for the lock's key.
     fn join(&mut self, call: Begin, ctx: &mut Context<Self>) {
         match &self.role {
             // The supervisor reads this lock's last message first, and then begins anew with the call.
-            Role::Retired => self.neighbours.tell_supervisor(ToSupervisor::Resubmit(Box::new(call))),
+            _ if !self.is_routed || matches!(self.role, Role::Retired) => {
+                self.neighbours.tell_supervisor(ToSupervisor::Resubmit(Box::new(call)));
+            }
             // Whether that claim was ever in the store, and so what the key was last used for, nobody here knows.
             Role::Claim(claim, _) if claim.is_withdrawing() && !planted!(MismatchWhileTakingBack) => {
                 call.refuse(Error::Store(StoreError::unavailable("an earlier claim of the key is being withdrawn")));
@@ -198,6 +213,7 @@ impl KeyLock {
         match act(claim, &Arbiter { key: &self.key, shared, store }, &address) {
             Next::Wait => {}
             Next::AskAgain(pause) => self.ask_again_after(pause, address, ctx),
+            Next::LetGo => self.let_go(ctx),
             Next::Ended(outcome) => self.retire(outcome.as_ref(), ctx),
         }
     }
@@ -295,7 +311,9 @@ fn refuse_late(what: What) {
     match what {
         What::Settle { reply, .. } => drop(reply.send(Err(Error::ClaimLost))),
         // Whoever asks may have gone.
-        What::Confirm(reply) => drop(reply.send(Err(Error::ClaimLost))),
+        What::Confirm(reply) | What::Answered(Answered::Renewed { confirming: Some(reply), .. }) => {
+            drop(reply.send(Err(Error::ClaimLost)));
+        }
         What::Abandon { .. } | What::Answered(_) | What::Tick | What::Ask | What::LimitRun(_) => {}
     }
 }

@@ -337,7 +337,10 @@ impl Record {
         match &self.state {
             State::Completed { expires_at: at, .. } | State::Vacant { until: at } => Some(*at),
             State::InProgress { lease_until, on_abandoned: OnAbandoned::Rerun } => {
-                Some(lease_until.after(ABANDONED_CLAIM_KEPT))
+                // Not before its barrier has served, nor before the clock has passed its token.
+                let kept = lease_until.after(ABANDONED_CLAIM_KEPT);
+                let barrier = self.barrier.as_deref().map_or(kept, |barrier| kept.max(barrier.until));
+                Some(barrier.max(self.token.passed_at()))
             }
             State::InProgress { on_abandoned: OnAbandoned::Hold, .. } | State::Indeterminate => None,
         }

@@ -39,6 +39,10 @@ impl Supervisor {
     /// Takes a call: it waits for the answer to an earlier question about its key, or its key's lock has it, or the store
     /// is asked.
     pub(super) fn begin(&mut self, call: Begin) {
+        if call.reply.is_closed() {
+            // Its caller has left: what the call holds is freed with it.
+            return;
+        }
         let is_closing = self.asker.neighbours.shared.is_closing();
         let is_routed = self.asker.routes.lock().is_routed(&call.key, !is_closing);
         if is_routed {
@@ -88,12 +92,9 @@ impl Supervisor {
                 let Begin { key, fingerprint, on_abandoned, reply, permit, run_limit, .. } = call;
                 let claim = Claim::granted(owner, on_abandoned, asked_at, permit);
                 let claim = self.claim(key, fingerprint, asked_at, claim);
-                if let Some(limit) = run_limit {
-                    // The lock has just been started.
-                    let _ = ToClaim::send(&claim, What::LimitRun(limit));
-                }
+                let grant = Grant::new(claim, (attempt, token, owner), asked_at, lease, run_limit);
                 // If the caller has gone, the grant gives itself up.
-                reply.send(Ok(Admitted::Granted(Grant::new(claim, (attempt, token, owner), asked_at, lease))));
+                reply.send(Ok(Admitted::Granted(grant)));
             }
             // As another owner: a copy of the message that is still on its way cannot pass for this one.
             NeedsLock::Withdrawn { owner: withdrawn } => self.acquire(call, Owner::random(), Some(Box::new(withdrawn))),
@@ -201,9 +202,10 @@ fn judge(shared: &Shared, asked: &Asked, answer: Result<Acquired, StoreError>) -
         Ok(Acquired::Claimed { attempt, token, took_over }) => Err(NeedsLock::Claimed { attempt, token, took_over }),
         Ok(Acquired::Withdrawn { owner }) => Err(NeedsLock::Withdrawn { owner }),
         Ok(Acquired::Completed { outcome }) => Ok(Final::Replay(outcome)),
+        // A caller that has left while the store was asked does not wait.
         Ok(Acquired::InProgress { lease_left }) => match asked.call.wait_until {
-            Some(_) => Err(NeedsLock::ToFollow { lease_left }),
-            None => Ok(Final::InProgress { lease_left }),
+            Some(_) if !asked.call.reply.is_closed() => Err(NeedsLock::ToFollow { lease_left }),
+            _ => Ok(Final::InProgress { lease_left }),
         },
         Ok(Acquired::Mismatch) => Ok(Final::Mismatch),
         Ok(Acquired::Indeterminate { attempt, owner: abandoned_by }) => match shared.settings.reconciler.clone() {
@@ -251,7 +253,11 @@ fn replay_or_refuse(shared: &Shared, call: Begin, found: Result<Option<RecordVie
             answer_call(shared, call, Final::Replay(outcome));
         }
         Ok(_) => call.refuse(Error::ShuttingDown),
-        Err(error) => answer_store_failure(shared, call, error),
+        // Nothing begins any more, not even without a guard.
+        Err(_) => {
+            shared.events.tell(EventKind::StoreFailed, &call.key);
+            call.refuse(Error::ShuttingDown);
+        }
     }
 }
 

@@ -8,6 +8,7 @@ pub(crate) use ending::{CountInFlight, Drain, End};
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -39,12 +40,24 @@ pub(crate) struct Supervisor {
     /// Who waits for the last key to be settled.
     draining: Vec<oneshot::Sender<()>>,
     in_flight: metrics::Gauge,
+    /// As of the last sweep, for those who ask while this thread is blocked.
+    at_last_sweep: Arc<AtomicUsize>,
     ending: bool,
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        self.asker.neighbours.shared.leave_to_their_lease(self.claims.len());
+    }
 }
 
 impl Supervisor {
     /// Starts one on the current arbiter.
-    pub(crate) fn start(shared: Arc<Shared>, store: Recipient<Persist>) -> Arc<Addr<Self>> {
+    pub(crate) fn start(
+        shared: Arc<Shared>,
+        store: Recipient<Persist>,
+        at_last_sweep: Arc<AtomicUsize>,
+    ) -> Arc<Addr<Self>> {
         let mut address = None;
         Self::create(|ctx| {
             // Admission is counted before a message is sent; this bound must never be the one that is met.
@@ -60,6 +73,7 @@ impl Supervisor {
                 purging: false,
                 draining: Vec::new(),
                 in_flight: metrics::gauge!("oncekey_keys_in_flight"),
+                at_last_sweep,
                 ending: false,
             }
         });
@@ -107,7 +121,9 @@ impl Supervisor {
     /// Wakes the claims whose lease has run for a while.
     fn sweep(&mut self) {
         self.idle.dismiss();
-        self.in_flight.set(self.in_flight() as f64);
+        let in_flight = self.in_flight();
+        self.in_flight.set(in_flight as f64);
+        self.at_last_sweep.store(in_flight, Ordering::Relaxed);
         let shared = &self.asker.neighbours.shared;
         let lost = self.claims.tick(shared.settings.lease / 3);
         if lost > 0 {
@@ -179,6 +195,10 @@ impl Handler<ToSupervisor> for Supervisor {
     fn handle(&mut self, message: ToSupervisor, _: &mut Self::Context) {
         match message {
             ToSupervisor::Resubmit(call) => self.begin(*call),
+            ToSupervisor::LetGo { key, id, resubmit } => {
+                drop(self.asker.routes.lock().retired(key, id));
+                resubmit.into_iter().for_each(|call| self.begin(call));
+            }
             ToSupervisor::Retired { key, id, claim, resubmit, is_reusable } => {
                 if let Some(place) = claim {
                     self.claims.remove(place);

@@ -157,8 +157,8 @@ mod tests {
 
     #[test]
     fn a_log_names_the_keys_that_were_never_freed() {
-        let log = "DEBUG oncekey::freeing: the claim is to be freed: nothing ran on it key=a/key-1-7\n\
-                   DEBUG oncekey::freeing: the claim is to be freed: nothing ran on it key=a/key-1-8\n\
+        let log = "DEBUG oncekey::freeing: the claim is to be freed: nothing happened by it key=a/key-1-7\n\
+                   DEBUG oncekey::freeing: the claim is to be freed: nothing happened by it key=a/key-1-8\n\
                    DEBUG oncekey::freeing: the claim is freed key=a/key-1-7\nDEBUG oncekey::freei";
         let Freeing { begun, never_freed } = parse(log);
         assert_eq!(begun, HashSet::from(["key-1-7".to_owned(), "key-1-8".to_owned()]));
