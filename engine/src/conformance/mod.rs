@@ -28,6 +28,7 @@
 mod any;
 mod claims;
 mod faults;
+mod leaving;
 mod limits;
 mod operations;
 mod records;
@@ -36,6 +37,7 @@ mod waiting;
 
 pub use claims::*;
 pub use faults::*;
+pub use leaving::*;
 pub use limits::*;
 pub use operations::*;
 pub use records::*;
@@ -261,9 +263,12 @@ macro_rules! __for_each_conformance_check {
             e08_past_its_limit_a_waiter_is_told_in_progress
             e08_waiters_are_capped
             e08_a_waiter_takes_its_turn_after_a_failure
+            e08_a_lost_claim_holds_no_callers
             e09_an_error_frees_the_key_or_holds_it
             e09_a_panic_is_settled_as_a_crash_and_answers_waiting_callers
+            e09_a_panic_of_the_value_is_an_error
             e10_a_dropped_caller_does_not_stop_its_operation
+            e10_a_dropped_caller_does_not_stop_an_unguarded_operation
             e10_a_call_that_is_dropped_early_leaves_no_claim
             e11_a_store_that_is_down_runs_nothing
             e11_a_black_hole_meets_its_deadline_and_leaves_no_claim
@@ -280,6 +285,7 @@ macro_rules! __for_each_conformance_check {
             e16_shutdown_lets_what_is_in_flight_finish
             e16_shutdown_leaves_the_rest_at_its_limit
             e16_a_draining_engine_answers_what_it_can
+            e16_after_the_shutdown_nothing_runs_unguarded
             e18_the_outcome_commits_with_the_operation
             e18_a_failed_transaction_leaves_the_claim
             e19_a_key_on_which_nothing_began_ends_free
@@ -292,11 +298,13 @@ macro_rules! __for_each_conformance_check {
             e22_a_confirmation_asks_by_itself
             e22_a_lost_claim_is_not_confirmed
             e23_a_run_limit_ends_the_claim
+            e23_a_run_limit_counts_from_the_begin
             e24_a_replay_equals_the_first_answer
             e24_a_value_that_cannot_be_stored_is_an_error
             e25_a_fencing_token_never_goes_back
             e25_the_operation_has_its_fencing_token
             e28_a_caller_that_leaves_holds_nothing
+            e28_a_caller_that_leaves_while_the_store_is_asked_holds_nothing
         }
     };
 }
