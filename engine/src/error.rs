@@ -64,8 +64,8 @@ pub enum Error {
     /// The actor that had the call in hand is gone: its thread ended.
     #[error("the idempotency engine stopped with the call in hand: retry it")]
     Stopped,
-    /// **The operation ran**, and its outcome could not be stored within the limit for that. The claim is left to its
-    /// lease.
+    /// **The operation ran**, and its outcome could not be stored within the limit for that. The engine keeps trying for as
+    /// long as the process lives.
     #[error("the operation ran, but its outcome could not be stored: {0}")]
     OutcomeNotStored(StoreError),
     /// The transaction's operation may have run, and **it is not known whether it was committed**: the store did not say,
@@ -76,11 +76,11 @@ pub enum Error {
          its outcome ({0})"
     )]
     CommitUnknown(StoreError),
-    /// **The operation ran**, but its claim had been lost meanwhile, to another caller or to an operator. Its outcome
-    /// was not stored.
+    /// **The operation ran**, but its claim had been lost by then: to another caller, to an operator, or to the run limit.
+    /// Its outcome was not stored. What it wrote in a transaction of the store was rolled back.
     #[error("the operation ran, but its claim was lost before its outcome could be stored")]
     ClaimLost,
-    /// **The operation ran**, and panicked. The key was settled as [`OnFailure`](crate::OnFailure) says.
+    /// **The operation ran**, and panicked. The key was settled as [`OnAbandoned`](crate::OnAbandoned) says.
     #[error("the operation panicked")]
     Panicked,
     /// **The operation ran**, and its outcome can't be serialized. The key is indeterminate.
@@ -154,7 +154,7 @@ impl From<FingerprintError> for Error {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RunError<E> {
-    /// The operation ran and failed. The key was settled as [`OnFailure`](crate::OnFailure) says.
+    /// The operation ran and failed. The key was settled as [`OnAbandoned`](crate::OnAbandoned) says.
     #[error("the operation failed: {0}")]
     Operation(E),
     /// The engine's reason.

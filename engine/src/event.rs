@@ -60,7 +60,7 @@ pub enum EventKind {
     Reconciled,
     /// A holder found that its claim was lost.
     Lost,
-    /// An outcome could not be stored, and was given up.
+    /// An outcome could not be stored within the settling limit. The engine keeps trying.
     OutcomeNotStored,
     /// The store failed to answer a call.
     StoreFailed,

@@ -94,9 +94,9 @@ pub struct CallPolicy {
     pub on_failure: OnFailure,
     /// See [`OnStoreFailure`].
     pub on_store_failure: OnStoreFailure,
-    /// How long an operation may run before its claim is settled as abandoned. The engine cannot stop the operation; it
+    /// How long an operation may run, from its begin, before its claim is settled as abandoned. The engine cannot stop it; it
     /// stops renewing the lease, settles the key by [`OnAbandoned`], and tells waiting callers. What the operation reports
-    /// later is [`Error::ClaimLost`](crate::Error::ClaimLost). `None`, the default, is no limit. Transactions have none.
+    /// later is [`Error::ClaimLost`](crate::Error::ClaimLost). `None`, the default, is no limit. A transaction of the store has none.
     pub run_limit: Option<Duration>,
 }
 

@@ -12,8 +12,15 @@ use oncekey_backends::MemoryBackend;
 use parking_lot::Mutex;
 
 /// What an operation writes.
+///
+/// [`COMMIT`](Self::COMMIT) as a row ends the transaction by itself, as a statement of that name does in a database.
 #[derive(Debug, Clone, Default)]
 pub struct Rows(pub Vec<String>);
+
+impl Rows {
+    /// The rows before this one are committed; the record is not completed with them.
+    pub const COMMIT: &str = "COMMIT";
+}
 
 /// A memory store whose records and rows commit together.
 #[derive(Clone)]
@@ -73,6 +80,11 @@ impl Backend for RowsBackend {
                 return Ok(CompletedInTransaction::WrongConnection { wanted });
             }
         };
+        if let Some(end) = written.0.iter().position(|row| row == Rows::COMMIT) {
+            written.0.truncate(end);
+            *self.rows.lock() = written;
+            return Err(StoreError::TransactionEnded);
+        }
         let complete = Complete { key, owner, outcome: outcome.clone(), retention };
         match self.records.complete(complete).await? {
             Completed::Stored => {

@@ -76,7 +76,8 @@ impl Claim {
         &self.key
     }
 
-    /// How often the operation has been claimed: above 1 if an earlier holder's lease lapsed.
+    /// How often the key has been claimed since it was last free: above 1 if an earlier holder's lease lapsed, so that an
+    /// earlier attempt may have had its effect. A release starts again at 1, also the release of an attempt above 1.
     pub fn attempt(&self) -> Attempt {
         self.attempt
     }

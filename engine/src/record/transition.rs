@@ -171,7 +171,8 @@ pub fn release(found: Option<&Record>, now: StoreTime, message: &Release) -> Ste
 /// Takes a claim back of which the sender does not know whether the store has it, and on which nothing has begun.
 ///
 /// Afterwards the claim is gone, and it cannot arrive any more: a [`Barrier`] keeps it out for
-/// [`WITHDRAWAL_KEPT`](super::WITHDRAWAL_KEPT), whoever /// holds the key meanwhile. A takeover of a lapsed claim is kept out in the same way.
+/// [`WITHDRAWAL_KEPT`](super::WITHDRAWAL_KEPT), whoever holds the key in
+/// that time. A takeover of a lapsed claim is kept out in the same way.
 pub fn withdraw(found: Option<&Record>, now: StoreTime, message: &Withdraw) -> Step<Withdrawn> {
     let standing = found.and_then(|record| record.barrier_at(now));
     let barrier = Barrier::of_withdrawal(standing, message.owner, now);

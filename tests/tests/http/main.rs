@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
 
 mod configured;
+mod ended;
 mod everywhere;
 mod handlers;
 mod matrix;
