@@ -133,10 +133,11 @@ impl Failure {
         }
     }
 
-    /// What is in the way of a connection.
+    /// What is in the way of a connection. Whatever it is, no step was sent.
     pub(super) fn of_connecting(error: RedisError) -> Self {
-        match ServerError::try_from(error) {
-            Ok(error) => Self::of_server(&error),
+        match ServerError::try_from(error).map(|error| Self::of_server(&error)) {
+            Ok(Self::Broken(text)) => Self::Refused(StoreError::unavailable(text)),
+            Ok(failure) => failure,
             Err(error) => Self::Refused(StoreError::unavailable(error)),
         }
     }
@@ -221,6 +222,9 @@ mod tests {
             let failure = Failure::of_sent_into_cluster(RedisError::from(server_error(line)));
             assert!(matches!(failure, Failure::Broken(_)), "{line}: {failure:?}");
         }
+        // Before there is a connection nothing was sent, whatever the error.
+        let connecting = Failure::of_connecting(RedisError::from(server_error("WRONGPASS invalid password")));
+        assert!(!StoreError::from(connecting).is_unknown());
         let driver = RedisError::from((ErrorKind::Client, "no slot"));
         assert!(matches!(Failure::of_sent_into_cluster(driver), Failure::Broken(_)));
     }
