@@ -140,8 +140,9 @@ async fn e25_a_server_that_does_not_tell_its_time_is_refused() {
 /// A value as version 2 writes it, with a token of choice.
 fn with_token(key: &Key, owner: Owner, token: u64, state: u8) -> Vec<u8> {
     let name = key.as_stored().as_bytes();
+    let fingerprint = Fingerprint::of(b"asked");
     let parts: [&[u8]; 5] =
-        [&[2], owner.as_bytes(), Fingerprint::of(b"asked").as_bytes(), &1_u64.to_be_bytes(), &token.to_be_bytes()];
+        [&[2], owner.as_bytes(), fingerprint.as_bytes(), &1_u64.to_be_bytes(), &token.to_be_bytes()];
     let claim = parts.concat();
     let (claimed, stated) = (crc32(&[name, &[0], &claim]), crc32(&[name, &[0, state], owner.as_bytes()]));
     [&claim[..], &claimed, &[state], &stated].concat()
