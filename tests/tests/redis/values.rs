@@ -180,7 +180,7 @@ async fn e14_pages_of_a_cluster_pass_tombstones_by() {
 }
 
 /// The end of every checksum in a value.
-pub fn crc32(parts: &[&[u8]]) -> [u8; 4] {
+pub(super) fn crc32(parts: &[&[u8]]) -> [u8; 4] {
     let mut crc = u32::MAX;
     for byte in parts.concat() {
         crc ^= u32::from(byte);

@@ -23,23 +23,23 @@ const LATE_TAKEOVER: &str = "86461234\r\n$";
 const LIMIT: Duration = Duration::from_millis(300);
 
 /// A server behind a proxy.
-pub struct Place {
-    pub server: Redis,
+pub(super) struct Place {
+    pub(super) server: Redis,
     proxy: Proxy,
     /// Names the proxy to the clients.
     _sentinel: Option<LoneSentinel>,
-    pub url: String,
+    pub(super) url: String,
 }
 
 impl Place {
-    pub fn single() -> Self {
+    pub(super) fn single() -> Self {
         let server = Redis::start();
         let proxy = Proxy::before(server.port());
         let url = format!("redis://127.0.0.1:{}/0", proxy.port());
         Self { server, proxy, _sentinel: None, url }
     }
 
-    pub fn sentinel() -> Self {
+    pub(super) fn sentinel() -> Self {
         let server = Redis::start();
         let proxy = Proxy::before(server.port());
         let sentinel = LoneSentinel::before(proxy.port());
@@ -47,7 +47,7 @@ impl Place {
         Self { server, proxy, _sentinel: Some(sentinel), url }
     }
 
-    pub fn cluster() -> Self {
+    pub(super) fn cluster() -> Self {
         let mut proxy = None;
         let server = RedisCluster::node_behind(|port| proxy.insert(Proxy::before(port)).port());
         let proxy = proxy.unwrap();
@@ -60,7 +60,7 @@ impl Place {
     }
 
     /// How often the server was sent a command.
-    pub fn calls(&self, command: &str) -> usize {
+    pub(super) fn calls(&self, command: &str) -> usize {
         let stats = self.server.cli(&["info", "commandstats"]);
         let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
         line.and_then(|line| line.split(',').next()).map_or(0, |calls| calls.parse().unwrap())
