@@ -1,7 +1,7 @@
 //! Honesty at start, and the ways to a server.
 
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use oncekey::backend::{Acquired, Backend as _, Lookup};
 use oncekey::{Engine, Key, OnAbandoned, Outcome};
@@ -26,7 +26,20 @@ async fn a_server_that_evicts_is_refused_by_name() {
 #[actix_rt::test]
 async fn e27_one_evicting_node_of_a_cluster_is_enough_to_be_refused() {
     let cluster = RedisCluster::start();
-    RedisBackend::open(&cluster.url()).await.unwrap();
+    // A node names a replica to clients once that has heard of a write.
+    let backend = RedisBackend::open(&cluster.url()).await.unwrap();
+    for number in 0..100 {
+        backend.acquire(acquire(&format!("{number}"), OnAbandoned::Rerun)).await.unwrap();
+    }
+    let names_all = |node: &Redis| {
+        let slots = node.cli(&["cluster", "slots"]);
+        cluster.nodes.iter().all(|other| slots.lines().any(|line| line == other.port().to_string()))
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while !cluster.nodes.iter().all(names_all) {
+        assert!(Instant::now() < deadline, "the nodes don't name each other");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     let replicas: Vec<bool> = (0..6).map(|node| cluster.is_replica(node)).collect();
     assert_eq!(replicas.iter().filter(|is_replica| **is_replica).count(), 3);
     let closed = |node: usize, config: &str| cluster.nodes[node].cli(&["acl", "setuser", "default", config]);
