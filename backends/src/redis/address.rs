@@ -155,7 +155,8 @@ impl Address {
         let tcp = TcpSettings::default().set_nodelay(true).set_user_timeout(response);
         let mut builder = ClusterClient::builder(self.nodes.clone())
             .retries(0)
-            .connection_timeout(connect)
+            // One silent node is not to take the time of all the others.
+            .connection_timeout(connect / 4)
             .response_timeout(2 * response)
             .tcp_settings(tcp);
         if self.certificates.is_some() {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use oncekey::backend::{
@@ -105,7 +105,7 @@ impl RedisBackend {
         let prefix = options.prefix.unwrap_or_else(|| "oncekey:".to_owned());
         let channel = format!("{prefix}changed:{}", address.database());
         let names = Arc::new(Names { prefix, channel });
-        let link = Link::new(address, options.limits);
+        let link = Link::new(address, options.limits, options.accepts);
         check(&link, options.accepts).await?;
         Ok(Self { link: Arc::new(link), names, watchers: Arc::default() })
     }
@@ -198,10 +198,11 @@ impl Backend for RedisBackend {
     }
 
     async fn execute(&self, batch: Vec<Request>) {
+        let until = Instant::now() + self.link.limits().response;
         let mut steps = Vec::with_capacity(batch.len());
         let mut others = Vec::new();
         for request in batch {
-            match Step::begin(&self.names, request) {
+            match Step::begin(&self.names, request, until) {
                 Ok(step) => steps.push(step),
                 // These take long, and the batch is not to wait for them.
                 Err(Request::List(message, reply)) => {

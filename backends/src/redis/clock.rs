@@ -10,9 +10,11 @@
 //! time by its whole life. A life that is shorter than a reading takes to arrive (an outcome kept for a few milliseconds)
 //! is the one exception.
 //!
-//! A server that takes another's place has a clock of its own; the times to live of its keys are measured by that clock,
-//! and so are the tokens, since the new connection begins with a new reading. In a cluster the primaries' clocks differ,
-//! and a slot may move: the highest of them counts, and what is known never goes back.
+//! A server that takes another's place has a clock of its own, which may be behind. Redis keeps the point in time at which
+//! a key expires, so the clock that a key is measured by is the new server's. Behind sentinels, and in a cluster, where the
+//! primaries' clocks differ and a slot may move, the highest clock that was ever read gives the tokens. How long a key has
+//! to live until the clock has passed its token is counted from the last reading instead, because other clients may know
+//! no higher clock than that.
 
 use std::time::{Duration, Instant};
 
@@ -25,7 +27,23 @@ const STALE: Duration = Duration::from_secs(10);
 /// The server's clock as one arbiter knows it.
 #[derive(Debug, Default)]
 pub(super) struct Clock {
-    reading: Mutex<Option<Reading>>,
+    readings: Mutex<Readings>,
+}
+
+#[derive(Debug, Default)]
+struct Readings {
+    last: Option<Reading>,
+    /// The last one, or what an earlier one would be by now if that is later.
+    highest: Option<Reading>,
+}
+
+/// Points in time since 1970, each at most what the clock shows; zero before the first reading.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Now {
+    /// In microseconds, by the highest clock: what a fencing token is made of.
+    pub(super) micros: u64,
+    /// In milliseconds, by the last reading.
+    pub(super) last_millis: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -42,21 +60,25 @@ impl Reading {
 }
 
 impl Clock {
-    /// Microseconds since 1970 by the server's clock, or a little less; zero before the first reading.
-    pub(super) fn micros(&self) -> u64 {
-        let now = self.reading.lock().map_or(Duration::ZERO, Reading::now);
-        u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
+    /// The time by the server's clock, or a little less.
+    pub(super) fn now(&self) -> Now {
+        let readings = self.readings.lock();
+        let now = |reading: Option<Reading>| reading.map_or(Duration::ZERO, Reading::now);
+        Now {
+            micros: u64::try_from(now(readings.highest).as_micros()).unwrap_or(u64::MAX),
+            last_millis: u64::try_from(now(readings.last).as_millis()).unwrap_or(u64::MAX),
+        }
     }
 
     pub(super) fn is_read(&self) -> bool {
-        self.reading.lock().is_some()
+        self.readings.lock().last.is_some()
     }
 
     /// Whether a new reading is due; from now on it counts as under way.
     pub(super) fn take_due(&self) -> bool {
-        let mut reading = self.reading.lock();
-        let is_due = reading.is_none_or(|reading| reading.at.elapsed() >= STALE);
-        if is_due && let Some(reading) = reading.as_mut() {
+        let mut readings = self.readings.lock();
+        let is_due = readings.last.is_none_or(|reading| reading.at.elapsed() >= STALE);
+        if is_due && let Some(reading) = readings.last.as_mut() {
             *reading = Reading { time: reading.now(), at: Instant::now() };
         }
         is_due
@@ -64,14 +86,16 @@ impl Clock {
 
     /// The clock of the one server that is spoken to.
     pub(super) fn set(&self, time: Duration) {
-        *self.reading.lock() = Some(Reading { time, at: Instant::now() });
+        let reading = Some(Reading { time, at: Instant::now() });
+        *self.readings.lock() = Readings { last: reading, highest: reading };
     }
 
     /// The clock of one of several servers.
     pub(super) fn raise(&self, time: Duration) {
-        let mut reading = self.reading.lock();
-        let known = reading.map_or(Duration::ZERO, Reading::now);
-        *reading = Some(Reading { time: time.max(known), at: Instant::now() });
+        let mut readings = self.readings.lock();
+        let known = readings.highest.map_or(Duration::ZERO, Reading::now);
+        let at = Instant::now();
+        *readings = Readings { last: Some(Reading { time, at }), highest: Some(Reading { time: time.max(known), at }) };
     }
 }
 
@@ -90,19 +114,24 @@ mod tests {
     #[test]
     fn e25_the_clock_goes_on_from_its_reading() {
         let clock = Clock::default();
-        assert_eq!(clock.micros(), 0);
+        assert_eq!(clock.now(), Now::default());
         assert!(!clock.is_read() && clock.take_due());
         clock.set(DAY);
-        let first = clock.micros();
-        assert!(first >= 86_400_000_000 && clock.is_read() && !clock.take_due());
-        while clock.micros() == first {
+        let first = clock.now();
+        assert!(first.micros >= 86_400_000_000 && clock.is_read() && !clock.take_due());
+        assert!(first.last_millis == 86_400_000, "{first:?}");
+        while clock.now().micros == first.micros {
             std::hint::spin_loop();
         }
-        // One server's clock may be set back, and its keys' times with it. Of several the highest counts.
+        // Of several servers the highest clock numbers the claims, and the last reading measures lives.
         clock.raise(DAY / 2);
-        assert!(clock.micros() > first);
+        assert!(clock.now().micros > first.micros);
+        assert!(clock.now().last_millis < first.last_millis);
+        clock.raise(2 * DAY);
+        assert!(clock.now().last_millis >= 2 * first.last_millis);
+        // One server's clock may be set back. What it has a token of stays until the clock has passed that token.
         clock.set(DAY / 2);
-        assert!(clock.micros() < first);
+        assert!(clock.now().micros < first.micros);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One command to a cluster: to the node of its key, wherever that is by now.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use oncekey::backend::StepState;
@@ -15,7 +16,8 @@ use super::error::Failure;
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Sends it until a node takes it. The driver's own retries are off; these report to the step's state what became of each
-/// try. A command whose connection broke is not sent again here: its [`Step`](super::step::Step) knows whether it may be.
+/// try. A command that a node may have taken is not sent again here: its [`Step`](super::step::Step) knows whether and how
+/// it may be.
 pub(super) async fn send(
     connection: &mut ClusterConnection,
     command: &Cmd,
@@ -23,31 +25,39 @@ pub(super) async fn send(
 ) -> Result<Value, Failure> {
     state.sent();
     let mut answer = connection.req_packed_command(command).await;
+    let mut moves = 0_u32;
     loop {
         let error = match answer {
-            Ok(Value::ServerError(error)) => RedisError::from(error),
+            Ok(Value::ServerError(error)) => return Err(Failure::of_server(&error)),
             Ok(value) => return Ok(value),
             Err(error) => error,
         };
         match error.kind() {
-            // The driver has learnt where the slot is.
-            ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask) => {}
+            ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask) => {
+                // The driver has learnt where the slot is. If that was wrong, the nodes don't agree yet.
+                if moves > 0 {
+                    sleep(PAUSE).await;
+                }
+                moves += 1;
+            }
+            ErrorKind::Server(ServerErrorKind::TryAgain | ServerErrorKind::ReadOnly) => sleep(PAUSE).await,
+            // The driver gives these of its own as well, to commands that are under way while it fails to look the
+            // slots up.
             ErrorKind::Server(
-                ServerErrorKind::TryAgain
-                | ServerErrorKind::ClusterDown
-                | ServerErrorKind::MasterDown
-                | ServerErrorKind::BusyLoading
-                | ServerErrorKind::ReadOnly,
+                ServerErrorKind::ClusterDown | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading,
             )
-            | ErrorKind::ClusterConnectionNotFound => sleep(PAUSE).await,
+            | ErrorKind::ClusterConnectionNotFound => {
+                sleep(PAUSE).await;
+                return Err(Failure::Adrift(error.to_string()));
+            }
             ErrorKind::Io if !error.is_timeout() => {
                 // The driver connects again meanwhile.
                 sleep(PAUSE).await;
-                return Err(Failure::of_sent(error));
+                return Err(Failure::of_sent_into_cluster(error));
             }
-            _ => return Err(Failure::of_sent(error)),
+            _ => return Err(Failure::of_sent_into_cluster(error)),
         }
-        // A node's refusal, or no node at all.
+        // A node's refusal.
         state.refused();
         state.sent();
         answer = match error.kind() {
@@ -65,8 +75,41 @@ async fn ask(connection: &mut ClusterConnection, error: &RedisError, command: &C
     let route = SingleNodeRoutingInfo::ByAddress { host: host.to_owned(), port: port.parse().unwrap_or(0) };
     let mut asking = Pipeline::with_capacity(2);
     asking.add_command(redis::cmd("ASKING")).add_command(command.clone());
-    let answers = connection.route_pipeline(asking, 1, 1, route).await?;
-    Ok(answers.into_iter().next_back().unwrap_or(Value::Nil))
+    only(connection.route_pipeline(asking, 1, 1, route).await?)
+}
+
+/// The one answer that there must be. None at all is not "no such key", by which a claim would be won.
+fn only(answers: Vec<Value>) -> RedisResult<Value> {
+    let [answer] = <[Value; 1]>::try_from(answers)
+        .map_err(|_| RedisError::from((ErrorKind::UnexpectedReturnType, "not one answer to one command")))?;
+    Ok(answer)
+}
+
+/// The addresses of all nodes that have slots, replicas among them, as [`ask_node`] takes them.
+pub(super) async fn nodes(connection: &mut ClusterConnection) -> RedisResult<Vec<String>> {
+    let slots = ask_any(connection, redis::cmd("CLUSTER").arg("SLOTS").take()).await?.extract_error()?;
+    Ok(addresses(&slots))
+}
+
+/// The nodes that `CLUSTER SLOTS` names, each once. Each range of slots is its ends and then its nodes; a node begins with
+/// its host and port.
+fn addresses(slots: &Value) -> Vec<String> {
+    let Value::Array(ranges) = slots else { return Vec::new() };
+    let nodes = ranges.iter().filter_map(|range| match range {
+        Value::Array(parts) => parts.get(2..),
+        _ => None,
+    });
+    let address = |node: &Value| match node {
+        Value::Array(parts) => match (parts.first(), parts.get(1)) {
+            (Some(Value::BulkString(host)), Some(Value::Int(port))) if !host.is_empty() => {
+                Some(format!("{}:{port}", String::from_utf8_lossy(host)))
+            }
+            _ => None,
+        },
+        _ => None,
+    };
+    let found: BTreeSet<String> = nodes.flatten().filter_map(address).collect();
+    found.into_iter().collect()
 }
 
 /// Asks every primary, and gives each one's answer by its address.
@@ -89,4 +132,31 @@ pub(super) async fn ask_node(connection: &mut ClusterConnection, node: &str, com
 /// Asks any node.
 pub(super) async fn ask_any(connection: &mut ClusterConnection, command: Cmd) -> RedisResult<Value> {
     connection.route_command(command, RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nothing in an answer's place is an error that leaves open what happened, not a claim that was won.
+    #[test]
+    fn e19_an_empty_answer_is_unknown() {
+        let error = only(Vec::new()).unwrap_err();
+        assert!(matches!(Failure::of_sent_into_cluster(error), Failure::Broken(_)));
+        assert!(only(vec![Value::Nil, Value::Nil]).is_err());
+        assert_eq!(only(vec![Value::Int(1)]), Ok(Value::Int(1)));
+    }
+
+    #[test]
+    fn e27_all_nodes_of_all_slots_are_named_once() {
+        let text = |text: &str| Value::BulkString(text.into());
+        let node = |host: &str, port| Value::Array(vec![text(host), Value::Int(port), text("id")]);
+        let range = |nodes: &[Value]| Value::Array([&[Value::Int(0), Value::Int(1)], nodes].concat());
+        let slots = Value::Array(vec![
+            range(&[node("a", 1), node("b", 2)]),
+            range(&[node("c", 3), node("a", 1)]),
+            range(&[node("", 4)]),
+        ]);
+        assert_eq!(addresses(&slots), ["a:1", "b:2", "c:3"]);
+    }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use oncekey::backend::{StepState, StoreError};
 use parking_lot::Mutex;
 use redis::aio::{MultiplexedConnection, PubSub};
@@ -14,9 +15,11 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use super::address::{Address, Topology, without_timeouts};
-use super::clock::{Clock, read_time};
+use super::clock::{Clock, Now, read_time};
 use super::cluster;
 use super::error::Failure;
+use super::options::Accepts;
+use super::settings::{setting, vet};
 
 /// The longest pause between two tries to connect.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -51,6 +54,7 @@ enum Maker {
 pub(super) struct Link {
     address: Address,
     limits: Limits,
+    accepts: Accepts,
     current: Mutex<Current>,
     clock: Arc<Clock>,
     /// Held while a connection is made: one tries, and the others wait for what comes of it.
@@ -68,15 +72,19 @@ struct Current {
 }
 
 impl Link {
-    pub(super) fn new(address: Address, limits: Limits) -> Self {
+    pub(super) fn new(address: Address, limits: Limits, accepts: Accepts) -> Self {
         let current = Current { connection: None, number: 0, heard: Instant::now(), failures: 0, last_failure: None };
         let (current, connecting) = (Mutex::new(current), tokio::sync::Mutex::new(None));
-        Self { address, limits, current, clock: Arc::default(), connecting }
+        Self { address, limits, accepts, current, clock: Arc::default(), connecting }
     }
 
     /// Another link of the same kind, for another arbiter.
     pub(super) fn another(&self) -> Self {
-        Self::new(self.address.clone(), self.limits)
+        Self::new(self.address.clone(), self.limits, self.accepts)
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        self.limits
     }
 
     pub(super) fn address(&self) -> &Address {
@@ -111,7 +119,7 @@ impl Link {
             sleep(pause).await;
         }
         let made = match timeout(self.limits.connect, self.make(&mut maker)).await {
-            Ok(made) => made.map_err(Failure::of_connecting),
+            Ok(made) => made,
             Err(_) => Err(Failure::Refused(StoreError::unavailable(format!(
                 "no connection within {:?}",
                 self.limits.connect
@@ -137,32 +145,57 @@ impl Link {
         }
     }
 
-    async fn make(&self, maker: &mut Option<Maker>) -> RedisResult<Connection> {
+    async fn make(&self, maker: &mut Option<Maker>) -> Result<Connection, Failure> {
+        let mut connection = self.reach(maker).await.map_err(Failure::of_connecting)?;
+        match &mut connection {
+            Connection::Single(connection) => self.greet(connection).await?,
+            Connection::Cluster(connection) => self.read_clocks(connection).await.map_err(Failure::of_connecting)?,
+        }
+        Ok(connection)
+    }
+
+    async fn reach(&self, maker: &mut Option<Maker>) -> RedisResult<Connection> {
         let maker = match maker {
             Some(maker) => maker,
             None => maker.insert(self.maker()?),
         };
-        let mut connection = match maker {
+        Ok(match maker {
             Maker::Single(client) => Connection::Single(open(client).await?),
             Maker::Sentinel(sentinels) => Connection::Single(open(&sentinels.async_get_client().await?).await?),
             Maker::Cluster(client) => Connection::Cluster(client.get_async_connection().await?),
+        })
+    }
+
+    /// Asks a server for its clock, without which no claim may leave, and for its policy: it may be another server than the
+    /// one that was looked at when the store was opened.
+    async fn greet(&self, connection: &mut MultiplexedConnection) -> Result<(), Failure> {
+        let mut questions = Pipeline::with_capacity(2);
+        questions.add_command(redis::cmd("TIME")).add_command(setting("maxmemory-policy"));
+        let answers = connection.send_packed_commands(&questions, 0, 2).await.map_err(Failure::of_connecting)?;
+        let Ok([time, policy]) = <[Value; 2]>::try_from(answers) else {
+            return Err(Failure::Refused(StoreError::unavailable("Redis gave the wrong count of answers")));
         };
-        // No claim leaves before the server's clock is known.
-        match &mut connection {
-            Connection::Single(connection) => {
-                self.clock.set(read_time(connection.send_packed_command(&redis::cmd("TIME")).await?)?);
-            }
-            Connection::Cluster(connection) => {
-                // One silent node is not to keep the others from being used.
-                let highest = timeout(self.limits.connect / 4, highest_time(connection)).await;
-                match highest {
-                    Ok(Ok(time)) => self.clock.raise(time),
-                    _ if self.clock.is_read() => {}
-                    _ => self.clock.raise(read_time(cluster::ask_any(connection, redis::cmd("TIME")).await?)?),
-                }
-            }
+        self.read_clock(read_time(time).map_err(Failure::of_connecting)?);
+        vet(&self.address.name(), policy, self.accepts).map(drop).map_err(Failure::Unfit)
+    }
+
+    /// A new master's clock may be behind that of the old one, and tokens must not go back.
+    fn read_clock(&self, time: Duration) {
+        match self.address.topology {
+            Topology::Single => self.clock.set(time),
+            Topology::Sentinel { .. } | Topology::Cluster => self.clock.raise(time),
         }
-        Ok(connection)
+    }
+
+    async fn read_clocks(&self, connection: &mut ClusterConnection) -> RedisResult<()> {
+        // One silent node is not to keep the others from being used.
+        let highest = timeout(self.limits.connect / 4, highest_time(connection)).await;
+        match highest {
+            Ok(Ok(time)) => self.clock.raise(time),
+            _ if self.clock.is_read() => {}
+            _ => self.clock.raise(read_time(cluster::ask_any(connection, redis::cmd("TIME")).await?)?),
+        }
+        Ok(())
     }
 
     fn maker(&self) -> RedisResult<Maker> {
@@ -186,18 +219,18 @@ impl Link {
     /// Sends commands in one go and gives each its answer; an error of the server is one command's own.
     ///
     /// The commands are asked for when there is a connection to send them on, and are then as good as sent: without one,
-    /// none of them has left. They are given the server's time, in microseconds.
+    /// none of them has left. They are given the server's time.
     ///
     /// Of a call that is dropped nothing is known. If its connection said nothing all the while, it is dropped as well.
     pub(super) async fn pipeline(
         &self,
-        commands: impl FnOnce(u64) -> Vec<Cmd>,
+        commands: impl FnOnce(Now) -> Vec<Cmd>,
     ) -> Result<Vec<Result<Value, Failure>>, Failure> {
         let (number, connection) = self.connection().await?;
         let Connection::Single(mut connection) = connection else {
             return Err(Failure::Refused(StoreError::unavailable("a cluster takes no pipeline over its slots")));
         };
-        let mut commands = commands(self.clock.micros());
+        let mut commands = commands(self.clock.now());
         let reads_clock = self.clock.take_due();
         if reads_clock {
             commands.push(redis::cmd("TIME"));
@@ -219,10 +252,10 @@ impl Link {
             return Err(Failure::Broken(format!("{} answers to {count} commands", values.len())));
         }
         if reads_clock && let Some(Ok(time)) = values.pop().map(read_time) {
-            self.clock.set(time);
+            self.read_clock(time);
         }
         let answers: Vec<_> = values.into_iter().map(sorted).collect();
-        if answers.iter().any(|answer| answer.as_ref().is_err_and(Failure::is_read_only)) {
+        if answers.iter().any(|answer| answer.as_ref().is_err_and(Failure::is_demoted)) {
             self.retire(number, DEMOTED);
         }
         Ok(answers)
@@ -232,10 +265,10 @@ impl Link {
     /// [`pipeline`](Self::pipeline) are.
     pub(super) async fn command<'a>(
         &self,
-        command: impl FnOnce(u64) -> (Cmd, &'a mut StepState),
+        command: impl FnOnce(Now) -> (Cmd, &'a mut StepState),
     ) -> Result<Value, Failure> {
         let (number, connection) = self.connection().await?;
-        let (command, state) = command(self.clock.micros());
+        let (command, state) = command(self.clock.now());
         match connection {
             Connection::Single(mut connection) => {
                 state.sent();
@@ -253,8 +286,44 @@ impl Link {
 
     /// Sends one command of which it does not matter whether it was executed.
     pub(super) async fn read(&self, command: Cmd) -> Result<Value, Failure> {
-        let mut state = StepState::default();
-        self.command(|_| (command, &mut state)).await
+        let until = Instant::now() + self.limits.response;
+        loop {
+            let mut state = StepState::default();
+            match self.command(|_| (command.clone(), &mut state)).await {
+                Err(Failure::Adrift(_)) if Instant::now() < until => {}
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Asks every server, replicas of a cluster among them, and gives each one's answer by its name, or why it gave none.
+    /// One that is silent keeps nobody from the others.
+    pub(super) async fn each_node(&self, command: Cmd) -> Result<Vec<(String, Result<Value, String>)>, Failure> {
+        let (number, connection) = self.connection().await?;
+        let (connection, nodes) = match connection {
+            Connection::Single(_) => (None, Vec::new()),
+            Connection::Cluster(mut connection) => {
+                let nodes = self.answered(number, async { cluster::nodes(&mut connection).await }).await?;
+                (Some(connection), nodes)
+            }
+        };
+        // Some clusters don't name their hosts, and leave it to the driver to know them.
+        let Some(connection) = connection.filter(|_| !nodes.is_empty()) else {
+            let answers = self.everywhere(command).await?;
+            return Ok(answers.into_iter().map(|(server, answer)| (server, Ok(answer))).collect());
+        };
+        let limit = self.limits.response / 2;
+        let answers = nodes.into_iter().map(|node| {
+            let (mut connection, command) = (connection.clone(), command.clone());
+            async move {
+                let answer = match timeout(limit, cluster::ask_node(&mut connection, &node, command)).await {
+                    Ok(answer) => answer.or_else(told).map_err(|error| error.to_string()),
+                    Err(_) => Err(format!("no answer within {limit:?}")),
+                };
+                (node, answer)
+            }
+        });
+        Ok(join_all(answers).await)
     }
 
     /// Asks every server that holds records, and gives each one's answer by its name; a refusal is an answer.
@@ -299,8 +368,8 @@ impl Link {
                 let failure = Failure::of_sent(error);
                 match &failure {
                     Failure::Broken(why) | Failure::Silent(why) => self.retire(number, why),
-                    failure if failure.is_read_only() => self.retire(number, DEMOTED),
-                    Failure::NoScript | Failure::Refused(_) => {}
+                    failure if failure.is_demoted() => self.retire(number, DEMOTED),
+                    Failure::NoScript | Failure::Adrift(_) | Failure::Refused(_) | Failure::Unfit(_) => {}
                 }
                 Err(failure)
             }
@@ -312,33 +381,39 @@ impl Link {
         }
     }
 
-    /// A connection that hears messages.
+    /// A connection that hears messages. Each server gets the time that one connection may take, so that a silent one does
+    /// not use up that of the others.
     pub(super) async fn listen(&self, channel: &str) -> RedisResult<PubSub> {
-        let listening = async {
-            let mut refused = None;
-            let clients: Vec<Client> = match &self.address.topology {
-                Topology::Sentinel { master, sentinel_user, sentinel_password } => {
-                    let (user, password) = (sentinel_user.as_ref(), sentinel_password.as_ref());
-                    vec![self.address.sentinels(master, user, password)?.async_get_client().await?]
-                }
-                _ => self.address.nodes.iter().map(|node| self.address.client(node)).collect::<RedisResult<_>>()?,
+        let mut refused = None;
+        for client in timely(self.limits.connect, self.listened_to()).await? {
+            let listening = async {
+                let mut heard = client.get_async_pubsub().await?;
+                heard.subscribe(channel).await?;
+                Ok(heard)
             };
-            for client in clients {
-                match client.get_async_pubsub().await {
-                    Ok(mut heard) => {
-                        heard.subscribe(channel).await?;
-                        return Ok(heard);
-                    }
-                    Err(error) => refused = Some(error),
-                }
+            match timely(self.limits.connect, listening).await {
+                Ok(heard) => return Ok(heard),
+                Err(error) => refused = Some(error),
             }
-            Err(refused.unwrap_or_else(|| std::io::Error::other("no address").into()))
-        };
-        let limit = self.limits.connect + self.limits.response;
-        timeout(limit, listening)
-            .await
-            .unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
+        }
+        Err(refused.unwrap_or_else(|| std::io::Error::other("no address").into()))
     }
+
+    /// The servers of which any one passes all announcements on.
+    async fn listened_to(&self) -> RedisResult<Vec<Client>> {
+        match &self.address.topology {
+            Topology::Sentinel { master, sentinel_user, sentinel_password } => {
+                let (user, password) = (sentinel_user.as_ref(), sentinel_password.as_ref());
+                Ok(vec![self.address.sentinels(master, user, password)?.async_get_client().await?])
+            }
+            _ => self.address.nodes.iter().map(|node| self.address.client(node)).collect(),
+        }
+    }
+}
+
+/// Gives up what takes longer than it may.
+async fn timely<T>(limit: Duration, work: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
+    timeout(limit, work).await.unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
 }
 
 /// A call that waits. If it is dropped while nothing was heard for long, its connection goes with it.
@@ -392,4 +467,34 @@ fn sorted(value: Value) -> Result<Value, Failure> {
 fn pause_after(failures: u32) -> Duration {
     let pause = Duration::from_millis(25 << failures.min(6)).min(LONGEST_PAUSE);
     pause.mul_f64(rand::random_range(0.5..1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(url: &str) -> Link {
+        let limits = Limits { connect: Duration::from_secs(1), response: Duration::from_secs(1) };
+        Link::new(Address::parse(url).unwrap(), limits, Accepts::default())
+    }
+
+    /// A master that takes another's place may have a clock that is behind.
+    #[test]
+    fn e25_a_new_masters_clock_does_not_set_the_tokens_back() {
+        const DAY: Duration = Duration::from_secs(86_400);
+        for (url, goes_back) in [
+            ("redis://localhost/0", true),
+            ("redis+sentinel://localhost:1/main", false),
+            ("redis+cluster://localhost:1", false),
+        ] {
+            let link = link(url);
+            link.read_clock(2 * DAY);
+            let first = link.clock.now();
+            link.read_clock(DAY);
+            let second = link.clock.now();
+            assert_eq!(second.micros < first.micros, goes_back, "{url}");
+            // What has to outlive its token is measured by the clock that there is now.
+            assert!(second.last_millis < first.last_millis, "{url}");
+        }
+    }
 }

@@ -16,6 +16,8 @@ use super::value::{LETTER_LEN, letter};
 
 /// How many keys the server looks at in one step: others wait for about a millisecond.
 const AT_ONCE: usize = 1_000;
+/// How many more keys than a page needs one walk looks for.
+const SPARE: usize = 100;
 
 /// A walk through the store's keys, on every server that has some. A key may be shown twice.
 struct Walk<'a> {
@@ -59,41 +61,79 @@ async fn ask_each(link: &Link, commands: Vec<Cmd>) -> Result<Vec<Result<Value, F
     link.pipeline(|_| commands).await
 }
 
-/// A page of records. The whole store is looked through for it, and of its keys no more than a page is kept.
+/// A page of records. The whole store is looked through for it, and of its keys little more than a page is kept.
 pub(super) async fn list(link: &Link, names: &Names, message: List) -> Result<Vec<RecordView>, StoreError> {
     let mut found = Vec::new();
     let mut after = message.after;
-    // What expires between the look at the keys and the look at the records leaves a page short: another is read.
     while found.len() < message.limit {
-        let page = keys_after(link, names, after.as_ref(), message.limit - found.len()).await?;
-        let Some(last) = page.last() else { break };
-        after = Some(last.clone());
-        let reads = page.iter().map(|key| script::READ.call(&names.of(key), true)).collect();
-        for (key, answer) in page.iter().zip(ask_each(link, reads).await.map_err(Failure::of_read)?) {
-            found.extend(read_record(key, answer.map_err(Failure::of_read)?)?);
+        // Some of them expire before they are read: with some to spare, that takes no other walk through the store.
+        let wanted = (message.limit - found.len()).saturating_add(SPARE);
+        let keys = keys_after(link, names, after.as_ref(), wanted).await?;
+        let is_last = keys.len() < wanted;
+        for keys in keys.chunks(AT_ONCE) {
+            let reads = keys.iter().map(|key| script::READ.call(&names.of(key), true)).collect();
+            for (key, answer) in keys.iter().zip(ask_each(link, reads).await.map_err(Failure::of_read)?) {
+                if found.len() < message.limit {
+                    found.extend(read_record(key, answer.map_err(Failure::of_read)?)?);
+                }
+            }
+            if found.len() >= message.limit {
+                break;
+            }
         }
+        if is_last {
+            break;
+        }
+        after = keys.last().cloned();
     }
     Ok(found)
 }
 
-/// The first keys after one, in their order.
+/// The first keys of records after one, in their order.
 async fn keys_after(link: &Link, names: &Names, after: Option<&Key>, limit: usize) -> Result<Vec<Key>, StoreError> {
     let mut first: BTreeSet<Key> = BTreeSet::new();
     let mut walk = Walk::begin(link, names).await?;
-    while let Some(keys) = walk.next().await? {
-        for name in keys {
+    while let Some(page) = walk.next().await? {
+        let mut keys = Vec::with_capacity(page.len());
+        for name in page {
             let stored = name.get(names.prefix.len()..).and_then(|stored| std::str::from_utf8(stored).ok());
             let key = stored.and_then(|stored| Key::from_stored(stored).ok());
             let key = key.ok_or_else(|| StoreError::corrupt("a key with the store's prefix is no record's"))?;
-            if after.is_none_or(|after| key > *after) {
-                first.insert(key);
-                if first.len() > limit {
-                    first.pop_last();
-                }
+            let is_within = first.len() < limit || first.last().is_some_and(|last| key < *last);
+            if is_within && after.is_none_or(|after| key > *after) && !first.contains(&key) {
+                keys.push(key);
+            }
+        }
+        // A tombstone is no record. There may be many of them, and each that were taken for one would leave the page short.
+        let looks = keys.iter().map(|key| look(&names.of(key))).collect();
+        for (key, answer) in keys.into_iter().zip(ask_each(link, looks).await.map_err(Failure::of_read)?) {
+            if is_vacant(answer)? {
+                continue;
+            }
+            first.insert(key);
+            if first.len() > limit {
+                first.pop_last();
             }
         }
     }
     Ok(first.into_iter().collect())
+}
+
+/// Reads as much of a value as tells its state.
+fn look(name: &[u8]) -> Cmd {
+    redis::cmd("GETRANGE").arg(name).arg(0).arg(LETTER_LEN - 1).take()
+}
+
+/// Whether a look shows a tombstone. What is no record at all is not vacant: reading it says what is wrong with it.
+fn is_vacant(answer: Result<Value, Failure>) -> Result<bool, StoreError> {
+    match answer.map_err(Failure::of_read) {
+        Ok(head) => {
+            let head = bytes_or_nil(head)?.unwrap_or_default();
+            Ok(letter(&head) == Some(b'w'))
+        }
+        Err(StoreError::Corrupt(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Counts the records by their states.
@@ -104,7 +144,7 @@ pub(super) async fn stats(link: &Link, names: &Names) -> Result<StoreStats, Stor
     let mut walk = Walk::begin(link, names).await?;
     while let Some(mut keys) = walk.next().await? {
         keys.retain(|key| seen.insert(hasher.hash_one(key)));
-        let looks = keys.iter().map(|key| redis::cmd("GETRANGE").arg(key).arg(0).arg(LETTER_LEN - 1).take()).collect();
+        let looks = keys.iter().map(|key| look(key)).collect();
         for answer in ask_each(link, looks).await.map_err(Failure::of_read)? {
             let head = bytes_or_nil(answer.map_err(Failure::of_read)?)?.unwrap_or_default();
             match letter(&head) {

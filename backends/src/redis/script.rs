@@ -32,7 +32,15 @@
 //!
 //! A claim that meets a value takes a token above that value's, and `TAKE_OVER` compares the value. A claim that meets
 //! nothing takes the server's time, or a little less: see [`clock`](super::clock). Release, resolve and remove leave a
-//! tombstone with the token, so that a key vanishes only when its claim's time is long past.
+//! tombstone with the token. A token can be ahead of the clock: the clock was set back, or another server took this one's
+//! place. So every step that leaves an outcome or a tombstone lets it live until the clock has passed its token (`kept`).
+//!
+//! # Why a step that ends a claim is never refused for want of memory
+//!
+//! Past `maxmemory` Redis refuses commands that may need more of it. A completion that is refused loses the outcome of an
+//! operation that has happened, and the operation runs again. So the steps that renew, end or withdraw a claim carry the
+//! flag `allow-oom` ([`Step::of_a_claim`]). They write little and never more than one value. A step that starts work is
+//! refused, and nothing runs.
 
 use std::sync::LazyLock;
 
@@ -40,11 +48,12 @@ use oncekey::OnAbandoned;
 use oncekey::record::WITHDRAWAL_KEPT;
 use redis::{Cmd, Script};
 
-use super::value::{millis, window};
+use super::value::{LONGEST, millis, window};
 
-/// `head`, `state`, `is_owner`, `barrier`, `announce` and the windows, which most of them need. The owner comes first of
+/// `head`, `state`, `is_owner`, `barrier`, `announce`, `kept` and the windows, which most of them need. The owner comes first of
 /// the arguments, as [`owned_by`](super::value::owned_by) writes it. `at` is the length of the claim: a value of version 1
-/// has no fencing token. Of an unknown version nothing is known, so that no step touches it.
+/// has no fencing token. Of an unknown version nothing is known, so that no step touches it. `kept` lengthens a time to
+/// live until the clock has passed the token. It is limited, because a damaged token must not make the command fail.
 const PRELUDE: &str = "
 local head = redis.call('GETRANGE', KEYS[1], '0', '102')
 local at, is_owner = 69, string.sub(head, 1, 17) == ARGV[1]
@@ -60,7 +69,19 @@ local is_watched = windows[state] and (mark == '!' or mark == '$')
 local function announce(channel)
     if is_watched then redis.pcall('PUBLISH', channel, KEYS[1]) end
 end
+local function kept(ttl, now)
+    ttl = tonumber(ttl)
+    if at == 69 and #head >= at then
+        local passed = math.floor(struct.unpack('>I8', head, 58) / 1000) + 1 - now
+        ttl = math.max(ttl, math.min(passed, #LONGEST#))
+    end
+    return string.format('%.0f', ttl)
+end
 ";
+
+/// The shebang has to be the very first bytes. It also ends Redis's leniency towards scripts that declare nothing: such a
+/// script may use its own keys only, which all of these do.
+const ALLOW_OOM: &str = "#!lua flags=allow-oom\n";
 
 pub(super) struct Step {
     script: Script,
@@ -68,9 +89,20 @@ pub(super) struct Step {
 }
 
 impl Step {
-    fn new(text: &str) -> Self {
-        let text = text
+    /// A step that renews, ends or withdraws a claim, or settles what became of one: a server without memory takes it.
+    fn of_a_claim(text: &str) -> Self {
+        Self::new(ALLOW_OOM, text)
+    }
+
+    /// A step that begins a claim, or only looks.
+    fn other(text: &str) -> Self {
+        Self::new("", text)
+    }
+
+    fn new(first_line: &str, text: &str) -> Self {
+        let text = format!("{first_line}{text}")
             .replace("#PRELUDE#", PRELUDE)
+            .replace("#LONGEST#", &millis(LONGEST).to_string())
             .replace("#RERUN#", &millis(window(OnAbandoned::Rerun)).to_string())
             .replace("#HOLD#", &millis(window(OnAbandoned::Hold)).to_string())
             .replace("#KEPT#", &millis(WITHDRAWAL_KEPT).to_string());
@@ -92,15 +124,15 @@ impl Step {
 }
 
 macro_rules! steps {
-    ($($(#[$doc:meta])* $name:ident = $text:expr;)*) => {
-        $($(#[$doc])* pub(super) static $name: LazyLock<Step> = LazyLock::new(|| Step::new($text));)*
+    ($($(#[$doc:meta])* $name:ident = $kind:ident($text:expr);)*) => {
+        $($(#[$doc])* pub(super) static $name: LazyLock<Step> = LazyLock::new(|| Step::$kind($text));)*
     };
 }
 
 steps! {
-    /// Owner, state, time to live, channel. Half of all steps are this one, and what the prelude makes for others is a
-    /// good part of what it would cost the server.
-    COMPLETE = "
+    /// Owner, state, time to live, channel, the time. Half of all steps are this one, and what the prelude makes for others
+    /// is a good part of what it would cost the server.
+    COMPLETE = of_a_claim("
         local head = redis.call('GETRANGE', KEYS[1], '0', '74')
         local at = 69
         if string.sub(head, 1, 17) ~= ARGV[1] then
@@ -113,12 +145,17 @@ steps! {
         if not is_claim and state ~= 'i' then return 'n' .. head end
         local mark, ttl = string.sub(head, at + 6, at + 6), ARGV[3]
         if (mark == '#' or mark == '$') and tonumber(ttl) < #KEPT# then ttl = '#KEPT#' end
+        if at == 69 then
+            local passed = math.floor(struct.unpack('>I8', head, 58) / 1000) + 1 - ARGV[5]
+            if passed > tonumber(ttl) then ttl = string.format('%.0f', math.min(passed, #LONGEST#)) end
+        end
         redis.call('SET', KEYS[1], string.sub(head, 1, at) .. ARGV[2], 'PX', ttl)
         if is_claim and (mark == '!' or mark == '$') then redis.pcall('PUBLISH', ARGV[4], KEYS[1]) end
-        return head";
+        return head");
 
-    /// Owner, the lease, and the state for a claim that had become indeterminate.
-    RENEW = "#PRELUDE#
+    /// Owner, the lease, and the state for a claim that had become indeterminate. A claim's time to live says how long its
+    /// lease is, so it can't be lengthened for its token's sake.
+    RENEW = of_a_claim("#PRELUDE#
         if is_owner and windows[state] then
             redis.call('PEXPIRE', KEYS[1], string.format('%.0f', ARGV[2] + windows[state]))
         elseif is_owner and state == 'i' then
@@ -127,58 +164,58 @@ steps! {
         else
             return 'n' .. head
         end
-        return head";
+        return head");
 
-    /// Owner, channel, the state of a tombstone. A server without room for that has to let the key go all the same, unless
-    /// a barrier stands.
-    RELEASE = "#PRELUDE#
+    /// Owner, channel, the state of a tombstone, the time. A key is never deleted: its token would be lost, and with it
+    /// whatever barrier stands.
+    RELEASE = of_a_claim("#PRELUDE#
         if is_owner and (windows[state] or state == 'i') then
-            local set = redis.pcall('SET', KEYS[1], string.sub(head, 1, at) .. ARGV[3] .. barrier, 'PX', '#KEPT#')
-            if set.err then
-                if barrier ~= '' then return set end
-                redis.call('DEL', KEYS[1])
-            end
+            redis.call('SET', KEYS[1], string.sub(head, 1, at) .. ARGV[3] .. barrier, 'PX', kept('#KEPT#', ARGV[4]))
             announce(ARGV[2])
             return head
         end
-        return 'n' .. head";
+        return 'n' .. head");
 
     /// Owner, channel, a tombstone for an absent key, the state of a tombstone for the owner's own claim, and a barrier's
-    /// names. Whatever is there stays or becomes a key that exists, with a value that no take-over has met.
-    WITHDRAW = "#PRELUDE#
+    /// names, the time. Whatever is there stays or becomes a key that exists, with a value that no take-over has met.
+    WITHDRAW = of_a_claim("#PRELUDE#
         local count = (tonumber(string.sub(barrier, 22, 25)) or 0) + 1
         local names = ARGV[5] .. string.format('%04d%04d', count % 10000, 9999 - count % 10000)
         if head == '' then
             redis.call('SET', KEYS[1], ARGV[3], 'PX', '#KEPT#')
             return ARGV[3]
         elseif is_owner and (windows[state] or state == 'i') then
-            redis.call('SET', KEYS[1], string.sub(head, 1, at) .. ARGV[4] .. '#' .. names, 'PX', '#KEPT#')
+            redis.call('SET', KEYS[1], string.sub(head, 1, at) .. ARGV[4] .. '#' .. names, 'PX',
+                kept('#KEPT#', ARGV[6]))
             announce(ARGV[2])
         elseif windows[state] or state == 'i' then
             redis.call('SET', KEYS[1], string.sub(head, 1, at + 5) .. (is_watched and '$' or '#') .. names, 'KEEPTTL')
+            -- A claim that lapsed long ago has little of its life left, and the barrier would end with it.
+            local ttl = redis.call('PTTL', KEYS[1])
+            if ttl >= 0 and ttl < #KEPT# then redis.call('PEXPIRE', KEYS[1], '#KEPT#') end
         elseif state == 'w' then
-            redis.call('SET', KEYS[1], string.sub(head, 1, at + 5) .. '#' .. names, 'PX', '#KEPT#')
+            redis.call('SET', KEYS[1], string.sub(head, 1, at + 5) .. '#' .. names, 'PX', kept('#KEPT#', ARGV[6]))
         elseif state == 'c' then
             local ttl = redis.call('PTTL', KEYS[1])
             if ttl >= 0 and ttl < #KEPT# then redis.call('PEXPIRE', KEYS[1], '#KEPT#') end
         else
             return 'n' .. head
         end
-        return head";
+        return head");
 
     /// Owner, state, channel.
-    HOLD = "#PRELUDE#
+    HOLD = of_a_claim("#PRELUDE#
         if is_owner and windows[state] then
             redis.call('SET', KEYS[1], string.sub(head, 1, at) .. ARGV[2] .. barrier)
             announce(ARGV[3])
         elseif not is_owner or state ~= 'i' then
             return 'n' .. head
         end
-        return head";
+        return head");
 
     /// Goes on where `SET NX` met a claim or a tombstone, if that is still the one that was met. Owner, the value met, the
     /// value to put in its place, its time to live, the value for a claim that is to be held, channel.
-    TAKE_OVER = "#PRELUDE#
+    TAKE_OVER = other("#PRELUDE#
         local found = redis.call('GET', KEYS[1])
         if found ~= ARGV[2] then return { 'changed', found } end
         if not is_owner and windows[state] then
@@ -186,38 +223,41 @@ steps! {
             if ttl == -1 then return { 'endless' } end
             if ttl > windows[state] then return { 'held', ttl - windows[state] } end
             if state == 'h' then
-                redis.call('SET', KEYS[1], ARGV[5])
+                -- It is indeterminate all the same if the server has no memory to write that down.
+                redis.pcall('SET', KEYS[1], ARGV[5])
                 announce(ARGV[6])
                 return { 'indeterminate' }
             end
         end
         redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[4])
         announce(ARGV[6])
-        return { 'claimed' }";
+        return { 'claimed' }");
 
     /// Settles what was met, if it is still that and nobody is at work on it. Owner, the value met, channel, the value to
     /// put in its place (an outcome, or a tombstone) and its time to live.
-    RESOLVE = "#PRELUDE#
+    RESOLVE = of_a_claim("#PRELUDE#
         local found = redis.call('GET', KEYS[1])
         if found ~= ARGV[2] then return { 'changed', found } end
         if state == 'h' and redis.call('PTTL', KEYS[1]) > windows.h then return { 'held' } end
         redis.call('SET', KEYS[1], ARGV[4], 'PX', ARGV[5])
         announce(ARGV[3])
-        return { 'resolved' }";
+        return { 'resolved' }");
 
     /// The value and its time to live, at one time.
-    READ = "return { redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1]) }";
+    READ = other("return { redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1]) }");
 
-    /// Puts a tombstone in the place of what was met, if it is still that. Nothing, the value met, channel, the tombstone.
-    REMOVE = "#PRELUDE#
+    /// Puts a tombstone in the place of what was met, if it is still that. Nothing, the value met, channel, the tombstone
+    /// and its time to live.
+    REMOVE = of_a_claim("#PRELUDE#
         local found = redis.call('GET', KEYS[1])
         if found ~= ARGV[2] then return { 'changed', found } end
-        redis.call('SET', KEYS[1], ARGV[4], 'PX', '#KEPT#')
+        redis.call('SET', KEYS[1], ARGV[4], 'PX', ARGV[5])
         announce(ARGV[3])
-        return { 'removed' }";
+        return { 'removed' }");
 
-    /// Asks that the claim's end be announced. Gives the lease left; 0 if nobody is at work.
-    WATCH = "#PRELUDE#
+    /// Asks that the claim's end be announced. Gives the lease left; 0 if nobody is at work. A server without memory does not
+    /// take the mark: the waiter looks again after a second.
+    WATCH = other("#PRELUDE#
         if not windows[state] then return 0 end
         local left = redis.call('PTTL', KEYS[1]) - windows[state]
         if left <= 0 then return 0 end
@@ -226,5 +266,5 @@ steps! {
         elseif mark == '#' then
             redis.pcall('SETRANGE', KEYS[1], at + 5, '$')
         end
-        return left";
+        return left");
 }

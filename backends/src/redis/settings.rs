@@ -5,17 +5,16 @@ use redis::{Cmd, Value};
 use tracing::warn;
 
 use super::RedisOpenError;
-use super::error::Failure;
+use super::error::{Failure, Unfit};
 use super::link::Link;
 use super::options::Accepts;
 
 /// The first version that has `SET … NX GET`.
 const OLDEST: u32 = 7;
 
-/// Looks at every server that holds records.
+/// Looks at every server that holds records. A cluster's replica is one of them: it may take its primary's place.
 pub(super) async fn check(link: &Link, accepts: Accepts) -> Result<(), RedisOpenError> {
-    let unreachable = |failure: Failure| RedisOpenError::Unreachable(reason(failure));
-    for (server, info) in link.everywhere(redis::cmd("INFO").arg("server").take()).await.map_err(unreachable)? {
+    for (server, info) in ask(link, redis::cmd("INFO").arg("server").take()).await? {
         // One that does not show its version shows it at the first claim.
         if let Some(found) = text(info).ok().as_deref().and_then(version) {
             let major = found.split('.').next().and_then(|major| major.parse().ok());
@@ -24,22 +23,15 @@ pub(super) async fn check(link: &Link, accepts: Accepts) -> Result<(), RedisOpen
             }
         }
     }
-    for (server, found) in link.everywhere(setting("maxmemory-policy")).await.map_err(unreachable)? {
-        match value(found) {
-            Ok(policy) if policy == "noeviction" => {}
-            Ok(policy) if accepts.eviction => {
-                warn!(%server, maxmemory_policy = %policy, "Redis may evict records, and what they guard runs again");
-            }
-            Ok(found) => return Err(RedisOpenError::Eviction { server, found }),
-            Err(_) if accepts.unread_settings => return Ok(()),
-            Err(reason) => return Err(RedisOpenError::UnreadSettings { server, reason }),
+    for (server, found) in ask(link, setting("maxmemory-policy")).await? {
+        if let Some(policy) = vet(&server, found, accepts)? {
+            warn!(%server, maxmemory_policy = %policy, "Redis may evict records, and what they guard runs again");
         }
     }
     if accepts.weak_persistence {
         return Ok(());
     }
-    let appended = link.everywhere(setting("appendonly")).await.map_err(unreachable)?;
-    for (server, found) in appended {
+    for (server, found) in ask(link, setting("appendonly")).await? {
         if value(found).is_ok_and(|found| found != "yes") {
             warn!(
                 %server, appendonly = "no",
@@ -48,7 +40,7 @@ pub(super) async fn check(link: &Link, accepts: Accepts) -> Result<(), RedisOpen
             );
             continue;
         }
-        for (server, found) in link.everywhere(setting("appendfsync")).await.map_err(unreachable)? {
+        for (server, found) in ask(link, setting("appendfsync")).await? {
             if let Ok(found) = value(found)
                 && found != "always"
             {
@@ -63,7 +55,41 @@ pub(super) async fn check(link: &Link, accepts: Accepts) -> Result<(), RedisOpen
     Ok(())
 }
 
-fn setting(name: &str) -> Cmd {
+/// Asks every server. Of one that is silent nothing is known, which is no reason not to use the others; if all are, the
+/// store can't be opened.
+async fn ask(link: &Link, command: Cmd) -> Result<Vec<(String, Value)>, RedisOpenError> {
+    let answers = link.each_node(command).await.map_err(|failure| match failure {
+        Failure::Unfit(unfit) => RedisOpenError::from(unfit),
+        failure => RedisOpenError::Unreachable(reason(failure)),
+    })?;
+    let mut given = Vec::with_capacity(answers.len());
+    let mut silent = "no server was named".to_owned();
+    for (server, answer) in answers {
+        match answer {
+            Ok(answer) => given.push((server, answer)),
+            Err(error) => {
+                warn!(%server, %error, "a server of the Redis Cluster does not answer; its settings are not checked");
+                silent = format!("{server}: {error}");
+            }
+        }
+    }
+    if given.is_empty() { Err(RedisOpenError::Unreachable(silent)) } else { Ok(given) }
+}
+
+/// Whether a server that gives this answer about its `maxmemory-policy` may be used; the policy, if it evicts and that is
+/// accepted.
+pub(super) fn vet(server: &str, answer: Value, accepts: Accepts) -> Result<Option<String>, Unfit> {
+    let server = server.to_owned();
+    match value(answer) {
+        Ok(policy) if policy == "noeviction" => Ok(None),
+        Ok(policy) if accepts.eviction => Ok(Some(policy)),
+        Ok(found) => Err(Unfit::Eviction { server, found }),
+        Err(_) if accepts.unread_settings => Ok(None),
+        Err(reason) => Err(Unfit::UnreadSettings { server, reason }),
+    }
+}
+
+pub(super) fn setting(name: &str) -> Cmd {
     redis::cmd("CONFIG").arg("GET").arg(name).take()
 }
 

@@ -4,7 +4,7 @@
 //! that a batch still has to say goes out together again.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use oncekey::backend::{
     Acquire, Acquired, Complete, Completed, Held, Hold, Lookup, RecordView, Release, Released, Remove, Removed, Renew,
@@ -15,9 +15,10 @@ use oncekey::{Attempt, FencingToken, Fingerprint, Key, OnAbandoned};
 use redis::{Cmd, Value as Answer};
 
 use super::answer::{bytes_or_nil, endless, read_record, table, unexpected, verdict};
+use super::clock::Now;
 use super::error::Failure;
 use super::script::{self, Step as Script};
-use super::value::{Barrier, Claim, Stored, Value, claim_millis, millis, owned_by};
+use super::value::{Barrier, Claim, LONGEST, Stored, Value, claim_millis, millis, owned_by};
 
 /// How the store names its keys, and where it announces changes.
 #[derive(Debug)]
@@ -43,10 +44,14 @@ pub(super) struct Step {
     again: bool,
     /// Stands in for the reply's where the command only reads: that changes nothing, whatever becomes of it.
     reading: StepState,
+    /// For so long it is sent again while a cluster has no node for it.
+    until: Instant,
 }
 
 enum Work {
     Acquire(Acquire, FencingToken, Reply<Acquired>),
+    /// An acquire that the server has no memory for, and that error: what is there already needs none.
+    Look(Acquire, StoreError, Reply<Acquired>),
     /// An acquire that met this claim or tombstone.
     TakeOver(Acquire, Met, FencingToken, Reply<Acquired>),
     /// An acquire that was sent twice, and met what is not its own: its first copy is withdrawn before this is told.
@@ -81,7 +86,7 @@ impl Met {
 impl Step {
     /// Gives back a message that is no step of one key.
     #[expect(clippy::result_large_err, reason = "given back at once, to be taken elsewhere")]
-    pub(super) fn begin(names: &Arc<Names>, request: Request) -> Result<Self, Request> {
+    pub(super) fn begin(names: &Arc<Names>, request: Request, until: Instant) -> Result<Self, Request> {
         let work = match request {
             Request::Acquire(message, reply) => Work::Acquire(message, FencingToken::ZERO, reply),
             Request::Renew(message, reply) => Work::Renew(message, reply),
@@ -94,7 +99,7 @@ impl Step {
             Request::Remove(message, reply) => Work::Find(message, reply),
             other => return Err(other),
         };
-        Ok(Self { names: Arc::clone(names), work, whole: false, again: false, reading: StepState::default() })
+        Ok(Self { names: Arc::clone(names), work, whole: false, again: false, reading: StepState::default(), until })
     }
 
     /// What is known about the command that is on its way, and about those before it.
@@ -108,37 +113,37 @@ impl Step {
             Work::Hold(_, reply) => reply.state(),
             Work::Resolve(_, _, reply) => reply.state(),
             Work::Remove(_, _, _, reply) => reply.state(),
-            Work::Inspect(..) | Work::Lookup(..) | Work::Find(..) => &mut self.reading,
+            Work::Look(..) | Work::Inspect(..) | Work::Lookup(..) | Work::Find(..) => &mut self.reading,
         }
     }
 
     /// What to send now, on a connection that is there: from here on it counts as sent.
-    pub(super) fn depart(&mut self, now: u64) -> Cmd {
+    pub(super) fn depart(&mut self, now: Now) -> Cmd {
         let (command, state) = self.command(now);
         state.sent();
         command
     }
 
-    /// What to send, and where to report what becomes of it. `now` is the server's time in microseconds.
-    pub(super) fn command(&mut self, now: u64) -> (Cmd, &mut StepState) {
+    /// What to send, and where to report what becomes of it.
+    pub(super) fn command(&mut self, now: Now) -> (Cmd, &mut StepState) {
         match &mut self.work {
-            Work::Acquire(_, token, _) => *token = token_after(None, now),
+            Work::Acquire(_, token, _) => *token = token_after(None, now.micros),
             Work::TakeOver(message, met, token, _) => {
                 let claim = met.value.claim;
                 // The same holder asks again: its claim stays what it is.
                 let is_own = is_own_claim(message, &met.value);
-                *token = if is_own { claim.token } else { token_after(Some(claim.token), now) };
+                *token = if is_own { claim.token } else { token_after(Some(claim.token), now.micros) };
             }
             // Its token can't be read.
             Work::Remove(_, _, Value { claim: Claim { token, .. }, .. }, _) if *token == FencingToken::ZERO => {
-                *token = token_after(None, now);
+                *token = token_after(None, now.micros);
             }
             _ => {}
         }
         (self.compose(now), self.state())
     }
 
-    fn compose(&self, now: u64) -> Cmd {
+    fn compose(&self, now: Now) -> Cmd {
         let (names, channel) = (&self.names, self.names.channel.as_bytes());
         let call = |script: &Script, key: &Key, owner: Owner| {
             let mut command = script.call(&names.of(key), self.whole);
@@ -155,6 +160,7 @@ impl Step {
                 command.arg("NX").arg("GET").arg("PX").arg(claim_millis(message.lease, message.on_abandoned));
                 command
             }
+            Work::Look(Acquire { key, .. }, ..) => redis::cmd("GET").arg(names.of(key)).take(),
             Work::TakeOver(message, met, token, _) => {
                 let (claim, met_barrier) = (met.value.claim, met.value.barrier);
                 let is_own = is_own_claim(message, &met.value);
@@ -181,20 +187,20 @@ impl Step {
             Work::Complete(Complete { key, owner, outcome, retention }, _) => {
                 let mut command = call(&script::COMPLETE, key, *owner);
                 let state = Stored::Completed(outcome.clone()).encode(key, *owner);
-                command.arg(state).arg(millis(*retention)).arg(channel);
+                command.arg(state).arg(millis(*retention)).arg(channel).arg(now.last_millis);
                 command
             }
             Work::Release(Release { key, owner }, _) => {
                 let mut command = call(&script::RELEASE, key, *owner);
-                command.arg(channel).arg(Stored::Withdrawn.encode(key, *owner));
+                command.arg(channel).arg(Stored::Withdrawn.encode(key, *owner)).arg(now.last_millis);
                 command
             }
             Work::Withdraw(Withdraw { key, owner }, _) | Work::Bar(Withdraw { key, owner }, ..) => {
                 let mut command = call(&script::WITHDRAW, key, *owner);
                 // Whatever token a key that vanished had, its server's clock has passed it.
-                let absent = tombstone(*owner, token_after(None, now));
+                let absent = tombstone(*owner, token_after(None, now.micros));
                 command.arg(channel).arg(absent.encode(key)).arg(Stored::Withdrawn.encode(key, *owner));
-                command.arg(&Barrier::names(key, *owner));
+                command.arg(&Barrier::names(key, *owner)).arg(now.last_millis);
                 command
             }
             Work::Hold(Hold { key, owner }, _) => {
@@ -213,11 +219,12 @@ impl Step {
                     Resolution::Complete { outcome, retention } => {
                         let settled = Value { claim, barrier: None, state: Stored::Completed(outcome.clone()) };
                         let least = if barrier.is_some() { WITHDRAWAL_KEPT } else { Duration::ZERO };
-                        command.arg(settled.encode(&message.key)).arg(millis(least.max(*retention)));
+                        let life = life_of(claim.token, least.max(*retention), now);
+                        command.arg(settled.encode(&message.key)).arg(life);
                     }
                     Resolution::Release => {
                         let freed = Value { claim, barrier, state: Stored::Withdrawn };
-                        command.arg(freed.encode(&message.key)).arg(millis(WITHDRAWAL_KEPT));
+                        command.arg(freed.encode(&message.key)).arg(life_of(claim.token, WITHDRAWAL_KEPT, now));
                     }
                 }
                 command
@@ -226,6 +233,7 @@ impl Step {
             Work::Remove(Remove { key }, found, tombstone, _) => {
                 let mut command = script::REMOVE.call(&names.of(key), self.whole);
                 command.arg("").arg(found).arg(channel).arg(tombstone.encode(key));
+                command.arg(life_of(tombstone.claim.token, WITHDRAWAL_KEPT, now));
                 command
             }
         }
@@ -235,8 +243,8 @@ impl Step {
     pub(super) fn hear(mut self, answer: Result<Answer, Failure>) -> Option<Self> {
         match &answer {
             Ok(_) => {}
-            Err(Failure::NoScript | Failure::Refused(_)) => self.state().refused(),
-            Err(Failure::Broken(_) | Failure::Silent(_)) => self.state().lost(),
+            Err(Failure::NoScript | Failure::Refused(_) | Failure::Unfit(_)) => self.state().refused(),
+            Err(Failure::Broken(_) | Failure::Adrift(_) | Failure::Silent(_)) => self.state().lost(),
         }
         match &answer {
             // From now on the server will know it.
@@ -246,11 +254,17 @@ impl Step {
             Err(Failure::Broken(_)) if !self.again && !matches!(self.work, Work::Resolve(..) | Work::Remove(..)) => {
                 return Some(Self { again: true, ..self });
             }
+            // While a shard fails over, for as long as an answer may take.
+            Err(Failure::Adrift(_))
+                if Instant::now() < self.until && !matches!(self.work, Work::Resolve(..) | Work::Remove(..)) =>
+            {
+                return Some(Self { again: true, ..self });
+            }
             _ => {}
         }
-        let Self { names, work, again, reading, .. } = self;
+        let Self { names, work, again, reading, until, .. } = self;
         let work = work.hear(answer, again)?;
-        let mut step = Self { names, work, whole: false, again, reading };
+        let mut step = Self { names, work, whole: false, again, reading, until };
         // What was sent until now is answered, and did nothing.
         step.state().refused();
         Some(step)
@@ -283,11 +297,25 @@ impl Work {
     fn hear(self, heard: Result<Answer, Failure>, again: bool) -> Option<Work> {
         // What was only read was not changed.
         let heard = match self {
-            Self::Inspect(..) | Self::Lookup(..) | Self::Find(..) => heard.map_err(Failure::of_read),
+            Self::Look(..) | Self::Inspect(..) | Self::Lookup(..) | Self::Find(..) => heard.map_err(Failure::of_read),
             _ => heard.map_err(StoreError::from),
         };
         match self {
+            Self::Look(message, full, reply) => {
+                let found = or_refuse!(reply, heard.and_then(bytes_or_nil));
+                let next = match found.map(|bytes| read_found(&message, bytes)) {
+                    Some(Ok(Next::TakeOver(met))) if met.value.state == Stored::Withdrawn => Err(full),
+                    Some(next) => next,
+                    None => Err(full),
+                };
+                next_of_acquire(message, next, again, reply)
+            }
             Self::Acquire(message, token, reply) => {
+                let heard = match heard {
+                    // A replay, a mismatch and a claim that is in progress take no memory. Only a new claim does.
+                    Err(full @ StoreError::Full(_)) => return Some(Self::Look(message, full, reply)),
+                    heard => heard,
+                };
                 let found = or_refuse!(reply, heard.and_then(bytes_or_nil));
                 let next = match found {
                     None => Ok(Next::Answer(claimed_first(token))),
@@ -522,8 +550,90 @@ fn token_after(previous: Option<FencingToken>, now: u64) -> FencingToken {
     FencingToken::new(next.max(now).min(i64::MAX as u64))
 }
 
+/// The time to live of a key in milliseconds: for as long as asked, and until the clock has passed its token.
+fn life_of(token: FencingToken, asked: Duration, now: Now) -> u64 {
+    let passed_at = token.get() / 1_000 + 1;
+    millis(asked).max(passed_at.saturating_sub(now.last_millis).min(millis(LONGEST)))
+}
+
 /// The value that claims a key.
 fn claimed(message: &Acquire, attempt: Attempt, token: FencingToken, barrier: Option<Barrier>) -> Vec<u8> {
     let claim = Claim { owner: message.owner, fingerprint: message.fingerprint, attempt, token };
     Value { claim, barrier, state: Stored::InProgress(message.on_abandoned) }.encode(&message.key)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const NOW: Now = Now { micros: 1_700_000_000_000_000, last_millis: 1_700_000_000_000 };
+
+    fn claiming(until: Instant) -> (Step, mpsc::Receiver<Result<Acquired, StoreError>>) {
+        let message = Acquire {
+            key: Key::new("s", "k").unwrap(),
+            fingerprint: Fingerprint::of(b"asked"),
+            owner: Owner::random(),
+            lease: Duration::from_secs(30),
+            on_abandoned: OnAbandoned::Hold,
+            past_withdrawal: None,
+        };
+        let (answer, heard) = mpsc::channel();
+        let reply = Reply::new(move |result| answer.send(result).unwrap());
+        let names = Arc::new(Names { prefix: "p:".to_owned(), channel: "c".to_owned() });
+        let step = Step::begin(&names, Request::Acquire(message, reply), until);
+        (step.unwrap_or_else(|_| panic!("an acquire is a step")), heard)
+    }
+
+    /// A cluster's driver says "no node" also of a claim that is under way. That claim may still arrive, so the next copy
+    /// bars it, and no later refusal says that nothing was executed.
+    #[test]
+    fn e19_a_claim_that_a_cluster_lost_stays_unknown() {
+        let (mut step, heard) = claiming(Instant::now() + Duration::from_secs(60));
+        step.depart(NOW);
+        for _ in 0..3 {
+            step = step.hear(Err(Failure::Adrift("CLUSTERDOWN".to_owned()))).unwrap();
+            let again = format!("{:?}", step.depart(NOW).get_packed_command());
+            let barrier = format!("{:?}", Barrier::names(&Key::new("s", "k").unwrap(), owner_of(&step)));
+            assert!(again.contains(barrier.trim_matches(['[', ']'])), "{again}");
+        }
+        assert!(step.hear(Err(Failure::Refused(StoreError::unavailable("LOADING")))).is_none());
+        assert!(heard.recv().unwrap().unwrap_err().is_unknown());
+    }
+
+    fn owner_of(step: &Step) -> Owner {
+        match &step.work {
+            Work::Acquire(message, ..) => message.owner,
+            _ => panic!("it became another step"),
+        }
+    }
+
+    #[test]
+    fn e11_a_claim_that_a_cluster_has_no_node_for_ends_in_time() {
+        let (mut step, heard) = claiming(Instant::now());
+        step.depart(NOW);
+        assert!(step.hear(Err(Failure::Adrift("CLUSTERDOWN".to_owned()))).is_none());
+        assert!(heard.recv().unwrap().unwrap_err().is_unknown());
+    }
+
+    /// The look after a refusal for want of memory is a read: its loss leaves nothing open.
+    #[test]
+    fn e19_a_claim_without_memory_that_can_not_be_looked_up_was_not_executed() {
+        let (mut step, heard) = claiming(Instant::now());
+        step.depart(NOW);
+        step = step.hear(Err(Failure::Refused(StoreError::Full("OOM".to_owned())))).unwrap();
+        assert!(String::from_utf8_lossy(&step.depart(NOW).get_packed_command()).contains("GET"));
+        assert!(step.hear(Err(Failure::Silent("no answer".to_owned()))).is_none());
+        assert!(matches!(heard.recv().unwrap(), Err(StoreError::Unavailable(_))));
+    }
+
+    #[test]
+    fn e25_a_key_lives_until_the_clock_has_passed_its_token() {
+        let ahead = FencingToken::new(NOW.micros + 5_000_000);
+        assert_eq!(life_of(ahead, Duration::from_secs(1), NOW), 5_001);
+        assert_eq!(life_of(ahead, Duration::from_secs(60), NOW), 60_000);
+        assert_eq!(life_of(FencingToken::new(17), Duration::from_secs(1), NOW), 1_000);
+        assert_eq!(life_of(FencingToken::new(i64::MAX as u64), Duration::ZERO, NOW), millis(LONGEST));
+    }
 }

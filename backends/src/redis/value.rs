@@ -55,7 +55,7 @@ const BARRED_AND_WATCHED: u8 = b'$';
 const BARRIER_LEN: usize = Owner::LEN + 4 + 8;
 
 /// No time to live is longer: Redis adds it to its clock, and must not overflow.
-const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+pub(super) const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// How much longer than its lease a claim's key lives: `PTTL` less this is the lease left, by the server's clock, and a
 /// lapsed claim is still there to be seen. One that is to be held must not vanish: it waits for somebody's word.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use oncekey::backend::{Changed, StoreError, Watch};
+use parking_lot::Mutex;
 use redis::Value;
 use redis::aio::PubSub;
 use tokio::sync::Notify;
@@ -29,52 +30,65 @@ const LISTENS_AGAIN_AFTER: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub(super) struct Watchers {
     waiters: Arc<Waiters<Vec<u8>>>,
-    listening: tokio::sync::Mutex<Listening>,
+    listening: Mutex<Listening>,
 }
 
 #[derive(Default)]
 struct Listening {
-    /// The listener's task holds the other end: when its connection breaks it is gone.
-    token: Weak<()>,
+    /// The listener's task holds the other end: when it ends, for whatever reason, that is gone.
+    task: Weak<()>,
+    /// Whether it has its connection.
+    is_heard: bool,
     /// Ends the task.
     ending: Arc<Notify>,
     refused_at: Option<Instant>,
 }
 
 impl Watchers {
-    /// Sees to it that somebody listens, on a connection of its own; whether somebody does.
-    async fn listen(self: &Arc<Self>, link: &Link, channel: &str) -> bool {
-        let mut listening = self.listening.lock().await;
-        if listening.token.strong_count() > 0 {
-            return true;
+    /// Sees to it that somebody listens, on a connection of its own; whether somebody does by now. Connecting can take
+    /// seconds, for which no waiter waits: until then they look for themselves.
+    fn listen(self: &Arc<Self>, link: &Arc<Link>, channel: &str) -> bool {
+        let mut listening = self.listening.lock();
+        if listening.task.strong_count() > 0 {
+            return listening.is_heard;
         }
-        if listening.refused_at.is_some_and(|at| at.elapsed() < LISTENS_AGAIN_AFTER) {
-            return false;
+        if listening.refused_at.is_none_or(|at| at.elapsed() >= LISTENS_AGAIN_AFTER) {
+            let (task, ending) = (Arc::new(()), Arc::new(Notify::new()));
+            let (task_held, ended_by) = (Arc::downgrade(&task), Arc::clone(&ending));
+            *listening = Listening { task: task_held, is_heard: false, ending, refused_at: None };
+            let (watchers, link, channel) = (Arc::downgrade(self), Arc::clone(link), channel.to_owned());
+            // It ends with its arbiter, with the last handle, with its connection, or when it was found deaf.
+            tokio::spawn(async move {
+                let _task = task;
+                connect_and_hear(watchers, &link, &channel, &ended_by).await;
+            });
         }
-        match link.listen(channel).await {
-            Ok(heard) => {
-                let token = Arc::new(());
-                let ending = Arc::new(Notify::new());
-                *listening = Listening { token: Arc::downgrade(&token), ending: Arc::clone(&ending), refused_at: None };
-                // It ends with its arbiter, with the last handle, with its connection, or when it was found deaf.
-                tokio::spawn(hear(heard, Arc::downgrade(self), ending, token));
-                true
-            }
-            Err(error) => {
-                debug!(%error, "nobody listens for Redis's announcements; waiters look for themselves");
-                listening.refused_at = Some(Instant::now());
-                false
-            }
-        }
+        false
     }
 
     /// A change came without its announcement: the listener's connection passes nothing on.
-    async fn is_deaf(&self) {
-        self.listening.lock().await.ending.notify_one();
+    fn is_deaf(&self) {
+        self.listening.lock().ending.notify_one();
     }
 }
 
-async fn hear(heard: PubSub, watchers: Weak<Watchers>, ending: Arc<Notify>, _token: Arc<()>) {
+async fn connect_and_hear(watchers: Weak<Watchers>, link: &Link, channel: &str, ending: &Notify) {
+    let heard = link.listen(channel).await;
+    let Some(held) = watchers.upgrade() else { return };
+    match heard {
+        Ok(heard) => {
+            held.listening.lock().is_heard = true;
+            drop(held);
+            hear(heard, watchers, ending).await;
+        }
+        Err(error) => {
+            debug!(%error, "nobody listens for Redis's announcements; waiters look for themselves");
+            held.listening.lock().refused_at = Some(Instant::now());
+        }
+    }
+}
+
+async fn hear(heard: PubSub, watchers: Weak<Watchers>, ending: &Notify) {
     let mut announcements = std::pin::pin!(heard.into_on_message());
     loop {
         let next = tokio::select! {
@@ -96,7 +110,7 @@ async fn hear(heard: PubSub, watchers: Weak<Watchers>, ending: Arc<Notify>, _tok
 
 /// Waits until the key is no longer in progress.
 pub(super) async fn watch(
-    link: &Link,
+    link: &Arc<Link>,
     names: &Names,
     watchers: &Arc<Watchers>,
     message: Watch,
@@ -104,14 +118,14 @@ pub(super) async fn watch(
     let waiter = watchers.waiters.register(names.of(&message.key));
     let mut looked_in_vain = false;
     loop {
-        let is_heard = watchers.listen(link, &names.channel).await;
+        let is_heard = watchers.listen(link, &names.channel);
         // Before the record is marked, so that no announcement after it is missed.
         let mut changed = std::pin::pin!(waiter.changed());
         changed.as_mut().enable();
         let lease_left = mark(link, waiter.key()).await?;
         if lease_left.is_zero() {
             if looked_in_vain {
-                watchers.is_deaf().await;
+                watchers.is_deaf();
             }
             return Ok(Changed);
         }

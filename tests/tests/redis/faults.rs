@@ -6,16 +6,17 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use oncekey::backend::{
-    Acquired, Backend as _, Complete, Completed, Hold, Lookup, Release, Released, Remove, Renew, Resolution, Resolve,
-    StateView, StoreError, Withdraw, Withdrawn,
+    Acquire, Acquired, Backend as _, Complete, Completed, Held, Hold, Lookup, Release, Released, Remove, Removed,
+    Renew, Renewed, Resolution, Resolve, Resolved, StateView, StoreError, Withdraw, Withdrawn,
 };
 use oncekey::record::SealedOutcome;
-use oncekey::{Engine, Error, Key, OnAbandoned, Outcome, RunError};
+use oncekey::{Engine, Error, Fingerprint, Key, OnAbandoned, OnStoreFailure, Outcome, RunError};
 use oncekey_backends::redis::RedisBackend;
 use tests::process::PATIENCE;
 use tests::proxy::Proxy;
-use tests::server::Redis;
+use tests::server::{Redis, RedisCluster};
 
+use super::withdrawals::Place;
 use super::{CLUSTER, acquire, fresh_prefix, open};
 
 const LIMIT: Duration = Duration::from_millis(400);
@@ -218,20 +219,22 @@ async fn e19_a_step_that_was_never_sent_is_refused() {
     assert!(silent.as_ref().is_err_and(StoreError::is_unknown), "{silent:?}");
 }
 
-/// A server out of memory takes no claim, and nothing is evicted for it; an outcome that it has no room for is offered again
-/// until it has.
+/// A server out of memory takes no claim, and nothing is evicted for it. It takes the end of a claim: what has happened is
+/// stored while it is full, and replayed.
 #[actix_rt::test]
-async fn e12_out_of_memory_is_full_and_a_completion_waits_for_room() {
+async fn e12_out_of_memory_is_full_and_a_completion_is_taken() {
     let server = Redis::start();
     let engine = Engine::builder(open(&server.url(), "full:").await).lease(Duration::from_secs(1)).start().unwrap();
     let executions = Arc::new(AtomicUsize::new(0));
     let (full, is_full) = tokio::sync::oneshot::channel();
+    let (finish, finishing) = tokio::sync::oneshot::channel();
     let running = {
         let (engine, server) = (engine.clone(), server.port());
         actix_rt::spawn(async move {
             let work = move |_| async move {
                 set_memory(server, "1").await;
                 full.send(()).unwrap();
+                finishing.await.unwrap();
                 Ok::<u32, ()>(17)
             };
             engine.run(key("held"), b"asked", work).await
@@ -241,14 +244,186 @@ async fn e12_out_of_memory_is_full_and_a_completion_waits_for_room() {
     let refused = run(&engine, key("refused"), &executions).await;
     assert!(matches!(refused, Err(RunError::Engine(Error::Store(StoreError::Full(_))))), "{refused:?}");
     assert_eq!(executions.load(Ordering::SeqCst), 0, "it ran unguarded");
-    // Longer than the lease: the claim is renewed, since that takes no room.
+    // Longer than the lease: the claim is renewed.
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     let held = engine.lookup(&key("held")).await.unwrap().unwrap();
     assert!(matches!(held.state, StateView::InProgress { lease_left } if !lease_left.is_zero()), "{held:?}");
-    assert!(!running.is_finished());
+    finish.send(()).unwrap();
+    let ended = tokio::time::timeout(PATIENCE, running).await.expect("the completion waits for memory");
+    assert_eq!(ended.unwrap().unwrap(), Outcome::Ran(17));
+    // The server is still full. A call that would rather run than fail replays all the same, and runs nothing.
+    let careless = engine.with_on_store_failure(OnStoreFailure::Run);
+    assert_eq!(run(&careless, key("held"), &executions).await.unwrap(), Outcome::Replayed(17));
+    assert_eq!(executions.load(Ordering::SeqCst), 0, "it ran again");
     set_memory(server.port(), "0").await;
-    assert_eq!(running.await.unwrap().unwrap(), Outcome::Ran(17));
     until_all_run(&engine, &[key("refused")], &executions).await;
+}
+
+/// Every step that ends a claim, at a server without memory; and what an acquire is told there.
+async fn a_full_server_takes_every_end(place: &Place) {
+    let backend = RedisBackend::builder(&place.url).open().await.unwrap();
+    let lease = Duration::from_secs(60);
+    let claim = async |name: &str, policy: OnAbandoned, lease: Duration| {
+        let message = Acquire { lease, ..acquire(name, policy) };
+        let claimed = backend.acquire(message.clone()).await;
+        assert!(matches!(claimed, Ok(Acquired::Claimed { .. })), "{name}: {claimed:?}");
+        message
+    };
+    let complete = |message: &Acquire| {
+        let Acquire { key, owner, .. } = message.clone();
+        let outcome = SealedOutcome::of_value(&key, &17).unwrap();
+        backend.complete(Complete { key, owner, outcome, retention: lease })
+    };
+    let mut claims = Vec::new();
+    for name in
+        ["complete", "renew", "hold", "renew held", "release", "withdraw", "beside", "resolve", "free", "remove"]
+    {
+        claims.push(claim(name, OnAbandoned::Hold, lease).await);
+    }
+    let claims: [Acquire; 10] = claims.try_into().unwrap();
+    let [to_complete, to_renew, to_hold, renewed_when_held, to_release, to_withdraw, beside, resolved, freed, removed] =
+        &claims;
+    for held in [renewed_when_held, resolved, freed] {
+        let Acquire { key, owner, .. } = held.clone();
+        assert_eq!(backend.hold(Hold { key, owner }).await, Ok(Held::Held));
+    }
+    let vacant = claim("vacant", OnAbandoned::Hold, lease).await;
+    backend.release(Release { key: vacant.key.clone(), owner: vacant.owner }).await.unwrap();
+    claim("lapsed", OnAbandoned::Rerun, Duration::from_millis(1)).await;
+    claim("abandoned", OnAbandoned::Hold, Duration::from_millis(1)).await;
+    tokio::time::sleep(Duration::from_millis(5)).await;
+
+    // The server forgets its scripts, so that each is sent whole: a full server has to take that as well.
+    place.server.cli(&["script", "flush"]);
+    set_memory(place.server.port(), "1").await;
+    assert_eq!(complete(to_complete).await, Ok(Completed::Stored));
+    for message in [to_renew, renewed_when_held] {
+        let Acquire { key, owner, .. } = message.clone();
+        assert_eq!(backend.renew(Renew { key, owner, lease }).await, Ok(Renewed::Renewed));
+    }
+    assert_eq!(backend.hold(Hold { key: to_hold.key.clone(), owner: to_hold.owner }).await, Ok(Held::Held));
+    let release = Release { key: to_release.key.clone(), owner: to_release.owner };
+    assert_eq!(backend.release(release).await, Ok(Released::Released));
+    let absent = acquire("absent", OnAbandoned::Hold);
+    for (message, owner) in [(to_withdraw, to_withdraw.owner), (beside, absent.owner), (&absent, absent.owner)] {
+        assert_eq!(backend.withdraw(Withdraw { key: message.key.clone(), owner }).await, Ok(Withdrawn));
+    }
+    for (message, with) in [
+        (
+            resolved,
+            Resolution::Complete { outcome: SealedOutcome::of_value(&resolved.key, &17).unwrap(), retention: lease },
+        ),
+        (freed, Resolution::Release),
+    ] {
+        let resolve = Resolve { key: message.key.clone(), attempt: None, owner: None, with };
+        assert_eq!(backend.resolve(resolve).await, Ok(Resolved::Resolved));
+    }
+    assert_eq!(backend.remove(Remove { key: removed.key.clone() }).await, Ok(Removed::Removed));
+
+    // What is there is told, and only what needs memory is refused.
+    let ask = |name: &str| backend.acquire(acquire(name, OnAbandoned::Hold));
+    for name in ["complete", "resolve"] {
+        let answer = ask(name).await;
+        assert!(matches!(answer, Ok(Acquired::Completed { .. })), "{name}: {answer:?}");
+    }
+    for name in ["renew", "renew held", "beside"] {
+        let answer = ask(name).await;
+        assert!(matches!(answer, Ok(Acquired::InProgress { .. })), "{name}: {answer:?}");
+    }
+    for name in ["hold", "abandoned"] {
+        let answer = ask(name).await;
+        assert!(matches!(answer, Ok(Acquired::Indeterminate { .. })), "{name}: {answer:?}");
+    }
+    let otherwise = Acquire { fingerprint: Fingerprint::of(b"otherwise"), ..acquire("complete", OnAbandoned::Hold) };
+    assert_eq!(backend.acquire(otherwise).await, Ok(Acquired::Mismatch));
+    for name in ["release", "withdraw", "absent", "free", "remove", "vacant", "lapsed", "fresh"] {
+        let answer = ask(name).await;
+        assert!(matches!(answer, Err(StoreError::Full(_))), "{name}: {answer:?}");
+    }
+    set_memory(place.server.port(), "0").await;
+    for name in ["release", "withdraw", "absent", "free", "remove", "vacant", "lapsed", "fresh"] {
+        let answer = ask(name).await;
+        assert!(matches!(answer, Ok(Acquired::Claimed { .. })), "{name}: {answer:?}");
+    }
+}
+
+#[actix_rt::test]
+async fn e12_a_full_server_takes_every_end_of_a_claim() {
+    a_full_server_takes_every_end(&Place::single()).await;
+}
+
+#[actix_rt::test]
+async fn e12_a_full_master_takes_every_end_of_a_claim() {
+    a_full_server_takes_every_end(&Place::sentinel()).await;
+}
+
+#[actix_rt::test]
+async fn e12_a_full_node_of_a_cluster_takes_every_end_of_a_claim() {
+    a_full_server_takes_every_end(&Place::cluster()).await;
+}
+
+/// A server that can't save refuses writes, and is the same server on every connection: none is dropped for that.
+#[actix_rt::test]
+async fn e11_a_server_that_can_not_save_keeps_its_connections() {
+    let server = Redis::start_with(&["--save", "3600 1"]);
+    let backend = open(&server.url(), "saved:").await;
+    backend.acquire(acquire("before", OnAbandoned::Hold)).await.unwrap();
+    // A snapshot can't take the place of a folder.
+    std::fs::create_dir(server.folder().join("dump.rdb")).unwrap();
+    server.cli(&["bgsave"]);
+    let deadline = Instant::now() + PATIENCE;
+    while !server.cli(&["info", "persistence"]).contains("rdb_last_bgsave_status:err") {
+        assert!(Instant::now() < deadline, "the snapshot did not fail");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // Each question by the server's client is a connection too.
+    let connections = || -> usize {
+        let stats = server.cli(&["info", "stats"]);
+        let line = stats.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
+        line.unwrap().parse().unwrap()
+    };
+    let before = connections();
+    for number in 0..5 {
+        let refused = backend.acquire(acquire(&format!("{number}"), OnAbandoned::Hold)).await;
+        assert!(matches!(refused, Err(StoreError::ReadOnly(_))), "{refused:?}");
+    }
+    assert_eq!(connections(), before + 1);
+}
+
+/// Waiters look for themselves while the listener is being connected to a host that says nothing.
+#[actix_rt::test]
+async fn e08_a_silent_host_holds_up_no_waiter() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let node = RedisCluster::node_behind(|port| port);
+    let url = format!("redis+cluster://127.0.0.1:{},127.0.0.1:{}", silent.local_addr().unwrap().port(), node.port());
+    let began = Instant::now();
+    let (holder, backend) = (open(&url, "silent:").await, open(&url, "silent:").await);
+    assert!(began.elapsed() < Duration::from_secs(4), "the silent host held the opening up: {:?}", began.elapsed());
+    let engine = Engine::builder(backend).start().unwrap().with_wait(PATIENCE);
+    let claims: Vec<_> = (0..5).map(|number| acquire(&format!("{number}"), OnAbandoned::Hold)).collect();
+    for claim in &claims {
+        holder.acquire(claim.clone()).await.unwrap();
+    }
+    let waiters: Vec<_> = claims
+        .iter()
+        .map(|claim| {
+            let (engine, key) = (engine.clone(), claim.key.clone());
+            actix_rt::spawn(
+                async move { engine.run(key, Fingerprint::of(b"asked"), |_| async { Ok::<u32, ()>(0) }).await },
+            )
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let completed = Instant::now();
+    for claim in claims {
+        let outcome = SealedOutcome::of_value(&claim.key, &17).unwrap();
+        let complete = Complete { key: claim.key, owner: claim.owner, outcome, retention: Duration::from_secs(60) };
+        assert_eq!(holder.complete(complete).await, Ok(Completed::Stored));
+    }
+    for waiter in waiters {
+        assert_eq!(waiter.await.unwrap().unwrap(), Outcome::Replayed(17));
+    }
+    assert!(completed.elapsed() < Duration::from_secs(1), "after {:?}", completed.elapsed());
 }
 
 async fn set_memory(port: u16, limit: &str) {

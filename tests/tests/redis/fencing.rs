@@ -7,11 +7,13 @@ use oncekey::backend::{
     Acquire, Acquired, Backend as _, Complete, Completed, Held, Hold, Lookup, Release, Released, Remove, Removed,
     Renew, Renewed, Resolution, Resolve, Resolved, Withdraw, Withdrawn,
 };
-use oncekey::record::SealedOutcome;
-use oncekey::{FencingToken, OnAbandoned};
+use oncekey::record::{Owner, SealedOutcome};
+use oncekey::{FencingToken, Fingerprint, Key, OnAbandoned};
 use oncekey_backends::redis::RedisBackend;
 use tests::server::Redis;
 
+use super::values::crc32;
+use super::withdrawals::Place;
 use super::{CLUSTER, SENTINEL, SERVER, acquire, fresh_prefix, open};
 
 async fn claimed(backend: &RedisBackend, message: Acquire) -> FencingToken {
@@ -133,4 +135,83 @@ async fn e25_a_server_that_does_not_tell_its_time_is_refused() {
     assert_eq!(server.cli(&set), "OK");
     let refused = RedisBackend::open(&format!("redis://shop:secret@127.0.0.1:{}/0", server.port())).await.unwrap_err();
     assert!(refused.to_string().contains("time"), "{refused}");
+}
+
+/// A value as version 2 writes it, with a token of choice.
+fn with_token(key: &Key, owner: Owner, token: u64, state: u8) -> Vec<u8> {
+    let name = key.as_stored().as_bytes();
+    let fingerprint = Fingerprint::of(b"asked");
+    let parts: [&[u8]; 5] =
+        [&[2], owner.as_bytes(), fingerprint.as_bytes(), &1_u64.to_be_bytes(), &token.to_be_bytes()];
+    let claim = parts.concat();
+    let (claimed, stated) = (crc32(&[name, &[0], &claim]), crc32(&[name, &[0, state], owner.as_bytes()]));
+    [&claim[..], &claimed, &[state], &stated].concat()
+}
+
+/// Claims whose tokens are an hour ahead of the server's clock, as after the clock was set back, or of a master that is gone:
+/// whatever ends them, the key stays until the clock has passed the token, and the next claim's token is higher.
+async fn a_token_ahead_of_the_clock_is_kept(place: Place) {
+    const HOUR: u64 = 3_600_000;
+    let backend = RedisBackend::builder(&place.url).open().await.unwrap();
+    let client = redis::Client::open(place.server.url()).unwrap();
+    let mut raw = client.get_multiplexed_async_connection().await.unwrap();
+    let (seconds, _): (u64, u64) = redis::cmd("TIME").query_async(&mut raw).await.unwrap();
+    let token = (seconds * 1_000 + HOUR) * 1_000;
+    let brief = Duration::from_millis(1);
+    for end in ["complete", "release", "withdraw", "withdraw twice", "resolve", "free", "remove"] {
+        let (key, owner) = (Key::new("s", end).unwrap(), Owner::random());
+        let stored = format!("oncekey:{}", key.as_stored());
+        let is_resolved = matches!(end, "resolve" | "free");
+        let value = with_token(&key, owner, token, if is_resolved { b'i' } else { b'r' });
+        let mut set = redis::cmd("SET").arg(&stored).arg(value).take();
+        if !is_resolved {
+            set.arg("PX").arg(24 * HOUR + 60_000);
+        }
+        set.exec_async(&mut raw).await.unwrap();
+        let outcome = SealedOutcome::tombstone(&key);
+        let resolve = |with| Resolve { key: key.clone(), attempt: None, owner: None, with };
+        match end {
+            "complete" => {
+                let complete = Complete { key: key.clone(), owner, outcome, retention: brief };
+                assert_eq!(backend.complete(complete).await, Ok(Completed::Stored));
+            }
+            "release" => {
+                assert_eq!(backend.release(Release { key: key.clone(), owner }).await, Ok(Released::Released));
+            }
+            "withdraw" | "withdraw twice" => {
+                assert_eq!(backend.withdraw(Withdraw { key: key.clone(), owner }).await, Ok(Withdrawn));
+                if end == "withdraw twice" {
+                    let other = Withdraw { key: key.clone(), owner: Owner::random() };
+                    assert_eq!(backend.withdraw(other).await, Ok(Withdrawn));
+                }
+            }
+            "resolve" => {
+                let with = Resolution::Complete { outcome, retention: brief };
+                assert_eq!(backend.resolve(resolve(with)).await, Ok(Resolved::Resolved));
+            }
+            "free" => assert_eq!(backend.resolve(resolve(Resolution::Release)).await, Ok(Resolved::Resolved)),
+            _ => assert_eq!(backend.remove(Remove { key: key.clone() }).await, Ok(Removed::Removed)),
+        }
+        let left: u64 = redis::cmd("PTTL").arg(&stored).query_async(&mut raw).await.unwrap();
+        assert!((HOUR - 60_000..HOUR + 60_000).contains(&left), "{end}: {left} ms are left");
+        if !matches!(end, "complete" | "resolve") {
+            let next = claimed(&backend, acquire(end, OnAbandoned::Hold)).await;
+            assert!(next.get() > token, "{end}: {next} after {token}");
+        }
+    }
+}
+
+#[actix_rt::test]
+async fn e25_a_token_ahead_of_the_clock_is_kept_on_one_server() {
+    a_token_ahead_of_the_clock_is_kept(Place::single()).await;
+}
+
+#[actix_rt::test]
+async fn e25_a_token_ahead_of_the_clock_is_kept_behind_sentinels() {
+    a_token_ahead_of_the_clock_is_kept(Place::sentinel()).await;
+}
+
+#[actix_rt::test]
+async fn e25_a_token_ahead_of_the_clock_is_kept_in_a_cluster() {
+    a_token_ahead_of_the_clock_is_kept(Place::cluster()).await;
 }

@@ -1,13 +1,16 @@
 //! Honesty at start, and the ways to a server.
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use oncekey::backend::{Acquired, Backend as _, Lookup};
 use oncekey::{Engine, Key, OnAbandoned, Outcome};
 use oncekey_backends::redis::{RedisBackend, RedisOpenError};
-use tests::server::Redis;
+use tests::process::PATIENCE;
+use tests::server::{Redis, RedisCluster};
 
-use super::{CLUSTER, SERVER, acquire, fresh_prefix, open};
+use super::withdrawals::Place;
+use super::{SERVER, acquire, fresh_prefix, open};
 
 #[actix_rt::test]
 async fn a_server_that_evicts_is_refused_by_name() {
@@ -19,14 +22,77 @@ async fn a_server_that_evicts_is_refused_by_name() {
     RedisBackend::open(&format!("{}?accept=eviction,weak-persistence", server.url())).await.unwrap();
 }
 
+/// A primary that evicts, or a replica, which may take its primary's place: also if another node does not show its settings.
 #[actix_rt::test]
-async fn one_evicting_node_of_a_cluster_is_enough_to_be_refused() {
-    let node = (0..6).find(|&node| !CLUSTER.is_replica(node)).unwrap();
-    CLUSTER.nodes[node].cli(&["config", "set", "maxmemory-policy", "volatile-ttl"]);
-    let refused = RedisBackend::open(&CLUSTER.url()).await;
-    CLUSTER.nodes[node].cli(&["config", "set", "maxmemory-policy", "noeviction"]);
-    let port = CLUSTER.nodes[node].port().to_string();
-    assert!(matches!(&refused, Err(RedisOpenError::Eviction { server, .. }) if server.contains(&port)), "{refused:?}");
+async fn e27_one_evicting_node_of_a_cluster_is_enough_to_be_refused() {
+    let cluster = RedisCluster::start();
+    // A node names a replica to clients once that has heard of a write.
+    let backend = RedisBackend::open(&cluster.url()).await.unwrap();
+    for number in 0..100 {
+        backend.acquire(acquire(&format!("{number}"), OnAbandoned::Rerun)).await.unwrap();
+    }
+    let names_all = |node: &Redis| {
+        let slots = node.cli(&["cluster", "slots"]);
+        cluster.nodes.iter().all(|other| slots.lines().any(|line| line == other.port().to_string()))
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while !cluster.nodes.iter().all(names_all) {
+        assert!(Instant::now() < deadline, "the nodes don't name each other");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let replicas: Vec<bool> = (0..6).map(|node| cluster.is_replica(node)).collect();
+    assert_eq!(replicas.iter().filter(|is_replica| **is_replica).count(), 3);
+    let closed = |node: usize, config: &str| cluster.nodes[node].cli(&["acl", "setuser", "default", config]);
+    for (node, evicting) in cluster.nodes.iter().enumerate() {
+        evicting.cli(&["config", "set", "maxmemory-policy", "volatile-ttl"]);
+        let refused = RedisBackend::open(&cluster.url()).await;
+        // Any other node may be asked before this one.
+        let others: Vec<usize> = (0..6).filter(|other| *other != node).collect();
+        others.iter().for_each(|other| assert_eq!(closed(*other, "-config"), "OK"));
+        let accepting = RedisBackend::builder(cluster.url()).accept_unread_settings().open().await;
+        others.iter().for_each(|other| assert_eq!(closed(*other, "+config"), "OK"));
+        evicting.cli(&["config", "set", "maxmemory-policy", "noeviction"]);
+        let port = evicting.port().to_string();
+        for refused in [refused, accepting] {
+            let is_named = matches!(&refused, Err(RedisOpenError::Eviction { server, .. }) if server.contains(&port));
+            assert!(is_named, "node {node}, a replica: {}: {refused:?}", replicas[node]);
+        }
+    }
+}
+
+/// The server that a new connection finds may be another one than at the start, or have other settings.
+async fn a_server_that_evicts_later_is_refused(place: Place) {
+    let backend = RedisBackend::open(&place.url).await.unwrap();
+    let accepting = RedisBackend::builder(&place.url).accept_eviction().open().await.unwrap();
+    let policy = |policy: &str| {
+        assert_eq!(place.server.cli(&["config", "set", "maxmemory-policy", policy]), "OK");
+        place.server.cli(&["client", "kill", "type", "normal"]);
+    };
+    let ask = async |backend: &RedisBackend, name: &str| backend.acquire(acquire(name, OnAbandoned::Hold)).await;
+    assert!(matches!(ask(&backend, "before").await, Ok(Acquired::Claimed { .. })));
+    policy("allkeys-lru");
+    // The connection of another arbiter is a new one, as is that after the old one broke.
+    for backend in [&backend, &backend.session()] {
+        let refused = ask(backend, "k").await.unwrap_err();
+        assert!(refused.to_string().contains("allkeys-lru"), "{refused}");
+    }
+    let claimed = ask(&accepting, "accepted").await;
+    assert!(matches!(claimed, Ok(Acquired::Claimed { .. })), "{claimed:?}");
+    policy("noeviction");
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = ask(&backend, "k").await {
+        assert!(Instant::now() < deadline, "it does not go on: {error}");
+    }
+}
+
+#[actix_rt::test]
+async fn e27_a_server_that_evicts_later_is_refused() {
+    a_server_that_evicts_later_is_refused(Place::single()).await;
+}
+
+#[actix_rt::test]
+async fn e27_a_master_that_evicts_later_is_refused() {
+    a_server_that_evicts_later_is_refused(Place::sentinel()).await;
 }
 
 /// A user who may use keys and scripts, and not look at settings.

@@ -23,23 +23,23 @@ const LATE_TAKEOVER: &str = "86461234\r\n$";
 const LIMIT: Duration = Duration::from_millis(300);
 
 /// A server behind a proxy.
-struct Place {
-    server: Redis,
+pub(super) struct Place {
+    pub(super) server: Redis,
     proxy: Proxy,
     /// Names the proxy to the clients.
     _sentinel: Option<LoneSentinel>,
-    url: String,
+    pub(super) url: String,
 }
 
 impl Place {
-    fn single() -> Self {
+    pub(super) fn single() -> Self {
         let server = Redis::start();
         let proxy = Proxy::before(server.port());
         let url = format!("redis://127.0.0.1:{}/0", proxy.port());
         Self { server, proxy, _sentinel: None, url }
     }
 
-    fn sentinel() -> Self {
+    pub(super) fn sentinel() -> Self {
         let server = Redis::start();
         let proxy = Proxy::before(server.port());
         let sentinel = LoneSentinel::before(proxy.port());
@@ -47,7 +47,7 @@ impl Place {
         Self { server, proxy, _sentinel: Some(sentinel), url }
     }
 
-    fn cluster() -> Self {
+    pub(super) fn cluster() -> Self {
         let mut proxy = None;
         let server = RedisCluster::node_behind(|port| proxy.insert(Proxy::before(port)).port());
         let proxy = proxy.unwrap();
@@ -60,7 +60,7 @@ impl Place {
     }
 
     /// How often the server was sent a command.
-    fn calls(&self, command: &str) -> usize {
+    pub(super) fn calls(&self, command: &str) -> usize {
         let stats = self.server.cli(&["info", "commandstats"]);
         let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
         line.and_then(|line| line.split(',').next()).map_or(0, |calls| calls.parse().unwrap())
@@ -294,6 +294,47 @@ async fn e20_an_outcome_outlives_the_barrier() {
     assert_eq!(backend.complete(briefly(&holder)).await, Ok(Completed::Stored));
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!(look(&backend, &holder.key).await, None);
+}
+
+/// A claim that lapsed a day ago is about to vanish when another's withdrawal marks it. Without the mark, the withdrawn
+/// claim would find no key when it arrives.
+async fn a_barrier_outlives_the_claim_that_it_marks_on(place: Place) {
+    let backend = RedisBackend::builder(&place.url).open().await.unwrap();
+    for policy in [OnAbandoned::Rerun, OnAbandoned::Hold] {
+        let name = format!("{policy:?}");
+        let lapsed = Acquire { lease: Duration::from_millis(1), ..acquire(&name, policy) };
+        claimed(&backend, lapsed.clone()).await;
+        let stored = format!("oncekey:{}", lapsed.key.as_stored());
+        // A claim that is to be held never comes to this; it is the control: its life is long enough.
+        if policy == OnAbandoned::Rerun {
+            assert_eq!(place.server.cli(&["pexpire", &stored, "300"]), "1");
+        }
+        let message = late(&name);
+        withdraw(&backend, &message).await;
+        let ttl: i64 = place.server.cli(&["pttl", &stored]).parse().unwrap();
+        assert!(ttl > 590_000, "{policy:?}: {ttl}");
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        // The late command itself: it lands where there is no key.
+        let set = ["set", stored.as_str(), "late", "nx", "px", "86461234"];
+        assert_eq!(place.server.cli(&set), "", "{policy:?}: the withdrawn claim landed");
+        let owner = message.owner;
+        assert_eq!(backend.acquire(message).await, Ok(Acquired::Withdrawn { owner }), "{policy:?}");
+    }
+}
+
+#[actix_rt::test]
+async fn e20_a_barrier_outlives_the_claim_that_it_marks_on_one_server() {
+    a_barrier_outlives_the_claim_that_it_marks_on(Place::single()).await;
+}
+
+#[actix_rt::test]
+async fn e20_a_barrier_outlives_the_claim_that_it_marks_behind_sentinels() {
+    a_barrier_outlives_the_claim_that_it_marks_on(Place::sentinel()).await;
+}
+
+#[actix_rt::test]
+async fn e20_a_barrier_outlives_the_claim_that_it_marks_in_a_cluster() {
+    a_barrier_outlives_the_claim_that_it_marks_on(Place::cluster()).await;
 }
 
 /// A claim whose connection broke is sent again. Whichever of its copies comes first and whatever it meets, the other one
