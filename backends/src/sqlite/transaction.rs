@@ -4,7 +4,7 @@ use std::any::Any;
 use std::num::NonZeroU32;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use diesel::connection::{AnsiTransactionManager, TransactionManager};
+use diesel::connection::{AnsiTransactionManager, SimpleConnection as _, TransactionManager};
 use diesel::prelude::*;
 use oncekey::backend::{
     Complete, CompleteInTransaction, Completed, CompletedInTransaction, OperationFailure, StoreError,
@@ -42,6 +42,10 @@ pub(super) fn complete(
     }
 
     AnsiTransactionManager::begin_transaction(&mut session.connection).map_err(|error| not_taken(&error))?;
+    if let Err(error) = session.connection.batch_execute("SAVEPOINT oncekey_begun") {
+        let refusal = not_taken(&error);
+        return if roll_back(&mut session.connection) { Err(refusal) } else { Err(broken(session)) };
+    }
     let ran = catch_unwind(AssertUnwindSafe(|| {
         let connection: &mut dyn Any = &mut session.connection;
         operation.run(connection)
@@ -60,7 +64,16 @@ pub(super) fn complete(
 }
 
 /// Writes the outcome and releases the savepoint.
+///
+/// First it proves that the transaction is still the one in which the operation began. On some errors (`INSERT OR
+/// ROLLBACK`, `RAISE(ROLLBACK)`, a full disk) SQLite rolls the whole transaction back and goes on in autocommit. An
+/// operation that passes over such an error returns `Ok`, and an outcome written now would be committed without its rows.
+/// The savepoint is gone then.
 fn keep(session: &mut Session, complete: &Complete) -> Result<CompletedInTransaction, StoreError> {
+    if session.connection.batch_execute("RELEASE oncekey_begun").is_err() {
+        session.broken = true;
+        return Err(StoreError::TransactionEnded);
+    }
     // Read again: the operation has the connection, and could have changed the record.
     let stored = session.step(&complete.key, |found: Option<&Record>, now| transition::complete(found, now, complete));
     match stored {
