@@ -195,7 +195,7 @@ impl PostgresBackend {
                 let connector = Connector::new(&url)?;
                 let mut connection = connector.clone().connect().await.map_err(|error| unreachable(&error))?;
                 prepare(&mut connection, &place, options.migrate).await?;
-                (Some(connector.clone()), pool_of(&connector, options.pool_size, UNTRIED))
+                (Some(connector.clone()), pool_of(&connector.for_steps(), options.pool_size, UNTRIED))
             }
             Source::Pool(pool) => {
                 let mut connection = pool.get().await.map_err(|error| unreachable(&error))?;
@@ -241,7 +241,7 @@ fn pool_of(
 impl Shared {
     fn core(&self, pool: Pool<AsyncPgConnection>) -> Core<Postgres> {
         let texts = Texts::new(&self.place.qualified(), &self.channel, self.place.lock("purge"));
-        Core::new(Postgres { pool, texts })
+        Core::new(Postgres { pool, texts, limits_lock_waits: self.connector.is_some() })
     }
 }
 
@@ -249,7 +249,7 @@ impl Backend for PostgresBackend {
     fn session(&self) -> Self {
         match &self.shared.connector {
             Some(connector) => Self {
-                core: self.shared.core(pool_of(connector, self.shared.pool_size, UNTRIED)),
+                core: self.shared.core(pool_of(&connector.for_steps(), self.shared.pool_size, UNTRIED)),
                 watchers: Arc::default(),
                 shared: Arc::clone(&self.shared),
             },
