@@ -80,7 +80,9 @@ macro_rules! sessions_on_database {
                 let pool = pool();
                 let mut session = pool.get().await.unwrap();
                 session.batch_execute("BEGIN").await.unwrap();
-                let lock = format!("UPDATE {table} SET attempt = attempt WHERE {} LIKE '%:k4'", $key_column);
+                // By its whole key: MySQL locks every row that it has to look at.
+                let k4 = key("k4");
+                let lock = format!("UPDATE {table} SET attempt = attempt WHERE {} = '{}'", $key_column, k4.as_stored());
                 session.batch_execute(&lock).await.unwrap();
                 for _ in 0..2 {
                     let (batch, answers) = renewals(&claims);
