@@ -51,6 +51,7 @@ pub(super) fn complete(
         operation.run(connection)
     }));
     let depth = depth(&mut session.connection);
+    let is_content = matches!(ran, Ok(Ok(_)));
     let failure = match ran {
         Ok(Ok(outcome)) if depth == Some(SAVEPOINT) => {
             complete.outcome = outcome;
@@ -60,7 +61,12 @@ pub(super) fn complete(
         Ok(Ok(_)) | Err(_) | Ok(Err(OperationFailure::RollBack)) => CompletedInTransaction::RolledBack,
         Ok(Err(OperationFailure::WrongConnection { wanted })) => CompletedInTransaction::WrongConnection { wanted },
     };
-    if roll_back(&mut session.connection) { Ok(failure) } else { Err(broken(session)) }
+    if roll_back(&mut session.connection) {
+        return Ok(failure);
+    }
+    let unknown = broken(session);
+    // Diesel knows of some of the errors at which SQLite rolls back by itself, and takes its transaction for ended.
+    Err(if is_content { StoreError::TransactionEnded } else { unknown })
 }
 
 /// Writes the outcome and releases the savepoint.
