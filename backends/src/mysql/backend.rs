@@ -13,7 +13,7 @@ use oncekey::backend::{
     Resolved, Stats, StoreError, StoreStats, Withdraw, Withdrawn,
 };
 
-use super::connect::Connector;
+use super::connect::{Connector, Settings};
 use super::flush::shows_too_early;
 use super::migration::{bring_up_to_date, check_durability, database, flushes, lock_name, returns};
 use super::options::Source;
@@ -35,7 +35,8 @@ use crate::sql::{BATCHES, Core, Name, try_if_idle};
 /// that opened it. An application that has a Diesel pool [hands it over](Self::from_pool) instead.
 ///
 /// An operation that is [completed in a transaction](oncekey::Engine::run_in_async_transaction) gets the
-/// [`AsyncMysqlConnection`]: its rows and its outcome are committed together, at the server's default isolation. It may
+/// [`AsyncMysqlConnection`]: its rows and its outcome are committed together, at the server's default isolation (at
+/// REPEATABLE READ where that is READ UNCOMMITTED or SERIALIZABLE). It may
 /// use savepoints (`transaction` inside), and must not end the transaction by itself, as data definition (`CREATE TABLE`)
 /// does here without a word. When the server gives it up for another's sake (a deadlock, a lock wait that takes too long)
 /// it is rolled back and done again, up to five times.
@@ -111,7 +112,9 @@ impl MysqlBackend {
     /// Options for using the application's own pool, which all arbiters then share: it needs some 5 connections for each
     /// arbiter, and its runtime must outlive the engine.
     ///
-    /// Its connections must count found rows, as Diesel's own do.
+    /// Its connections must count found rows, as Diesel's own do, and be at autocommit, and at READ COMMITTED or REPEATABLE
+    /// READ: [`open`](MysqlBuilder::open) checks both on one connection. Set `innodb_lock_wait_timeout` to a second or two
+    /// there: a row that another session has locked keeps the other rows of its batch waiting for as long.
     ///
     /// ```
     /// use diesel_async::AsyncMysqlConnection;
@@ -200,10 +203,11 @@ impl MysqlBackend {
                 let connector = Connector::new(&url)?;
                 let mut connection = connector.clone().connect().await.map_err(|error| unreachable(&error))?;
                 let server = prepare(&mut connection, &table, options.migrate).await?;
-                (Some(connector.clone()), pool_of(&connector, options.pool_size, UNTRIED), server)
+                (Some(connector.clone()), pool_of(&connector.for_steps(), options.pool_size, UNTRIED), server)
             }
             Source::Pool(pool) => {
                 let mut connection = pool.get().await.map_err(|error| unreachable(&error))?;
+                Settings::of(&mut connection).await.map_err(|error| unreachable(&error))?.check()?;
                 let server = prepare(&mut connection, &table, options.migrate).await?;
                 (None, pool.clone(), server)
             }
@@ -252,7 +256,8 @@ impl Shared {
         let purge_lock = lock_name("purge", &self.server.database, &self.table);
         let flushes = self.server.shows_too_early.then(|| flushes(&self.table));
         let (table, returns) = (format!("`{}`", self.table), self.server.returns);
-        Core::new(Mysql { pool, table, purge_lock, returns, flushes })
+        let limits_lock_waits = self.connector.is_some();
+        Core::new(Mysql { pool, table, purge_lock, returns, flushes, limits_lock_waits })
     }
 }
 
@@ -260,7 +265,7 @@ impl Backend for MysqlBackend {
     fn session(&self) -> Self {
         match &self.shared.connector {
             Some(connector) => Self {
-                core: self.shared.core(pool_of(connector, self.shared.pool_size, UNTRIED)),
+                core: self.shared.core(pool_of(&connector.for_steps(), self.shared.pool_size, UNTRIED)),
                 shared: Arc::clone(&self.shared),
             },
             None => self.clone(),

@@ -1,19 +1,112 @@
-//! Opening connections: the URL and TLS.
+//! Opening connections: the URL, TLS, and what each connection is set to.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use diesel::result::{ConnectionError, ConnectionResult};
-use diesel_async::AsyncMysqlConnection;
+use diesel::sql_types::Text;
+use diesel_async::{AsyncMysqlConnection, RunQueryDsl as _, SimpleAsyncConnection as _};
 use mysql_async::{Opts, OptsBuilder, SslOpts};
+use tokio::time::timeout;
 use tracing::warn;
 
 use super::MysqlOpenError;
+use super::table::Bind;
+use crate::sql::Fragment;
+
+/// How long the server may take to answer a new connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a step waits for another session's lock on a row: it must not keep the other rows of its batch waiting past the
+/// store deadline.
+pub(super) const LOCK_WAIT_SECONDS: u32 = 1;
 
 /// How connections are opened.
 #[derive(Clone)]
 pub(super) struct Connector {
     options: Opts,
+    limits_lock_waits: bool,
+}
+
+/// A session's settings that decide whether records are right.
+pub(super) struct Settings {
+    autocommit: String,
+    isolation: String,
+    /// `None` on a server that has no such setting.
+    snapshot_isolation: Option<String>,
+}
+
+impl Settings {
+    pub(super) async fn of(connection: &mut AsyncMysqlConnection) -> diesel::QueryResult<Self> {
+        // The isolation has two names: MariaDB before 11.1 knows only the first, MySQL 8 only the second.
+        let text = "SHOW VARIABLES WHERE Variable_name IN \
+                    ('autocommit', 'tx_isolation', 'transaction_isolation', 'innodb_snapshot_isolation')";
+        let rows: Vec<(String, String)> = Fragment::<(Text, Text), Bind<'_>>::new(text, &[]).load(connection).await?;
+        let value = |names: &[&str]| {
+            let found = rows.iter().find(|(name, _)| names.contains(&name.as_str()));
+            found.map(|(_, value)| value.to_ascii_uppercase())
+        };
+        Ok(Self {
+            autocommit: value(&["autocommit"]).unwrap_or_default(),
+            isolation: value(&["transaction_isolation", "tx_isolation"]).unwrap_or_default(),
+            snapshot_isolation: value(&["innodb_snapshot_isolation"]),
+        })
+    }
+
+    /// Refuses the settings of an application's pool by which operations would run twice, and warns of those by which they
+    /// would often fail.
+    pub(super) fn check(&self) -> Result<(), MysqlOpenError> {
+        if self.autocommit != "ON" {
+            let (found, wanted) = (self.autocommit.clone(), "ON");
+            return Err(MysqlOpenError::Setting { setting: "autocommit", found, wanted });
+        }
+        if self.isolation == "READ-UNCOMMITTED" {
+            let (found, wanted) = (self.isolation.clone(), "REPEATABLE-READ or READ-COMMITTED");
+            return Err(MysqlOpenError::Setting { setting: "transaction_isolation", found, wanted });
+        }
+        if self.isolation == "SERIALIZABLE" {
+            warn!(
+                setting = "transaction_isolation",
+                value = self.isolation,
+                "an operation in a transaction locks its record from its beginning, and its lease can't be renewed while \
+                 it runs: use REPEATABLE-READ or READ-COMMITTED"
+            );
+        }
+        if self.snapshot_isolation.as_deref() == Some("ON") {
+            warn!(
+                setting = "innodb_snapshot_isolation",
+                value = "ON",
+                "an operation in a transaction that lasts longer than a third of its lease can't be committed, since its \
+                 record has changed meanwhile: set it to OFF on the pool's connections"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Sets a connection, whatever the server's defaults are.
+///
+/// Without autocommit nothing is committed, and READ UNCOMMITTED would replay an outcome that is rolled back later. With
+/// SERIALIZABLE or with InnoDB's snapshot isolation an operation and the heartbeats of its own claim stand in each other's
+/// way.
+async fn set_up(connection: &mut AsyncMysqlConnection, limits_lock_waits: bool) -> diesel::QueryResult<()> {
+    let found = Settings::of(connection).await?;
+    let mut text = "SET autocommit = 1".to_owned();
+    if !matches!(found.isolation.as_str(), "REPEATABLE-READ" | "READ-COMMITTED") {
+        text.push_str("; SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ");
+    }
+    if found.snapshot_isolation.is_some() {
+        text.push_str("; SET SESSION innodb_snapshot_isolation = OFF");
+    }
+    if limits_lock_waits {
+        // Operations get the server's own limit back.
+        let limit = format!(
+            "; SET @oncekey_lock_wait = @@innodb_lock_wait_timeout; SET innodb_lock_wait_timeout = {LOCK_WAIT_SECONDS}"
+        );
+        text.push_str(&limit);
+    }
+    connection.batch_execute(&text).await
 }
 
 impl Connector {
@@ -59,13 +152,28 @@ impl Connector {
             .client_found_rows(true)
             // What follows is on this machine already: a socket of another server is not looked for.
             .prefer_socket(false);
-        Ok(Self { options: options.into() })
+        Ok(Self { options: options.into(), limits_lock_waits: false })
     }
 
+    /// The same for connections on which steps are taken, which wait for another session's lock for a short while only.
+    pub(super) fn for_steps(&self) -> Self {
+        Self { limits_lock_waits: true, ..self.clone() }
+    }
+
+    /// Connects and sets the connection up, within the time-out: the driver has none, and a server that does not answer would
+    /// hold the caller for ever.
     pub(super) async fn connect(self) -> ConnectionResult<AsyncMysqlConnection> {
+        let silent = |_| ConnectionError::BadConnection(format!("MySQL did not answer within {CONNECT_TIMEOUT:?}"));
+        timeout(CONNECT_TIMEOUT, self.connect_and_set_up()).await.map_err(silent)?
+    }
+
+    async fn connect_and_set_up(self) -> ConnectionResult<AsyncMysqlConnection> {
         let connection = mysql_async::Conn::new(self.options).await;
         let connection = connection.map_err(|error| ConnectionError::BadConnection(error.to_string()))?;
-        AsyncMysqlConnection::try_from(connection).await
+        let mut connection = AsyncMysqlConnection::try_from(connection).await?;
+        let set_up = set_up(&mut connection, self.limits_lock_waits).await;
+        set_up.map_err(ConnectionError::CouldntSetupConfiguration)?;
+        Ok(connection)
     }
 }
 

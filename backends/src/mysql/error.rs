@@ -23,6 +23,16 @@ pub enum MysqlOpenError {
     /// The server can't be reached, or refuses the connection.
     #[error("MySQL can't be reached: {0}")]
     Unreachable(String),
+    /// The connections of the application's pool have a setting by which operations would run twice.
+    #[error("the pool's connections have {setting} = {found}; this store needs {wanted}: set it for each connection")]
+    Setting {
+        /// The setting.
+        setting: &'static str,
+        /// The value that was found.
+        found: String,
+        /// What is needed.
+        wanted: &'static str,
+    },
     /// The table was made by a newer version of this library, which this one would damage.
     #[error("the table {table} has schema version {found}; this library knows versions up to {known}: use a newer one")]
     NewerSchema {

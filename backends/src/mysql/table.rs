@@ -12,6 +12,7 @@ use diesel_async::{AnsiTransactionManager, AsyncMysqlConnection, RunQueryDsl, Si
 use oncekey::backend::StoreError;
 use oncekey::record::StoreTime;
 
+use super::connect::LOCK_WAIT_SECONDS;
 use super::flush::await_flush;
 use crate::sql::{
     Claimed, Columns, Completion, Dialect, Expected, Failure, FirstClaim, Fragment, Keyed, Part, Row, Written,
@@ -21,6 +22,10 @@ use crate::sql::{
 /// The server's time in milliseconds since 1970 when the statement began. By UTC: a local time, from which
 /// `UNIX_TIMESTAMP` would count, comes twice where the clocks are put back, and leases would lapse an hour early.
 const NOW: &str = "TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(3)) DIV 1000";
+
+/// Until when a completed record is kept whatever its retention: while its barrier stands, and until the clock alone gives a
+/// higher fencing token. After a clock that was set back the next claim would get a lower one.
+const KEPT_AT_LEAST_UNTIL: &str = "COALESCE(barrier_until, 0), fencing_token DIV 1000 + 1";
 
 const ROW: &str = "fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at, fencing_token, \
                    barrier_owner, barrier_until";
@@ -73,6 +78,8 @@ pub(super) struct Mysql {
     pub(super) returns: bool,
     /// The table by which the log's flush is awaited, where a commit is shown before it.
     pub(super) flushes: Option<String>,
+    /// Whether the connections are this backend's own, which wait for locks for [`LOCK_WAIT_SECONDS`] only.
+    pub(super) limits_lock_waits: bool,
 }
 
 /// The rows of a statement are repeated up to a power of two, so that a connection prepares few statements: a repeated
@@ -172,6 +179,10 @@ impl Dialect for Mysql {
     /// A deadlock rolls the whole transaction back, and the server goes on without one.
     const CONTENTION_IS_FINAL: bool = true;
 
+    /// MySQL gives a parameter in a derived table the type VARBINARY, with room for 65,535 bytes: a longer outcome is cut or
+    /// refused there.
+    const LONGEST_SHARED_OUTCOME: usize = 60_000;
+
     type Connection = AsyncMysqlConnection;
     type Pooled = Object<AsyncMysqlConnection>;
 
@@ -254,6 +265,18 @@ impl Dialect for Mysql {
         connection: &mut AsyncMysqlConnection,
         rows: &[(Expected<'_>, Columns<'_>)],
     ) -> QueryResult<Written> {
+        // By itself a row needs no derived table, so that its outcome may have any length.
+        if let [(was, row)] = rows {
+            let text = format!(
+                "UPDATE {} SET fingerprint = ?, attempt = ?, owner = ?, state = ?, lease_until = ?, on_abandoned = ?, \
+                 outcome = ?, purge_at = ?, fencing_token = ?, barrier_owner = ?, barrier_until = ? \
+                 WHERE record_key = ? AND owner = ? AND state = ? AND lease_until <=> ? AND barrier_owner <=> ?",
+                self.table
+            );
+            let binds: Vec<_> = columns(row).into_iter().chain(expected(was)).collect();
+            let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
+            return Ok(written(counted, 1));
+        }
         const VALUES: &str = "SELECT CAST(? AS BINARY) AS was_key, CAST(? AS BINARY) AS was_owner, \
             CAST(? AS SIGNED) AS was_state, CAST(? AS SIGNED) AS was_lease, CAST(? AS BINARY) AS was_barrier, \
             CAST(? AS BINARY) AS new_fingerprint, \
@@ -289,7 +312,7 @@ impl Dialect for Mysql {
         );
         if let [row] = rows {
             let text = format!(
-                "{set}, outcome = ?, purge_at = GREATEST({NOW} + ?, COALESCE(barrier_until, 0)) \
+                "{set}, outcome = ?, purge_at = GREATEST({NOW} + ?, {KEPT_AT_LEAST_UNTIL}) \
                  WHERE record_key = ? AND owner = ? AND {is_to_be_completed}"
             );
             let binds = [Bind::Bytes(row.outcome), Bind::BigInt(row.retention), key(row), Bind::Bytes(row.owner)];
@@ -298,7 +321,7 @@ impl Dialect for Mysql {
         }
         let text = format!(
             "{set}, outcome = CASE record_key {} END, \
-             purge_at = GREATEST({NOW} + CASE record_key {} END, COALESCE(barrier_until, 0)) \
+             purge_at = GREATEST({NOW} + CASE record_key {} END, {KEPT_AT_LEAST_UNTIL}) \
              WHERE ({}) AND {is_to_be_completed}",
             repeated("WHEN ? THEN CAST(? AS BINARY)", " ", rows.len()),
             repeated("WHEN ? THEN CAST(? AS SIGNED)", " ", rows.len()),
@@ -364,8 +387,11 @@ impl Dialect for Mysql {
     /// Without autocommit, so that what an operation does after a deadlock that it has passed over is in a transaction as
     /// well, if another one, and can be rolled back. The savepoint goes with the transaction that it was set in.
     async fn begin(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<()> {
-        let text = "SET @oncekey_autocommit = @@autocommit, autocommit = 0; BEGIN; SAVEPOINT oncekey_begun";
-        AnsiTransactionManager::begin_transaction_sql(connection, text).await
+        let lock_wait = if self.limits_lock_waits { ", innodb_lock_wait_timeout = @oncekey_lock_wait" } else { "" };
+        let text = format!(
+            "SET @oncekey_autocommit = @@autocommit, autocommit = 0{lock_wait}; BEGIN; SAVEPOINT oncekey_begun"
+        );
+        AnsiTransactionManager::begin_transaction_sql(connection, &text).await
     }
 
     async fn is_as_begun(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<bool> {
@@ -373,13 +399,28 @@ impl Dialect for Mysql {
     }
 
     async fn set_back(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<()> {
-        connection.batch_execute("SET autocommit = @oncekey_autocommit").await
+        let lock_wait = if self.limits_lock_waits {
+            format!(", innodb_lock_wait_timeout = {LOCK_WAIT_SECONDS}")
+        } else {
+            String::new()
+        };
+        connection.batch_execute(&format!("SET autocommit = @oncekey_autocommit{lock_wait}")).await
     }
 
     /// Outside of a transaction a savepoint is gone as soon as it is set.
     async fn is_in_transaction(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<bool> {
         let text = "SAVEPOINT oncekey_here; RELEASE SAVEPOINT oncekey_here";
         released(connection.batch_execute(text).await)
+    }
+
+    async fn unlocked(&self, connection: &mut AsyncMysqlConnection, keys: &[&str]) -> QueryResult<Vec<Vec<u8>>> {
+        let marks = repeated("?", ", ", keys.len());
+        let text = format!(
+            "SELECT record_key FROM {} FORCE INDEX (PRIMARY) WHERE record_key IN ({marks}) FOR UPDATE SKIP LOCKED",
+            self.table
+        );
+        let binds: Vec<_> = padded(keys).map(|key| Bind::Bytes(key.as_bytes())).collect();
+        Fragment::<Binary, _>::new(&text, &binds).load(connection).await
     }
 
     fn failure(error: &Error) -> Failure {
@@ -392,7 +433,7 @@ impl Dialect for Mysql {
             // speaks another language a deadlock is not known as one: it is then an error, and never a success.
             Error::DatabaseError(DatabaseErrorKind::Unknown, information) => match information.message() {
                 message if message.starts_with("Deadlock found") => Failure::Contended,
-                message if message.starts_with("Lock wait timeout exceeded") => Failure::Contended,
+                message if message.starts_with("Lock wait timeout exceeded") => Failure::Locked,
                 // MariaDB's snapshot isolation.
                 message if message.starts_with("Record has changed since last read") => Failure::Contended,
                 message if message.starts_with("Input/output error") => Failure::Disconnected,

@@ -35,7 +35,7 @@ use crate::sql::{BATCHES, Core, try_if_idle};
 /// runtime that opened it. An application that has a Diesel pool [hands it over](Self::from_pool) instead.
 ///
 /// An operation that is [completed in a transaction](oncekey::Engine::run_in_async_transaction) gets the
-/// [`AsyncPgConnection`]: its rows and its outcome are committed together, at the database's default isolation. It may
+/// [`AsyncPgConnection`]: its rows and its outcome are committed together, at READ COMMITTED. It may
 /// use savepoints (`transaction` inside), and must not end the transaction by itself. When PostgreSQL gives it up for
 /// another's sake (a deadlock, a serialization failure) it is rolled back and done again, up to five times.
 ///
@@ -106,7 +106,9 @@ impl PostgresBackend {
     /// arbiter, and its runtime must outlive the engine.
     ///
     /// Its connections stay as they are set up. `SET plan_cache_mode = force_custom_plan` is right for them: otherwise a
-    /// plan made while the table was empty is kept for a while.
+    /// plan made while the table was empty is kept for a while. Set `lock_timeout` to a second or two: a row that another
+    /// session has locked keeps the other rows of its batch waiting for as long. [`open`](PostgresBuilder::open) warns of
+    /// an isolation and of a durability that are not right.
     ///
     /// ```
     /// use diesel_async::AsyncPgConnection;
@@ -195,7 +197,7 @@ impl PostgresBackend {
                 let connector = Connector::new(&url)?;
                 let mut connection = connector.clone().connect().await.map_err(|error| unreachable(&error))?;
                 prepare(&mut connection, &place, options.migrate).await?;
-                (Some(connector.clone()), pool_of(&connector, options.pool_size, UNTRIED))
+                (Some(connector.clone()), pool_of(&connector.for_steps(), options.pool_size, UNTRIED))
             }
             Source::Pool(pool) => {
                 let mut connection = pool.get().await.map_err(|error| unreachable(&error))?;
@@ -241,7 +243,7 @@ fn pool_of(
 impl Shared {
     fn core(&self, pool: Pool<AsyncPgConnection>) -> Core<Postgres> {
         let texts = Texts::new(&self.place.qualified(), &self.channel, self.place.lock("purge"));
-        Core::new(Postgres { pool, texts })
+        Core::new(Postgres { pool, texts, limits_lock_waits: self.connector.is_some() })
     }
 }
 
@@ -249,7 +251,7 @@ impl Backend for PostgresBackend {
     fn session(&self) -> Self {
         match &self.shared.connector {
             Some(connector) => Self {
-                core: self.shared.core(pool_of(connector, self.shared.pool_size, UNTRIED)),
+                core: self.shared.core(pool_of(&connector.for_steps(), self.shared.pool_size, UNTRIED)),
                 watchers: Arc::default(),
                 shared: Arc::clone(&self.shared),
             },

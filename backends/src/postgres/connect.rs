@@ -10,20 +10,41 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio::time::timeout;
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::{Config, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::PostgresOpenError;
 use super::error::chain;
 
+/// What every connection is set to, whatever the server's, the database's or the role's defaults are.
+///
 /// Each statement is planned for its own numbers and for the table's size as it is now. A plan that was kept from when
 /// the table was empty would read the whole table until the server next looks at its statistics.
-const SET_UP: &str = "SET plan_cache_mode = force_custom_plan";
+///
+/// At another isolation than READ COMMITTED an operation that lasts longer than a heartbeat could never lock its record,
+/// which has changed since its snapshot. With `synchronous_commit = off` a crash takes back outcomes that were answered.
+const SET_UP: &str = "SET plan_cache_mode = force_custom_plan; \
+                      SET default_transaction_isolation = 'read committed'; \
+                      SELECT set_config('synchronous_commit', 'on', false) \
+                      WHERE current_setting('synchronous_commit') = 'off'";
+
+/// A row that another session has locked must not keep the other rows of a batch waiting past the store deadline.
+const LIMIT_LOCK_WAITS: &str = "SET lock_timeout = '1s'";
+
+/// By which the server finds out that this process is gone, and frees what its statements wait for and hold. Servers before
+/// 14, and some systems, lack the first.
+const NOTICE_THE_END: &str = "SELECT set_config('client_connection_check_interval', '2s', false) FROM pg_settings \
+                              WHERE name = 'client_connection_check_interval'; \
+                              SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3";
 
 /// How long the server may take to answer a new connection, unless the URL says so.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The driver's default, which is too long to notice that the server's machine is gone.
+const DRIVERS_KEEPALIVES_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// How connections are opened.
 #[derive(Clone)]
@@ -31,6 +52,7 @@ pub(super) struct Connector {
     config: Config,
     /// `None`: without TLS.
     tls: Option<MakeRustlsConnect>,
+    limits_lock_waits: bool,
 }
 
 impl Connector {
@@ -49,6 +71,12 @@ impl Connector {
         }
         if config.get_application_name().is_none() {
             config.application_name("oncekey");
+        }
+        if config.get_keepalives_idle() == DRIVERS_KEEPALIVES_IDLE {
+            config
+                .keepalives_idle(Duration::from_secs(30))
+                .keepalives_interval(Duration::from_secs(10))
+                .keepalives_retries(3);
         }
         let is_local = config.get_hosts().iter().all(is_loopback);
         let tls = match mode.as_deref() {
@@ -75,10 +103,23 @@ impl Connector {
             Some(_) if optional => SslMode::Prefer,
             Some(_) => SslMode::Require,
         });
-        Ok(Self { config, tls })
+        Ok(Self { config, tls, limits_lock_waits: false })
     }
 
+    /// The same for connections on which steps are taken, which wait for another session's lock for a short while only.
+    pub(super) fn for_steps(&self) -> Self {
+        Self { limits_lock_waits: true, ..self.clone() }
+    }
+
+    /// Connects and sets the connection up, within the time-out. The driver's own covers only the socket: a server that
+    /// accepts and says nothing would hold the caller for ever.
     pub(super) async fn connect(self) -> ConnectionResult<AsyncPgConnection> {
+        let limit = self.config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
+        let silent = |_| ConnectionError::BadConnection(format!("PostgreSQL did not answer within {limit:?}"));
+        timeout(limit, self.connect_and_set_up()).await.map_err(silent)?
+    }
+
+    async fn connect_and_set_up(self) -> ConnectionResult<AsyncPgConnection> {
         let refused = |error: tokio_postgres::Error| ConnectionError::BadConnection(chain(&error));
         let mut connection = match self.tls {
             None => {
@@ -91,6 +132,13 @@ impl Connector {
             }
         };
         connection.batch_execute(SET_UP).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
+        if self.limits_lock_waits {
+            let limited = connection.batch_execute(LIMIT_LOCK_WAITS).await;
+            limited.map_err(ConnectionError::CouldntSetupConfiguration)?;
+        }
+        if let Err(error) = connection.batch_execute(NOTICE_THE_END).await {
+            debug!(%error, "PostgreSQL can't be told to notice the end of this process's connections");
+        }
         Ok(connection)
     }
 }

@@ -110,9 +110,18 @@ async fn version(connection: &mut AsyncPgConnection, place: &Place) -> diesel::Q
 pub(super) async fn check_durability(connection: &mut AsyncPgConnection) -> diesel::QueryResult<()> {
     for (setting, weak) in [("synchronous_commit", "off"), ("fsync", "off"), ("full_page_writes", "off")] {
         let binds = [Bind::Text(setting)];
-        let value: String =
-            Fragment::<Text, _>::new("SELECT current_setting(?)", &binds).get_result(connection).await?;
-        if value == weak {
+        // The default counts as well: a connection of the application's own has it, and may complete claims.
+        let text = "SELECT CASE WHEN 'off' IN (setting, reset_val) THEN 'off' ELSE setting END FROM pg_settings \
+                    WHERE name = ?";
+        let value: String = Fragment::<Text, _>::new(text, &binds).get_result(connection).await?;
+        if value == weak && setting == "synchronous_commit" {
+            warn!(
+                setting,
+                value,
+                "by its default PostgreSQL may lose commits that it has confirmed when it crashes. The connections that \
+                 this store opens switch it on; on a pool of your own operations whose outcome was answered may run again"
+            );
+        } else if value == weak {
             warn!(
                 setting,
                 value,
@@ -120,6 +129,16 @@ pub(super) async fn check_durability(connection: &mut AsyncPgConnection) -> dies
                  answered may run again"
             );
         }
+    }
+    let text = "SELECT current_setting('default_transaction_isolation')";
+    let value: String = Fragment::<Text, Bind<'_>>::new(text, &[]).get_result(connection).await?;
+    if matches!(value.as_str(), "repeatable read" | "serializable") {
+        warn!(
+            setting = "default_transaction_isolation",
+            value,
+            "an operation in a transaction that lasts longer than a third of its lease can't be committed, since its record \
+             has changed meanwhile: set it to 'read committed' on the pool's connections"
+        );
     }
     Ok(())
 }

@@ -6,9 +6,9 @@ use diesel::QueryResult;
 use diesel::pg::Pg;
 use diesel::query_builder::AstPass;
 use diesel::result::{DatabaseErrorKind, Error};
-use diesel::sql_types::{Array, BigInt, Binary, Nullable, SmallInt, Text};
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Nullable, SmallInt, Text};
 use diesel_async::pooled_connection::deadpool::{Object, Pool};
-use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use diesel_async::{AnsiTransactionManager, AsyncPgConnection, RunQueryDsl};
 use oncekey::backend::StoreError;
 use oncekey::record::StoreTime;
 
@@ -67,6 +67,8 @@ impl Part<Pg> for Bind<'_> {
 pub(super) struct Postgres {
     pub(super) pool: Pool<AsyncPgConnection>,
     pub(super) texts: Texts,
+    /// Whether the connections are this backend's own, which do not wait for locks for long.
+    pub(super) limits_lock_waits: bool,
 }
 
 /// What is written of rows, a column each.
@@ -219,6 +221,31 @@ impl Dialect for Postgres {
         Fragment::<(SmallInt, BigInt), Bind<'_>>::new(&self.texts.stats, &[]).load(connection).await
     }
 
+    async fn unlocked(&self, connection: &mut AsyncPgConnection, keys: &[&str]) -> QueryResult<Vec<Vec<u8>>> {
+        Fragment::<Binary, _>::new(&self.texts.unlocked, &[Bind::Texts(keys.to_vec())]).load(connection).await
+    }
+
+    /// A setting that is LOCAL ends with the transaction that it was made in. Roles need no right for one whose name has a
+    /// prefix of its own. `lock_timeout` goes back to what the connection was opened with by the database's defaults.
+    async fn begin(&self, connection: &mut AsyncPgConnection) -> QueryResult<()> {
+        let lock_wait = if self.limits_lock_waits { "; SET LOCAL lock_timeout = DEFAULT" } else { "" };
+        let text = format!("BEGIN; SET LOCAL oncekey.begun = 'yes'{lock_wait}");
+        AnsiTransactionManager::begin_transaction_sql(connection, &text).await
+    }
+
+    async fn is_as_begun(&self, connection: &mut AsyncPgConnection) -> QueryResult<bool> {
+        const IS_SET: &str = "SELECT coalesce(current_setting('oncekey.begun', true), '') = 'yes'";
+        Fragment::<Bool, Bind<'_>>::new(IS_SET, &[]).get_result(connection).await
+    }
+
+    /// Outside of a transaction a LOCAL setting ends with its statement.
+    async fn is_in_transaction(&self, connection: &mut AsyncPgConnection) -> QueryResult<bool> {
+        const SET: &str = "SELECT set_config('oncekey.here', 'yes', true)";
+        const IS_SET: &str = "SELECT coalesce(current_setting('oncekey.here', true), '') = 'yes'";
+        let _: String = Fragment::<Text, Bind<'_>>::new(SET, &[]).get_result(connection).await?;
+        Fragment::<Bool, Bind<'_>>::new(IS_SET, &[]).get_result(connection).await
+    }
+
     fn failure(error: &Error) -> Failure {
         match error {
             Error::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => Failure::Contended,
@@ -230,6 +257,7 @@ impl Dialect for Postgres {
             // deadlock is not known as one: it is then an error, and never taken for a success.
             Error::DatabaseError(DatabaseErrorKind::Unknown, information) => match information.message() {
                 "deadlock detected" => Failure::Contended,
+                "canceling statement due to lock timeout" => Failure::Locked,
                 message if message.starts_with("terminating connection") => Failure::Disconnected,
                 message if message.starts_with("the database system is") => Failure::Disconnected,
                 message if message.starts_with("could not extend file") => Failure::Full,

@@ -21,7 +21,8 @@ macro_rules! row {
     };
 }
 
-/// What a completion writes. Where a barrier stands, the outcome is kept for at least as long.
+/// What a completion writes. The outcome is kept at least while a barrier stands, and until the clock alone gives a higher
+/// fencing token: after a clock that was set back the next claim would get a lower one.
 macro_rules! complete {
     ($outcome:literal, $retention:literal) => {
         concat!(
@@ -31,7 +32,7 @@ macro_rules! complete {
             now!(),
             " + ",
             $retention,
-            ", coalesce(r.barrier_until, 0)), watched = r.watched AND r.state = 1 "
+            ", coalesce(r.barrier_until, 0), r.fencing_token / 1000 + 1), watched = r.watched AND r.state = 1 "
         )
     };
 }
@@ -51,6 +52,7 @@ macro_rules! completed {
 pub(super) struct Texts {
     pub(super) read: String,
     pub(super) lock: String,
+    pub(super) unlocked: String,
     pub(super) claim: String,
     pub(super) insert: String,
     pub(super) update: String,
@@ -87,6 +89,9 @@ impl Texts {
             lock: format!(
                 concat!("SELECT ", now!(), ", ", row!(), " FROM {table} AS r WHERE r.key = ? FOR UPDATE"),
                 table = table
+            ),
+            unlocked: format!(
+                "SELECT convert_to(r.key, 'UTF8') FROM {table} AS r WHERE r.key = ANY(?) FOR UPDATE SKIP LOCKED"
             ),
             claim: format!(
                 concat!(

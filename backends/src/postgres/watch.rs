@@ -80,7 +80,11 @@ pub(super) async fn watch(
         watchers.listen(core, channel).await?;
         // Before the row is marked, so that no announcement after it is missed.
         let changed = waiter.changed();
-        mark(core, key).await?;
+        match mark(core, key).await {
+            // Another session has the row locked, and will hardly announce its end: the watcher looks for itself.
+            Ok(()) | Err(StoreError::Unavailable(_)) => {}
+            Err(error) => return Err(error),
+        }
         let found = core.lookup(Lookup { key: message.key.clone() }).await?;
         match found.map(|view| view.state) {
             // A lease that lapses changes what an acquire would find, and nobody announces that.

@@ -5,6 +5,9 @@
 //! in between is read and decided again. So there is no transaction to hold open and no lock to wait behind, and a
 //! replay writes nothing.
 //!
+//! **A row that another session has locked holds nobody else up for long.** A connection waits for a lock for a second.
+//! Then the database is asked which of the batch's rows are free: those go on, and the steps on locked rows fail.
+//!
 //! Most steps need no look: a claim of a key that nobody has used, and a completion by the claim's owner. They are tried
 //! so first, in one statement; what that does not take is looked at. Where the last claims met records, the next ones
 //! look first.
@@ -35,6 +38,8 @@ use super::step::{Step, Unseen, step_of};
 
 /// The most steps in one statement.
 const MAX_STATEMENT: usize = 128;
+/// How often a batch waits for the locks of its rows before its steps fail.
+const MAX_WAITS: u32 = 3;
 /// How often steps that meet others' changes are decided anew before they are refused.
 const MAX_TRIES: u32 = 20;
 
@@ -166,7 +171,8 @@ async fn try_unseen<D: Dialect>(dialect: &D, trying: &mut [Box<dyn Step>]) -> Op
     } else {
         dialect.claim(connection, &claims).await.map(Done::Claims)
     };
-    if done.is_ok() {
+    // A lock that was waited for in vain leaves nothing behind on the connection.
+    if done.as_ref().err().is_none_or(|error| D::failure(error) == Failure::Locked) {
         lent.give_back();
     }
     Some(done)
@@ -187,6 +193,22 @@ fn unless_lost<D: Dialect>(mut step: Box<dyn Step>, error: &Error) -> Option<Box
 }
 
 async fn take<D: Dialect>(dialect: &D, keys_are_new: Option<&KeysAreNew>, steps: Vec<Box<dyn Step>>) {
+    let mut alone = Vec::new();
+    take_together(dialect, keys_are_new, steps, &mut alone).await;
+    for open in alone {
+        // One step by itself sets none apart.
+        take_together(dialect, keys_are_new, vec![open.step], &mut Vec::new()).await;
+    }
+}
+
+/// Takes steps together, and puts in `alone` those that are to be taken one by one after it.
+async fn take_together<D: Dialect>(
+    dialect: &D,
+    keys_are_new: Option<&KeysAreNew>,
+    steps: Vec<Box<dyn Step>>,
+    alone: &mut Vec<Open>,
+) {
+    let mut waits = 0;
     let mut open: Vec<Open> = steps.into_iter().map(Open::new).collect();
     let fail = |open: Vec<Open>, error: StoreError| {
         open.into_iter().for_each(|open| open.step.fail(error.clone()));
@@ -211,7 +233,7 @@ async fn take<D: Dialect>(dialect: &D, keys_are_new: Option<&KeysAreNew>, steps:
                 Ok(()) => replays.into_iter().for_each(|open| open.step.answer()),
                 Err(error) => {
                     open.extend(replays);
-                    if D::failure(&error) != Failure::Contended {
+                    if !D::failure(&error).is_contention() {
                         return fail(open, of_read::<D>(&error));
                     }
                     open.sort_unstable_by(|a, b| a.step.key().cmp(b.step.key()));
@@ -225,12 +247,17 @@ async fn take<D: Dialect>(dialect: &D, keys_are_new: Option<&KeysAreNew>, steps:
             Ok(()) => lent.give_back(),
             // Those whose answer is lost have ended; what is open was not sent.
             Err(error) if D::failure(&error) == Failure::Contended || fate::<D>(&error) == Fate::Lost => {}
-            Err(error) if matches!(D::failure(&error), Failure::Refused | Failure::Other) && open.len() > 1 => {
-                // One of the rows is at fault: each goes by itself, so that its neighbours don't share its fate.
-                drop(lent);
-                for alone in open {
-                    Box::pin(take(dialect, keys_are_new, vec![alone.step])).await;
+            Err(error) if D::failure(&error) == Failure::Locked && open.len() > 1 && waits < MAX_WAITS => {
+                waits += 1;
+                match set_locked_apart(dialect, connection, open, alone, &of_write::<D>(&error)).await {
+                    Ok(unlocked) => open = unlocked,
+                    Err((open, error)) => return fail(open, of_write::<D>(&error)),
                 }
+                lent.give_back();
+            }
+            // One of the rows is at fault: each goes by itself, so that its neighbours don't share its fate.
+            Err(error) if matches!(D::failure(&error), Failure::Refused | Failure::Other) && open.len() > 1 => {
+                alone.append(&mut open);
                 return;
             }
             Err(error) => return fail(open, of_write::<D>(&error)),
@@ -241,6 +268,33 @@ async fn take<D: Dialect>(dialect: &D, keys_are_new: Option<&KeysAreNew>, steps:
         pause(tries).await;
     }
     fail(open, StoreError::unavailable("others changed the record again and again"));
+}
+
+/// After a row's lock was waited for in vain: fails the steps whose rows are locked, and returns those whose rows are free.
+/// An insert may wait for another session's insert of the same key, which nobody can see yet: it goes in `alone`.
+async fn set_locked_apart<D: Dialect>(
+    dialect: &D,
+    connection: &mut D::Connection,
+    open: Vec<Open>,
+    alone: &mut Vec<Open>,
+    locked: &StoreError,
+) -> Result<Vec<Open>, (Vec<Open>, Error)> {
+    let keys: Vec<&str> = open.iter().map(|open| open.step.key().as_stored()).collect();
+    let unlocked: HashSet<Vec<u8>> = match dialect.unlocked(connection, &keys).await {
+        Ok(unlocked) => unlocked.into_iter().collect(),
+        Err(error) => return Err((open, error)),
+    };
+    let mut free = Vec::with_capacity(open.len());
+    for open in open {
+        if open.found.is_none() {
+            alone.push(open);
+        } else if unlocked.contains(open.step.key().as_stored().as_bytes()) {
+            free.push(open);
+        } else {
+            open.step.fail(locked.clone());
+        }
+    }
+    Ok(free)
 }
 
 /// Reads the rows of all keys. A connection that broke while it lay in the pool is found out here, before anything is
@@ -313,7 +367,7 @@ async fn write<D: Dialect>(dialect: &D, connection: &mut D::Connection, open: &m
         drop(rows);
         result = keep_unwritten::<D>(inserts, written, open);
     }
-    if !updates.is_empty() {
+    for mut updates in statements(updates, D::LONGEST_SHARED_OUTCOME) {
         // After a failure the others are left as they are: they come again.
         if result.is_ok() {
             sent(&mut updates);
@@ -338,6 +392,15 @@ async fn write<D: Dialect>(dialect: &D, connection: &mut D::Connection, open: &m
     }
     open.sort_unstable_by(|a, b| a.step.key().cmp(b.step.key()));
     result
+}
+
+/// Divides updates into statements: a row with a long outcome has one of its own.
+fn statements(updates: Vec<Open>, longest_shared: usize) -> Vec<Vec<Open>> {
+    let is_long =
+        |open: &Open| put(open).and_then(|row| row.outcome).is_some_and(|outcome| outcome.len() > longest_shared);
+    let (long, shared): (Vec<_>, Vec<_>) = updates.into_iter().partition(is_long);
+    let shared = (!shared.is_empty()).then_some(shared);
+    shared.into_iter().chain(long.into_iter().map(|open| vec![open])).collect()
 }
 
 fn put(open: &Open) -> Option<Columns<'_>> {

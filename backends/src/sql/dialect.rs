@@ -5,7 +5,7 @@ use std::ops::DerefMut;
 
 use diesel::QueryResult;
 use diesel::result::Error;
-use diesel_async::{AnsiTransactionManager, AsyncConnection, TransactionManager as _};
+use diesel_async::{AnsiTransactionManager, AsyncConnection};
 use oncekey::backend::StoreError;
 use oncekey::record::StoreTime;
 
@@ -37,12 +37,21 @@ pub(crate) enum Failure {
     Disconnected,
     /// The database gave this transaction up for another's sake: all of it may be done again.
     Contended,
+    /// Another session held a row's lock for longer than this one was to wait. The statement wrote nothing.
+    Locked,
     ReadOnly,
     Full,
     /// The rows offend a constraint, or can't be read: nothing was written.
     Refused,
     /// The database said something that is not known here.
     Other,
+}
+
+impl Failure {
+    /// Whether a transaction that met it was given up for another's sake, and may be done again.
+    pub(crate) fn is_contention(self) -> bool {
+        matches!(self, Self::Contended | Self::Locked)
+    }
 }
 
 /// The statements of one database, on one table.
@@ -137,22 +146,30 @@ pub(crate) trait Dialect: Send + Sync + 'static {
     /// Counts by state.
     fn stats(&self, connection: &mut Self::Connection) -> impl Future<Output = QueryResult<Vec<(i16, i64)>>> + Send;
 
+    /// Of these keys, those whose rows no other session has locked. It does not wait for any.
+    fn unlocked(
+        &self,
+        connection: &mut Self::Connection,
+        keys: &[&str],
+    ) -> impl Future<Output = QueryResult<Vec<Vec<u8>>>> + Send;
+
     fn failure(error: &Error) -> Failure;
+
+    /// The longest outcome that may share an [`update`](Self::update) with other rows.
+    const LONGEST_SHARED_OUTCOME: usize = usize::MAX;
 
     /// Whether a statement that failed for another transaction's sake may have undone what its own transaction did before,
     /// so that the transaction has failed even if the operation passes over the error. PostgreSQL refuses every further
     /// statement by itself.
     const CONTENTION_IS_FINAL: bool;
 
-    /// Opens the transaction of an operation.
-    fn begin(&self, connection: &mut Self::Connection) -> impl Future<Output = QueryResult<()>> + Send {
-        AnsiTransactionManager::begin_transaction(connection)
-    }
+    /// Opens the transaction of an operation, and marks it. Inside, the operation waits for locks as long as the server's
+    /// default says.
+    fn begin(&self, connection: &mut Self::Connection) -> impl Future<Output = QueryResult<()>> + Send;
 
-    /// Whether the open transaction is still the one that [`begin`](Self::begin) opened.
-    fn is_as_begun(&self, _: &mut Self::Connection) -> impl Future<Output = QueryResult<bool>> + Send {
-        ready(Ok(true))
-    }
+    /// Whether the open transaction is still the one that [`begin`](Self::begin) opened. An operation may have ended it by
+    /// a statement that Diesel does not see, and what follows would be committed by itself.
+    fn is_as_begun(&self, connection: &mut Self::Connection) -> impl Future<Output = QueryResult<bool>> + Send;
 
     /// Sets the connection back to what it was before [`begin`](Self::begin), once its transaction has ended.
     fn set_back(&self, _: &mut Self::Connection) -> impl Future<Output = QueryResult<()>> + Send {
@@ -160,7 +177,5 @@ pub(crate) trait Dialect: Send + Sync + 'static {
     }
 
     /// Whether the server has a transaction open on the caller's own connection, where Diesel believes that it has.
-    fn is_in_transaction(&self, _: &mut Self::Connection) -> impl Future<Output = QueryResult<bool>> + Send {
-        ready(Ok(true))
-    }
+    fn is_in_transaction(&self, connection: &mut Self::Connection) -> impl Future<Output = QueryResult<bool>> + Send;
 }

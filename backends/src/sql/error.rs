@@ -19,7 +19,7 @@ pub(crate) enum Fate {
 pub(crate) fn fate<D: Dialect>(error: &Error) -> Fate {
     match (D::failure(error), error) {
         (Failure::Disconnected, _) => Fate::Lost,
-        (Failure::Contended | Failure::ReadOnly | Failure::Full, _) => Fate::NotWritten,
+        (Failure::Contended | Failure::Locked | Failure::ReadOnly | Failure::Full, _) => Fate::NotWritten,
         (Failure::Refused, Error::DatabaseError(..) | Error::SerializationError(_)) => Fate::NotWritten,
         // The server's answer was read, and was an error of a kind that is not known here, or could not be decoded.
         (Failure::Refused | Failure::Other, Error::DatabaseError(..) | Error::DeserializationError(_)) => {
@@ -43,7 +43,7 @@ pub(crate) fn of_write<D: Dialect>(error: &Error) -> StoreError {
     match D::failure(error) {
         Failure::ReadOnly => StoreError::ReadOnly(error.to_string()),
         Failure::Full => StoreError::Full(error.to_string()),
-        Failure::Contended => StoreError::unavailable(error),
+        Failure::Contended | Failure::Locked => StoreError::unavailable(error),
         Failure::Refused if fate::<D>(error) == Fate::NotWritten => StoreError::unavailable(error),
         Failure::Disconnected | Failure::Refused | Failure::Other => StoreError::unknown(error),
     }

@@ -7,11 +7,16 @@ use diesel::result::Error;
 use diesel_async::SimpleAsyncConnection;
 use diesel_async::pooled_connection::deadpool::HookError;
 use oncekey::backend::StoreError;
+use tokio::time::timeout;
 
 use super::dialect::{Dialect, Failure};
 
 /// A connection that was lent within this time is taken to be alive. So connections at work pay nothing.
 const SURELY_ALIVE: Duration = Duration::from_millis(500);
+
+/// How long a connection that lay in its pool may take to answer. A connection whose packets vanish (a firewall forgot it)
+/// would cost a call its whole deadline otherwise, and the next connection the next call's.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 
 /// Tries a connection that lay in its pool for a while, before it is lent: after the server's restart, or past its limit
 /// for idle connections, a claim that is sent on it would end as unknown. Its pool replaces a connection that fails here.
@@ -22,7 +27,10 @@ where
     if idle < SURELY_ALIVE {
         return Ok(());
     }
-    connection.batch_execute("SELECT 1").await.map_err(|error| HookError::message(error.to_string()))
+    match timeout(ANSWERS_WITHIN, connection.batch_execute("SELECT 1")).await {
+        Ok(answer) => answer.map_err(|error| HookError::message(error.to_string())),
+        Err(_) => Err(HookError::message("the connection lay in its pool and does not answer")),
+    }
 }
 
 /// A connection that is at work. Unless it is [given back](Self::give_back) it is closed: a future that was dropped

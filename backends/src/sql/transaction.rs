@@ -40,8 +40,7 @@ pub(crate) async fn complete<D: Dialect>(dialect: &D, mut message: CompleteInTra
     loop {
         contended.store(false, Ordering::Relaxed);
         let mut lent = begin(dialect).await?;
-        lent.connection()?
-            .set_instrumentation(Noticing::new(&contended, |error| D::failure(error) == Failure::Contended));
+        lent.connection()?.set_instrumentation(Noticing::new(&contended, |error| D::failure(error).is_contention()));
         let tried = try_once(dialect, &mut lent, &mut message, &contended).await;
         match tried {
             Ok(tried) => {
@@ -151,7 +150,15 @@ async fn keep<D: Dialect>(
             roll_back(connection).await?;
             return Err(StoreError::TransactionEnded);
         }
-        Err(error) => return Err(StoreError::unavailable(error)),
+        Err(error) if D::failure(&error) == Failure::Disconnected => return Err(StoreError::unavailable(error)),
+        // PostgreSQL refuses every statement after one that failed, also where the operation passed over the failure (a
+        // unique violation, for one). Nothing of it can be committed, and that is the operation's own doing.
+        Err(_) => {
+            roll_back(connection).await?;
+            let is_contended = contended.load(Ordering::Relaxed);
+            let failure = CompletedInTransaction::RolledBack;
+            return Ok(if is_contended { Tried::Contended(failure) } else { Tried::Done(failure) });
+        }
     }
     let written = match dialect.lock(connection, complete.key.as_stored()).await {
         Ok((now, row)) => {
@@ -181,9 +188,8 @@ async fn keep<D: Dialect>(
             roll_back(connection).await?;
             return Ok(Tried::Done(CompletedInTransaction::Lost));
         }
-        // Here PostgreSQL refuses to go on after a failure that the operation has passed over.
         Err(error)
-            if D::failure(&error) == Failure::Contended
+            if D::failure(&error).is_contention()
                 || contended.load(Ordering::Relaxed) && D::failure(&error) != Failure::Disconnected =>
         {
             roll_back(connection).await?;
@@ -196,7 +202,7 @@ async fn keep<D: Dialect>(
         Ok(()) => Ok(Tried::Done(CompletedInTransaction::Stored { outcome: complete.outcome.clone() })),
         // COMMIT was sent. Only what the server says of it counts.
         Err(error) => match (fate::<D>(&error), D::failure(&error)) {
-            (Fate::NotWritten, Failure::Contended) => gave_up,
+            (Fate::NotWritten, Failure::Contended | Failure::Locked) => gave_up,
             // A deferred constraint of the operation's rows, for one: the database rolled back.
             (Fate::NotWritten, Failure::Refused) => Ok(Tried::Done(CompletedInTransaction::RolledBack)),
             _ => Err(of_write::<D>(&error)),

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use super::job::Batch;
 use super::registry::{self, Store};
+use super::session::is_in_transaction;
 use super::{SqliteBuilder, SqliteOpenError, dispatch, records};
 use crate::CompleteInError;
 use crate::ask::{ask, by_asking};
@@ -34,8 +35,8 @@ use crate::ask::{ask, by_asking};
 /// migrations. An operation that is [completed in a transaction](oncekey::backend::CompleteInTransaction) gets the
 /// writer's [`SqliteConnection`](diesel::SqliteConnection), in a savepoint of the transaction that completes its record:
 /// its rows and its outcome are committed together. All other steps wait while it runs, so it should be short, and it
-/// must not end the transaction by itself. (If a deferred foreign key of its rows is violated, the commit is refused:
-/// the operations of that commit fail, the other steps are taken again.)
+/// must not end the transaction by itself. If a deferred foreign key of its rows is violated, SQLite refuses the commit:
+/// that operation alone is rolled back, and the steps that shared its commit are taken again.
 ///
 /// A step that waits for the writer when the engine's deadline passes is never begun; its answer says so. The threads
 /// end by themselves when the last handle is dropped and what waited is done.
@@ -124,6 +125,11 @@ impl SqliteBackend {
         let depth = AnsiTransactionManager::transaction_manager_status_mut(connection).transaction_depth()?;
         if depth.is_none() {
             return Err(CompleteInError::NoTransaction);
+        }
+        // Diesel counts its own statements. SQLite may have rolled back by itself since, and the outcome would be
+        // committed alone.
+        if !is_in_transaction(connection) {
+            return Err(CompleteInError::TransactionEnded);
         }
         let found = records::find(connection, &completion.key)?;
         let step = transition::complete(found.as_ref().map(|found| &found.record), self.store.clock.now(), &completion);

@@ -6,8 +6,8 @@
 //! machine's `CLOCK_BOOTTIME`, read from the kernel and not by libc. All processes of the machine share it, nobody can
 //! set it, and it goes on while the machine sleeps. It starts anew with every boot; so the file keeps, for the boot that
 //! it was last opened in, an offset to it. The first process to open the file after a boot chooses another offset, so
-//! that the store's time goes on from the wall clock, or from the latest time that the file has seen if the wall clock
-//! is behind that. Nobody reads the wall clock again until the next boot.
+//! that the store's time goes on from the wall clock, or from past the latest time that the file can have seen if the wall
+//! clock is behind that. Nobody reads the wall clock again until the next boot.
 //!
 //! Other systems than Linux, and a Linux without `/proc`, have the wall clock only.
 
@@ -18,7 +18,8 @@ use oncekey::record::StoreTime;
 
 use super::schema::oncekey_clock::dsl::{boot_id, id, latest_ms, offset_ms, oncekey_clock};
 
-/// How often, by itself, a writer notes how far the store's time has come.
+/// How often, by itself, a writer notes how far the store's time has come. So the time that the file has seen is later than
+/// the time that is noted in it by up to this much.
 const NOTED_EVERY_MS: i64 = 10_000;
 
 /// The store's clock, anchored to one file.
@@ -37,6 +38,20 @@ pub(super) struct Machine {
     wall_ms: i64,
 }
 
+/// Why a file's clock can't be read.
+#[derive(Debug)]
+pub(super) enum NotAnchored {
+    /// Another process keeps the file's time by the time since boot, and this one can't tell which boot this is.
+    NoBootId,
+    Sqlite(diesel::result::Error),
+}
+
+impl From<diesel::result::Error> for NotAnchored {
+    fn from(error: diesel::result::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
 impl Machine {
     pub(super) fn now() -> Self {
         Self { boot_id: this_boot(), boot_ms: since_boot_ms(), wall_ms: wall_ms() }
@@ -46,15 +61,25 @@ impl Machine {
 impl Clock {
     /// Reads the file's anchor, or sets a new one after a boot. It always writes, so that a file that can't be written
     /// to is found out here; call it inside a write transaction.
-    pub(super) fn anchor(connection: &mut SqliteConnection, machine: &Machine) -> QueryResult<Self> {
+    ///
+    /// # Errors
+    /// [`NotAnchored::NoBootId`] where the file's time goes by the time since boot and this process can't read the boot's
+    /// name. By the wall clock it would see leases lapse that other processes still hold, and its anchor would move
+    /// theirs.
+    pub(super) fn anchor(connection: &mut SqliteConnection, machine: &Machine) -> Result<Self, NotAnchored> {
         let kept: Option<(String, i64, i64)> =
             oncekey_clock.select((boot_id, offset_ms, latest_ms)).first(connection).optional()?;
         let (offset, latest) = match kept {
             Some((boot, offset, latest)) if boot == machine.boot_id && has_monotonic_clock(&boot) => {
                 (offset, latest.max(machine.boot_ms.saturating_add(offset)))
             }
-            Some((_, _, latest)) => {
-                let now = latest.max(machine.wall_ms);
+            Some((boot, ..)) if has_monotonic_clock(&boot) && !has_monotonic_clock(&machine.boot_id) => {
+                return Err(NotAnchored::NoBootId);
+            }
+            Some((boot, _, latest)) => {
+                // Claims may have been made after the latest note, and no token goes back.
+                let unnoted = if has_monotonic_clock(&boot) { NOTED_EVERY_MS } else { 0 };
+                let now = latest.saturating_add(unnoted).max(machine.wall_ms);
                 (now.saturating_sub(machine.boot_ms), now)
             }
             None => (machine.wall_ms.saturating_sub(machine.boot_ms), machine.wall_ms),
@@ -148,7 +173,39 @@ mod tests {
         assert_eq!(rebooted.offset_ms, Some(1_059_900));
         // A battery-less machine whose wall clock begins in 1970 again.
         let set_back = Clock::anchor(&mut file, &machine("c", 100, 0)).unwrap();
-        assert_eq!(set_back.offset_ms, Some(1_059_900));
+        assert_eq!(set_back.offset_ms, Some(1_059_900 + NOTED_EVERY_MS));
+    }
+
+    /// The last claims before a power cut were made after the latest time was noted. Their tokens are of that time.
+    #[test]
+    fn e25_time_goes_on_past_what_was_noted_before_a_boot() {
+        let mut file = fresh();
+        let before = Clock::anchor(&mut file, &machine("a", 5_000, 1_000_000)).unwrap();
+        let noted: i64 = oncekey_clock.select(latest_ms).first(&mut file).unwrap();
+        let last_seen = noted + NOTED_EVERY_MS - 1;
+        assert_eq!(last_seen - before.offset_ms.unwrap(), 5_000 + NOTED_EVERY_MS - 1, "the machine's time since boot");
+        for wall_ms in [0, noted, last_seen] {
+            let mut file = fresh();
+            Clock::anchor(&mut file, &machine("a", 5_000, 1_000_000)).unwrap();
+            let after = Clock::anchor(&mut file, &machine("b", 100, wall_ms)).unwrap();
+            assert!(100 + after.offset_ms.unwrap() > last_seen, "with the wall clock at {wall_ms}");
+        }
+    }
+
+    /// A process without /proc does not take the file's clock away from the others.
+    #[test]
+    fn e17_a_process_that_knows_no_boot_does_not_anchor_a_file_that_has_one() {
+        let mut file = fresh();
+        let first = Clock::anchor(&mut file, &machine("a", 5_000, 1_000_000)).unwrap();
+        let blind = Clock::anchor(&mut file, &machine("", 6_000, 9_000_000));
+        assert!(matches!(blind, Err(NotAnchored::NoBootId)), "{blind:?}");
+        let next = Clock::anchor(&mut file, &machine("a", 7_000, 1_000_000)).unwrap();
+        assert_eq!(next.offset_ms, first.offset_ms);
+        // Where no process knows the boot, the wall clock is all there is.
+        let mut file = fresh();
+        for wall_ms in [1_000, 2_000] {
+            assert_eq!(Clock::anchor(&mut file, &machine("", 0, wall_ms)).unwrap().offset_ms, None);
+        }
     }
 
     #[test]

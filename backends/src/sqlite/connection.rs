@@ -56,6 +56,7 @@ impl Opener {
                     SqliteOpenError::NewerSchema { path: self.path.clone(), found, known }
                 }
                 NotMigrated::Failed(reason) => SqliteOpenError::Migration { path: self.path.clone(), reason },
+                NotMigrated::NoBootId => SqliteOpenError::NoBootId { path: self.path.clone() },
                 NotMigrated::Sqlite(error) => self.failed(&error),
             })?;
         Ok(Session::new(connection, clock))

@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 
 use crossbeam_channel::{Sender, TrySendError};
-use oncekey::backend::{Changed, Purge, Purged, RecordView, Remove, Removed, Reply, Request, Stats, StoreError};
+use oncekey::backend::{
+    Changed, CompletedInTransaction, Purge, Purged, RecordView, Remove, Removed, Reply, Request, Stats, StoreError,
+};
 use oncekey::record::transition;
 use oncekey::{Key, KeyHasher};
 
@@ -75,7 +77,7 @@ pub(super) fn queue(store: &Store, request: Request, batch: &mut Batch) {
         Request::Purge(message, reply) => write(store, batch, reply, move |session| purge(session, message)),
         Request::CompleteInTransaction(message, reply) => {
             let mut message = Some(message);
-            let job = batch.job(reply, true, move |session| match message.take() {
+            let job = batch.job(reply, Some(CompletedInTransaction::RolledBack), move |session| match message.take() {
                 Some(message) => transaction::complete(session, message),
                 None => Err(StoreError::unavailable("the operation has been run before")),
             });
@@ -99,7 +101,7 @@ fn write<Answer: Send + 'static>(
     reply: Reply<Answer>,
     take: impl FnMut(&mut Session) -> Result<Answer, StoreError> + Send + 'static,
 ) {
-    send(&store.writes, batch.job(reply, false, take));
+    send(&store.writes, batch.job(reply, None, take));
 }
 
 fn read<Answer: Send + 'static>(
@@ -108,7 +110,7 @@ fn read<Answer: Send + 'static>(
     reply: Reply<Answer>,
     take: impl FnMut(&mut Session) -> Result<Answer, StoreError> + Send + 'static,
 ) {
-    send(&store.reads, batch.job(reply, false, take));
+    send(&store.reads, batch.job(reply, None, take));
 }
 
 /// Only tries: this runs on arbiters, which must not block.

@@ -99,6 +99,17 @@ pub enum SqliteOpenError {
         /// What SQLite said.
         reason: String,
     },
+    /// The processes that use the file keep its time by the time since boot, and this process can't read
+    /// `/proc/sys/kernel/random/boot_id`. With another clock than theirs it would end leases that they hold.
+    #[error(
+        "the clock of {} goes by the time since boot, and this process can't read /proc/sys/kernel/random/boot_id: give it \
+         access to /proc",
+        path.display()
+    )]
+    NoBootId {
+        /// The file.
+        path: PathBuf,
+    },
     /// A thread could not be started.
     #[error("a thread for the store could not be started: {0}")]
     Thread(#[source] io::Error),

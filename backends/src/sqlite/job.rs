@@ -28,6 +28,8 @@ pub(super) trait Job: Send {
     fn undone(&mut self);
     /// Answers that the step was not taken.
     fn refuse(self: Box<Self>, error: StoreError);
+    /// Answers that SQLite refused to commit what this step wrote: an operation's own failure, or the step's refusal.
+    fn commit_refused(self: Box<Self>, error: StoreError);
 }
 
 /// What became of [`Job::run`].
@@ -100,7 +102,8 @@ struct StepJob<Answer, Take> {
     take: Take,
     slot: Arc<Slot<Answer>>,
     answer: Option<Result<Answer, StoreError>>,
-    is_operation: bool,
+    /// Of a user's operation: the answer when its commit is refused.
+    when_refused: Option<Answer>,
 }
 
 impl<Answer, Take> Job for StepJob<Answer, Take>
@@ -121,7 +124,7 @@ where
     }
 
     fn is_operation(&self) -> bool {
-        self.is_operation
+        self.when_refused.is_some()
     }
 
     fn settle(mut self: Box<Self>, fate: Result<(), &NotCommitted>) {
@@ -145,6 +148,15 @@ where
 
     fn refuse(self: Box<Self>, error: StoreError) {
         self.slot.settle(Err(error));
+    }
+
+    fn commit_refused(mut self: Box<Self>, error: StoreError) {
+        // What the operation answered by itself before the commit stands: it had rolled back to its savepoint.
+        let answer = match self.answer.take() {
+            Some(Err(error)) => Err(error),
+            _ => self.when_refused.take().ok_or(error),
+        };
+        self.slot.settle(answer);
     }
 }
 
@@ -181,17 +193,17 @@ impl Batch {
         Self { open: Arc::default(), slots: Vec::with_capacity(steps) }
     }
 
-    /// Makes a job of a step whose answer this batch waits for.
+    /// Makes a job of a step whose answer this batch waits for. `when_refused` makes it a user's operation.
     pub(super) fn job<Answer: Send + 'static>(
         &mut self,
         reply: Reply<Answer>,
-        is_operation: bool,
+        when_refused: Option<Answer>,
         take: impl FnMut(&mut Session) -> Result<Answer, StoreError> + Send + 'static,
     ) -> Box<dyn Job> {
         self.open.steps.fetch_add(1, Ordering::AcqRel);
         let slot = Arc::new(Slot { reply: Mutex::new(Some(reply)), open: Arc::clone(&self.open) });
         self.slots.push(Arc::clone(&slot) as Arc<dyn Abandon>);
-        Box::new(StepJob { take, slot, answer: None, is_operation })
+        Box::new(StepJob { take, slot, answer: None, when_refused })
     }
 
     /// Resolves when every step has its answer.

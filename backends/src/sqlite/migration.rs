@@ -12,6 +12,7 @@ use diesel::prelude::*;
 use diesel::sqlite::Sqlite;
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 
+use super::clock::NotAnchored;
 use super::schema::oncekey_migrations::dsl::{oncekey_migrations, version};
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
@@ -19,9 +20,23 @@ const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
 /// Why the tables are not up to date.
 #[derive(Debug)]
 pub(super) enum NotMigrated {
-    Newer { found: String, known: String },
+    Newer {
+        found: String,
+        known: String,
+    },
     Failed(String),
     Sqlite(diesel::result::Error),
+    /// The tables are up to date, and the file's clock can't be read.
+    NoBootId,
+}
+
+impl From<NotAnchored> for NotMigrated {
+    fn from(error: NotAnchored) -> Self {
+        match error {
+            NotAnchored::NoBootId => Self::NoBootId,
+            NotAnchored::Sqlite(error) => Self::Sqlite(error),
+        }
+    }
 }
 
 impl From<diesel::result::Error> for NotMigrated {

@@ -104,13 +104,18 @@ impl Session {
     /// Whether a transaction is open: SQLite ends it by itself on some errors (a full disk, an I/O error), and a user's
     /// operation may have. Asked only after an error, since the question is a statement that fails.
     pub(super) fn in_transaction(&mut self) -> bool {
-        match self.connection.batch_execute("BEGIN") {
-            Err(_) => true,
-            Ok(()) => {
-                // It was only a question; if even this fails, the connection is given up next.
-                let _: Result<(), Error> = self.connection.batch_execute("ROLLBACK");
-                false
-            }
+        is_in_transaction(&mut self.connection)
+    }
+}
+
+/// Whether SQLite has a transaction open, whatever Diesel believes: inside one, BEGIN fails and changes nothing.
+pub(super) fn is_in_transaction(connection: &mut SqliteConnection) -> bool {
+    match connection.batch_execute("BEGIN") {
+        Err(_) => true,
+        Ok(()) => {
+            // It was only a question. If even this fails, the caller gives the connection up.
+            let _: Result<(), Error> = connection.batch_execute("ROLLBACK");
+            false
         }
     }
 }

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::num::NonZeroU32;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use diesel::connection::{AnsiTransactionManager, TransactionManager};
+use diesel::connection::{AnsiTransactionManager, SimpleConnection as _, TransactionManager};
 use diesel::prelude::*;
 use oncekey::backend::{
     Complete, CompleteInTransaction, Completed, CompletedInTransaction, OperationFailure, StoreError,
@@ -42,11 +42,16 @@ pub(super) fn complete(
     }
 
     AnsiTransactionManager::begin_transaction(&mut session.connection).map_err(|error| not_taken(&error))?;
+    if let Err(error) = session.connection.batch_execute("SAVEPOINT oncekey_begun") {
+        let refusal = not_taken(&error);
+        return if roll_back(&mut session.connection) { Err(refusal) } else { Err(broken(session)) };
+    }
     let ran = catch_unwind(AssertUnwindSafe(|| {
         let connection: &mut dyn Any = &mut session.connection;
         operation.run(connection)
     }));
     let depth = depth(&mut session.connection);
+    let is_content = matches!(ran, Ok(Ok(_)));
     let failure = match ran {
         Ok(Ok(outcome)) if depth == Some(SAVEPOINT) => {
             complete.outcome = outcome;
@@ -56,11 +61,25 @@ pub(super) fn complete(
         Ok(Ok(_)) | Err(_) | Ok(Err(OperationFailure::RollBack)) => CompletedInTransaction::RolledBack,
         Ok(Err(OperationFailure::WrongConnection { wanted })) => CompletedInTransaction::WrongConnection { wanted },
     };
-    if roll_back(&mut session.connection) { Ok(failure) } else { Err(broken(session)) }
+    if roll_back(&mut session.connection) {
+        return Ok(failure);
+    }
+    let unknown = broken(session);
+    // Diesel knows of some of the errors at which SQLite rolls back by itself, and takes its transaction for ended.
+    Err(if is_content { StoreError::TransactionEnded } else { unknown })
 }
 
 /// Writes the outcome and releases the savepoint.
+///
+/// First it proves that the transaction is still the one in which the operation began. On some errors (`INSERT OR
+/// ROLLBACK`, `RAISE(ROLLBACK)`, a full disk) SQLite rolls the whole transaction back and goes on in autocommit. An
+/// operation that passes over such an error returns `Ok`, and an outcome written now would be committed without its rows.
+/// The savepoint is gone then.
 fn keep(session: &mut Session, complete: &Complete) -> Result<CompletedInTransaction, StoreError> {
+    if session.connection.batch_execute("RELEASE oncekey_begun").is_err() {
+        session.broken = true;
+        return Err(StoreError::TransactionEnded);
+    }
     // Read again: the operation has the connection, and could have changed the record.
     let stored = session.step(&complete.key, |found: Option<&Record>, now| transition::complete(found, now, complete));
     match stored {

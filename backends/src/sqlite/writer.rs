@@ -85,7 +85,8 @@ impl Writer {
             }
             Err(NotCommitted::Refused(error)) => {
                 warn!(%error, "SQLite refused a commit; the steps beside users' operations are taken again");
-                // Operations can run only once; without them the other steps can't be refused again.
+                // Operations can run only once; without them the other steps can't be refused again. There is one at
+                // most (see `take`), so that it is the one at fault.
                 let (operations, steps): (Vec<_>, Vec<_>) = taken.drain(..).partition(|job| job.is_operation());
                 if operations.is_empty() {
                     steps.into_iter().for_each(|job| job.refuse(error.clone()));
@@ -95,7 +96,7 @@ impl Writer {
                         batch.push_front(job);
                     }
                 }
-                operations.into_iter().for_each(|job| job.refuse(error.clone()));
+                operations.into_iter().for_each(|job| job.commit_refused(error.clone()));
             }
             Err(NotCommitted::RolledBack(error) | NotCommitted::Unknown(error)) => self.give_up(error),
         }
@@ -109,6 +110,9 @@ impl Writer {
 }
 
 /// Runs jobs until there are none left, or until the transaction they run in is lost: then says what became of it.
+///
+/// A user's operation is the last of its transaction. SQLite checks deferred constraints at COMMIT, and does not say whose
+/// row violates one: with two operations in one commit, a row of the one would fail the other.
 fn take(
     session: &mut Session,
     batch: &mut VecDeque<Box<dyn Job>>,
@@ -116,19 +120,28 @@ fn take(
 ) -> Option<NotCommitted> {
     while let Some(mut job) = batch.pop_front() {
         let ran = job.run(session);
+        let is_last = job.is_operation() && !matches!(ran, Ran::Abandoned);
         taken.push(job);
         if std::mem::take(&mut session.broken) {
             return Some(NotCommitted::Unknown(StoreError::unknown(
                 "another step's operation ended the transaction that this step was part of",
             )));
         }
-        let Ran::Failed(error) = ran else { continue };
+        let Ran::Failed(error) = ran else {
+            if is_last {
+                return None;
+            }
+            continue;
+        };
         session.worn |= matches!(error, StoreError::ReadOnly(_));
         if !session.in_transaction() {
             return Some(NotCommitted::RolledBack(match error {
                 StoreError::Full(_) | StoreError::ReadOnly(_) => error,
                 other => StoreError::unavailable(format!("SQLite rolled the transaction back: {other}")),
             }));
+        }
+        if is_last {
+            return None;
         }
     }
     None

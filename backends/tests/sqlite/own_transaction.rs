@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
-use oncekey::backend::{Acquire, Acquired, Backend as _, Complete};
+use oncekey::backend::{Acquire, Acquired, Backend as _, Complete, Lookup, StateView};
 use oncekey::record::{Owner, SealedOutcome};
 use oncekey::{Engine, Fingerprint, Key, OnAbandoned, Outcome, RunError};
 use oncekey_backends::{CompleteInError, SqliteBackend};
@@ -79,4 +79,40 @@ async fn e06_a_stale_owner_completes_nothing_in_its_own_transaction() {
     });
     assert!(matches!(ended, Err(CompleteInError::ClaimLost)));
     assert_eq!(rows(&mut connect(&file)), 0);
+}
+
+/// SQLite rolls the caller's transaction back at some errors, and goes on in autocommit. The outcome is not committed alone.
+#[actix_rt::test]
+async fn e19_a_claim_is_not_completed_in_a_transaction_that_sqlite_rolled_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.db");
+    let backend = SqliteBackend::open(&file).unwrap();
+    let claim = Acquire {
+        key: Key::new("s", "k").unwrap(),
+        fingerprint: Fingerprint::of(b""),
+        owner: Owner::random(),
+        lease: Duration::from_secs(60),
+        on_abandoned: OnAbandoned::Rerun,
+        past_withdrawal: None,
+    };
+    let outcome = SealedOutcome::tombstone(&claim.key);
+    let retention = Duration::from_secs(60);
+    let completion = Complete { key: claim.key.clone(), owner: claim.owner, outcome, retention };
+    let key = claim.key.clone();
+    assert!(matches!(backend.acquire(claim).await, Ok(Acquired::Claimed { .. })));
+    let mut connection = connect(&file);
+    connection.batch_execute("CREATE UNIQUE INDEX once ON own (item); INSERT INTO own VALUES ('pen')").unwrap();
+    let mut completed = None;
+    let ended = connection.immediate_transaction(|tx| {
+        tx.batch_execute("INSERT INTO own VALUES ('book')")?;
+        // Prepared: Diesel does not notice the end of its transaction then.
+        assert!(diesel::sql_query("INSERT OR ROLLBACK INTO own VALUES ('pen')").execute(tx).is_err());
+        completed = Some(backend.complete_in(tx, completion));
+        Err::<(), diesel::result::Error>(diesel::result::Error::RollbackTransaction)
+    });
+    assert!(ended.is_err());
+    assert!(matches!(completed, Some(Err(CompleteInError::TransactionEnded))), "{completed:?}");
+    assert_eq!(rows(&mut connect(&file)), 1);
+    let view = backend.lookup(Lookup { key }).await.unwrap().unwrap();
+    assert!(matches!(view.state, StateView::InProgress { .. }), "{view:?}");
 }

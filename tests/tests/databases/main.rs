@@ -5,4 +5,5 @@
 mod common;
 mod mysql;
 mod postgres;
+mod sessions;
 mod withdrawals;

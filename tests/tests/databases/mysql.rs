@@ -6,11 +6,15 @@ use std::time::Duration;
 
 use diesel_async::pooled_connection::AsyncDieselConnectionManager;
 use diesel_async::pooled_connection::deadpool::Pool;
-use diesel_async::{AsyncConnection as _, AsyncMysqlConnection, SimpleAsyncConnection as _};
+use diesel_async::{
+    AnsiTransactionManager, AsyncConnection as _, AsyncMysqlConnection, SimpleAsyncConnection as _,
+    TransactionManager as _,
+};
 use futures_util::future::join_all;
 use oncekey::backend::{
-    Acquire, Acquired, Backend as _, Complete, CompleteInTransaction, CompletedInTransaction, List, Lookup, Purge,
-    Purged, Remove, Removed, StateView, StoreError, TransactionOperation,
+    Acquire, Acquired, Backend as _, Complete, CompleteInTransaction, CompletedInTransaction, Hold, List, Lookup,
+    Purge, Purged, Remove, Removed, Renew, Renewed, Request, Resolution, Resolve, Resolved, StateView, StoreError,
+    TransactionOperation,
 };
 use oncekey::conformance::Capabilities;
 use oncekey::record::{Owner, SealedOutcome};
@@ -22,6 +26,7 @@ use tests::proxy::Proxy;
 use tests::server::MariaDb;
 
 use crate::common::{acquire, fresh_table, on_database};
+use crate::sessions::{self, sessions_on_database};
 use crate::withdrawals::{self, withdrawals_on_database};
 
 on_database! {
@@ -38,6 +43,14 @@ withdrawals_on_database! {
     lock_table: "LOCK TABLES {table} READ",
     unlock_table: "UNLOCK TABLES",
     newest_schema: 3,
+}
+
+sessions_on_database! {
+    backend: MysqlBackend,
+    open_error: MysqlOpenError,
+    connection: AsyncMysqlConnection,
+    scheme: "mysql",
+    key_column: "record_key",
 }
 
 /// Data definition is no part of a transaction here: the process may end between the columns and the version.
@@ -279,4 +292,103 @@ async fn a_closed_connection_is_not_handed_to_the_application() {
     assert!(kills.starts_with("KILL "), "there was no connection: {kills}");
     server.sql(&kills);
     pool.get().await.unwrap().batch_execute("SELECT 1").await.unwrap();
+}
+
+/// MySQL gives a parameter in a derived table room for 65,535 bytes. (MariaDB takes any length: this is about what is sent.)
+#[actix_rt::test]
+async fn e02_no_long_outcome_is_sent_through_a_derived_table() {
+    let server = MariaDb::start_with(&["--log-output=TABLE", "--general-log=1"]);
+    let backend = MysqlBackend::open(&server.url()).await.unwrap();
+    let (answered, answers) = std::sync::mpsc::channel();
+    let mut batch = Vec::new();
+    for (name, size) in [("a", 100 << 10), ("b", 10), ("c", 20), ("d", 1 << 20)] {
+        let claim = acquire(name);
+        let (key, owner) = (claim.key.clone(), claim.owner);
+        assert!(matches!(backend.acquire(claim).await, Ok(Acquired::Claimed { .. })));
+        backend.hold(Hold { key: key.clone(), owner }).await.unwrap();
+        let outcome = sessions::long_outcome(&key, size);
+        let with = Resolution::Complete { outcome, retention: Duration::from_secs(60) };
+        let message = Resolve { key, attempt: None, owner: None, with };
+        batch.push(Request::Resolve(message, sessions::reply(name, &answered)));
+    }
+    backend.execute(batch).await;
+    assert_eq!(answers.try_iter().filter(|(_, answer)| *answer == Ok(Resolved::Resolved)).count(), 4);
+    let sent = |what: &str| {
+        let text = "SELECT count(*) FROM mysql.general_log WHERE command_type = 'Execute' AND argument";
+        server.sql(&format!("{text} LIKE '{what}'"))
+    };
+    assert_ne!(sent("UPDATE (SELECT CAST(%"), "0", "the short ones share no statement: this shows nothing");
+    assert_eq!(sent("UPDATE (SELECT CAST(%7777777777777777777777777777777777%"), "0");
+    assert_eq!(sent("UPDATE `oncekey\\_records` SET %7777777777777777777777777777777777%"), "2");
+}
+
+/// A server whose sessions begin without autocommit: what was answered is committed, and is there after a crash.
+#[actix_rt::test]
+async fn e27_outcomes_are_committed_where_autocommit_is_off_by_default() {
+    let mut server = MariaDb::start_with(&["--autocommit=0"]);
+    let run = async |server: &MariaDb, key: &'static str| {
+        let engine = Engine::builder(MysqlBackend::open(&server.url()).await.unwrap()).start().unwrap();
+        engine.run(Key::new("s", key).unwrap(), b"", |_| async { Ok::<u32, ()>(1) }).await.unwrap()
+    };
+    assert_eq!(run(&server, "k").await, Outcome::Ran(1));
+    server.kill();
+    server.restart();
+    assert_eq!(run(&server, "k").await, Outcome::Replayed(1));
+
+    // A pool of the application's own has the default.
+    let manager = AsyncDieselConnectionManager::<AsyncMysqlConnection>::new(server.url());
+    let pool = Pool::builder(manager).max_size(5).build().unwrap();
+    let refused = MysqlBackend::from_pool(pool).open().await.unwrap_err();
+    assert!(
+        matches!(&refused, MysqlOpenError::Setting { setting: "autocommit", found, wanted: "ON" } if found == "OFF"),
+        "{refused:?}"
+    );
+    assert!(refused.to_string().contains("autocommit"), "{refused}");
+}
+
+/// A server whose sessions read what is not committed: an outcome that is rolled back later is never replayed.
+#[actix_rt::test]
+async fn e27_an_outcome_that_is_rolled_back_is_never_replayed() {
+    let server = MariaDb::start_with(&["--transaction-isolation=READ-UNCOMMITTED"]);
+    let backend = MysqlBackend::open(&server.url()).await.unwrap();
+    let claim = acquire("k");
+    assert!(matches!(backend.acquire(claim.clone()).await, Ok(Acquired::Claimed { .. })));
+    let completion = sessions::completion("k", claim.owner, Duration::from_secs(60));
+    let mut connection = backend.pool_of_its_own().get().await.unwrap();
+    AnsiTransactionManager::begin_transaction(&mut *connection).await.unwrap();
+    backend.complete_in(&mut connection, completion).await.unwrap();
+    let answer = backend.acquire(acquire("k")).await;
+    assert!(matches!(answer, Ok(Acquired::InProgress { .. })), "{answer:?}");
+    AnsiTransactionManager::rollback_transaction(&mut *connection).await.unwrap();
+
+    let manager = AsyncDieselConnectionManager::<AsyncMysqlConnection>::new(server.url());
+    let pool = Pool::builder(manager).max_size(5).build().unwrap();
+    let refused = MysqlBackend::from_pool(pool).open().await.unwrap_err();
+    assert!(matches!(&refused, MysqlOpenError::Setting { setting: "transaction_isolation", .. }), "{refused:?}");
+}
+
+/// An operation's record changes while the operation runs, by its own heartbeats. No default of the server takes that for a
+/// conflict.
+#[actix_rt::test]
+async fn e27_a_claim_is_renewed_while_its_operation_runs_whatever_the_isolation() {
+    let settings: [&[&str]; 2] = [&["--innodb-snapshot-isolation=ON"], &["--transaction-isolation=SERIALIZABLE"]];
+    for settings in settings {
+        let server = MariaDb::start_with(settings);
+        let backend = MysqlBackend::open(&server.url()).await.unwrap();
+        let claim = acquire("k");
+        let (key, owner) = (claim.key.clone(), claim.owner);
+        assert!(matches!(backend.acquire(claim).await, Ok(Acquired::Claimed { .. })));
+        let outcome = SealedOutcome::tombstone(&key);
+        let (renewed_key, renewing) = (key.clone(), backend.clone());
+        let operation = TransactionOperation::new_async(async move |tx: &mut AsyncMysqlConnection| {
+            tx.batch_execute("SELECT 1").await.unwrap();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            let renew = Renew { key: renewed_key.clone(), owner, lease: Duration::from_secs(60) };
+            assert_eq!(renewing.renew(renew).await, Ok(Renewed::Renewed));
+            Ok(outcome.clone())
+        });
+        let message = CompleteInTransaction { key, owner, retention: Duration::from_secs(60), operation };
+        let answer = backend.complete_in_transaction(message).await;
+        assert!(matches!(answer, Ok(CompletedInTransaction::Stored { .. })), "{settings:?}: {answer:?}");
+    }
 }

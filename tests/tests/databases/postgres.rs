@@ -10,7 +10,7 @@ use diesel_async::{AsyncConnection as _, AsyncPgConnection, SimpleAsyncConnectio
 use futures_util::future::join_all;
 use oncekey::backend::{
     Acquire, Acquired, Backend as _, Complete, CompleteInTransaction, CompletedInTransaction, List, Lookup, Purge,
-    Purged, Remove, Removed, TransactionOperation,
+    Purged, Remove, Removed, Renew, Renewed, StoreError, TransactionOperation,
 };
 use oncekey::conformance::Capabilities;
 use oncekey::record::SealedOutcome;
@@ -22,6 +22,7 @@ use tests::proxy::Proxy;
 use tests::server::Postgres;
 
 use crate::common::{acquire, fresh_table, on_database};
+use crate::sessions::sessions_on_database;
 use crate::withdrawals::{self, withdrawals_on_database};
 
 on_database! {
@@ -38,6 +39,14 @@ withdrawals_on_database! {
     lock_table: "BEGIN; LOCK TABLE {table} IN SHARE MODE",
     unlock_table: "ROLLBACK",
     newest_schema: 2,
+}
+
+sessions_on_database! {
+    backend: PostgresBackend,
+    open_error: PostgresOpenError,
+    connection: AsyncPgConnection,
+    scheme: "postgres",
+    key_column: "key",
 }
 
 /// From here on commits wait for a standby that is not there.
@@ -153,4 +162,56 @@ async fn cut_connections_are_replaced() {
     SERVER.sql(&format!("{cut} '%{table}%'"));
     assert!(backend.lookup(Lookup { key: Key::new("s", "a").unwrap() }).await.unwrap().is_some());
     assert!(matches!(backend.acquire(acquire("b")).await, Ok(Acquired::Claimed { .. })));
+}
+
+/// After a statement that failed PostgreSQL refuses all others. An operation that passes over the failure has failed itself:
+/// it is rolled back, and the store is not called unavailable.
+#[actix_rt::test]
+async fn e19_an_operation_that_passes_over_a_violation_is_rolled_back() {
+    SERVER.sql("CREATE TABLE once (n int PRIMARY KEY); INSERT INTO once VALUES (1)");
+    let table = fresh_table();
+    let backend = open(&table).await;
+    let claim = acquire("k");
+    let (key, owner) = (claim.key.clone(), claim.owner);
+    assert!(matches!(backend.acquire(claim).await, Ok(Acquired::Claimed { .. })));
+    let outcome = SealedOutcome::tombstone(&key);
+    let operation = TransactionOperation::new_async(async move |tx: &mut AsyncPgConnection| {
+        tx.batch_execute("INSERT INTO once VALUES (2)").await.unwrap();
+        assert!(tx.batch_execute("INSERT INTO once VALUES (1)").await.is_err());
+        Ok(outcome.clone())
+    });
+    let message = CompleteInTransaction { key, owner, retention: Duration::from_secs(60), operation };
+    assert_eq!(backend.complete_in_transaction(message).await, Ok(CompletedInTransaction::RolledBack));
+    assert_eq!(SERVER.sql("SELECT n FROM once"), "1");
+    assert_eq!(SERVER.sql(&format!("SELECT state FROM {table}")), "1");
+}
+
+/// What correctness needs is set on each connection, whatever the database's defaults are.
+#[actix_rt::test]
+async fn e27_the_settings_are_the_backends_whatever_the_databases_defaults() {
+    let server = Postgres::start();
+    server.sql("ALTER DATABASE postgres SET default_transaction_isolation = 'serializable'");
+    server.sql("ALTER DATABASE postgres SET synchronous_commit = off");
+    server.sql("ALTER DATABASE postgres SET lock_timeout = '7s'");
+    let backend = PostgresBackend::open(&server.url()).await.unwrap();
+    let claim = acquire("k");
+    let (key, owner) = (claim.key.clone(), claim.owner);
+    assert!(matches!(backend.acquire(claim).await, Ok(Acquired::Claimed { .. })));
+    let outcome = SealedOutcome::tombstone(&key);
+    let (renewed_key, renewing) = (key.clone(), backend.clone());
+    let operation = TransactionOperation::new_async(async move |tx: &mut AsyncPgConnection| {
+        // An operation waits for locks as the database says.
+        let settings = "DO $$ BEGIN IF current_setting('synchronous_commit') <> 'on' \
+                        OR current_setting('transaction_isolation') <> 'read committed' \
+                        OR current_setting('lock_timeout') <> '7s' \
+                        THEN RAISE EXCEPTION '% % %', current_setting('synchronous_commit'), \
+                        current_setting('transaction_isolation'), current_setting('lock_timeout'); END IF; END $$";
+        tx.batch_execute(settings).await.unwrap();
+        let renew = Renew { key: renewed_key.clone(), owner, lease: Duration::from_secs(60) };
+        assert_eq!(renewing.renew(renew).await, Ok(Renewed::Renewed));
+        Ok(outcome.clone())
+    });
+    let message = CompleteInTransaction { key, owner, retention: Duration::from_secs(60), operation };
+    let answer = backend.complete_in_transaction(message).await;
+    assert!(matches!(answer, Ok(CompletedInTransaction::Stored { .. })), "{answer:?}");
 }
