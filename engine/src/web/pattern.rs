@@ -74,7 +74,9 @@ pub(super) fn is_routed(request: &HttpRequest) -> bool {
     // A scope that matched leaves the rest of the path; a resource that matched leaves nothing. Where a resource matches
     // by its pattern but refuses the method, nothing of the path has been processed. The request knows the resource that
     // the router chose, also where the map would have asked another scope.
-    request.match_info().unprocessed().is_empty() && of_routed(request).is_some()
+    let path = request.match_info();
+    path.unprocessed().is_empty()
+        && (request.match_pattern().is_some() || request.resource_map().match_pattern(path.as_str()).is_some())
 }
 
 /// Makes a definition. The router's crate leaks a part of each one and compiles a regular expression, so the guard makes
