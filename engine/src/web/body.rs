@@ -69,7 +69,7 @@ async fn gather(payload: &mut Payload, limit: usize) -> Result<Option<Bytes>, Pa
 }
 
 /// Reads on for a while, so that a client that sends its whole body before it reads gets the answer, and not a reset.
-pub(super) async fn drain(mut payload: Payload, limit: usize, time: Duration) {
+async fn drain(mut payload: Payload, limit: usize, time: Duration) {
     let draining = async {
         let mut drained = 0;
         while let Some(Ok(chunk)) = payload.next().await {
@@ -83,7 +83,14 @@ pub(super) async fn drain(mut payload: Payload, limit: usize, time: Duration) {
     let _ = timeout(time, draining).await;
 }
 
-/// What the inner service reads as the request's body. It notes that something has begun to read it.
+/// Reads an upload to its end, as its handler would have. Only a client that sends nothing for `idle` ends it early: the
+/// retry of a long upload takes as long as the upload did.
+pub(super) async fn drain_upload(mut payload: Payload, idle: Duration) {
+    while let Ok(Some(Ok(_))) = timeout(idle, payload.next()).await {}
+}
+
+/// What the inner service reads as the request's body. It notes that something has begun to read it, and that something
+/// has read it to its end.
 pub(super) struct Watched {
     body: Body,
     guard: Rc<RequestGuard>,
@@ -109,7 +116,10 @@ impl Stream for Watched {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.guard.touch();
         match &mut self.body {
-            Body::Read(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Body::Read(bytes) if bytes.is_empty() => {
+                self.guard.note_body_end();
+                Poll::Ready(None)
+            }
             Body::Read(bytes) => Poll::Ready(Some(Ok(std::mem::take(bytes)))),
             Body::Unread(payload) => payload.poll_next_unpin(context),
         }

@@ -174,7 +174,8 @@ fn decimal(number: &str) -> Option<(bool, String, i64)> {
     let trimmed = digits.trim_end_matches('0');
     // An exponent that is too large for this is too large for a double.
     let exponent: i64 = exponent.parse().ok()?;
-    let exponent = exponent - fraction.len() as i64 + (digits.len() - trimmed.len()) as i64;
+    // Saturating: the exponent of a zero may be as large as an integer holds, and then says nothing.
+    let exponent = exponent.saturating_sub(fraction.len() as i64).saturating_add((digits.len() - trimmed.len()) as i64);
     let significant = trimmed.trim_start_matches('0');
     Some(if significant.is_empty() {
         (false, String::new(), 0)
@@ -247,10 +248,17 @@ mod tests {
     }
 
     #[test]
+    fn h23_an_exponent_at_the_limits_of_an_integer_is_read() {
+        assert_eq!(canonical("0e9223372036854775807").as_deref(), Some("0"));
+        assert_eq!(canonical("0.0e-9223372036854775808").as_deref(), Some("0"));
+    }
+
+    #[test]
     fn h23_what_a_double_would_hide_has_no_canonical_form() {
         for body in [
             "9007199254740993",
             "[0.1000000000000000055]",
+            "1e9223372036854775807",
             "{\"a\": 18446744073709551615}",
             "1e400",
             "{\"a\": 1, \"a\": 2}",

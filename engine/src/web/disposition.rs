@@ -1,13 +1,13 @@
 //! What an answer means for its key.
 
-use actix_web::HttpResponse;
-use actix_web::dev::ServiceResponse;
+use actix_web::dev::{PeerAddr, ServiceResponse};
 use actix_web::error::{
     ContentTypeError, Error, InternalError, JsonPayloadError, ParseError, PathError, PayloadError, QueryPayloadError,
     ReadlinesError, ResponseError, UrlencodedError,
 };
 use actix_web::http::header::{self, HeaderMap};
 use actix_web::http::{Method, StatusCode};
+use actix_web::{FromRequest, HttpResponse};
 
 use super::extract::ClaimNotTaken;
 use super::guard::RequestGuard;
@@ -96,6 +96,8 @@ pub(super) enum Origin {
     Handler,
     /// No handler saw the request.
     NoHandler,
+    /// An error that extractors and middleware return, and handlers too: its status says nothing about the effect.
+    Unclear,
     /// The guard, because the handler panicked.
     Panic,
 }
@@ -113,7 +115,8 @@ pub(super) fn decide(
     let decided = match (explicit, origin) {
         (Some(explicit), _) => explicit,
         (None, Origin::NoHandler) => Release,
-        (None, Origin::Handler | Origin::Panic) => (by_status.0)(status, headers),
+        (None, Origin::Unclear) => Abandoned,
+        (None, Origin::Handler | Origin::Panic) => by_status.of(status, headers),
     };
     match (decided, origin) {
         // There is no response of the handler's to keep.
@@ -130,6 +133,9 @@ pub(super) fn origin_of<B>(response: &ServiceResponse<B>, guard: &RequestGuard, 
     let (request, response) = (response.request(), response.response());
     let no_handler = match response.error() {
         Some(error) if rules.is_extractor_error(error) => true,
+        Some(error) if is_shared_with_handlers(error) => {
+            return if is_of_extractor(error, guard) { Origin::NoHandler } else { Origin::Unclear };
+        }
         _ => match response.status() {
             StatusCode::NOT_FOUND => !rules.guards_default_service && !pattern::is_routed(request),
             // A resource answers so for a method that it has no route for. A handler that did something has at least
@@ -144,19 +150,45 @@ pub(super) fn origin_of<B>(response: &ServiceResponse<B>, guard: &RequestGuard, 
     if no_handler { Origin::NoHandler } else { Origin::Handler }
 }
 
-/// Where an inner middleware's error comes from. It is a refusal, unless it says "failed" after something has read the
-/// request's body or taken its claim: then the middleware may have failed after the handler ran, or in its midst.
+/// Where an inner middleware's error comes from. It is a refusal, unless the middleware may have failed after the handler
+/// ran, or in its midst, as a time limit does. An effect waits for something, and a handler that has one has mostly read
+/// its body or taken its claim: one of the two is enough where the error says "failed", both where it does not.
 pub(super) fn origin_of_inner_error(status: StatusCode, guard: &RequestGuard) -> Origin {
-    let may_have_run = status.is_server_error() && guard.is_touched();
-    if may_have_run { Origin::Handler } else { Origin::NoHandler }
+    let (is_touched, has_waited) = (guard.is_touched(), guard.has_waited());
+    if status == StatusCode::SERVICE_UNAVAILABLE && !is_touched {
+        Origin::NoHandler
+    } else if status.is_server_error() && (is_touched || has_waited) {
+        Origin::Handler
+    } else if is_touched && has_waited {
+        Origin::Unclear
+    } else {
+        Origin::NoHandler
+    }
 }
 
-/// Whether the error is one that actix-web's own extractors return for a request that they cannot read.
-pub(super) fn is_of_actix_extractors(error: &Error) -> bool {
-    fn is<E: ResponseError + 'static>(error: &Error) -> bool {
-        error.as_error::<E>().is_some() || error.as_error::<InternalError<E>>().is_some()
-    }
+fn is<E: ResponseError + 'static>(error: &Error) -> bool {
+    error.as_error::<E>().is_some() || error.as_error::<InternalError<E>>().is_some()
+}
 
+/// Whether the error is one that actix-web's extractors return, but handlers as well, after their effect: a client's
+/// response breaks off, or its text does not parse.
+fn is_shared_with_handlers(error: &Error) -> bool {
+    is::<PayloadError>(error)
+        || is::<QueryPayloadError>(error)
+        || is::<ReadlinesError>(error)
+        || is::<ContentTypeError>(error)
+        || is::<ParseError>(error)
+}
+
+/// Whether such an error comes from an extractor. An effect waits for something. An extractor waits for nothing but the
+/// body, and if the guard has read that before, for nothing at all.
+fn is_of_extractor(error: &Error, guard: &RequestGuard) -> bool {
+    // Whoever has the whole body has no reason to say that it cannot be read.
+    !guard.has_waited() && (!is::<PayloadError>(error) || guard.holds_body() && !guard.is_body_read())
+}
+
+/// Whether the error is one that only actix-web's own extractors return, for a request that they cannot read.
+pub(super) fn is_of_actix_extractors(error: &Error) -> bool {
     // A handler's `Json` or `Form` response that can't be serialized has these types too, and the handler ran.
     if matches!(error.as_error(), Some(JsonPayloadError::Serialize(_)))
         || matches!(error.as_error(), Some(UrlencodedError::Serialize(_)))
@@ -166,24 +198,21 @@ pub(super) fn is_of_actix_extractors(error: &Error) -> bool {
     is::<JsonPayloadError>(error)
         || is::<UrlencodedError>(error)
         || is::<PathError>(error)
-        || is::<QueryPayloadError>(error)
-        || is::<PayloadError>(error)
-        || is::<ReadlinesError>(error)
-        || is::<ContentTypeError>(error)
-        || is::<ParseError>(error)
+        || is::<<PeerAddr as FromRequest>::Error>(error)
         // `Path` without a `PathConfig` wraps the deserializer's error alone.
         || error.as_error::<InternalError<serde::de::value::Error>>().is_some()
         || error.as_error::<ClaimNotTaken>().is_some()
         || is_text_of_actix(error)
 }
 
-/// Three of actix-web's extractors (`String`, `Bytes`, `Data`) fail with a text that has no type of its own.
+/// Four of actix-web's extractors (`String`, `Bytes`, `Data`, `ReqData`) fail with a text that has no type of its own.
 fn is_text_of_actix(error: &Error) -> bool {
-    const TEXTS: [&str; 4] = [
+    const TEXTS: [&str; 5] = [
         "Can not decode body",
         "Unexpected Content-Type",
         "Content-Type is expected",
         "Requested application data is not configured correctly.",
+        "Missing expected request extension data",
     ];
     error.as_error::<InternalError<&'static str>>().is_some_and(|error| {
         let text = error.to_string();

@@ -6,7 +6,7 @@ use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
 
 use super::BadKey;
-use crate::Error;
+use crate::{Error, KeyError, KeyPart};
 
 /// Why the guard neither ran the handler nor replayed a response.
 ///
@@ -22,6 +22,7 @@ use crate::Error;
 /// | `request-too-large` | 413 |
 /// | `mismatch` | 422 |
 /// | `outcome-not-stored`, `record-unreadable`, `handler-panicked`, `internal` | 500 |
+/// | `commit-unknown` | 503 |
 /// | `store-unavailable`, `overloaded`, `shutting-down` | 503, `Retry-After` |
 ///
 /// ```
@@ -41,9 +42,13 @@ pub enum IdempotencyError {
     /// The idempotency key is not one.
     #[error("the idempotency key is invalid: {0}")]
     KeyInvalid(BadKey),
-    /// The scope or the key that the application made cannot name a record.
-    #[error("the application made no valid key: {0}")]
-    KeyRejected(#[from] crate::KeyError),
+    /// The scope, or the key of a custom strategy, cannot name a record. Both are made of the request, so the client must
+    /// change it.
+    #[error("this request cannot be identified: {0}")]
+    KeyRejected(#[from] KeyError),
+    /// A closure of the guard's settings panicked before the handler was to run.
+    #[error("nothing ran: the guard's {0} panicked")]
+    SettingPanicked(&'static str),
     /// The header that names the caller is missing.
     #[error("this request must name its caller, in its {0} header")]
     ScopeMissing(String),
@@ -99,7 +104,11 @@ impl IdempotencyError {
             Self::RequestUnreadable => {
                 (S::BAD_REQUEST, "urn:oncekey:problem:request-unreadable", "Request body unreadable")
             }
-            Self::KeyRejected(_) => (S::INTERNAL_SERVER_ERROR, "urn:oncekey:problem:internal", "Internal error"),
+            Self::KeyRejected(error) if is_of_scope(error) => {
+                (S::BAD_REQUEST, "urn:oncekey:problem:scope-invalid", "Caller invalid")
+            }
+            Self::KeyRejected(_) => (S::BAD_REQUEST, "urn:oncekey:problem:key-invalid", "Idempotency key invalid"),
+            Self::SettingPanicked(_) => (S::INTERNAL_SERVER_ERROR, "urn:oncekey:problem:internal", "Internal error"),
             Self::Engine(error) => describe_engine_error(error),
         }
     }
@@ -129,10 +138,15 @@ impl IdempotencyError {
                 "The request was carried out, but its outcome could not be stored.".to_owned()
             }
             Self::Engine(Error::NoSuchTransaction { .. } | Error::Unserializable(_) | Error::Fingerprint(_))
-            | Self::KeyRejected(_) => "Nothing ran: the server's settings cannot work for this request.".to_owned(),
+            | Self::SettingPanicked(_) => "Nothing ran: the server's settings cannot work for this request.".to_owned(),
             other => other.to_string(),
         }
     }
+}
+
+fn is_of_scope(error: &KeyError) -> bool {
+    use KeyError::{ControlCharacter, Empty, TooLong};
+    matches!(error, Empty(KeyPart::Scope) | TooLong(KeyPart::Scope, _) | ControlCharacter(KeyPart::Scope))
 }
 
 fn describe_engine_error(error: &Error) -> (StatusCode, &'static str, &'static str) {

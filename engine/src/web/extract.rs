@@ -81,6 +81,11 @@ impl FromRequest for Claim {
 /// # let _ = order;
 /// ```
 ///
+/// **Take it as an argument of every handler of a method and pattern, or name the route's [`OnAbandoned`].** Once a handler
+/// there took one, the guard claims with `Rerun` before it knows which handler runs. A handler without a `Transaction`
+/// whose answer does not say what happened is then held, as elsewhere. But if its process dies, the policy of the claim
+/// stands, and the retry runs: the effect can happen twice.
+///
 /// Take it before [`Claim`], or use [`claim`](Self::claim): the first request to a route claims its key anew when the
 /// guard learns that the handler takes a transaction.
 pub struct Transaction {
@@ -158,7 +163,7 @@ pub(super) struct ClaimNotTaken {
 
 impl ClaimNotTaken {
     fn new(guard: &RequestGuard, error: &IdempotencyError) -> Self {
-        Self::answered((guard.setup.rules.answer)(error))
+        Self::answered(guard.setup.rules.respond(error))
     }
 
     fn answered(response: HttpResponse) -> Self {

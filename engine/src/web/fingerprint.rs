@@ -9,8 +9,8 @@ use actix_web::dev::ServiceRequest;
 use actix_web::http::header::{self, HeaderName};
 use bytes::Bytes;
 
-use super::IdempotencyError;
 use super::canonical::{self, Pointer};
+use super::{IdempotencyError, settings};
 use crate::{Fingerprint, FingerprintBuilder};
 
 type MakeFingerprint = dyn Fn(&ServiceRequest, &Bytes) -> Fingerprint + Send + Sync;
@@ -136,7 +136,8 @@ impl FingerprintStrategy {
                 }
                 made.finish()
             }
-            Self::Custom(Custom(make)) => make(request, body),
+            Self::Custom(Custom(make)) => settings::caught("fingerprint strategy", || make(request, body))
+                .ok_or(IdempotencyError::SettingPanicked("fingerprint strategy"))?,
         })
     }
 }

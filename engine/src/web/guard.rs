@@ -3,23 +3,24 @@
 use std::cell::{Cell, Ref, RefCell};
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 
 use actix_web::body::{BoxBody, EitherBody, MessageBody};
 use actix_web::dev::{RequestHead, Service, ServiceRequest, ServiceResponse};
-use actix_web::http::header::{HeaderName, HeaderValue};
-use actix_web::http::{Method, Uri, Version};
+use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
+use actix_web::http::{Method, StatusCode, Uri, Version};
 use actix_web::test::TestRequest;
 use actix_web::{HttpMessage as _, HttpRequest, HttpResponse};
 use bytes::Bytes;
-use futures_util::future::{FutureExt as _, LocalBoxFuture, Shared};
+use futures_util::future::{FutureExt as _, LocalBoxFuture, Shared, poll_fn};
 use tracing::{Instrument as _, debug_span};
 
 use super::body::{self, Body, Found, Watched};
 use super::disposition::{Origin, decide, origin_of, origin_of_inner_error};
 use super::extract::ClaimNotTaken;
 use super::fingerprint::whole;
+use super::pattern::Unrouted;
 use super::recorded::RecordedResponse;
 use super::rules::{Disposition, RouteRules, Rules};
 use super::{IdempotencyError, ResponseDisposition, key, pattern, settings};
@@ -34,6 +35,7 @@ use crate::{CallPolicy, CorruptOutcome, Engine, Error, EventKind, Fingerprint, K
 pub(super) struct Guard {
     pub(super) engine: Engine,
     pub(super) rules: Rules,
+    pub(super) unrouted: Unrouted,
 }
 
 /// In the request's extensions while its handler runs.
@@ -50,6 +52,14 @@ pub(super) struct RequestGuard {
     pub(super) grant: RefCell<GrantSlot>,
     /// Whether something has begun to read the body, or has taken the claim.
     touched: Cell<bool>,
+    /// Whether the guard read the body before the handler.
+    holds_body: bool,
+    /// Whether something has read that body to its end.
+    is_body_read: Cell<bool>,
+    /// Whether the inner service has waited for anything.
+    has_waited: Cell<bool>,
+    /// The route by which the guard expected a handler that takes a transaction.
+    expected_at: Option<String>,
     /// Whether the claim was made for a handler that takes a transaction.
     pub(super) for_transaction: Cell<bool>,
     /// Whether the handler did take one.
@@ -78,6 +88,22 @@ impl RequestGuard {
 
     pub(super) fn is_touched(&self) -> bool {
         self.touched.get()
+    }
+
+    pub(super) fn holds_body(&self) -> bool {
+        self.holds_body
+    }
+
+    pub(super) fn note_body_end(&self) {
+        self.is_body_read.set(true);
+    }
+
+    pub(super) fn is_body_read(&self) -> bool {
+        self.is_body_read.get()
+    }
+
+    pub(super) fn has_waited(&self) -> bool {
+        self.has_waited.get()
     }
 }
 
@@ -110,13 +136,13 @@ impl Guard {
         B: MessageBody + 'static,
     {
         let rules = self.rules.at(rules_at);
-        let asked = match self.read(rules, &mut request).await {
+        let asked = match self.read(rules, rules_at.is_some(), &mut request).await {
             Ok(Some(asked)) => asked,
             Ok(None) => return service.call(request).await.map(ServiceResponse::map_into_left_body),
             Err(turned_away) => return Ok(self.turn_away(turned_away, request).map_into_right_body()),
         };
         let Asked { key, fingerprint, body } = asked;
-        let (policy, for_transaction) = self.policy(rules, &request);
+        let (policy, expected_at) = self.policy(rules, &request);
         let node = self.engine.attach();
         let begun = match self.engine.begin(&node, key.clone(), fingerprint, &policy).await {
             Ok(Admitted::Granted(mut grant)) => grant.begin().await.map(|()| Begun::Runs(GrantSlot::Held(grant))),
@@ -128,14 +154,14 @@ impl Guard {
             Ok(Begun::Runs(grant)) => grant,
             answered => {
                 if let Body::Unread(payload) = body {
-                    body::drain(payload, usize::MAX, rules.request_timeout).await;
+                    body::drain_upload(payload, rules.request_timeout).await;
                 }
                 let response = match answered {
                     Ok(Begun::Replays(outcome)) => self.replay(request.request(), &key, &outcome),
                     Ok(Begun::Runs(_)) => Err(Error::Stopped.into()),
                     Err(error) => Err(error.into()),
                 };
-                let response = response.unwrap_or_else(|error| (self.rules.answer)(&error));
+                let response = response.unwrap_or_else(|error| self.rules.respond(&error));
                 return Ok(request.into_response(response).map_into_right_body());
             }
         };
@@ -151,7 +177,11 @@ impl Guard {
             policy: Cell::new(policy),
             grant: RefCell::new(grant),
             touched: Cell::new(false),
-            for_transaction: Cell::new(for_transaction),
+            holds_body: matches!(body, Body::Read(_)),
+            is_body_read: Cell::new(false),
+            has_waited: Cell::new(false),
+            for_transaction: Cell::new(expected_at.is_some()),
+            expected_at,
             took_transaction: Cell::new(false),
             rolled_back: Cell::new(false),
             claiming: RefCell::new(None),
@@ -165,30 +195,44 @@ impl Guard {
 
     fn turn_away(&self, turned_away: TurnedAway, request: ServiceRequest) -> ServiceResponse {
         match turned_away {
-            TurnedAway::By(error) => request.into_response((self.rules.answer)(&error)),
+            TurnedAway::By(error) => request.into_response(self.rules.respond(&error)),
             TurnedAway::ByScope(error) => request.into_response(response_of(error)),
         }
     }
 
-    /// The policy of a request's claim, and whether it is made for a handler that takes a transaction.
-    fn policy(&self, rules: &RouteRules, request: &ServiceRequest) -> (CallPolicy, bool) {
+    /// The policy of a request's claim, and if it is made for a handler that is expected to take a transaction, the route
+    /// by which it is expected.
+    fn policy(&self, rules: &RouteRules, request: &ServiceRequest) -> (CallPolicy, Option<String>) {
         let policy = rules.policy(self.engine.policy());
-        if policy.on_abandoned.is_none() && self.rules.transactional.knows(request) {
-            return (CallPolicy { on_abandoned: Some(OnAbandoned::Rerun), ..policy }, true);
+        if policy.on_abandoned.is_some() {
+            return (policy, None);
         }
-        (policy, false)
+        let expected_at = self.rules.transactional.expects(request);
+        let on_abandoned = expected_at.as_ref().map(|_| OnAbandoned::Rerun);
+        (CallPolicy { on_abandoned, ..policy }, expected_at)
     }
 
-    /// Reads what names the request; `None` if it may run unguarded.
-    async fn read(&self, rules: &RouteRules, request: &mut ServiceRequest) -> Result<Option<Asked>, TurnedAway> {
-        let named = match self.read_head(rules, request) {
-            Ok(Some(named)) => named,
-            Ok(None) => return Ok(None),
-            // The router does not know the path: its answer, and not the guard's, says so.
-            Err(_) if !self.rules.guards_default_service && pattern::of_request(request).is_none() => return Ok(None),
-            Err(turned_away) => return Err(turned_away),
+    /// Reads what names the request; `None` if it may run unguarded. `has_rules` is whether a route's rules are for it.
+    async fn read(
+        &self,
+        rules: &RouteRules,
+        has_rules: bool,
+        request: &mut ServiceRequest,
+    ) -> Result<Option<Asked>, TurnedAway> {
+        // A missing key is the router's to answer, by 404, but only if there is certainly no route: a path that some scope
+        // may take is guarded.
+        let may_lack_key = |request: &ServiceRequest| {
+            !rules.required || !(has_rules || self.rules.guards_default_service) && self.unrouted.is_certain(request)
         };
-        let Named { from_header, scope } = named;
+        let from_header = if rules.key.reads_header() {
+            key::from_header(request, &rules.header).map_err(IdempotencyError::KeyInvalid)?
+        } else {
+            None
+        };
+        if from_header.is_none() && matches!(rules.key, super::KeyStrategy::Header) {
+            return if may_lack_key(request) { Ok(None) } else { Err(key_missing(rules)) };
+        }
+        let scope = self.rules.scope.of(request)?;
         if !rules.fingerprint.needs_body() && !rules.key.needs_body(from_header.is_some()) {
             let Some(key) = from_header else { return Ok(None) };
             let fingerprint = rules.fingerprint.make(request, &Bytes::new())?;
@@ -196,27 +240,17 @@ impl Guard {
             return Ok(Some(Asked { key, fingerprint, body: Body::Unread(request.take_payload()) }));
         }
         let body = body::read(request, rules.request_limit, rules.request_timeout).await?;
-        let made = from_header.or_else(|| rules.key.make(request, &body, || whole(request, &body)));
+        let made = match from_header {
+            Some(key) => Some(key),
+            None => rules.key.make(request, &body, || whole(request, &body))?,
+        };
         let Some(made) = made else {
             request.set_payload(body.into());
-            return if rules.required { Err(key_missing(rules)) } else { Ok(None) };
+            return if may_lack_key(request) { Ok(None) } else { Err(key_missing(rules)) };
         };
         let fingerprint = rules.fingerprint.make(request, &body)?;
         let key = Key::new(scope, made).map_err(IdempotencyError::KeyRejected)?;
         Ok(Some(Asked { key, fingerprint, body: Body::Read(body) }))
-    }
-
-    /// The part of that for which no body is needed.
-    fn read_head(&self, rules: &RouteRules, request: &ServiceRequest) -> Result<Option<Named>, TurnedAway> {
-        let from_header = if rules.key.reads_header() {
-            key::from_header(request, &rules.header).map_err(IdempotencyError::KeyInvalid)?
-        } else {
-            None
-        };
-        if from_header.is_none() && matches!(rules.key, super::KeyStrategy::Header) {
-            return if rules.required { Err(key_missing(rules)) } else { Ok(None) };
-        }
-        Ok(Some(Named { from_header, scope: self.rules.scope.of(request)? }))
     }
 
     pub(super) fn replay(
@@ -230,11 +264,7 @@ impl Guard {
             Stored::Value { kind: PayloadKind::Json, .. } => Err(Error::from(CorruptOutcome::OtherKind).into()),
             Stored::Value { kind: PayloadKind::Http, bytes } => {
                 let recorded = RecordedResponse::decode(bytes).map_err(|_| Error::from(CorruptOutcome::Content))?;
-                let replay = recorded.into_replay();
-                Ok(match &self.rules.on_replay {
-                    Some(refresh) => refresh(request, replay),
-                    None => replay,
-                })
+                Ok(self.rules.refreshed(request, recorded))
             }
         }
     }
@@ -252,11 +282,6 @@ fn response_of(error: actix_web::Error) -> HttpResponse {
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     response
-}
-
-struct Named {
-    from_header: Option<String>,
-    scope: String,
 }
 
 struct Asked {
@@ -323,6 +348,19 @@ impl Head {
     }
 }
 
+/// Polls the future to its end, and notes whether it ever had to wait.
+async fn noting_that_it_waits<F: Future>(future: F, has_waited: &Cell<bool>) -> F::Output {
+    let mut future = pin!(future);
+    poll_fn(|context| {
+        let polled = future.as_mut().poll(context);
+        if polled.is_pending() {
+            has_waited.set(true);
+        }
+        polled
+    })
+    .await
+}
+
 /// A handler that runs under the guard.
 struct Running {
     guard: Rc<RequestGuard>,
@@ -342,7 +380,8 @@ impl Running {
         };
         // An inner block, so that a panic in `call` itself is caught as well.
         let running = async move { service.call(request).await };
-        let answered = AssertUnwindSafe(running).catch_unwind().instrument(span).await;
+        let running = AssertUnwindSafe(running).catch_unwind().instrument(span);
+        let answered = noting_that_it_waits(running, &self.guard.has_waited).await;
         let claiming = self.guard.claiming.take();
         if let Some(claiming) = claiming {
             // If it failed, its extractor has answered so.
@@ -350,8 +389,8 @@ impl Running {
         }
         match answered {
             Ok(Ok(response)) => {
-                self.note_transaction(response.request());
                 let origin = origin_of(&response, &self.guard, self.rules());
+                self.note_transaction(origin);
                 let (request, response) = response.into_parts();
                 let (response, request) = (self.on_response(origin, &request, response).await, request);
                 ServiceResponse::new(request, response)
@@ -361,14 +400,18 @@ impl Running {
                 let request = head.into_request();
                 let response = response_of(error);
                 let origin = origin_of_inner_error(response.status(), &self.guard);
+                self.note_transaction(origin);
                 let response = self.on_response(origin, &request, response).await;
                 ServiceResponse::new(request, response.map_body(|_, body| EitherBody::right(BoxBody::new(body))))
             }
             Err(_) => {
                 let request = head.into_request();
                 self.guard.setup.engine.tell(EventKind::Panicked, self.guard.claim().key());
+                self.note_transaction(Origin::Panic);
                 let response = self.answer_to(Error::Panicked);
-                let disposition = self.disposition(Origin::Panic, &response);
+                // The user's error handler chooses what the caller sees. It does not know what the handler did.
+                let (status, headers) = (StatusCode::INTERNAL_SERVER_ERROR, HeaderMap::new());
+                let disposition = self.decide(Origin::Panic, status, &headers, None);
                 let response = match self.settle_without_response(disposition, &request).await {
                     Some(instead) => instead,
                     None => response,
@@ -383,18 +426,36 @@ impl Running {
     }
 
     fn answer_to(&self, error: impl Into<IdempotencyError>) -> HttpResponse {
-        (self.rules().answer)(&error.into())
+        self.rules().respond(&error.into())
     }
 
-    fn note_transaction(&self, request: &HttpRequest) {
-        if self.guard.for_transaction.get() && !self.guard.took_transaction.get() {
-            self.rules().transactional.unlearn(request);
+    /// Whether the claim was made for a transaction, which the handler did not take. It has no rollback to rely on.
+    fn lacks_transaction(&self) -> bool {
+        self.guard.for_transaction.get() && !self.guard.took_transaction.get()
+    }
+
+    /// A request that no handler saw says nothing about the handlers of its route.
+    fn note_transaction(&self, origin: Origin) {
+        if let Some(route) = &self.guard.expected_at
+            && self.lacks_transaction()
+            && origin != Origin::NoHandler
+        {
+            self.rules().transactional.unlearn(route);
         }
     }
 
     fn disposition<B>(&self, origin: Origin, response: &HttpResponse<B>) -> ResponseDisposition {
         let explicit = response.extensions().get::<ResponseDisposition>().copied();
-        let (status, headers) = (response.status(), response.headers());
+        self.decide(origin, response.status(), response.headers(), explicit)
+    }
+
+    fn decide(
+        &self,
+        origin: Origin,
+        status: StatusCode,
+        headers: &HeaderMap,
+        explicit: Option<ResponseDisposition>,
+    ) -> ResponseDisposition {
         decide(origin, status, headers, explicit, &self.guard.disposition, self.guard.rolled_back.get())
     }
 
@@ -426,6 +487,8 @@ impl Running {
             ResponseDisposition::Keep => self.tombstone(),
             ResponseDisposition::Release => Settlement::Release,
             ResponseDisposition::Indeterminate => Settlement::Hold,
+            // The claim's policy is to rerun, which is right for a transaction only.
+            ResponseDisposition::Abandoned if self.lacks_transaction() => Settlement::Hold,
             // The operation did not report what happened.
             ResponseDisposition::Abandoned => Settlement::Abandon,
         };
@@ -522,7 +585,7 @@ impl Running {
         match engine.begin(&engine.attach(), key.clone(), self.guard.fingerprint, &policy).await {
             Ok(Admitted::Replay(stored)) => match self.guard.setup.replay(request, &key, &stored) {
                 Ok(response) => Some(response),
-                Err(error) => Some((self.rules().answer)(&error)),
+                Err(error) => Some(self.rules().respond(&error)),
             },
             // The record is gone. This handler ran, so its outcome is the key's.
             Ok(Admitted::Granted(mut grant)) => {

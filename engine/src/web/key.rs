@@ -7,6 +7,7 @@ use actix_web::dev::ServiceRequest;
 use actix_web::http::header::HeaderName;
 use bytes::Bytes;
 
+use super::{IdempotencyError, settings};
 use crate::{Fingerprint, MAX_PART_LEN};
 
 type MakeKey = dyn Fn(&ServiceRequest, &Bytes) -> Option<String> + Send + Sync;
@@ -32,7 +33,8 @@ pub enum KeyStrategy {
     BodyHash,
     /// The header or, where it is missing, as [`BodyHash`](Self::BodyHash).
     HeaderOrBodyHash,
-    /// What this function makes of the request and its body. `None` is a missing key.
+    /// What this function makes of the request and its body. `None` is a missing key. A key that is empty, longer than
+    /// [`MAX_PART_LEN`] bytes, or has a control character is answered with 400.
     Custom(Arc<MakeKey>),
 }
 
@@ -55,20 +57,21 @@ impl KeyStrategy {
         matches!(self, Self::Header | Self::HeaderOrBodyHash)
     }
 
-    /// The key of a request whose header has none; `None` if it has none at all.
+    /// The key of a request whose header has none; `Ok(None)` if it has none at all.
     pub(super) fn make(
         &self,
         request: &ServiceRequest,
         body: &Bytes,
         whole: impl FnOnce() -> Fingerprint,
-    ) -> Option<String> {
-        match self {
+    ) -> Result<Option<String>, IdempotencyError> {
+        Ok(match self {
             Self::Header => None,
             Self::BodyHash | Self::HeaderOrBodyHash => {
                 Some(whole().as_bytes().iter().map(|byte| format!("{byte:02x}")).collect())
             }
-            Self::Custom(make) => make(request, body),
-        }
+            Self::Custom(make) => settings::caught("key strategy", || make(request, body))
+                .ok_or(IdempotencyError::SettingPanicked("key strategy"))?,
+        })
     }
 }
 

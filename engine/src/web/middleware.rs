@@ -14,7 +14,7 @@ use actix_web::{HttpRequest, HttpResponse, ResponseError};
 use futures_util::future::{Either, FutureExt as _, LocalBoxFuture, Map};
 
 use super::guard::{Guard, is_guarded};
-use super::pattern::RulePattern;
+use super::pattern::{RulePattern, Unrouted};
 use super::rules::{Rules, Sanitizer};
 use super::settings::{self, SettingProblem};
 use super::{
@@ -76,7 +76,7 @@ impl Idempotency {
     }
 
     /// Makes the responses of the guard's own errors. Default: `application/problem+json`, as [`IdempotencyError`]
-    /// describes.
+    /// describes. It decides about the response alone, never about the key. If the closure panics, the default answers.
     ///
     /// ```
     /// # use oncekey::{Engine, web::{Idempotency, Scope}};
@@ -89,13 +89,17 @@ impl Idempotency {
     /// # Ok::<(), oncekey::StartError>(())
     /// ```
     pub fn error_handler(mut self, answer: impl Fn(&IdempotencyError) -> HttpResponse + Send + Sync + 'static) -> Self {
-        self.rules.answer = Arc::new(answer);
+        self.rules.set_error_handler(Arc::new(answer));
         self
     }
 
     /// Tells the guard that errors of type `E` come from your extractors: from a `FromRequest` of yours, or from an
     /// `error_handler` of `JsonConfig` and its like that returns your own type. The handler has not run then, so the key
-    /// stays new. The guard knows the errors of actix-web's own extractors.
+    /// stays new. **Never name a type that a handler returns after its effect**: a retry would run it again.
+    ///
+    /// The guard knows the errors of actix-web's own extractors. Some of them, such as `QueryPayloadError`, are returned by
+    /// handlers too, and the guard trusts them only if nothing waited before: see the guide
+    /// [what your handler's answer means](crate::guide::answers). Name such a type here if no handler of yours returns it.
     ///
     /// ```
     /// # use oncekey::{Engine, web::{Idempotency, Scope}};
@@ -119,7 +123,8 @@ impl Idempotency {
 
     /// Changes a response before the guard stores it. The first caller gets the response as it is; a replay has what is
     /// left. Remove here what the store must not keep, such as a secret that is shown once. If the closure panics, the
-    /// guard keeps no response, and a retry is answered with 409 (`outcome-not-kept`).
+    /// guard keeps no response, and a retry is answered with 409 (`outcome-not-kept`). The same holds for a response with a
+    /// `Content-Encoding`, whose body the closure could not read: wrap `Compress` outside the guard.
     ///
     /// ```
     /// # use oncekey::{Engine, web::{Idempotency, Scope}};
@@ -139,7 +144,7 @@ impl Idempotency {
     }
 
     /// Changes a replay before it is sent: to refresh a URL that has expired, say. The closure gets the request of the
-    /// retry and the replay, and may add any header.
+    /// retry and the replay, and may add any header. If it panics, the guard sends the replay as it is stored.
     ///
     /// ```
     /// # use oncekey::{Engine, web::{Idempotency, Scope}};
@@ -157,13 +162,13 @@ impl Idempotency {
         mut self,
         refresh: impl Fn(&HttpRequest, HttpResponse) -> HttpResponse + Send + Sync + 'static,
     ) -> Self {
-        self.rules.on_replay = Some(Arc::new(refresh));
+        self.rules.set_on_replay(Arc::new(refresh));
         self
     }
 
     /// Treats the default service of the application as a handler, such as a gateway that passes requests on. Without
-    /// this, a request that no route matches is left to the default service where it has no key, and a 404 or 405 from
-    /// there leaves its key new.
+    /// this, a request that certainly no route matches is left to the default service where it has no key, and a 404 or
+    /// 405 from there leaves its key new.
     pub fn guard_default_service(mut self) -> Self {
         self.rules.guards_default_service = true;
         self
@@ -175,6 +180,10 @@ impl Idempotency {
     /// The rules apply to each request that the router sends to that route, however its path is encoded. The names of
     /// segments do not count: `/orders/{id}` is `/orders/{order}`. The patterns of scopes are a part of the pattern; a
     /// guard inside a scope also takes patterns that begin at that scope.
+    ///
+    /// # Panics
+    /// If actix-web's router does not take the pattern: a brace that is not closed, a segment without a name, two segments
+    /// of one name, more than 16 segments, or a malformed regular expression.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -288,7 +297,7 @@ where
         }
         // The worker's node starts here, where it is certain to be on its arbiter.
         self.engine.attach();
-        let guard = Guard { engine: self.engine.clone(), rules: self.rules.clone() };
+        let guard = Guard { engine: self.engine.clone(), rules: self.rules.clone(), unrouted: Unrouted::default() };
         ready(Ok(IdempotencyService { service: Rc::new(service), guard: Rc::new(guard) }))
     }
 }
@@ -318,8 +327,10 @@ where
     forward_ready!(service);
 
     fn call(&self, request: ServiceRequest) -> Self::Future {
-        let rules_at = self.guard.rules.find(&request);
-        if !self.guard.rules.at(rules_at).methods.contains(request.method()) || is_guarded(&request) {
+        let rules = &self.guard.rules;
+        let is_passed = !rules.guard_method(request.method()) || is_guarded(&request);
+        let rules_at = if is_passed { None } else { rules.find(&request) };
+        if is_passed || !rules.at(rules_at).methods.contains(request.method()) {
             let pass: PassedThrough<B> = |response| response.map(ServiceResponse::map_into_left_body);
             return Either::Left(self.service.call(request).map(pass));
         }

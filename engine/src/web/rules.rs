@@ -2,22 +2,22 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix_web::dev::ServiceRequest;
 use actix_web::error::Error as ActixError;
-use actix_web::http::header::{self, HeaderMap, HeaderName};
+use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::http::{Method, StatusCode};
-use actix_web::{HttpRequest, HttpResponse};
+use actix_web::{HttpRequest, HttpResponse, ResponseError as _};
 use parking_lot::RwLock;
 
 use super::disposition::{is_of_actix_extractors, route_name};
-use super::pattern::{self, Routed, RulePattern};
+use super::pattern::{self, Definitions, Routed, RulePattern};
 use super::{
     FingerprintStrategy, Idempotency, IdempotencyError, KeyStrategy, RecordedResponse, ResponseDisposition, Scope,
+    settings,
 };
 use crate::{CallPolicy, OnAbandoned, OnInProgress, OnStoreFailure};
 
@@ -62,7 +62,14 @@ struct PolicyChanges {
 }
 
 #[derive(Clone)]
-pub(super) struct Disposition(pub(super) Arc<DecideDisposition>);
+pub(super) struct Disposition(Arc<DecideDisposition>);
+
+impl Disposition {
+    /// The user's decision. If the closure panics, nobody has decided, and the key is held.
+    pub(super) fn of(&self, status: StatusCode, headers: &HeaderMap) -> ResponseDisposition {
+        settings::caught("disposition", || (self.0)(status, headers)).unwrap_or(ResponseDisposition::Indeterminate)
+    }
+}
 
 impl fmt::Debug for Disposition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -147,6 +154,9 @@ impl RouteRules {
 
     /// What an answer means for its key, by its status and headers. Default: [`ResponseDisposition::by_status`].
     ///
+    /// A panic of the handler counts as a 500 without headers, whatever the guard's error handler answers. If this closure
+    /// itself panics, the key becomes indeterminate.
+    ///
     /// ```
     /// use oncekey::web::{ResponseDisposition, RouteRules};
     ///
@@ -166,7 +176,11 @@ impl RouteRules {
     }
 
     /// How long responses are kept. Default: the engine handle's.
+    ///
+    /// # Panics
+    /// If it is zero: every retry would run the handler again.
     pub fn retention(mut self, retention: Duration) -> Self {
+        assert!(!retention.is_zero(), "the retention is zero: every retry would run the handler again");
         self.policy.retention = Some(retention);
         self
     }
@@ -193,7 +207,11 @@ impl RouteRules {
     }
 
     /// How long a handler may run: see [`CallPolicy::run_limit`]. Default: the engine handle's.
+    ///
+    /// # Panics
+    /// If it is zero: no handler could run.
     pub fn run_limit(mut self, limit: Duration) -> Self {
+        assert!(!limit.is_zero(), "the run limit is zero: no handler could run");
         self.policy.run_limit = Some(limit);
         self
     }
@@ -216,14 +234,15 @@ impl RouteRules {
 pub(super) struct Rules {
     pub(super) scope: Scope,
     pub(super) kept_headers: Vec<HeaderName>,
-    pub(super) answer: Arc<Answer>,
+    answer: Arc<Answer>,
     pub(super) extractor_errors: Vec<Arc<IsExtractorError>>,
     pub(super) sanitizer: Sanitizer,
-    pub(super) on_replay: Option<Arc<Refresh>>,
+    on_replay: Option<Arc<Refresh>>,
     pub(super) guards_default_service: bool,
     pub(super) everywhere: RouteRules,
     pub(super) routes: Vec<(RulePattern, RouteRules)>,
     pub(super) transactional: Arc<Transactional>,
+    definitions: Arc<Definitions>,
 }
 
 impl Rules {
@@ -239,7 +258,14 @@ impl Rules {
             everywhere: RouteRules::default(),
             routes: Vec::new(),
             transactional: Arc::default(),
+            definitions: Arc::default(),
         }
+    }
+
+    /// Whether any rules guard this method. Requests of other methods are not looked up.
+    pub(super) fn guard_method(&self, method: &Method) -> bool {
+        let mut all = std::iter::once(&self.everywhere).chain(self.routes.iter().map(|(_, rules)| rules));
+        all.any(|rules| rules.methods.contains(method))
     }
 
     /// Which rules are a request's: those of the first pattern that is its route's; `None` for those of all routes.
@@ -247,13 +273,33 @@ impl Rules {
         if self.routes.is_empty() {
             return None;
         }
-        let pattern = pattern::of_request(request)?;
-        let routed = Routed::new(&pattern, request.match_info());
+        let pattern = pattern::of_request(request);
+        let routed = Routed::new(pattern.as_deref(), request.match_info(), &self.definitions);
         self.routes.iter().position(|(route, _)| route.applies(&routed))
     }
 
     pub(super) fn at(&self, found: Option<usize>) -> &RouteRules {
         found.and_then(|at| self.routes.get(at)).map_or(&self.everywhere, |(_, rules)| rules)
+    }
+
+    pub(super) fn set_error_handler(&mut self, answer: Arc<Answer>) {
+        self.answer = answer;
+    }
+
+    pub(super) fn set_on_replay(&mut self, refresh: Arc<Refresh>) {
+        self.on_replay = Some(refresh);
+    }
+
+    /// The user's response to an error of the guard's, or the default one if their closure panics.
+    pub(super) fn respond(&self, error: &IdempotencyError) -> HttpResponse {
+        settings::caught("error handler", || (self.answer)(error)).unwrap_or_else(|| error.error_response())
+    }
+
+    /// What is sent for a stored response: as the user refreshes it, or as it is if their closure panics.
+    pub(super) fn refreshed(&self, request: &HttpRequest, recorded: RecordedResponse) -> HttpResponse {
+        let Some(refresh) = &self.on_replay else { return recorded.into_replay() };
+        let replay = recorded.clone().into_replay();
+        settings::caught("on_replay closure", || refresh(request, replay)).unwrap_or_else(|| recorded.into_replay())
     }
 
     /// Whether the error says that an extractor could not read its request.
@@ -267,16 +313,19 @@ impl Rules {
 pub(super) struct Sanitizer(pub(super) Option<Arc<Sanitize>>);
 
 impl Sanitizer {
-    /// What is stored of a response; `None` if the user's closure panicked. What it was to remove is then not stored.
+    /// What is stored of a response; `None` if the user's closure panicked, or cannot read the body because it is
+    /// encoded. What it was to remove is then not stored.
     pub(super) fn sanitized(&self, mut recorded: RecordedResponse) -> Option<RecordedResponse> {
         let Some(sanitize) = &self.0 else { return Some(recorded) };
-        match catch_unwind(AssertUnwindSafe(|| sanitize(&mut recorded))) {
-            Ok(()) => Some(recorded),
-            Err(_) => {
-                tracing::error!(target: "oncekey", "the sanitizer panicked: the response is not kept");
-                None
-            }
+        let is_plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+        if recorded.headers().any(|(name, value)| *name == header::CONTENT_ENCODING && !is_plain(value)) {
+            settings::report_once(
+                "A response has a Content-Encoding, so the sanitizer cannot read its body. The guard does not keep such \
+                 responses, and answers their retries with 409. Wrap the compressing middleware outside the guard.",
+            );
+            return None;
         }
+        settings::caught("sanitizer", || sanitize(&mut recorded)).map(|()| recorded)
     }
 }
 
@@ -285,32 +334,57 @@ impl Sanitizer {
 #[derive(Default)]
 pub(super) struct Transactional {
     any: AtomicBool,
-    /// By method and pattern: whether every handler that was seen there takes one.
-    routes: RwLock<HashMap<String, bool>>,
+    /// By method and pattern.
+    routes: RwLock<HashMap<String, Seen>>,
+}
+
+/// What the requests to one method and pattern have shown.
+struct Seen {
+    /// How many handlers took a transaction since the last one that took none.
+    taken: u32,
+    /// How many must have, so that the next one is expected to.
+    needed: u32,
 }
 
 impl Transactional {
-    /// Whether the handler of this request is known to take a transaction.
-    pub(super) fn knows(&self, request: &ServiceRequest) -> bool {
+    /// How much more evidence is needed after each handler that took none.
+    const STEP: u32 = 16;
+
+    /// The name of the request's route, if its handler is expected to take a transaction.
+    pub(super) fn expects(&self, request: &ServiceRequest) -> Option<String> {
         // Most applications have no such route, and need not look their requests up.
-        self.any.load(Ordering::Acquire)
-            && pattern::of_request(request)
-                .is_some_and(|pattern| self.routes.read().get(&route_name(request.method(), &pattern)) == Some(&true))
+        if !self.any.load(Ordering::Acquire) {
+            return None;
+        }
+        let name = route_name(request.method(), &pattern::of_request(request)?);
+        self.is_expected(&name).then_some(name)
     }
 
-    /// Notes that the handler of this request took a transaction.
+    fn is_expected(&self, name: &str) -> bool {
+        self.routes.read().get(name).is_some_and(|seen| seen.taken >= seen.needed)
+    }
+
+    /// Notes that the handler of this request took a transaction which was not expected.
     pub(super) fn learn(&self, request: &HttpRequest) {
         if let Some(pattern) = pattern::of_routed(request) {
-            self.routes.write().entry(route_name(request.method(), &pattern)).or_insert(true);
-            self.any.store(true, Ordering::Release);
+            self.note_taken(route_name(request.method(), &pattern));
         }
     }
 
-    /// Notes that a handler on a known route took none: guards choose between two handlers there, and no claim may be
-    /// made on the assumption that it is the other one.
-    pub(super) fn unlearn(&self, request: &HttpRequest) {
-        if let Some(pattern) = pattern::of_routed(request) {
-            self.routes.write().insert(route_name(request.method(), &pattern), false);
+    fn note_taken(&self, name: String) {
+        let mut routes = self.routes.write();
+        let seen = routes.entry(name).or_insert(Seen { taken: 0, needed: 1 });
+        seen.taken = seen.taken.saturating_add(1);
+        self.any.store(true, Ordering::Release);
+    }
+
+    /// Notes that a handler took none although one was expected: guards choose between two handlers there, or one
+    /// handler takes two ways. The route is known again after many requests that all took one, for the case that this
+    /// request was an exception.
+    pub(super) fn unlearn(&self, name: &str) {
+        if let Some(seen) = self.routes.write().get_mut(name) {
+            seen.taken = 0;
+            seen.needed = seen.needed.saturating_mul(Self::STEP);
         }
     }
 }
@@ -344,5 +418,39 @@ impl fmt::Debug for Rules {
             .field("everywhere", &self.everywhere)
             .field("routes", &self.routes.len())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn h10_a_route_that_was_unlearned_is_learned_again_by_more_evidence() {
+        let routes = Transactional::default();
+        let learned_after = |at_most: u32| {
+            (1..=at_most).find(|_| {
+                routes.note_taken("POST /pay".to_owned());
+                routes.is_expected("POST /pay")
+            })
+        };
+        assert!(!routes.is_expected("POST /pay"));
+        assert_eq!(learned_after(10), Some(1));
+        for needed in [16, 256, 4_096] {
+            routes.unlearn("POST /pay");
+            assert!(!routes.is_expected("POST /pay"));
+            assert_eq!(learned_after(10_000), Some(needed));
+        }
+        assert!(!routes.is_expected("PUT /pay"));
+    }
+
+    #[test]
+    fn h17_a_retention_or_a_run_limit_of_zero_is_reported_when_it_is_made() {
+        let panics = |make: fn() -> RouteRules| std::panic::catch_unwind(make).is_err();
+        assert!(panics(|| RouteRules::default().retention(Duration::ZERO)));
+        assert!(panics(|| RouteRules::default().run_limit(Duration::ZERO)));
+        assert!(!panics(|| RouteRules::default()
+            .retention(Duration::from_millis(1))
+            .run_limit(Duration::from_millis(1))));
     }
 }

@@ -7,8 +7,8 @@ use actix_web::dev::ServiceRequest;
 use actix_web::http::header::HeaderName;
 use sha2::{Digest as _, Sha256};
 
-use super::IdempotencyError;
 use super::guard::TurnedAway;
+use super::{IdempotencyError, settings};
 
 type ReadScope = dyn Fn(&ServiceRequest) -> Result<String, actix_web::Error> + Send + Sync;
 
@@ -98,7 +98,8 @@ impl Scope {
     /// Takes the scope from the request: from its path, or from what an authentication layer outside the guard left in
     /// its extensions. If the closure returns an error, the guard answers with that error unchanged, and nothing runs.
     ///
-    /// The scope is stored and logged as it is, so it must not be a credential.
+    /// The scope is stored and logged as it is, so it must not be a credential. A scope that is empty, longer than
+    /// [`MAX_PART_LEN`](crate::MAX_PART_LEN) bytes, or has a control character is answered with 400.
     ///
     /// ```
     /// # use oncekey::web::Scope;
@@ -129,7 +130,10 @@ impl Scope {
     pub(super) fn of(&self, request: &ServiceRequest) -> Result<String, TurnedAway> {
         match &self.0 {
             Source::Shared => Ok(SHARED.to_owned()),
-            Source::Request(read) => read(request).map_err(TurnedAway::ByScope),
+            Source::Request(read) => match settings::caught("scope", || read(request)) {
+                Some(scope) => scope.map_err(TurnedAway::ByScope),
+                None => Err(IdempotencyError::SettingPanicked("scope").into()),
+            },
             Source::Header { name, absent } => {
                 let mut values = request.headers().get_all(name);
                 let Some(value) = values.next() else {

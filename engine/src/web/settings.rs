@@ -1,6 +1,7 @@
 //! Settings that cannot work, reported at start.
 
 use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use actix_web::http::header::{HeaderName, HeaderValue};
 use actix_web::http::{Method, StatusCode};
@@ -100,6 +101,16 @@ fn of_rules(which: &str, rules: &RouteRules, found: &mut Vec<SettingProblem>) {
             found.push(SettingProblem::ZeroLimit(which(), name));
         }
     }
+}
+
+/// Calls a closure of the user's. `None` if it panicked: the panic must not reach the server, which would close the
+/// connection without an answer.
+pub(super) fn caught<T>(name: &'static str, closure: impl FnOnce() -> T) -> Option<T> {
+    let returned = catch_unwind(AssertUnwindSafe(closure)).ok();
+    if returned.is_none() {
+        tracing::error!(target: "oncekey", "the guard's {name} panicked");
+    }
+    returned
 }
 
 /// Reports it at `warn` level, once in the process, however many workers find it.

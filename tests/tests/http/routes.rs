@@ -116,7 +116,8 @@ async fn h05_h21_rules_are_for_what_the_router_matches() {
             ("/nested/%70ay", 400),
             ("/resource/alone", 400),
             ("/nowhere", 404),
-            ("/in/acme/nowhere", 404),
+            // Another scope may have the same prefix, so the guard cannot know that there is no such route.
+            ("/in/acme/nowhere", 400),
         ] {
             assert_eq!(without_key(&running, path, protocol).await, status, "{path} by {protocol:?}");
         }
@@ -125,9 +126,10 @@ async fn h05_h21_rules_are_for_what_the_router_matches() {
         let first = send(&running, Request::post("/pay", "x").key(&key), protocol).await;
         let again = send(&running, Request::post("/%70ay", "x").key(&key), protocol).await;
         assert!(first.status == 201 && again.is_replay(), "{again:?}");
-        // What the router does not know is not the guard's, whatever its key.
-        for key in ["a-key", "", "not a key"] {
-            assert_eq!(send(&running, Request::post("/nowhere", "x").key(key), protocol).await.status, 404, "{key}");
+        // What the router does not know is its own to answer, but nothing passes the guard with a bad key.
+        for (key, status) in [("a-key", 404), ("", 400), ("not a key", 400)] {
+            let answer = send(&running, Request::post("/nowhere", "x").key(key), protocol).await;
+            assert_eq!(answer.status, status, "{key}");
         }
     }
     running.stop().await;
