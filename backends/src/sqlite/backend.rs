@@ -36,7 +36,8 @@ use crate::ask::{ask, by_asking};
 /// writer's [`SqliteConnection`](diesel::SqliteConnection), in a savepoint of the transaction that completes its record:
 /// its rows and its outcome are committed together. All other steps wait while it runs, so it should be short, and it
 /// must not end the transaction by itself. If a deferred foreign key of its rows is violated, SQLite refuses the commit:
-/// that operation alone is rolled back, and the steps that shared its commit are taken again.
+/// the operations that shared it are rolled back, the other steps are taken again, and from then on each operation has a
+/// commit of its own.
 ///
 /// A step that waits for the writer when the engine's deadline passes is never begun; its answer says so. The threads
 /// end by themselves when the last handle is dropped and what waited is done.

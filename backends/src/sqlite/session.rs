@@ -20,6 +20,8 @@ pub(super) struct Session {
     pub(super) settled: Vec<Key>,
     /// Set when a user's operation has ended or replaced the transaction that it was run in.
     pub(super) broken: bool,
+    /// Whether each operation ends its commit: since one that several shared was refused.
+    pub(super) operations_alone: bool,
     /// Set when the connection refuses to write, whatever the reason: the next batch gets another.
     pub(super) worn: bool,
 }
@@ -37,7 +39,7 @@ pub(super) enum NotCommitted {
 
 impl Session {
     pub(super) fn new(connection: SqliteConnection, clock: Clock) -> Self {
-        Self { connection, clock, settled: Vec::new(), broken: false, worn: false }
+        Self { connection, clock, settled: Vec::new(), broken: false, operations_alone: false, worn: false }
     }
 
     pub(super) fn clock(&self) -> &Clock {

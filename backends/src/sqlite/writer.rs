@@ -85,9 +85,9 @@ impl Writer {
             }
             Err(NotCommitted::Refused(error)) => {
                 warn!(%error, "SQLite refused a commit; the steps beside users' operations are taken again");
-                // Operations can run only once; without them the other steps can't be refused again. There is one at
-                // most (see `take`), so that it is the one at fault.
+                // Operations can run only once; without them the other steps can't be refused again.
                 let (operations, steps): (Vec<_>, Vec<_>) = taken.drain(..).partition(|job| job.is_operation());
+                session.operations_alone |= operations.len() > 1;
                 if operations.is_empty() {
                     steps.into_iter().for_each(|job| job.refuse(error.clone()));
                 } else {
@@ -111,8 +111,9 @@ impl Writer {
 
 /// Runs jobs until there are none left, or until the transaction they run in is lost: then says what became of it.
 ///
-/// A user's operation is the last of its transaction. SQLite checks deferred constraints at COMMIT, and does not say whose
-/// row violates one: with two operations in one commit, a row of the one would fail the other.
+/// SQLite checks deferred constraints at COMMIT, and does not say whose row violates one. Operations share a commit, since
+/// a commit waits for the disk, until one that they shared is refused: then all of them are rolled back, and from there on
+/// a user's operation is the last of its transaction.
 fn take(
     session: &mut Session,
     batch: &mut VecDeque<Box<dyn Job>>,
@@ -120,7 +121,7 @@ fn take(
 ) -> Option<NotCommitted> {
     while let Some(mut job) = batch.pop_front() {
         let ran = job.run(session);
-        let is_last = job.is_operation() && !matches!(ran, Ran::Abandoned);
+        let is_last = session.operations_alone && job.is_operation() && !matches!(ran, Ran::Abandoned);
         taken.push(job);
         if std::mem::take(&mut session.broken) {
             return Some(NotCommitted::Unknown(StoreError::unknown(

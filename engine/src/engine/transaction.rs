@@ -255,7 +255,8 @@ pub(crate) async fn transact<T, E>(
                 }
                 Err(error)
             }
-            // The operation was content, but its commit did not happen.
+            // The operation was content, but the database did not commit it: a constraint that is checked at the commit, or
+            // a statement whose failure the operation passed over.
             _ => Err(Error::Store(StoreError::unavailable("the transaction was rolled back")).into()),
         },
         Err(Error::Store(error @ StoreError::TransactionEnded)) => {
