@@ -47,6 +47,8 @@ pub(crate) struct Claim {
     on_abandoned: OnAbandoned,
     lease: Lease,
     phase: Phase,
+    /// How many renewals the store has not answered.
+    renewals_in_flight: u32,
     /// Who is told of the settlement; `None` once it has been, or where nobody asked.
     holder: Option<ToHolder>,
     /// Since the store did not take the settlement at the first try. Boxed, since most claims never have it.
@@ -74,14 +76,18 @@ impl Claim {
     /// A claim that was granted.
     pub(crate) fn granted(owner: Owner, on_abandoned: OnAbandoned, asked_at: Instant, permit: Permit) -> Self {
         let (lease, permit) = (Lease::new(asked_at), Some(permit));
-        Self { owner, on_abandoned, lease, phase: Phase::Running, holder: None, failing: None, permit }
+        Self { permit, ..Self::new(owner, on_abandoned, lease, Phase::Running) }
     }
 
     /// A claim whose answer was not heard, or came too late: it is withdrawn. [`ask_again`](Self::ask_again) begins it.
     pub(crate) fn to_withdraw(key: &Key, owner: Owner, on_abandoned: OnAbandoned) -> Self {
         log_to_be_freed(key);
         let lease = Lease::new(Instant::now());
-        Self { owner, on_abandoned, lease, phase: Phase::Withdrawing, holder: None, failing: None, permit: None }
+        Self::new(owner, on_abandoned, lease, Phase::Withdrawing)
+    }
+
+    fn new(owner: Owner, on_abandoned: OnAbandoned, lease: Lease, phase: Phase) -> Self {
+        Self { owner, on_abandoned, lease, phase, renewals_in_flight: 0, holder: None, failing: None, permit: None }
     }
 
     /// Whether it is unknown if the claim was ever in the store: then nobody knows what the key was last used for.
@@ -115,12 +121,13 @@ impl Claim {
     }
 
     fn renew(
-        &self,
+        &mut self,
         arbiter: &Arbiter<'_>,
         claim: &ClaimAddr,
         sent: Instant,
         confirming: Option<oneshot::Sender<Result<(), Error>>>,
     ) {
+        self.renewals_in_flight += 1;
         let message = Renew { key: arbiter.key.clone(), owner: self.owner, lease: arbiter.lease() };
         let bring = bring(claim, move |answer| Answered::Renewed { sent, confirming, answer });
         arbiter.ask_store(Request::Renew(message, bring));
@@ -189,16 +196,20 @@ impl Claim {
                 log_to_be_freed(arbiter.key);
                 Phase::Releasing(Releasing { on_abandoned: self.on_abandoned })
             }
-            Settlement::Hold => Phase::Holding(Holding { on_abandoned: self.on_abandoned }),
+            Settlement::Hold => Self::holding(self.on_abandoned),
             Settlement::Abandon => self.abandoned(),
         };
         self.ask_again(arbiter, claim);
         Next::Wait
     }
 
+    fn holding(on_abandoned: OnAbandoned) -> Phase {
+        Phase::Holding(Holding { on_abandoned, is_stored: false })
+    }
+
     fn abandoned(&self) -> Phase {
         match self.on_abandoned {
-            OnAbandoned::Hold => Phase::Holding(Holding { on_abandoned: OnAbandoned::Hold }),
+            OnAbandoned::Hold => Self::holding(OnAbandoned::Hold),
             OnAbandoned::Rerun => Phase::Abandoning,
         }
     }
@@ -242,6 +253,10 @@ impl Claim {
                     // Whoever asked may have gone.
                     let _ = reply.send(confirmed);
                 }
+                self.renewals_in_flight = self.renewals_in_flight.saturating_sub(1);
+                if self.renewals_in_flight == 0 && self.phase.is_held() {
+                    self.ask_again(arbiter, claim);
+                }
                 if self.lease.is_lost() && !was_lost { Next::LetGo } else { Next::Wait }
             }
             Answered::Completed(Ok(Completed::Stored)) => {
@@ -283,6 +298,13 @@ impl Claim {
                 log_freed(arbiter.key);
                 arbiter.tell(EventKind::Withdrawn);
                 self.ends(Ok(Settled::Done), None)
+            }
+            // A renewal that the store executes behind the hold undoes it for one lease: the hold is sent once more when
+            // the last renewal is answered.
+            Answered::Held(Ok(Held::Held)) if self.renewals_in_flight > 0 => {
+                self.phase = Phase::Holding(Holding { on_abandoned: self.on_abandoned, is_stored: true });
+                self.tell_holder(Ok(Settled::Done));
+                Next::Wait
             }
             Answered::Held(Ok(Held::Held)) => {
                 arbiter.tell(EventKind::Held);

@@ -46,6 +46,8 @@ pub(crate) struct Releasing {
 /// Something may have happened: the key is to become indeterminate.
 pub(crate) struct Holding {
     pub(crate) on_abandoned: OnAbandoned,
+    /// The store has taken it once already.
+    pub(crate) is_stored: bool,
 }
 
 impl Phase {
@@ -56,8 +58,8 @@ impl Phase {
             }
             // While the store does not take the hold, a lapse under Rerun would let another take over, contrary to what
             // the operation reported. Under Hold a lapse has the same result.
-            Self::Holding(Holding { on_abandoned }) => Traits {
-                renews: *on_abandoned == OnAbandoned::Rerun && !planted!(HoldNotRenewed),
+            Self::Holding(Holding { on_abandoned, is_stored }) => Traits {
+                renews: *on_abandoned == OnAbandoned::Rerun && !is_stored && !planted!(HoldNotRenewed),
                 holder_is_told_at_once: true,
             },
             // Nothing happened. A lapse under Rerun frees the key, which is right; under Hold it would make a key
@@ -74,6 +76,11 @@ impl Phase {
 
     pub(crate) fn is_running(&self) -> bool {
         matches!(self, Self::Running)
+    }
+
+    /// Whether the store has taken the hold, and a renewal may undo it.
+    pub(crate) fn is_held(&self) -> bool {
+        matches!(self, Self::Holding(Holding { is_stored: true, .. }))
     }
 
     pub(crate) fn renews(&self) -> bool {
