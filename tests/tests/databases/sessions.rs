@@ -28,8 +28,11 @@ pub(crate) fn reply<T: Send + 'static>(name: &str, answered: &Sender<(String, Re
     Reply::new(move |answer| drop(answered.send((name, answer))))
 }
 
+/// The name of a claim, and the answer to its renewal.
+pub(crate) type RenewalAnswer = (String, Result<Renewed, StoreError>);
+
 /// Renewals of these claims, as one batch.
-pub(crate) fn renewals(claims: &[(String, Owner)]) -> (Vec<Request>, Receiver<(String, Result<Renewed, StoreError>)>) {
+pub(crate) fn renewals(claims: &[(String, Owner)]) -> (Vec<Request>, Receiver<RenewalAnswer>) {
     let (answered, answers) = channel();
     let renewal = |(name, owner): &(String, Owner)| {
         let message = Renew { key: key(name), owner: *owner, lease: Duration::from_secs(60) };
