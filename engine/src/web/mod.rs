@@ -62,6 +62,7 @@ mod key;
 mod middleware;
 mod pattern;
 mod recorded;
+mod router_map;
 mod rules;
 mod scope;
 mod settings;

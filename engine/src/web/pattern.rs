@@ -11,6 +11,8 @@ use actix_web::HttpRequest;
 use actix_web::dev::{Path, ResourceDef, ResourceMap, ServiceRequest, Url};
 use parking_lot::RwLock;
 
+use super::router_map::RouterMap;
+
 /// The pattern of the route that the router sends the request to, with the patterns of the scopes around it.
 ///
 /// `None` if the router's map knows no route for the path. **The router may know one nonetheless**: the map asks only the
@@ -28,25 +30,31 @@ pub(super) fn of_routed(request: &HttpRequest) -> Option<String> {
 /// Says of a path whether the router certainly has no route for it.
 #[derive(Default)]
 pub(super) struct Unrouted {
+    /// Everything that the router knows. `None` if it could not be read.
+    router: OnceCell<Option<RouterMap>>,
     /// The router's map, and after all that is in it a resource that takes every path. The map never looks behind a scope
     /// whose prefix matches, so it finds that last resource only for a path that no scope and no resource can take.
     with_catch_all: OnceCell<ResourceMap>,
 }
 
 impl Unrouted {
-    /// Whether no scope's prefix and no resource matches the path, nor what a `NormalizePath` would make of it. For a path
-    /// beneath a scope this is `false`, because the map does not tell how many scopes have that prefix.
+    /// Whether no resource of any scope matches the path, nor what a `NormalizePath` would make of it. Where the router's
+    /// map cannot be read, this is `false` for every path beneath a scope.
     pub(super) fn is_certain(&self, request: &ServiceRequest) -> bool {
         if of_request(request).is_some() {
             return false;
+        }
+        let path = request.match_info().as_str();
+        let mut paths = iter::once(path.to_owned()).chain(normalized(path));
+        if let Some(router) = self.router.get_or_init(|| RouterMap::read(request.resource_map(), define_all)) {
+            return paths.all(|path| !router.may_route(&path));
         }
         let map = self.with_catch_all.get_or_init(|| {
             let mut map = request.resource_map().clone();
             map.add(&mut define("/{any}*", false), None);
             map
         });
-        let path = request.match_info().as_str();
-        iter::once(path.to_owned()).chain(normalized(path)).all(|path| map.has_resource(&path))
+        paths.all(|path| map.has_resource(&path))
     }
 }
 
@@ -88,6 +96,13 @@ fn define(pattern: &str, is_prefix: bool) -> ResourceDef {
     #[cfg(test)]
     tests::MADE.with(|made| made.set(made.get() + 1));
     if is_prefix { ResourceDef::root_prefix(pattern) } else { ResourceDef::new(pattern) }
+}
+
+/// A definition of the router's own, made anew from its patterns.
+fn define_all(patterns: Vec<String>, is_prefix: bool) -> ResourceDef {
+    #[cfg(test)]
+    tests::MADE.with(|made| made.set(made.get() + 1));
+    if is_prefix { ResourceDef::prefix(patterns) } else { ResourceDef::new(patterns) }
 }
 
 /// The definitions of the router's own patterns, made when a request first needs them. There are no more of them than

@@ -116,8 +116,9 @@ async fn h05_h21_rules_are_for_what_the_router_matches() {
             ("/nested/%70ay", 400),
             ("/resource/alone", 400),
             ("/nowhere", 404),
-            // Another scope may have the same prefix, so the guard cannot know that there is no such route.
-            ("/in/acme/nowhere", 400),
+            ("/in/acme/nowhere", 404),
+            ("/in/acme/deep/nowhere", 404),
+            ("/nested/nowhere", 404),
         ] {
             assert_eq!(without_key(&running, path, protocol).await, status, "{path} by {protocol:?}");
         }
