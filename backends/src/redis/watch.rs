@@ -35,7 +35,7 @@ pub(super) struct Watchers {
 
 #[derive(Default)]
 struct Listening {
-    /// The listener's task holds the other end: when it ends, for whatever reason, that is gone.
+    /// The listener's task holds the other end and drops it when the task ends.
     task: Weak<()>,
     /// Whether it has its connection.
     is_heard: bool,

@@ -134,6 +134,21 @@ async fn a_lost_claim_and_a_wrong_connection_do_not_run() {
     assert!(matches!(backend.complete_in_transaction(good).await, Ok(CompletedInTransaction::Stored { .. })));
 }
 
+/// Keeps the writer busy for a moment, so that it finds the whole batch at once.
+async fn execute_at_once(backend: &SqliteBackend, batch: Vec<Request>) {
+    let mut other = beside(backend);
+    other.batch_execute("BEGIN IMMEDIATE").unwrap();
+    let busy = backend.clone();
+    let busy = actix_rt::spawn(async move { busy.acquire(claim(&key("busy"), Owner::random())).await });
+    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    let running = backend.clone();
+    let running = actix_rt::spawn(async move { running.execute(batch).await });
+    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    other.batch_execute("ROLLBACK").unwrap();
+    running.await.unwrap();
+    busy.await.unwrap().unwrap();
+}
+
 /// Puts an operation between steps of one batch, and gives the answers of the steps before and after it, and its own.
 async fn amid_neighbours(
     backend: &SqliteBackend,
@@ -153,18 +168,7 @@ async fn amid_neighbours(
     let mut batch: Vec<_> = (0..5).map(neighbour).collect();
     batch.push(it);
     batch.extend((5..10).map(neighbour));
-    // The writer is kept busy, so that it finds the whole batch at once.
-    let mut other = beside(backend);
-    other.batch_execute("BEGIN IMMEDIATE").unwrap();
-    let busy = backend.clone();
-    let busy = actix_rt::spawn(async move { busy.acquire(claim(&key("busy"), Owner::random())).await });
-    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    let running = backend.clone();
-    let running = actix_rt::spawn(async move { running.execute(batch).await });
-    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    other.batch_execute("ROLLBACK").unwrap();
-    running.await.unwrap();
-    busy.await.unwrap().unwrap();
+    execute_at_once(backend, batch).await;
     let mut answers: Vec<_> = answers.try_iter().collect();
     answers.sort_by_key(|(n, _)| *n);
     (answers.into_iter().map(|(_, answer)| answer).collect(), its_answers.try_recv().unwrap())
@@ -276,19 +280,7 @@ async fn operations_at_once(backend: &SqliteBackend, first: u32) -> Answers {
         let reply = Reply::new(move |answer| answered.send((n, answer)).unwrap());
         batch.push(Request::CompleteInTransaction(message, reply));
     }
-    // The writer is kept busy, so that it finds the whole batch at once.
-    let mut other = beside(backend);
-    other.batch_execute("BEGIN IMMEDIATE").unwrap();
-    let busy = backend.clone();
-    let busy =
-        actix_rt::spawn(async move { busy.acquire(claim(&key(format!("busy-{first}")), Owner::random())).await });
-    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    let running = backend.clone();
-    let running = actix_rt::spawn(async move { running.execute(batch).await });
-    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    other.batch_execute("ROLLBACK").unwrap();
-    running.await.unwrap();
-    busy.await.unwrap().unwrap();
+    execute_at_once(backend, batch).await;
     answers.try_iter().collect()
 }
 

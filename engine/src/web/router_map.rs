@@ -59,22 +59,27 @@ impl Reader<'_> {
         self.take(", nodes: ")?;
         let children = match self.take("None") {
             Some(()) => None,
-            None => Some(self.children()?),
+            None => {
+                self.take("Some(")?;
+                let children = self.list(Self::node)?;
+                self.take(")")?;
+                Some(children)
+            }
         };
         self.take(" }")?;
         Some(Node { definition: (self.define)(patterns, is_prefix), children })
     }
 
-    fn children(&mut self) -> Option<Vec<Node>> {
-        self.take("Some([")?;
-        let mut children = Vec::new();
-        while self.take("])").is_none() {
-            if !children.is_empty() {
+    fn list<T>(&mut self, item: fn(&mut Self) -> Option<T>) -> Option<Vec<T>> {
+        self.take("[")?;
+        let mut items = Vec::new();
+        while self.take("]").is_none() {
+            if !items.is_empty() {
                 self.take(", ")?;
             }
-            children.push(self.node()?);
+            items.push(item(self)?);
         }
-        Some(children)
+        Some(items)
     }
 
     fn patterns(&mut self) -> Option<Vec<String>> {
@@ -83,14 +88,9 @@ impl Reader<'_> {
             self.take(")")?;
             return Some(vec![pattern]);
         }
-        self.take("List([")?;
-        let mut patterns = Vec::new();
-        while self.take("])").is_none() {
-            if !patterns.is_empty() {
-                self.take(", ")?;
-            }
-            patterns.push(self.string()?);
-        }
+        self.take("List(")?;
+        let patterns = self.list(Self::string)?;
+        self.take(")")?;
         Some(patterns)
     }
 

@@ -9,7 +9,7 @@ use actix_web::error::{
 };
 use actix_web::http::header;
 use actix_web::middleware::{Compress, DefaultHeaders};
-use actix_web::{App, HttpResponse, guard, test, web};
+use actix_web::{App, Handler, HttpResponse, guard, test, web};
 use futures_util::StreamExt as _;
 use futures_util::future::LocalBoxFuture;
 use oncekey::web::{FingerprintStrategy, Idempotency, KeyStrategy, RouteRules, Scope, Transaction, TransactionError};
@@ -45,6 +45,17 @@ async fn twice(running: &Running, request: Request) -> (Answer, Answer) {
 async fn charge(runs: &Runs) {
     tokio::time::sleep(Duration::from_millis(1)).await;
     runs.fetch_add(1, Ordering::Relaxed);
+}
+
+/// A handler that has its effect, and then returns an error that extractors return too.
+fn charges_and_fails<E>(error: fn() -> E) -> impl Handler<(Runs,), Output = Result<HttpResponse, actix_web::Error>>
+where
+    E: Into<actix_web::Error> + 'static,
+{
+    move |runs: Runs| async move {
+        charge(&runs).await;
+        Err(error().into())
+    }
 }
 
 async fn pay(runs: Runs) -> HttpResponse {
@@ -161,14 +172,8 @@ async fn h22_an_error_that_handlers_return_too_frees_no_key_after_an_effect() {
         App::new()
             .app_data(runs.clone())
             .wrap(guard.clone())
-            .route(
-                "/payload",
-                web::post().to(async |runs: Runs| -> Answered {
-                    charge(&runs).await;
-                    // What a client's `response.body().await` returns.
-                    Err(PayloadError::Incomplete(None).into())
-                }),
-            )
+            // What a client's `response.body().await` returns.
+            .route("/payload", web::post().to(charges_and_fails(|| PayloadError::Incomplete(None))))
             .route(
                 "/payload-at-once",
                 web::post().to(async |runs: Runs, _: web::Bytes| -> Answered {
@@ -184,27 +189,9 @@ async fn h22_an_error_that_handlers_return_too_frees_no_key_after_an_effect() {
                     Ok(HttpResponse::Created().finish())
                 }),
             )
-            .route(
-                "/content-type",
-                web::post().to(async |runs: Runs| -> Answered {
-                    charge(&runs).await;
-                    Err(ContentTypeError::ParseError.into())
-                }),
-            )
-            .route(
-                "/parse",
-                web::post().to(async |runs: Runs| -> Answered {
-                    charge(&runs).await;
-                    Err(ParseError::Incomplete.into())
-                }),
-            )
-            .route(
-                "/readlines",
-                web::post().to(async |runs: Runs| -> Answered {
-                    charge(&runs).await;
-                    Err(ReadlinesError::EncodingError.into())
-                }),
-            )
+            .route("/content-type", web::post().to(charges_and_fails(|| ContentTypeError::ParseError)))
+            .route("/parse", web::post().to(charges_and_fails(|| ParseError::Incomplete)))
+            .route("/readlines", web::post().to(charges_and_fails(|| ReadlinesError::EncodingError)))
             .route(
                 "/streams",
                 web::post().to(async |runs: Runs, mut body: web::Payload| -> Answered {

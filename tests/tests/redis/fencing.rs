@@ -148,7 +148,7 @@ fn with_token(key: &Key, owner: Owner, token: u64, state: u8) -> Vec<u8> {
     [&claim[..], &claimed, &[state], &stated].concat()
 }
 
-/// Claims whose tokens are an hour ahead of the server's clock, as after the clock was set back, or of a master that is gone:
+/// Claims whose tokens are an hour ahead of the server's clock, as after the clock was set back, or after a master failed:
 /// whatever ends them, the key stays until the clock has passed the token, and the next claim's token is higher.
 async fn a_token_ahead_of_the_clock_is_kept(place: Place) {
     const HOUR: u64 = 3_600_000;
