@@ -129,13 +129,13 @@ mod supervisor;
 pub mod web;
 
 pub use derived_key::DerivedKey;
-pub use engine::{Claim, Engine, EngineBuilder, Outcome, Shutdown, StartError};
+pub use engine::{Claim, Engine, EngineBuilder, Outcome, Shutdown, StartError, Step, StepError, StepOptions};
 pub use error::{Error, RunError};
 pub use event::{Event, EventKind, Observer};
 pub use fingerprint::{Fingerprint, FingerprintBuilder, FingerprintError, ToFingerprint};
 pub use key::{Key, KeyError, KeyHasher, KeyPart, MAX_PART_LEN};
-pub use policy::{CallPolicy, OnAbandoned, OnFailure, OnInProgress, OnStoreFailure};
-pub use reconcile::{Abandoned, Verdict};
+pub use policy::{CallPolicy, OnAbandoned, OnFailure, OnInProgress, OnStoreFailure, StepPolicy};
+pub use reconcile::{Abandoned, AbandonedStep, Verdict};
 pub use record::{Attempt, CorruptOutcome, FencingToken};
 
 /// The examples of the README, compiled.

@@ -96,6 +96,8 @@ mod there {
         ChecksumIgnored
         /// A claim of unknown fate is taken for refused.
         UnknownTakenForNo
+        /// A step whose begin has no answer is taken for not begun.
+        UnknownStepTakenForNo
         /// A grant that is heard after its lease is used.
         LateGrantUsed
         /// A claim that is being taken back makes a mismatch.

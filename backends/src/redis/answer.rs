@@ -26,7 +26,7 @@ pub(super) fn read_record(key: &Key, answer: Answer) -> Result<Option<RecordView
         },
     };
     let Claim { fingerprint, attempt, token, .. } = claim;
-    Ok(Some(RecordView { key: key.clone(), fingerprint, attempt, token, state }))
+    Ok(Some(RecordView { key: key.clone(), fingerprint, attempt, token, steps: None, state }))
 }
 
 /// What an owner's script says: the head that it found, which is checked here, behind an `n` where it did not do the step.

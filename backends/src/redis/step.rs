@@ -425,7 +425,7 @@ fn next_of_acquire(
 }
 
 fn claimed_first(token: FencingToken) -> Acquired {
-    Acquired::Claimed { attempt: Attempt::FIRST, token, took_over: false }
+    Acquired::Claimed { attempt: Attempt::FIRST, token, took_over: false, steps: None }
 }
 
 /// What `SET NX GET` found, or what a script says is there by now.
@@ -464,9 +464,9 @@ fn read_take_over(message: &Acquire, met: &Value, token: FencingToken, heard: An
     let acquired = match verdict.as_slice() {
         b"claimed" if met.state == Stored::Withdrawn => claimed_first(token),
         b"claimed" if is_own_claim(message, met) => {
-            Acquired::Claimed { attempt: claim.attempt, token, took_over: false }
+            Acquired::Claimed { attempt: claim.attempt, token, took_over: false, steps: None }
         }
-        b"claimed" => Acquired::Claimed { attempt: claim.attempt.next(), token, took_over: true },
+        b"claimed" => Acquired::Claimed { attempt: claim.attempt.next(), token, took_over: true, steps: None },
         b"held" => match detail {
             Answer::Int(left) => {
                 Acquired::InProgress { lease_left: Duration::from_millis(u64::try_from(left).unwrap_or(0)) }

@@ -61,7 +61,7 @@ pub(super) const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 6
 /// lapsed claim is still there to be seen. One that is to be held must not vanish: it waits for somebody's word.
 pub(super) const fn window(on_abandoned: OnAbandoned) -> Duration {
     match on_abandoned {
-        OnAbandoned::Rerun => ABANDONED_CLAIM_KEPT,
+        OnAbandoned::Rerun | OnAbandoned::Resume => ABANDONED_CLAIM_KEPT,
         OnAbandoned::Hold => LONGEST,
     }
 }
@@ -135,6 +135,7 @@ impl Stored {
         match self {
             Self::InProgress(OnAbandoned::Rerun) => b'r',
             Self::InProgress(OnAbandoned::Hold) => b'h',
+            Self::InProgress(OnAbandoned::Resume) => b'm',
             Self::Completed(_) => b'c',
             Self::Indeterminate => b'i',
             Self::Withdrawn => b'w',
@@ -277,6 +278,7 @@ impl Value {
             b'c' => Stored::Completed(SealedOutcome::from_stored(outcome)),
             b'r' => Stored::InProgress(OnAbandoned::Rerun),
             b'h' => Stored::InProgress(OnAbandoned::Hold),
+            b'm' => Stored::InProgress(OnAbandoned::Resume),
             b'i' => Stored::Indeterminate,
             b'w' => Stored::Withdrawn,
             _ => return Err(corrupt()),
@@ -368,6 +370,7 @@ mod tests {
         let states = [
             Stored::InProgress(OnAbandoned::Rerun),
             Stored::InProgress(OnAbandoned::Hold),
+            Stored::InProgress(OnAbandoned::Resume),
             Stored::Completed(SealedOutcome::of_value(key, &17).unwrap()),
             Stored::Completed(SealedOutcome::from_stored(Bytes::new())),
             Stored::Indeterminate,

@@ -70,7 +70,7 @@ impl<'a> FirstClaim<'a> {
             on_abandoned: word_of(message.on_abandoned),
             lease,
             kept: match message.on_abandoned {
-                OnAbandoned::Rerun => Some(lease.saturating_add(millis(ABANDONED_CLAIM_KEPT))),
+                OnAbandoned::Rerun | OnAbandoned::Resume => Some(lease.saturating_add(millis(ABANDONED_CLAIM_KEPT))),
                 OnAbandoned::Hold => None,
             },
         }
@@ -180,7 +180,7 @@ pub(crate) fn step_of(request: Request) -> Result<Box<dyn Step>, Request> {
         Request::Acquire(message, reply) => Box::new(Pending {
             is_acquire: true,
             unseen: |message| Some(Unseen::Claim(FirstClaim::of(message))),
-            done: Some(|token| Acquired::Claimed { attempt: Attempt::FIRST, token, took_over: false }),
+            done: Some(|token| Acquired::Claimed { attempt: Attempt::FIRST, token, took_over: false, steps: None }),
             ..pending!(message, reply, Acquire, transition::acquire)
         }),
         Request::Complete(message, reply) => Box::new(Pending {
@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn a_first_claim_is_the_protocols() {
         let now = StoreTime::from_millis(1_000_000);
-        for on_abandoned in [OnAbandoned::Rerun, OnAbandoned::Hold] {
+        for on_abandoned in [OnAbandoned::Rerun, OnAbandoned::Hold, OnAbandoned::Resume] {
             for lease in [Duration::from_micros(1), Duration::from_millis(1_500), Duration::from_secs(86_400)] {
                 let message = Acquire {
                     key: Key::new("s", "k").unwrap(),
@@ -222,7 +222,10 @@ mod tests {
                 };
                 let step = transition::acquire(None, now, &message);
                 let token = FencingToken::new(1_000_000_000);
-                assert_eq!(step.answer, Acquired::Claimed { attempt: Attempt::FIRST, token, took_over: false });
+                assert_eq!(
+                    step.answer,
+                    Acquired::Claimed { attempt: Attempt::FIRST, token, took_over: false, steps: None }
+                );
                 let Write::Put(record) = step.write else { panic!("{:?}", step.write) };
                 let (decided, unseen) = (Columns::of(&message.key, &record), FirstClaim::of(&message));
                 assert_eq!(

@@ -45,6 +45,11 @@ fn written_key(request: &Request) -> Option<&Key> {
         Request::Hold(message, _) => Some(&message.key),
         Request::Resolve(message, _) => Some(&message.key),
         Request::Remove(message, _) => Some(&message.key),
+        Request::BeginStep(message, _) => Some(&message.key),
+        Request::CompleteStep(message, _) => Some(&message.key),
+        Request::FailStep(message, _) => Some(&message.key),
+        Request::StepInTransaction(message, _) => Some(&message.step.key),
+        Request::ResolveStep(message, _) => Some(&message.key),
         Request::Purge(..) | Request::Lookup(..) | Request::List(..) | Request::Stats(..) | Request::Watch(..) => None,
     }
 }
@@ -74,6 +79,19 @@ pub(super) fn queue(store: &Store, request: Request, batch: &mut Batch) {
             session.step(&message.key, |found, now| transition::resolve(found, now, &message))
         }),
         Request::Remove(message, reply) => write(store, batch, reply, move |session| remove(session, &message)),
+        Request::BeginStep(message, reply) => write(store, batch, reply, move |session| {
+            session.step(&message.key, |found, now| transition::begin_step(found, now, &message))
+        }),
+        Request::CompleteStep(message, reply) => write(store, batch, reply, move |session| {
+            session.step(&message.key, |found, now| transition::complete_step(found, now, &message))
+        }),
+        Request::FailStep(message, reply) => write(store, batch, reply, move |session| {
+            session.step(&message.key, |found, now| transition::fail_step(found, now, &message))
+        }),
+        Request::ResolveStep(message, reply) => write(store, batch, reply, move |session| {
+            session.step(&message.key, |found, now| transition::resolve_step(found, now, &message))
+        }),
+        Request::StepInTransaction(_, reply) => reply.send(Err(StoreError::Unsupported("steps in its transactions"))),
         Request::Purge(message, reply) => write(store, batch, reply, move |session| purge(session, message)),
         Request::CompleteInTransaction(message, reply) => {
             let mut message = Some(message);

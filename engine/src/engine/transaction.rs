@@ -150,7 +150,8 @@ impl Engine {
             Admitted::Granted(mut grant) => {
                 let engine = self.clone();
                 let running = async move {
-                    let claim = Claim::of(key.clone(), &grant, &engine.nodes.shared().settings.derivation);
+                    let claim =
+                        Claim::of(key.clone(), &grant, policy.retention, &engine.nodes.shared().settings.derivation);
                     let given = Given::default();
                     let operation = make(claim, Arc::clone(&given));
                     match transact(&engine, &key, &mut grant, policy.retention, wanted, operation, given).await {

@@ -213,6 +213,14 @@ impl KeyLock {
         match act(claim, &Arbiter { key: &self.key, shared, store }, &address) {
             Next::Wait => {}
             Next::AskAgain(pause) => self.ask_again_after(pause, address, ctx),
+            Next::AskForStep(pause, number) => {
+                ctx.run_later(pause, move |lock, ctx| {
+                    lock.with_claim(address, ctx, |claim, arbiter, address| {
+                        claim.ask_for_step(number, arbiter, address);
+                        Next::Wait
+                    });
+                });
+            }
             Next::LetGo => self.let_go(ctx),
             Next::Ended(outcome) => self.retire(outcome.as_ref(), ctx),
         }
@@ -284,7 +292,12 @@ impl Handler<ToClaim> for KeyLock {
             self.run_limit = Some(timer);
             return;
         }
+        if let What::Step(_) = what {
+            // Its answer could come in the time of another key.
+            self.is_reusable = false;
+        }
         self.with_claim(address, ctx, |claim, arbiter, address| match what {
+            What::Step(call) => claim.step(*call, arbiter, address),
             What::Settle { settlement, reply } => claim.settle(settlement, Some(reply), arbiter, address),
             What::Abandon { began } => claim.abandon(began, arbiter, address),
             What::Answered(answered) => claim.answered(answered, arbiter, address),
@@ -314,6 +327,8 @@ fn refuse_late(what: What) {
         What::Confirm(reply) | What::Answered(Answered::Renewed { confirming: Some(reply), .. }) => {
             drop(reply.send(Err(Error::ClaimLost)));
         }
+        // A step's reply is dropped, and says that the claim is lost.
+        What::Step(_) => {}
         What::Abandon { .. } | What::Answered(_) | What::Tick | What::Ask | What::LimitRun(_) => {}
     }
 }

@@ -137,7 +137,7 @@ async fn claim_anew(guard: &RequestGuard, request: &HttpRequest) -> Result<(), C
     let derivation = engine.derivation();
     let (claim, slot) = match engine.begin(&engine.attach(), key.clone(), guard.fingerprint, &policy).await {
         Ok(Admitted::Granted(mut grant)) => match grant.begin().await {
-            Ok(()) => (Claim::of(key, &grant, derivation), GrantSlot::Held(grant)),
+            Ok(()) => (Claim::of(key, &grant, policy.retention, derivation), GrantSlot::Held(grant)),
             Err(error) => return Err(ClaimNotTaken::new(guard, &error.into())),
         },
         Ok(Admitted::Unguarded) => (Claim::unguarded(key, derivation), GrantSlot::Gone),

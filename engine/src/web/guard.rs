@@ -166,7 +166,7 @@ impl Guard {
             }
         };
         let claim = match &grant {
-            GrantSlot::Held(grant) => Claim::of(key, grant, self.engine.derivation()),
+            GrantSlot::Held(grant) => Claim::of(key, grant, policy.retention, self.engine.derivation()),
             GrantSlot::Lent | GrantSlot::Gone => Claim::unguarded(key, self.engine.derivation()),
         };
         let guard = Rc::new(RequestGuard {

@@ -276,6 +276,7 @@ impl Backend for SimulatedStore {
                     oncekey::record::State::InProgress { .. } => stats.in_progress += 1,
                     oncekey::record::State::Completed { .. } => stats.completed += 1,
                     oncekey::record::State::Indeterminate => stats.indeterminate += 1,
+                    oncekey::record::State::Released { .. } => stats.released += 1,
                     oncekey::record::State::Vacant { .. } => {}
                 }
             }

@@ -110,7 +110,7 @@ impl Shared {
 
     /// What became of an abandoned claim, in the word of one who knows the ledger, and who is still at work.
     pub fn verdict(&self, abandoned: &Abandoned) -> Verdict {
-        let Abandoned { key, attempt } = abandoned;
+        let Abandoned { key, attempt, .. } = abandoned;
         self.with(|world| {
             let happened = world.ledger.iter().find(|(other, _)| other == key).map(|(_, value)| *value);
             let engaged = |engaged: &Engaged| engaged.key == *key && engaged.attempt == *attempt;
