@@ -68,6 +68,7 @@
 //! - [`web`]: the middleware, and what it answers.
 //! - [`guide::answers`]: what a handler's answer means for its key.
 //! - [`guide::http`]: the order of middleware, CORS, uploads, tests, and upgrading.
+//! - [`guide::steps`]: several effects, each once; a retry continues.
 //! - [`guide::jobs_and_threads`]: without HTTP.
 //! - [`guide::security`] and [`at_rest`]: who sees what, hashed keys, encrypted outcomes.
 //! - [`guide::consumers`]: messages from a broker, each with its effect once.

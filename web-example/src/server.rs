@@ -63,6 +63,8 @@ pub(crate) async fn serve(
     let guard = Idempotency::new(engine, Scope::header_or("X-Api-Key", "public"))
         .required()
         .route("/orders", orders)
+        // Its effects are steps: after a crash the next try continues.
+        .route("/checkouts", |rules: RouteRules| rules.on_abandoned(OnAbandoned::Resume))
         .route("/echo", RouteRules::optional);
     let server = HttpServer::new(move || {
         App::new()
@@ -199,7 +201,7 @@ async fn healthz(store: web::Data<Store>) -> HttpResponse {
         store.engine.lookup(&probe).await.ok()
     };
     let answers = tokio::time::timeout(Duration::from_secs(1), answers).await.ok().flatten().is_some();
-    HttpResponse::Ok().json(json!({"status": "up", "store": if answers { "up" } else { "down" }, "contract": 2}))
+    HttpResponse::Ok().json(json!({"status": "up", "store": if answers { "up" } else { "down" }, "contract": 3}))
 }
 
 /// Whether the shop takes new requests: until the engine drains, so that a load balancer sends them elsewhere from then on.
