@@ -134,6 +134,7 @@ impl Backend for MapBackend {
                 State::InProgress { .. } => stats.in_progress += 1,
                 State::Completed { .. } => stats.completed += 1,
                 State::Indeterminate => stats.indeterminate += 1,
+                State::Released { .. } => stats.released += 1,
                 State::Vacant { .. } => {}
             }
         }
