@@ -64,6 +64,11 @@ impl SqliteFile {
     pub(super) fn open(path: &Path) -> Result<Self, DatabaseError> {
         let unusable = |error: &dyn std::fmt::Display| DatabaseError::Open(format!("{}: {error}", path.display()));
         let name = path.to_string_lossy();
+        if name.contains('?') {
+            return Err(unusable(
+                &"it takes a path alone; what follows the ? would be a part of the file's name, not a setting",
+            ));
+        }
         // By a connection of its own, which fails at once: the pool would try again and again for its whole timeout.
         let mut connection = SqliteConnection::establish(&name).map_err(|error| unusable(&error))?;
         set_up(&mut connection).map_err(|error| unusable(&error))?;
