@@ -192,8 +192,16 @@ impl Request {
             return self.try_send_by_http2(server).await;
         }
         let mut stream = TcpStream::connect(server).await?;
-        stream.write_all(&self.bytes()).await?;
+        self.send_on(&mut stream).await?;
         read_answer(&mut stream).await
+    }
+
+    /// Sends it on a connection that is open, by HTTP/1.1, and reads no answer.
+    ///
+    /// # Errors
+    /// What the connection failed with.
+    pub async fn send_on(&self, stream: &mut TcpStream) -> io::Result<()> {
+        stream.write_all(&self.bytes()).await
     }
 
     /// Sends it and gives the connection, to be left at will.
@@ -210,7 +218,7 @@ impl Request {
     /// What the connection failed with.
     pub async fn try_send_only(&self, server: SocketAddr) -> io::Result<TcpStream> {
         let mut stream = TcpStream::connect(server).await?;
-        stream.write_all(&self.bytes()).await?;
+        self.send_on(&mut stream).await?;
         Ok(stream)
     }
 }
