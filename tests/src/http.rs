@@ -229,8 +229,16 @@ impl Request {
         if self.protocol == Protocol::Http2 {
             return self.begin_by_http2(stream, leave).await;
         }
-        stream.write_all(&self.bytes()).await?;
+        self.send_on(&mut stream).await?;
         Ok(Begun { leave, connection: Connection::Http1(stream) })
+    }
+
+    /// Sends it on a connection that is open, by HTTP/1.1, and reads no answer.
+    ///
+    /// # Errors
+    /// What the connection failed with.
+    pub async fn send_on(&self, stream: &mut TcpStream) -> io::Result<()> {
+        stream.write_all(&self.bytes()).await
     }
 
     /// Sends it and gives the connection, to be left at will.
@@ -247,7 +255,7 @@ impl Request {
     /// What the connection failed with.
     pub async fn try_send_only(&self, server: SocketAddr) -> io::Result<TcpStream> {
         let mut stream = TcpStream::connect(server).await?;
-        stream.write_all(&self.bytes()).await?;
+        self.send_on(&mut stream).await?;
         Ok(stream)
     }
 }

@@ -260,7 +260,7 @@ pub(crate) async fn transact<T, E>(
             // a statement whose failure the operation passed over.
             _ => Err(Error::Store(StoreError::unavailable("the transaction was rolled back")).into()),
         },
-        Err(Error::Store(error @ StoreError::TransactionEnded)) => {
+        Err(Error::Store(error @ StoreError::TransactionEnded)) if !planted!(EndedTransactionReleased) => {
             // Its writes may be committed in part: the key is indeterminate, whatever the policy for abandoned claims says.
             let _ = grant.settle(Settlement::Hold).await;
             Err(Error::OutcomeNotStored(error).into())
