@@ -200,23 +200,13 @@ impl<'a> StepCompletion<'a> {
     }
 }
 
-/// What a step has to see of the steps of a record that has some.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sees {
-    /// Nothing.
-    Record,
-    /// All of them, unless the record is completed: then its own outcome says all.
-    StepsOfOpen,
-    /// All of them.
-    Steps,
-}
-
 struct Pending<M, A> {
     message: M,
     key: fn(&M) -> &Key,
     transition: fn(Option<&Record>, StoreTime, &M) -> transition::Step<A>,
     group: Group,
-    sees: Sees,
+    /// Whether its decision depends on the steps of this record, whose time is not over.
+    sees_steps: fn(&M, &Record, StoreTime) -> bool,
     unseen: fn(&M) -> Option<Unseen<'_>>,
     done: Option<fn(&M, Given) -> A>,
     decided: Option<A>,
@@ -233,13 +223,9 @@ impl<M: Send, A: Send> Step for Pending<M, A> {
     }
 
     fn must_see_steps(&self, found: &Record, now: StoreTime) -> bool {
-        let sees = match self.sees {
-            Sees::Record => false,
-            Sees::StepsOfOpen => !matches!(found.state, State::Completed { .. }),
-            Sees::Steps => true,
-        };
         // Where its time seems over the steps tell whether it is, and go with it if it is.
-        found.steps.is_some() && (sees || found.purge_at().is_some_and(|at| at <= now))
+        found.steps.is_some()
+            && ((self.sees_steps)(&self.message, found, now) || found.purge_at().is_some_and(|at| at <= now))
     }
 
     fn unseen(&self) -> Option<Unseen<'_>> {
@@ -278,6 +264,11 @@ impl<M: Send, A: Send> Step for Pending<M, A> {
     }
 }
 
+/// Whether the record's own outcome does not say all.
+fn is_open(record: &Record) -> bool {
+    !matches!(record.state, State::Completed { .. })
+}
+
 /// A request that is decided by a pure function is a step; any other is given back.
 #[expect(clippy::result_large_err, reason = "given back at once, to be taken elsewhere")]
 pub(crate) fn step_of(request: Request) -> Result<Box<dyn Step>, Request> {
@@ -287,7 +278,7 @@ pub(crate) fn step_of(request: Request) -> Result<Box<dyn Step>, Request> {
                 key: |message: &$type| &message.key,
                 transition: $transition,
                 group: Group::Settlements,
-                sees: Sees::Record,
+                sees_steps: |_, _, _| false,
                 unseen: |_| None,
                 done: None,
                 decided: None,
@@ -299,7 +290,10 @@ pub(crate) fn step_of(request: Request) -> Result<Box<dyn Step>, Request> {
     Ok(match request {
         Request::Acquire(message, reply) => Box::new(Pending {
             group: Group::Claims,
-            sees: Sees::StepsOfOpen,
+            sees_steps: |message, record, now| match record.state {
+                State::InProgress { lease_until, .. } => lease_until <= now || record.owner == message.owner,
+                _ => is_open(record),
+            },
             unseen: |message| Some(Unseen::Claim(FirstClaim::of(message))),
             done: Some(|_, Given { token, .. }| Acquired::Claimed {
                 attempt: Attempt::FIRST,
@@ -315,19 +309,22 @@ pub(crate) fn step_of(request: Request) -> Result<Box<dyn Step>, Request> {
             ..pending!(message, reply, Complete, transition::complete)
         }),
         Request::Renew(message, reply) => Box::new(pending!(message, reply, Renew, transition::renew)),
-        Request::Release(message, reply) => {
-            Box::new(Pending { sees: Sees::StepsOfOpen, ..pending!(message, reply, Release, transition::release) })
-        }
-        Request::Withdraw(message, reply) => {
-            Box::new(Pending { sees: Sees::StepsOfOpen, ..pending!(message, reply, Withdraw, transition::withdraw) })
-        }
+        Request::Release(message, reply) => Box::new(Pending {
+            sees_steps: |_, record, _| is_open(record),
+            ..pending!(message, reply, Release, transition::release)
+        }),
+        Request::Withdraw(message, reply) => Box::new(Pending {
+            sees_steps: |_, record, _| is_open(record),
+            ..pending!(message, reply, Withdraw, transition::withdraw)
+        }),
         Request::Remove(message, reply) => {
-            Box::new(Pending { sees: Sees::Steps, ..pending!(message, reply, Remove, transition::remove) })
+            Box::new(Pending { sees_steps: |_, _, _| true, ..pending!(message, reply, Remove, transition::remove) })
         }
         Request::Hold(message, reply) => Box::new(pending!(message, reply, Hold, transition::hold)),
-        Request::Resolve(message, reply) => {
-            Box::new(Pending { sees: Sees::StepsOfOpen, ..pending!(message, reply, Resolve, transition::resolve) })
-        }
+        Request::Resolve(message, reply) => Box::new(Pending {
+            sees_steps: |_, record, _| is_open(record),
+            ..pending!(message, reply, Resolve, transition::resolve)
+        }),
         Request::BeginStep(message, reply) => {
             let message = *message;
             Box::new(Pending {
