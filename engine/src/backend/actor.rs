@@ -167,7 +167,9 @@ impl<B: Backend> Handler<Persist> for BackendActor<B> {
         };
         match &request {
             // Where batches are not limited nothing waits for one.
-            Request::CompleteInTransaction(..) if self.backend.batches_under_way() < usize::MAX => {
+            Request::CompleteInTransaction(..) | Request::StepInTransaction(..)
+                if self.backend.batches_under_way() < usize::MAX =>
+            {
                 self.transact(request);
             }
             _ => self.gathered.push(request),

@@ -23,6 +23,7 @@ use tests::server::Postgres;
 
 use crate::common::{acquire, fresh_table, on_database};
 use crate::sessions::sessions_on_database;
+use crate::steps::{self, steps_on_database};
 use crate::withdrawals::{self, withdrawals_on_database};
 
 on_database! {
@@ -38,7 +39,13 @@ withdrawals_on_database! {
     key_column: "key",
     lock_table: "BEGIN; LOCK TABLE {table} IN SHARE MODE",
     unlock_table: "ROLLBACK",
-    newest_schema: 2,
+    schema_before: 1,
+}
+
+steps_on_database! {
+    backend: PostgresBackend,
+    connection: AsyncPgConnection,
+    key_column: "key",
 }
 
 sessions_on_database! {
