@@ -548,3 +548,36 @@ async fn e26_a_record_has_at_most_a_thousand_steps() {
     let answer = backend.begin_step(begin(&next, "step 7", 1)).await;
     assert!(matches!(&answer, Ok(StepBegun::Begun { attempt, .. }) if *attempt == Attempt::new(2)), "{answer:?}");
 }
+
+/// The commands that the guide asks for are enough for the whole life of a record with steps.
+#[actix_rt::test]
+async fn e26_the_permissions_of_the_guide_suffice() {
+    let guide = include_str!("../../../backends/guide/redis.md");
+    let (_, rule) = guide.split_once("ACL SETUSER shop").unwrap();
+    let (rule, _) = rule.split_once("```").unwrap();
+    let server = Redis::start();
+    let words: Vec<&str> = ["acl", "setuser", "shop"].into_iter().chain(rule.split_whitespace()).collect();
+    assert_eq!(server.cli(&words), "OK");
+    let backend = open(&format!("redis://shop:secret@127.0.0.1:{}/0", server.port()), "oncekey:").await;
+    let claim = acquire("k", OnAbandoned::Resume);
+    claimed(&backend, &claim).await;
+    done(&backend, &claim, "charge", 1).await;
+    let (run, _) = begun(&backend, begin(&claim, "mail", 2)).await;
+    let fail = FailStep { key: claim.key.clone(), owner: claim.owner, name: name("mail"), run, retention: DAY };
+    assert_eq!(backend.fail_step(fail).await, Ok(StepFailed::Failed));
+    lapse(&backend, &claim).await;
+    let next = acquire("k", OnAbandoned::Resume);
+    assert_eq!(shown(claimed(&backend, &next).await.1).len(), 2);
+    begun(&backend, begin(&next, "mail", 1)).await;
+    let hold = Hold { key: next.key.clone(), owner: next.owner };
+    assert_eq!(backend.hold(hold).await, Ok(Held::Held));
+    let with = StepResolution::Release;
+    let resolve = ResolveStep { key: next.key.clone(), name: name("mail"), run: None, life: None, with };
+    assert_eq!(backend.resolve_step(resolve).await, Ok(Resolved::Resolved));
+    let renew = Renew { key: next.key.clone(), owner: next.owner, lease: DAY };
+    assert_eq!(backend.renew(renew).await, Ok(Renewed::Renewed));
+    assert_eq!(backend.release(released(&next)).await, Ok(Released::Released));
+    assert!(look(&backend, &next.key).await.is_some());
+    assert_eq!(backend.list(List { after: None, limit: 10 }).await.unwrap().len(), 1);
+    assert_eq!(backend.remove(Remove { key: next.key }).await, Ok(Removed::Removed));
+}

@@ -239,8 +239,14 @@ impl<B: Backend> Side<B> {
 /// What the sender of messages knows.
 struct Sender {
     chance: StdRng,
-    claims: Vec<Owner>,
+    /// Everybody who ever asked for the key.
+    owners: Vec<Owner>,
+    /// The owner of the last claim, and the claim's number.
+    holder: (Owner, usize),
     released: Vec<Owner>,
+    /// The last run of each step.
+    runs: BTreeMap<String, (usize, u32)>,
+    life: usize,
     number: u32,
 }
 
@@ -249,31 +255,51 @@ impl Sender {
         of[self.chance.random_range(0..of.len())].clone()
     }
 
-    /// Mostly the last one, and sometimes a stale one.
+    /// Mostly the holder, and sometimes a stale one.
+    fn owner(&mut self) -> Owner {
+        if self.chance.random_bool(0.85) { self.holder.0 } else { self.one(&self.owners.clone()) }
+    }
+
     fn claim(&mut self) -> usize {
-        let last = self.claims.len() - 1;
-        if self.chance.random_bool(0.8) { last } else { self.chance.random_range(0..=last) }
+        if self.chance.random_bool(0.85) { self.holder.1 } else { self.chance.random_range(0..=self.holder.1) }
+    }
+
+    /// Mostly the last run of the step, and sometimes one before or after it.
+    fn run(&mut self, name: &StepName) -> (usize, u32) {
+        match self.runs.get(name.as_str()) {
+            Some(run) if self.chance.random_bool(0.75) => *run,
+            _ => (self.claim(), (self.number + 1).saturating_sub(self.chance.random_range(0..3))),
+        }
+    }
+
+    fn learn(&mut self, asked: &Asked, answer: &str) {
+        let number = |text: &str| text.split(|sign: char| !sign.is_ascii_digit()).find_map(|part| part.parse().ok());
+        match asked {
+            Asked::Acquire { owner, .. } if answer.starts_with("claim") => {
+                self.holder = (*owner, number(answer).unwrap());
+            }
+            Asked::Begin { name, number: run, .. } if answer.starts_with("Begun") => {
+                self.life = number(answer.split("life: token ").nth(1).unwrap()).unwrap();
+                self.runs.insert(name.to_string(), (self.holder.1, *run));
+            }
+            _ => {}
+        }
     }
 
     fn next(&mut self) -> Asked {
         let name = StepName::new(self.one(&NAMES)).unwrap();
-        let claim = self.claim();
-        let owner = self.claims[claim];
+        let owner = self.owner();
         match self.chance.random_range(0..100) {
-            0..12 => {
+            0..18 => {
                 // Sometimes the same holder asks again.
-                let owner = if self.chance.random_bool(0.2) && !self.released.contains(&owner) {
-                    owner
-                } else {
-                    self.claims.push(Owner::random());
-                    self.claims[self.claims.len() - 1]
-                };
+                let is_again = self.chance.random_bool(0.2) && !self.released.contains(&owner);
+                let owner = if is_again { owner } else { Owner::random() };
+                self.owners.push(owner);
                 let policies = [OnAbandoned::Resume, OnAbandoned::Resume, OnAbandoned::Rerun, OnAbandoned::Hold];
-                let asked = u8::from(self.chance.random_bool(0.1));
+                let asked = u8::from(self.chance.random_bool(0.05));
                 Asked::Acquire { owner, asked, on_abandoned: self.one(&policies) }
             }
-            12..22 => Asked::Lapse { owner },
-            22..26 => Asked::Renew { owner },
+            18..26 => Asked::Lapse { owner },
             26..56 => {
                 // Sometimes a message is late, or sent again.
                 if self.chance.random_bool(0.85) {
@@ -289,25 +315,25 @@ impl Sender {
                 let (asked, policy) = (self.one(&asked), self.one(&policies));
                 Asked::Begin { owner, name, number: self.number, asked, policy }
             }
-            56..70 => {
-                let number = self.number.saturating_sub(self.chance.random_range(0..3));
-                let life = if self.chance.random_bool(0.8) { usize::MAX } else { claim };
+            56..74 => {
+                let (claim, number) = self.run(&name);
+                let life = if self.chance.random_bool(0.9) { self.life } else { self.claim() };
                 Asked::CompleteStep { claim, life, name, number }
             }
-            70..76 => {
-                let number = (self.number + 1).saturating_sub(self.chance.random_range(0..3));
+            74..79 => {
+                let (claim, number) = self.run(&name);
                 Asked::FailStep { owner, claim, name, number }
             }
-            76..82 => {
-                let run = self.chance.random_bool(0.3).then_some((claim, self.number));
+            79..84 => {
+                let run = self.chance.random_bool(0.3).then(|| self.run(&name));
                 Asked::ResolveStep { name, run, completes: self.chance.random_bool(0.5) }
             }
-            82..84 if !self.released.contains(&owner) => Asked::Complete { owner },
-            84..90 => {
+            84..86 if !self.released.contains(&owner) => Asked::Complete { owner },
+            86..91 => {
                 self.released.push(owner);
                 Asked::Release { owner }
             }
-            90..93 => {
+            91..93 => {
                 self.released.push(owner);
                 Asked::Withdraw { owner }
             }
@@ -355,20 +381,20 @@ async fn says_what_the_protocol_says(url: &str, rounds: u64) {
         let mut redis = Side { backend: open(url, &fresh_prefix()).await, key: key.clone(), tokens: Vec::new() };
         let mut memory = Side { backend: MemoryBackend::new(), key, tokens: Vec::new() };
         let owner = Owner::random();
-        let mut sender =
-            Sender { chance: StdRng::seed_from_u64(seed), claims: vec![owner], released: Vec::new(), number: 0 };
+        let mut sender = Sender {
+            chance: StdRng::seed_from_u64(seed),
+            owners: vec![owner],
+            holder: (owner, 0),
+            released: Vec::new(),
+            runs: BTreeMap::new(),
+            life: 0,
+            number: 0,
+        };
         let mut asked = Asked::Acquire { owner, asked: 0, on_abandoned: OnAbandoned::Resume };
         let mut told = Vec::new();
-        let mut life = 0;
         for _ in 0..60 {
-            // The life is told by the store: the number of the claim that the last begin named.
-            if let Asked::CompleteStep { life: named, claim, .. } = &mut asked {
-                *named = if *named == usize::MAX { life } else { *claim };
-            }
             let (answer, expected) = (redis.ask(&asked).await, memory.ask(&asked).await);
-            if let Some(named) = expected.split("life: token ").nth(1) {
-                life = named.trim_end_matches(|sign: char| !sign.is_ascii_digit()).parse().unwrap();
-            }
+            sender.learn(&asked, &expected);
             *seen.entry(kind_of(&asked, &expected)).or_insert(0) += 1;
             told.push(format!("{asked:?} -> {expected}"));
             assert_eq!(answer, expected, "seed {seed}, after\n{}", told.join("\n"));
