@@ -8,7 +8,8 @@
 //! - `order KEY`: inserts a row into the table `orders` in the transaction that completes the key.
 //! - `order-unguarded KEY`: inserts the row in a transaction of its own, with no engine: the control.
 //! - `checkout KEY hold|rerun|transaction|none quick|before-STEP|in-STEP`: runs an operation of the steps `reserve`, `charge`
-//!   and `mail` under Resume, each of which inserts a row into the table `effects`; `none` has no steps and is run again.
+//!   and `mail` under Resume, each of which inserts a row into the table `effects`: in its transaction, or in another file,
+//!   `FILE.outside`. `none` has no steps and is run again.
 //!   `step KEY STEP ATTEMPT` when a step runs; `stalled KEY` before a step, or in it after its effect, until `go`.
 //! - `settle KEY`: settles the key's unsettled step by what the table says, and answers `settled KEY STEP`.
 //! - `go`: lets stalled operations end.
@@ -156,7 +157,7 @@ fn connect(file: &str) -> SqliteConnection {
     let mut connection = SqliteConnection::establish(file).expect("the file opens");
     connection
         .batch_execute(
-            "PRAGMA busy_timeout = 10000; PRAGMA synchronous = NORMAL; CREATE TABLE IF NOT EXISTS orders (key TEXT NOT NULL);
+            "PRAGMA busy_timeout = 10000; PRAGMA synchronous = OFF; CREATE TABLE IF NOT EXISTS orders (key TEXT NOT NULL);
              CREATE TABLE IF NOT EXISTS effects (key TEXT NOT NULL, step TEXT NOT NULL)",
         )
         .expect("the tables");
@@ -170,7 +171,8 @@ async fn main() {
         (arguments.next().expect("FILE"), arguments.next().expect("LEASE_MS").parse().expect("a number"));
     let backend = SqliteBackend::open(&file).expect("the store opens");
     let mut unguarded = connect(&file);
-    let outside = Arc::new(Mutex::new(connect(&file)));
+    let outside_file = format!("{file}.outside");
+    let outside = Arc::new(Mutex::new(connect(&outside_file)));
     let engine = Engine::builder(backend).lease(Duration::from_millis(lease)).start().expect("the engine starts");
     let go = Arc::new(Notify::new());
     println!("ready");
@@ -190,7 +192,7 @@ async fn main() {
                 actix_rt::spawn(checkout(engine.clone(), Key::new("checkout", key).unwrap(), steps));
             }
             ["settle", key] => {
-                actix_rt::spawn(settle(engine.clone(), Key::new("checkout", key).unwrap(), file.clone()));
+                actix_rt::spawn(settle(engine.clone(), Key::new("checkout", key).unwrap(), outside_file.clone()));
             }
             ["order", key] => drop(actix_rt::spawn(order(engine.clone(), Key::new("orders", key).unwrap()))),
             ["order-unguarded", key] => {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
 use tests::process::Process;
@@ -27,9 +28,12 @@ impl Store {
             #[diesel(sql_type = BigInt)]
             times: i64,
         }
-        let rows: Vec<Row> = diesel::sql_query("SELECT key, step, count(*) AS times FROM effects GROUP BY key, step")
-            .load(&mut self.connect())
-            .unwrap();
+        let mut connection = self.connect();
+        let outside = self.file.with_extension("db.outside");
+        connection.batch_execute(&format!("ATTACH '{}' AS outside", outside.display())).unwrap();
+        let sql = "SELECT key, step, count(*) AS times FROM
+                   (SELECT * FROM main.effects UNION ALL SELECT * FROM outside.effects) GROUP BY key, step";
+        let rows: Vec<Row> = diesel::sql_query(sql).load(&mut connection).unwrap();
         rows.into_iter().map(|row| ((row.key, row.step), row.times)).collect()
     }
 }
