@@ -290,7 +290,7 @@ pub(crate) fn step_of(request: Request) -> Result<Box<dyn Step>, Request> {
     Ok(match request {
         Request::Acquire(message, reply) => Box::new(Pending {
             group: Group::Claims,
-            sees_steps: |message, record, now| match record.state {
+            sees_steps: |message: &Acquire, record, now| match record.state {
                 State::InProgress { lease_until, .. } => lease_until <= now || record.owner == message.owner,
                 _ => is_open(record),
             },

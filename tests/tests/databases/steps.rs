@@ -450,7 +450,7 @@ macro_rules! steps_on_database {
     ) => {
         mod with_steps {
             use oncekey::StepError;
-            use oncekey::backend::{CommitStep, StepBegun, StepCommitted, StepCompleted, StepInTransaction};
+            use oncekey::backend::{BeginStep, CommitStep, StepBegun, StepCommitted, StepCompleted, StepInTransaction};
             use oncekey::record::Progress;
 
             use super::*;
