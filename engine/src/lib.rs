@@ -125,6 +125,7 @@ mod shared;
 #[cfg(feature = "simulation")]
 pub mod simulation;
 mod supervisor;
+mod unreadable;
 #[cfg(feature = "web")]
 pub mod web;
 
@@ -137,6 +138,7 @@ pub use key::{Key, KeyError, KeyHasher, KeyPart, MAX_PART_LEN};
 pub use policy::{CallPolicy, OnAbandoned, OnFailure, OnInProgress, OnStoreFailure};
 pub use reconcile::{Abandoned, Verdict};
 pub use record::{Attempt, CorruptOutcome, FencingToken};
+pub use unreadable::UnreadableOutcome;
 
 /// The examples of the README, compiled.
 #[cfg(doctest)]

@@ -154,6 +154,8 @@ mod there {
         LeaseByTheWallClock
         /// A watch never tells.
         WatchNeverTells
+        /// A worker that makes room for retries wakes nobody.
+        RoomRingsNobody
     }
 
     /// Whether this process makes this error.

@@ -11,6 +11,8 @@ mod transaction;
 pub use builder::{EngineBuilder, StartError};
 pub use claim::Claim;
 pub use run::Outcome;
+#[cfg(feature = "consumer")]
+pub(crate) use run::or_read;
 pub use shutdown::Shutdown;
 #[cfg(feature = "web")]
 pub(crate) use transaction::{Given, Transacted, awaited, blocking, transact};

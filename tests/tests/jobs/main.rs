@@ -3,7 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
 
 mod ending;
+mod faults;
+mod hand_over;
+mod panics;
 mod processor;
+mod refusals;
 mod retries;
 mod tap;
 mod tasks;
