@@ -154,8 +154,8 @@ mod there {
         LeaseByTheWallClock
         /// A watch never tells.
         WatchNeverTells
-        /// A worker that makes room for retries wakes nobody.
-        RoomRingsNobody
+        /// A worker that leaves wakes nobody.
+        LastRingsNobody
     }
 
     /// Whether this process makes this error.

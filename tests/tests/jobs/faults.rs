@@ -107,7 +107,8 @@ async fn j09_a_commit_that_is_refused_is_a_failure_of_its_message_alone() {
     all_of(tasks, publisher).await;
     let running = Processor::new(engine, source, order).retry(patient()).run(std::future::pending());
     let processed = timeout(PATIENCE, running).await.expect("nobody waits for a refused commit");
-    assert_eq!((processed.ran, processed.dead, processed.retried), (199, 1, 2));
+    assert_eq!((processed.ran, processed.dead), (199, 1));
+    assert!(processed.retried >= 2);
     let letter = dead.recv().await.unwrap();
     assert!(letter.message.number == 70 && letter.reason.to_lowercase().contains("commit"), "{letter:?}");
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
 
+mod batches;
 mod ending;
 mod faults;
 mod hand_over;
@@ -9,6 +10,7 @@ mod panics;
 mod processor;
 mod refusals;
 mod retries;
+mod sources;
 mod tap;
 mod tasks;
 mod threads;

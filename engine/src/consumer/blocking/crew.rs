@@ -7,7 +7,7 @@
 //! A worker has a [`Seat`] for as long as its thread lives. What a worker counts for is counted off when its seat is
 //! dropped, however its thread ends.
 //!
-//! `tests/tests/hand_over.rs` compiles this file a second time, with the primitives of `loom`, and runs it under every
+//! `tests/loom` compiles this file a second time, with the primitives of `loom`, and runs it under every
 //! interleaving within its bounds.
 
 use std::sync::PoisonError;
@@ -148,13 +148,12 @@ impl<I: Ord + Copy, T, B: Bell> Seat<I, T, B> {
                 *is_retrying = true;
                 state.retrying += 1;
                 // The others wait for no new message while there is no room for its retry.
-                if was_full && state.later.len() < max_waiting && !planted!(RoomRingsNobody) {
+                if was_full && state.later.len() < max_waiting {
                     state.ring_all();
                 }
                 return Next::Retry(first);
             }
             if state.is_all_done() {
-                state.ring_all();
                 return Next::End;
             }
             Next::Wait { takes_new: *is_reading && !was_full, until: state.later.next_due() }
@@ -192,8 +191,10 @@ impl<I: Ord + Copy, T, B: Bell> Drop for Seat<I, T, B> {
             state.reading -= usize::from(*is_reading);
             state.retrying -= usize::from(*is_retrying);
             state.seated -= 1;
-            // One of the others may be waiting for just this.
-            state.ring_all();
+            // The others may be waiting for just this: the last retry is done, or the last message of the channel.
+            if !planted!(LastRingsNobody) {
+                state.ring_all();
+            }
         });
         crew.ended.notify_all();
     }
