@@ -15,7 +15,8 @@ pub(super) enum Affects {
     Attempt,
     /// The message's key, which another caller holds, or held while this one ran. The store counts its attempts.
     Key,
-    /// The key or the scope, which is at a limit of its own: the failure counts, and nobody else waits.
+    /// The key or the scope, which is at a limit of its own: the failure counts, the message waits ever longer, and nobody
+    /// else does.
     Limit,
     /// Every message: the store or the whole engine can't take one now. The processor pauses, and nothing counts.
     Store,

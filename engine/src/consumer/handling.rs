@@ -21,7 +21,7 @@ use crate::{Engine, Error, RunError};
 pub(super) const MAX_RESENDING: usize = 1_000;
 
 /// How long after its first refusal a settle is sent again, at most, and the longest of these delays.
-const RESEND: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+const RESEND: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// What all messages in hand share.
 pub(super) struct Parts<S, J> {

@@ -32,7 +32,8 @@ pub enum OnIndeterminate {
 /// | ran, or replayed, or finished with an outcome that can't be read as the current type | ack |
 /// | in flight elsewhere | retry later |
 /// | mismatch; a damaged record; a message from which no key or fingerprint can be read | dead letter |
-/// | the job failed or panicked, its commit was refused, its key or scope is at a limit | retry later with a growing delay, after `max_attempts` a dead letter with its error |
+/// | the job failed or panicked, its commit was refused | retry later with a growing delay, after `max_attempts` a dead letter with its error |
+/// | its key or scope is at a limit | retry later with a growing delay, never a dead letter |
 /// | the store is away, or the engine is at its limit | retry later; the processor takes no further messages meanwhile |
 /// | the engine is shutting down | given back |
 /// | indeterminate | as [`OnIndeterminate`] says |
@@ -139,7 +140,8 @@ impl RetryPolicy {
         match affects {
             Affects::Nobody => Disposition::Ack,
             Affects::Message => Disposition::DeadLetter { reason: text(reason) },
-            Affects::Attempt | Affects::Limit => self.after_failure(reason, failures),
+            Affects::Attempt => self.after_failure(reason, failures),
+            Affects::Limit => self.after_limit(failures),
             Affects::Key => again(backoff::spread(self.first_delay)),
             Affects::Store => again(self.store_away_delay),
             Affects::Shutdown => Disposition::give_back(),
@@ -152,6 +154,13 @@ impl RetryPolicy {
         }
         let after = backoff::delay(self.first_delay, self.max_delay, failures);
         Disposition::RetryLater { after, failed: true }
+    }
+
+    /// The failure counts, so that the message waits ever longer. It never takes the job's last attempt: a message whose
+    /// scope is busy is no dead letter.
+    fn after_limit(&self, failures: u32) -> Disposition {
+        let after = backoff::delay(self.first_delay, self.max_delay, failures);
+        Disposition::RetryLater { after, failed: failures.saturating_add(1) < self.max_attempts }
     }
 }
 
@@ -249,14 +258,21 @@ mod tests {
             Error::Store(StoreError::Unsupported("transactions")),
             Error::OutcomeNotStored(StoreError::TransactionEnded),
             Error::OutcomeNotStored(StoreError::corrupt("no record")),
-            Error::Overloaded { what: "calls of one scope on this arbiter", limit: 1 },
-            Error::Overloaded { what: "callers waiting for one key", limit: 1 },
         ] {
             let Verdict { disposition, affects, .. } = verdict(&error);
             assert!(matches!(disposition, Disposition::RetryLater { failed: true, .. }), "{error}: {disposition}");
             assert!(!affects.pauses(), "{error}");
             let last = policy.disposition(&engine(error.clone()), policy.max_attempts - 1);
             assert_eq!(last, Disposition::DeadLetter { reason: error.to_string() });
+        }
+        for what in ["calls of one scope on this arbiter", "callers waiting for one key"] {
+            let at_limit = Error::Overloaded { what, limit: 1 };
+            let Verdict { disposition, affects, .. } = verdict(&at_limit);
+            assert!(matches!(disposition, Disposition::RetryLater { failed: true, .. }), "{disposition}");
+            assert!(!affects.pauses());
+            // It waits, and keeps its last attempt.
+            let last = policy.disposition(&engine(at_limit), policy.max_attempts - 1);
+            assert!(matches!(last, Disposition::RetryLater { failed: false, .. }), "{last}");
         }
         for error in [Error::ClaimLost, Error::Mismatch, Error::Store(StoreError::corrupt("no record"))] {
             assert!(!verdict(&error).affects.pauses(), "{error}");

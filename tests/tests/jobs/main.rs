@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
 
 mod batches;
+mod drain;
 mod ending;
 mod faults;
 mod hand_over;
 mod panics;
+mod pause;
 mod processor;
 mod refusals;
 mod retries;

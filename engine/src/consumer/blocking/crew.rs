@@ -38,6 +38,8 @@ struct State<I, T, B> {
     retrying: usize,
     /// Workers that have a seat.
     seated: usize,
+    /// No new message is taken before this time: the store is away.
+    paused_until: Option<I>,
     is_stopping: bool,
     /// What was left is with whoever ended the processor: nothing can be put back any more.
     is_cleared: bool,
@@ -74,6 +76,7 @@ impl<I: Ord + Copy, T, B: Bell> Crew<I, T, B> {
             reading: seats,
             retrying: 0,
             seated: seats,
+            paused_until: None,
             is_stopping: false,
             is_cleared: false,
             bells,
@@ -156,7 +159,9 @@ impl<I: Ord + Copy, T, B: Bell> Seat<I, T, B> {
             if state.is_all_done() {
                 return Next::End;
             }
-            Next::Wait { takes_new: *is_reading && !was_full, until: state.later.next_due() }
+            let pause = state.paused_until.filter(|until| now < *until);
+            let until = state.later.next_due().into_iter().chain(pause).min();
+            Next::Wait { takes_new: *is_reading && !was_full && pause.is_none(), until }
         })
     }
 
@@ -165,6 +170,11 @@ impl<I: Ord + Copy, T, B: Bell> Seat<I, T, B> {
         if std::mem::take(&mut self.is_reading) {
             self.crew.with(|state| state.reading -= 1);
         }
+    }
+
+    /// Has no worker take a new message before this time.
+    pub(super) fn pause(&self, until: I) {
+        self.crew.with(|state| state.paused_until = state.paused_until.max(Some(until)));
     }
 
     /// Keeps something to be tried again when it is due. Gives it back if the processor has ended.

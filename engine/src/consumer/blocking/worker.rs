@@ -9,7 +9,9 @@ use tracing::{error, warn};
 
 use super::crew::{Bell, Next, Seat};
 use super::{BlockingJob, OnSettled};
+use crate::consumer::backoff;
 use crate::consumer::call::Attempts;
+use crate::consumer::fault::Affects;
 use crate::consumer::guard::{Panicked, discard_value, guard};
 use crate::consumer::retry::Verdict;
 use crate::consumer::tally::Tally;
@@ -163,9 +165,17 @@ impl<M: Send + 'static, J: BlockingJob<M>> Worker<M, J> {
     }
 
     fn settle(&self, pending: Pending<M>, verdict: Verdict) {
-        let Verdict { disposition, is_finished_before, .. } = verdict;
+        let Verdict { disposition, affects, is_finished_before } = verdict;
         self.shared.tally.count(&disposition, is_finished_before);
+        let away = self.shared.retry.store_away_delay;
+        if affects.pauses() {
+            self.seat.pause(Instant::now() + backoff::spread(away));
+        }
         match disposition {
+            // There is nobody to give it back to while the processor goes on.
+            Disposition::RetryLater { after, failed } if affects == Affects::Shutdown => {
+                self.put_back(pending, after.max(away), failed);
+            }
             Disposition::RetryLater { after, failed } => self.put_back(pending, after, failed),
             disposition => self.tell(pending.message, disposition),
         }
