@@ -81,6 +81,7 @@
 //! - `web`: the actix-web middleware.
 //! - `encryption`: encryption of stored outcomes.
 //! - `consumer`: job processors and event consumers; with `redis-streams`, `rabbitmq` and `nats` their brokers.
+//! - `apalis`: a layer for workers of apalis.
 //! - `conformance`: the suite for authors of backends.
 //! - `simulation`: chance that a test can seed, for whoever tests with an engine on a virtual clock.
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -33,6 +33,8 @@
 //!
 //! The guide to [consumers](crate::guide::consumers) says what is promised by which choice.
 
+#[cfg(feature = "apalis")]
+pub mod apalis;
 mod backoff;
 mod blocking;
 mod call;
