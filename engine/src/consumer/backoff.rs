@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 
-/// The delays from `first` to `longest`, each twice the one before. Each is drawn from the upper half of its range, so that
-/// none is longer than `longest`.
+/// The delays from `first` to `longest`, each twice the one before. Each is drawn between itself and twice as much, and none
+/// is longer than `longest`.
 pub(super) fn delays(first: Duration, longest: Duration) -> ExponentialBackoff {
     // The crate's jitter adds up to as much again.
+    let before_jitter = longest / 2;
     ExponentialBuilder::new()
-        .with_min_delay(first.min(longest) / 2)
-        .with_max_delay(longest / 2)
+        .with_min_delay(first.min(before_jitter))
+        .with_max_delay(before_jitter)
         .with_factor(2.0)
         .without_max_times()
         .with_jitter()
@@ -38,10 +39,10 @@ mod tests {
     #[test]
     fn delays_double_up_to_the_longest_and_differ() {
         let (first, longest) = (Duration::from_secs(1), Duration::from_secs(6));
-        for (failures, whole) in [(0, 1), (1, 2), (2, 4), (3, 6), (60, 6), (u32::MAX, 6)] {
-            let whole = Duration::from_secs(whole);
+        for (failures, least) in [(0, 1), (1, 2), (2, 3), (3, 3), (60, 3), (u32::MAX, 3)] {
+            let least = Duration::from_secs(least);
             let drawn: HashSet<Duration> = (0..50).map(|_| delay(first, longest, failures)).collect();
-            assert!(drawn.iter().all(|delay| (whole / 2..=whole).contains(delay)), "{failures}: {drawn:?}");
+            assert!(drawn.iter().all(|delay| (least..=2 * least).contains(delay)), "{failures}: {drawn:?}");
             assert!(drawn.len() > 1, "no jitter");
         }
         assert_eq!(delay(Duration::ZERO, longest, 7), Duration::ZERO);

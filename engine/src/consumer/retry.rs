@@ -42,7 +42,7 @@ pub enum OnIndeterminate {
 /// attempts whose process died with the claim in hand, which the store counts by the claim's attempt number. A message
 /// that waits for its store is never given up.
 ///
-/// Delays have jitter: each is drawn between half of the named one and the whole.
+/// Delays have jitter: each is drawn between itself and twice as much, and none is longer than the longest.
 ///
 /// ```
 /// use std::time::Duration;
@@ -64,7 +64,7 @@ pub enum OnIndeterminate {
 pub struct RetryPolicy {
     /// How often the job may be tried for one message. Default: 5.
     pub max_attempts: u32,
-    /// How long after its first failure a message comes again, at most; doubled with each further one. Default: 1 s.
+    /// How long after its first failure a message comes again, at least; doubled with each further one. Default: 1 s.
     pub first_delay: Duration,
     /// The longest of these delays. Default: 60 s.
     pub max_delay: Duration,
@@ -284,18 +284,17 @@ mod tests {
         let policy = RetryPolicy { max_attempts: 4, max_delay: Duration::from_secs(3), ..RetryPolicy::default() };
         let failed = Err::<Outcome<u32>, _>(RunError::Operation(JobError::Failed("no route")));
         let panicked: Decision = engine(Error::Panicked);
-        let is_within = |disposition: &Disposition, longest: u64| {
-            let longest = Duration::from_secs(longest);
-            let range = longest / 2..=longest;
+        let is_within = |disposition: &Disposition, (least, longest): (u64, u64)| {
+            let range = Duration::from_millis(least)..=Duration::from_millis(longest);
             matches!(disposition, Disposition::RetryLater { after, failed: true } if range.contains(after))
         };
-        for (failures, delay) in [(0, 1), (1, 2), (2, 3)] {
+        for (failures, delay) in [(0, (1_000, 2_000)), (1, (1_500, 3_000)), (2, (1_500, 3_000))] {
             assert!(is_within(&policy.disposition(&failed, failures), delay));
             assert!(is_within(&policy.disposition(&panicked, failures), delay));
         }
         assert_eq!(policy.disposition(&failed, 3), Disposition::DeadLetter { reason: "no route".into() });
         assert_eq!(policy.disposition(&panicked, 3), Disposition::DeadLetter { reason: Error::Panicked.to_string() });
         let endless = RetryPolicy { max_attempts: u32::MAX, ..policy };
-        assert!(is_within(&endless.disposition(&failed, u32::MAX - 2), 3));
+        assert!(is_within(&endless.disposition(&failed, u32::MAX - 2), (1_500, 3_000)));
     }
 }

@@ -35,21 +35,20 @@ use crate::consumer::{Delivery, Disposition, Source};
 /// ```
 pub fn channel<M: Send + Sync + 'static>(capacity: usize) -> (Publisher<M>, InProcess<M>) {
     let (sender, queue) = mpsc::channel(capacity.max(1));
-    let source = InProcess {
-        queue: tokio::sync::Mutex::new(queue),
-        shared: Arc::new(Shared {
-            waiting: Mutex::new(Waiting { later: Later::default(), in_hand: 0 }),
-            changed: Notify::new(),
-            is_closed: AtomicBool::new(false),
-        }),
-        capacity: capacity.max(1),
-        dead: None,
-    };
-    (Publisher(sender), source)
+    let shared = Arc::new(Shared {
+        waiting: Mutex::new(Waiting { later: Later::default(), in_hand: 0 }),
+        changed: Notify::new(),
+        is_closed: AtomicBool::new(false),
+    });
+    let publisher = Publisher { queue: sender, shared: Arc::clone(&shared) };
+    (publisher, InProcess { queue: tokio::sync::Mutex::new(queue), shared, capacity: capacity.max(1), dead: None })
 }
 
 /// The sending end. Clones share the queue; when the last is dropped, the source ends once all is settled.
-pub struct Publisher<M>(mpsc::Sender<M>);
+pub struct Publisher<M> {
+    queue: mpsc::Sender<M>,
+    shared: Arc<Shared<M>>,
+}
 
 /// Nobody takes messages any more: here it is back.
 ///
@@ -74,7 +73,10 @@ impl<M> Publisher<M> {
     /// # Errors
     /// The consumer is gone; the message comes back.
     pub async fn send(&self, message: M) -> Result<(), Closed<M>> {
-        self.0.send(message).await.map_err(|error| Closed(error.0))
+        if self.is_closed() {
+            return Err(Closed(message));
+        }
+        self.queue.send(message).await.map_err(|error| Closed(error.0))
     }
 
     /// The same for a plain thread, which it blocks.
@@ -85,19 +87,27 @@ impl<M> Publisher<M> {
     /// # Panics
     /// If it is called in an async task.
     pub fn send_blocking(&self, message: M) -> Result<(), Closed<M>> {
-        self.0.blocking_send(message).map_err(|error| Closed(error.0))
+        if self.is_closed() {
+            return Err(Closed(message));
+        }
+        self.queue.blocking_send(message).map_err(|error| Closed(error.0))
+    }
+
+    /// Whether the queue takes no more messages: it was closed, or its consumer is gone.
+    pub fn is_closed(&self) -> bool {
+        self.shared.is_closed.load(Ordering::SeqCst) || self.queue.is_closed()
     }
 }
 
 impl<M> Clone for Publisher<M> {
     fn clone(&self) -> Self {
-        Self(self.0.clone())
+        Self { queue: self.queue.clone(), shared: Arc::clone(&self.shared) }
     }
 }
 
 impl<M> fmt::Debug for Publisher<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Publisher").field("free_places", &self.0.capacity()).finish()
+        f.debug_struct("Publisher").field("free_places", &self.queue.capacity()).finish()
     }
 }
 

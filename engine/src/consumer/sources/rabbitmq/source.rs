@@ -9,7 +9,7 @@ use futures_util::stream::StreamExt as _;
 use lapin::message::Delivery as Delivered;
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, ExchangeDeclareOptions,
-    QueueBindOptions,
+    QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Acker, BasicProperties, Channel, Connection, Consumer, ExchangeKind};
@@ -148,33 +148,44 @@ impl Session {
 
 /// Declares the queue. Returns whether its limit of deliveries is the one that is asked for.
 async fn declare_queue(connection: &Connection, options: &RabbitMqBuilder) -> Result<bool, RabbitMqError> {
-    /// RabbitMQ 4 and later: as often as it takes.
-    const UNLIMITED: i64 = -1;
+    /// As good as none. RabbitMQ 4 has -1 for none, which RabbitMQ 3 takes for a limit that is passed at once.
+    const UNLIMITED: u32 = i32::MAX as u32;
 
     let RabbitMqBuilder { queue, classic, deadline, delivery_limit, .. } = options;
+    // One for each try: the broker closes the channel on which it refuses something.
     let channel = || within(*deadline, "opening a channel", connection.create_channel());
     if *classic {
         return declare(&channel().await?, *deadline, queue, &[]).await.map(|()| true);
     }
     let quorum = ("x-queue-type", text("quorum"));
-    let limited = ("x-delivery-limit", AMQPValue::LongLongInt(delivery_limit.map_or(UNLIMITED, i64::from)));
-    // The broker closes the channel on which it refuses something.
-    let refused = match declare(&channel().await?, *deadline, queue, &[quorum.clone(), limited]).await {
+    let limit = delivery_limit.unwrap_or(UNLIMITED);
+    let limited = ("x-delivery-limit", AMQPValue::LongLongInt(limit.into()));
+    match declare(&channel().await?, *deadline, queue, &[quorum.clone(), limited]).await {
         Ok(()) => return Ok(true),
-        Err(error) if !error.to_string().contains("PRECONDITION_FAILED") => return Err(error),
-        Err(error) => error.to_string(),
-    };
-    declare(&channel().await?, *deadline, queue, &[quorum]).await?;
-    // Before RabbitMQ 4 a queue has no limit by default, and -1 is refused as no number of deliveries.
-    let is_as_asked = delivery_limit.is_none() && !refused.contains("inequivalent");
-    if !is_as_asked {
-        warn!(
-            queue,
-            "the queue exists with another limit of deliveries: RabbitMQ drops what is redelivered more often, 20 times by \
-             default since version 4"
-        );
+        Err(error) if !has_another_limit(&error) => return Err(error),
+        Err(_) => {}
     }
-    Ok(is_as_asked)
+    // It exists. Is its limit all that differs?
+    if let Err(error) = declare(&channel().await?, *deadline, queue, &[quorum]).await {
+        if !has_another_limit(&error) {
+            return Err(error);
+        }
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let channel = channel().await?;
+        let looking = channel.queue_declare(queue.as_str().into(), passive, FieldTable::default());
+        within(*deadline, "looking the queue up", looking).await?;
+    }
+    warn!(
+        queue,
+        "the queue exists with another limit of deliveries: RabbitMQ drops what is redelivered more often, by default after \
+         20 times since version 4"
+    );
+    Ok(false)
+}
+
+/// Whether the broker refuses a declaration for the limit of deliveries alone: it names the first argument that differs.
+fn has_another_limit(error: &RabbitMqError) -> bool {
+    error.to_string().contains("inequivalent arg 'x-delivery-limit'")
 }
 
 impl Source for RabbitMq {
