@@ -75,8 +75,7 @@ impl Node {
     pub(crate) fn admit(&self, key: &Key) -> Result<Permit, Error> {
         // Its scope first: a tenant that is over its limit does not touch what all share.
         let share = self.scopes.as_ref().map(|scopes| scopes.admit(key)).transpose()?;
-        Permit::take(&self.taken, self.limit, share)
-            .ok_or(Error::Overloaded { what: ALL_CALLS, limit: self.limit })
+        Permit::take(&self.taken, self.limit, share).ok_or(Error::Overloaded { what: ALL_CALLS, limit: self.limit })
     }
 
     /// Sends one message to the store and waits for its answer.

@@ -91,7 +91,9 @@ impl<B: Backend> BackendActor<B> {
             loop {
                 let before = progress.changes();
                 if let Ok(done) = timeout(deadline, &mut steps).await {
-                    return if done.is_err() { report_panic() };
+                    return if done.is_err() {
+                        report_panic()
+                    };
                 }
                 let now = progress.changes();
                 // Dropped, the step's reply says what is known of it.

@@ -138,11 +138,7 @@ impl Call {
     ///
     /// # Errors
     /// As for [`Engine::run_or_read`]; [`JobError::GivenUp`] if too many attempts ended with their process.
-    pub async fn run_or_read<Old, T, E, F, Fut>(
-        self,
-        operation: F,
-        read_old: impl FnOnce(Old) -> T,
-    ) -> JobResult<T, E>
+    pub async fn run_or_read<Old, T, E, F, Fut>(self, operation: F, read_old: impl FnOnce(Old) -> T) -> JobResult<T, E>
     where
         F: FnOnce(Claim) -> Fut + Send + 'static,
         Fut: Future<Output = Result<T, E>> + Send + 'static,

@@ -123,9 +123,12 @@ mod tests {
 
     async fn panics_when_polled_again() {
         let mut is_second = false;
-        let pending_once = std::future::poll_fn(|_| {
-            if std::mem::replace(&mut is_second, true) { Poll::Ready(()) } else { Poll::Pending }
-        });
+        let pending_once =
+            std::future::poll_fn(
+                |_| {
+                    if std::mem::replace(&mut is_second, true) { Poll::Ready(()) } else { Poll::Pending }
+                },
+            );
         pending_once.await;
         std::panic::panic_any(Explosive)
     }

@@ -19,7 +19,8 @@ use crate::detach::{self, DetachOnDrop};
 use crate::record::SealedOutcome;
 use crate::shared::Shared;
 use crate::{
-    CallPolicy, CorruptOutcome, Error, EventKind, Fingerprint, Key, OnFailure, RunError, ToFingerprint, UnreadableOutcome,
+    CallPolicy, CorruptOutcome, Error, EventKind, Fingerprint, Key, OnFailure, RunError, ToFingerprint,
+    UnreadableOutcome,
 };
 
 /// What a call gives: the operation's value, and whether it ran now or before.

@@ -182,9 +182,7 @@ fn describe_engine_error(error: &Error) -> (StatusCode, &'static str, &'static s
         Error::CommitUnknown(_) => {
             (S::SERVICE_UNAVAILABLE, "urn:oncekey:problem:commit-unknown", "Outcome of this request unknown")
         }
-        Error::CommitRefused(_) => {
-            (S::INTERNAL_SERVER_ERROR, "urn:oncekey:problem:commit-refused", "Commit refused")
-        }
+        Error::CommitRefused(_) => (S::INTERNAL_SERVER_ERROR, "urn:oncekey:problem:commit-refused", "Commit refused"),
         Error::OutcomeNotStored(_) => {
             (S::INTERNAL_SERVER_ERROR, "urn:oncekey:problem:outcome-not-stored", "Outcome not stored")
         }

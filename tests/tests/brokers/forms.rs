@@ -25,8 +25,7 @@ async fn j05_a_group_that_is_gone_begins_again_where_it_was() {
     let redis = Redis::start();
     redis.publish(&numbered(0..3)).await;
     let client = redis::Client::open(redis.url()).unwrap();
-    let source =
-        RedisStreams::builder(client.clone(), QUEUE, GROUP, "mailer-1").from_now_on().open().await.unwrap();
+    let source = RedisStreams::builder(client.clone(), QUEUE, GROUP, "mailer-1").from_now_on().open().await.unwrap();
     redis.publish(&numbered(3..5)).await;
     for id in ["3", "4"] {
         let taken = next(&source).await;

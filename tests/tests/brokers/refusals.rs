@@ -2,7 +2,8 @@
 //! is not delivered again for it.
 
 use oncekey::consumer::rabbitmq::lapin::options::{
-    BasicGetOptions, BasicPublishOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+    BasicGetOptions, BasicPublishOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
 };
 use oncekey::consumer::rabbitmq::lapin::types::{AMQPValue, FieldTable};
 use oncekey::consumer::rabbitmq::lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
@@ -76,10 +77,8 @@ async fn j08_a_dead_letter_whose_exchange_is_gone_is_kept_until_it_is_back() {
     }
     // Others go on.
     source.settle(next(&source).await.receipt, Disposition::Ack).await.unwrap();
-    let durable = oncekey::consumer::rabbitmq::lapin::options::ExchangeDeclareOptions {
-        durable: true,
-        ..Default::default()
-    };
+    let durable =
+        oncekey::consumer::rabbitmq::lapin::options::ExchangeDeclareOptions { durable: true, ..Default::default() };
     channel.exchange_declare(DEAD.into(), ExchangeKind::Fanout, durable, FieldTable::default()).await.unwrap();
     declare_dead_letters(&channel).await;
     source.settle(receipt, dead()).await.unwrap();
@@ -155,8 +154,7 @@ async fn j08_a_user_s_headers_and_properties_go_nowhere_but_under_their_prefix()
         .with_content_type("text/plain".into())
         .with_expiration("60000".into())
         .with_headers(headers);
-    let published =
-        channel.basic_publish("".into(), QUEUE.into(), BasicPublishOptions::default(), b"mail", properties);
+    let published = channel.basic_publish("".into(), QUEUE.into(), BasicPublishOptions::default(), b"mail", properties);
     published.await.unwrap();
 
     let source = RabbitMq::builder(&server.url(), QUEUE).unwrap().open().await.unwrap();
@@ -171,7 +169,10 @@ async fn j08_a_user_s_headers_and_properties_go_nowhere_but_under_their_prefix()
     source.settle(second.receipt, dead()).await.unwrap();
 
     let letter = channel.basic_get(DEAD.into(), BasicGetOptions::default()).await.unwrap().unwrap();
-    assert_eq!((letter.properties.expiration(), letter.properties.content_type().as_ref().unwrap().as_str()), (&None, "text/plain"));
+    assert_eq!(
+        (letter.properties.expiration(), letter.properties.content_type().as_ref().unwrap().as_str()),
+        (&None, "text/plain")
+    );
     let headers = letter.properties.headers().as_ref().unwrap().inner();
     let text = |name: &str| match headers.get(name) {
         Some(AMQPValue::LongString(text)) => Some(text.to_string()),
@@ -220,7 +221,10 @@ async fn j05_a_message_is_redelivered_as_often_as_it_takes() {
     server.publish(&[Message::new("1", "mail")]).await;
     let source = RabbitMq::builder(&server.url(), QUEUE).unwrap().open().await.unwrap();
     for _ in 0..50 {
-        source.settle(next(&source).await.receipt, Disposition::RetryLater { after: Default::default(), failed: false }).await.unwrap();
+        source
+            .settle(next(&source).await.receipt, Disposition::RetryLater { after: Default::default(), failed: false })
+            .await
+            .unwrap();
     }
     source.settle(next(&source).await.receipt, Disposition::Ack).await.unwrap();
     source.close().await;

@@ -7,10 +7,10 @@ use std::time::Duration;
 use oncekey::Engine;
 use oncekey::consumer::nats::async_nats::jetstream::{self, stream};
 use oncekey::consumer::nats::{NatsJetStream, async_nats};
+use oncekey::consumer::rabbitmq::RabbitMq;
 use oncekey::consumer::rabbitmq::lapin::options::{QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use oncekey::consumer::rabbitmq::lapin::types::{AMQPValue, FieldTable};
 use oncekey::consumer::rabbitmq::lapin::{Connection, ConnectionProperties};
-use oncekey::consumer::rabbitmq::RabbitMq;
 use oncekey::consumer::redis_streams::{RedisStreams, redis};
 use oncekey::consumer::{Call, Message, Processor, RetryPolicy, Source, job};
 use oncekey_backends::MemoryBackend;
@@ -78,7 +78,11 @@ async fn consume(source: impl Source<Message = Message>, broker: &impl Broker) {
     };
     // Fewer jobs at once than there are refused letters.
     let running = Processor::new(engine, source, mail).concurrency(4).retry(retry).run(until);
-    let processed = timeout(4 * PATIENCE, running).await.expect("it ends");
+    // A RabbitMQ that is busy may hand a retry on late, by up to three minutes.
+    let processed = match timeout(10 * PATIENCE, running).await {
+        Ok(processed) => processed,
+        Err(_) => panic!("{:?} ran, and {:?} are dead letters", runs.lock().unwrap(), broker.dead().await),
+    };
     assert_eq!((processed.ran, processed.dead, processed.unsettled), (OTHERS as u64, POISON as u64, 0));
     let runs = runs.lock().unwrap();
     assert!(runs.iter().all(|(id, runs)| *runs == if id.starts_with("poison") { 2 } else { 1 }), "{runs:?}");
@@ -94,14 +98,19 @@ async fn set_refused(url: &str, is_refused: bool) {
     if url.starts_with("redis:") {
         let mut connection = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
         // A key that holds no stream.
-        let command = if is_refused { redis::cmd("SET").arg(&dead).arg("a text").to_owned() } else { redis::cmd("DEL").arg(&dead).to_owned() };
+        let command = if is_refused {
+            redis::cmd("SET").arg(&dead).arg("a text").to_owned()
+        } else {
+            redis::cmd("DEL").arg(&dead).to_owned()
+        };
         command.exec_async(&mut connection).await.unwrap();
     } else if url.starts_with("amqp:") {
         let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         channel.queue_delete(dead.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
         let mut arguments = FieldTable::default();
-        arguments.insert("x-queue-type".into(), AMQPValue::LongString(if is_refused { "classic" } else { "quorum" }.into()));
+        arguments
+            .insert("x-queue-type".into(), AMQPValue::LongString(if is_refused { "classic" } else { "quorum" }.into()));
         if is_refused {
             // Full.
             arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(0));

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use oncekey::consumer::Identity;
+use oncekey::consumer::apalis::OncePerTask;
 use oncekey::consumer::apalis::apalis_core::error::{AbortError, BoxDynError, RetryAfterError};
 use oncekey::consumer::apalis::apalis_core::layers::{Layer as _, Service};
 use oncekey::consumer::apalis::apalis_core::task::Task;
 use oncekey::consumer::apalis::apalis_core::task::builder::TaskBuilder;
 use oncekey::consumer::apalis::apalis_core::task::task_fn::task_fn;
-use oncekey::consumer::apalis::OncePerTask;
 use oncekey::{Engine, Key};
 use tokio::sync::Notify;
 

@@ -22,8 +22,7 @@ enum Event {
     End,
 }
 
-const EVENTS: [Event; 5] =
-    [Event::Arrives(0), Event::Arrives(1), Event::Finishes(0), Event::Finishes(1), Event::End];
+const EVENTS: [Event; 5] = [Event::Arrives(0), Event::Arrives(1), Event::Finishes(0), Event::Finishes(1), Event::End];
 
 /// Every order of the events.
 fn orders(events: &[Event]) -> Vec<Vec<Event>> {
@@ -135,7 +134,10 @@ async fn run(order: &[Event], form: Form) {
         let of_it: Vec<_> = settled.iter().filter(|(settled, _)| *settled == number).map(|(_, put)| put).collect();
         let acks = of_it.iter().filter(|put| ***put == Disposition::Ack).count();
         // Once it is acknowledged, it is neither delivered nor settled again; and no job that finished is given back.
-        assert!(acks == 0 || (acks == 1 && *of_it[of_it.len() - 1] == Disposition::Ack), "{order:?} {form:?}: {of_it:?}");
+        assert!(
+            acks == 0 || (acks == 1 && *of_it[of_it.len() - 1] == Disposition::Ack),
+            "{order:?} {form:?}: {of_it:?}"
+        );
         let succeeded = ledger.of(number) > u32::from(form.has_faults);
         assert_eq!(acks == 1, succeeded, "{order:?} {form:?}: {of_it:?}");
         assert!(ledger.of(number) <= 1 + u32::from(form.has_faults), "{order:?} {form:?}: its job ran again");

@@ -4,11 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use oncekey::Claim;
 use oncekey::consumer::{
     BlockingJob, BlockingProcessor, Call, Disposition, Identity, Job, JobResult, Processor, Unreadable,
     crossbeam_channel, job,
 };
-use oncekey::Claim;
 use serde::{Deserialize, Serialize, Serializer};
 use tokio::time::timeout;
 
@@ -105,7 +105,9 @@ impl BlockingJob<Task> for Explosive {
 
 /// Some of each kind, among others that are sound.
 fn mixed() -> Vec<Task> {
-    (0..120).map(|number| task(number, if number % 5 == 0 { PLACES[number as usize / 5 % 6] } else { "work" })).collect()
+    (0..120)
+        .map(|number| task(number, if number % 5 == 0 { PLACES[number as usize / 5 % 6] } else { "work" }))
+        .collect()
 }
 
 #[actix_rt::test]

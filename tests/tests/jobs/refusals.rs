@@ -45,7 +45,8 @@ async fn j08_a_refused_disposition_is_sent_again_and_the_job_does_not_run_for_it
         for is_ordered in [false, true] {
             let ledger = Ledger::default();
             let (publisher, source, mut dead) = queue();
-            all_of((0..40).map(|number| task(number, if number % 4 == 0 { "poison" } else { "work" })), publisher).await;
+            all_of((0..40).map(|number| task(number, if number % 4 == 0 { "poison" } else { "work" })), publisher)
+                .await;
             let refusing = Refusing { source, kind, left: AtomicUsize::new(30) };
             let processor = Processor::new(engine(), refusing, work(&ledger)).concurrency(2).retry(quick());
             let processor = if is_ordered { processor.in_order_by(|task: &Task| task.number) } else { processor };

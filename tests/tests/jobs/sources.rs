@@ -36,10 +36,8 @@ async fn j05_the_caller_gets_back_every_in_process_message_that_is_not_settled()
     };
     all_of((0..10).map(|number| task(number, "work")), publisher).await;
     let patient = RetryPolicy { first_delay: Duration::from_secs(600), max_delay: Duration::from_secs(600), ..quick() };
-    let processor = Processor::new(engine(), source, slow)
-        .concurrency(1)
-        .retry(patient)
-        .drain_limit(Duration::from_millis(20));
+    let processor =
+        Processor::new(engine(), source, slow).concurrency(1).retry(patient).drain_limit(Duration::from_millis(20));
     let (source, processed) = processor
         .run_and_return(async {
             failed.notified().await;

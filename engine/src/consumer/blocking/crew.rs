@@ -82,9 +82,8 @@ impl<I: Ord + Copy, T, B: Bell> Crew<I, T, B> {
             bells,
         };
         let crew = Arc::new(Self { state: Mutex::new(state), ended: Condvar::new(), max_waiting });
-        let seats = (0..seats)
-            .map(|_| Seat { crew: Arc::clone(&crew), is_reading: true, is_retrying: false })
-            .collect();
+        let seats =
+            (0..seats).map(|_| Seat { crew: Arc::clone(&crew), is_reading: true, is_retrying: false }).collect();
         (crew, seats)
     }
 

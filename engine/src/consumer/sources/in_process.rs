@@ -248,8 +248,7 @@ impl<M: Send + Sync + 'static> InProcess<M> {
     pub fn into_remaining(mut self) -> Vec<Arc<M>> {
         let queue = self.queue.get_mut();
         queue.close();
-        let mut remaining: Vec<Arc<M>> =
-            self.shared.waiting.lock().later.drain().map(|again| again.message).collect();
+        let mut remaining: Vec<Arc<M>> = self.shared.waiting.lock().later.drain().map(|again| again.message).collect();
         while let Ok(message) = queue.try_recv() {
             remaining.push(Arc::new(message));
         }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use redis::streams::{
-    StreamAutoClaimReply, StreamId, StreamInfoGroupsReply, StreamInfoStreamReply, StreamPendingCountReply, StreamReadReply,
+    StreamAutoClaimReply, StreamId, StreamInfoGroupsReply, StreamInfoStreamReply, StreamPendingCountReply,
+    StreamReadReply,
 };
 use redis::{Value, from_redis_value, pipe};
 use tokio::task::JoinHandle;
