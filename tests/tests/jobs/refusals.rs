@@ -35,7 +35,11 @@ impl Source for Refusing {
     async fn settle(&self, receipt: Self::Receipt, disposition: Disposition) -> Result<(), Refused> {
         let is_refused = disposition.name() == self.kind
             && self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
-        if is_refused { Err(Refused) } else { Ok(self.source.settle(receipt, disposition).await.unwrap()) }
+        if is_refused {
+            return Err(Refused);
+        }
+        self.source.settle(receipt, disposition).await.unwrap();
+        Ok(())
     }
 }
 
