@@ -81,10 +81,13 @@ async fn consume(source: impl Source<Message = Message>, broker: &impl Broker) {
     // A RabbitMQ that is busy may hand a retry on late, by up to three minutes.
     let processed = match timeout(10 * PATIENCE, running).await {
         Ok(processed) => processed,
-        Err(_) => panic!("{:?} ran, and {:?} are dead letters", runs.lock().unwrap(), broker.dead().await),
+        Err(_) => {
+            let dead = broker.dead().await;
+            panic!("{:?} ran, and {dead:?} are dead letters", runs.lock().unwrap());
+        }
     };
     assert_eq!((processed.ran, processed.dead, processed.unsettled), (OTHERS as u64, POISON as u64, 0));
-    let runs = runs.lock().unwrap();
+    let runs = runs.lock().unwrap().clone();
     assert!(runs.iter().all(|(id, runs)| *runs == if id.starts_with("poison") { 2 } else { 1 }), "{runs:?}");
     let mut dead: Vec<String> = broker.dead().await.into_iter().map(|letter| letter.id).collect();
     dead.sort_unstable();
