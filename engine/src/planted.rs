@@ -164,6 +164,8 @@ mod there {
         LeaseByTheWallClock
         /// A watch never tells.
         WatchNeverTells
+        /// A worker that leaves wakes nobody.
+        LastRingsNobody
     }
 
     /// Whether this process makes this error.
