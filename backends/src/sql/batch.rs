@@ -82,7 +82,7 @@ pub(crate) async fn take_round<D: Dialect>(dialect: &D, keys_are_new: &KeysAreNe
         // In the order of their keys, in which every process locks.
         steps.sort_unstable_by(|a, b| a.key().cmp(b.key()));
         while !steps.is_empty() {
-            let rest = steps.split_off(steps.len().min(MAX_STATEMENT));
+            let rest = steps.split_off(together(steps, dialect.longest_shared_outcome()));
             let group = std::mem::replace(steps, rest);
             groups.push(async move {
                 let looks_first = keys_are_new.is_some_and(|new| !new.0.load(Ordering::Relaxed));
@@ -94,6 +94,18 @@ pub(crate) async fn take_round<D: Dialect>(dialect: &D, keys_are_new: &KeysAreNe
         }
     }
     let _: Vec<()> = futures_util::future::join_all(groups).await;
+}
+
+/// How many of the first steps share their statements. A step with a long outcome has one of its own: a server limits the
+/// length of a statement, and its neighbours must not be refused with it.
+fn together(steps: &[Box<dyn Step>], longest_shared: usize) -> usize {
+    let is_long =
+        |step: &dyn Step| matches!(step.unseen(), Some(Unseen::Completion(row)) if row.outcome.len() > longest_shared);
+    match steps.iter().take(MAX_STATEMENT).position(|step| is_long(step.as_ref())) {
+        Some(0) => 1,
+        Some(shared) => shared,
+        None => steps.len().min(MAX_STATEMENT),
+    }
 }
 
 /// A step, and what it decided on.
@@ -367,7 +379,7 @@ async fn write<D: Dialect>(dialect: &D, connection: &mut D::Connection, open: &m
         drop(rows);
         result = keep_unwritten::<D>(inserts, written, open);
     }
-    for mut updates in statements(updates, D::LONGEST_SHARED_OUTCOME) {
+    for mut updates in statements(updates, D::LONGEST_SHARED_OUTCOME.min(dialect.longest_shared_outcome())) {
         // After a failure the others are left as they are: they come again.
         if result.is_ok() {
             sent(&mut updates);

@@ -7,10 +7,11 @@ use diesel_async::{AnsiTransactionManager, TransactionManager as _};
 use oncekey::Key;
 use oncekey::backend::{
     Complete, CompleteInTransaction, Completed, CompletedInTransaction, List, Lookup, Purge, Purged, RecordView,
-    Remove, Removed, Reply, Request, Stats, StoreError, StoreStats,
+    Remove, Removed, Reply, Request, Resolution, Resolve, Stats, StoreError, StoreStats,
 };
-use oncekey::record::{StoreTime, transition};
+use oncekey::record::{SealedOutcome, StoreTime, transition};
 use tokio::sync::Semaphore;
+use tracing::warn;
 
 use super::batch::{KeysAreNew, rounds, take_round};
 use super::dialect::{Dialect, Failure, Keyed, Written};
@@ -61,7 +62,8 @@ impl<D: Dialect> Core<D> {
         &self,
         request: impl FnOnce(Reply<A>) -> Request,
     ) -> Result<A, StoreError> {
-        ask(request, async |request| {
+        ask(request, async |mut request| {
+            self.fit(&mut request);
             let (_, rounds) = rounds(vec![request]);
             for round in rounds {
                 take_round(&*self.dialect, &self.keys_are_new, round).await;
@@ -71,7 +73,12 @@ impl<D: Dialect> Core<D> {
     }
 
     /// Takes a batch: `other` takes what is no step.
-    pub(crate) async fn execute<Fut: Future<Output = ()>>(&self, batch: Vec<Request>, other: impl Fn(Request) -> Fut) {
+    pub(crate) async fn execute<Fut: Future<Output = ()>>(
+        &self,
+        mut batch: Vec<Request>,
+        other: impl Fn(Request) -> Fut,
+    ) {
+        batch.iter_mut().for_each(|request| self.fit(request));
         // A removal has more to do than its step where the row is no record.
         let (removals, batch): (Vec<_>, Vec<_>) =
             batch.into_iter().partition(|request| matches!(request, Request::Remove(..)));
@@ -85,12 +92,24 @@ impl<D: Dialect> Core<D> {
         futures_util::future::join(taken, futures_util::future::join_all(others.into_iter().map(other))).await;
     }
 
+    /// Replaces an outcome that the server does not take by a tombstone: the key is done all the same.
+    fn fit(&self, request: &mut Request) {
+        let (key, outcome) = match request {
+            Request::Complete(message, _) => (&message.key, &mut message.outcome),
+            Request::Resolve(Resolve { key, with: Resolution::Complete { outcome, .. }, .. }, _) => (&*key, outcome),
+            _ => return,
+        };
+        if let Some(tombstone) = fitting(&*self.dialect, key, outcome) {
+            *outcome = tombstone;
+        }
+    }
+
     pub(crate) async fn complete_in_transaction(
         &self,
         message: CompleteInTransaction,
     ) -> Result<CompletedInTransaction, StoreError> {
-        let _permit = self.transactions.acquire().await.map_err(StoreError::unavailable)?;
-        transaction::complete(&*self.dialect, message).await
+        let permit = Arc::clone(&self.transactions).acquire_owned().await.map_err(StoreError::unavailable)?;
+        transaction::complete(&self.dialect, message, permit).await
     }
 
     /// Completes a claim in a transaction that is open on the caller's connection.
@@ -106,6 +125,9 @@ impl<D: Dialect> Core<D> {
         if !self.dialect.is_in_transaction(connection).await? {
             return Err(CompleteInError::TransactionEnded);
         }
+        let fitted = fitting(&*self.dialect, &message.key, &message.outcome);
+        let fitted = fitted.map(|outcome| Complete { outcome, ..message.clone() });
+        let message = fitted.as_ref().unwrap_or(message);
         match self.dialect.complete(connection, &[Completion::of(message)]).await? {
             Written::All => return Ok(()),
             Written::Only(keys) if !keys.is_empty() => return Ok(()),
@@ -191,6 +213,16 @@ impl<D: Dialect> Core<D> {
         lent.give_back();
         Ok(given)
     }
+}
+
+/// A tombstone in place of an outcome that is larger than the server takes.
+pub(crate) fn fitting<D: Dialect>(dialect: &D, key: &Key, outcome: &SealedOutcome) -> Option<SealedOutcome> {
+    let (length, limit) = (outcome.as_stored().len(), dialect.longest_outcome());
+    if length <= limit {
+        return None;
+    }
+    warn!(length, limit, "an outcome is larger than the server takes: only that the operation is done is kept");
+    Some(SealedOutcome::tombstone(key))
 }
 
 /// What was read, once the outcomes in it are on the disk.

@@ -13,12 +13,14 @@ use oncekey::backend::{
 };
 use oncekey::record::transition::{self, Write};
 use oncekey::record::{Record, SealedOutcome, State};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::batch::pause;
+use super::core::fitting;
 use super::dialect::{Dialect, Failure, Written};
 use super::error::{Fate, fate, of_read, of_write};
 use super::lent::Lent;
-use super::noticing::Noticing;
+use super::noticing::{Noticing, Question};
 use super::row::{Columns, Expected, Row};
 
 /// How often a transaction that the database gives up for another's sake is done again.
@@ -33,37 +35,52 @@ enum Tried {
     Contended(CompletedInTransaction),
 }
 
-/// Runs the operation and completes its record, in one transaction.
-pub(crate) async fn complete<D: Dialect>(dialect: &D, mut message: CompleteInTransaction) -> Answer {
-    let contended = Arc::new(AtomicBool::new(false));
+/// Runs the operation and completes its record, in one transaction. The permit is kept until the connection is clean.
+pub(crate) async fn complete<D: Dialect>(
+    dialect: &Arc<D>,
+    mut message: CompleteInTransaction,
+    permit: OwnedSemaphorePermit,
+) -> Answer {
+    let (contended, stale) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let is_contention: Question = |error| D::failure(error).is_contention();
+    // The server is another one by now, to which a new connection may lead.
+    let is_stale: Question = |error| matches!(D::failure(error), Failure::Disconnected | Failure::ReadOnly);
     let mut reruns = 0;
     loop {
         contended.store(false, Ordering::Relaxed);
-        let mut lent = begin(dialect).await?;
-        lent.connection()?.set_instrumentation(Noticing::new(&contended, |error| D::failure(error).is_contention()));
-        let tried = try_once(dialect, &mut lent, &mut message, &contended).await;
+        let mut lent = begin(&**dialect).await?;
+        lent.connection()?.set_instrumentation(Noticing::new([(&contended, is_contention), (&stale, is_stale)]));
+        let tried = try_once(&**dialect, &mut lent, &mut message, &contended).await;
+        // After an error the connection is closed with what is open on it.
+        let tried = tried?;
+        let connection = lent.connection()?;
+        match get_default_instrumentation() {
+            Some(default) => connection.set_instrumentation(default),
+            None => connection.set_instrumentation(None::<Box<dyn diesel::connection::Instrumentation>>),
+        }
         match tried {
-            Ok(tried) => {
-                let connection = lent.connection()?;
-                match get_default_instrumentation() {
-                    Some(default) => connection.set_instrumentation(default),
-                    None => connection.set_instrumentation(None::<Box<dyn diesel::connection::Instrumentation>>),
-                }
-                // The answer stands: a connection that can't be set back is closed.
-                if dialect.set_back(connection).await.is_ok() {
-                    lent.give_back();
-                }
-                match tried {
-                    Tried::Done(answer) => return Ok(answer),
-                    Tried::Contended(answer) if reruns >= MAX_RERUNS => return Ok(answer),
-                    Tried::Contended(_) => {}
-                }
+            Tried::Contended(_) if reruns < MAX_RERUNS => clean_up(&**dialect, lent).await,
+            Tried::Contended(answer) | Tried::Done(answer) if stale.load(Ordering::Relaxed) => return Ok(answer),
+            Tried::Contended(answer) | Tried::Done(answer) => {
+                // The answer stands, and does not wait.
+                let dialect = Arc::clone(dialect);
+                tokio::spawn(async move {
+                    clean_up(&*dialect, lent).await;
+                    drop(permit);
+                });
+                return Ok(answer);
             }
-            // The connection is closed with what is open on it.
-            Err(error) => return Err(error),
         }
         reruns += 1;
         pause(reruns).await;
+    }
+}
+
+/// Gives a connection back as it was, or closes it.
+async fn clean_up<D: Dialect>(dialect: &D, mut lent: Lent<D>) {
+    let Ok(connection) = lent.connection() else { return };
+    if dialect.set_back(connection).await.is_ok() && matches!(dialect.clean(connection).await, Ok(true)) {
+        lent.give_back();
     }
 }
 
@@ -122,8 +139,15 @@ async fn try_once<D: Dialect>(
     }
     let failure = match ran {
         Ok(Ok(outcome)) if matches!(depth, Ok(Some(depth)) if depth.get() == 1) => {
-            complete.outcome = outcome;
-            return keep(dialect, connection, &complete, contended).await;
+            complete.outcome = fitting(dialect, &complete.key, &outcome).unwrap_or_else(|| outcome.clone());
+            let kept = keep(dialect, connection, &complete, contended).await?;
+            // This caller gets what the operation returned, also where it was too large to be kept.
+            return Ok(match kept {
+                Tried::Done(CompletedInTransaction::Stored { outcome: stored }) if stored == complete.outcome => {
+                    Tried::Done(CompletedInTransaction::Stored { outcome })
+                }
+                kept => kept,
+            });
         }
         // It left a transaction of its own open, so that what it meant to be committed is not known.
         Ok(Ok(_)) | Err(_) | Ok(Err(OperationFailure::RollBack)) => CompletedInTransaction::RolledBack,
