@@ -3,9 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use diesel_async::AsyncMysqlConnection;
-use diesel_async::pooled_connection::deadpool::{Hook, Pool};
+use diesel_async::pooled_connection::deadpool::{Hook, Object, Pool};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
+use diesel_async::{AsyncMysqlConnection, SimpleAsyncConnection as _};
 use futures_util::future::FutureExt as _;
 use oncekey::backend::{
     Acquire, Acquired, Backend, BeginStep, Complete, CompleteInTransaction, CompleteStep, Completed,
@@ -15,14 +15,16 @@ use oncekey::backend::{
 };
 
 use super::connect::{Connector, Settings};
+use super::doctor::examine;
 use super::flush::shows_too_early;
-use super::migration::{bring_up_to_date, check_durability, database, flushes, lock_name, returns, steps};
+use super::migration::{Place, bring_up_to_date, number, returns};
 use super::options::Source;
+use super::session::left_there;
 use super::table::Mysql;
 use super::{MysqlBuilder, MysqlOpenError};
-use crate::CompleteInError;
 use crate::ask::by_asking;
-use crate::sql::{BATCHES, Core, Name, try_if_idle};
+use crate::sql::{BATCHES, Core, Name, lend_clean, of_read, try_if_idle};
+use crate::{CompleteInError, Finding, doctor};
 
 /// A store of records in MySQL (8.0 or later) or MariaDB (10.6 or later), by Diesel. No libmysqlclient is needed.
 ///
@@ -68,12 +70,18 @@ struct Shared {
     connector: Option<Connector>,
     pool_size: usize,
     server: Server,
-    table: Name,
 }
 
 /// What is asked of the server once.
 struct Server {
-    database: String,
+    place: Place,
+    left_there: String,
+    /// Whether it takes locks by name.
+    frees_locks: bool,
+    /// The largest packet, in bytes.
+    packet: usize,
+    /// Before and after an operation's transaction.
+    around: (&'static str, &'static str),
     shows_too_early: bool,
     /// Whether an INSERT can return what it inserted.
     returns: bool,
@@ -196,25 +204,51 @@ impl MysqlBackend {
         self.core.complete_in(connection, &completion).await
     }
 
+    /// What the server is set to, where that is not what this store wants. [`open`](MysqlBuilder::open) logs the same.
+    ///
+    /// # Errors
+    /// The server can't be asked.
+    ///
+    /// ```no_run
+    /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use oncekey_backends::mysql::MysqlBackend;
+    /// let backend = MysqlBackend::open("mysql://shop@localhost/shop").await?;
+    /// for finding in backend.doctor().await? {
+    ///     println!("{finding}");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub async fn doctor(&self) -> Result<Vec<Finding>, StoreError> {
+        let connection = self.core.dialect.pool.get().await.map_err(StoreError::unavailable)?;
+        let (server, owns) = (&self.shared.server, self.shared.connector.is_some());
+        let examined = lend_clean(connection, Object::take, async |connection: &mut AsyncMysqlConnection| {
+            examine(connection, &server.place, server.frees_locks, owns).await
+        });
+        examined.await.map_err(|error| of_read::<Mysql>(&error))
+    }
+
     pub(super) async fn open_with(options: MysqlBuilder) -> Result<Self, MysqlOpenError> {
-        let table = options.table;
+        let (table, migrate) = (options.table, options.migrate);
         let unreachable =
             |error: &dyn fmt::Display| MysqlOpenError::Unreachable(said_once(&error.to_string()).to_owned());
         let (connector, pool, server) = match options.source {
             Source::Url(url) => {
                 let connector = Connector::new(&url)?;
                 let mut connection = connector.clone().connect().await.map_err(|error| unreachable(&error))?;
-                let server = prepare(&mut connection, &table, options.migrate).await?;
+                let server = prepare(&mut connection, table, migrate, true).await?;
                 (Some(connector.clone()), pool_of(&connector.for_steps(), options.pool_size, UNTRIED), server)
             }
             Source::Pool(pool) => {
-                let mut connection = pool.get().await.map_err(|error| unreachable(&error))?;
-                Settings::of(&mut connection).await.map_err(|error| unreachable(&error))?.check()?;
-                let server = prepare(&mut connection, &table, options.migrate).await?;
+                let connection = pool.get().await.map_err(|error| unreachable(&error))?;
+                let prepared = lend_clean(connection, Object::take, async |connection: &mut AsyncMysqlConnection| {
+                    Settings::of(connection).await.map_err(|error| unreachable(&error))?.check()?;
+                    prepare(connection, table, migrate, false).await
+                });
+                let server = prepared.await?;
                 (None, pool.clone(), server)
             }
         };
-        let shared = Shared { connector, pool_size: options.pool_size, server, table };
+        let shared = Shared { connector, pool_size: options.pool_size, server };
         Ok(Self { core: shared.core(pool), shared: Arc::new(shared) })
     }
 
@@ -232,14 +266,26 @@ fn said_once(error: &str) -> &str {
     }
 }
 
-async fn prepare(connection: &mut AsyncMysqlConnection, table: &Name, migrate: bool) -> Result<Server, MysqlOpenError> {
+async fn prepare(
+    connection: &mut AsyncMysqlConnection,
+    table: Name,
+    migrate: bool,
+    owns: bool,
+) -> Result<Server, MysqlOpenError> {
     let unreachable = |error: diesel::result::Error| MysqlOpenError::Unreachable(error.to_string());
-    let database = database(connection).await.map_err(unreachable)?;
-    bring_up_to_date(connection, table, &lock_name("migrate", &database, table), migrate).await?;
-    check_durability(connection).await.map_err(unreachable)?;
+    let place = Place::find(connection, table).await?;
+    bring_up_to_date(connection, &place, migrate).await?;
     let shows_too_early = shows_too_early(connection).await.map_err(unreachable)?;
     let returns = returns(connection).await.map_err(unreachable)?;
-    Ok(Server { database, shows_too_early, returns })
+    let left_there = left_there(connection).await.map_err(unreachable)?;
+    // Clusters refuse locks by name, and with them this.
+    let frees_locks = connection.batch_execute("DO RELEASE_ALL_LOCKS()").await.is_ok();
+    let findings = examine(connection, &place, frees_locks, owns).await;
+    doctor::log(&findings.map_err(unreachable)?);
+    let packet = number(connection, "SELECT @@max_allowed_packet").await.map_err(unreachable)?;
+    let packet = packet.and_then(|packet| usize::try_from(packet).ok()).unwrap_or(1 << 20);
+    let around = Settings::of(connection).await.map_err(unreachable)?.for_operations();
+    Ok(Server { place, left_there, frees_locks, packet, around, shows_too_early, returns })
 }
 
 /// A pool that opens its connections when they are asked for. It has no time-outs: every call has the engine's deadline.
@@ -263,11 +309,21 @@ fn pool_of(
 
 impl Shared {
     fn core(&self, pool: Pool<AsyncMysqlConnection>) -> Core<Mysql> {
-        let purge_lock = lock_name("purge", &self.server.database, &self.table);
-        let flushes = self.server.shows_too_early.then(|| flushes(&self.table));
-        let (table, returns) = (format!("`{}`", self.table), self.server.returns);
-        let (steps, limits_lock_waits) = (steps(&self.table), self.connector.is_some());
-        Core::new(Mysql { pool, table, steps, purge_lock, returns, flushes, limits_lock_waits })
+        let Server { place, left_there, frees_locks, packet, around, shows_too_early, returns } = &self.server;
+        Core::new(Mysql {
+            pool,
+            table: place.qualified(),
+            steps: place.steps(),
+            turns: place.flushes(),
+            left_there: left_there.clone(),
+            frees_locks: *frees_locks,
+            packet: *packet,
+            before: around.0,
+            after: around.1,
+            returns: *returns,
+            flushes: shows_too_early.then(|| place.flushes()),
+            limits_lock_waits: self.connector.is_some(),
+        })
     }
 }
 
@@ -350,6 +406,6 @@ impl Backend for MysqlBackend {
 
 impl fmt::Debug for MysqlBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MysqlBackend").field("table", &self.shared.table).finish_non_exhaustive()
+        f.debug_struct("MysqlBackend").field("table", &self.shared.server.place.qualified()).finish_non_exhaustive()
     }
 }

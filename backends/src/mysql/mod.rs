@@ -2,12 +2,14 @@
 
 mod backend;
 mod connect;
+mod doctor;
 mod error;
 pub(crate) mod flush;
-mod migration;
+pub(crate) mod migration;
 mod options;
+mod session;
 mod steps;
-mod table;
+pub(crate) mod table;
 
 pub use backend::MysqlBackend;
 pub use error::MysqlOpenError;

@@ -14,6 +14,7 @@ use oncekey::record::StoreTime;
 
 use super::connect::LOCK_WAIT_SECONDS;
 use super::flush::await_flush;
+use super::session::is_as_remembered;
 use crate::sql::{
     Begun, Claimed, Columns, Completion, Dialect, Expected, Failure, Family, FirstClaim, FirstRun, Fragment, Keyed,
     Part, Row, StepCompletion, StepRow, Written, from_column, time_of,
@@ -21,7 +22,7 @@ use crate::sql::{
 
 /// The server's time in milliseconds since 1970 when the statement began. By UTC: a local time, from which
 /// `UNIX_TIMESTAMP` would count, comes twice where the clocks are put back, and leases would lapse an hour early.
-pub(super) const NOW: &str = "TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(3)) DIV 1000";
+pub(crate) const NOW: &str = "TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(3)) DIV 1000";
 
 /// Until when a completed record is kept whatever its retention: while its barrier stands, and until the clock alone gives a
 /// higher fencing token. After a clock that was set back the next claim would get a lower one.
@@ -52,7 +53,7 @@ type RowTypes = (
 
 /// A parameter.
 #[derive(Clone, Copy)]
-pub(super) enum Bind<'a> {
+pub(crate) enum Bind<'a> {
     Bytes(&'a [u8]),
     MaybeBytes(Option<&'a [u8]>),
     BigInt(i64),
@@ -80,8 +81,16 @@ pub(super) struct Mysql {
     pub(super) table: String,
     /// The quoted name of the table of steps.
     pub(super) steps: String,
-    /// The name of the lock under which one process purges.
-    pub(super) purge_lock: String,
+    /// The table whose row [`PURGE_TURN`] says until when a process purges.
+    pub(super) turns: String,
+    /// An expression for what a session has set, and whether it can give up locks by name.
+    pub(super) left_there: String,
+    pub(super) frees_locks: bool,
+    /// `max_allowed_packet`, in bytes.
+    pub(super) packet: usize,
+    /// What an operation's transaction must not have, set before it and set back after it.
+    pub(super) before: &'static str,
+    pub(super) after: &'static str,
     /// Whether an INSERT can return what it inserted.
     pub(super) returns: bool,
     /// The table by which the log's flush is awaited, where a commit is shown before it.
@@ -158,12 +167,31 @@ fn released(result: QueryResult<()>) -> QueryResult<bool> {
     }
 }
 
+/// The row by which processes take turns at purging, in the table whose other rows are for flushes. Locks by name are of one
+/// node only, or refused, where servers form a cluster.
+const PURGE_TURN: i64 = -1;
+/// How long a turn is at most, so that one whose process ended is taken over.
+const PURGE_TURN_MS: i64 = 30_000;
+
 impl Mysql {
     /// Whether this connection is the one that purges now.
-    async fn try_lock(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<bool> {
-        let text = format!("SELECT GET_LOCK('{}', 0)", self.purge_lock);
-        let got: Option<i64> = Fragment::<Nullable<BigInt>, Bind<'_>>::new(&text, &[]).get_result(connection).await?;
-        Ok(got == Some(1))
+    async fn take_turn(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<bool> {
+        let turns = &self.turns;
+        let text = format!("SELECT flushes > {NOW} FROM {turns} WHERE slot = {PURGE_TURN}");
+        let taken: Vec<i64> = Fragment::<BigInt, Bind<'_>>::new(&text, &[]).load(connection).await?;
+        let text = match taken.as_slice() {
+            [0, ..] => format!(
+                "UPDATE {turns} SET flushes = {NOW} + {PURGE_TURN_MS} WHERE slot = {PURGE_TURN} AND flushes <= {NOW}"
+            ),
+            [_, ..] => return Ok(false),
+            [] => format!("INSERT IGNORE INTO {turns} (slot, flushes) VALUES ({PURGE_TURN}, {NOW} + {PURGE_TURN_MS})"),
+        };
+        Ok(Fragment::<(), Bind<'_>>::new(&text, &[]).execute(connection).await? == 1)
+    }
+
+    async fn end_turn(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<()> {
+        let text = format!("UPDATE {} SET flushes = 0 WHERE slot = {PURGE_TURN}", self.turns);
+        Fragment::<(), Bind<'_>>::new(&text, &[]).execute(connection).await.map(drop)
     }
 
     /// The keys of rows whose time is over are read, and each row is locked by itself: a delete by the range of times would
@@ -212,6 +240,21 @@ impl Dialect for Mysql {
     /// MySQL gives a parameter in a derived table the type VARBINARY, with room for 65,535 bytes: a longer outcome is cut or
     /// refused there.
     const LONGEST_SHARED_OUTCOME: usize = 60_000;
+
+    /// A begin of a step is written out, in less than eight kilobytes.
+    fn most_begun_together(&self) -> usize {
+        (self.packet >> 13).max(1)
+    }
+
+    /// A batch has up to 128 rows, and some are sent twice. Half of the packet is for keys and the like.
+    fn longest_shared_outcome(&self) -> usize {
+        self.packet / 512
+    }
+
+    /// The rest of the statement has a few kilobytes at most.
+    fn longest_outcome(&self) -> usize {
+        self.packet.saturating_sub(8 << 10)
+    }
 
     type Connection = AsyncMysqlConnection;
     type Pooled = Object<AsyncMysqlConnection>;
@@ -405,14 +448,12 @@ impl Dialect for Mysql {
     }
 
     async fn purge(&self, connection: &mut AsyncMysqlConnection, limit: usize) -> QueryResult<(usize, bool)> {
-        if limit == 0 || !self.try_lock(connection).await? {
+        if limit == 0 || !self.take_turn(connection).await? {
             return Ok((0, false));
         }
-        // A connection that fails or is dropped here is closed, and its lock with it.
-        let purged = self.purge_locked(connection, limit).await?;
-        let text = format!("SELECT RELEASE_LOCK('{}')", self.purge_lock);
-        let _: Option<i64> = Fragment::<Nullable<BigInt>, Bind<'_>>::new(&text, &[]).get_result(connection).await?;
-        Ok(purged)
+        let purged = self.purge_locked(connection, limit).await;
+        self.end_turn(connection).await?;
+        purged
     }
 
     async fn read_steps(
@@ -452,8 +493,11 @@ impl Dialect for Mysql {
     /// well, if another one, and can be rolled back. The savepoint goes with the transaction that it was set in.
     async fn begin(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<()> {
         let lock_wait = if self.limits_lock_waits { ", innodb_lock_wait_timeout = @oncekey_lock_wait" } else { "" };
+        let was = &self.left_there;
         let text = format!(
-            "SET @oncekey_autocommit = @@autocommit, autocommit = 0{lock_wait}; BEGIN; SAVEPOINT oncekey_begun"
+            "SET @oncekey_was = {was}, @oncekey_autocommit = @@autocommit, autocommit = 0{lock_wait}; {}BEGIN; \
+             SAVEPOINT oncekey_begun",
+            self.before
         );
         AnsiTransactionManager::begin_transaction_sql(connection, &text).await
     }
@@ -468,7 +512,14 @@ impl Dialect for Mysql {
         } else {
             String::new()
         };
-        connection.batch_execute(&format!("SET autocommit = @oncekey_autocommit{lock_wait}")).await
+        connection.batch_execute(&format!("SET autocommit = @oncekey_autocommit{lock_wait}{}", self.after)).await
+    }
+
+    async fn clean(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<bool> {
+        if self.frees_locks {
+            connection.batch_execute("DO RELEASE_ALL_LOCKS()").await?;
+        }
+        is_as_remembered(connection, &self.left_there).await
     }
 
     /// Outside of a transaction a savepoint is gone as soon as it is set.
@@ -504,7 +555,13 @@ impl Dialect for Mysql {
                 message if message.starts_with("Driver error") => Failure::Disconnected,
                 message if message.starts_with("Server shutdown in progress") => Failure::Disconnected,
                 message if message.starts_with("Connection was killed") => Failure::Disconnected,
+                message if message.starts_with("The client was disconnected by the server because of inactivity") => {
+                    Failure::Disconnected
+                }
                 message if message.contains("read-only option") => Failure::ReadOnly,
+                message if message.starts_with("Running in read-only mode") => Failure::ReadOnly,
+                // A node of a Galera cluster that has lost the others.
+                message if message.starts_with("WSREP has not yet prepared node") => Failure::ReadOnly,
                 message if message.starts_with("The table") && message.ends_with("is full") => Failure::Full,
                 message if message.starts_with("Data too long for column") => Failure::Refused,
                 _ => Failure::Other,

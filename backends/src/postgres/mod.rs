@@ -2,11 +2,14 @@
 
 mod backend;
 mod connect;
+mod doctor;
 mod error;
-mod migration;
+pub(crate) mod migration;
 mod options;
+mod pooler;
+mod session;
 mod steps;
-mod table;
+pub(crate) mod table;
 mod texts;
 mod watch;
 

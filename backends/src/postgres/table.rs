@@ -12,6 +12,7 @@ use diesel_async::{AnsiTransactionManager, AsyncPgConnection, RunQueryDsl};
 use oncekey::backend::StoreError;
 use oncekey::record::StoreTime;
 
+use super::session;
 use super::texts::Texts;
 use crate::sql::{
     Begun, Claimed, Columns, Completion, Dialect, Expected, Failure, Family, FirstClaim, FirstRun, Fragment, Keyed,
@@ -35,7 +36,7 @@ type RowTypes = (
 );
 
 /// A parameter.
-pub(super) enum Bind<'a> {
+pub(crate) enum Bind<'a> {
     Text(&'a str),
     Blob(&'a [u8]),
     BigInt(i64),
@@ -263,13 +264,22 @@ impl Dialect for Postgres {
     /// prefix of its own. `lock_timeout` goes back to what the connection was opened with by the database's defaults.
     async fn begin(&self, connection: &mut AsyncPgConnection) -> QueryResult<()> {
         let lock_wait = if self.limits_lock_waits { "; SET LOCAL lock_timeout = DEFAULT" } else { "" };
-        let text = format!("BEGIN; SET LOCAL oncekey.begun = 'yes'{lock_wait}");
+        let remember = if self.limits_lock_waits { String::new() } else { session::remember() };
+        let text =
+            format!("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL oncekey.begun = 'yes'{lock_wait}{remember}");
         AnsiTransactionManager::begin_transaction_sql(connection, &text).await
     }
 
     async fn is_as_begun(&self, connection: &mut AsyncPgConnection) -> QueryResult<bool> {
         const IS_SET: &str = "SELECT coalesce(current_setting('oncekey.begun', true), '') = 'yes'";
         Fragment::<Bool, Bind<'_>>::new(IS_SET, &[]).get_result(connection).await
+    }
+
+    async fn clean(&self, connection: &mut AsyncPgConnection) -> QueryResult<bool> {
+        if self.limits_lock_waits {
+            return session::make_new(connection).await.map(|()| true);
+        }
+        session::is_as_remembered(connection).await
     }
 
     /// Outside of a transaction a LOCAL setting ends with its statement.

@@ -15,11 +15,13 @@ use tokio::time::timeout;
 
 use super::family_step::WithSteps;
 use super::link::Link;
+use super::options::Accepts;
 use super::settings::check;
 use super::step::{Names, Step};
 use super::watch::{Watchers, watch};
 use super::{RedisBuilder, RedisOpenError, scan};
 use crate::ask::{ask, by_asking};
+use crate::{Finding, doctor};
 
 /// While so many batches are under way on one connection, what comes in gathers into the next.
 const BATCHES: usize = 2;
@@ -56,6 +58,7 @@ pub struct RedisBackend {
     link: Arc<Link>,
     names: Arc<Names>,
     watchers: Arc<Watchers>,
+    accepts: Accepts,
 }
 
 impl RedisBackend {
@@ -108,8 +111,26 @@ impl RedisBackend {
         let channel = format!("{prefix}changed:{}", address.database());
         let names = Arc::new(Names { prefix, channel, with_steps: WithSteps::default() });
         let link = Link::new(address, options.limits, options.accepts);
-        check(&link, options.accepts).await?;
-        Ok(Self { link: Arc::new(link), names, watchers: Arc::default() })
+        doctor::log(&check(&link, options.accepts).await?);
+        Ok(Self { link: Arc::new(link), names, watchers: Arc::default(), accepts: options.accepts })
+    }
+
+    /// What the servers are set to, where that is not what this store wants. [`open`](RedisBuilder::open) logs the same.
+    ///
+    /// # Errors
+    /// The servers can't be asked, or are set to what is refused by now.
+    ///
+    /// ```no_run
+    /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use oncekey_backends::redis::RedisBackend;
+    /// let backend = RedisBackend::open("redis://localhost/0").await?;
+    /// for finding in backend.doctor().await? {
+    ///     println!("{finding}");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub async fn doctor(&self) -> Result<Vec<Finding>, RedisOpenError> {
+        check(&self.link, self.accepts).await
     }
 
     /// Takes steps until all of them are answered: each round is one round trip.
@@ -158,7 +179,12 @@ fn too_long() -> StoreError {
 
 impl Backend for RedisBackend {
     fn session(&self) -> Self {
-        Self { link: Arc::new(self.link.another()), names: Arc::clone(&self.names), watchers: Arc::default() }
+        Self {
+            link: Arc::new(self.link.another()),
+            names: Arc::clone(&self.names),
+            watchers: Arc::default(),
+            accepts: self.accepts,
+        }
     }
 
     /// In a cluster a batch waits for its slowest node: others are not held up by it.

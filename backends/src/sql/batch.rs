@@ -93,7 +93,7 @@ pub(crate) async fn take_round<D: Dialect>(dialect: &D, keys_are_new: &KeysAreNe
         // In the order of their keys, in which every process locks.
         steps.sort_unstable_by(|a, b| a.key().cmp(b.key()));
         while !steps.is_empty() {
-            let rest = steps.split_off(steps.len().min(MAX_STATEMENT));
+            let rest = steps.split_off(together(&steps, dialect));
             let part = std::mem::replace(&mut steps, rest);
             groups.push(async move {
                 let looks_first = keys_are_new.is_some_and(|new| !new.0.load(Ordering::Relaxed));
@@ -126,6 +126,26 @@ async fn take_families<D: Dialect>(dialect: &D, steps: Vec<Box<dyn Step>>) {
         step.fail(StoreError::unavailable("others made and removed the record again and again"));
     };
     stream::iter(steps).for_each_concurrent(FAMILIES, take_one).await;
+}
+
+/// How many of the first steps share their statements. A step with a long outcome has one of its own: a server limits the
+/// length of a statement, and its neighbours must not be refused with it.
+fn together<D: Dialect>(steps: &[Box<dyn Step>], dialect: &D) -> usize {
+    let longest_shared = dialect.longest_shared_outcome();
+    let is_long = |step: &dyn Step| match step.unseen() {
+        Some(Unseen::Completion(row)) => row.outcome.len() > longest_shared,
+        Some(Unseen::StepCompletion(row)) => row.outcome.len() > longest_shared,
+        Some(Unseen::Claim(_) | Unseen::Begin(_)) | None => false,
+    };
+    let most = match steps.first().map(|step| step.group()) {
+        Some(Group::Begins) => MAX_STATEMENT.min(dialect.most_begun_together()),
+        _ => MAX_STATEMENT,
+    };
+    match steps.iter().take(most).position(|step| is_long(step.as_ref())) {
+        Some(0) => 1,
+        Some(shared) => shared,
+        None => steps.len().min(most),
+    }
 }
 
 /// A step, and what it decided on.
@@ -427,7 +447,7 @@ async fn write<D: Dialect>(dialect: &D, connection: &mut D::Connection, open: &m
         drop(rows);
         result = keep_unwritten::<D>(inserts, written, open);
     }
-    for mut updates in statements(updates, D::LONGEST_SHARED_OUTCOME) {
+    for mut updates in statements(updates, D::LONGEST_SHARED_OUTCOME.min(dialect.longest_shared_outcome())) {
         // After a failure the others are left as they are: they come again.
         if result.is_ok() {
             sent(&mut updates);

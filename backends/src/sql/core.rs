@@ -7,11 +7,13 @@ use diesel::QueryResult;
 use diesel_async::{AnsiTransactionManager, TransactionManager as _};
 use oncekey::Key;
 use oncekey::backend::{
-    Complete, CompleteInTransaction, Completed, CompletedInTransaction, List, Lookup, Purge, Purged, RecordView,
-    Remove, Removed, Reply, Request, Stats, StepCommitted, StepInTransaction, StoreError, StoreStats,
+    Complete, CompleteInTransaction, CompleteStep, Completed, CompletedInTransaction, List, Lookup, Purge, Purged,
+    RecordView, Remove, Removed, Reply, Request, Resolution, Resolve, ResolveStep, Stats, StepCommitted,
+    StepInTransaction, StepResolution, StoreError, StoreStats,
 };
-use oncekey::record::{StoreTime, transition};
+use oncekey::record::{Binding, SealedOutcome, StoreTime, transition};
 use tokio::sync::Semaphore;
+use tracing::warn;
 
 use super::batch::{KeysAreNew, rounds, take_round};
 use super::dialect::{Dialect, Failure, Keyed, Written};
@@ -64,7 +66,8 @@ impl<D: Dialect> Core<D> {
         &self,
         request: impl FnOnce(Reply<A>) -> Request,
     ) -> Result<A, StoreError> {
-        ask(request, async |request| {
+        ask(request, async |mut request| {
+            self.fit(&mut request);
             let (_, rounds) = rounds(vec![request]);
             for round in rounds {
                 take_round(&*self.dialect, &self.keys_are_new, round).await;
@@ -74,7 +77,12 @@ impl<D: Dialect> Core<D> {
     }
 
     /// Takes a batch: `other` takes what is no step.
-    pub(crate) async fn execute<Fut: Future<Output = ()>>(&self, batch: Vec<Request>, other: impl Fn(Request) -> Fut) {
+    pub(crate) async fn execute<Fut: Future<Output = ()>>(
+        &self,
+        mut batch: Vec<Request>,
+        other: impl Fn(Request) -> Fut,
+    ) {
+        batch.iter_mut().for_each(|request| self.fit(request));
         // A removal has more to do than its step where the row is no record.
         let (removals, batch): (Vec<_>, Vec<_>) =
             batch.into_iter().partition(|request| matches!(request, Request::Remove(..)));
@@ -88,17 +96,42 @@ impl<D: Dialect> Core<D> {
         futures_util::future::join(taken, futures_util::future::join_all(others.into_iter().map(other))).await;
     }
 
+    /// Replaces an outcome that the server does not take by a tombstone: the key is done all the same.
+    fn fit(&self, request: &mut Request) {
+        let (bound_to, outcome) = match request {
+            Request::Complete(message, _) => (Binding::from(&message.key), &mut message.outcome),
+            Request::Resolve(Resolve { key, with: Resolution::Complete { outcome, .. }, .. }, _) => {
+                (Binding::from(&*key), outcome)
+            }
+            Request::CompleteStep(message, _) => {
+                let CompleteStep { key, life, name, outcome, .. } = &mut **message;
+                (Binding::step(key, *life, name), outcome)
+            }
+            Request::ResolveStep(message, _) => match &mut **message {
+                // An outcome is sealed for a life, so that whoever gives one names it.
+                ResolveStep { key, name, life: Some(life), with: StepResolution::Complete { outcome }, .. } => {
+                    (Binding::step(key, *life, name), outcome)
+                }
+                _ => return,
+            },
+            _ => return,
+        };
+        if let Some(tombstone) = fitting(&*self.dialect, bound_to, outcome) {
+            *outcome = tombstone;
+        }
+    }
+
     pub(crate) async fn complete_in_transaction(
         &self,
         message: CompleteInTransaction,
     ) -> Result<CompletedInTransaction, StoreError> {
-        let _permit = self.transactions.acquire().await.map_err(StoreError::unavailable)?;
-        transaction::complete(&*self.dialect, message).await
+        let permit = Arc::clone(&self.transactions).acquire_owned().await.map_err(StoreError::unavailable)?;
+        transaction::complete(&self.dialect, message, permit).await
     }
 
     pub(crate) async fn step_in_transaction(&self, message: StepInTransaction) -> Result<StepCommitted, StoreError> {
-        let _permit = self.transactions.acquire().await.map_err(StoreError::unavailable)?;
-        transaction::commit_step(&*self.dialect, message).await
+        let permit = Arc::clone(&self.transactions).acquire_owned().await.map_err(StoreError::unavailable)?;
+        transaction::commit_step(&self.dialect, message, permit).await
     }
 
     /// Completes a claim in a transaction that is open on the caller's connection.
@@ -114,6 +147,9 @@ impl<D: Dialect> Core<D> {
         if !self.dialect.is_in_transaction(connection).await? {
             return Err(CompleteInError::TransactionEnded);
         }
+        let fitted = fitting(&*self.dialect, Binding::from(&message.key), &message.outcome);
+        let fitted = fitted.map(|outcome| Complete { outcome, ..message.clone() });
+        let message = fitted.as_ref().unwrap_or(message);
         match self.dialect.complete(connection, &[Completion::of(message)]).await? {
             Written::All => return Ok(()),
             Written::Only(keys) if !keys.is_empty() => return Ok(()),
@@ -200,6 +236,20 @@ impl<D: Dialect> Core<D> {
         lent.give_back();
         Ok(given)
     }
+}
+
+/// A tombstone in place of an outcome that is larger than the server takes.
+pub(crate) fn fitting<D: Dialect>(
+    dialect: &D,
+    bound_to: Binding<'_>,
+    outcome: &SealedOutcome,
+) -> Option<SealedOutcome> {
+    let (length, limit) = (outcome.as_stored().len(), dialect.longest_outcome());
+    if length <= limit {
+        return None;
+    }
+    warn!(length, limit, "an outcome is larger than the server takes: only that the operation is done is kept");
+    Some(SealedOutcome::tombstone(bound_to))
 }
 
 /// What was read, with the steps of the records that have some, once the outcomes in it are on the disk.

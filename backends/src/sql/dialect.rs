@@ -203,6 +203,22 @@ pub(crate) trait Dialect: Send + Sync + 'static {
     /// The longest outcome that may share an [`update`](Self::update) with other rows.
     const LONGEST_SHARED_OUTCOME: usize = usize::MAX;
 
+    /// How many rows [`begin_steps`](Self::begin_steps) takes at most; not less than one.
+    fn most_begun_together(&self) -> usize {
+        usize::MAX
+    }
+
+    /// The longest outcome that may share a [`complete`](Self::complete) or [`complete_steps`](Self::complete_steps) with
+    /// other rows.
+    fn longest_shared_outcome(&self) -> usize {
+        usize::MAX
+    }
+
+    /// The longest outcome that the server takes.
+    fn longest_outcome(&self) -> usize {
+        usize::MAX
+    }
+
     /// Whether a statement that failed for another transaction's sake may have undone what its own transaction did before,
     /// so that the transaction has failed even if the operation passes over the error. PostgreSQL refuses every further
     /// statement by itself.
@@ -220,6 +236,11 @@ pub(crate) trait Dialect: Send + Sync + 'static {
     fn set_back(&self, _: &mut Self::Connection) -> impl Future<Output = QueryResult<()>> + Send {
         ready(Ok(()))
     }
+
+    /// Undoes what an operation has left on its connection, once [set back](Self::set_back); false where that can't be: the
+    /// connection is then closed. The next user of it would work in another schema, another time zone, or with a lock that
+    /// nobody gives up.
+    fn clean(&self, connection: &mut Self::Connection) -> impl Future<Output = QueryResult<bool>> + Send;
 
     /// Whether the server has a transaction open on the caller's own connection, where Diesel believes that it has.
     fn is_in_transaction(&self, connection: &mut Self::Connection) -> impl Future<Output = QueryResult<bool>> + Send;

@@ -15,14 +15,16 @@ use oncekey::backend::{
     StepInTransaction, StoreError, TransactionOperation,
 };
 use oncekey::record::transition::{self, Write};
-use oncekey::record::{Record, SealedOutcome, State, StoreTime};
+use oncekey::record::{Binding, Record, SealedOutcome, State, StoreTime};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::batch::pause;
+use super::core::fitting;
 use super::dialect::{Dialect, Failure};
 use super::error::{Fate, fate, of_read, of_unsent, of_write};
 use super::family;
 use super::lent::Lent;
-use super::noticing::Noticing;
+use super::noticing::{Noticing, Question};
 use super::step_row::Family;
 
 /// How often a transaction that the database gives up for another's sake is done again.
@@ -34,6 +36,9 @@ pub(crate) trait Ending {
 
     fn key(&self) -> &Key;
 
+    /// What its outcome is sealed for.
+    fn bound_to(&self) -> Binding<'_>;
+
     /// Whether the operation may run.
     fn may_run(&self, found: Option<&Record>, now: StoreTime) -> Result<(), Refusal<Self::Answer>>;
 
@@ -44,6 +49,9 @@ pub(crate) trait Ending {
         now: StoreTime,
         outcome: &SealedOutcome,
     ) -> Result<(Record, Self::Answer), Refusal<Self::Answer>>;
+
+    /// Where this answer tells that `kept` is stored, one that tells `returned` instead.
+    fn telling(answer: Self::Answer, kept: &SealedOutcome, returned: SealedOutcome) -> Self::Answer;
 
     fn lost() -> Self::Answer;
 
@@ -65,6 +73,10 @@ impl Ending for Complete {
 
     fn key(&self) -> &Key {
         &self.key
+    }
+
+    fn bound_to(&self) -> Binding<'_> {
+        Binding::from(&self.key)
     }
 
     fn may_run(&self, found: Option<&Record>, now: StoreTime) -> Result<(), Refusal<Self::Answer>> {
@@ -93,6 +105,15 @@ impl Ending for Complete {
         }
     }
 
+    fn telling(answer: Self::Answer, kept: &SealedOutcome, returned: SealedOutcome) -> Self::Answer {
+        match answer {
+            CompletedInTransaction::Stored { outcome } if outcome == *kept => {
+                CompletedInTransaction::Stored { outcome: returned }
+            }
+            answer => answer,
+        }
+    }
+
     fn lost() -> Self::Answer {
         CompletedInTransaction::Lost
     }
@@ -114,6 +135,10 @@ impl Ending for CommitStep {
         &self.key
     }
 
+    fn bound_to(&self) -> Binding<'_> {
+        Binding::step(&self.key, self.life, &self.name)
+    }
+
     fn may_run(&self, found: Option<&Record>, now: StoreTime) -> Result<(), Refusal<Self::Answer>> {
         transition::may_commit_step(found, now, self).map_err(refusal)
     }
@@ -128,6 +153,15 @@ impl Ending for CommitStep {
         match step.write {
             Write::Put(record) => Ok((record, step.answer)),
             Write::Nothing | Write::Delete => Err(refusal(step.answer)),
+        }
+    }
+
+    fn telling(answer: Self::Answer, kept: &SealedOutcome, returned: SealedOutcome) -> Self::Answer {
+        match answer {
+            StepCommitted::Stored { outcome, life } if outcome == *kept => {
+                StepCommitted::Stored { outcome: returned, life }
+            }
+            answer => answer,
         }
     }
 
@@ -158,58 +192,72 @@ enum Tried<Answer> {
     Contended(Answer),
 }
 
-/// Runs the operation and completes its record, in one transaction.
+/// Runs the operation and completes its record, in one transaction. The permit is kept until the connection is clean.
 pub(crate) async fn complete<D: Dialect>(
-    dialect: &D,
+    dialect: &Arc<D>,
     message: CompleteInTransaction,
+    permit: OwnedSemaphorePermit,
 ) -> Result<CompletedInTransaction, StoreError> {
     let CompleteInTransaction { key, owner, retention, operation } = message;
     let outcome = SealedOutcome::tombstone(&key);
-    run(dialect, &Complete { key, owner, outcome, retention }, operation).await
+    run(dialect, &Complete { key, owner, outcome, retention }, operation, permit).await
 }
 
-/// Runs a step's operation and completes the step, in one transaction.
+/// Runs a step's operation and completes the step, in one transaction, as [`complete`] does.
 pub(crate) async fn commit_step<D: Dialect>(
-    dialect: &D,
+    dialect: &Arc<D>,
     message: StepInTransaction,
+    permit: OwnedSemaphorePermit,
 ) -> Result<StepCommitted, StoreError> {
-    run(dialect, &message.step, message.operation).await
+    run(dialect, &message.step, message.operation, permit).await
 }
 
 async fn run<D: Dialect, E: Ending>(
-    dialect: &D,
+    dialect: &Arc<D>,
     ending: &E,
     mut operation: TransactionOperation,
+    permit: OwnedSemaphorePermit,
 ) -> Result<E::Answer, StoreError> {
-    let contended = Arc::new(AtomicBool::new(false));
+    let (contended, stale) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let is_contention: Question = |error| D::failure(error).is_contention();
+    // The server is another one by now, to which a new connection may lead.
+    let is_stale: Question = |error| matches!(D::failure(error), Failure::Disconnected | Failure::ReadOnly);
     let mut reruns = 0;
     loop {
         contended.store(false, Ordering::Relaxed);
-        let mut lent = begin(dialect).await?;
-        lent.connection()?.set_instrumentation(Noticing::new(&contended, |error| D::failure(error).is_contention()));
-        let tried = try_once(dialect, &mut lent, ending, &mut operation, &contended).await;
+        let mut lent = begin(&**dialect).await?;
+        lent.connection()?.set_instrumentation(Noticing::new([(&contended, is_contention), (&stale, is_stale)]));
+        let tried = try_once(&**dialect, &mut lent, ending, &mut operation, &contended).await;
+        // After an error the connection is closed with what is open on it.
+        let tried = tried?;
+        let connection = lent.connection()?;
+        match get_default_instrumentation() {
+            Some(default) => connection.set_instrumentation(default),
+            None => connection.set_instrumentation(None::<Box<dyn diesel::connection::Instrumentation>>),
+        }
         match tried {
-            Ok(tried) => {
-                let connection = lent.connection()?;
-                match get_default_instrumentation() {
-                    Some(default) => connection.set_instrumentation(default),
-                    None => connection.set_instrumentation(None::<Box<dyn diesel::connection::Instrumentation>>),
-                }
-                // The answer stands: a connection that can't be set back is closed.
-                if dialect.set_back(connection).await.is_ok() {
-                    lent.give_back();
-                }
-                match tried {
-                    Tried::Done(answer) => return Ok(answer),
-                    Tried::Contended(answer) if reruns >= MAX_RERUNS => return Ok(answer),
-                    Tried::Contended(_) => {}
-                }
+            Tried::Contended(_) if reruns < MAX_RERUNS => clean_up(&**dialect, lent).await,
+            Tried::Contended(answer) | Tried::Done(answer) if stale.load(Ordering::Relaxed) => return Ok(answer),
+            Tried::Contended(answer) | Tried::Done(answer) => {
+                // The answer stands, and does not wait.
+                let dialect = Arc::clone(dialect);
+                tokio::spawn(async move {
+                    clean_up(&*dialect, lent).await;
+                    drop(permit);
+                });
+                return Ok(answer);
             }
-            // The connection is closed with what is open on it.
-            Err(error) => return Err(error),
         }
         reruns += 1;
         pause(reruns).await;
+    }
+}
+
+/// Gives a connection back as it was, or closes it.
+async fn clean_up<D: Dialect>(dialect: &D, mut lent: Lent<D>) {
+    let Ok(connection) = lent.connection() else { return };
+    if dialect.set_back(connection).await.is_ok() && matches!(dialect.clean(connection).await, Ok(true)) {
+        lent.give_back();
     }
 }
 
@@ -255,7 +303,13 @@ async fn try_once<D: Dialect, E: Ending>(
     }
     let failure = match ran {
         Ok(Ok(outcome)) if matches!(depth, Ok(Some(depth)) if depth.get() == 1) => {
-            return keep(dialect, connection, ending, &outcome, contended).await;
+            let fitted = fitting(dialect, ending.bound_to(), &outcome);
+            let kept = keep(dialect, connection, ending, fitted.as_ref().unwrap_or(&outcome), contended).await?;
+            // This caller gets what the operation returned, also where it was too large to be kept.
+            return Ok(match (kept, fitted) {
+                (Tried::Done(answer), Some(fitted)) => Tried::Done(E::telling(answer, &fitted, outcome)),
+                (kept, _) => kept,
+            });
         }
         // It left a transaction of its own open, so that what it meant to be committed is not known.
         Ok(Ok(_)) | Err(_) | Ok(Err(OperationFailure::RollBack)) => E::rolled_back(),

@@ -20,8 +20,8 @@ use super::registry::{self, Store};
 use super::session::is_in_transaction;
 use super::steps::Outcomes;
 use super::{SqliteBuilder, SqliteOpenError, dispatch, records};
-use crate::CompleteInError;
 use crate::ask::{ask, by_asking};
+use crate::{CompleteInError, Finding, doctor};
 
 /// A store of records in an SQLite file, by Diesel.
 ///
@@ -107,12 +107,29 @@ impl SqliteBackend {
     }
 
     pub(super) fn open_with(options: &SqliteBuilder) -> Result<Self, SqliteOpenError> {
-        Ok(Self { store: registry::open(options)? })
+        let store = registry::open(options)?;
+        doctor::log(&store.examine());
+        Ok(Self { store })
     }
 
     /// The file's absolute path.
     pub fn path(&self) -> &Path {
         &self.store.path
+    }
+
+    /// What the file is like, where that is not what this store wants. [`open`](SqliteBuilder::open) logs the same. It
+    /// reads the file's size and its path.
+    ///
+    /// ```
+    /// use oncekey_backends::SqliteBackend;
+    ///
+    /// let folder = tempfile::tempdir()?;
+    /// let backend = SqliteBackend::open(folder.path().join("keys.db"))?;
+    /// assert!(backend.doctor().is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn doctor(&self) -> Vec<Finding> {
+        self.store.examine()
     }
 
     /// Completes a claim **in the caller's own open transaction** on this file: the outcome is committed with the

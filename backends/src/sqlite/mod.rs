@@ -1,12 +1,14 @@
 //! Records in an SQLite file.
 
 mod backend;
+mod boot;
 mod clock;
 mod connection;
 mod dispatch;
 mod error;
+mod identity;
 mod job;
-mod migration;
+pub(crate) mod migration;
 mod options;
 mod reader;
 mod records;

@@ -175,6 +175,105 @@ fn the_users_own_migrations_and_tables_are_left_alone() {
     assert_eq!(count, 1);
 }
 
+/// The file with its log, as somebody moves it who knows SQLite.
+fn move_file(from: &Path, to: &Path) {
+    for suffix in ["", "-wal", "-shm"] {
+        let with = |path: &Path| format!("{}{suffix}", path.display());
+        if Path::new(&with(from)).exists() {
+            fs::rename(with(from), with(to)).unwrap();
+        }
+    }
+}
+
+/// Longer than a look at the path is taken for granted.
+async fn until_looked() {
+    actix_rt::time::sleep(Duration::from_millis(1_100)).await;
+}
+
+fn is_replaced<T: std::fmt::Debug>(answer: Result<T, StoreError>, reason: &str) -> bool {
+    matches!(&answer, Err(StoreError::Replaced(found)) if found.contains(reason))
+}
+
+/// Another file stands where a process has opened one: it refuses every step, until its own file is back.
+#[actix_rt::test]
+async fn e27_a_file_that_was_replaced_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, aside) = (folder.path().join("keys.db"), folder.path().join("aside.db"));
+    let old = SqliteBackend::open(&path).unwrap();
+    let owner = Owner::random();
+    assert!(is_claimed(&old, claim(&key("k"), owner)).await);
+    assert!(old.doctor().is_empty());
+
+    move_file(&path, &aside);
+    until_looked().await;
+    assert!(is_replaced(old.acquire(claim(&key("l"), Owner::random())).await, "not at"));
+    assert!(is_replaced(old.lookup(Lookup { key: key("k") }).await, "not at"));
+    // The next opening finds no file, and makes one: both would claim the same key.
+    let new = SqliteBackend::open(&path).unwrap();
+    assert!(is_claimed(&new, claim(&key("k"), Owner::random())).await);
+    until_looked().await;
+    let refused = old.acquire(claim(&key("m"), Owner::random())).await;
+    assert!(is_replaced(refused.clone(), "another file stands at"), "{refused:?}");
+    assert!(!refused.unwrap_err().is_unknown());
+    assert!(is_replaced(old.complete(completion(&key("k"), owner)).await, "another file"));
+    assert!(is_replaced(old.lookup(Lookup { key: key("k") }).await, "another file"));
+    assert_eq!(old.doctor().len(), 1);
+    assert!(is_claimed(&new, claim(&key("n"), Owner::random())).await);
+
+    // Back in its place, it goes on.
+    move_file(&path, &folder.path().join("new.db"));
+    move_file(&aside, &path);
+    until_looked().await;
+    assert_eq!(old.complete(completion(&key("k"), owner)).await, Ok(Completed::Stored));
+    assert!(is_replaced(new.acquire(claim(&key("o"), Owner::random())).await, "another file"));
+}
+
+/// The same by a link that leads elsewhere, and by a folder that was moved.
+#[actix_rt::test]
+async fn e27_a_link_that_leads_elsewhere_is_found_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::create_dir(at("one")).unwrap();
+    fs::create_dir(at("two")).unwrap();
+    std::os::unix::fs::symlink(at("one"), at("current")).unwrap();
+    let one = SqliteBackend::open(at("current").join("keys.db")).unwrap();
+    assert!(is_claimed(&one, claim(&key("k"), Owner::random())).await);
+    fs::remove_file(at("current")).unwrap();
+    std::os::unix::fs::symlink(at("two"), at("current")).unwrap();
+    let two = SqliteBackend::open(at("current").join("keys.db")).unwrap();
+    assert!(is_claimed(&two, claim(&key("k"), Owner::random())).await);
+    until_looked().await;
+    assert!(is_replaced(one.acquire(claim(&key("l"), Owner::random())).await, "another file"));
+    fs::rename(at("two"), at("three")).unwrap();
+    until_looked().await;
+    assert!(is_replaced(two.acquire(claim(&key("l"), Owner::random())).await, "not at"));
+}
+
+/// The tables are made by the application's own tools, from the DDL that the library gives.
+#[actix_rt::test]
+async fn e27_tables_that_are_not_to_be_made_are_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("shop.db");
+    let open = || SqliteBackend::builder(&path).migrate(false).open();
+    let refused = open().unwrap_err();
+    assert!(matches!(refused, SqliteOpenError::NotMigrated { .. }), "{refused}");
+    connect(&path).batch_execute(&oncekey_backends::schema("sqlite").unwrap()).unwrap();
+    let backend = open().unwrap();
+    assert!(is_claimed(&backend, claim(&key("k"), Owner::random())).await);
+    drop(backend);
+    // It is what the migrations make.
+    let other = folder.path().join("other.db");
+    drop(SqliteBackend::open(&other).unwrap());
+    let text = |path: &Path| {
+        let made = "SELECT group_concat(sql, ';') FROM (SELECT sql FROM sqlite_master \
+                    WHERE name NOT LIKE '%outbox%' AND name NOT LIKE 'sqlite%' ORDER BY name)";
+        diesel::dsl::sql::<diesel::sql_types::Text>(made).get_result::<String>(&mut connect(path)).unwrap()
+    };
+    assert_eq!(text(&path), text(&other));
+    connect(&path).batch_execute("DELETE FROM oncekey_migrations WHERE version > '20261125'").unwrap();
+    assert!(matches!(open().unwrap_err(), SqliteOpenError::NotMigrated { .. }));
+}
+
 #[test]
 fn what_is_no_database_is_refused() {
     let folder = tempfile::tempdir().unwrap();

@@ -59,7 +59,8 @@ impl Affects {
             | StoreError::Unknown(_)
             | StoreError::Overloaded(_)
             | StoreError::Full(_)
-            | StoreError::ReadOnly(_) => Self::Store,
+            | StoreError::ReadOnly(_)
+            | StoreError::Replaced(_) => Self::Store,
         }
     }
 

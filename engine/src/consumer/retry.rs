@@ -242,6 +242,7 @@ mod tests {
             Error::Store(StoreError::unknown("silence")),
             Error::Store(StoreError::Full("no room".into())),
             Error::Store(StoreError::ReadOnly("a replica".into())),
+            Error::Store(StoreError::Replaced("another file".into())),
             Error::Store(StoreError::Overloaded("a batch".into())),
             Error::OutcomeNotStored(StoreError::unavailable("away")),
             Error::CommitUnknown(StoreError::unknown("silence")),

@@ -22,6 +22,7 @@ use tests::proxy::Proxy;
 use tests::server::Postgres;
 
 use crate::common::{acquire, fresh_table, on_database};
+use crate::names::names_on_database;
 use crate::sessions::sessions_on_database;
 use crate::steps::{self, steps_on_database};
 use crate::withdrawals::{self, withdrawals_on_database};
@@ -54,6 +55,34 @@ sessions_on_database! {
     connection: AsyncPgConnection,
     scheme: "postgres",
     key_column: "key",
+}
+
+names_on_database! {
+    backend: PostgresBackend,
+    connection: AsyncPgConnection,
+    open_elsewhere: async |table: &str| {
+        let elsewhere = PostgresBackend::builder(SERVER.url()).schema("elsewhere").unwrap();
+        elsewhere.table(table).unwrap().open().await.unwrap()
+    },
+    leave_elsewhere: "SET search_path = elsewhere, public",
+    leave_behind: [
+        "SET search_path = pg_catalog",
+        "SET statement_timeout = '7s'",
+        "SET TimeZone = 'Asia/Tokyo'",
+        "SET default_transaction_read_only = on",
+        "CREATE TEMP TABLE left_there (n int)",
+        "SELECT pg_try_advisory_lock(4711)",
+        "PREPARE left_there AS SELECT 1",
+        "DECLARE left_there CURSOR WITH HOLD FOR SELECT 1",
+    ],
+    what_is_left: "concat( \
+        (SELECT string_agg(name, ',') FROM pg_settings WHERE source = 'session' AND name IN \
+        ('search_path', 'statement_timeout', 'default_transaction_read_only')), \
+        CASE WHEN current_setting('TimeZone') <> 'UTC' THEN 'TimeZone' END, \
+        CASE WHEN to_regclass('pg_temp.left_there') IS NOT NULL THEN 'temporary table' END, \
+        (SELECT 'lock' FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711 AND pid = pg_backend_pid()), \
+        (SELECT 'statement' FROM pg_prepared_statements WHERE name = 'left_there'), \
+        (SELECT 'cursor' FROM pg_cursors WHERE name = 'left_there'))",
 }
 
 /// From here on commits wait for a standby that is not there.

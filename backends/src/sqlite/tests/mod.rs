@@ -81,7 +81,7 @@ fn one_path_has_one_writer_and_it_ends_with_its_last_handle() {
 #[test]
 fn the_statements_go_by_their_indexes() {
     let mut connection = SqliteConnection::establish(":memory:").unwrap();
-    migration::bring_up_to_date(&mut connection).unwrap();
+    migration::bring_up_to_date(&mut connection, true).unwrap();
     let said = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&said);
     connection.set_instrumentation(move |event: InstrumentationEvent<'_>| {
@@ -109,7 +109,7 @@ fn the_statements_go_by_their_indexes() {
 #[test]
 fn the_statements_of_a_step_are_prepared_once() {
     let mut connection = SqliteConnection::establish(":memory:").unwrap();
-    migration::bring_up_to_date(&mut connection).unwrap();
+    migration::bring_up_to_date(&mut connection, true).unwrap();
     let said = Arc::new(Mutex::new((0, 0)));
     let heard = Arc::clone(&said);
     connection.set_instrumentation(move |event: InstrumentationEvent<'_>| match event {

@@ -13,7 +13,7 @@ use crate::step_columns::outcome_of_step;
 /// A session on a database in memory that has one claimed key.
 pub(super) fn session() -> (Session, Acquire, FencingToken) {
     let mut connection = SqliteConnection::establish(":memory:").unwrap();
-    migration::bring_up_to_date(&mut connection).unwrap();
+    migration::bring_up_to_date(&mut connection, true).unwrap();
     let clock = Clock::anchor(&mut connection, &Machine::now()).unwrap();
     let mut session = Session::new(connection, clock);
     let message = claim(1);
