@@ -50,6 +50,8 @@ pub mod redis;
 mod sql;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
+#[cfg(feature = "sqlite")]
+mod step_columns;
 #[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 mod waiters;
 

@@ -198,7 +198,8 @@ impl MysqlBackend {
 
     pub(super) async fn open_with(options: MysqlBuilder) -> Result<Self, MysqlOpenError> {
         let table = options.table;
-        let unreachable = |error: &dyn fmt::Display| MysqlOpenError::Unreachable(error.to_string());
+        let unreachable =
+            |error: &dyn fmt::Display| MysqlOpenError::Unreachable(said_once(&error.to_string()).to_owned());
         let (connector, pool, server) = match options.source {
             Source::Url(url) => {
                 let connector = Connector::new(&url)?;
@@ -220,6 +221,14 @@ impl MysqlBackend {
     /// Takes one step by itself.
     async fn ask<T: Send + 'static>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, StoreError> {
         self.core.ask(request).await
+    }
+}
+
+/// The driver puts an I/O error into another one with the same text.
+fn said_once(error: &str) -> &str {
+    match error.split_once(": ") {
+        Some((prefix, rest)) if rest.starts_with(prefix) => said_once(rest),
+        _ => error,
     }
 }
 

@@ -13,6 +13,7 @@ mod records;
 mod registry;
 mod schema;
 mod session;
+mod steps;
 mod transaction;
 mod watch;
 mod writer;

@@ -6,7 +6,9 @@ use std::process::Command;
 use std::thread;
 use std::time::{Instant, SystemTime};
 
-use oncekey::backend::{Acquired, Backend as _, Completed, List, Lookup, Remove, Removed, StateView, StoreError};
+use oncekey::backend::{
+    Acquired, Backend as _, Completed, List, Lookup, Remove, Removed, StateView, StepBegun, StoreError,
+};
 use oncekey::record::Owner;
 use oncekey_backends::SqliteOpenError;
 
@@ -54,7 +56,7 @@ fn a_newer_schema_is_refused_with_both_versions() {
     let error = SqliteBackend::open(folder.path().join("keys.db")).unwrap_err();
     assert!(matches!(error, SqliteOpenError::NewerSchema { .. }), "{error}");
     let text = error.to_string();
-    assert!(text.contains("29991231000000") && text.contains("20261127000000"), "{text}");
+    assert!(text.contains("29991231000000") && text.contains("20261128000000"), "{text}");
 }
 
 /// A file of the version before fencing tokens, with a record in each state: all of it is kept.
@@ -99,6 +101,64 @@ async fn e25_a_file_of_the_version_before_is_brought_up_to_date_with_its_records
     let taken_over = backend.acquire(claim(&key("lapsed"), Owner::random())).await;
     let Ok(Acquired::Claimed { token, took_over: true, .. }) = taken_over else { panic!("{taken_over:?}") };
     assert!(token > oncekey::FencingToken::ZERO);
+}
+
+/// A file of the version before steps, with a record in each state: all of it is kept, and a claim that was made before has
+/// steps from now on.
+#[actix_rt::test]
+async fn e26_a_file_of_the_version_before_steps_is_brought_up_to_date_with_its_live_records() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.db");
+    let mut old = connect(&path);
+    for version in [
+        include_str!("../../migrations/sqlite/20261124000000_records/up.sql"),
+        include_str!("../../migrations/sqlite/20261127000000_fencing/up.sql"),
+        "CREATE TABLE oncekey_migrations (version TEXT PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID;
+         INSERT INTO oncekey_migrations VALUES ('20261124000000'), ('20261127000000');",
+    ] {
+        old.batch_execute(version).unwrap();
+    }
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let (owner, far, token) = (Owner::random(), 4_102_444_800_000_i64, 1_700_000_000_000_000_i64);
+    let just_now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() - 1;
+    let (by, asked) = (hex(owner.as_bytes()), hex(Fingerprint::of(b"asked").as_bytes()));
+    let done = hex(outcome(&key("done"), "17").as_stored());
+    for (name, rest) in [
+        ("claimed", format!("1, {far}, 2, NULL, NULL, NULL, NULL")),
+        ("lapsed", format!("1, {just_now}, 1, NULL, {far}, NULL, NULL")),
+        ("done", format!("2, NULL, NULL, x'{done}', {far}, NULL, NULL")),
+        ("held", "3, NULL, NULL, NULL, NULL, NULL, NULL".to_owned()),
+        ("vacant", format!("4, NULL, NULL, NULL, {far}, x'{by}', {far}")),
+    ] {
+        let sql = format!(
+            "INSERT INTO oncekey_records (key, fingerprint, attempt, fencing_token, owner, state, lease_until, on_abandoned,
+             outcome, purge_at, barrier_owner, barrier_until)
+             VALUES ('{}', x'{asked}', 1, {token}, x'{by}', {rest})",
+            key(name).as_stored()
+        );
+        old.batch_execute(&sql).unwrap();
+    }
+    drop(old);
+
+    let backend = SqliteBackend::open(&path).unwrap();
+    let listed = backend.list(List { after: None, limit: 10 }).await.unwrap();
+    assert_eq!(listed.len(), 4);
+    assert!(listed.iter().all(|view| view.steps.is_none() && view.token.get() == token as u64));
+    let replayed = Acquired::Completed { outcome: outcome(&key("done"), "17") };
+    assert_eq!(backend.acquire(claim(&key("done"), Owner::random())).await, Ok(replayed));
+    let held = backend.acquire(claim(&key("held"), Owner::random())).await;
+    assert!(matches!(held, Ok(Acquired::Indeterminate { .. })), "{held:?}");
+    let withdrawn = backend.acquire(claim(&key("vacant"), owner)).await;
+    assert_eq!(withdrawn, Ok(Acquired::Withdrawn { owner }));
+    let taken_over = backend.acquire(claim(&key("lapsed"), Owner::random())).await;
+    assert!(matches!(taken_over, Ok(Acquired::Claimed { took_over: true, steps: None, .. })), "{taken_over:?}");
+    // The claim that lived over the migration goes on with steps.
+    let begun = backend.begin_step(operation_steps::begin(&key("claimed"), owner, "charge", 1)).await;
+    let Ok(StepBegun::Begun { life, .. }) = begun else { panic!("{begun:?}") };
+    assert_eq!(life.get(), token as u64);
+    let found = backend.lookup(Lookup { key: key("claimed") }).await.unwrap().unwrap();
+    assert_eq!(found.steps.unwrap().list.len(), 1);
+    assert_eq!(backend.complete(completion(&key("claimed"), owner)).await, Ok(Completed::Stored));
 }
 
 #[test]
