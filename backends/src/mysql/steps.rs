@@ -143,37 +143,14 @@ impl Mysql {
         Ok(Fragment::<(), _>::new(&insert, &binds).execute(connection).await? > 0)
     }
 
-    /// Begins steps in one transaction, which is one message to the server: the record is marked, which locks it, and if it
-    /// was, the step is inserted. A look tells which steps were begun.
+    /// Begins steps in one transaction, which is one message to the server. A look tells which steps were begun.
     pub(super) async fn begin_unseen(
         &self,
         connection: &mut AsyncMysqlConnection,
         rows: &[FirstRun<'_>],
     ) -> QueryResult<Vec<Begun>> {
         let Self { table, steps, .. } = self;
-        let mut text = "BEGIN; ".to_owned();
-        for row in rows {
-            let (key, owner) = (literal(row.key.as_bytes()), literal(row.owner));
-            let name = literal(row.name.as_bytes());
-            let fingerprint = or_null(row.fingerprint, literal);
-            let reruns_until = or_null(row.reruns_for, |reruns_for| match reruns_for {
-                i64::MAX => i64::MAX.to_string(),
-                reruns_for => format!("{NOW} + {reruns_for}"),
-            });
-            let (number, retention, max) = (row.number, row.retention, Steps::MAX);
-            // ROW_COUNT is that of the statement before. Writing to a string never fails.
-            let _ = write!(
-                text,
-                "UPDATE {table} SET steps_life = COALESCE(steps_life, fencing_token), \
-                 steps_retention = COALESCE(steps_retention, {retention}), steps_count = COALESCE(steps_count, 0) + 1 \
-                 WHERE record_key = {key} AND owner = {owner} AND state = 1 AND lease_until > {NOW} \
-                 AND COALESCE(steps_count, 0) < {max}; \
-                 INSERT IGNORE INTO {steps} (record_key, name, {COLUMNS}) \
-                 SELECT record_key, {name}, steps_life, steps_count - 1, {fingerprint}, 1, fencing_token, {number}, {NOW}, \
-                 {reruns_until}, 1, NULL FROM {table} WHERE record_key = {key} AND ROW_COUNT() = 1; "
-            );
-        }
-        text.push_str("COMMIT");
+        let text = self.begin_text(rows);
         if let Err(error) = connection.batch_execute(&text).await {
             // A statement that failed leaves the transaction open. Where this fails too, the connection is closed.
             let _ = connection.batch_execute("ROLLBACK").await;
@@ -192,6 +169,55 @@ impl Mysql {
             })
             .collect();
         Fragment::<(Binary, BigInt, BigInt), _>::new(&text, &binds).load(connection).await
+    }
+
+    /// Marks the records, which locks them, and inserts the steps of those that are marked: a record that has too many steps
+    /// is counted up once more, past what the second statement takes. A step that turns out to be there counts once too
+    /// often. The second locks as well: a claim that had lapsed may be renewed between the two.
+    fn begin_text(&self, rows: &[FirstRun<'_>]) -> String {
+        let Self { table, steps, .. } = self;
+        let bytes = |text: &str| literal(text.as_bytes());
+        let retention = match rows {
+            [first, others @ ..] if others.iter().all(|row| row.retention == first.retention) => {
+                first.retention.to_string()
+            }
+            rows => {
+                let cases = rows.iter().map(|row| format!(" WHEN {} THEN {}", bytes(row.key), row.retention));
+                format!("CASE record_key{} END", cases.collect::<String>())
+            }
+        };
+        let owned =
+            rows.iter().map(|row| format!("(record_key = {} AND owner = {})", bytes(row.key), literal(row.owner)));
+        let owned: Vec<_> = owned.collect();
+        let values = rows.iter().map(|row| {
+            let reruns_until = or_null(row.reruns_for, |reruns_for| match reruns_for {
+                i64::MAX => i64::MAX.to_string(),
+                reruns_for => format!("{NOW} + {reruns_for}"),
+            });
+            format!(
+                "SELECT {} AS a_key, {} AS a_owner, {} AS a_name, {} AS a_fingerprint, {} AS a_number, {reruns_until} AS a_until",
+                bytes(row.key),
+                literal(row.owner),
+                bytes(row.name),
+                or_null(row.fingerprint, literal),
+                row.number,
+            )
+        });
+        let values: Vec<_> = values.collect();
+        format!(
+            "BEGIN; UPDATE {table} FORCE INDEX (PRIMARY) SET steps_life = COALESCE(steps_life, fencing_token), \
+             steps_retention = COALESCE(steps_retention, {retention}), steps_count = COALESCE(steps_count, 0) + 1 \
+             WHERE ({owned}) AND state = 1 AND lease_until > {NOW} AND COALESCE(steps_count, 0) <= {max}; \
+             INSERT IGNORE INTO {steps} (record_key, name, {COLUMNS}) \
+             SELECT r.record_key, a_name, r.steps_life, r.steps_count - 1, a_fingerprint, 1, r.fencing_token, a_number, \
+             {NOW}, a_until, 1, NULL FROM ({values}) AS a STRAIGHT_JOIN {table} AS r FORCE INDEX (PRIMARY) \
+             ON r.record_key = a_key AND r.owner = a_owner \
+             WHERE r.state = 1 AND r.lease_until > {NOW} AND r.steps_count <= {max} \
+             AND r.steps_life IS NOT NULL FOR UPDATE; COMMIT",
+            owned = owned.join(" OR "),
+            values = values.join(" UNION ALL "),
+            max = Steps::MAX
+        )
     }
 
     /// Each pair of rows counts twice: the record is written as it is, so that it is locked whatever the isolation is.

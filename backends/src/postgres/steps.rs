@@ -12,6 +12,66 @@ use crate::sql::{Begun, Family, FirstRun, Fragment, StepCompletion, StepRow, Wri
 type StepTypes =
     (Binary, BigInt, Nullable<Binary>, BigInt, BigInt, BigInt, BigInt, Nullable<BigInt>, SmallInt, Nullable<Binary>);
 
+/// A claim that stands, and holds its lease.
+macro_rules! is_live {
+    () => {
+        concat!("r.state = 1 AND r.lease_until > ", now!())
+    };
+}
+
+/// Marks a record as one with a step more. A step that turns out to be there counts once too often.
+macro_rules! mark {
+    ($retention:literal) => {
+        concat!(
+            "steps_life = coalesce(r.steps_life, r.fencing_token), steps_retention = coalesce(r.steps_retention, ",
+            $retention,
+            "), steps_count = coalesce(r.steps_count, 0) + 1 "
+        )
+    };
+}
+
+/// Whether the claim may begin a step.
+macro_rules! may_begin {
+    () => {
+        concat!(is_live!(), " AND coalesce(r.steps_count, 0) < {max}")
+    };
+}
+
+/// A condition on a row that is to be joined with `a`, in a form of which the planner expects nothing. It would expect next to
+/// no row to meet it, and read the whole table for the few, comparing each row with each of the batch.
+macro_rules! opaque {
+    ($condition:expr) => {
+        concat!("CASE WHEN a.key IS NOT NULL THEN ", $condition, " END")
+    };
+}
+
+/// What is known of a record that may begin a step.
+macro_rules! returning_record {
+    () => {
+        concat!(" RETURNING r.key, r.steps_life, r.steps_count, r.fencing_token, ", now!(), " AS now")
+    };
+}
+
+/// Inserts the steps of the records that are `live`.
+macro_rules! begin {
+    ($name:literal, $fingerprint:literal, $number:literal, $reruns_until:literal, $reruns_for:literal) => {
+        concat!(
+            "INSERT INTO {steps} (key, name, life, ordinal, fingerprint, attempt, run_token, run_number, began_at, ",
+            "reruns_until, state) SELECT key, ",
+            $name,
+            ", steps_life, steps_count - 1, ",
+            $fingerprint,
+            ", 1, fencing_token, ",
+            $number,
+            ", now, coalesce(",
+            $reruns_until,
+            ", now + ",
+            $reruns_for,
+            "), 1 FROM live ON CONFLICT (key, name) DO NOTHING RETURNING convert_to(key, 'UTF8'), life, run_token"
+        )
+    };
+}
+
 /// The texts of the statements, with the tables' names.
 pub(super) struct StepTexts {
     read: String,
@@ -20,7 +80,10 @@ pub(super) struct StepTexts {
     put_with_steps: String,
     put_without_steps: String,
     begin: String,
+    /// One row by itself is planned in half the time.
+    begin_one: String,
     complete: String,
+    complete_one: String,
 }
 
 impl StepTexts {
@@ -58,41 +121,59 @@ impl StepTexts {
             put_without_steps: format!("WITH {written}, steps AS (DELETE FROM {steps} WHERE key = ?) {told}"),
             begin: format!(
                 concat!(
-                    "WITH live AS (UPDATE {table} AS r SET steps_life = coalesce(r.steps_life, r.fencing_token), ",
-                    "steps_retention = coalesce(r.steps_retention, a.retention), ",
-                    "steps_count = coalesce(r.steps_count, 0) + 1 ",
-                    "FROM unnest(?, ?, ?, ?, ?, ?, ?) AS a (key, owner, name, fingerprint, number, reruns_for, retention) ",
-                    "WHERE r.key = a.key AND r.owner = a.owner AND r.state = 1 AND r.lease_until > ",
-                    now!(),
-                    " AND coalesce(r.steps_count, 0) < {max} ",
-                    "AND NOT EXISTS (SELECT FROM {steps} AS s WHERE s.key = a.key AND s.name = a.name) ",
-                    "RETURNING r.key, r.steps_life, r.steps_count, r.fencing_token, a.name, a.fingerprint, a.number, ",
-                    "a.reruns_for, ",
-                    now!(),
-                    " AS now), ",
-                    "begun AS (INSERT INTO {steps} (key, name, life, ordinal, fingerprint, attempt, run_token, ",
-                    "run_number, began_at, reruns_until, state) ",
-                    "SELECT key, name, steps_life, steps_count - 1, fingerprint, 1, fencing_token, number, now, ",
-                    "CASE reruns_for WHEN {end} THEN {end} ELSE now + reruns_for END, 1 FROM live ",
-                    "ON CONFLICT (key, name) DO NOTHING RETURNING key, life, run_token) ",
-                    "SELECT convert_to(key, 'UTF8'), life, run_token FROM begun"
+                    "WITH live AS (UPDATE {table} AS r SET ",
+                    mark!("a.retention"),
+                    "FROM unnest(?, ?, ?, ?, ?, ?, ?, ?) ",
+                    "AS a (retention, key, owner, name, fingerprint, number, reruns_until, reruns_for) ",
+                    "WHERE r.key = a.key AND r.owner = a.owner AND ",
+                    opaque!(may_begin!()),
+                    returning_record!(),
+                    ", a.name, a.fingerprint, a.number, a.reruns_until, a.reruns_for) ",
+                    begin!("name", "fingerprint", "number", "reruns_until", "reruns_for")
                 ),
                 table = table,
                 steps = steps,
-                max = Steps::MAX,
-                end = i64::MAX
+                max = Steps::MAX
+            ),
+            begin_one: format!(
+                concat!(
+                    "WITH live AS (UPDATE {table} AS r SET ",
+                    mark!("?"),
+                    "WHERE r.key = ? AND r.owner = ? AND ",
+                    may_begin!(),
+                    returning_record!(),
+                    ") ",
+                    begin!("?", "?", "?", "?", "?")
+                ),
+                table = table,
+                steps = steps,
+                max = Steps::MAX
             ),
             complete: format!(
                 concat!(
                     "WITH a AS (SELECT * FROM unnest(?, ?, ?, ?, ?, ?) ",
                     "AS a (key, life, name, run_token, run_number, outcome)), ",
-                    "live AS MATERIALIZED (SELECT r.key FROM a JOIN {table} AS r ON r.key = a.key WHERE r.state = 1 ",
-                    "AND r.lease_until > ",
-                    now!(),
-                    " AND r.steps_life = a.life FOR NO KEY UPDATE OF r) ",
+                    "live AS MATERIALIZED (SELECT r.key FROM a JOIN {table} AS r ON r.key = a.key ",
+                    "WHERE r.steps_life = a.life AND ",
+                    opaque!(is_live!()),
+                    " FOR NO KEY UPDATE OF r) ",
                     "UPDATE {steps} AS s SET state = 2, outcome = a.outcome FROM a JOIN live ON live.key = a.key ",
                     "WHERE s.key = a.key AND s.name = a.name AND s.life = a.life AND s.run_token = a.run_token ",
-                    "AND s.run_number = a.run_number AND s.state = 1 RETURNING convert_to(s.key, 'UTF8')"
+                    "AND s.run_number = a.run_number AND ",
+                    opaque!("s.state = 1"),
+                    " RETURNING convert_to(s.key, 'UTF8')"
+                ),
+                table = table,
+                steps = steps
+            ),
+            complete_one: format!(
+                concat!(
+                    "WITH live AS MATERIALIZED (SELECT r.key FROM {table} AS r WHERE r.key = ? AND r.steps_life = ? AND ",
+                    is_live!(),
+                    " FOR NO KEY UPDATE OF r) ",
+                    "UPDATE {steps} AS s SET state = 2, outcome = ? FROM live WHERE s.key = ? AND s.name = ? ",
+                    "AND s.life = ? AND s.run_token = ? AND s.run_number = ? AND s.state = 1 ",
+                    "RETURNING convert_to(s.key, 'UTF8')"
                 ),
                 table = table,
                 steps = steps
@@ -152,14 +233,32 @@ impl Postgres {
         connection: &mut AsyncPgConnection,
         rows: &[FirstRun<'_>],
     ) -> QueryResult<Vec<Begun>> {
+        // The end of time, or so much from now on.
+        let until = |row: &FirstRun<'_>| row.reruns_for.filter(|reruns_for| *reruns_for == i64::MAX);
+        let lasting = |row: &FirstRun<'_>| row.reruns_for.filter(|reruns_for| *reruns_for < i64::MAX);
+        if let [row] = rows {
+            let binds = [
+                Bind::BigInt(row.retention),
+                Bind::Text(row.key),
+                Bind::Blob(row.owner),
+                Bind::Text(row.name),
+                Bind::MaybeBlob(row.fingerprint),
+                Bind::BigInt(row.number),
+                Bind::MaybeBigInt(until(row)),
+                Bind::MaybeBigInt(lasting(row)),
+            ];
+            let text = &self.texts.of_steps.begin_one;
+            return Fragment::<(Binary, BigInt, BigInt), _>::new(text, &binds).load(connection).await;
+        }
         let binds = [
+            Bind::BigInts(rows.iter().map(|row| row.retention).collect()),
             Bind::Texts(rows.iter().map(|row| row.key).collect()),
             Bind::Blobs(rows.iter().map(|row| row.owner).collect()),
             Bind::Texts(rows.iter().map(|row| row.name).collect()),
             Bind::MaybeBlobs(rows.iter().map(|row| row.fingerprint).collect()),
             Bind::BigInts(rows.iter().map(|row| row.number).collect()),
-            Bind::MaybeBigInts(rows.iter().map(|row| row.reruns_for).collect()),
-            Bind::BigInts(rows.iter().map(|row| row.retention).collect()),
+            Bind::MaybeBigInts(rows.iter().map(until).collect()),
+            Bind::MaybeBigInts(rows.iter().map(lasting).collect()),
         ];
         let text = &self.texts.of_steps.begin;
         Fragment::<(Binary, BigInt, BigInt), _>::new(text, &binds).load(connection).await
@@ -170,6 +269,20 @@ impl Postgres {
         connection: &mut AsyncPgConnection,
         rows: &[StepCompletion<'_>],
     ) -> QueryResult<Written> {
+        let texts = &self.texts.of_steps;
+        if let [row] = rows {
+            let binds = [
+                Bind::Text(row.key),
+                Bind::BigInt(row.life),
+                Bind::Blob(row.outcome),
+                Bind::Text(row.key),
+                Bind::Text(row.name),
+                Bind::BigInt(row.life),
+                Bind::BigInt(row.run_token),
+                Bind::BigInt(row.run_number),
+            ];
+            return Fragment::<Binary, _>::new(&texts.complete_one, &binds).load(connection).await.map(Written::Only);
+        }
         let binds = [
             Bind::Texts(rows.iter().map(|row| row.key).collect()),
             Bind::BigInts(rows.iter().map(|row| row.life).collect()),
@@ -178,7 +291,6 @@ impl Postgres {
             Bind::BigInts(rows.iter().map(|row| row.run_number).collect()),
             Bind::Blobs(rows.iter().map(|row| row.outcome).collect()),
         ];
-        let text = &self.texts.of_steps.complete;
-        Fragment::<Binary, _>::new(text, &binds).load(connection).await.map(Written::Only)
+        Fragment::<Binary, _>::new(&texts.complete, &binds).load(connection).await.map(Written::Only)
     }
 }

@@ -39,7 +39,9 @@ type RowTypes = (
 pub(crate) enum Bind<'a> {
     Text(&'a str),
     Blob(&'a [u8]),
+    MaybeBlob(Option<&'a [u8]>),
     BigInt(i64),
+    MaybeBigInt(Option<i64>),
     Texts(Vec<&'a str>),
     Blobs(Vec<&'a [u8]>),
     MaybeBlobs(Vec<Option<&'a [u8]>>),
@@ -54,7 +56,9 @@ impl Part<Pg> for Bind<'_> {
         match self {
             Self::Text(value) => out.push_bind_param::<Text, _>(*value),
             Self::Blob(value) => out.push_bind_param::<Binary, _>(*value),
+            Self::MaybeBlob(value) => out.push_bind_param::<Nullable<Binary>, _>(value),
             Self::BigInt(value) => out.push_bind_param::<BigInt, _>(value),
+            Self::MaybeBigInt(value) => out.push_bind_param::<Nullable<BigInt>, _>(value),
             Self::Texts(values) => out.push_bind_param::<Array<Text>, _>(values),
             Self::Blobs(values) => out.push_bind_param::<Array<Binary>, _>(values),
             Self::MaybeBlobs(values) => out.push_bind_param::<Array<Nullable<Binary>>, _>(values),

@@ -365,10 +365,11 @@ pub(crate) fn step_of(request: Request) -> Result<Box<dyn Step>, Request> {
 #[cfg(test)]
 mod tests {
     use oncekey::Fingerprint;
-    use oncekey::record::Owner;
+    use oncekey::record::{Owner, StepName};
 
     use super::*;
     use crate::sql::row::Columns;
+    use crate::sql::step_row::Family;
 
     /// A first claim is what the protocol decides of a key that has no record.
     #[test]
@@ -403,6 +404,56 @@ mod tests {
                 assert_eq!((decided.fencing_token, decided.barrier_owner), (1_000_000 * 1_000, None));
                 assert_eq!(decided.purge_at, unseen.kept.map(|kept| 1_000_000 + kept));
             }
+        }
+    }
+
+    /// A first run is what the protocol decides of a step that its record does not have.
+    #[test]
+    fn a_first_run_is_the_protocols() {
+        let now = StoreTime::from_millis(1_000_000);
+        let key = Key::new("s", "k").unwrap();
+        let owner = Owner::random();
+        let acquire = Acquire {
+            key: key.clone(),
+            fingerprint: Fingerprint::of(b"asked"),
+            owner,
+            lease: Duration::from_secs(30),
+            on_abandoned: OnAbandoned::Resume,
+            past_withdrawal: None,
+        };
+        let Write::Put(found) = transition::acquire(None, now, &acquire).write else { panic!("not claimed") };
+        let policies = [StepPolicy::Hold, StepPolicy::Rerun, StepPolicy::RerunWithin(Duration::from_micros(1_500))];
+        for (number, policy) in (1..).zip(policies) {
+            let message = BeginStep {
+                key: key.clone(),
+                owner,
+                name: StepName::new("charge").unwrap(),
+                fingerprint: Some(Fingerprint::of(b"1999")),
+                number,
+                policy,
+                retention: Duration::from_micros(59_999_500),
+            };
+            let Write::Put(record) = transition::begin_step(Some(&found), now, &message).write else {
+                panic!("not begun")
+            };
+            let (decided, unseen) = (Family::of(&key, &found, &record), FirstRun::of(&message));
+            let steps = decided.steps.unwrap();
+            // The statement gives the life of the first step, which is the claim's token.
+            assert_eq!((steps.life, steps.retention, steps.added), (1_000_000_000, unseen.retention, 1));
+            let [change] = &decided.changes[..] else { panic!("{:?}", decided.changes) };
+            assert!(change.was.is_none());
+            let step = change.step;
+            assert_eq!(
+                (step.name, step.fingerprint, step.run_number),
+                (unseen.name, unseen.fingerprint, unseen.number)
+            );
+            assert_eq!((step.life, step.run_token, step.attempt, step.state), (1_000_000_000, 1_000_000_000, 1, 1));
+            assert_eq!((step.ordinal, step.began_at, step.outcome), (0, 1_000_000, None));
+            let reruns_until = unseen.reruns_for.map(|limit| if limit == i64::MAX { limit } else { 1_000_000 + limit });
+            assert_eq!(step.reruns_until, reruns_until);
+            // Nothing else of the record changes, the time at which a purge looks included.
+            let before = Columns::of(&key, &found);
+            assert_eq!((decided.row.purge_at, decided.row.lease_until), (before.purge_at, before.lease_until));
         }
     }
 }

@@ -10,8 +10,8 @@ use super::row::{Columns, from_column};
 use super::step::millis;
 use crate::columns::to_column;
 
-pub(crate) const BEGUN: i16 = 1;
-pub(crate) const COMPLETED: i16 = 2;
+const BEGUN: i16 = 1;
+const COMPLETED: i16 = 2;
 const FAILED: i16 = 3;
 
 /// What is read of a step's row, the record's key aside.
@@ -169,4 +169,97 @@ impl StepRow {
 /// A token that a statement has given.
 pub(crate) fn given_token(number: i64) -> FencingToken {
     FencingToken::new(from_column(number).as_millis())
+}
+
+#[cfg(test)]
+mod tests {
+    use oncekey::record::Binding;
+
+    use super::*;
+
+    fn row_of(step: &StepColumns<'_>) -> StepRow {
+        StepRow {
+            name: step.name.as_bytes().to_vec(),
+            life: step.life,
+            fingerprint: step.fingerprint.map(<[u8]>::to_vec),
+            attempt: step.attempt,
+            run_token: step.run_token,
+            run_number: step.run_number,
+            began_at: step.began_at,
+            reruns_until: step.reruns_until,
+            state: step.state,
+            outcome: step.outcome.map(<[u8]>::to_vec),
+        }
+    }
+
+    fn steps() -> Steps {
+        let key = Key::new("s", "k").unwrap();
+        let life = FencingToken::new(7);
+        let outcome = |name: &StepName| SealedOutcome::of_value(Binding::step(&key, life, name), &17).unwrap();
+        let step = |number: u32, name: &str, reruns_until: Option<StoreTime>| StepRecord {
+            name: StepName::new(name).unwrap(),
+            fingerprint: (number > 1).then(|| Fingerprint::of(b"asked")),
+            attempt: Attempt::new(u64::from(number) - 1),
+            run: StepRun { token: FencingToken::new(9), number },
+            began_at: StoreTime::from_millis(5),
+            reruns_until,
+            progress: Progress::Begun,
+        };
+        let mut list = vec![
+            step(1, "charge/für Ada", None),
+            step(2, "mail", Some(StoreTime::END)),
+            step(u32::MAX, "ship", Some(StoreTime::from_millis(6))),
+        ];
+        list[0].progress = Progress::Failed;
+        list[1].progress = Progress::Completed(outcome(&list[1].name));
+        Steps { life, retention: Duration::from_millis(60_001), list }
+    }
+
+    /// What is written of a record's steps is read back as those steps, and what is of another life is not.
+    #[test]
+    fn steps_come_back_from_their_rows() {
+        let steps = steps();
+        let changed = changes(None, &steps);
+        assert!(changed.iter().all(|change| change.was.is_none()));
+        let mut rows: Vec<_> = changed.iter().map(|change| row_of(&change.step)).collect();
+        rows.insert(1, StepRow { life: 6, ..rows[0].clone() });
+        assert_eq!(steps_of(7, Some(60_001), rows), Ok(steps));
+    }
+
+    /// Only what has changed is written.
+    #[test]
+    fn a_step_that_is_as_it_was_is_not_written() {
+        let before = steps();
+        let mut after = before.clone();
+        assert!(changes(Some(&before), &after).is_empty());
+        after.list[2].progress = Progress::Failed;
+        let changed = changes(Some(&before), &after);
+        let [change] = &changed[..] else { panic!("{changed:?}") };
+        assert_eq!((change.was.map(|was| was.state), change.step.state), (Some(BEGUN), FAILED));
+        assert_eq!((change.step.name, change.step.ordinal), ("ship", 2));
+    }
+
+    #[test]
+    fn e13_a_row_that_is_no_step_is_an_error() {
+        let steps = steps();
+        let row = row_of(&changes(None, &steps)[1].step);
+        assert!(row.clone().decode().is_ok());
+        let bad = [
+            StepRow { name: b"".to_vec(), ..row.clone() },
+            StepRow { name: b"\xff".to_vec(), ..row.clone() },
+            StepRow { fingerprint: Some(vec![1; 5]), ..row.clone() },
+            StepRow { attempt: -1, ..row.clone() },
+            StepRow { run_token: -1, ..row.clone() },
+            StepRow { run_number: i64::from(u32::MAX) + 1, ..row.clone() },
+            StepRow { began_at: -1, ..row.clone() },
+            StepRow { reruns_until: Some(-1), ..row.clone() },
+            StepRow { state: 4, ..row.clone() },
+            StepRow { outcome: None, ..row.clone() },
+        ];
+        for row in bad {
+            assert!(matches!(steps_of(7, Some(1), vec![row.clone()]), Err(StoreError::Corrupt(_))), "{row:?}");
+        }
+        assert!(matches!(steps_of(7, None, Vec::new()), Err(StoreError::Corrupt(_))));
+        assert!(matches!(steps_of(-7, Some(1), Vec::new()), Err(StoreError::Corrupt(_))));
+    }
 }
