@@ -21,7 +21,7 @@ macro_rules! by_asking {
     ($($method:ident: $message:ident -> $answer:ty),* $(,)?) => {
         $(
             async fn $method(&self, message: $message) -> Result<$answer, StoreError> {
-                self.ask(|reply| Request::$message(message, reply)).await
+                self.ask(|reply| Request::$message(message.into(), reply)).await
             }
         )*
     };

@@ -9,8 +9,10 @@ pub(crate) const COMPLETED: i16 = 2;
 pub(crate) const INDETERMINATE: i16 = 3;
 /// The key is free: the row stands for its barrier or its token, until `purge_at`.
 pub(crate) const VACANT: i16 = 4;
+pub(crate) const RELEASED: i16 = 5;
 const RERUN: i16 = 1;
 const HOLD: i16 = 2;
+const RESUME: i16 = 3;
 
 /// What is read of a record's row, the key aside.
 #[derive(Debug, Clone)]
@@ -37,6 +39,7 @@ pub(crate) fn word_of(on_abandoned: OnAbandoned) -> i16 {
     match on_abandoned {
         OnAbandoned::Rerun => RERUN,
         OnAbandoned::Hold => HOLD,
+        OnAbandoned::Resume => RESUME,
     }
 }
 
@@ -48,6 +51,7 @@ pub(crate) fn state_of(record: &Record) -> (i16, Option<i64>, Option<i16>) {
         }
         State::Completed { .. } => (COMPLETED, None, None),
         State::Indeterminate => (INDETERMINATE, None, None),
+        State::Released { .. } => (RELEASED, None, None),
         State::Vacant { .. } => (VACANT, None, None),
     }
 }
@@ -67,7 +71,7 @@ pub(crate) fn barrier_of(record: &Record) -> (Option<&[u8]>, Option<i64>) {
 pub(crate) fn outcome_of(record: &Record) -> Option<&[u8]> {
     match &record.state {
         State::Completed { outcome, .. } => Some(outcome.as_stored()),
-        State::InProgress { .. } | State::Indeterminate | State::Vacant { .. } => None,
+        State::InProgress { .. } | State::Indeterminate | State::Released { .. } | State::Vacant { .. } => None,
     }
 }
 
@@ -89,6 +93,7 @@ impl Stored {
                 on_abandoned: match self.on_abandoned.and_then(number) {
                     Some(RERUN) => OnAbandoned::Rerun,
                     Some(HOLD) => OnAbandoned::Hold,
+                    Some(RESUME) => OnAbandoned::Resume,
                     _ => return Err(unknown_number("word on a lapsed lease", self.on_abandoned.unwrap_or(0))),
                 },
             },
@@ -99,6 +104,7 @@ impl Stored {
                 expires_at: time(self.purge_at, "retention")?,
             },
             Some(INDETERMINATE) => State::Indeterminate,
+            Some(RELEASED) => State::Released { expires_at: time(self.purge_at, "retention")? },
             Some(VACANT) => State::Vacant { until: time(self.purge_at, "vacancy")? },
             _ => return Err(unknown_number("state", self.state)),
         };
@@ -113,6 +119,7 @@ impl Stored {
                 .map_err(|_| unknown_number("fencing token", self.fencing_token))?,
             barrier,
             owner,
+            steps: None,
             state,
         })
     }
@@ -127,6 +134,7 @@ pub(crate) fn stats_of(counts: impl IntoIterator<Item = (i64, i64)>) -> Result<S
             Ok(IN_PROGRESS) => stats.in_progress = count,
             Ok(COMPLETED) => stats.completed = count,
             Ok(INDETERMINATE) => stats.indeterminate = count,
+            Ok(RELEASED) => stats.released = count,
             Ok(VACANT) => {}
             _ => return Err(unknown_number("state", state)),
         }
@@ -181,8 +189,10 @@ mod tests {
         let states = [
             State::InProgress { lease_until, on_abandoned: OnAbandoned::Rerun },
             State::InProgress { lease_until, on_abandoned: OnAbandoned::Hold },
+            State::InProgress { lease_until, on_abandoned: OnAbandoned::Resume },
             State::Completed { outcome, expires_at },
             State::Indeterminate,
+            State::Released { expires_at },
             State::Vacant { until: StoreTime::from_millis(6) },
         ];
         let barrier = Barrier { withdrawn: Owner::from_bytes([3; Owner::LEN]), until: StoreTime::from_millis(4) };
@@ -194,6 +204,7 @@ mod tests {
                 token: FencingToken::new(1_000),
                 barrier: barrier.clone(),
                 owner: Owner::from_bytes([9; Owner::LEN]),
+                steps: None,
                 state: state.clone(),
             };
             let (state, lease_until, on_abandoned) = state_of(&record);
@@ -218,7 +229,7 @@ mod tests {
     fn counts_go_to_their_states() {
         let stats = stats_of([(3, 7), (1, 5), (4, 9), (2, 6)]).unwrap();
         assert_eq!((stats.in_progress, stats.completed, stats.indeterminate), (5, 6, 7));
-        assert!(matches!(stats_of([(5, 1)]), Err(StoreError::Corrupt(_))));
+        assert!(matches!(stats_of([(6, 1)]), Err(StoreError::Corrupt(_))));
     }
 
     #[test]
@@ -228,7 +239,7 @@ mod tests {
             Stored { fingerprint: vec![7; 5], ..stored() },
             Stored { owner: Vec::new(), ..stored() },
             Stored { attempt: 0, ..stored() },
-            Stored { state: 5, ..stored() },
+            Stored { state: 6, ..stored() },
             Stored { state: VACANT.into(), purge_at: None, ..stored() },
             Stored { fencing_token: -1, ..stored() },
             Stored { barrier_owner: Some(vec![3; Owner::LEN]), ..stored() },
@@ -237,7 +248,7 @@ mod tests {
             Stored { outcome: None, ..stored() },
             Stored { purge_at: None, ..stored() },
             Stored { state: IN_PROGRESS.into(), ..stored() },
-            Stored { state: IN_PROGRESS.into(), lease_until: Some(1), on_abandoned: Some(3), ..stored() },
+            Stored { state: IN_PROGRESS.into(), lease_until: Some(1), on_abandoned: Some(4), ..stored() },
         ];
         for stored in bad {
             assert!(matches!(stored.clone().decode(), Err(StoreError::Corrupt(_))), "{stored:?}");

@@ -33,6 +33,8 @@ mod complete_in;
 #[cfg(all(feature = "postgres", feature = "mysql"))]
 #[doc = include_str!("../guide/databases.md")]
 pub mod databases {}
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "redis", feature = "sqlite"))]
+mod doctor;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -44,12 +46,18 @@ pub mod mysql;
 pub mod outbox;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "redis"))]
+mod query;
 #[cfg(feature = "redis")]
 pub mod redis;
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+mod schema;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod sql;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
+#[cfg(feature = "sqlite")]
+mod step_columns;
 #[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 mod waiters;
 
@@ -57,11 +65,15 @@ mod waiters;
 pub use self::redis::RedisBackend;
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 pub use complete_in::CompleteInError;
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "redis", feature = "sqlite"))]
+pub use doctor::Finding;
 #[cfg(feature = "memory")]
 pub use memory::{MemoryBackend, MemoryBackendBuilder};
 #[cfg(feature = "mysql")]
 pub use mysql::MysqlBackend;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresBackend;
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+pub use schema::schema;
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqliteBackend, SqliteBuilder, SqliteOpenError, Synchronous};

@@ -77,10 +77,21 @@ pub enum EventKind {
     Panicked,
     /// A call was turned away at a limit.
     Overloaded,
+    /// A step ran, and its outcome is stored.
+    StepCompleted,
+    /// A step was answered with the outcome of an earlier run.
+    StepReplayed,
+    /// A step ended without an outcome: it panicked, its future was dropped, or its outcome could not be stored.
+    StepUnsettled,
+    /// An operation completed, and did not ask for a step that an earlier attempt left.
+    StepNotAsked,
+    /// An operation completed under [`OnAbandoned::Resume`](crate::OnAbandoned::Resume) without a step: a crash would have
+    /// run all of it again.
+    ResumeWithoutSteps,
 }
 
 impl EventKind {
-    const ALL: [Self; 20] = [
+    const ALL: [Self; 25] = [
         Self::Miss,
         Self::Hit,
         Self::Conflict,
@@ -101,6 +112,11 @@ impl EventKind {
         Self::Unguarded,
         Self::Panicked,
         Self::Overloaded,
+        Self::StepCompleted,
+        Self::StepReplayed,
+        Self::StepUnsettled,
+        Self::StepNotAsked,
+        Self::ResumeWithoutSteps,
     ];
 
     /// The name, as logs and metrics show it.
@@ -126,6 +142,11 @@ impl EventKind {
             Self::Unguarded => "unguarded",
             Self::Panicked => "panicked",
             Self::Overloaded => "overloaded",
+            Self::StepCompleted => "step_completed",
+            Self::StepReplayed => "step_replayed",
+            Self::StepUnsettled => "step_unsettled",
+            Self::StepNotAsked => "step_not_asked",
+            Self::ResumeWithoutSteps => "resume_without_steps",
         }
     }
 }
@@ -178,7 +199,10 @@ impl Events {
             | EventKind::RunLimit
             | EventKind::SettlementDropped
             | EventKind::Unguarded
-            | EventKind::Panicked => {
+            | EventKind::Panicked
+            | EventKind::StepUnsettled
+            | EventKind::StepNotAsked
+            | EventKind::ResumeWithoutSteps => {
                 warn!(%key, event = kind.name(), "oncekey");
             }
             _ => debug!(%key, event = kind.name(), "oncekey"),

@@ -96,6 +96,8 @@ mod there {
         ChecksumIgnored
         /// A claim of unknown fate is taken for refused.
         UnknownTakenForNo
+        /// A step whose begin has no answer is taken for not begun.
+        UnknownStepTakenForNo
         /// A grant that is heard after its lease is used.
         LateGrantUsed
         /// A claim that is being taken back makes a mismatch.
@@ -112,6 +114,14 @@ mod there {
         PendingSettlementDropped
         /// What a caller held who has left stays until its limit.
         LeftWaitersKept
+        /// An operation that has passed its run limit keeps its key.
+        RunLimitForgotten
+        /// An operation that passes over a conflict, at which the database has rolled its rows back, is completed.
+        ContentionSwallowed
+        /// A completion does not prove that its transaction is the one that began.
+        TransactionNotProven
+        /// An operation that has ended its transaction by itself is taken for one that was rolled back.
+        EndedTransactionReleased
         /// Two calls of one key ask the store side by side, and the later answer's claim takes the earlier one's place.
         ClaimFollowsTheRoute
         /// Leases are not renewed.
@@ -154,6 +164,8 @@ mod there {
         LeaseByTheWallClock
         /// A watch never tells.
         WatchNeverTells
+        /// A worker that leaves wakes nobody.
+        LastRingsNobody
     }
 
     /// Whether this process makes this error.

@@ -39,6 +39,33 @@ pub enum OnAbandoned {
     /// The key becomes indeterminate until the reconciler or an operator resolves it: **at most once**. The default.
     #[default]
     Hold,
+    /// The next call claims the key again, its completed [steps](crate::Claim::step) replay, and the operation continues.
+    /// A step that was running follows its own [`StepPolicy`]: under Hold it makes the key indeterminate.
+    ///
+    /// It is for operations whose every effect is a step. What an operation does outside of its steps is repeated.
+    Resume,
+}
+
+/// What it means when a step began, and nobody knows what became of it: its process crashed, the step panicked, its future
+/// was dropped, or its outcome could not be stored.
+///
+/// ```
+/// use oncekey::StepPolicy;
+///
+/// assert_eq!(StepPolicy::default(), StepPolicy::Hold);
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum StepPolicy {
+    /// The step is not run again, and its operation's key is indeterminate until the step is resolved: **at most once**.
+    /// The default.
+    #[default]
+    Hold,
+    /// The step is run again: **at least once**, or exactly once where the provider takes the step's
+    /// [derived key](crate::Step::key) as its idempotency key.
+    Rerun,
+    /// As `Rerun`, for so long from the step's first attempt on, by the store's clock. Later, `Hold` applies. Use the time
+    /// for which the provider remembers idempotency keys.
+    RerunWithin(Duration),
 }
 
 /// What becomes of a claim whose operation returned an error or panicked. The caller gets the error either way.

@@ -26,6 +26,7 @@ pub(crate) struct Settings {
     pub(crate) max_calls_per_arbiter: usize,
     pub(crate) max_calls_per_scope: Option<usize>,
     pub(crate) max_waiters_per_key: usize,
+    pub(crate) max_step_bytes: usize,
     pub(crate) purge_every: Option<Duration>,
     pub(crate) purge_limit: usize,
     pub(crate) reconciler: Option<Reconciler>,

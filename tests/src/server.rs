@@ -5,12 +5,14 @@
 
 mod mariadb;
 mod nats;
+mod pgbouncer;
 mod postgres;
 mod rabbitmq;
 mod redis;
 
 pub use mariadb::MariaDb;
 pub use nats::Nats;
+pub use pgbouncer::PgBouncer;
 pub use postgres::Postgres;
 pub use rabbitmq::RabbitMqServer;
 pub use redis::{LoneSentinel, Redis, RedisCluster, RedisSentinel};

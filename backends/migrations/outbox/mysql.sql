@@ -1,5 +1,5 @@
 -- Messages that their transactions have committed, and no relay has published yet.
-CREATE TABLE IF NOT EXISTS oncekey_outbox (
+CREATE TABLE IF NOT EXISTS {table} (
     id BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY,
     -- The next consumer's key.
     message_id VARCHAR(520) CHARACTER SET utf8mb4 NOT NULL,

@@ -1,5 +1,5 @@
 -- Messages that their transactions have committed, and no relay has published yet.
-CREATE TABLE IF NOT EXISTS oncekey_outbox (
+CREATE TABLE IF NOT EXISTS {table} (
     id bigserial PRIMARY KEY,
     -- The next consumer's key.
     message_id text NOT NULL,

@@ -18,9 +18,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use oncekey::Key;
 use oncekey::backend::{
-    Acquire, Acquired, Backend, Changed, Complete, Completed, Held, Hold, List, Lookup, Purge, Purged, RecordView,
-    Release, Released, Remove, Removed, Renew, Renewed, Request, Resolve, Resolved, Stats, StoreError, StoreStats,
-    Watch, Withdraw, Withdrawn,
+    Acquire, Acquired, Backend, BeginStep, Changed, Complete, CompleteStep, Completed, FailStep, Held, Hold, List,
+    Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Request, Resolve,
+    ResolveStep, Resolved, Stats, StepBegun, StepCompleted, StepFailed, StoreError, StoreStats, Watch, Withdraw,
+    Withdrawn,
 };
 use oncekey::record::{Record, StoreTime, transition};
 use parking_lot::{Mutex, MutexGuard};
@@ -313,6 +314,22 @@ impl Backend for MemoryBackend {
 
     async fn resolve(&self, message: Resolve) -> Result<Resolved, StoreError> {
         self.store.step(&message.key, |found| transition::resolve(found, self.store.now(), &message))
+    }
+
+    async fn begin_step(&self, message: BeginStep) -> Result<StepBegun, StoreError> {
+        self.store.step(&message.key, |found| transition::begin_step(found, self.store.now(), &message))
+    }
+
+    async fn complete_step(&self, message: CompleteStep) -> Result<StepCompleted, StoreError> {
+        self.store.step(&message.key, |found| transition::complete_step(found, self.store.now(), &message))
+    }
+
+    async fn fail_step(&self, message: FailStep) -> Result<StepFailed, StoreError> {
+        self.store.step(&message.key, |found| transition::fail_step(found, self.store.now(), &message))
+    }
+
+    async fn resolve_step(&self, message: ResolveStep) -> Result<Resolved, StoreError> {
+        self.store.step(&message.key, |found| transition::resolve_step(found, self.store.now(), &message))
     }
 
     async fn lookup(&self, message: Lookup) -> Result<Option<RecordView>, StoreError> {

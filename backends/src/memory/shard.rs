@@ -82,9 +82,10 @@ impl Entry {
     fn size(&self) -> usize {
         let outcome = match &self.record.state {
             State::Completed { outcome, .. } => outcome.as_stored().len(),
-            State::InProgress { .. } | State::Indeterminate | State::Vacant { .. } => 0,
+            State::InProgress { .. } | State::Indeterminate | State::Released { .. } | State::Vacant { .. } => 0,
         };
-        OVERHEAD + self.key.as_stored().len() + outcome
+        let steps = self.record.steps.as_ref().map_or(0, |steps| steps.bytes());
+        OVERHEAD + self.key.as_stored().len() + outcome + steps
     }
 
     fn is_expired(&self, now: StoreTime) -> bool {
@@ -124,7 +125,10 @@ impl Shard {
     }
 
     fn put(&mut self, key: &Key, was_there: bool, record: Record) {
-        if let State::Completed { expires_at: at, .. } | State::Vacant { until: at } = &record.state {
+        if let State::Completed { expires_at: at, .. }
+        | State::Released { expires_at: at }
+        | State::Vacant { until: at } = &record.state
+        {
             self.expiring.entry(expiry_second(*at)).or_default().push(key.table_hash());
         }
         let old = was_there.then(|| self.claimed.take(key).or_else(|| self.settled.take(key))).flatten();
@@ -207,6 +211,7 @@ impl Shard {
             match entry.record.state {
                 State::Indeterminate => stats.indeterminate += 1,
                 State::Completed { .. } | State::InProgress { .. } => stats.completed += 1,
+                State::Released { .. } => stats.released += 1,
                 State::Vacant { .. } => {}
             }
         }

@@ -3,25 +3,28 @@
 use std::fmt;
 use std::sync::Arc;
 
-use diesel_async::AsyncMysqlConnection;
-use diesel_async::pooled_connection::deadpool::{Hook, Pool};
+use diesel_async::pooled_connection::deadpool::{Hook, Object, Pool};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
+use diesel_async::{AsyncMysqlConnection, SimpleAsyncConnection as _};
 use futures_util::future::FutureExt as _;
 use oncekey::backend::{
-    Acquire, Acquired, Backend, Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held, Hold, List,
-    Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Reply, Request, Resolve,
-    Resolved, Stats, StoreError, StoreStats, Withdraw, Withdrawn,
+    Acquire, Acquired, Backend, BeginStep, Complete, CompleteInTransaction, CompleteStep, Completed,
+    CompletedInTransaction, FailStep, Held, Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove,
+    Removed, Renew, Renewed, Reply, Request, Resolve, ResolveStep, Resolved, Stats, StepBegun, StepCommitted,
+    StepCompleted, StepFailed, StepInTransaction, StoreError, StoreStats, Withdraw, Withdrawn,
 };
 
 use super::connect::{Connector, Settings};
+use super::doctor::examine;
 use super::flush::shows_too_early;
-use super::migration::{bring_up_to_date, check_durability, database, flushes, lock_name, returns};
+use super::migration::{Place, bring_up_to_date, number, returns};
 use super::options::Source;
+use super::session::left_there;
 use super::table::Mysql;
 use super::{MysqlBuilder, MysqlOpenError};
-use crate::CompleteInError;
 use crate::ask::by_asking;
-use crate::sql::{BATCHES, Core, Name, try_if_idle};
+use crate::sql::{BATCHES, Core, Name, lend_clean, of_read, try_if_idle};
+use crate::{CompleteInError, Finding, doctor};
 
 /// A store of records in MySQL (8.0 or later) or MariaDB (10.6 or later), by Diesel. No libmysqlclient is needed.
 ///
@@ -67,12 +70,18 @@ struct Shared {
     connector: Option<Connector>,
     pool_size: usize,
     server: Server,
-    table: Name,
 }
 
 /// What is asked of the server once.
 struct Server {
-    database: String,
+    place: Place,
+    left_there: String,
+    /// Whether it takes locks by name.
+    frees_locks: bool,
+    /// The largest packet, in bytes.
+    packet: usize,
+    /// Before and after an operation's transaction.
+    around: (&'static str, &'static str),
     shows_too_early: bool,
     /// Whether an INSERT can return what it inserted.
     returns: bool,
@@ -195,24 +204,51 @@ impl MysqlBackend {
         self.core.complete_in(connection, &completion).await
     }
 
+    /// What the server is set to, where that is not what this store wants. [`open`](MysqlBuilder::open) logs the same.
+    ///
+    /// # Errors
+    /// The server can't be asked.
+    ///
+    /// ```no_run
+    /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use oncekey_backends::mysql::MysqlBackend;
+    /// let backend = MysqlBackend::open("mysql://shop@localhost/shop").await?;
+    /// for finding in backend.doctor().await? {
+    ///     println!("{finding}");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub async fn doctor(&self) -> Result<Vec<Finding>, StoreError> {
+        let connection = self.core.dialect.pool.get().await.map_err(StoreError::unavailable)?;
+        let (server, owns) = (&self.shared.server, self.shared.connector.is_some());
+        let examined = lend_clean(connection, Object::take, async |connection: &mut AsyncMysqlConnection| {
+            examine(connection, &server.place, server.frees_locks, owns).await
+        });
+        examined.await.map_err(|error| of_read::<Mysql>(&error))
+    }
+
     pub(super) async fn open_with(options: MysqlBuilder) -> Result<Self, MysqlOpenError> {
-        let table = options.table;
-        let unreachable = |error: &dyn fmt::Display| MysqlOpenError::Unreachable(error.to_string());
+        let (table, migrate) = (options.table, options.migrate);
+        let unreachable =
+            |error: &dyn fmt::Display| MysqlOpenError::Unreachable(said_once(&error.to_string()).to_owned());
         let (connector, pool, server) = match options.source {
             Source::Url(url) => {
                 let connector = Connector::new(&url)?;
                 let mut connection = connector.clone().connect().await.map_err(|error| unreachable(&error))?;
-                let server = prepare(&mut connection, &table, options.migrate).await?;
+                let server = prepare(&mut connection, table, migrate, true).await?;
                 (Some(connector.clone()), pool_of(&connector.for_steps(), options.pool_size, UNTRIED), server)
             }
             Source::Pool(pool) => {
-                let mut connection = pool.get().await.map_err(|error| unreachable(&error))?;
-                Settings::of(&mut connection).await.map_err(|error| unreachable(&error))?.check()?;
-                let server = prepare(&mut connection, &table, options.migrate).await?;
+                let connection = pool.get().await.map_err(|error| unreachable(&error))?;
+                let prepared = lend_clean(connection, Object::take, async |connection: &mut AsyncMysqlConnection| {
+                    Settings::of(connection).await.map_err(|error| unreachable(&error))?.check()?;
+                    prepare(connection, table, migrate, false).await
+                });
+                let server = prepared.await?;
                 (None, pool.clone(), server)
             }
         };
-        let shared = Shared { connector, pool_size: options.pool_size, server, table };
+        let shared = Shared { connector, pool_size: options.pool_size, server };
         Ok(Self { core: shared.core(pool), shared: Arc::new(shared) })
     }
 
@@ -222,14 +258,34 @@ impl MysqlBackend {
     }
 }
 
-async fn prepare(connection: &mut AsyncMysqlConnection, table: &Name, migrate: bool) -> Result<Server, MysqlOpenError> {
+/// The driver puts an I/O error into another one with the same text.
+fn said_once(error: &str) -> &str {
+    match error.split_once(": ") {
+        Some((prefix, rest)) if rest.starts_with(prefix) => said_once(rest),
+        _ => error,
+    }
+}
+
+async fn prepare(
+    connection: &mut AsyncMysqlConnection,
+    table: Name,
+    migrate: bool,
+    owns: bool,
+) -> Result<Server, MysqlOpenError> {
     let unreachable = |error: diesel::result::Error| MysqlOpenError::Unreachable(error.to_string());
-    let database = database(connection).await.map_err(unreachable)?;
-    bring_up_to_date(connection, table, &lock_name("migrate", &database, table), migrate).await?;
-    check_durability(connection).await.map_err(unreachable)?;
+    let place = Place::find(connection, table).await?;
+    bring_up_to_date(connection, &place, migrate).await?;
     let shows_too_early = shows_too_early(connection).await.map_err(unreachable)?;
     let returns = returns(connection).await.map_err(unreachable)?;
-    Ok(Server { database, shows_too_early, returns })
+    let left_there = left_there(connection).await.map_err(unreachable)?;
+    // Clusters refuse locks by name, and with them this.
+    let frees_locks = connection.batch_execute("DO RELEASE_ALL_LOCKS()").await.is_ok();
+    let findings = examine(connection, &place, frees_locks, owns).await;
+    doctor::log(&findings.map_err(unreachable)?);
+    let packet = number(connection, "SELECT @@max_allowed_packet").await.map_err(unreachable)?;
+    let packet = packet.and_then(|packet| usize::try_from(packet).ok()).unwrap_or(1 << 20);
+    let around = Settings::of(connection).await.map_err(unreachable)?.for_operations();
+    Ok(Server { place, left_there, frees_locks, packet, around, shows_too_early, returns })
 }
 
 /// A pool that opens its connections when they are asked for. It has no time-outs: every call has the engine's deadline.
@@ -253,11 +309,21 @@ fn pool_of(
 
 impl Shared {
     fn core(&self, pool: Pool<AsyncMysqlConnection>) -> Core<Mysql> {
-        let purge_lock = lock_name("purge", &self.server.database, &self.table);
-        let flushes = self.server.shows_too_early.then(|| flushes(&self.table));
-        let (table, returns) = (format!("`{}`", self.table), self.server.returns);
-        let limits_lock_waits = self.connector.is_some();
-        Core::new(Mysql { pool, table, purge_lock, returns, flushes, limits_lock_waits })
+        let Server { place, left_there, frees_locks, packet, around, shows_too_early, returns } = &self.server;
+        Core::new(Mysql {
+            pool,
+            table: place.qualified(),
+            steps: place.steps(),
+            turns: place.flushes(),
+            left_there: left_there.clone(),
+            frees_locks: *frees_locks,
+            packet: *packet,
+            before: around.0,
+            after: around.1,
+            returns: *returns,
+            flushes: shows_too_early.then(|| place.flushes()),
+            limits_lock_waits: self.connector.is_some(),
+        })
     }
 }
 
@@ -284,6 +350,26 @@ impl Backend for MysqlBackend {
         withdraw: Withdraw -> Withdrawn,
         hold: Hold -> Held,
         resolve: Resolve -> Resolved,
+    }
+
+    async fn begin_step(&self, message: BeginStep) -> Result<StepBegun, StoreError> {
+        self.ask(|reply| Request::BeginStep(Box::new(message), reply)).await
+    }
+
+    async fn complete_step(&self, message: CompleteStep) -> Result<StepCompleted, StoreError> {
+        self.ask(|reply| Request::CompleteStep(Box::new(message), reply)).await
+    }
+
+    async fn fail_step(&self, message: FailStep) -> Result<StepFailed, StoreError> {
+        self.ask(|reply| Request::FailStep(Box::new(message), reply)).await
+    }
+
+    async fn resolve_step(&self, message: ResolveStep) -> Result<Resolved, StoreError> {
+        self.ask(|reply| Request::ResolveStep(Box::new(message), reply)).await
+    }
+
+    async fn step_in_transaction(&self, message: StepInTransaction) -> Result<StepCommitted, StoreError> {
+        self.core.step_in_transaction(message).await
     }
 
     async fn complete_in_transaction(
@@ -320,6 +406,6 @@ impl Backend for MysqlBackend {
 
 impl fmt::Debug for MysqlBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MysqlBackend").field("table", &self.shared.table).finish_non_exhaustive()
+        f.debug_struct("MysqlBackend").field("table", &self.shared.server.place.qualified()).finish_non_exhaustive()
     }
 }

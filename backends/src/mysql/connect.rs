@@ -13,6 +13,8 @@ use tracing::warn;
 
 use super::MysqlOpenError;
 use super::table::Bind;
+use crate::Finding;
+use crate::query::Query;
 use crate::sql::Fragment;
 
 /// How long the server may take to answer a new connection.
@@ -54,8 +56,37 @@ impl Settings {
         })
     }
 
-    /// Refuses the settings of an application's pool by which operations would run twice, and warns of those by which they
-    /// would often fail.
+    /// What is changed for each operation, and changed back: an application's own transactions have it.
+    pub(super) fn findings(&self) -> Vec<Finding> {
+        let why = "a transaction of your own in which a claim is completed can't lock its record once a heartbeat has changed it";
+        let mut findings = Vec::new();
+        if self.isolation == "SERIALIZABLE" {
+            let wanted = "REPEATABLE-READ or READ-COMMITTED";
+            findings.push(Finding::new("transaction_isolation", "SERIALIZABLE", wanted, why));
+        }
+        if self.snapshot_isolation.as_deref() == Some("ON") {
+            findings.push(Finding::new("innodb_snapshot_isolation", "ON", "OFF", why));
+        }
+        findings
+    }
+
+    /// Statements before an operation's BEGIN, and what is set back after it, on a pool of the application's: by neither
+    /// setting could an operation lock a record that its own heartbeats have changed.
+    pub(super) fn for_operations(&self) -> (&'static str, &'static str) {
+        const REPEATABLE: &str = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; ";
+        const OFF: &str = "SET @oncekey_snapshot = @@innodb_snapshot_isolation, innodb_snapshot_isolation = OFF; ";
+        const BOTH: &str = "SET @oncekey_snapshot = @@innodb_snapshot_isolation, innodb_snapshot_isolation = OFF; \
+                            SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; ";
+        const BACK: &str = ", innodb_snapshot_isolation = @oncekey_snapshot";
+        match (self.isolation == "SERIALIZABLE", self.snapshot_isolation.as_deref() == Some("ON")) {
+            (false, false) => ("", ""),
+            (true, false) => (REPEATABLE, ""),
+            (false, true) => (OFF, BACK),
+            (true, true) => (BOTH, BACK),
+        }
+    }
+
+    /// Refuses the settings of an application's pool by which operations would run twice.
     pub(super) fn check(&self) -> Result<(), MysqlOpenError> {
         if self.autocommit != "ON" {
             let (found, wanted) = (self.autocommit.clone(), "ON");
@@ -64,22 +95,6 @@ impl Settings {
         if self.isolation == "READ-UNCOMMITTED" {
             let (found, wanted) = (self.isolation.clone(), "REPEATABLE-READ or READ-COMMITTED");
             return Err(MysqlOpenError::Setting { setting: "transaction_isolation", found, wanted });
-        }
-        if self.isolation == "SERIALIZABLE" {
-            warn!(
-                setting = "transaction_isolation",
-                value = self.isolation,
-                "an operation in a transaction locks its record from its beginning, and its lease can't be renewed while \
-                 it runs: use REPEATABLE-READ or READ-COMMITTED"
-            );
-        }
-        if self.snapshot_isolation.as_deref() == Some("ON") {
-            warn!(
-                setting = "innodb_snapshot_isolation",
-                value = "ON",
-                "an operation in a transaction that lasts longer than a third of its lease can't be committed, since its \
-                 record has changed meanwhile: set it to OFF on the pool's connections"
-            );
         }
         Ok(())
     }
@@ -113,8 +128,12 @@ impl Connector {
     /// Reads a URL, with the parameters that `mysql_async` takes and `ssl_ca=PATH`. Where nothing is said of TLS a server on this machine
     /// is spoken to without, and any other only by TLS with a verified certificate.
     pub(super) fn new(url: &str) -> Result<Self, MysqlOpenError> {
-        let (url, roots) = take_roots(url);
-        let options = Opts::from_url(&url).map_err(|_| {
+        let mut query = Query::of(url);
+        let roots = match query.take("ssl_ca") {
+            Some(None) => return Err(MysqlOpenError::Url("a percent sign in ssl_ca stands for no text")),
+            roots => roots.flatten().map(PathBuf::from),
+        };
+        let options = Opts::from_url(&query.rest()).map_err(|_| {
             MysqlOpenError::Url("it has the form mysql://USER:PASSWORD@HOST:PORT/DATABASE?require_ssl=true")
         })?;
         if options.db_name().is_none() {
@@ -130,7 +149,7 @@ impl Connector {
                 Some(asked)
             }
             None if is_local => None,
-            None if url.contains("require_ssl=false") => {
+            None if query.value("require_ssl").as_deref() == Some("false") => {
                 warn!("require_ssl=false: the connection to the MySQL server is not encrypted");
                 None
             }
@@ -177,15 +196,6 @@ impl Connector {
     }
 }
 
-/// Takes `ssl_ca=PATH` off a URL, which the driver does not know.
-fn take_roots(url: &str) -> (String, Option<PathBuf>) {
-    let Some((base, query)) = url.split_once('?') else { return (url.to_owned(), None) };
-    let (roots, rest): (Vec<&str>, Vec<&str>) = query.split('&').partition(|pair| pair.starts_with("ssl_ca="));
-    let mut roots = roots.iter().filter_map(|pair| pair.strip_prefix("ssl_ca="));
-    let url = if rest.is_empty() { base.to_owned() } else { format!("{base}?{}", rest.join("&")) };
-    (url, roots.next_back().map(|path| path.replace("%2F", "/").into()))
-}
-
 fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
@@ -202,5 +212,15 @@ mod tests {
         let verified = tls("mysql://u@db.example/d").unwrap();
         assert!(!verified.skip_domain_validation() && !verified.accept_invalid_certs());
         assert!(matches!(Connector::new("mysql://u:secret@h/"), Err(MysqlOpenError::Url(_))));
+        // What a password, a user or a database says is no parameter.
+        for url in ["mysql://u:require_ssl=false@h/d", "mysql://require_ssl=false@h/d", "mysql://u@h/require_ssl=false"]
+        {
+            assert!(tls(url).is_some(), "{url}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a b.pem");
+        std::fs::write(&path, "").unwrap();
+        let encoded = path.to_str().unwrap().replace(' ', "%20");
+        assert!(Connector::new(&format!("mysql://u@h/d?ssl_ca={encoded}")).is_ok());
     }
 }

@@ -1,41 +1,101 @@
 //! The table's versions.
 
+use diesel::QueryResult;
 use diesel::result::Error;
 use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel_async::{AsyncMysqlConnection, RunQueryDsl, SimpleAsyncConnection as _};
-use tracing::{info, warn};
+use tracing::info;
 
 use super::table::Bind;
 use super::{MysqlOpenError, flush};
 use crate::sql::{Fragment, Name, lock_number};
 
-/// Each is applied once, in this order. `{table}` stands for the table's name, `{flushes}` for that of the table of flushes.
+/// Each is applied once, in this order. `{table}` stands for the table's name, `{flushes}` for that of the table of flushes,
+/// and `{steps}` for that of the table of steps.
 const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/mysql/1_records.sql"),
     flush::TABLE,
     include_str!("../../migrations/mysql/3_withdrawals.sql"),
+    include_str!("../../migrations/mysql/4_steps.sql"),
 ];
 
 /// How long to wait for another process that migrates.
 const LOCK_SECONDS: u32 = 60;
 
-/// The name of a lock on this table: locks are the whole server's, and their names have up to 64 characters.
-pub(super) fn lock_name(purpose: &str, database: &str, table: &Name) -> String {
-    let hash = lock_number(&format!("{database}.{table}"));
-    format!("oncekey_{purpose}_{hash:016x}")
+/// Where the table is: the database of the opening, whatever a session uses later.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    database: String,
+    table: Name,
 }
 
-pub(super) async fn number(connection: &mut AsyncMysqlConnection, text: &str) -> diesel::QueryResult<Option<i64>> {
+impl Place {
+    /// # Errors
+    /// What is wrong with the database that the connection uses.
+    pub(crate) async fn find(connection: &mut AsyncMysqlConnection, table: Name) -> Result<Self, MysqlOpenError> {
+        let failed = |reason: String| MysqlOpenError::Migration { table: table.to_string(), reason };
+        let database = database(connection).await.map_err(|error| failed(error.to_string()))?;
+        if database.is_empty() {
+            return Err(failed("the pool's connections use no database: name one in their URL".to_owned()));
+        }
+        // A statement's parameters are marked by it.
+        if database.contains('?') {
+            return Err(failed("its database's name contains a question mark".to_owned()));
+        }
+        Ok(Self { database, table })
+    }
+
+    /// The quoted name of the table.
+    pub(crate) fn qualified(&self) -> String {
+        self.beside("")
+    }
+
+    /// The quoted name of a table beside it.
+    pub(crate) fn beside(&self, suffix: &str) -> String {
+        format!("`{}`.`{}{suffix}`", self.database.replace('`', "``"), self.table)
+    }
+
+    /// The quoted name of the table by which a flush of the log is awaited.
+    pub(super) fn flushes(&self) -> String {
+        self.beside("_flushes")
+    }
+
+    /// The quoted name of the table of steps.
+    pub(super) fn steps(&self) -> String {
+        self.beside("_steps")
+    }
+
+    fn text_of(&self, migration: &str) -> String {
+        text_of(migration, &self.qualified(), &self.flushes(), &self.steps())
+    }
+
+    /// Whether there is such a table beside it.
+    pub(crate) async fn exists(&self, connection: &mut AsyncMysqlConnection, suffix: &str) -> QueryResult<bool> {
+        let name = format!("{}{suffix}", self.table);
+        let text = "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = ? AND table_name = ?";
+        let binds = [Bind::Bytes(self.database.as_bytes()), Bind::Bytes(name.as_bytes())];
+        let found: i64 = Fragment::<BigInt, _>::new(text, &binds).get_result(connection).await?;
+        Ok(found > 0)
+    }
+
+    /// The name of a lock on this table: locks are the whole server's, and their names have up to 64 characters.
+    fn lock_name(&self) -> String {
+        let hash = lock_number(&format!("{}.{}", self.database, self.table));
+        format!("oncekey_migrate_{hash:016x}")
+    }
+}
+
+pub(super) async fn number(connection: &mut AsyncMysqlConnection, text: &str) -> QueryResult<Option<i64>> {
     Fragment::<Nullable<BigInt>, Bind<'_>>::new(text, &[]).get_result(connection).await
 }
 
-pub(super) async fn database(connection: &mut AsyncMysqlConnection) -> diesel::QueryResult<String> {
+pub(super) async fn database(connection: &mut AsyncMysqlConnection) -> QueryResult<String> {
     let text = "SELECT COALESCE(DATABASE(), '')";
     Fragment::<Text, Bind<'_>>::new(text, &[]).get_result(connection).await
 }
 
 /// Whether the server is a MariaDB whose INSERT can return what it inserted: since 10.5. MySQL's can't.
-pub(super) async fn returns(connection: &mut AsyncMysqlConnection) -> diesel::QueryResult<bool> {
+pub(super) async fn returns(connection: &mut AsyncMysqlConnection) -> QueryResult<bool> {
     let text = "SELECT VERSION()";
     let version: String = Fragment::<Text, Bind<'_>>::new(text, &[]).get_result(connection).await?;
     Ok(can_return(&version))
@@ -52,28 +112,30 @@ fn can_return(version: &str) -> bool {
 /// nine find it. Data definition can't be rolled back here: what was cut short is done again.
 pub(super) async fn bring_up_to_date(
     connection: &mut AsyncMysqlConnection,
-    table: &Name,
-    lock: &str,
+    place: &Place,
     migrate: bool,
 ) -> Result<(), MysqlOpenError> {
     let known = MIGRATIONS.len() as i64;
-    let failed = |error: diesel::result::Error| MysqlOpenError::Migration {
-        table: table.to_string(),
-        reason: error.to_string(),
-    };
-    let mut found = version(connection, table).await.map_err(failed)?;
+    let table = &place.table;
+    let failed = |error: Error| MysqlOpenError::Migration { table: table.to_string(), reason: error.to_string() };
+    let mut found = version(connection, place).await.map_err(failed)?;
     if found < known && migrate {
-        let locked = number(connection, &format!("SELECT GET_LOCK('{lock}', {LOCK_SECONDS})")).await.map_err(failed)?;
-        if locked != Some(1) {
-            return Err(MysqlOpenError::Migration {
-                table: table.to_string(),
-                reason: format!("another process has been at it for {LOCK_SECONDS} seconds"),
-            });
+        let lock = place.lock_name();
+        let locked = match number(connection, &format!("SELECT GET_LOCK('{lock}', {LOCK_SECONDS})")).await {
+            Ok(locked) => locked == Some(1),
+            // Galera and XtraDB Cluster refuse locks by name. Every statement is as good done twice as once.
+            Err(Error::DatabaseError(_, information)) => {
+                info!(reason = information.message(), "migrating without a lock, which the server refuses");
+                false
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let migrated = migrate_from(connection, place).await;
+        if locked {
+            number(connection, &format!("SELECT RELEASE_LOCK('{lock}')")).await.map_err(failed)?;
         }
-        let migrated = migrate_from(connection, table).await;
-        number(connection, &format!("SELECT RELEASE_LOCK('{lock}')")).await.map_err(failed)?;
         migrated.map_err(failed)?;
-        found = version(connection, table).await.map_err(failed)?;
+        found = version(connection, place).await.map_err(failed)?;
     }
     if found > known {
         return Err(MysqlOpenError::NewerSchema { table: table.to_string(), found, known });
@@ -84,65 +146,55 @@ pub(super) async fn bring_up_to_date(
     Ok(())
 }
 
-async fn migrate_from(connection: &mut AsyncMysqlConnection, table: &Name) -> diesel::QueryResult<()> {
-    let versions = format!("CREATE TABLE IF NOT EXISTS `{table}_migrations` (version BIGINT NOT NULL PRIMARY KEY)");
-    connection.batch_execute(&format!("{versions} ENGINE = InnoDB")).await?;
+fn migrations_table(migrations: &str) -> String {
+    format!("CREATE TABLE IF NOT EXISTS {migrations} (version BIGINT NOT NULL PRIMARY KEY) ENGINE = InnoDB")
+}
+
+fn text_of(migration: &str, table: &str, flushes: &str, steps: &str) -> String {
+    migration.replace("{table}", table).replace("{flushes}", flushes).replace("{steps}", steps)
+}
+
+/// All of it as statements, for tables with their default names in the database that is used.
+pub(crate) fn schema_text() -> String {
+    let table = "oncekey_records";
+    let mut text = format!("{};\n", migrations_table(&format!("`{table}_migrations`")));
+    for (number, migration) in MIGRATIONS.iter().enumerate() {
+        let quoted = |suffix: &str| format!("`{table}{suffix}`");
+        let migration = text_of(migration, &quoted(""), &quoted("_flushes"), &quoted("_steps"));
+        text.push_str(&format!("{};\n", migration.trim_end().trim_end_matches(';')));
+        text.push_str(&format!("INSERT INTO `{table}_migrations` VALUES ({});\n", number + 1));
+    }
+    text
+}
+
+async fn migrate_from(connection: &mut AsyncMysqlConnection, place: &Place) -> QueryResult<()> {
+    let migrations = place.beside("_migrations");
+    connection.batch_execute(&migrations_table(&migrations)).await?;
     // Another process may have done it while this one waited.
-    let found = version(connection, table).await?;
+    let found = version(connection, place).await?;
     for (number, migration) in MIGRATIONS.iter().enumerate() {
         let number = number as i64 + 1;
         if number > found {
-            let migration = migration.replace("{table}", &format!("`{table}`"));
-            match connection.batch_execute(&migration.replace("{flushes}", &flushes(table))).await {
+            match connection.batch_execute(&place.text_of(migration)).await {
                 // It was cut short after the statement, which the server does whole or not at all.
                 Err(Error::DatabaseError(_, information))
                     if information.message().starts_with("Duplicate column name") => {}
                 done => done?,
             }
-            connection.batch_execute(&format!("INSERT INTO `{table}_migrations` VALUES ({number})")).await?;
-            info!(%table, version = number, "the table of records was brought up to date");
+            connection.batch_execute(&format!("INSERT IGNORE INTO {migrations} VALUES ({number})")).await?;
+            info!(table = %place.qualified(), version = number, "the table of records was brought up to date");
         }
     }
     Ok(())
 }
 
 /// The version that the table has; 0 if there is none.
-async fn version(connection: &mut AsyncMysqlConnection, table: &Name) -> diesel::QueryResult<i64> {
-    let text = format!(
-        "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = \
-         '{table}_migrations'"
-    );
-    if number(connection, &text).await? == Some(0) {
+async fn version(connection: &mut AsyncMysqlConnection, place: &Place) -> QueryResult<i64> {
+    if !place.exists(connection, "_migrations").await? {
         return Ok(0);
     }
-    let text = format!("SELECT MAX(version) FROM `{table}_migrations`");
+    let text = format!("SELECT MAX(version) FROM {}", place.beside("_migrations"));
     Ok(number(connection, &text).await?.unwrap_or(0))
-}
-
-/// The quoted name of the table by which a flush of the log is awaited.
-pub(super) fn flushes(table: &Name) -> String {
-    format!("`{table}_flushes`")
-}
-
-/// Names the settings by which the server may lose what it has confirmed.
-pub(super) async fn check_durability(connection: &mut AsyncMysqlConnection) -> diesel::QueryResult<()> {
-    let settings = [
-        ("innodb_flush_log_at_trx_commit", "SELECT @@GLOBAL.innodb_flush_log_at_trx_commit"),
-        ("innodb_doublewrite", "SELECT CASE @@GLOBAL.innodb_doublewrite WHEN 'OFF' THEN 0 WHEN '0' THEN 0 ELSE 1 END"),
-        ("sync_binlog", "SELECT CASE WHEN @@GLOBAL.log_bin = 1 THEN @@GLOBAL.sync_binlog ELSE 1 END"),
-    ];
-    for (setting, text) in settings {
-        let value = number(connection, text).await?.unwrap_or(1);
-        if value != 1 {
-            warn!(
-                setting,
-                value,
-                "the MySQL server may lose commits that it has confirmed when it crashes: operations whose outcome was \
-                 answered may run again"
-            );
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -2,11 +2,14 @@
 
 mod backend;
 mod connect;
+mod doctor;
 mod error;
 pub(crate) mod flush;
-mod migration;
+pub(crate) mod migration;
 mod options;
-mod table;
+mod session;
+mod steps;
+pub(crate) mod table;
 
 pub use backend::MysqlBackend;
 pub use error::MysqlOpenError;

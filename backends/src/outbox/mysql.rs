@@ -1,45 +1,142 @@
 //! The outbox in MySQL or MariaDB.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use diesel::QueryResult;
-use diesel::prelude::{ExpressionMethods as _, QueryDsl as _};
-use diesel::sql_types::Bool;
+use diesel::sql_types::{BigInt, Binary};
 use diesel_async::pooled_connection::deadpool::{Object, Pool};
-use diesel_async::{AsyncMysqlConnection, RunQueryDsl, SimpleAsyncConnection as _};
+use diesel_async::{AsyncConnection as _, AsyncMysqlConnection, RunQueryDsl, SimpleAsyncConnection as _};
 use oncekey::consumer::Message;
 
 use super::relay::{Relay, Table};
-use super::turn::takes_turns_by;
-use super::{OutboxError, Posted, failed, oncekey_outbox, posted, row};
+use super::sql::{PARKED, RELAYS, Texts, outbox_by_texts};
+use super::{OutboxError, Parked, Posted, Row, Unfit, failed, oncekey_outbox, parked, posted, row};
 use crate::mysql::flush;
+use crate::mysql::migration::Place;
+use crate::mysql::table::{Bind, NOW};
+use crate::sql::{Fragment, Name, lend_clean};
 
 /// An outbox in MySQL or MariaDB, in the table `oncekey_outbox`. See the [module](super).
 #[derive(Clone)]
 pub struct MysqlOutbox {
     pool: Pool<AsyncMysqlConnection>,
-    shows_too_early: bool,
+    texts: Arc<Texts>,
+    /// The table by which the log's flush is awaited, where a commit is shown before it.
+    flushes: Option<Arc<str>>,
+}
+
+/// Options for [`MysqlOutbox::builder`].
+#[must_use]
+pub struct MysqlOutboxBuilder {
+    pool: Pool<AsyncMysqlConnection>,
+    migrate: bool,
+}
+
+impl MysqlOutboxBuilder {
+    /// Whether [`open`](Self::open) makes the tables; without, they must be there. Default: true.
+    pub fn migrate(mut self, migrate: bool) -> Self {
+        self.migrate = migrate;
+        self
+    }
+
+    /// Looks the tables up in the database that the pool's connections use, and makes those that are missing.
+    ///
+    /// # Cancel safety
+    /// What was not made is made at the next opening.
+    ///
+    /// # Errors
+    /// The server can't be reached, or refuses; the tables are missing and were not to be made.
+    pub async fn open(self) -> Result<MysqlOutbox, OutboxError> {
+        let connection = self.pool.get().await.map_err(failed("connecting"))?;
+        let migrate = self.migrate;
+        let opened = lend_clean(connection, Object::take, async |connection: &mut AsyncMysqlConnection| {
+            let place = Place::find(connection, Name::fixed(TABLE)).await.map_err(failed("looking for the table"))?;
+            bring_up_to_date(connection, &place, migrate).await?;
+            let shows_too_early = flush::shows_too_early(connection).await;
+            Ok((place, shows_too_early.map_err(failed("asking for the server's settings"))?))
+        });
+        let (place, shows_too_early) = opened.await?;
+        let name = |suffix: &str| place.beside(suffix);
+        let texts = Texts::new(name(""), name(PARKED), name(RELAYS), NOW, |text| format!("CAST({text} AS BINARY)"));
+        let flushes = shows_too_early.then(|| name(FLUSHES).into());
+        Ok(MysqlOutbox { pool: self.pool, texts: Arc::new(texts), flushes })
+    }
+}
+
+impl std::fmt::Debug for MysqlOutboxBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MysqlOutboxBuilder").field("migrate", &self.migrate).finish_non_exhaustive()
+    }
+}
+
+const TABLE: &str = "oncekey_outbox";
+const FLUSHES: &str = "_flushes";
+const TABLES: [(&str, &str); 4] = [
+    ("", include_str!("../../migrations/outbox/mysql.sql")),
+    (PARKED, include_str!("../../migrations/outbox/mysql_parked.sql")),
+    (RELAYS, include_str!("../../migrations/outbox/mysql_relays.sql")),
+    (FLUSHES, flush::TABLE),
+];
+
+fn text_of(text: &str, name: &str) -> String {
+    text.replace("{table}", name).replace("{flushes}", name)
+}
+
+/// The tables as statements, in the database that is used.
+pub(crate) fn schema_text() -> String {
+    TABLES.map(|(suffix, text)| text_of(text, &format!("`{TABLE}{suffix}`")).trim_end().to_owned() + ";\n").concat()
+}
+
+async fn bring_up_to_date(
+    connection: &mut AsyncMysqlConnection,
+    place: &Place,
+    migrate: bool,
+) -> Result<(), OutboxError> {
+    for (suffix, text) in TABLES {
+        let is_there = place.exists(connection, suffix).await;
+        if is_there.map_err(failed("looking for the tables"))? {
+            continue;
+        }
+        let table = place.beside(suffix);
+        if !migrate {
+            let reason = format!("the table {table} is missing, and migrations are switched off");
+            return Err(OutboxError { what: "looking for the tables", reason });
+        }
+        let made = connection.batch_execute(&text_of(text, &table)).await;
+        made.map_err(failed("making the tables"))?;
+    }
+    Ok(())
 }
 
 impl MysqlOutbox {
-    /// Makes the table if it is missing, and one by which a flush is awaited (`oncekey_outbox_flushes`): a server without a
-    /// binary log shows messages whose commit a crash can still take back. The pool is the application's, or
-    /// [one of the store's](crate::MysqlBackend::pool_of_its_own); the relay keeps one connection of it.
+    /// Looks the tables up, and makes them if they are missing; one is for flushes (`oncekey_outbox_flushes`): a server
+    /// without a binary log shows messages whose commit a crash can still take back. The pool is the application's, or
+    /// [one of the store's](crate::MysqlBackend::pool_of_its_own); the relay borrows a connection of it for each of its
+    /// statements.
     ///
     /// # Errors
     /// The server can't be reached, or refuses.
     pub async fn open(pool: Pool<AsyncMysqlConnection>) -> Result<Self, OutboxError> {
-        let mut connection = pool.get().await.map_err(failed("connecting"))?;
-        let table = include_str!("../../migrations/outbox/mysql.sql");
-        let made = connection.batch_execute(table).await;
-        made.map_err(failed("making the table"))?;
-        let made = connection.batch_execute(&flush::TABLE.replace("{flushes}", FLUSHES)).await;
-        made.map_err(failed("making the table of flushes"))?;
-        let shows_too_early = flush::shows_too_early(&mut connection).await;
-        let shows_too_early = shows_too_early.map_err(failed("asking for the server's settings"))?;
-        drop(connection);
-        Ok(Self { pool, shows_too_early })
+        Self::builder(pool).open().await
     }
 
-    /// Writes a message by the connection of a transaction: it is published if that commits.
+    /// Options for opening an outbox.
+    ///
+    /// ```no_run
+    /// # async fn example(pool: diesel_async::pooled_connection::deadpool::Pool<diesel_async::AsyncMysqlConnection>)
+    /// # -> Result<(), Box<dyn std::error::Error>> {
+    /// use oncekey_backends::outbox::MysqlOutbox;
+    ///
+    /// let outbox = MysqlOutbox::builder(pool).migrate(false).open().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn builder(pool: Pool<AsyncMysqlConnection>) -> MysqlOutboxBuilder {
+        MysqlOutboxBuilder { pool, migrate: true }
+    }
+
+    /// Writes a message by the connection of a transaction: it is published if that commits. The table is the one of the
+    /// database that the connection uses; [`post`](Self::post) goes by the outbox's own.
     ///
     /// # Errors
     /// The database's; the table is missing if the outbox was never opened.
@@ -48,19 +145,37 @@ impl MysqlOutbox {
         diesel::insert_into(oncekey_outbox::table).values(row).execute(connection).await.map(drop)
     }
 
+    /// Writes a message into this outbox's table, whatever database the transaction's connection uses by now.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn post(&self, connection: &mut AsyncMysqlConnection, topic: &str, message: &Message) -> QueryResult<()> {
+        let headers = super::headers_of(message)?;
+        let binds = [bytes(message.id()), bytes(topic), Bind::Bytes(message.payload()), bytes(&headers)];
+        Fragment::<(), _>::new(&self.texts.post, &binds).execute(connection).await.map(drop)
+    }
+
     /// A relay of what is written here.
     pub fn relay(&self) -> Relay<Self> {
         Relay::new(self.clone())
     }
 
     async fn await_flush(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<()> {
-        if self.shows_too_early { flush::await_flush(connection, FLUSHES).await } else { Ok(()) }
+        match &self.flushes {
+            Some(flushes) => flush::await_flush(connection, flushes).await,
+            None => Ok(()),
+        }
     }
 }
 
-const FLUSHES: &str = "oncekey_outbox_flushes";
+fn bytes(text: &str) -> Bind<'_> {
+    Bind::Bytes(text.as_bytes())
+}
 
-/// Names of locks are the whole server's.
-const LOCK: &str = "GET_LOCK(CONCAT('oncekey_outbox_', MD5(DATABASE())), 0) = 1";
-
-takes_turns_by!(LOCK, MysqlOutbox, AsyncMysqlConnection);
+outbox_by_texts! {
+    outbox: MysqlOutbox,
+    connection: AsyncMysqlConnection,
+    bytes: bytes,
+    number: Bind::BigInt,
+    insert: ("INSERT IGNORE", ""),
+}

@@ -1,37 +1,64 @@
 //! Publishing what is in an outbox.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use oncekey::record::Owner;
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, warn};
 
-use super::{OutboxError, Posted};
+use super::{OutboxError, Posted, Unfit};
 
-/// An outbox's table, as a relay sees it. The three of this module are its implementations.
+/// An outbox's tables, as a relay sees them. The three of this module are its implementations.
 pub trait Table: Send + Sync + 'static {
-    /// The right to publish: one at a time has it, over all processes, and it ends with its process.
+    /// The right to publish: one relay at a time has it, over all processes and machines.
     type Turn: Send + 'static;
 
-    /// Takes the turn; `None` while another has it.
-    fn take_turn(&self) -> impl Future<Output = Result<Option<Self::Turn>, OutboxError>> + Send;
+    /// Takes the turn for `lease`, in the name of `relay`; `None` while another relay has it.
+    fn take_turn(
+        &self,
+        relay: &str,
+        lease: Duration,
+    ) -> impl Future<Output = Result<Option<Self::Turn>, OutboxError>> + Send;
 
-    /// The first messages, in their order.
-    fn first(&self, turn: &mut Self::Turn, limit: i64)
-    -> impl Future<Output = Result<Vec<Posted>, OutboxError>> + Send;
+    /// Has the turn for `lease` from now on; false if another relay has it.
+    fn keep_turn(
+        &self,
+        turn: &mut Self::Turn,
+        relay: &str,
+        lease: Duration,
+    ) -> impl Future<Output = Result<bool, OutboxError>> + Send;
+
+    /// Leaves the turn to the next relay.
+    fn give_turn_up(&self, turn: Self::Turn, relay: &str) -> impl Future<Output = Result<(), OutboxError>> + Send;
+
+    /// The first rows, in their order.
+    fn first(
+        &self,
+        turn: &mut Self::Turn,
+        limit: i64,
+    ) -> impl Future<Output = Result<Vec<Result<Posted, Unfit>>, OutboxError>> + Send;
 
     /// Removes messages that are published.
     fn remove(&self, turn: &mut Self::Turn, numbers: Vec<i64>) -> impl Future<Output = Result<(), OutboxError>> + Send;
+
+    /// Sets a row apart.
+    fn park(&self, turn: &mut Self::Turn, unfit: &Unfit) -> impl Future<Output = Result<(), OutboxError>> + Send;
 }
+
+/// What hears of parked rows.
+type OnParked = Arc<dyn Fn(&Unfit) + Send + Sync>;
 
 /// Publishes what is in an outbox, in order, and at least once.
 ///
-/// Any number of processes may run one; they take turns, and when the one at work dies another goes on. A message that
-/// can't be published holds up those after it, and is tried again, with a growing delay up to some seconds.
+/// Any number of processes may run one; one publishes, and when its machine dies another goes on within the
+/// [lease](Self::lease). A message that can't be published holds up those after it, and is tried again, with a growing delay
+/// up to some seconds, unless [`park_after`](Self::park_after) sets it apart. A row that is no message is parked at once.
 ///
 /// ```no_run
 /// # async fn example(pool: diesel_async::pooled_connection::deadpool::Pool<diesel_async::AsyncPgConnection>)
@@ -49,15 +76,43 @@ pub struct Relay<T> {
     table: T,
     batch: i64,
     poll: Duration,
+    lease: Duration,
+    park_after: Option<u32>,
+    on_parked: Option<OnParked>,
     wake: Arc<Notify>,
+    name: String,
 }
 
 /// The longest pause after an error.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// The turn, and until when it is certainly this relay's.
+struct Held<T> {
+    turn: T,
+    renewed: Instant,
+    until: Instant,
+}
+
+/// The message that could not be published last, and how often in a row.
+#[derive(Default)]
+struct Refused {
+    number: i64,
+    times: u32,
+}
+
 impl<T: Table> Relay<T> {
     pub(super) fn new(table: T) -> Self {
-        Self { table, batch: 100, poll: Duration::from_millis(200), wake: Arc::default() }
+        let name = format!("{:032x}", u128::from_be_bytes(*Owner::random().as_bytes()));
+        Self {
+            table,
+            batch: 100,
+            poll: Duration::from_millis(200),
+            lease: Duration::from_secs(10),
+            park_after: None,
+            on_parked: None,
+            wake: Arc::default(),
+            name,
+        }
     }
 
     /// How many messages are read, and removed once they are published, at a time. Default: 100; at least 1.
@@ -69,6 +124,36 @@ impl<T: Table> Relay<T> {
     /// How long an empty outbox, or one whose turn is another's, is not looked at. Default: 200 ms.
     pub fn poll(mut self, interval: Duration) -> Self {
         self.poll = interval;
+        self
+    }
+
+    /// How long the turn lasts without a renewal, and so how long an outbox stands still when the machine of its relay dies.
+    /// A relay that can't renew its turn stops publishing at its end. Default: 10 s; at least 1 s. It has no meaning for
+    /// SQLite.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = lease.max(Duration::from_secs(1));
+        self
+    }
+
+    /// Parks a message that could not be published this often in a row, so that those after it go on. Without, it is tried
+    /// for as long as the relay runs, which keeps the order. At least 1.
+    pub fn park_after(mut self, tries: u32) -> Self {
+        self.park_after = Some(tries.max(1));
+        self
+    }
+
+    /// Calls `hear` for each row that was parked, beside the warning in the log. It must not block.
+    ///
+    /// ```
+    /// # use oncekey_backends::outbox::SqliteOutbox;
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("shop.db");
+    /// let relay = SqliteOutbox::open(&path)?.relay().on_parked(|row| eprintln!("row {}: {}", row.number, row.reason));
+    /// # let _ = relay;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn on_parked(mut self, hear: impl Fn(&Unfit) + Send + Sync + 'static) -> Self {
+        self.on_parked = Some(Arc::new(hear));
         self
     }
 
@@ -90,7 +175,8 @@ impl<T: Table> Relay<T> {
     /// Publishes until `until` is ready, and gives how many messages it published.
     ///
     /// # Cancel safety
-    /// What was published and not removed yet is published again, by this relay or another.
+    /// What was published and not removed yet is published again, by this relay or another. Another begins when the lease
+    /// of this one is over.
     pub async fn run<E: fmt::Display>(
         self,
         publish: impl AsyncFn(&Posted) -> Result<(), E>,
@@ -98,12 +184,12 @@ impl<T: Table> Relay<T> {
     ) -> u64 {
         let mut published = 0;
         let mut until = pin!(until);
-        let (mut turn, mut errors) = (None, 0_u32);
+        let (mut held, mut refused, mut errors) = (None, Refused::default(), 0_u32);
         loop {
             let relayed = tokio::select! {
                 biased;
-                () = &mut until => return published,
-                relayed = self.relay_batch(&mut turn, &publish, &mut published) => relayed,
+                () = &mut until => break,
+                relayed = self.relay_batch(&mut held, &mut refused, &publish, &mut published) => relayed,
             };
             let pause = match relayed {
                 Ok(true) => {
@@ -120,50 +206,175 @@ impl<T: Table> Relay<T> {
                     (Duration::from_millis(50) * 2_u32.pow(errors)).min(LONGEST_PAUSE)
                 }
             };
+            // A relay that pauses keeps its turn: otherwise another would meet the same message.
+            let pause = if held.is_some() { pause.min(self.lease / 3) } else { pause };
             tokio::select! {
                 biased;
-                () = &mut until => return published,
+                () = &mut until => break,
                 () = sleep(pause) => {}
                 () = self.wake.notified(), if errors == 0 => {}
             }
         }
+        if let Some(held) = held {
+            // Otherwise its lease ends it.
+            let _ = timeout(Duration::from_secs(1), self.table.give_turn_up(held.turn, &self.name)).await;
+        }
+        published
     }
 
     /// Publishes the first messages; whether there may be more.
     async fn relay_batch<E: fmt::Display>(
         &self,
-        turn: &mut Option<T::Turn>,
+        held: &mut Option<Held<T::Turn>>,
+        refused: &mut Refused,
         publish: &impl AsyncFn(&Posted) -> Result<(), E>,
         published: &mut u64,
     ) -> Result<bool, OutboxError> {
-        // Out of its place until the batch is through: after an error, of the connection perhaps, it is taken anew.
-        let mut at_work = match turn.take() {
-            Some(turn) => turn,
-            None => match self.table.take_turn().await? {
-                Some(turn) => turn,
-                None => return Ok(false),
-            },
+        if !self.has_turn(held).await? {
+            return Ok(false);
+        }
+        let relayed = self.relay_held(held, refused, publish, published).await;
+        if relayed.is_err() && held.as_ref().is_some_and(|held| Instant::now() >= held.until) {
+            *held = None;
+        }
+        relayed
+    }
+
+    /// Takes the turn, or renews it where a third of its lease is over.
+    async fn has_turn(&self, held: &mut Option<Held<T::Turn>>) -> Result<bool, OutboxError> {
+        let now = Instant::now();
+        let within = |limit: Duration| sleep_until(now + limit);
+        let Some(mine) = held else {
+            let taken = tokio::select! {
+                taken = self.table.take_turn(&self.name, self.lease) => taken?,
+                () = within(self.lease) => return Err(OutboxError::silent()),
+            };
+            *held = taken.map(|turn| Held { turn, renewed: now, until: now + self.lease });
+            return Ok(held.is_some());
         };
-        let first = self.table.first(&mut at_work, self.batch).await?;
-        let mut done = Vec::with_capacity(first.len());
-        let mut refused = None;
-        for posted in &first {
-            match publish(posted).await {
-                Ok(()) => done.push(posted.number),
-                Err(error) => {
-                    refused = Some(OutboxError { what: "publishing a message", reason: error.to_string() });
-                    break;
+        if now.duration_since(mine.renewed) < self.lease / 3 && now < mine.until {
+            return Ok(true);
+        }
+        let kept = tokio::select! {
+            kept = self.table.keep_turn(&mut mine.turn, &self.name, self.lease) => kept?,
+            () = within(self.lease) => return Err(OutboxError::silent()),
+        };
+        if kept {
+            (mine.renewed, mine.until) = (now, now + self.lease);
+        } else {
+            *held = None;
+        }
+        Ok(kept)
+    }
+
+    async fn relay_held<E: fmt::Display>(
+        &self,
+        held: &mut Option<Held<T::Turn>>,
+        refused: &mut Refused,
+        publish: &impl AsyncFn(&Posted) -> Result<(), E>,
+        published: &mut u64,
+    ) -> Result<bool, OutboxError> {
+        let Some(mine) = held else { return Ok(false) };
+        let first = tokio::select! {
+            first = self.table.first(&mut mine.turn, self.batch) => first?,
+            () = sleep_until(mine.until) => return Err(OutboxError::silent()),
+        };
+        let is_full = first.len() as i64 == self.batch;
+        let (done, failed, unfit) =
+            (RefCell::new(Vec::with_capacity(first.len())), RefCell::new(None), RefCell::new(None));
+        let publishing = async {
+            for row in &first {
+                let posted = match row {
+                    Ok(posted) => posted,
+                    Err(row) => {
+                        // Those before it are removed first, so that none is published twice for it.
+                        *unfit.borrow_mut() = Some(row.clone());
+                        return;
+                    }
+                };
+                match publish(posted).await {
+                    Ok(()) => done.borrow_mut().push(posted.number),
+                    Err(error) => {
+                        *failed.borrow_mut() = Some((posted.number, error.to_string()));
+                        return;
+                    }
                 }
             }
-        }
-        let (count, is_full) = (done.len(), first.len() as i64 == self.batch);
+        };
+        // No message is published in a turn that may be another's.
+        let lost = tokio::select! {
+            biased;
+            () = publishing => None,
+            lost = self.renew(mine) => Some(lost),
+        };
+        let done = done.into_inner();
+        let count = done.len();
         if count > 0 {
-            self.table.remove(&mut at_work, done).await?;
+            // Published is published, whoever has the turn by now.
+            self.table.remove(&mut mine.turn, done).await?;
             *published += count as u64;
             debug!(count, "messages of the outbox were published");
         }
-        *turn = Some(at_work);
-        refused.map_or(Ok(is_full), Err)
+        if let Some(lost) = lost {
+            *held = None;
+            return Err(lost);
+        }
+        if let Some(row) = unfit.into_inner() {
+            self.park(mine, &row).await?;
+            return Ok(true);
+        }
+        let Some((number, reason)) = failed.into_inner() else { return Ok(is_full) };
+        let times = if refused.number == number { refused.times + 1 } else { 1 };
+        *refused = Refused { number, times };
+        if self.park_after.is_some_and(|tries| times >= tries) {
+            self.park(mine, &Unfit { number, reason: format!("it could not be published {times} times: {reason}") })
+                .await?;
+            return Ok(true);
+        }
+        Err(OutboxError { what: "publishing a message", reason })
+    }
+
+    async fn park(&self, mine: &mut Held<T::Turn>, row: &Unfit) -> Result<(), OutboxError> {
+        self.table.park(&mut mine.turn, row).await?;
+        warn!(number = row.number, reason = row.reason, "a message of the outbox was parked");
+        if let Some(hear) = &self.on_parked {
+            hear(row);
+        }
+        Ok(())
+    }
+
+    /// Renews the turn for as long as it is this relay's, and returns when it is not for certain any more.
+    async fn renew(&self, mine: &mut Held<T::Turn>) -> OutboxError {
+        loop {
+            let next = (mine.renewed + self.lease / 3).max(Instant::now());
+            if next >= mine.until {
+                sleep_until(mine.until).await;
+                return OutboxError::silent();
+            }
+            sleep_until(next).await;
+            let now = Instant::now();
+            let kept = tokio::select! {
+                kept = self.table.keep_turn(&mut mine.turn, &self.name, self.lease) => kept,
+                () = sleep_until(mine.until) => return OutboxError::silent(),
+            };
+            match kept {
+                Ok(true) => (mine.renewed, mine.until) = (now, now + self.lease),
+                Ok(false) => {
+                    let reason = "another relay has it".to_owned();
+                    return OutboxError { what: "keeping the turn", reason };
+                }
+                Err(error) => {
+                    warn!(%error, "the relay's turn could not be renewed");
+                    mine.renewed = now;
+                }
+            }
+        }
+    }
+}
+
+impl OutboxError {
+    fn silent() -> Self {
+        Self { what: "keeping the turn", reason: "the database did not answer within the lease".to_owned() }
     }
 }
 

@@ -2,19 +2,80 @@
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Text};
 use oncekey::consumer::Message;
 use tokio::task::spawn_blocking;
 
 use super::relay::{Relay, Table};
-use super::{OutboxError, Posted, failed, oncekey_outbox, posted, row};
+use super::table::as_bytes;
+use super::{OutboxError, Parked, Posted, Unfit, failed, listed, oncekey_outbox, parked, posted, row};
 
 /// An outbox in an SQLite file, in the table `oncekey_outbox`. See the [module](super).
 #[derive(Debug, Clone)]
 pub struct SqliteOutbox {
+    /// Without symbolic links: two names of one file must lead to one lock.
     path: PathBuf,
+}
+
+/// Options for [`SqliteOutbox::builder`].
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct SqliteOutboxBuilder {
+    path: PathBuf,
+    migrate: bool,
+}
+
+impl SqliteOutboxBuilder {
+    /// Whether [`open`](Self::open) makes the tables; without, they must be there. Default: true.
+    pub fn migrate(mut self, migrate: bool) -> Self {
+        self.migrate = migrate;
+        self
+    }
+
+    /// Opens the file. This waits for other processes' locks: call it at start.
+    ///
+    /// # Errors
+    /// The file can't be opened or written to; the tables are missing and were not to be made.
+    pub fn open(self) -> Result<SqliteOutbox, OutboxError> {
+        let mut connection = connect(&self.path)?;
+        let missing = |connection: &mut SqliteConnection| {
+            let text = "SELECT count(*) AS count FROM sqlite_master WHERE type = 'table' AND name = ?";
+            let mut missing = Vec::new();
+            for (name, made) in TABLES {
+                let found: Count = diesel::sql_query(text).bind::<Text, _>(name).get_result(connection)?;
+                if found.count == 0 {
+                    missing.push((name, made));
+                }
+            }
+            QueryResult::Ok(missing)
+        };
+        let found = missing(&mut connection).map_err(failed("looking for the tables"))?;
+        match found.first() {
+            None => {}
+            Some((name, _)) if !self.migrate => {
+                let reason = format!("the table {name} is missing, and migrations are switched off");
+                return Err(OutboxError { what: "looking for the tables", reason });
+            }
+            Some(_) => {
+                let made = connection.immediate_transaction(|connection| {
+                    missing(connection)?.into_iter().try_for_each(|(_, made)| connection.batch_execute(made))
+                });
+                made.map_err(failed("making the tables"))?;
+            }
+        }
+        let path = self.path.canonicalize().map_err(failed("following the path"))?;
+        Ok(SqliteOutbox { path })
+    }
+}
+
+#[derive(QueryableByName)]
+struct Count {
+    #[diesel(sql_type = BigInt)]
+    count: i64,
 }
 
 /// The turn: a lock that the operating system ends with the process.
@@ -32,18 +93,50 @@ impl std::fmt::Debug for OwnConnection {
     }
 }
 
+const TABLES: [(&str, &str); 2] = [
+    ("oncekey_outbox", include_str!("../../migrations/outbox/sqlite.sql")),
+    ("oncekey_outbox_parked", include_str!("../../migrations/outbox/sqlite_parked.sql")),
+];
+
+/// The tables as statements.
+pub(crate) fn schema_text() -> String {
+    TABLES.map(|(_, text)| text.trim_end().to_owned() + ";\n").concat()
+}
+
+fn connect(path: &Path) -> Result<SqliteConnection, OutboxError> {
+    let path = path.to_string_lossy();
+    let mut connection = SqliteConnection::establish(&path).map_err(failed("opening the file"))?;
+    let settings = "PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL";
+    connection.batch_execute(settings).map_err(failed("setting the connection up"))?;
+    Ok(connection)
+}
+
+const PUT_BACK: &str = "INSERT INTO oncekey_outbox (id, message_id, topic, payload, headers) \
+                        SELECT id, message_id, topic, payload, headers FROM oncekey_outbox_parked WHERE id IN";
+
 impl SqliteOutbox {
-    /// Opens the file, and makes the table if it is missing. This waits for other processes' locks: call it at start.
+    /// Opens the file, and makes the tables if they are missing. This waits for other processes' locks: call it at start.
     ///
     /// # Errors
     /// The file can't be opened or written to.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, OutboxError> {
-        let outbox = Self { path: path.as_ref().to_owned() };
-        let mut connection = outbox.connect()?;
-        let table = include_str!("../../migrations/outbox/sqlite.sql");
-        let made = connection.immediate_transaction(|connection| connection.batch_execute(table));
-        made.map_err(failed("making the table"))?;
-        Ok(outbox)
+        Self::builder(path).open()
+    }
+
+    /// Options for opening an outbox.
+    ///
+    /// ```
+    /// use oncekey_backends::outbox::SqliteOutbox;
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("shop.db");
+    /// assert!(SqliteOutbox::builder(&path).migrate(false).open().is_err());
+    /// let outbox = SqliteOutbox::builder(&path).open()?;
+    /// # let _ = outbox;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn builder(path: impl AsRef<Path>) -> SqliteOutboxBuilder {
+        SqliteOutboxBuilder { path: path.as_ref().to_owned(), migrate: true }
     }
 
     /// Writes a message by the connection of a transaction: it is published if that commits.
@@ -54,17 +147,47 @@ impl SqliteOutbox {
         diesel::insert_into(oncekey_outbox::table).values(row(topic, message)?).execute(connection).map(drop)
     }
 
+    /// The rows that were set apart, in their order; up to `limit` of them.
+    ///
+    /// # Errors
+    /// The file can't be read.
+    pub async fn parked(&self, limit: u32) -> Result<Vec<Parked>, OutboxError> {
+        use as_bytes::oncekey_outbox_parked::dsl::{id, message_id, oncekey_outbox_parked, reason, topic};
+
+        let path = self.path.clone();
+        let rows = spawn_blocking(move || {
+            let mut connection = connect(&path)?;
+            oncekey_outbox_parked
+                .select((id, message_id, topic, reason))
+                .order(id)
+                .limit(i64::from(limit))
+                .load(&mut connection)
+                .map_err(failed("reading what is parked"))
+        });
+        Ok(rows.await.map_err(failed("reading what is parked"))??.into_iter().map(parked).collect())
+    }
+
+    /// Puts rows that were set apart back to their places, where the relay meets them again. Numbers that are not parked
+    /// are passed over.
+    ///
+    /// # Errors
+    /// The file can't be written to. Nothing is changed then.
+    pub async fn retry(&self, numbers: Vec<i64>) -> Result<(), OutboxError> {
+        let path = self.path.clone();
+        let done = spawn_blocking(move || {
+            let (mut connection, numbers) = (connect(&path)?, listed(&numbers));
+            let done = connection.immediate_transaction(|tx| {
+                tx.batch_execute(&format!("{PUT_BACK} ({numbers})"))?;
+                tx.batch_execute(&format!("DELETE FROM oncekey_outbox_parked WHERE id IN ({numbers})"))
+            });
+            done.map_err(failed("putting rows back"))
+        });
+        done.await.map_err(failed("putting rows back"))?
+    }
+
     /// A relay of what is written here.
     pub fn relay(&self) -> Relay<Self> {
         Relay::new(self.clone())
-    }
-
-    fn connect(&self) -> Result<SqliteConnection, OutboxError> {
-        let path = self.path.to_string_lossy();
-        let mut connection = SqliteConnection::establish(&path).map_err(failed("opening the file"))?;
-        let settings = "PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL";
-        connection.batch_execute(settings).map_err(failed("setting the connection up"))?;
-        Ok(connection)
     }
 }
 
@@ -88,11 +211,11 @@ async fn on_connection<T: Send + 'static>(
 impl Table for SqliteOutbox {
     type Turn = Turn;
 
-    async fn take_turn(&self) -> Result<Option<Turn>, OutboxError> {
-        let outbox = self.clone();
+    async fn take_turn(&self, _: &str, _: Duration) -> Result<Option<Turn>, OutboxError> {
+        let path = self.path.clone();
         let taken = spawn_blocking(move || {
             // Not the database itself, whose own locks it would get in the way of.
-            let mut beside = outbox.path.clone().into_os_string();
+            let mut beside = path.clone().into_os_string();
             beside.push("-outbox");
             let lock = File::options().create(true).truncate(false).write(true).open(beside);
             let lock = lock.map_err(failed("opening the relays' lock"))?;
@@ -101,23 +224,47 @@ impl Table for SqliteOutbox {
                 Err(TryLockError::WouldBlock) => return Ok(None),
                 Err(TryLockError::Error(error)) => return Err(failed("locking out other relays")(error)),
             }
-            Ok(Some(Turn { connection: Some(OwnConnection(outbox.connect()?)), _lock: lock }))
+            Ok(Some(Turn { connection: Some(OwnConnection(connect(&path)?)), _lock: lock }))
         });
         taken.await.map_err(failed("taking the turn"))?
     }
 
-    async fn first(&self, turn: &mut Turn, limit: i64) -> Result<Vec<Posted>, OutboxError> {
+    /// After a statement that was cut short its connection is gone, and the turn is taken anew.
+    async fn keep_turn(&self, turn: &mut Turn, _: &str, _: Duration) -> Result<bool, OutboxError> {
+        Ok(turn.connection.is_some())
+    }
+
+    async fn give_turn_up(&self, turn: Turn, _: &str) -> Result<(), OutboxError> {
+        drop(turn);
+        Ok(())
+    }
+
+    async fn first(&self, turn: &mut Turn, limit: i64) -> Result<Vec<Result<Posted, Unfit>>, OutboxError> {
         let rows = on_connection(turn, "reading", move |connection| {
-            oncekey_outbox::table.order(oncekey_outbox::id).limit(limit).load(connection)
+            let rows = as_bytes::oncekey_outbox::table.order(as_bytes::oncekey_outbox::id);
+            rows.limit(limit).load(connection)
         });
-        rows.await?.into_iter().map(posted).collect()
+        Ok(rows.await?.into_iter().map(posted).collect())
     }
 
     async fn remove(&self, turn: &mut Turn, numbers: Vec<i64>) -> Result<(), OutboxError> {
         on_connection(turn, "removing what is published", move |connection| {
-            diesel::delete(oncekey_outbox::table.filter(oncekey_outbox::id.eq_any(numbers))).execute(connection)
+            connection.batch_execute(&format!("DELETE FROM oncekey_outbox WHERE id IN ({})", listed(&numbers)))
         })
         .await
-        .map(drop)
+    }
+
+    async fn park(&self, turn: &mut Turn, unfit: &Unfit) -> Result<(), OutboxError> {
+        const SET_APART: &str = "INSERT INTO oncekey_outbox_parked (id, message_id, topic, payload, headers, reason, parked_at) \
+                                 SELECT id, message_id, topic, payload, headers, ?, unixepoch() * 1000 \
+                                 FROM oncekey_outbox WHERE id = ?";
+        let Unfit { number, reason } = unfit.clone();
+        on_connection(turn, "parking a row", move |connection| {
+            connection.immediate_transaction(|tx| {
+                diesel::sql_query(SET_APART).bind::<Text, _>(reason).bind::<BigInt, _>(number).execute(tx)?;
+                tx.batch_execute(&format!("DELETE FROM oncekey_outbox WHERE id = {number}"))
+            })
+        })
+        .await
     }
 }

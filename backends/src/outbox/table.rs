@@ -1,4 +1,4 @@
-//! The table, as Diesel's query language sees it. `backends/migrations/outbox` creates it.
+//! The tables, as Diesel's query language sees them. `backends/migrations/outbox` creates them.
 
 diesel::table! {
     oncekey_outbox (id) {
@@ -7,5 +7,28 @@ diesel::table! {
         topic -> Text,
         payload -> Binary,
         headers -> Text,
+    }
+}
+
+/// Texts are read as bytes, so that a row which is no message keeps no other from being read.
+#[cfg(feature = "sqlite")]
+pub(super) mod as_bytes {
+    diesel::table! {
+        oncekey_outbox (id) {
+            id -> BigInt,
+            message_id -> Binary,
+            topic -> Binary,
+            payload -> Binary,
+            headers -> Binary,
+        }
+    }
+
+    diesel::table! {
+        oncekey_outbox_parked (id) {
+            id -> BigInt,
+            message_id -> Binary,
+            topic -> Binary,
+            reason -> Binary,
+        }
     }
 }

@@ -2,27 +2,32 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use diesel_async::AsyncPgConnection;
-use diesel_async::pooled_connection::deadpool::{Hook, Pool};
+use diesel_async::pooled_connection::deadpool::{Hook, Object, Pool};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
 use futures_util::future::FutureExt as _;
 use oncekey::backend::{
-    Acquire, Acquired, Backend, Changed, Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held,
-    Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Reply, Request,
-    Resolve, Resolved, Stats, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
+    Acquire, Acquired, Backend, BeginStep, Changed, Complete, CompleteInTransaction, CompleteStep, Completed,
+    CompletedInTransaction, FailStep, Held, Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove,
+    Removed, Renew, Renewed, Reply, Request, Resolve, ResolveStep, Resolved, Stats, StepBegun, StepCommitted,
+    StepCompleted, StepFailed, StepInTransaction, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
 };
+use tokio::time::timeout;
 
 use super::connect::Connector;
-use super::migration::{Place, bring_up_to_date, check_durability};
+use super::doctor::examine;
+use super::migration::{Place, bring_up_to_date};
 use super::options::Source;
+use super::pooler::refuse_pooler;
 use super::table::Postgres;
 use super::texts::Texts;
 use super::watch::{Watchers, watch};
 use super::{PostgresBuilder, PostgresOpenError};
-use crate::CompleteInError;
 use crate::ask::by_asking;
-use crate::sql::{BATCHES, Core, try_if_idle};
+use crate::sql::{BATCHES, Core, Name, lend_clean, of_read, try_if_idle};
+use crate::{CompleteInError, Finding, doctor};
 
 /// A store of records in PostgreSQL, by Diesel. No libpq is needed.
 ///
@@ -40,8 +45,8 @@ use crate::sql::{BATCHES, Core, try_if_idle};
 /// another's sake (a deadlock, a serialization failure) it is rolled back and done again, up to five times.
 ///
 /// Other processes' changes are told by LISTEN and NOTIFY, on one more connection for each arbiter on which somebody
-/// waits. A pooler that shares connections by transaction (PgBouncer) passes neither them nor prepared statements: use
-/// it in session mode.
+/// waits. A pooler that shares connections by transaction (PgBouncer) passes neither them nor prepared statements: it is
+/// refused; use it in session mode.
 ///
 /// ```no_run
 /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
@@ -61,6 +66,9 @@ pub struct PostgresBackend {
 
 /// A connection that is at work is not tried each time that it is lent: see `try_if_idle`.
 const UNTRIED: RecyclingMethod<AsyncPgConnection> = RecyclingMethod::Fast;
+
+/// How long an application's pool may take for a second connection.
+const ANOTHER_WITHIN: Duration = Duration::from_secs(1);
 
 /// What all arbiters' sessions are made from.
 struct Shared {
@@ -108,7 +116,7 @@ impl PostgresBackend {
     /// Its connections stay as they are set up. `SET plan_cache_mode = force_custom_plan` is right for them: otherwise a
     /// plan made while the table was empty is kept for a while. Set `lock_timeout` to a second or two: a row that another
     /// session has locked keeps the other rows of its batch waiting for as long. [`open`](PostgresBuilder::open) warns of
-    /// an isolation and of a durability that are not right.
+    /// what is not right, as [`doctor`](Self::doctor) says it.
     ///
     /// ```
     /// use diesel_async::AsyncPgConnection;
@@ -189,20 +197,52 @@ impl PostgresBackend {
         self.core.complete_in(connection, &completion).await
     }
 
+    /// What the server is set to, where that is not what this store wants. [`open`](PostgresBuilder::open) logs the same.
+    ///
+    /// # Errors
+    /// The server can't be asked.
+    ///
+    /// ```no_run
+    /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use oncekey_backends::postgres::PostgresBackend;
+    /// let backend = PostgresBackend::open("postgres://shop@localhost/shop").await?;
+    /// for finding in backend.doctor().await? {
+    ///     println!("{finding}");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub async fn doctor(&self) -> Result<Vec<Finding>, StoreError> {
+        let pool = &self.core.dialect.pool;
+        let connection = pool.get().await.map_err(StoreError::unavailable)?;
+        let (place, owns) = (&self.shared.place, self.shared.connector.is_some());
+        let examine = async |connection: &mut AsyncPgConnection| examine(connection, place, owns).await;
+        lend_clean(connection, Object::take, examine).await.map_err(|error| of_read::<Postgres>(&error))
+    }
+
     pub(super) async fn open_with(options: PostgresBuilder) -> Result<Self, PostgresOpenError> {
-        let place = Place { schema: options.schema, table: options.table };
+        let (schema, table, migrate) = (options.schema, options.table, options.migrate);
         let unreachable = |error: &dyn fmt::Display| PostgresOpenError::Unreachable(error.to_string());
-        let (connector, pool) = match options.source {
+        let owns = matches!(options.source, Source::Url(_));
+        let prepare =
+            async |connection: &mut AsyncPgConnection| prepare(connection, schema, table, migrate, owns).await;
+        let (connector, pool, place) = match options.source {
             Source::Url(url) => {
                 let connector = Connector::new(&url)?;
                 let mut connection = connector.clone().connect().await.map_err(|error| unreachable(&error))?;
-                prepare(&mut connection, &place, options.migrate).await?;
-                (Some(connector.clone()), pool_of(&connector.for_steps(), options.pool_size, UNTRIED))
+                let mut another = connector.clone().connect().await.map_err(|error| unreachable(&error))?;
+                refuse_pooler(&mut connection, &mut another).await?;
+                drop(another);
+                let place = prepare(&mut connection).await?;
+                (Some(connector.clone()), pool_of(&connector.for_steps(), options.pool_size, UNTRIED), place)
             }
             Source::Pool(pool) => {
                 let mut connection = pool.get().await.map_err(|error| unreachable(&error))?;
-                prepare(&mut connection, &place, options.migrate).await?;
-                (None, pool.clone())
+                // A pool of one connection, or one whose others are lent, can't be tried.
+                if let Ok(Ok(mut another)) = timeout(ANOTHER_WITHIN, pool.get()).await {
+                    refuse_pooler(&mut connection, &mut another).await?;
+                }
+                let place = lend_clean(connection, Object::take, prepare).await?;
+                (None, pool.clone(), place)
             }
         };
         let shared = Shared { connector, pool_size: options.pool_size, channel: place.channel(), place };
@@ -215,10 +255,18 @@ impl PostgresBackend {
     }
 }
 
-async fn prepare(connection: &mut AsyncPgConnection, place: &Place, migrate: bool) -> Result<(), PostgresOpenError> {
-    bring_up_to_date(connection, place, migrate).await?;
-    let checked = check_durability(connection).await;
-    checked.map_err(|error| PostgresOpenError::Unreachable(error.to_string()))
+async fn prepare(
+    connection: &mut AsyncPgConnection,
+    schema: Option<Name>,
+    table: Name,
+    migrate: bool,
+    owns: bool,
+) -> Result<Place, PostgresOpenError> {
+    let place = Place::find(connection, schema, table).await?;
+    bring_up_to_date(connection, &place, migrate).await?;
+    let found = examine(connection, &place, owns).await;
+    doctor::log(&found.map_err(|error| PostgresOpenError::Unreachable(error.to_string()))?);
+    Ok(place)
 }
 
 /// A pool that opens its connections when they are asked for. It has no time-outs: every call has the engine's deadline.
@@ -242,7 +290,7 @@ fn pool_of(
 
 impl Shared {
     fn core(&self, pool: Pool<AsyncPgConnection>) -> Core<Postgres> {
-        let texts = Texts::new(&self.place.qualified(), &self.channel, self.place.lock("purge"));
+        let texts = Texts::new(&self.place.qualified(), &self.place.steps(), &self.channel, self.place.lock("purge"));
         Core::new(Postgres { pool, texts, limits_lock_waits: self.connector.is_some() })
     }
 }
@@ -271,6 +319,26 @@ impl Backend for PostgresBackend {
         withdraw: Withdraw -> Withdrawn,
         hold: Hold -> Held,
         resolve: Resolve -> Resolved,
+    }
+
+    async fn begin_step(&self, message: BeginStep) -> Result<StepBegun, StoreError> {
+        self.ask(|reply| Request::BeginStep(Box::new(message), reply)).await
+    }
+
+    async fn complete_step(&self, message: CompleteStep) -> Result<StepCompleted, StoreError> {
+        self.ask(|reply| Request::CompleteStep(Box::new(message), reply)).await
+    }
+
+    async fn fail_step(&self, message: FailStep) -> Result<StepFailed, StoreError> {
+        self.ask(|reply| Request::FailStep(Box::new(message), reply)).await
+    }
+
+    async fn resolve_step(&self, message: ResolveStep) -> Result<Resolved, StoreError> {
+        self.ask(|reply| Request::ResolveStep(Box::new(message), reply)).await
+    }
+
+    async fn step_in_transaction(&self, message: StepInTransaction) -> Result<StepCommitted, StoreError> {
+        self.core.step_in_transaction(message).await
     }
 
     async fn complete_in_transaction(

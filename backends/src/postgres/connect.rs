@@ -18,6 +18,7 @@ use tracing::{debug, warn};
 
 use super::PostgresOpenError;
 use super::error::chain;
+use crate::query::Query;
 
 /// What every connection is set to, whatever the server's, the database's or the role's defaults are.
 ///
@@ -26,17 +27,17 @@ use super::error::chain;
 ///
 /// At another isolation than READ COMMITTED an operation that lasts longer than a heartbeat could never lock its record,
 /// which has changed since its snapshot. With `synchronous_commit = off` a crash takes back outcomes that were answered.
-const SET_UP: &str = "SET plan_cache_mode = force_custom_plan; \
+pub(super) const SET_UP: &str = "SET plan_cache_mode = force_custom_plan; \
                       SET default_transaction_isolation = 'read committed'; \
                       SELECT set_config('synchronous_commit', 'on', false) \
                       WHERE current_setting('synchronous_commit') = 'off'";
 
 /// A row that another session has locked must not keep the other rows of a batch waiting past the store deadline.
-const LIMIT_LOCK_WAITS: &str = "SET lock_timeout = '1s'";
+pub(super) const SET_UP_FOR_STEPS: &str = "SET lock_timeout = '1s'";
 
 /// By which the server finds out that this process is gone, and frees what its statements wait for and hold. Servers before
 /// 14, and some systems, lack the first.
-const NOTICE_THE_END: &str = "SELECT set_config('client_connection_check_interval', '2s', false) FROM pg_settings \
+pub(super) const NOTICE_THE_END: &str = "SELECT set_config('client_connection_check_interval', '2s', false) FROM pg_settings \
                               WHERE name = 'client_connection_check_interval'; \
                               SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3";
 
@@ -62,8 +63,14 @@ impl Connector {
     /// Where nothing is said of TLS a server on this machine is spoken to as it likes, and any other only by TLS with a
     /// verified certificate. `prefer` and `require` are, as everywhere, without verification.
     pub(super) fn new(url: &str) -> Result<Self, PostgresOpenError> {
-        let (url, mode, roots) = take_tls_words(url);
-        let mut config: Config = url.parse().map_err(|_| {
+        // The driver does not know all of their values.
+        let mut query = Query::of(url);
+        let unreadable = PostgresOpenError::Url("a percent sign in its query stands for no text");
+        let (mode, roots) = match (query.take("sslmode"), query.take("sslrootcert")) {
+            (Some(None), _) | (_, Some(None)) => return Err(unreadable),
+            (mode, roots) => (mode.flatten(), roots.flatten()),
+        };
+        let mut config: Config = query.rest().parse().map_err(|_| {
             PostgresOpenError::Url("it has the form postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=verify-full")
         })?;
         if config.get_connect_timeout().is_none() {
@@ -78,7 +85,11 @@ impl Connector {
                 .keepalives_interval(Duration::from_secs(10))
                 .keepalives_retries(3);
         }
-        let is_local = config.get_hosts().iter().all(is_loopback);
+        // Where an address is given, the name is only for the certificate.
+        let is_local = match config.get_hostaddrs() {
+            [] => config.get_hosts().iter().all(is_loopback),
+            addresses => addresses.iter().all(IpAddr::is_loopback),
+        };
         let tls = match mode.as_deref() {
             Some("disable") => {
                 if !is_local {
@@ -133,7 +144,7 @@ impl Connector {
         };
         connection.batch_execute(SET_UP).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
         if self.limits_lock_waits {
-            let limited = connection.batch_execute(LIMIT_LOCK_WAITS).await;
+            let limited = connection.batch_execute(SET_UP_FOR_STEPS).await;
             limited.map_err(ConnectionError::CouldntSetupConfiguration)?;
         }
         if let Err(error) = connection.batch_execute(NOTICE_THE_END).await {
@@ -141,21 +152,6 @@ impl Connector {
         }
         Ok(connection)
     }
-}
-
-/// Takes `sslmode` and `sslrootcert` off a URL: the driver does not know all of their values.
-fn take_tls_words(url: &str) -> (String, Option<String>, Option<String>) {
-    let Some((base, query)) = url.split_once('?') else { return (url.to_owned(), None, None) };
-    let (mut mode, mut roots, mut rest) = (None, None, Vec::new());
-    for pair in query.split('&') {
-        match pair.split_once('=') {
-            Some(("sslmode", value)) => mode = Some(value.to_owned()),
-            Some(("sslrootcert", value)) => roots = Some(value.replace("%2F", "/")),
-            _ => rest.push(pair),
-        }
-    }
-    let url = if rest.is_empty() { base.to_owned() } else { format!("{base}?{}", rest.join("&")) };
-    (url, mode, roots)
 }
 
 fn is_loopback(host: &Host) -> bool {
@@ -259,5 +255,23 @@ mod tests {
         // Or an error, where this machine trusts no certificates.
         assert!(mode("postgres://u@db.example/d").map_or(true, |mode| mode == SslMode::Require));
         assert!(matches!(mode("postgres://u@h/d?sslmode=maybe"), Err(PostgresOpenError::Url(_))));
+        assert!(matches!(mode("postgres://u@h/d?sslmode=%zz"), Err(PostgresOpenError::Url(_))));
+        // What a password says is no parameter, and a name says nothing where an address is given.
+        let refused = |url: &str| mode(url).map_or(true, |mode| mode == SslMode::Require);
+        assert!(refused("postgres://u:a?sslmode=disable@db.example/d"));
+        assert!(refused("postgres:///d?user=u&hostaddr=192.0.2.1"));
+        assert!(refused("postgres://u@localhost/d?hostaddr=192.0.2.1"));
+        assert_eq!(mode("postgres://u@db.example/d?hostaddr=127.0.0.1").unwrap(), SslMode::Disable);
+    }
+
+    #[test]
+    fn the_certificates_path_may_be_any() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a b+c%.pem");
+        std::fs::write(&path, "").unwrap();
+        let encoded = path.to_str().unwrap().replace('%', "%25").replace(' ', "%20");
+        assert!(Connector::new(&format!("postgres://u@h/d?sslrootcert={encoded}")).is_ok());
+        let missing = Connector::new("postgres://u@h/d?sslrootcert=/no%20such.pem");
+        assert!(matches!(missing, Err(PostgresOpenError::Certificates(text)) if text.contains("/no such.pem")));
     }
 }

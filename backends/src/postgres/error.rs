@@ -25,6 +25,12 @@ pub enum PostgresOpenError {
     /// The server can't be reached, or refuses the connection.
     #[error("PostgreSQL can't be reached: {0}")]
     Unreachable(String),
+    /// A pooler shares the server's connections by transaction or by statement.
+    #[error(
+        "a pooler shares PostgreSQL's connections by transaction, where neither a session's settings nor its prepared \
+         statements hold: give this store the server's own address, or a pool in session mode (PgBouncer: pool_mode = session)"
+    )]
+    Pooler,
     /// The table was made by a newer version of this library, which this one would damage.
     #[error("the table {table} has schema version {found}; this library knows versions up to {known}: use a newer one")]
     NewerSchema {

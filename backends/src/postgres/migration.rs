@@ -1,37 +1,104 @@
 //! The table's versions.
 
+use diesel::QueryResult;
 use diesel::sql_types::{BigInt, Bool, Text};
 use diesel_async::{AsyncConnection as _, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection as _};
-use tracing::{info, warn};
+use tracing::info;
 
 use super::PostgresOpenError;
 use super::table::Bind;
 use crate::sql::{Fragment, Name, lock_number};
 
-/// Each is applied once, in this order. `{table}` and `{name}` stand for the table's name, with its schema and without.
+/// Each is applied once, in this order. `{table}` and `{name}` stand for the table's name, with its schema and without;
+/// `{steps}` for that of the table of steps.
 const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/postgres/1_records.sql"),
     include_str!("../../migrations/postgres/2_withdrawals.sql"),
+    include_str!("../../migrations/postgres/3_steps.sql"),
 ];
 
 /// Where the table is.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
-    pub(super) schema: Option<Name>,
-    pub(super) table: Name,
+    schema: String,
+    table: Name,
+}
+
+/// An identifier as it stands in a statement.
+pub(crate) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// The schema in which a table is found now, or else the one in which it would be made. It is looked up once: a session's
+/// search path may change later, by an operation's statement or by the application's.
+///
+/// # Errors
+/// The server's, or that no schema of the search path exists.
+pub(crate) async fn schema_of(connection: &mut AsyncPgConnection, table: &str) -> Result<String, String> {
+    const FOUND: &str = "SELECT coalesce((SELECT n.nspname::text FROM pg_class AS c JOIN pg_namespace AS n \
+                         ON n.oid = c.relnamespace WHERE c.oid = to_regclass(?) AND c.relpersistence <> 't'), \
+                         current_schema()::text, '')";
+    let table = quoted(table);
+    let found: QueryResult<String> =
+        Fragment::<Text, _>::new(FOUND, &[Bind::Text(&table)]).get_result(connection).await;
+    match found {
+        Ok(schema) if schema.is_empty() => {
+            Err("no schema of the connection's search path exists: make one, or name one by `schema`".to_owned())
+        }
+        // A statement's parameters are marked by it.
+        Ok(schema) if schema.contains('?') => Err("its schema's name contains a question mark".to_owned()),
+        Ok(schema) => Ok(schema),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Makes a schema if it is missing; call it inside a transaction. A role that may not make one may own one.
+pub(crate) async fn make_schema(connection: &mut AsyncPgConnection, schema: &str) -> QueryResult<()> {
+    let schema = quoted(schema);
+    let exists: bool = Fragment::<Bool, _>::new("SELECT to_regnamespace(?) IS NOT NULL", &[Bind::Text(&schema)])
+        .get_result(connection)
+        .await?;
+    if exists {
+        return Ok(());
+    }
+    // Of two that make it at once, one would fail: PostgreSQL looks before it waits.
+    let lock = lock_number(&format!("oncekey schema {schema}")).cast_signed();
+    let text = format!("SELECT pg_advisory_xact_lock({lock}); CREATE SCHEMA IF NOT EXISTS {schema}");
+    connection.batch_execute(&text).await
 }
 
 impl Place {
+    /// Looks the table's schema up, unless it is given.
+    pub(super) async fn find(
+        connection: &mut AsyncPgConnection,
+        schema: Option<Name>,
+        table: Name,
+    ) -> Result<Self, PostgresOpenError> {
+        let schema = match schema {
+            Some(schema) => schema.to_string(),
+            None => schema_of(connection, &table.to_string())
+                .await
+                .map_err(|reason| PostgresOpenError::Migration { table: table.to_string(), reason })?,
+        };
+        Ok(Self { schema, table })
+    }
+
     /// The quoted name, with its schema.
     pub(super) fn qualified(&self) -> String {
         self.qualify(&self.table.to_string())
     }
 
+    /// The same of the table of steps.
+    pub(super) fn steps(&self) -> String {
+        self.qualify(&format!("{}_steps", self.table))
+    }
+
+    fn text_of(&self, migration: &str) -> String {
+        text_of(migration, &self.qualified(), &self.table.to_string(), &self.steps())
+    }
+
     fn qualify(&self, name: &str) -> String {
-        match &self.schema {
-            Some(schema) => format!("\"{schema}\".\"{name}\""),
-            None => format!("\"{name}\""),
-        }
+        format!("{}.{}", quoted(&self.schema), quoted(name))
     }
 
     /// The channel of announcements. Another schema's table of the same name may share it: a wake-up too many.
@@ -71,21 +138,37 @@ pub(super) async fn bring_up_to_date(
     Ok(())
 }
 
+fn migrations_table(migrations: &str) -> String {
+    format!("CREATE TABLE IF NOT EXISTS {migrations} (version bigint PRIMARY KEY)")
+}
+
+fn text_of(migration: &str, table: &str, name: &str, steps: &str) -> String {
+    migration.replace("{table}", table).replace("{name}", name).replace("{steps}", steps)
+}
+
+/// All of it as statements, for tables with their default names in the search path.
+pub(crate) fn schema_text() -> String {
+    let name = "oncekey_records";
+    let mut text = format!("{};\n", migrations_table(&format!("{name}_migrations")));
+    for (number, migration) in MIGRATIONS.iter().enumerate() {
+        text.push_str(text_of(migration, name, name, &format!("{name}_steps")).trim_end().trim_end_matches(';'));
+        text.push_str(&format!(";\nINSERT INTO {name}_migrations VALUES ({});\n", number + 1));
+    }
+    text
+}
+
 async fn migrate_from(connection: &mut AsyncPgConnection, place: &Place) -> diesel::QueryResult<()> {
     let lock = format!("SELECT pg_advisory_xact_lock({})", place.lock("migration"));
     connection.batch_execute(&lock).await?;
-    if let Some(schema) = &place.schema {
-        connection.batch_execute(&format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\"")).await?;
-    }
+    make_schema(connection, &place.schema).await?;
     let migrations = place.qualify(&format!("{}_migrations", place.table));
-    connection.batch_execute(&format!("CREATE TABLE IF NOT EXISTS {migrations} (version bigint PRIMARY KEY)")).await?;
+    connection.batch_execute(&migrations_table(&migrations)).await?;
     // Another process may have done it while this one waited.
     let found = version(connection, place).await?;
     for (number, migration) in MIGRATIONS.iter().enumerate() {
         let number = number as i64 + 1;
         if number > found {
-            let text = migration.replace("{table}", &place.qualified()).replace("{name}", &place.table.to_string());
-            connection.batch_execute(&text).await?;
+            connection.batch_execute(&place.text_of(migration)).await?;
             connection.batch_execute(&format!("INSERT INTO {migrations} VALUES ({number})")).await?;
             info!(table = %place.qualified(), version = number, "the table of records was brought up to date");
         }
@@ -104,41 +187,4 @@ async fn version(connection: &mut AsyncPgConnection, place: &Place) -> diesel::Q
     }
     let text = format!("SELECT coalesce(max(version), 0) FROM {migrations}");
     Fragment::<BigInt, Bind<'_>>::new(&text, &[]).get_result(connection).await
-}
-
-/// Names the settings by which the server may lose what it has confirmed.
-pub(super) async fn check_durability(connection: &mut AsyncPgConnection) -> diesel::QueryResult<()> {
-    for (setting, weak) in [("synchronous_commit", "off"), ("fsync", "off"), ("full_page_writes", "off")] {
-        let binds = [Bind::Text(setting)];
-        // The default counts as well: a connection of the application's own has it, and may complete claims.
-        let text = "SELECT CASE WHEN 'off' IN (setting, reset_val) THEN 'off' ELSE setting END FROM pg_settings \
-                    WHERE name = ?";
-        let value: String = Fragment::<Text, _>::new(text, &binds).get_result(connection).await?;
-        if value == weak && setting == "synchronous_commit" {
-            warn!(
-                setting,
-                value,
-                "by its default PostgreSQL may lose commits that it has confirmed when it crashes. The connections that \
-                 this store opens switch it on; on a pool of your own operations whose outcome was answered may run again"
-            );
-        } else if value == weak {
-            warn!(
-                setting,
-                value,
-                "PostgreSQL may lose commits that it has confirmed when it crashes: operations whose outcome was \
-                 answered may run again"
-            );
-        }
-    }
-    let text = "SELECT current_setting('default_transaction_isolation')";
-    let value: String = Fragment::<Text, Bind<'_>>::new(text, &[]).get_result(connection).await?;
-    if matches!(value.as_str(), "repeatable read" | "serializable") {
-        warn!(
-            setting = "default_transaction_isolation",
-            value,
-            "an operation in a transaction that lasts longer than a third of its lease can't be committed, since its record \
-             has changed meanwhile: set it to 'read committed' on the pool's connections"
-        );
-    }
-    Ok(())
 }

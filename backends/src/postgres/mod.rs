@@ -2,10 +2,14 @@
 
 mod backend;
 mod connect;
+mod doctor;
 mod error;
-mod migration;
+pub(crate) mod migration;
 mod options;
-mod table;
+mod pooler;
+mod session;
+mod steps;
+pub(crate) mod table;
 mod texts;
 mod watch;
 

@@ -12,10 +12,11 @@ use diesel_async::{AnsiTransactionManager, AsyncPgConnection, RunQueryDsl};
 use oncekey::backend::StoreError;
 use oncekey::record::StoreTime;
 
+use super::session;
 use super::texts::Texts;
 use crate::sql::{
-    Claimed, Columns, Completion, Dialect, Expected, Failure, FirstClaim, Fragment, Keyed, Part, Row, Written,
-    from_column, time_of,
+    Begun, Claimed, Columns, Completion, Dialect, Expected, Failure, Family, FirstClaim, FirstRun, Fragment, Keyed,
+    Part, Row, StepCompletion, StepRow, Written, from_column, time_of,
 };
 
 type RowTypes = (
@@ -30,13 +31,17 @@ type RowTypes = (
     BigInt,
     Nullable<Binary>,
     Nullable<BigInt>,
+    Nullable<BigInt>,
+    Nullable<BigInt>,
 );
 
 /// A parameter.
-pub(super) enum Bind<'a> {
+pub(crate) enum Bind<'a> {
     Text(&'a str),
     Blob(&'a [u8]),
+    MaybeBlob(Option<&'a [u8]>),
     BigInt(i64),
+    MaybeBigInt(Option<i64>),
     Texts(Vec<&'a str>),
     Blobs(Vec<&'a [u8]>),
     MaybeBlobs(Vec<Option<&'a [u8]>>),
@@ -51,7 +56,9 @@ impl Part<Pg> for Bind<'_> {
         match self {
             Self::Text(value) => out.push_bind_param::<Text, _>(*value),
             Self::Blob(value) => out.push_bind_param::<Binary, _>(*value),
+            Self::MaybeBlob(value) => out.push_bind_param::<Nullable<Binary>, _>(value),
             Self::BigInt(value) => out.push_bind_param::<BigInt, _>(value),
+            Self::MaybeBigInt(value) => out.push_bind_param::<Nullable<BigInt>, _>(value),
             Self::Texts(values) => out.push_bind_param::<Array<Text>, _>(values),
             Self::Blobs(values) => out.push_bind_param::<Array<Binary>, _>(values),
             Self::MaybeBlobs(values) => out.push_bind_param::<Array<Nullable<Binary>>, _>(values),
@@ -72,7 +79,7 @@ pub(super) struct Postgres {
 }
 
 /// What is written of rows, a column each.
-fn columns<'a>(rows: impl Iterator<Item = &'a Columns<'a>> + Clone) -> [Bind<'a>; 11] {
+pub(super) fn columns<'a>(rows: impl Iterator<Item = &'a Columns<'a>> + Clone) -> [Bind<'a>; 11] {
     [
         Bind::Blobs(rows.clone().map(|row| row.fingerprint).collect()),
         Bind::BigInts(rows.clone().map(|row| row.attempt).collect()),
@@ -88,19 +95,24 @@ fn columns<'a>(rows: impl Iterator<Item = &'a Columns<'a>> + Clone) -> [Bind<'a>
     ]
 }
 
-fn expected<'a>(rows: impl Iterator<Item = &'a Expected<'a>> + Clone) -> [Bind<'a>; 5] {
+fn expected<'a>(rows: impl Iterator<Item = &'a Expected<'a>> + Clone) -> [Bind<'a>; 6] {
     [
         Bind::Texts(rows.clone().map(|row| row.key).collect()),
         Bind::Blobs(rows.clone().map(|row| row.owner).collect()),
         Bind::SmallInts(rows.clone().map(|row| row.state).collect()),
         Bind::MaybeBigInts(rows.clone().map(|row| row.lease_until).collect()),
-        Bind::MaybeBlobs(rows.map(|row| row.barrier_owner).collect()),
+        Bind::MaybeBlobs(rows.clone().map(|row| row.barrier_owner).collect()),
+        Bind::MaybeBigInts(rows.map(|row| row.steps_life).collect()),
     ]
 }
 
 impl Postgres {
     /// Runs a statement that gives the keys that it wrote, and announcements.
-    async fn announcing(connection: &mut AsyncPgConnection, text: &str, binds: &[Bind<'_>]) -> QueryResult<Written> {
+    pub(super) async fn announcing(
+        connection: &mut AsyncPgConnection,
+        text: &str,
+        binds: &[Bind<'_>],
+    ) -> QueryResult<Written> {
         let written: Vec<(Vec<u8>, Option<String>)> =
             Fragment::<(Binary, Nullable<Text>), _>::new(text, binds).load(connection).await?;
         Ok(Written::Only(written.into_iter().map(|(key, _)| key).collect()))
@@ -195,7 +207,7 @@ impl Dialect for Postgres {
     }
 
     async fn remove(&self, connection: &mut AsyncPgConnection, key: &str) -> QueryResult<bool> {
-        let removed = Self::announcing(connection, &self.texts.remove, &[Bind::Text(key)]).await?;
+        let removed = Self::announcing(connection, &self.texts.remove, &[Bind::Text(key), Bind::Text(key)]).await?;
         Ok(removed != Written::Only(Vec::new()))
     }
 
@@ -212,9 +224,36 @@ impl Dialect for Postgres {
         Ok((from_column(now), rows.into_iter().map(|(_, key, row)| (key, row)).collect()))
     }
 
-    async fn purge(&self, connection: &mut AsyncPgConnection, limit: usize) -> QueryResult<usize> {
-        let binds = [Bind::BigInt(i64::try_from(limit).unwrap_or(i64::MAX))];
-        Fragment::<(), _>::new(&self.texts.purge, &binds).execute(connection).await
+    async fn purge(&self, connection: &mut AsyncPgConnection, limit: usize) -> QueryResult<(usize, bool)> {
+        let rows = i64::try_from(limit).unwrap_or(i64::MAX);
+        let binds = [Bind::BigInt(rows), Bind::BigInt(rows), Bind::BigInt(rows)];
+        let (removed, more): (i64, bool) =
+            Fragment::<(BigInt, Bool), _>::new(&self.texts.purge, &binds).get_result(connection).await?;
+        Ok((usize::try_from(removed).unwrap_or(0), more && limit > 0))
+    }
+
+    async fn read_steps(
+        &self,
+        connection: &mut AsyncPgConnection,
+        keys: &[&str],
+    ) -> QueryResult<Vec<(Vec<u8>, StepRow)>> {
+        self.steps_of(connection, keys).await
+    }
+
+    async fn put_family(&self, connection: &mut AsyncPgConnection, family: &Family<'_>) -> QueryResult<bool> {
+        self.put(connection, family).await
+    }
+
+    async fn begin_steps(&self, connection: &mut AsyncPgConnection, rows: &[FirstRun<'_>]) -> QueryResult<Vec<Begun>> {
+        self.begin_unseen(connection, rows).await
+    }
+
+    async fn complete_steps(
+        &self,
+        connection: &mut AsyncPgConnection,
+        rows: &[StepCompletion<'_>],
+    ) -> QueryResult<Written> {
+        self.complete_unseen(connection, rows).await
     }
 
     async fn stats(&self, connection: &mut AsyncPgConnection) -> QueryResult<Vec<(i16, i64)>> {
@@ -229,13 +268,22 @@ impl Dialect for Postgres {
     /// prefix of its own. `lock_timeout` goes back to what the connection was opened with by the database's defaults.
     async fn begin(&self, connection: &mut AsyncPgConnection) -> QueryResult<()> {
         let lock_wait = if self.limits_lock_waits { "; SET LOCAL lock_timeout = DEFAULT" } else { "" };
-        let text = format!("BEGIN; SET LOCAL oncekey.begun = 'yes'{lock_wait}");
+        let remember = if self.limits_lock_waits { String::new() } else { session::remember() };
+        let text =
+            format!("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL oncekey.begun = 'yes'{lock_wait}{remember}");
         AnsiTransactionManager::begin_transaction_sql(connection, &text).await
     }
 
     async fn is_as_begun(&self, connection: &mut AsyncPgConnection) -> QueryResult<bool> {
         const IS_SET: &str = "SELECT coalesce(current_setting('oncekey.begun', true), '') = 'yes'";
         Fragment::<Bool, Bind<'_>>::new(IS_SET, &[]).get_result(connection).await
+    }
+
+    async fn clean(&self, connection: &mut AsyncPgConnection) -> QueryResult<bool> {
+        if self.limits_lock_waits {
+            return session::make_new(connection).await.map(|()| true);
+        }
+        session::is_as_remembered(connection).await
     }
 
     /// Outside of a transaction a LOCAL setting ends with its statement.

@@ -10,6 +10,7 @@ use redis::{
 };
 
 use super::RedisOpenError;
+use crate::query::Query;
 
 /// How a store is laid out.
 #[derive(Clone)]
@@ -100,6 +101,22 @@ impl Address {
             }
             _ => Client::open(node.clone()),
         }
+    }
+
+    /// A client of a cluster's node, `HOST:PORT`, by the credentials and the TLS of the URL.
+    pub(super) fn node(&self, name: &str) -> redis::RedisResult<Client> {
+        let (host, port) = name.rsplit_once(':').unwrap_or((name, ""));
+        let (host, port) = (host.to_owned(), port.parse().unwrap_or(0));
+        let Some(known) = self.nodes.first() else {
+            return Err(std::io::Error::other("the URL names no host").into());
+        };
+        let addr = match known.addr() {
+            ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
+                ConnectionAddr::TcpTls { host, port, insecure: *insecure, tls_params: tls_params.clone() }
+            }
+            _ => ConnectionAddr::Tcp(host, port),
+        };
+        self.client(&known.clone().set_addr(addr))
     }
 
     fn tls(&self) -> TlsCertificates {
@@ -206,37 +223,15 @@ fn every(
 fn take_options(rest: &str) -> Result<(Rest, Options), RedisOpenError> {
     const OURS: [&str; 5] = ["accept", "prefix", "sentinel_password", "sentinel_user", "sslrootcert"];
 
-    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let (mut ours, mut others) = (Vec::new(), Vec::new());
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        match pair.split_once('=') {
-            Some((name, value)) if OURS.contains(&name) => ours.push((name.to_owned(), decode(value).ok_or(FORM)?)),
-            _ => others.push(pair),
-        }
-    }
+    let mut query = Query::of(rest);
+    let ours = query.take_all(&OURS).into_iter().map(|(name, value)| Some((name, value?)));
+    let ours = ours.collect::<Option<Vec<_>>>().ok_or(FORM)?;
+    let (place, query) = query.parts();
     let (credentials, place) = match place.rsplit_once('@') {
         Some((credentials, place)) => (format!("{credentials}@"), place),
         None => (String::new(), place),
     };
-    let query = if others.is_empty() { String::new() } else { format!("?{}", others.join("&")) };
     Ok((Rest { credentials, place: place.to_owned(), query }, Options(ours)))
-}
-
-/// Takes percent signs apart.
-fn decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, after)) = rest.split_first() {
-        if byte == b'%' {
-            let digits = std::str::from_utf8(after.get(..2)?).ok()?;
-            bytes.push(u8::from_str_radix(digits, 16).ok()?);
-            rest = &after[2..];
-        } else {
-            bytes.push(byte);
-            rest = after;
-        }
-    }
-    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]

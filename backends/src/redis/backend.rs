@@ -6,18 +6,22 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use oncekey::backend::{
-    Acquire, Acquired, Backend, Changed, Complete, Completed, Held, Hold, List, Lookup, Purge, Purged, RecordView,
-    Release, Released, Remove, Removed, Renew, Renewed, Reply, Request, Resolve, Resolved, Stats, StoreError,
-    StoreStats, Watch, Withdraw, Withdrawn,
+    Acquire, Acquired, Backend, BeginStep, Changed, Complete, CompleteStep, Completed, FailStep, Held, Hold, List,
+    Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Reply, Request, Resolve,
+    ResolveStep, Resolved, Stats, StepBegun, StepCompleted, StepFailed, StoreError, StoreStats, Watch, Withdraw,
+    Withdrawn,
 };
 use tokio::time::timeout;
 
+use super::family_step::WithSteps;
 use super::link::Link;
+use super::options::Accepts;
 use super::settings::check;
 use super::step::{Names, Step};
 use super::watch::{Watchers, watch};
 use super::{RedisBuilder, RedisOpenError, scan};
 use crate::ask::{ask, by_asking};
+use crate::{Finding, doctor};
 
 /// While so many batches are under way on one connection, what comes in gathers into the next.
 const BATCHES: usize = 2;
@@ -28,7 +32,7 @@ const SCAN_LIMIT: Duration = Duration::from_secs(60);
 
 /// A store of records in Redis or Valkey: one server, a master that Sentinel names, or a cluster.
 ///
-/// A record is one key. A first use is two commands, the claim (`SET … NX GET PX`) and the outcome (a script that checks
+/// A record is one key, and its steps, if it has any, are another in the same slot. A first use is two commands, the claim (`SET … NX GET PX`) and the outcome (a script that checks
 /// the owner), and a replay is one. What waits in an arbiter's backend actor goes out as one pipeline over the arbiter's
 /// connection. All times are the server's: a record's time is its key's time to live.
 ///
@@ -54,6 +58,7 @@ pub struct RedisBackend {
     link: Arc<Link>,
     names: Arc<Names>,
     watchers: Arc<Watchers>,
+    accepts: Accepts,
 }
 
 impl RedisBackend {
@@ -104,10 +109,28 @@ impl RedisBackend {
         }
         let prefix = options.prefix.unwrap_or_else(|| "oncekey:".to_owned());
         let channel = format!("{prefix}changed:{}", address.database());
-        let names = Arc::new(Names { prefix, channel });
+        let names = Arc::new(Names { prefix, channel, with_steps: WithSteps::default() });
         let link = Link::new(address, options.limits, options.accepts);
-        check(&link, options.accepts).await?;
-        Ok(Self { link: Arc::new(link), names, watchers: Arc::default() })
+        doctor::log(&check(&link, options.accepts).await?);
+        Ok(Self { link: Arc::new(link), names, watchers: Arc::default(), accepts: options.accepts })
+    }
+
+    /// What the servers are set to, where that is not what this store wants. [`open`](RedisBuilder::open) logs the same.
+    ///
+    /// # Errors
+    /// The servers can't be asked, or are set to what is refused by now.
+    ///
+    /// ```no_run
+    /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use oncekey_backends::redis::RedisBackend;
+    /// let backend = RedisBackend::open("redis://localhost/0").await?;
+    /// for finding in backend.doctor().await? {
+    ///     println!("{finding}");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub async fn doctor(&self) -> Result<Vec<Finding>, RedisOpenError> {
+        check(&self.link, self.accepts).await
     }
 
     /// Takes steps until all of them are answered: each round is one round trip.
@@ -156,7 +179,12 @@ fn too_long() -> StoreError {
 
 impl Backend for RedisBackend {
     fn session(&self) -> Self {
-        Self { link: Arc::new(self.link.another()), names: Arc::clone(&self.names), watchers: Arc::default() }
+        Self {
+            link: Arc::new(self.link.another()),
+            names: Arc::clone(&self.names),
+            watchers: Arc::default(),
+            accepts: self.accepts,
+        }
     }
 
     /// In a cluster a batch waits for its slowest node: others are not held up by it.
@@ -178,6 +206,22 @@ impl Backend for RedisBackend {
         resolve: Resolve -> Resolved,
         lookup: Lookup -> Option<RecordView>,
         remove: Remove -> Removed,
+    }
+
+    async fn begin_step(&self, message: BeginStep) -> Result<StepBegun, StoreError> {
+        self.ask(|reply| Request::BeginStep(Box::new(message), reply)).await
+    }
+
+    async fn complete_step(&self, message: CompleteStep) -> Result<StepCompleted, StoreError> {
+        self.ask(|reply| Request::CompleteStep(Box::new(message), reply)).await
+    }
+
+    async fn fail_step(&self, message: FailStep) -> Result<StepFailed, StoreError> {
+        self.ask(|reply| Request::FailStep(Box::new(message), reply)).await
+    }
+
+    async fn resolve_step(&self, message: ResolveStep) -> Result<Resolved, StoreError> {
+        self.ask(|reply| Request::ResolveStep(Box::new(message), reply)).await
     }
 
     async fn list(&self, message: List) -> Result<Vec<RecordView>, StoreError> {

@@ -1,6 +1,7 @@
 //! An arbiter's connection: opened when it is needed, shared by all that is under way, dropped when it falls silent.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -25,6 +26,10 @@ use super::settings::{setting, vet};
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// A call that is dropped before it was answered says nothing of its connection, unless that was silent for so long.
 const SUSPICIOUS: Duration = Duration::from_millis(200);
+
+/// How long a cluster's connection is kept at least while one of its nodes is silent and others answer. A new one is made
+/// after that: it learns whether the silent node's slots have another home, and all calls wait for it.
+const KEPT_WHILE_OTHERS_ANSWER: Duration = Duration::from_secs(5);
 
 /// A read-only server is one whose place another has taken: the next connection may find that one.
 const DEMOTED: &str = "the server can't be written to";
@@ -57,6 +62,9 @@ pub(super) struct Link {
     accepts: Accepts,
     current: Mutex<Current>,
     clock: Arc<Clock>,
+    /// Whether the store has been opened by this link or before it: it tries again from then on. Until then its opener
+    /// gets the error, and reports it.
+    is_open: AtomicBool,
     /// Held while a connection is made: one tries, and the others wait for what comes of it.
     connecting: tokio::sync::Mutex<Option<Maker>>,
 }
@@ -65,6 +73,7 @@ struct Current {
     connection: Option<Connection>,
     /// Counts connections, so that a call drops none but the one that it used.
     number: u64,
+    made: Instant,
     heard: Instant,
     /// Tries that failed since the last success, and what the last one met.
     failures: u32,
@@ -73,14 +82,17 @@ struct Current {
 
 impl Link {
     pub(super) fn new(address: Address, limits: Limits, accepts: Accepts) -> Self {
-        let current = Current { connection: None, number: 0, heard: Instant::now(), failures: 0, last_failure: None };
+        let now = Instant::now();
+        let current = Current { connection: None, number: 0, made: now, heard: now, failures: 0, last_failure: None };
         let (current, connecting) = (Mutex::new(current), tokio::sync::Mutex::new(None));
-        Self { address, limits, accepts, current, clock: Arc::default(), connecting }
+        Self { address, limits, accepts, current, clock: Arc::default(), is_open: AtomicBool::new(false), connecting }
     }
 
     /// Another link of the same kind, for another arbiter.
     pub(super) fn another(&self) -> Self {
-        Self::new(self.address.clone(), self.limits, self.accepts)
+        let another = Self::new(self.address.clone(), self.limits, self.accepts);
+        another.is_open.store(true, Ordering::Relaxed);
+        another
     }
 
     pub(super) fn limits(&self) -> Limits {
@@ -129,12 +141,14 @@ impl Link {
         match made {
             Ok(connection) => {
                 current.number += 1;
-                (current.failures, current.last_failure, current.heard) = (0, None, Instant::now());
+                (current.failures, current.last_failure) = (0, None);
+                (current.made, current.heard) = (Instant::now(), Instant::now());
                 current.connection = Some(connection.clone());
+                self.is_open.store(true, Ordering::Relaxed);
                 Ok((current.number, connection))
             }
             Err(error) => {
-                if current.failures == 0 {
+                if current.failures == 0 && self.is_open.load(Ordering::Relaxed) {
                     let error = StoreError::from(error.clone());
                     warn!(server = %self.address.name(), %error, "Redis can't be reached; it is tried again and again");
                 }
@@ -300,23 +314,27 @@ impl Link {
     /// One that is silent keeps nobody from the others.
     pub(super) async fn each_node(&self, command: Cmd) -> Result<Vec<(String, Result<Value, String>)>, Failure> {
         let (number, connection) = self.connection().await?;
-        let (connection, nodes) = match connection {
-            Connection::Single(_) => (None, Vec::new()),
+        let nodes = match connection {
+            Connection::Single(_) => Vec::new(),
             Connection::Cluster(mut connection) => {
-                let nodes = self.answered(number, async { cluster::nodes(&mut connection).await }).await?;
-                (Some(connection), nodes)
+                self.answered(number, async { cluster::nodes(&mut connection).await }).await?
             }
         };
         // Some clusters don't name their hosts, and leave it to the driver to know them.
-        let Some(connection) = connection.filter(|_| !nodes.is_empty()) else {
+        if nodes.is_empty() {
             let answers = self.everywhere(command).await?;
             return Ok(answers.into_iter().map(|(server, answer)| (server, Ok(answer))).collect());
-        };
+        }
         let limit = self.limits.response / 2;
         let answers = nodes.into_iter().map(|node| {
-            let (mut connection, command) = (connection.clone(), command.clone());
+            let command = command.clone();
             async move {
-                let answer = match timeout(limit, cluster::ask_node(&mut connection, &node, command)).await {
+                // By a connection of its own: while the driver reaches for a silent node it answers nobody.
+                let asked = async {
+                    let mut connection = open(&self.address.node(&node)?).await?;
+                    connection.send_packed_command(&command).await
+                };
+                let answer = match timeout(limit, asked).await {
                     Ok(answer) => answer.or_else(told).map_err(|error| error.to_string()),
                     Err(_) => Err(format!("no answer within {limit:?}")),
                 };
@@ -355,7 +373,8 @@ impl Link {
 
     /// Waits for an answer for as long as one may take. A connection that failed, or was silent for so long, is dropped.
     async fn answered<T>(&self, number: u64, answer: impl Future<Output = RedisResult<T>>) -> Result<T, Failure> {
-        let mut waiting = Waiting { link: self, number, since: Some(Instant::now()) };
+        let since = Instant::now();
+        let mut waiting = Waiting { link: self, number, since: Some(since) };
         let answered = timeout(self.limits.response, answer).await;
         waiting.since = None;
         match answered {
@@ -375,10 +394,18 @@ impl Link {
             }
             Err(_) => {
                 let why = format!("no answer within {:?}", self.limits.response);
-                self.retire(number, &why);
+                if !self.others_answer(since) {
+                    self.retire(number, &why);
+                }
                 Err(Failure::Silent(why))
             }
         }
+    }
+
+    /// Whether it is one node of a cluster that is silent, and the connection to the others is worth keeping for now.
+    fn others_answer(&self, since: Instant) -> bool {
+        let current = self.current.lock();
+        self.is_cluster() && current.heard > since && current.made.elapsed() < KEPT_WHILE_OTHERS_ANSWER
     }
 
     /// A connection that hears messages. Each server gets the time that one connection may take, so that a silent one does

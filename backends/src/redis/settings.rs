@@ -8,12 +8,19 @@ use super::RedisOpenError;
 use super::error::{Failure, Unfit};
 use super::link::Link;
 use super::options::Accepts;
+use crate::Finding;
 
 /// The first version that has `SET … NX GET`.
 const OLDEST: u32 = 7;
 
 /// Looks at every server that holds records. A cluster's replica is one of them: it may take its primary's place.
-pub(super) async fn check(link: &Link, accepts: Accepts) -> Result<(), RedisOpenError> {
+pub(super) async fn check(link: &Link, accepts: Accepts) -> Result<Vec<Finding>, RedisOpenError> {
+    const KILLED: &str = "when this Redis is killed it forgets what it confirmed, and that runs again \
+                          (accept_weak_persistence, ?accept=weak-persistence, says that this is known)";
+    const FAILED: &str = "when this Redis's machine fails it forgets what it confirmed last, and that runs again \
+                          (accept_weak_persistence, ?accept=weak-persistence, says that this is known)";
+
+    let mut findings = Vec::new();
     for (server, info) in ask(link, redis::cmd("INFO").arg("server").take()).await? {
         // One that does not show its version shows it at the first claim.
         if let Some(found) = text(info).ok().as_deref().and_then(version) {
@@ -25,34 +32,34 @@ pub(super) async fn check(link: &Link, accepts: Accepts) -> Result<(), RedisOpen
     }
     for (server, found) in ask(link, setting("maxmemory-policy")).await? {
         if let Some(policy) = vet(&server, found, accepts)? {
-            warn!(%server, maxmemory_policy = %policy, "Redis may evict records, and what they guard runs again");
+            let why = "Redis may evict records, and what they guard runs again";
+            findings.push(Finding::new("maxmemory-policy", policy, "noeviction", why).at(server));
         }
     }
     if accepts.weak_persistence {
-        return Ok(());
+        return Ok(findings);
     }
+    let mut is_written = Vec::new();
     for (server, found) in ask(link, setting("appendonly")).await? {
-        if value(found).is_ok_and(|found| found != "yes") {
-            warn!(
-                %server, appendonly = "no",
-                "when this Redis is killed it forgets what it confirmed, and that runs again \
-                 (accept_weak_persistence, ?accept=weak-persistence, says that this is known)"
-            );
-            continue;
-        }
-        for (server, found) in ask(link, setting("appendfsync")).await? {
-            if let Ok(found) = value(found)
-                && found != "always"
-            {
-                warn!(
-                    %server, appendfsync = %found,
-                    "when this Redis's machine fails it forgets what it confirmed last, and that runs again \
-                     (accept_weak_persistence, ?accept=weak-persistence, says that this is known)"
-                );
+        match value(found) {
+            Ok(found) if found != "yes" => {
+                findings.push(Finding::new("appendonly", found, "yes", KILLED).at(server));
             }
+            _ => is_written.push(server),
         }
     }
-    Ok(())
+    if is_written.is_empty() {
+        return Ok(findings);
+    }
+    for (server, found) in ask(link, setting("appendfsync")).await? {
+        if let Ok(found) = value(found)
+            && found != "always"
+            && is_written.contains(&server)
+        {
+            findings.push(Finding::new("appendfsync", found, "always", FAILED).at(server));
+        }
+    }
+    Ok(findings)
 }
 
 /// Asks every server. Of one that is silent nothing is known, which is no reason not to use the others; if all are, the

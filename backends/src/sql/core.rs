@@ -1,23 +1,28 @@
 //! The store's side of the protocol, for any dialect.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use diesel::QueryResult;
 use diesel_async::{AnsiTransactionManager, TransactionManager as _};
 use oncekey::Key;
 use oncekey::backend::{
-    Complete, CompleteInTransaction, Completed, CompletedInTransaction, List, Lookup, Purge, Purged, RecordView,
-    Remove, Removed, Reply, Request, Stats, StoreError, StoreStats,
+    Complete, CompleteInTransaction, CompleteStep, Completed, CompletedInTransaction, List, Lookup, Purge, Purged,
+    RecordView, Remove, Removed, Reply, Request, Resolution, Resolve, ResolveStep, Stats, StepCommitted,
+    StepInTransaction, StepResolution, StoreError, StoreStats,
 };
-use oncekey::record::{StoreTime, transition};
+use oncekey::record::{Binding, SealedOutcome, StoreTime, transition};
 use tokio::sync::Semaphore;
+use tracing::warn;
 
 use super::batch::{KeysAreNew, rounds, take_round};
 use super::dialect::{Dialect, Failure, Keyed, Written};
 use super::error::{of_read, of_write};
+use super::family;
 use super::lent::Lent;
 use super::row::Row;
 use super::step::Completion;
+use super::step_row::StepRow;
 use super::transaction;
 use crate::CompleteInError;
 use crate::ask::ask;
@@ -61,7 +66,8 @@ impl<D: Dialect> Core<D> {
         &self,
         request: impl FnOnce(Reply<A>) -> Request,
     ) -> Result<A, StoreError> {
-        ask(request, async |request| {
+        ask(request, async |mut request| {
+            self.fit(&mut request);
             let (_, rounds) = rounds(vec![request]);
             for round in rounds {
                 take_round(&*self.dialect, &self.keys_are_new, round).await;
@@ -71,7 +77,12 @@ impl<D: Dialect> Core<D> {
     }
 
     /// Takes a batch: `other` takes what is no step.
-    pub(crate) async fn execute<Fut: Future<Output = ()>>(&self, batch: Vec<Request>, other: impl Fn(Request) -> Fut) {
+    pub(crate) async fn execute<Fut: Future<Output = ()>>(
+        &self,
+        mut batch: Vec<Request>,
+        other: impl Fn(Request) -> Fut,
+    ) {
+        batch.iter_mut().for_each(|request| self.fit(request));
         // A removal has more to do than its step where the row is no record.
         let (removals, batch): (Vec<_>, Vec<_>) =
             batch.into_iter().partition(|request| matches!(request, Request::Remove(..)));
@@ -85,12 +96,42 @@ impl<D: Dialect> Core<D> {
         futures_util::future::join(taken, futures_util::future::join_all(others.into_iter().map(other))).await;
     }
 
+    /// Replaces an outcome that the server does not take by a tombstone: the key is done all the same.
+    fn fit(&self, request: &mut Request) {
+        let (bound_to, outcome) = match request {
+            Request::Complete(message, _) => (Binding::from(&message.key), &mut message.outcome),
+            Request::Resolve(Resolve { key, with: Resolution::Complete { outcome, .. }, .. }, _) => {
+                (Binding::from(&*key), outcome)
+            }
+            Request::CompleteStep(message, _) => {
+                let CompleteStep { key, life, name, outcome, .. } = &mut **message;
+                (Binding::step(key, *life, name), outcome)
+            }
+            Request::ResolveStep(message, _) => match &mut **message {
+                // An outcome is sealed for a life, so that whoever gives one names it.
+                ResolveStep { key, name, life: Some(life), with: StepResolution::Complete { outcome }, .. } => {
+                    (Binding::step(key, *life, name), outcome)
+                }
+                _ => return,
+            },
+            _ => return,
+        };
+        if let Some(tombstone) = fitting(&*self.dialect, bound_to, outcome) {
+            *outcome = tombstone;
+        }
+    }
+
     pub(crate) async fn complete_in_transaction(
         &self,
         message: CompleteInTransaction,
     ) -> Result<CompletedInTransaction, StoreError> {
-        let _permit = self.transactions.acquire().await.map_err(StoreError::unavailable)?;
-        transaction::complete(&*self.dialect, message).await
+        let permit = Arc::clone(&self.transactions).acquire_owned().await.map_err(StoreError::unavailable)?;
+        transaction::complete(&self.dialect, message, permit).await
+    }
+
+    pub(crate) async fn step_in_transaction(&self, message: StepInTransaction) -> Result<StepCommitted, StoreError> {
+        let permit = Arc::clone(&self.transactions).acquire_owned().await.map_err(StoreError::unavailable)?;
+        transaction::commit_step(&self.dialect, message, permit).await
     }
 
     /// Completes a claim in a transaction that is open on the caller's connection.
@@ -106,13 +147,16 @@ impl<D: Dialect> Core<D> {
         if !self.dialect.is_in_transaction(connection).await? {
             return Err(CompleteInError::TransactionEnded);
         }
+        let fitted = fitting(&*self.dialect, Binding::from(&message.key), &message.outcome);
+        let fitted = fitted.map(|outcome| Complete { outcome, ..message.clone() });
+        let message = fitted.as_ref().unwrap_or(message);
         match self.dialect.complete(connection, &[Completion::of(message)]).await? {
             Written::All => return Ok(()),
             Written::Only(keys) if !keys.is_empty() => return Ok(()),
             Written::Only(_) | Written::Some => {}
         }
         let (now, row) = self.dialect.lock(connection, message.key.as_stored()).await?;
-        let found = row.map(Row::decode).transpose()?;
+        let found = family::with_steps(&*self.dialect, connection, &message.key, row).await??;
         match transition::complete(found.as_ref(), now, message).answer {
             // It was completed before, by the same owner. The caller's commit waits for the flush.
             Completed::Stored => Ok(self.dialect.await_flush(connection).await?),
@@ -124,21 +168,21 @@ impl<D: Dialect> Core<D> {
         let key = message.key.as_stored();
         let read = async |dialect: &D, connection: &mut D::Connection| {
             let read = dialect.read(connection, &[key]).await?;
-            flushed(dialect, connection, read).await
+            completed(dialect, connection, read).await
         };
         let (now, rows) = self.reading(read).await?;
-        let Some((_, row)) = rows.into_iter().next() else { return Ok(None) };
-        Ok(RecordView::of(message.key, row.decode()?, now))
+        let Some((_, row, steps)) = rows.into_iter().next() else { return Ok(None) };
+        Ok(RecordView::of(message.key, row.decode_with(steps)?, now))
     }
 
     pub(crate) async fn list(&self, message: List) -> Result<Vec<RecordView>, StoreError> {
         let after = message.after.as_ref().map_or("", Key::as_stored);
         let list = async |dialect: &D, connection: &mut D::Connection| {
             let list = dialect.list(connection, after, message.limit).await?;
-            flushed(dialect, connection, list).await
+            completed(dialect, connection, list).await
         };
         let (now, rows) = self.reading(list).await?;
-        rows.into_iter().filter_map(|(key, row)| view(&key, row, now).transpose()).collect()
+        rows.into_iter().filter_map(|(key, row, steps)| view(&key, row, steps, now).transpose()).collect()
     }
 
     pub(crate) async fn stats(&self, _: Stats) -> Result<StoreStats, StoreError> {
@@ -159,8 +203,9 @@ impl<D: Dialect> Core<D> {
 
     pub(crate) async fn purge(&self, message: Purge) -> Result<Purged, StoreError> {
         let limit = message.limit;
-        let removed = self.writing(async |dialect, connection| dialect.purge(connection, limit).await).await?;
-        Ok(Purged { removed, more: removed >= limit && limit > 0 })
+        let purged = self.writing(async |dialect, connection| dialect.purge(connection, limit).await).await?;
+        let (removed, more) = purged;
+        Ok(Purged { removed, more })
     }
 
     /// Runs statements that only read, or wait for a flush; again on another connection if this one broke while it lay in
@@ -193,20 +238,47 @@ impl<D: Dialect> Core<D> {
     }
 }
 
-/// What was read, once the outcomes in it are on the disk.
-async fn flushed<D: Dialect>(
+/// A tombstone in place of an outcome that is larger than the server takes.
+pub(crate) fn fitting<D: Dialect>(
     dialect: &D,
-    connection: &mut D::Connection,
-    read: (StoreTime, Vec<Keyed>),
-) -> QueryResult<(StoreTime, Vec<Keyed>)> {
-    if read.1.iter().any(|(_, row)| row.outcome.is_some()) {
-        dialect.await_flush(connection).await?;
+    bound_to: Binding<'_>,
+    outcome: &SealedOutcome,
+) -> Option<SealedOutcome> {
+    let (length, limit) = (outcome.as_stored().len(), dialect.longest_outcome());
+    if length <= limit {
+        return None;
     }
-    Ok(read)
+    warn!(length, limit, "an outcome is larger than the server takes: only that the operation is done is kept");
+    Some(SealedOutcome::tombstone(bound_to))
 }
 
-fn view(key: &[u8], row: Row, now: StoreTime) -> Result<Option<RecordView>, StoreError> {
+/// What was read, with the steps of the records that have some, once the outcomes in it are on the disk.
+async fn completed<D: Dialect>(
+    dialect: &D,
+    connection: &mut D::Connection,
+    (now, rows): (StoreTime, Vec<Keyed>),
+) -> QueryResult<(StoreTime, Vec<(Vec<u8>, Row, Vec<StepRow>)>)> {
+    let with_steps = rows.iter().filter(|(_, row)| row.steps_life.is_some());
+    let keys: Vec<&str> = with_steps.filter_map(|(key, _)| std::str::from_utf8(key).ok()).collect();
+    let steps = if keys.is_empty() { Vec::new() } else { dialect.read_steps(connection, &keys).await? };
+    let tells =
+        rows.iter().any(|(_, row)| row.outcome.is_some()) || steps.iter().any(|(_, step)| step.outcome.is_some());
+    if tells {
+        dialect.await_flush(connection).await?;
+    }
+    let mut of_keys: HashMap<Vec<u8>, Vec<StepRow>> = HashMap::new();
+    for (key, step) in steps {
+        of_keys.entry(key).or_default().push(step);
+    }
+    let rows = rows.into_iter().map(|(key, row)| {
+        let steps = of_keys.remove(&key).unwrap_or_default();
+        (key, row, steps)
+    });
+    Ok((now, rows.collect()))
+}
+
+fn view(key: &[u8], row: Row, steps: Vec<StepRow>, now: StoreTime) -> Result<Option<RecordView>, StoreError> {
     let text = std::str::from_utf8(key).map_err(|_| StoreError::corrupt("a record's key is not UTF-8"))?;
     let key = Key::from_stored(text).map_err(|error| StoreError::corrupt(format!("a record's key: {error}")))?;
-    Ok(RecordView::of(key, row.decode()?, now))
+    Ok(RecordView::of(key, row.decode_with(steps)?, now))
 }

@@ -9,26 +9,32 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use diesel::connection::{Instrumentation, InstrumentationEvent, get_default_instrumentation};
 use diesel::result::Error;
 
-/// Tells whether a statement failed for another transaction's sake. It passes everything on to the application's default
-/// instrumentation, in whose place it stands.
+/// What is asked of each error.
+pub(crate) type Question = fn(&Error) -> bool;
+
+/// Tells whether a statement failed in certain ways, such as for another transaction's sake. It passes everything on to the
+/// application's default instrumentation, in whose place it stands.
 pub(crate) struct Noticing {
-    contended: Arc<AtomicBool>,
-    is_contention: fn(&Error) -> bool,
+    /// Each is set when its question is answered by yes.
+    watched: [(Arc<AtomicBool>, Question); 2],
     default: Option<Box<dyn Instrumentation>>,
 }
 
 impl Noticing {
-    pub(crate) fn new(contended: &Arc<AtomicBool>, is_contention: fn(&Error) -> bool) -> Self {
-        Self { contended: Arc::clone(contended), is_contention, default: get_default_instrumentation() }
+    pub(crate) fn new(watched: [(&Arc<AtomicBool>, Question); 2]) -> Self {
+        let watched = watched.map(|(flag, question)| (Arc::clone(flag), question));
+        Self { watched, default: get_default_instrumentation() }
     }
 }
 
 impl Instrumentation for Noticing {
     fn on_connection_event(&mut self, event: InstrumentationEvent<'_>) {
-        if let InstrumentationEvent::FinishQuery { error: Some(error), .. } = &event
-            && (self.is_contention)(error)
-        {
-            self.contended.store(true, Ordering::Relaxed);
+        if let InstrumentationEvent::FinishQuery { error: Some(error), .. } = &event {
+            for (flag, question) in &self.watched {
+                if question(error) {
+                    flag.store(true, Ordering::Relaxed);
+                }
+            }
         }
         if let Some(default) = &mut self.default {
             default.on_connection_event(event);

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use diesel::connection::{AnsiTransactionManager, TransactionManager as _};
 use diesel::sqlite::SqliteConnection;
 use oncekey::backend::{
-    Acquire, Acquired, Backend, Changed, Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held,
-    Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Reply, Request,
-    Resolve, Resolved, StateView, Stats, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
+    Acquire, Acquired, Backend, BeginStep, Changed, Complete, CompleteInTransaction, CompleteStep, Completed,
+    CompletedInTransaction, FailStep, Held, Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove,
+    Removed, Renew, Renewed, Reply, Request, Resolve, ResolveStep, Resolved, StateView, Stats, StepBegun,
+    StepCommitted, StepCompleted, StepFailed, StepInTransaction, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
 };
 use oncekey::record::transition::{self, Write};
 use tokio::time::timeout;
@@ -17,9 +18,10 @@ use tokio::time::timeout;
 use super::job::Batch;
 use super::registry::{self, Store};
 use super::session::is_in_transaction;
+use super::steps::Outcomes;
 use super::{SqliteBuilder, SqliteOpenError, dispatch, records};
-use crate::CompleteInError;
 use crate::ask::{ask, by_asking};
+use crate::{CompleteInError, Finding, doctor};
 
 /// A store of records in an SQLite file, by Diesel.
 ///
@@ -105,12 +107,29 @@ impl SqliteBackend {
     }
 
     pub(super) fn open_with(options: &SqliteBuilder) -> Result<Self, SqliteOpenError> {
-        Ok(Self { store: registry::open(options)? })
+        let store = registry::open(options)?;
+        doctor::log(&store.examine());
+        Ok(Self { store })
     }
 
     /// The file's absolute path.
     pub fn path(&self) -> &Path {
         &self.store.path
+    }
+
+    /// What the file is like, where that is not what this store wants. [`open`](SqliteBuilder::open) logs the same. It
+    /// reads the file's size and its path.
+    ///
+    /// ```
+    /// use oncekey_backends::SqliteBackend;
+    ///
+    /// let folder = tempfile::tempdir()?;
+    /// let backend = SqliteBackend::open(folder.path().join("keys.db"))?;
+    /// assert!(backend.doctor().is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn doctor(&self) -> Vec<Finding> {
+        self.store.examine()
     }
 
     /// Completes a claim **in the caller's own open transaction** on this file: the outcome is committed with the
@@ -132,10 +151,10 @@ impl SqliteBackend {
         if !is_in_transaction(connection) {
             return Err(CompleteInError::TransactionEnded);
         }
-        let found = records::find(connection, &completion.key)?;
+        let found = records::find(connection, &completion.key, Outcomes::None)?;
         let step = transition::complete(found.as_ref().map(|found| &found.record), self.store.clock.now(), &completion);
         match (step.answer, step.write, found) {
-            (Completed::Stored, Write::Put(record), Some(found)) => Ok(records::update(connection, found.id, &record)?),
+            (Completed::Stored, Write::Put(record), Some(found)) => Ok(records::replace(connection, &found, &record)?),
             // It was completed before, by the same owner.
             (Completed::Stored, ..) => Ok(()),
             (Completed::Lost, ..) => Err(CompleteInError::ClaimLost),
@@ -171,6 +190,11 @@ impl Backend for SqliteBackend {
         withdraw: Withdraw -> Withdrawn,
         hold: Hold -> Held,
         resolve: Resolve -> Resolved,
+        begin_step: BeginStep -> StepBegun,
+        complete_step: CompleteStep -> StepCompleted,
+        fail_step: FailStep -> StepFailed,
+        step_in_transaction: StepInTransaction -> StepCommitted,
+        resolve_step: ResolveStep -> Resolved,
         lookup: Lookup -> Option<RecordView>,
         remove: Remove -> Removed,
         list: List -> Vec<RecordView>,

@@ -3,8 +3,8 @@
 //! Whether a lease has lapsed must not depend on which process asks. A server's database has a clock of its own; SQLite
 //! is a library, and the wall clocks of two processes may differ by an hour: one was set between two readings, or a
 //! process runs under another one (faketime, a container's settings). So the file gets a clock of its own: the
-//! machine's `CLOCK_BOOTTIME`, read from the kernel and not by libc. All processes of the machine share it, nobody can
-//! set it, and it goes on while the machine sleeps. It starts anew with every boot; so the file keeps, for the boot that
+//! machine's `CLOCK_BOOTTIME`, read from the kernel and not by libc, and without the shift of a time namespace. All
+//! processes of the machine share it, nobody can set it, and it goes on while the machine sleeps. It starts anew with every boot; so the file keeps, for the boot that
 //! it was last opened in, an offset to it. The first process to open the file after a boot chooses another offset, so
 //! that the store's time goes on from the wall clock, or from past the latest time that the file can have seen if the wall
 //! clock is behind that. Nobody reads the wall clock again until the next boot.
@@ -16,6 +16,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use diesel::prelude::*;
 use oncekey::record::StoreTime;
 
+use super::boot::{since_boot_ms, this_boot};
 use super::schema::oncekey_clock::dsl::{boot_id, id, latest_ms, offset_ms, oncekey_clock};
 
 /// How often, by itself, a writer notes how far the store's time has come. So the time that the file has seen is later than
@@ -120,27 +121,6 @@ fn wall_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
-#[cfg(target_os = "linux")]
-fn this_boot() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|boot| boot.trim().to_owned()).unwrap_or_default()
-}
-
-#[cfg(target_os = "linux")]
-fn since_boot_ms() -> i64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    now.tv_sec.saturating_mul(1_000).saturating_add(now.tv_nsec / 1_000_000)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn this_boot() -> String {
-    String::new()
-}
-
-#[cfg(not(target_os = "linux"))]
-fn since_boot_ms() -> i64 {
-    0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,7 +128,7 @@ mod tests {
 
     fn fresh() -> SqliteConnection {
         let mut connection = SqliteConnection::establish(":memory:").unwrap();
-        migration::bring_up_to_date(&mut connection).unwrap();
+        migration::bring_up_to_date(&mut connection, true).unwrap();
         connection
     }
 

@@ -1,6 +1,7 @@
 //! Connections to the file, and the settings that each must have.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,9 +10,11 @@ use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::result::ConnectionError;
 use diesel::sql_types::Text;
+use oncekey::backend::StoreError;
 
 use super::clock::{Clock, Machine};
 use super::error::{Kind, at_open, kind};
+use super::identity::Identity;
 use super::migration::{self, NotMigrated};
 use super::session::Session;
 use super::{SqliteBuilder, SqliteOpenError, Synchronous};
@@ -23,6 +26,9 @@ pub(super) struct Opener {
     url: String,
     busy_timeout: Duration,
     synchronous: Synchronous,
+    migrate: bool,
+    /// `None` until the file is open.
+    pub(super) identity: Option<Arc<Identity>>,
 }
 
 impl Opener {
@@ -31,7 +37,13 @@ impl Opener {
         let Some(url) = path.to_str().map(str::to_owned) else {
             return Err(SqliteOpenError::NotUtf8 { path });
         };
-        Ok(Self { path, url, busy_timeout: options.busy_timeout, synchronous: options.synchronous })
+        let SqliteBuilder { busy_timeout, synchronous, migrate, .. } = *options;
+        Ok(Self { path, url, busy_timeout, synchronous, migrate, identity: None })
+    }
+
+    /// Whether the file is still where it was opened; looked for at most once a second.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        self.identity.as_ref().map_or(Ok(()), |identity| identity.check())
     }
 
     /// A connection that writes, on tables that are up to date.
@@ -47,13 +59,16 @@ impl Opener {
         connection.batch_execute(&settings).map_err(|error| self.failed(&error))?;
         let clock = connection
             .immediate_transaction(|connection| {
-                migration::bring_up_to_date(connection)?;
+                migration::bring_up_to_date(connection, self.migrate)?;
                 // Read under the lock: of two processes the later one must not anchor by an earlier time.
                 Ok::<_, NotMigrated>(Clock::anchor(connection, &Machine::now())?)
             })
             .map_err(|error| match error {
                 NotMigrated::Newer { found, known } => {
                     SqliteOpenError::NewerSchema { path: self.path.clone(), found, known }
+                }
+                NotMigrated::Older { found, known } => {
+                    SqliteOpenError::NotMigrated { path: self.path.clone(), found, known }
                 }
                 NotMigrated::Failed(reason) => SqliteOpenError::Migration { path: self.path.clone(), reason },
                 NotMigrated::NoBootId => SqliteOpenError::NoBootId { path: self.path.clone() },
@@ -70,6 +85,8 @@ impl Opener {
     }
 
     fn connect(&self) -> Result<SqliteConnection, SqliteOpenError> {
+        // Before it is opened: SQLite would make a new file where there is none.
+        self.check_now()?;
         let mut connection = SqliteConnection::establish(&self.url).map_err(|error| match error {
             ConnectionError::CouldntSetupConfiguration(error) => self.failed(&error),
             other => SqliteOpenError::Unopenable { path: self.path.clone(), reason: other.to_string() },
@@ -77,7 +94,16 @@ impl Opener {
         let millis = i32::try_from(self.busy_timeout.as_millis()).unwrap_or(i32::MAX);
         let busy_timeout = format!("PRAGMA busy_timeout = {millis}");
         connection.batch_execute(&busy_timeout).map_err(|error| self.failed(&error))?;
+        // And after it: it may have been replaced in between.
+        self.check_now()?;
         Ok(connection)
+    }
+
+    fn check_now(&self) -> Result<(), SqliteOpenError> {
+        let Some(identity) = &self.identity else { return Ok(()) };
+        identity
+            .check_now()
+            .map_err(|error| SqliteOpenError::Replaced { path: self.path.clone(), reason: error.to_string() })
     }
 
     /// SQLite does not wait by itself for the lock that the change of mode takes: of processes that open a fresh file

@@ -4,14 +4,17 @@ use std::collections::HashSet;
 
 use crossbeam_channel::{Sender, TrySendError};
 use oncekey::backend::{
-    Changed, CompletedInTransaction, Purge, Purged, RecordView, Remove, Removed, Reply, Request, Stats, StoreError,
+    Changed, CompletedInTransaction, Purge, Purged, RecordView, Remove, Removed, Reply, Request, Stats, StepCommitted,
+    StoreError,
 };
 use oncekey::record::transition;
 use oncekey::{Key, KeyHasher};
 
 use super::job::{Batch, Job};
+use super::records::Found;
 use super::registry::Store;
 use super::session::Session;
+use super::steps::Outcomes;
 use super::{records, transaction};
 
 /// Puts steps into their threads' queues, in order for each key: a look-up of a key that is written before it goes to
@@ -22,7 +25,10 @@ pub(super) fn queue_all(store: &Store, requests: Vec<Request>, batch: &mut Batch
     for request in requests {
         match request {
             Request::Lookup(message, reply) if written.contains(&message.key) => {
-                write(store, batch, reply, move |session| lookup(session, &message.key));
+                write(store, batch, reply, move |session| {
+                    let found = records::find(&mut session.connection, &message.key, Outcomes::All)?;
+                    Ok(view(session, &message.key, found))
+                });
             }
             request => {
                 if has_lookups {
@@ -45,6 +51,11 @@ fn written_key(request: &Request) -> Option<&Key> {
         Request::Hold(message, _) => Some(&message.key),
         Request::Resolve(message, _) => Some(&message.key),
         Request::Remove(message, _) => Some(&message.key),
+        Request::BeginStep(message, _) => Some(&message.key),
+        Request::CompleteStep(message, _) => Some(&message.key),
+        Request::FailStep(message, _) => Some(&message.key),
+        Request::StepInTransaction(message, _) => Some(&message.step.key),
+        Request::ResolveStep(message, _) => Some(&message.key),
         Request::Purge(..) | Request::Lookup(..) | Request::List(..) | Request::Stats(..) | Request::Watch(..) => None,
     }
 }
@@ -53,37 +64,58 @@ fn written_key(request: &Request) -> Option<&Key> {
 pub(super) fn queue(store: &Store, request: Request, batch: &mut Batch) {
     match request {
         Request::Acquire(message, reply) => write(store, batch, reply, move |session| {
-            session.step(&message.key, |found, now| transition::acquire(found, now, &message))
+            session.step(&message.key, Outcomes::All, |found, now| transition::acquire(found, now, &message))
         }),
         Request::Renew(message, reply) => write(store, batch, reply, move |session| {
-            session.step(&message.key, |found, now| transition::renew(found, now, &message))
+            session.step(&message.key, Outcomes::None, |found, now| transition::renew(found, now, &message))
         }),
         Request::Complete(message, reply) => write(store, batch, reply, move |session| {
-            session.step(&message.key, |found, now| transition::complete(found, now, &message))
+            session.step(&message.key, Outcomes::None, |found, now| transition::complete(found, now, &message))
         }),
         Request::Release(message, reply) => write(store, batch, reply, move |session| {
-            session.step(&message.key, |found, now| transition::release(found, now, &message))
+            session.step(&message.key, Outcomes::None, |found, now| transition::release(found, now, &message))
         }),
         Request::Withdraw(message, reply) => write(store, batch, reply, move |session| {
-            session.step(&message.key, |found, now| transition::withdraw(found, now, &message))
+            session.step(&message.key, Outcomes::None, |found, now| transition::withdraw(found, now, &message))
         }),
         Request::Hold(message, reply) => write(store, batch, reply, move |session| {
-            session.step(&message.key, |found, now| transition::hold(found, now, &message))
+            session.step(&message.key, Outcomes::None, |found, now| transition::hold(found, now, &message))
         }),
         Request::Resolve(message, reply) => write(store, batch, reply, move |session| {
-            session.step(&message.key, |found, now| transition::resolve(found, now, &message))
+            session.step(&message.key, Outcomes::None, |found, now| transition::resolve(found, now, &message))
         }),
         Request::Remove(message, reply) => write(store, batch, reply, move |session| remove(session, &message)),
+        Request::BeginStep(message, reply) => write(store, batch, reply, move |session| {
+            session.step(&message.key, Outcomes::Of(&message.name), |found, now| {
+                transition::begin_step(found, now, &message)
+            })
+        }),
+        Request::CompleteStep(message, reply) => write(store, batch, reply, move |session| {
+            session.step(&message.key, Outcomes::Of(&message.name), |found, now| {
+                transition::complete_step(found, now, &message)
+            })
+        }),
+        Request::FailStep(message, reply) => write(store, batch, reply, move |session| {
+            session.step(&message.key, Outcomes::Of(&message.name), |found, now| {
+                transition::fail_step(found, now, &message)
+            })
+        }),
+        Request::ResolveStep(message, reply) => write(store, batch, reply, move |session| {
+            session.step(&message.key, Outcomes::Of(&message.name), |found, now| {
+                transition::resolve_step(found, now, &message)
+            })
+        }),
+        Request::StepInTransaction(message, reply) => {
+            operate(store, batch, reply, StepCommitted::RolledBack, *message, transaction::commit_step);
+        }
         Request::Purge(message, reply) => write(store, batch, reply, move |session| purge(session, message)),
         Request::CompleteInTransaction(message, reply) => {
-            let mut message = Some(message);
-            let job = batch.job(reply, Some(CompletedInTransaction::RolledBack), move |session| match message.take() {
-                Some(message) => transaction::complete(session, message),
-                None => Err(StoreError::unavailable("the operation has been run before")),
-            });
-            send(&store.writes, job);
+            operate(store, batch, reply, CompletedInTransaction::RolledBack, message, transaction::complete);
         }
-        Request::Lookup(message, reply) => read(store, batch, reply, move |session| lookup(session, &message.key)),
+        Request::Lookup(message, reply) => read(store, batch, reply, move |session| {
+            let found = records::read(&mut session.connection, &message.key)?;
+            Ok(view(session, &message.key, found))
+        }),
         Request::List(message, reply) => read(store, batch, reply, move |session| {
             let after = message.after.as_ref().map_or("", Key::as_stored);
             let now = session.now();
@@ -113,6 +145,23 @@ fn read<Answer: Send + 'static>(
     send(&store.reads, batch.job(reply, None, take));
 }
 
+/// A message with a user's operation, which runs once.
+fn operate<Message: Send + 'static, Answer: Send + 'static>(
+    store: &Store,
+    batch: &mut Batch,
+    reply: Reply<Answer>,
+    when_refused: Answer,
+    message: Message,
+    take: fn(&mut Session, Message) -> Result<Answer, StoreError>,
+) {
+    let mut message = Some(message);
+    let job = batch.job(reply, Some(when_refused), move |session| match message.take() {
+        Some(message) => take(session, message),
+        None => Err(StoreError::unavailable("the operation has been run before")),
+    });
+    send(&store.writes, job);
+}
+
 /// Only tries: this runs on arbiters, which must not block.
 fn send(queue: &Sender<Box<dyn Job>>, job: Box<dyn Job>) {
     match queue.try_send(job) {
@@ -129,7 +178,8 @@ fn send(queue: &Sender<Box<dyn Job>>, job: Box<dyn Job>) {
 /// A row that is no record goes as a whole. The barrier and the token that are lost with it are not missed: what is
 /// withdrawn comes through this one writer before its withdrawal or never, and the next token follows the file's clock.
 fn remove(session: &mut Session, message: &Remove) -> Result<Removed, StoreError> {
-    match session.step(&message.key, |found, now| transition::remove(found, now, message)) {
+    let removed = session.step(&message.key, Outcomes::None, |found, now| transition::remove(found, now, message));
+    match removed {
         Err(StoreError::Corrupt(_)) => {}
         answer => return answer,
     }
@@ -143,11 +193,9 @@ fn remove(session: &mut Session, message: &Remove) -> Result<Removed, StoreError
 
 fn purge(session: &mut Session, message: Purge) -> Result<Purged, StoreError> {
     let now = session.now();
-    let removed = records::purge(&mut session.connection, message.limit, now)?;
-    Ok(Purged { removed, more: removed == message.limit })
+    records::purge(&mut session.connection, message.limit, now)
 }
 
-fn lookup(session: &mut Session, key: &Key) -> Result<Option<RecordView>, StoreError> {
-    let found = records::find(&mut session.connection, key)?;
-    Ok(found.and_then(|found| RecordView::of(key.clone(), found.record, session.now())))
+fn view(session: &Session, key: &Key, found: Option<Found>) -> Option<RecordView> {
+    found.and_then(|found| RecordView::of(key.clone(), found.record, session.now()))
 }

@@ -91,6 +91,18 @@ pub enum SqliteOpenError {
         /// The newest version known here.
         known: String,
     },
+    /// The tables are missing or of an older version, and were not to be made.
+    #[error(
+        "the tables in {} have schema version {found} of {known}, and migrations are switched off", path.display()
+    )]
+    NotMigrated {
+        /// The file.
+        path: PathBuf,
+        /// The version that the file has.
+        found: String,
+        /// The version that is needed.
+        known: String,
+    },
     /// The tables could not be made or brought up to date. Nothing was changed.
     #[error("the tables in {} could not be brought up to date: {reason}", path.display())]
     Migration {
@@ -110,9 +122,25 @@ pub enum SqliteOpenError {
         /// The file.
         path: PathBuf,
     },
+    /// The file was moved or replaced while it was open, and is not opened anew.
+    #[error("the file {} is not the one that was opened: {reason}", path.display())]
+    Replaced {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        reason: String,
+    },
     /// A thread could not be started.
     #[error("a thread for the store could not be started: {0}")]
     Thread(#[source] io::Error),
+}
+
+/// Why a connection that is opened again could not be: no step was taken.
+pub(super) fn not_opened(error: &SqliteOpenError) -> StoreError {
+    match error {
+        SqliteOpenError::Replaced { reason, .. } => StoreError::Replaced(reason.clone()),
+        error => StoreError::unavailable(error),
+    }
 }
 
 /// The kinds of SQLite's errors that call for different answers.

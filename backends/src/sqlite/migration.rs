@@ -24,6 +24,11 @@ pub(super) enum NotMigrated {
         found: String,
         known: String,
     },
+    /// They are missing or older, and were not to be made.
+    Older {
+        found: String,
+        known: String,
+    },
     Failed(String),
     Sqlite(diesel::result::Error),
     /// The tables are up to date, and the file's clock can't be read.
@@ -46,26 +51,62 @@ impl From<diesel::result::Error> for NotMigrated {
 }
 
 /// Applies what has not been applied; call it inside a write transaction.
-pub(super) fn bring_up_to_date(connection: &mut SqliteConnection) -> Result<(), NotMigrated> {
+pub(super) fn bring_up_to_date(connection: &mut SqliteConnection, migrate: bool) -> Result<(), NotMigrated> {
     let failed = |error: &dyn fmt::Display| NotMigrated::Failed(error.to_string());
     let mut known: Vec<Box<dyn Migration<Sqlite>>> = MIGRATIONS.migrations().map_err(|error| failed(&error))?;
     known.sort_unstable_by(|a, b| a.name().version().cmp(&b.name().version()));
     let version_of = |migration: &dyn Migration<Sqlite>| migration.name().version().to_string();
     let newest = known.last().map(|migration| version_of(migration.as_ref())).unwrap_or_default();
 
-    connection.batch_execute(
-        "CREATE TABLE IF NOT EXISTS oncekey_migrations (version TEXT PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID",
-    )?;
+    if migrate {
+        connection.batch_execute(
+            "CREATE TABLE IF NOT EXISTS oncekey_migrations (version TEXT PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID",
+        )?;
+    } else if !has_table(connection)? {
+        return Err(NotMigrated::Older { found: "none".to_owned(), known: newest });
+    }
     let applied: Vec<String> = oncekey_migrations.select(version).order(version).load(connection)?;
     if let Some(found) = applied.last().filter(|last| **last > newest) {
         return Err(NotMigrated::Newer { found: found.clone(), known: newest });
     }
     for migration in known {
         let this = version_of(migration.as_ref());
-        if !applied.contains(&this) {
-            migration.run(connection).map_err(|error| failed(&error))?;
-            diesel::insert_into(oncekey_migrations).values(version.eq(this)).execute(connection)?;
+        if applied.contains(&this) {
+            continue;
         }
+        if !migrate {
+            let found = applied.last().cloned().unwrap_or_else(|| "none".to_owned());
+            return Err(NotMigrated::Older { found, known: newest });
+        }
+        migration.run(connection).map_err(|error| failed(&error))?;
+        diesel::insert_into(oncekey_migrations).values(version.eq(this)).execute(connection)?;
     }
     Ok(())
+}
+
+fn has_table(connection: &mut SqliteConnection) -> QueryResult<bool> {
+    let found = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'oncekey_migrations'";
+    Ok(texts(connection, &format!("SELECT CAST(({found}) AS TEXT) AS text"))? == ["1"])
+}
+
+#[derive(QueryableByName)]
+struct Text {
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    text: String,
+}
+
+fn texts(connection: &mut SqliteConnection, statement: &str) -> QueryResult<Vec<String>> {
+    let found: Vec<Text> = diesel::sql_query(statement).load(connection)?;
+    Ok(found.into_iter().map(|found| found.text).collect())
+}
+
+/// All of it as statements: what the migrations make of an empty database. `None` if SQLite has no memory for one.
+pub(crate) fn schema_text() -> Option<String> {
+    let mut connection = SqliteConnection::establish(":memory:").ok()?;
+    bring_up_to_date(&mut connection, true).ok()?;
+    let made = texts(&mut connection, "SELECT sql AS text FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid");
+    let versions =
+        "SELECT format('INSERT INTO oncekey_migrations VALUES (%Q)', version) AS text FROM oncekey_migrations";
+    let statements = made.ok()?.into_iter().chain(texts(&mut connection, versions).ok()?);
+    Some(statements.map(|statement| statement + ";\n").collect())
 }

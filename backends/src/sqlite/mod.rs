@@ -1,18 +1,21 @@
 //! Records in an SQLite file.
 
 mod backend;
+mod boot;
 mod clock;
 mod connection;
 mod dispatch;
 mod error;
+mod identity;
 mod job;
-mod migration;
+pub(crate) mod migration;
 mod options;
 mod reader;
 mod records;
 mod registry;
 mod schema;
 mod session;
+mod steps;
 mod transaction;
 mod watch;
 mod writer;

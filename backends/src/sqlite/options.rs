@@ -44,6 +44,7 @@ pub struct SqliteBuilder {
     pub(super) max_batch: usize,
     pub(super) synchronous: Synchronous,
     pub(super) readers: usize,
+    pub(super) migrate: bool,
 }
 
 impl SqliteBuilder {
@@ -55,6 +56,7 @@ impl SqliteBuilder {
             max_batch: 256,
             synchronous: Synchronous::Full,
             readers: 2,
+            migrate: true,
         }
     }
 
@@ -88,6 +90,13 @@ impl SqliteBuilder {
     /// look-ups; at least 1.
     pub fn readers(mut self, threads: usize) -> Self {
         self.readers = threads.max(1);
+        self
+    }
+
+    /// Whether [`open`](Self::open) makes and updates the tables; without, they must be there, as
+    /// [`schema`](crate::schema()) gives them. Default: true.
+    pub fn migrate(mut self, migrate: bool) -> Self {
+        self.migrate = migrate;
         self
     }
 

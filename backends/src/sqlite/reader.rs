@@ -8,6 +8,7 @@ use tracing::error;
 
 use super::clock::Clock;
 use super::connection::Opener;
+use super::error::not_opened;
 use super::job::{Job, Ran};
 use super::session::Session;
 
@@ -31,11 +32,14 @@ impl Reader {
     }
 
     fn read(&mut self, mut job: Box<dyn Job>) {
+        if let Err(replaced) = self.opener.check() {
+            return job.refuse(replaced);
+        }
         let session = match self.session.as_mut() {
             Some(session) => session,
             None => match self.opener.reader(&self.clock) {
                 Ok(session) => self.session.insert(session),
-                Err(error) => return job.refuse(StoreError::unavailable(error)),
+                Err(error) => return job.refuse(not_opened(&error)),
             },
         };
         match job.run(session) {

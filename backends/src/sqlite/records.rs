@@ -6,13 +6,15 @@ use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel::sql_types::{BigInt, Binary, Nullable};
 use diesel::sqlite::Sqlite;
 use oncekey::Key;
-use oncekey::backend::{RecordView, StoreError, StoreStats};
+use oncekey::backend::{Purged, RecordView, StoreError, StoreStats};
 use oncekey::record::{Record, StoreTime};
 
 use super::error::not_taken;
 use super::schema::oncekey_records;
 use super::schema::oncekey_records::dsl;
+use super::steps::{self, Outcomes};
 use crate::columns::{Stored, VACANT, barrier_of, outcome_of, state_of, stats_of, to_column, token_of};
+use crate::step_columns::{life_of, steps_of};
 
 /// A record and its row.
 #[derive(Debug)]
@@ -36,10 +38,12 @@ struct Row {
     fencing_token: i64,
     barrier_owner: Option<Vec<u8>>,
     barrier_until: Option<i64>,
+    steps_life: Option<i64>,
+    steps_retention: Option<i64>,
 }
 
 // NULL is written as such: with DEFAULT, each pattern of absent columns would be another statement, and none prepared.
-#[derive(Insertable)]
+#[derive(Insertable, PartialEq)]
 #[diesel(table_name = oncekey_records, treat_none_as_default_value = false)]
 struct Columns<'a> {
     fingerprint: &'a [u8],
@@ -53,6 +57,8 @@ struct Columns<'a> {
     fencing_token: i64,
     barrier_owner: Option<&'a [u8]>,
     barrier_until: Option<i64>,
+    steps_life: Option<i64>,
+    steps_retention: Option<i64>,
 }
 
 /// Puts a record in the place of the one in a row. Diesel's own UPDATE is prepared anew for every execution, which costs
@@ -92,6 +98,10 @@ impl QueryFragment<Sqlite> for Update<'_> {
         out.push_bind_param::<Nullable<Binary>, _>(&self.columns.barrier_owner)?;
         out.push_sql(", barrier_until = ");
         out.push_bind_param::<Nullable<BigInt>, _>(&self.columns.barrier_until)?;
+        out.push_sql(", steps_life = ");
+        out.push_bind_param::<Nullable<BigInt>, _>(&self.columns.steps_life)?;
+        out.push_sql(", steps_retention = ");
+        out.push_bind_param::<Nullable<BigInt>, _>(&self.columns.steps_retention)?;
         out.push_sql(" WHERE id = ");
         out.push_bind_param::<BigInt, _>(&self.id)
     }
@@ -99,8 +109,55 @@ impl QueryFragment<Sqlite> for Update<'_> {
 
 impl RunQueryDsl<SqliteConnection> for Update<'_> {}
 
-/// Reads a key's record, whether its time is over or not.
-pub(super) fn find(connection: &mut SqliteConnection, key: &Key) -> Result<Option<Found>, StoreError> {
+/// Reads a key's record with its steps, whether its time is over or not. Call it inside a write transaction: the steps of a
+/// record that has any are another statement.
+pub(super) fn find(
+    connection: &mut SqliteConnection,
+    key: &Key,
+    outcomes: Outcomes<'_>,
+) -> Result<Option<Found>, StoreError> {
+    let Some(mut found) = find_without_steps(connection, key)? else { return Ok(None) };
+    if let Some(steps) = &mut found.record.steps {
+        steps::load(connection, found.id, steps, outcomes)?;
+    }
+    Ok(Some(found))
+}
+
+/// [`find`] outside of a write transaction, where a writer may change the record between two statements.
+pub(super) fn read(connection: &mut SqliteConnection, key: &Key) -> Result<Option<Found>, StoreError> {
+    match find_without_steps(connection, key)? {
+        Some(found) if found.record.steps.is_some() => {
+            in_snapshot(connection, |connection| find(connection, key, Outcomes::All))
+        }
+        found => Ok(found),
+    }
+}
+
+/// Reads everything as of one point in time.
+fn in_snapshot<T>(
+    connection: &mut SqliteConnection,
+    read: impl FnOnce(&mut SqliteConnection) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    enum Failed {
+        Read(StoreError),
+        Sqlite(diesel::result::Error),
+    }
+
+    impl From<diesel::result::Error> for Failed {
+        fn from(error: diesel::result::Error) -> Self {
+            Self::Sqlite(error)
+        }
+    }
+
+    let read = connection.transaction(|connection| read(connection).map_err(Failed::Read));
+    read.map_err(|failed| match failed {
+        Failed::Read(error) => error,
+        Failed::Sqlite(error) => not_taken(&error),
+    })
+}
+
+/// [`find`], with the list of its steps left empty.
+pub(super) fn find_without_steps(connection: &mut SqliteConnection, key: &Key) -> Result<Option<Found>, StoreError> {
     // Not `first`: SQLite prepares a statement with a bound LIMIT anew whenever it is bound, and a key has one row.
     let row = dsl::oncekey_records
         .filter(dsl::key.eq(key.as_stored()))
@@ -111,17 +168,26 @@ pub(super) fn find(connection: &mut SqliteConnection, key: &Key) -> Result<Optio
     row.map(|row| Ok(Found { id: row.id, record: decode(row)? })).transpose()
 }
 
+/// Writes a record where there was none. Such a one has no steps.
 pub(super) fn insert(connection: &mut SqliteConnection, key: &Key, record: &Record) -> Result<(), StoreError> {
+    debug_assert!(record.steps.is_none());
     let values = (dsl::key.eq(key.as_stored()), encode(record)?);
     let inserted = diesel::insert_into(dsl::oncekey_records).values(values).execute(connection);
     inserted.map(drop).map_err(|error| not_taken(&error))
 }
 
-pub(super) fn update(connection: &mut SqliteConnection, id: i64, record: &Record) -> Result<(), StoreError> {
-    let updated = Update { id, columns: encode(record)? }.execute(connection);
-    updated.map(drop).map_err(|error| not_taken(&error))
+/// Puts a record with its steps in the place of the one that was found.
+pub(super) fn replace(connection: &mut SqliteConnection, found: &Found, record: &Record) -> Result<(), StoreError> {
+    let columns = encode(record)?;
+    // Most changes of a step leave its record's row as it is.
+    if columns != encode(&found.record)? {
+        let updated = Update { id: found.id, columns }.execute(connection);
+        updated.map_err(|error| not_taken(&error))?;
+    }
+    steps::write(connection, found.id, found.record.steps.as_deref(), record.steps.as_deref())
 }
 
+/// Removes a record. A trigger removes its steps.
 pub(super) fn delete(connection: &mut SqliteConnection, id: i64) -> Result<(), StoreError> {
     let deleted = diesel::delete(dsl::oncekey_records.find(id)).execute(connection);
     deleted.map(drop).map_err(|error| not_taken(&error))
@@ -133,8 +199,8 @@ pub(super) fn remove(connection: &mut SqliteConnection, key: &Key) -> Result<boo
     removed.map(|rows| rows > 0).map_err(|error| not_taken(&error))
 }
 
-/// Reads a page of records that are not vacant and whose time is not over, after a key (the empty text: from the first), in the order of the
-/// keys' bytes.
+/// Reads a page of records that are not vacant and whose time is not over, after a key (the empty text: from the first),
+/// in the order of the keys' bytes.
 pub(super) fn list(
     connection: &mut SqliteConnection,
     after: &str,
@@ -142,33 +208,46 @@ pub(super) fn list(
     now: StoreTime,
 ) -> Result<Vec<RecordView>, StoreError> {
     let kept = dsl::purge_at.is_null().or(dsl::purge_at.gt(to_column(now)));
-    let rows: Vec<(String, Row)> = dsl::oncekey_records
+    let page = dsl::oncekey_records
         .filter(dsl::key.gt(after).and(kept).and(dsl::state.ne(i64::from(VACANT))))
         .order(dsl::key)
         .limit(i64::try_from(limit).unwrap_or(i64::MAX))
-        .select((dsl::key, Row::as_select()))
-        .load(connection)
-        .map_err(|error| not_taken(&error))?;
-    let views = rows.into_iter().filter_map(|(key, row)| match (Key::from_stored(&key), decode(row)) {
-        (Ok(key), Ok(record)) => RecordView::of(key, record, now).map(Ok),
-        (Err(error), _) => Some(Err(StoreError::corrupt(format!("a record's key: {error}")))),
-        (_, Err(error)) => Some(Err(error)),
-    });
-    views.collect()
+        .select((dsl::key, Row::as_select()));
+    in_snapshot(connection, |connection| {
+        let rows: Vec<(String, Row)> = page.load(connection).map_err(|error| not_taken(&error))?;
+        let mut views = Vec::with_capacity(rows.len());
+        for (key, row) in rows {
+            let key =
+                Key::from_stored(&key).map_err(|error| StoreError::corrupt(format!("a record's key: {error}")))?;
+            let (id, mut record) = (row.id, decode(row)?);
+            if let Some(steps) = &mut record.steps {
+                steps::load(connection, id, steps, Outcomes::All)?;
+            }
+            views.extend(RecordView::of(key, record, now));
+        }
+        Ok(views)
+    })
 }
 
-/// Removes up to `limit` records whose time is over, and says how many.
-pub(super) fn purge(connection: &mut SqliteConnection, limit: usize, now: StoreTime) -> Result<usize, StoreError> {
+/// Removes records whose time is over: as many as have, with their steps, up to `limit` rows, and at least one.
+pub(super) fn purge(connection: &mut SqliteConnection, limit: usize, now: StoreTime) -> Result<Purged, StoreError> {
     let over = oncekey_records::table
         .filter(dsl::purge_at.le(to_column(now)))
         .order(dsl::purge_at)
         .limit(i64::try_from(limit).unwrap_or(i64::MAX))
-        .select(dsl::id);
-    let rows: Vec<i64> = over.load(connection).map_err(|error| not_taken(&error))?;
-    for id in &rows {
+        .select((dsl::id, dsl::steps_life.is_not_null()));
+    let rows: Vec<(i64, bool)> = over.load(connection).map_err(|error| not_taken(&error))?;
+    let (mut removed, mut left) = (0, limit);
+    for (id, has_steps) in &rows {
+        let family = 1 + if *has_steps { steps::count(connection, *id)? } else { 0 };
+        if family > left && removed > 0 {
+            break;
+        }
         delete(connection, *id)?;
+        left = left.saturating_sub(family);
+        removed += 1;
     }
-    Ok(rows.len())
+    Ok(Purged { removed, more: removed < rows.len() || rows.len() == limit })
 }
 
 /// Counts by state. It reads every row's header: a task for a reader, and for now and then.
@@ -184,6 +263,7 @@ pub(super) fn stats(connection: &mut SqliteConnection) -> Result<StoreStats, Sto
 fn encode(record: &Record) -> Result<Columns<'_>, StoreError> {
     let (state, lease_until, on_abandoned) = state_of(record);
     let (barrier_owner, barrier_until) = barrier_of(record);
+    let (steps_life, steps_retention) = life_of(record.steps.as_deref());
     Ok(Columns {
         fingerprint: record.fingerprint.as_bytes(),
         attempt: i64::try_from(record.attempt.get()).map_err(StoreError::corrupt)?,
@@ -196,11 +276,15 @@ fn encode(record: &Record) -> Result<Columns<'_>, StoreError> {
         fencing_token: token_of(record),
         barrier_owner,
         barrier_until,
+        steps_life,
+        steps_retention,
     })
 }
 
+/// The record, with steps that are still to be loaded.
 fn decode(row: Row) -> Result<Record, StoreError> {
-    Stored {
+    let steps = steps_of(row.steps_life, row.steps_retention)?.map(Box::new);
+    let record = Stored {
         fingerprint: row.fingerprint,
         attempt: row.attempt,
         owner: row.owner,
@@ -213,5 +297,6 @@ fn decode(row: Row) -> Result<Record, StoreError> {
         barrier_owner: row.barrier_owner,
         barrier_until: row.barrier_until,
     }
-    .decode()
+    .decode()?;
+    Ok(Record { steps, ..record })
 }

@@ -13,11 +13,13 @@ use parking_lot::Mutex;
 
 use super::clock::Clock;
 use super::connection::Opener;
+use super::identity::Identity;
 use super::job::Job;
 use super::reader::Reader;
 use super::watch::Lookout;
 use super::writer::Writer;
-use super::{SqliteBuilder, SqliteOpenError};
+use super::{SqliteBuilder, SqliteOpenError, Synchronous};
+use crate::Finding;
 use crate::waiters::Waiters;
 
 /// One open file. Its threads end when it is dropped, each when it has done what waits for it.
@@ -26,11 +28,40 @@ pub(super) struct Store {
     pub(super) writes: Sender<Box<dyn Job>>,
     pub(super) reads: Sender<Box<dyn Job>>,
     pub(super) clock: Clock,
+    pub(super) identity: Arc<Identity>,
+    synchronous: Synchronous,
     pub(super) waiters: Arc<Waiters<Key>>,
     pub(super) lookout: Sender<()>,
     /// How many transactions were committed.
     #[cfg_attr(not(test), expect(dead_code, reason = "the tests of group commit read it"))]
     pub(super) commits: Arc<AtomicU64>,
+}
+
+/// A log that has grown beyond this is kept from being written back, by a reader that does not end.
+const LONGEST_LOG: u64 = 256 << 20;
+
+impl Store {
+    pub(super) fn examine(&self) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        if let Err(replaced) = self.identity.check_now() {
+            let why = "steps are refused, since another process may find other records there";
+            findings.push(Finding::new("the file", replaced.to_string(), "the one that was opened", why));
+        }
+        let mut log = self.path.clone().into_os_string();
+        log.push("-wal");
+        let length = std::fs::metadata(PathBuf::from(log)).map_or(0, |log| log.len());
+        if length > LONGEST_LOG {
+            let (found, wanted) = (format!("{length} bytes"), format!("under {LONGEST_LOG} bytes"));
+            let why = "a reader that stays in its transaction keeps the write-ahead log from being written back: it fills the \
+                       disk, and reads get slower";
+            findings.push(Finding::new("the write-ahead log", found, wanted, why));
+        }
+        if self.synchronous == Synchronous::Normal {
+            let why = "after a power cut operations whose outcome was answered run again";
+            findings.push(Finding::new("synchronous", "NORMAL", "FULL", why));
+        }
+        findings
+    }
 }
 
 /// The lock of one path, so that opening a file that waits for its lock does not keep others from being opened.
@@ -41,6 +72,9 @@ static OPEN: LazyLock<Mutex<HashMap<PathBuf, Opening>>> = LazyLock::new(Mutex::d
 /// Gives the process's one store for the file, and opens it if it is the first to ask.
 pub(super) fn open(options: &SqliteBuilder) -> Result<Arc<Store>, SqliteOpenError> {
     let path = canonical(&options.path)?;
+    // As it was named: a link may lead elsewhere tomorrow.
+    let named = std::path::absolute(&options.path)
+        .map_err(|source| SqliteOpenError::Path { path: options.path.clone(), source })?;
     let opening = {
         let mut open = OPEN.lock();
         // Entries that nobody holds or opens are of files that were closed.
@@ -48,10 +82,13 @@ pub(super) fn open(options: &SqliteBuilder) -> Result<Arc<Store>, SqliteOpenErro
         Arc::clone(open.entry(path.clone()).or_default())
     };
     let mut store = opening.lock();
-    if let Some(store) = store.upgrade() {
+    // A file that was moved away is still open here, and another is to be opened.
+    if let Some(store) = store.upgrade().filter(|store| store.identity.check_now().is_ok()) {
+        store.identity.add(named);
         return Ok(store);
     }
     let opened = Arc::new(start(Opener::new(path, options)?, options)?);
+    opened.identity.add(named);
     *store = Arc::downgrade(&opened);
     Ok(opened)
 }
@@ -73,8 +110,12 @@ fn canonical(path: &Path) -> Result<PathBuf, SqliteOpenError> {
     }
 }
 
-fn start(opener: Opener, options: &SqliteBuilder) -> Result<Store, SqliteOpenError> {
+fn start(mut opener: Opener, options: &SqliteBuilder) -> Result<Store, SqliteOpenError> {
     let session = opener.writer()?;
+    let found = Identity::of(&opener.path);
+    let identity = Arc::new(found.map_err(|source| SqliteOpenError::Path { path: opener.path.clone(), source })?);
+    // From here on only this file is opened.
+    opener.identity = Some(Arc::clone(&identity));
     let clock = session.clock().clone();
     let (writes, write_queue) = bounded(options.queue_depth);
     let (reads, read_queue) = bounded(options.queue_depth);
@@ -98,7 +139,8 @@ fn start(opener: Opener, options: &SqliteBuilder) -> Result<Store, SqliteOpenErr
         commits: Arc::clone(&commits),
     };
     spawn("oncekey-sqlite-writer", move || writer.run())?;
-    Ok(Store { path, writes, reads, clock, waiters, lookout, commits })
+    let synchronous = options.synchronous;
+    Ok(Store { path, writes, reads, clock, identity, synchronous, waiters, lookout, commits })
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), SqliteOpenError> {

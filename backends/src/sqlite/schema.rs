@@ -15,6 +15,25 @@ diesel::table! {
         fencing_token -> BigInt,
         barrier_owner -> Nullable<Binary>,
         barrier_until -> Nullable<BigInt>,
+        steps_life -> Nullable<BigInt>,
+        steps_retention -> Nullable<BigInt>,
+    }
+}
+
+diesel::table! {
+    oncekey_steps (record_id, position) {
+        record_id -> BigInt,
+        position -> BigInt,
+        life -> BigInt,
+        name -> Text,
+        fingerprint -> Nullable<Binary>,
+        attempt -> BigInt,
+        run_token -> BigInt,
+        run_number -> BigInt,
+        began_at -> BigInt,
+        reruns_until -> Nullable<BigInt>,
+        progress -> BigInt,
+        outcome -> Nullable<Binary>,
     }
 }
 

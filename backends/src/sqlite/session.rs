@@ -10,7 +10,8 @@ use oncekey::record::{Record, State, StoreTime};
 
 use super::clock::Clock;
 use super::error::{Kind, kind, not_taken};
-use super::records;
+use super::records::{self, Found};
+use super::steps::Outcomes;
 
 /// A connection, owned by one thread.
 pub(super) struct Session {
@@ -50,32 +51,32 @@ impl Session {
         self.clock.now()
     }
 
-    /// Reads a key's record, asks the transition, and writes what it says.
+    /// Reads a key's record with these outcomes of its steps, asks the transition, and writes what it says.
     pub(super) fn step<Answer>(
         &mut self,
         key: &Key,
+        outcomes: Outcomes<'_>,
         transition: impl FnOnce(Option<&Record>, StoreTime) -> Step<Answer>,
     ) -> Result<Answer, StoreError> {
-        let found = records::find(&mut self.connection, key)?;
+        let found = records::find(&mut self.connection, key, outcomes)?;
         let step = transition(found.as_ref().map(|found| &found.record), self.now());
-        self.write(key, found.map(|found| found.id), &step.write)?;
+        self.write(key, found.as_ref(), &step.write)?;
         Ok(step.answer)
     }
 
-    pub(super) fn write(&mut self, key: &Key, id: Option<i64>, write: &Write) -> Result<(), StoreError> {
+    fn write(&mut self, key: &Key, found: Option<&Found>, write: &Write) -> Result<(), StoreError> {
         let connection = &mut self.connection;
-        let in_progress = match (write, id) {
+        let in_progress = match (write, found) {
             (Write::Nothing, _) | (Write::Delete, None) => return Ok(()),
-            (Write::Delete, Some(id)) => {
-                records::delete(connection, id)?;
+            (Write::Delete, Some(found)) => {
+                records::delete(connection, found.id)?;
                 false
             }
-            (Write::Put(record), None) => {
-                records::insert(connection, key, record)?;
-                matches!(record.state, State::InProgress { .. })
-            }
-            (Write::Put(record), Some(id)) => {
-                records::update(connection, id, record)?;
+            (Write::Put(record), found) => {
+                match found {
+                    Some(found) => records::replace(connection, found, record)?,
+                    None => records::insert(connection, key, record)?,
+                }
                 matches!(record.state, State::InProgress { .. })
             }
         };

@@ -7,14 +7,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use diesel::connection::{AnsiTransactionManager, SimpleConnection as _, TransactionManager};
 use diesel::prelude::*;
 use oncekey::backend::{
-    Complete, CompleteInTransaction, Completed, CompletedInTransaction, OperationFailure, StoreError,
+    Complete, CompleteInTransaction, Completed, CompletedInTransaction, OperationFailure, StepCommitted,
+    StepInTransaction, StoreError, TransactionOperation,
 };
 use oncekey::record::transition::{self, Write};
-use oncekey::record::{Record, SealedOutcome, State};
+use oncekey::record::{SealedOutcome, State};
 
 use super::error::not_taken;
 use super::records;
 use super::session::Session;
+use super::steps::Outcomes;
 
 /// The depth of the batch's transaction, and of the savepoint in it that an operation runs in.
 const TRANSACTION: u32 = 1;
@@ -26,7 +28,7 @@ pub(super) fn complete(
     message: CompleteInTransaction,
 ) -> Result<CompletedInTransaction, StoreError> {
     let CompleteInTransaction { key, owner, retention, operation } = message;
-    let Some(found) = records::find(&mut session.connection, &key)? else {
+    let Some(found) = records::find(&mut session.connection, &key, Outcomes::None)? else {
         return Ok(CompletedInTransaction::Lost);
     };
     // Asked before the operation runs, with an outcome that is never written.
@@ -41,6 +43,69 @@ pub(super) fn complete(
         (Completed::Stored, ..) => {}
     }
 
+    let ended = run(session, operation, |session, outcome| {
+        complete.outcome = outcome;
+        // Read again: the operation has the connection, and could have changed the record.
+        let completed =
+            session.step(&complete.key, Outcomes::None, |found, now| transition::complete(found, now, &complete))?;
+        Ok(match completed {
+            Completed::Stored => Decision::Commit(complete.outcome),
+            Completed::Lost => Decision::RollBack(CompletedInTransaction::Lost),
+        })
+    })?;
+    Ok(match ended {
+        Ended::Committed(outcome) => CompletedInTransaction::Stored { outcome },
+        Ended::Refused(answer) => answer,
+        Ended::Failed(OperationFailure::RollBack) => CompletedInTransaction::RolledBack,
+        Ended::Failed(OperationFailure::WrongConnection { wanted }) => {
+            CompletedInTransaction::WrongConnection { wanted }
+        }
+    })
+}
+
+/// Checks that the step is the sender's to run, runs the operation in a savepoint, and completes the step.
+pub(super) fn commit_step(session: &mut Session, message: StepInTransaction) -> Result<StepCommitted, StoreError> {
+    let StepInTransaction { step, operation } = message;
+    let outcomes = Outcomes::Of(&step.name);
+    let found = records::find(&mut session.connection, &step.key, outcomes)?;
+    let found = found.as_ref().map(|found| &found.record);
+    if let Err(answer) = transition::may_commit_step(found, session.now(), &step) {
+        return Ok(answer);
+    }
+    let ended = run(session, operation, |session, outcome| {
+        let committed =
+            session.step(&step.key, outcomes, |found, now| transition::commit_step(found, now, &step, &outcome))?;
+        Ok(match committed {
+            stored @ StepCommitted::Stored { .. } => Decision::Commit(stored),
+            refused => Decision::RollBack(refused),
+        })
+    })?;
+    Ok(match ended {
+        Ended::Committed(answer) | Ended::Refused(answer) => answer,
+        Ended::Failed(OperationFailure::RollBack) => StepCommitted::RolledBack,
+        Ended::Failed(OperationFailure::WrongConnection { wanted }) => StepCommitted::WrongConnection { wanted },
+    })
+}
+
+/// What becomes of an operation's rows.
+enum Decision<Kept, Refused> {
+    Commit(Kept),
+    RollBack(Refused),
+}
+
+/// What became of them, once the batch is committed.
+enum Ended<Kept, Refused> {
+    Committed(Kept),
+    Refused(Refused),
+    Failed(OperationFailure),
+}
+
+/// Runs an operation in a savepoint. If it gives an outcome, `decide` writes that or refuses it.
+fn run<Kept, Refused>(
+    session: &mut Session,
+    operation: TransactionOperation,
+    decide: impl FnOnce(&mut Session, SealedOutcome) -> Result<Decision<Kept, Refused>, StoreError>,
+) -> Result<Ended<Kept, Refused>, StoreError> {
     AnsiTransactionManager::begin_transaction(&mut session.connection).map_err(|error| not_taken(&error))?;
     if let Err(error) = session.connection.batch_execute("SAVEPOINT oncekey_begun") {
         let refusal = not_taken(&error);
@@ -53,16 +118,13 @@ pub(super) fn complete(
     let depth = depth(&mut session.connection);
     let is_content = matches!(ran, Ok(Ok(_)));
     let failure = match ran {
-        Ok(Ok(outcome)) if depth == Some(SAVEPOINT) => {
-            complete.outcome = outcome;
-            return keep(session, &complete);
-        }
+        Ok(Ok(outcome)) if depth == Some(SAVEPOINT) => return keep(session, outcome, decide),
+        Ok(Err(failure)) => failure,
         // It left a transaction of its own open, so that what it meant to be committed is not known.
-        Ok(Ok(_)) | Err(_) | Ok(Err(OperationFailure::RollBack)) => CompletedInTransaction::RolledBack,
-        Ok(Err(OperationFailure::WrongConnection { wanted })) => CompletedInTransaction::WrongConnection { wanted },
+        Ok(Ok(_)) | Err(_) => OperationFailure::RollBack,
     };
     if roll_back(&mut session.connection) {
-        return Ok(failure);
+        return Ok(Ended::Failed(failure));
     }
     let unknown = broken(session);
     // Diesel knows of some of the errors at which SQLite rolls back by itself, and takes its transaction for ended.
@@ -75,21 +137,24 @@ pub(super) fn complete(
 /// ROLLBACK`, `RAISE(ROLLBACK)`, a full disk) SQLite rolls the whole transaction back and goes on in autocommit. An
 /// operation that passes over such an error returns `Ok`, and an outcome written now would be committed without its rows.
 /// The savepoint is gone then.
-fn keep(session: &mut Session, complete: &Complete) -> Result<CompletedInTransaction, StoreError> {
-    if session.connection.batch_execute("RELEASE oncekey_begun").is_err() {
+fn keep<Kept, Refused>(
+    session: &mut Session,
+    outcome: SealedOutcome,
+    decide: impl FnOnce(&mut Session, SealedOutcome) -> Result<Decision<Kept, Refused>, StoreError>,
+) -> Result<Ended<Kept, Refused>, StoreError> {
+    let is_as_begun = session.connection.batch_execute("RELEASE oncekey_begun").is_ok();
+    if !is_as_begun && !oncekey::__planted!(TransactionNotProven) {
         session.broken = true;
         return Err(StoreError::TransactionEnded);
     }
-    // Read again: the operation has the connection, and could have changed the record.
-    let stored = session.step(&complete.key, |found: Option<&Record>, now| transition::complete(found, now, complete));
-    match stored {
-        Ok(Completed::Stored) => match AnsiTransactionManager::commit_transaction(&mut session.connection) {
-            Ok(()) => Ok(CompletedInTransaction::Stored { outcome: complete.outcome.clone() }),
+    match decide(session, outcome) {
+        Ok(Decision::Commit(kept)) => match AnsiTransactionManager::commit_transaction(&mut session.connection) {
+            Ok(()) => Ok(Ended::Committed(kept)),
             Err(_) => Err(broken(session)),
         },
-        Ok(Completed::Lost) if roll_back(&mut session.connection) => Ok(CompletedInTransaction::Lost),
+        Ok(Decision::RollBack(refused)) if roll_back(&mut session.connection) => Ok(Ended::Refused(refused)),
         Err(error) if roll_back(&mut session.connection) => Err(error),
-        Ok(Completed::Lost) | Err(_) => Err(broken(session)),
+        Ok(Decision::RollBack(_)) | Err(_) => Err(broken(session)),
     }
 }
 

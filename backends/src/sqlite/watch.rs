@@ -65,7 +65,7 @@ impl Lookout {
         // The keys are read after the version: one that is added later has been looked up by its watcher, and a change
         // after that look-up shows in the next version.
         let settled = self.waiters.keys().into_iter().filter(|key| {
-            let found = records::find(&mut session.connection, key);
+            let found = records::find_without_steps(&mut session.connection, key);
             !matches!(found, Ok(Some(found)) if matches!(found.record.state, State::InProgress { .. }))
         });
         let settled: Vec<Key> = settled.collect();

@@ -14,7 +14,7 @@ use oncekey::backend::StoreError;
 use tracing::{error, warn};
 
 use super::connection::Opener;
-use super::error::{Kind, kind, not_taken};
+use super::error::{Kind, kind, not_opened, not_taken};
 use super::job::{Job, Ran};
 use super::session::{NotCommitted, Session};
 use crate::waiters::Waiters;
@@ -51,12 +51,15 @@ impl Writer {
 
     /// Takes the batch in one transaction. What is left in `batch` was not touched, and needs another.
     fn commit_together(&mut self, batch: &mut VecDeque<Box<dyn Job>>) {
+        if let Err(replaced) = self.opener.check() {
+            return batch.drain(..).for_each(|job| job.refuse(replaced.clone()));
+        }
         let session = match self.session.as_mut() {
             Some(session) => session,
             None => match self.opener.writer() {
                 Ok(session) => self.session.insert(session),
                 Err(error) => {
-                    let error = StoreError::unavailable(error);
+                    let error = not_opened(&error);
                     return batch.drain(..).for_each(|job| job.refuse(error.clone()));
                 }
             },

@@ -4,9 +4,11 @@
 
 mod files;
 mod locks;
+mod operation_steps;
 mod own_transaction;
 mod processes;
 mod steps;
+mod steps_in_transactions;
 mod transactions;
 mod watches;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
 use oncekey::backend::{Acquire, Acquired, Backend as _, Complete, Lookup, StateView};
-use oncekey::record::{Owner, SealedOutcome};
+use oncekey::record::{Owner, Progress, SealedOutcome};
 use oncekey::{Engine, Fingerprint, Key, OnAbandoned, Outcome, RunError};
 use oncekey_backends::{CompleteInError, SqliteBackend};
 
@@ -115,4 +115,31 @@ async fn e19_a_claim_is_not_completed_in_a_transaction_that_sqlite_rolled_back()
     assert_eq!(rows(&mut connect(&file)), 1);
     let view = backend.lookup(Lookup { key }).await.unwrap().unwrap();
     assert!(matches!(view.state, StateView::InProgress { .. }), "{view:?}");
+}
+
+/// A claim that is completed in the caller's own transaction keeps its steps, and their outcomes.
+#[actix_rt::test]
+async fn e26_a_claim_that_is_completed_in_its_own_transaction_keeps_its_steps() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.db");
+    let backend = SqliteBackend::open(&file).unwrap();
+    let engine = Engine::builder(backend.clone()).on_abandoned(OnAbandoned::Resume).start().unwrap();
+    let key = Key::new("s", "k").unwrap();
+    let (own, mut connection) = (backend.clone(), connect(&file));
+    let operation = move |claim: oncekey::Claim| async move {
+        let charge = claim.step("charge", async |_| Ok::<_, Failure>(17_u32)).await?;
+        let completion = claim.completion(&charge)?;
+        connection.immediate_transaction(|tx| {
+            tx.batch_execute("INSERT INTO own VALUES ('book')")?;
+            own.complete_in(tx, completion)?;
+            Ok::<_, Failure>(charge)
+        })
+    };
+    assert_eq!(engine.run_local(key.clone(), b"", operation).await.unwrap(), Outcome::Ran(17));
+    let view = backend.lookup(Lookup { key }).await.unwrap().unwrap();
+    assert!(matches!(view.state, StateView::Completed { .. }), "{view:?}");
+    let steps = view.steps.unwrap();
+    assert!(
+        matches!(&steps.list[..], [step] if matches!(&step.progress, Progress::Completed(outcome) if !outcome.as_stored().is_empty()))
+    );
 }

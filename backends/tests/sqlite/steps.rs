@@ -56,7 +56,9 @@ async fn e04_a_renewed_lease_holds() {
 async fn e05_a_lapsed_lease_is_taken_over_or_held_as_its_claim_said() {
     let (_folder, backend) = fresh();
     let first = Owner::random();
-    for (name, on_abandoned) in [("rerun", OnAbandoned::Rerun), ("hold", OnAbandoned::Hold)] {
+    for (name, on_abandoned) in
+        [("rerun", OnAbandoned::Rerun), ("resume", OnAbandoned::Resume), ("hold", OnAbandoned::Hold)]
+    {
         let key = key(name);
         let lapsing = Acquire { lease: Duration::from_millis(5), on_abandoned, ..claim(&key, first) };
         assert!(is_claimed(&backend, lapsing).await);
@@ -64,10 +66,12 @@ async fn e05_a_lapsed_lease_is_taken_over_or_held_as_its_claim_said() {
         let view = backend.lookup(Lookup { key: key.clone() }).await.unwrap().unwrap();
         let found = backend.acquire(claim(&key, Owner::random())).await.unwrap();
         match on_abandoned {
-            OnAbandoned::Rerun => {
+            OnAbandoned::Rerun | OnAbandoned::Resume => {
                 assert_eq!(view.state, StateView::InProgress { lease_left: Duration::ZERO });
                 let second = Attempt::new(2);
-                let Acquired::Claimed { attempt, token, took_over: true } = found else { panic!("{found:?}") };
+                let Acquired::Claimed { attempt, token, took_over: true, steps: None } = found else {
+                    panic!("{found:?}")
+                };
                 assert!(attempt == second && token > view.token);
             }
             OnAbandoned::Hold => {
@@ -165,7 +169,7 @@ async fn e14_purges_take_a_bounded_batch_of_what_is_over_and_stats_count() {
     assert!(is_claimed(&backend, claim(&key("held"), held)).await);
     assert!(is_claimed(&backend, claim(&key("claimed"), Owner::random())).await);
     backend.hold(Hold { key: key("held"), owner: held }).await.unwrap();
-    let count = |completed| StoreStats { in_progress: 1, completed, indeterminate: 1 };
+    let count = |completed| StoreStats { in_progress: 1, completed, indeterminate: 1, released: 0 };
     assert_eq!(backend.stats(Stats).await, Ok(count(10)));
     assert_eq!(backend.purge(Purge { limit: 5 }).await, Ok(Purged { removed: 5, more: true }));
     assert_eq!(backend.purge(Purge { limit: 5 }).await, Ok(Purged { removed: 2, more: false }));

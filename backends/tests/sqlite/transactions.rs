@@ -45,7 +45,7 @@ pub(super) async fn rolled_back_on_writer(backend: &SqliteBackend, sql: &'static
 }
 
 /// A backend whose file has a table of the user's.
-fn shop() -> (TempDir, SqliteBackend) {
+pub(super) fn shop() -> (TempDir, SqliteBackend) {
     let (folder, backend) = fresh();
     let sql = "CREATE TABLE orders (id INTEGER PRIMARY KEY, item TEXT NOT NULL);
                CREATE TABLE lines (order_id INTEGER REFERENCES orders (id) DEFERRABLE INITIALLY DEFERRED);";
@@ -53,11 +53,11 @@ fn shop() -> (TempDir, SqliteBackend) {
     (folder, backend)
 }
 
-fn orders(backend: &SqliteBackend) -> i64 {
+pub(super) fn orders(backend: &SqliteBackend) -> i64 {
     diesel::dsl::sql::<BigInt>("SELECT count(*) FROM orders").get_result(&mut beside(backend)).unwrap()
 }
 
-fn order(connection: &mut SqliteConnection) {
+pub(super) fn order(connection: &mut SqliteConnection) {
     connection.batch_execute("INSERT INTO orders (item) VALUES ('book')").unwrap();
 }
 
@@ -156,22 +156,27 @@ async fn amid_neighbours(
 ) -> (Vec<Result<Acquired, StoreError>>, Result<CompletedInTransaction, StoreError>) {
     let (key_of_it, owner) = (key("it"), Owner::random());
     assert!(is_claimed(backend, claim(&key_of_it, owner)).await);
-    let (answered, answers) = std::sync::mpsc::channel();
     let (its_answer, its_answers) = std::sync::mpsc::channel();
+    let message = in_transaction(&key_of_it, owner, operation);
+    let it = Request::CompleteInTransaction(message, Reply::new(move |answer| its_answer.send(answer).unwrap()));
+    (among_neighbours(backend, it).await, its_answers.try_recv().unwrap())
+}
+
+/// Puts a request between ten claims of one batch, and gives their answers.
+pub(super) async fn among_neighbours(backend: &SqliteBackend, it: Request) -> Vec<Result<Acquired, StoreError>> {
+    let (answered, answers) = std::sync::mpsc::channel();
     let neighbour = |n: u32| {
         let answered = answered.clone();
         let reply = Reply::new(move |answer| answered.send((n, answer)).unwrap());
         Request::Acquire(claim(&key(n), Owner::random()), reply)
     };
-    let message = in_transaction(&key_of_it, owner, operation);
-    let it = Request::CompleteInTransaction(message, Reply::new(move |answer| its_answer.send(answer).unwrap()));
     let mut batch: Vec<_> = (0..5).map(neighbour).collect();
     batch.push(it);
     batch.extend((5..10).map(neighbour));
     execute_at_once(backend, batch).await;
     let mut answers: Vec<_> = answers.try_iter().collect();
     answers.sort_by_key(|(n, _)| *n);
-    (answers.into_iter().map(|(_, answer)| answer).collect(), its_answers.try_recv().unwrap())
+    answers.into_iter().map(|(_, answer)| answer).collect()
 }
 
 #[actix_rt::test]

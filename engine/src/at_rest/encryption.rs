@@ -6,8 +6,8 @@ use bytes::Bytes;
 use chacha20poly1305::aead::{Aead as _, KeyInit as _, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 
-use crate::record::SealedOutcome;
-use crate::{CorruptOutcome, Key};
+use crate::CorruptOutcome;
+use crate::record::{Binding, SealedOutcome};
 
 /// The first byte of an encrypted outcome, where a plain one has its version.
 const VERSION: u8 = SealedOutcome::ENCRYPTED;
@@ -83,7 +83,11 @@ impl Encryption {
     }
 
     /// Version, number of the secret, nonce; then the kind and the payload, encrypted, and their authentication.
-    pub(super) fn seal(&self, stored: &Key, (tag, payload): (u8, Bytes)) -> Result<SealedOutcome, CorruptOutcome> {
+    pub(super) fn seal(
+        &self,
+        stored: Binding<'_>,
+        (tag, payload): (u8, Bytes),
+    ) -> Result<SealedOutcome, CorruptOutcome> {
         let (id, cipher) = &self.newest;
         // 192 random bits: no counter to keep, and no two meet.
         let nonce: [u8; 24] = rand::random();
@@ -98,7 +102,11 @@ impl Encryption {
     }
 
     /// The kind and the payload; `None` for a plain outcome that may be one.
-    pub(super) fn open(&self, stored: &Key, outcome: &SealedOutcome) -> Result<Option<(u8, Bytes)>, CorruptOutcome> {
+    pub(super) fn open(
+        &self,
+        stored: Binding<'_>,
+        outcome: &SealedOutcome,
+    ) -> Result<Option<(u8, Bytes)>, CorruptOutcome> {
         let bytes = outcome.as_stored();
         match bytes.first() {
             Some(&VERSION) if bytes.len() < NONCE.end => return Err(CorruptOutcome::TooShort(bytes.len())),
@@ -121,8 +129,10 @@ impl Encryption {
 }
 
 /// What is authenticated beside the outcome: how it was encrypted, and whose it is.
-fn aad(head: &[u8], stored: &Key) -> Vec<u8> {
-    [head, stored.as_stored().as_bytes()].concat()
+fn aad(head: &[u8], stored: Binding<'_>) -> Vec<u8> {
+    let mut bytes = head.to_vec();
+    stored.feed(|part| bytes.extend_from_slice(part));
+    bytes
 }
 
 impl fmt::Debug for Encryption {
@@ -138,6 +148,7 @@ impl fmt::Debug for Encryption {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Key;
     use proptest::prelude::*;
 
     fn key(name: &str) -> Key {
@@ -145,7 +156,7 @@ mod tests {
     }
 
     fn sealed(encryption: &Encryption) -> SealedOutcome {
-        encryption.seal(&key("k"), (2, Bytes::from_static(b"paid"))).unwrap()
+        encryption.seal((&key("k")).into(), (2, Bytes::from_static(b"paid"))).unwrap()
     }
 
     #[test]
@@ -154,7 +165,7 @@ mod tests {
         let (one, other) = (sealed(&encryption), sealed(&encryption));
         assert_ne!(one, other);
         assert!(!one.as_stored().windows(4).any(|window| window == b"paid"));
-        assert_eq!(encryption.open(&key("k"), &one), Ok(Some((2, Bytes::from_static(b"paid")))));
+        assert_eq!(encryption.open((&key("k")).into(), &one), Ok(Some((2, Bytes::from_static(b"paid")))));
     }
 
     #[test]
@@ -165,11 +176,14 @@ mod tests {
         for bit in 8..bytes.len() * 8 {
             let mut bytes = bytes.to_vec();
             bytes[bit / 8] ^= 1 << (bit % 8);
-            assert!(encryption.open(&key("k"), &SealedOutcome::from_stored(bytes.into())).is_err(), "bit {bit}");
+            assert!(
+                encryption.open((&key("k")).into(), &SealedOutcome::from_stored(bytes.into())).is_err(),
+                "bit {bit}"
+            );
         }
         for len in 1..bytes.len() {
             let prefix = SealedOutcome::from_stored(bytes.slice(..len));
-            assert!(encryption.open(&key("k"), &prefix).is_err(), "{len} bytes");
+            assert!(encryption.open((&key("k")).into(), &prefix).is_err(), "{len} bytes");
         }
     }
 
@@ -177,17 +191,20 @@ mod tests {
     fn e13_an_outcome_of_another_key_or_secret_is_an_error() {
         let encryption = Encryption::new(1, &[1; 32]);
         let sealed = sealed(&encryption);
-        assert_eq!(encryption.open(&key("other"), &sealed), Err(CorruptOutcome::NotAuthentic));
-        assert_eq!(Encryption::new(1, &[2; 32]).open(&key("k"), &sealed), Err(CorruptOutcome::NotAuthentic));
-        assert_eq!(Encryption::new(2, &[1; 32]).open(&key("k"), &sealed), Err(CorruptOutcome::UnknownSecret(1)));
+        assert_eq!(encryption.open((&key("other")).into(), &sealed), Err(CorruptOutcome::NotAuthentic));
+        assert_eq!(Encryption::new(1, &[2; 32]).open((&key("k")).into(), &sealed), Err(CorruptOutcome::NotAuthentic));
+        assert_eq!(
+            Encryption::new(2, &[1; 32]).open((&key("k")).into(), &sealed),
+            Err(CorruptOutcome::UnknownSecret(1))
+        );
     }
 
     #[test]
     fn a_plain_outcome_is_taken_only_where_that_is_said() {
         let encryption = Encryption::new(1, &[1; 32]);
         let plain = SealedOutcome::tombstone(&key("k"));
-        assert_eq!(encryption.open(&key("k"), &plain), Err(CorruptOutcome::NotEncrypted));
-        assert_eq!(encryption.accept_plain().open(&key("k"), &plain), Ok(None));
+        assert_eq!(encryption.open((&key("k")).into(), &plain), Err(CorruptOutcome::NotEncrypted));
+        assert_eq!(encryption.accept_plain().open((&key("k")).into(), &plain), Ok(None));
     }
 
     proptest! {
@@ -196,7 +213,7 @@ mod tests {
             let encryption = Encryption::new(0, &[1; 32]);
             for head in [vec![], vec![VERSION, 0, 0, 0, 0]] {
                 let stored = SealedOutcome::from_stored([head, bytes.clone()].concat().into());
-                prop_assert!(encryption.open(&key("k"), &stored).is_err());
+                prop_assert!(encryption.open((&key("k")).into(), &stored).is_err());
             }
         }
     }

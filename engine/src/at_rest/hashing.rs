@@ -6,6 +6,7 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
+use crate::record::StepName;
 use crate::{Fingerprint, Key};
 
 /// Keys are stored as HMAC-SHA-256 of their scope and their idempotency key.
@@ -82,6 +83,12 @@ impl KeyHashing {
     pub(super) fn fingerprint(&self, stored: &Key, asked: &Fingerprint) -> Fingerprint {
         // The key's form has one length, so that nothing can move from it into the fingerprint.
         Fingerprint::from_bytes(digest(&self.fingerprints, &[stored.as_stored().as_bytes(), asked.as_bytes()]))
+    }
+
+    /// Digests of one name under two keys do not look alike.
+    pub(super) fn step_name(&self, stored: &Key, name: &StepName) -> StepName {
+        let parts = [stored.as_stored().as_bytes(), &[0], name.as_str().as_bytes()];
+        StepName::hashed(&hex(&digest(&self.keys, &parts)))
     }
 
     pub(super) fn derived_key(&self, parts: &[u8]) -> [u8; 32] {

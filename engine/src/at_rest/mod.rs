@@ -32,6 +32,7 @@
 mod encryption;
 mod hashing;
 mod protected;
+mod protected_steps;
 
 #[cfg(feature = "encryption")]
 pub use encryption::Encryption;
@@ -41,7 +42,7 @@ pub use protected::Protected;
 use std::sync::Arc;
 
 use crate::backend::{Backend, OperationFailure, StateView, StoreError, TransactionOperation};
-use crate::record::SealedOutcome;
+use crate::record::{Binding, SealedOutcome, StepName};
 use crate::{CorruptOutcome, Fingerprint, Key};
 
 /// The settings of this module together, for a backend that is used without an engine. An engine takes them one by one:
@@ -140,23 +141,50 @@ impl AtRest {
     /// What the store is given for an outcome that was sealed for the plain key.
     ///
     /// The plain form's checksum covers the plain key: it is made anew, or whoever reads the store could try keys on it.
+    /// The name of a step, as the store sees it.
+    pub(crate) fn step_name(&self, key: &Key, name: StepName) -> StepName {
+        match &self.hashing {
+            Some(hashing) if !name.is_hashed() => hashing.step_name(&self.names(key.clone()).stored, &name),
+            // A name that was read from the store is its own name there.
+            _ => name,
+        }
+    }
+
     fn seal(&self, names: &Names, outcome: &SealedOutcome) -> Result<SealedOutcome, CorruptOutcome> {
+        self.seal_bound((&names.plain).into(), (&names.stored).into(), outcome)
+    }
+
+    fn seal_bound(
+        &self,
+        plain: Binding<'_>,
+        stored: Binding<'_>,
+        outcome: &SealedOutcome,
+    ) -> Result<SealedOutcome, CorruptOutcome> {
         #[cfg(feature = "encryption")]
         if let Some(encryption) = &self.encryption {
-            return encryption.seal(&names.stored, outcome.parts(&names.plain)?);
+            return encryption.seal(stored, outcome.parts(plain)?);
         }
-        outcome.move_to(&names.plain, &names.stored)
+        outcome.move_to(plain, stored)
     }
 
     /// The outcome of the plain key, from what the store has.
     fn open(&self, names: &Names, stored: &SealedOutcome) -> Result<SealedOutcome, CorruptOutcome> {
+        self.open_bound((&names.plain).into(), (&names.stored).into(), stored)
+    }
+
+    fn open_bound(
+        &self,
+        plain: Binding<'_>,
+        stored: Binding<'_>,
+        outcome: &SealedOutcome,
+    ) -> Result<SealedOutcome, CorruptOutcome> {
         #[cfg(feature = "encryption")]
         if let Some(encryption) = &self.encryption
-            && let Some((tag, payload)) = encryption.open(&names.stored, stored)?
+            && let Some((tag, payload)) = encryption.open(stored, outcome)?
         {
-            return Ok(SealedOutcome::assemble(&names.plain, tag, |bytes| bytes.extend_from_slice(&payload)));
+            return Ok(SealedOutcome::assemble(plain, tag, |bytes| bytes.extend_from_slice(&payload)));
         }
-        stored.move_to(&names.stored, &names.plain)
+        outcome.move_to(stored, plain)
     }
 
     /// For eyes: an outcome that can't be opened does not hide the rest of its record, nor the records after it.

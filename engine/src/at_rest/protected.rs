@@ -2,9 +2,10 @@
 
 use super::{AtRest, Names};
 use crate::backend::{
-    Acquire, Acquired, Backend, Changed, Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held,
-    Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Reply, Request,
-    Resolution, Resolve, Resolved, Stats, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
+    Acquire, Acquired, Backend, BeginStep, Changed, Complete, CompleteInTransaction, CompleteStep, Completed,
+    CompletedInTransaction, FailStep, Held, Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove,
+    Removed, Renew, Renewed, Reply, Request, Resolution, Resolve, ResolveStep, Resolved, Stats, StepBegun,
+    StepCommitted, StepCompleted, StepFailed, StepInTransaction, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
 };
 
 /// A backend whose store sees no keys, or no outcomes, or neither: what [`AtRest::protect`] gives.
@@ -97,6 +98,10 @@ impl AtRest {
     fn acquired(&self, names: &Names, answer: Acquired) -> Result<Acquired, StoreError> {
         Ok(match answer {
             Acquired::Completed { outcome } => Acquired::Completed { outcome: self.open(names, &outcome)? },
+            Acquired::Claimed { attempt, token, took_over, steps: Some(mut steps) } => {
+                self.open_steps(names, &mut steps)?;
+                Acquired::Claimed { attempt, token, took_over, steps: Some(steps) }
+            }
             other => other,
         })
     }
@@ -114,7 +119,10 @@ impl AtRest {
         })
     }
 
-    fn found(&self, names: &Names, view: RecordView) -> RecordView {
+    fn found(&self, names: &Names, mut view: RecordView) -> RecordView {
+        if let Some(steps) = &mut view.steps {
+            self.show_steps(names, steps);
+        }
         RecordView { key: names.plain.clone(), state: self.show(names, view.state), ..view }
     }
 
@@ -153,6 +161,29 @@ impl AtRest {
             Request::Hold(message, reply) => Request::Hold(self.hold(message), reply),
             Request::Resolve(message, reply) => match self.resolve(message) {
                 Ok(message) => Request::Resolve(message, reply),
+                Err(error) => return refuse(reply, error),
+            },
+            Request::BeginStep(message, reply) => {
+                let (message, names) = self.begin_step(*message);
+                let open = move |answer| at_rest.step_begun(&names, answer);
+                Request::BeginStep(message.into(), Reply::new(|answer| reply.send(answer.and_then(open))))
+            }
+            Request::CompleteStep(message, reply) => match self.complete_step(*message) {
+                Ok(message) => Request::CompleteStep(message.into(), reply),
+                Err(error) => return refuse(reply, error),
+            },
+            Request::FailStep(message, reply) => {
+                let (message, names) = self.fail_step(*message);
+                let open = move |answer| at_rest.step_failed(&names, answer);
+                Request::FailStep(message.into(), Reply::new(|answer| reply.send(answer.and_then(open))))
+            }
+            Request::StepInTransaction(message, reply) => {
+                let (message, names) = self.step_in_transaction(*message);
+                let open = move |answer| at_rest.step_committed(&names, answer);
+                Request::StepInTransaction(message.into(), Reply::new(|answer| reply.send(answer.and_then(open))))
+            }
+            Request::ResolveStep(message, reply) => match self.resolve_step(*message) {
+                Ok(message) => Request::ResolveStep(message.into(), reply),
                 Err(error) => return refuse(reply, error),
             },
             Request::Lookup(message, reply) => {
@@ -225,6 +256,29 @@ impl<B: Backend> Backend for Protected<B> {
 
     async fn resolve(&self, message: Resolve) -> Result<Resolved, StoreError> {
         self.backend.resolve(self.at_rest.resolve(message)?).await
+    }
+
+    async fn begin_step(&self, message: BeginStep) -> Result<StepBegun, StoreError> {
+        let (message, names) = self.at_rest.begin_step(message);
+        self.at_rest.step_begun(&names, self.backend.begin_step(message).await?)
+    }
+
+    async fn complete_step(&self, message: CompleteStep) -> Result<StepCompleted, StoreError> {
+        self.backend.complete_step(self.at_rest.complete_step(message)?).await
+    }
+
+    async fn fail_step(&self, message: FailStep) -> Result<StepFailed, StoreError> {
+        let (message, names) = self.at_rest.fail_step(message);
+        self.at_rest.step_failed(&names, self.backend.fail_step(message).await?)
+    }
+
+    async fn step_in_transaction(&self, message: StepInTransaction) -> Result<StepCommitted, StoreError> {
+        let (message, names) = self.at_rest.step_in_transaction(message);
+        self.at_rest.step_committed(&names, self.backend.step_in_transaction(message).await?)
+    }
+
+    async fn resolve_step(&self, message: ResolveStep) -> Result<Resolved, StoreError> {
+        self.backend.resolve_step(self.at_rest.resolve_step(message)?).await
     }
 
     async fn lookup(&self, message: Lookup) -> Result<Option<RecordView>, StoreError> {

@@ -33,6 +33,10 @@ pub enum StoreError {
     /// The store can't be written to; the step was not taken.
     #[error("the store refuses to be written to: {0}")]
     ReadOnly(String),
+    /// What the store was opened on is gone, or something else stands in its place; the step was not taken. Another process
+    /// may find other records there. Put it back, or restart the process on what is there now.
+    #[error("the store is not what was opened: {0}")]
+    Replaced(String),
     /// What is stored for the key can't be read as a record.
     #[error("the stored record is corrupt or foreign: {0}")]
     Corrupt(String),

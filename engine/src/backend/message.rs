@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::record::{Attempt, FencingToken, Owner, Record, SealedOutcome, State, StoreTime};
+use crate::record::{Attempt, FencingToken, Owner, Record, SealedOutcome, State, StepName, Steps, StoreTime};
 use crate::{Fingerprint, Key, OnAbandoned};
 
 /// Claim a key, or learn what stands in the way: look-up and claim are one atomic step.
@@ -47,7 +47,7 @@ pub struct Acquire {
 /// use oncekey::backend::Acquired;
 ///
 /// let token = FencingToken::new(1);
-/// assert_ne!(Acquired::Mismatch, Acquired::Claimed { attempt: Attempt::FIRST, token, took_over: false });
+/// assert_ne!(Acquired::Mismatch, Acquired::Claimed { attempt: Attempt::FIRST, token, took_over: false, steps: None });
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Acquired {
@@ -59,6 +59,8 @@ pub enum Acquired {
         token: FencingToken,
         /// Whether a lapsed claim of another holder was taken over.
         took_over: bool,
+        /// The steps of earlier attempts, read in the same atomic step.
+        steps: Option<Box<Steps>>,
     },
     /// Another holder is at work.
     InProgress {
@@ -176,10 +178,15 @@ pub struct Release {
 /// # use oncekey::backend::Released;
 /// assert_ne!(Released::Released, Released::Lost);
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Released {
-    /// The record is gone: the next acquire wins.
+    /// The claim is gone: the next acquire wins. A record with steps keeps them and its fingerprint.
     Released,
+    /// A step began, and nobody knows what became of it: the key is indeterminate until that step is resolved.
+    Unsettled {
+        /// The step.
+        step: StepName,
+    },
     /// The claim is not the sender's; nothing was changed.
     Lost,
 }
@@ -286,10 +293,15 @@ pub enum Resolution {
 /// # use oncekey::backend::Resolved;
 /// assert_ne!(Resolved::Resolved, Resolved::NotIndeterminate);
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resolved {
-    /// The key is settled.
+    /// The key, or the step, is settled.
     Resolved,
+    /// The key can't be released: nobody knows what became of this step. Resolve the step first.
+    UnsettledStep {
+        /// The step.
+        step: StepName,
+    },
     /// The key, or that attempt of it, is not indeterminate; nothing was changed.
     NotIndeterminate,
 }
@@ -316,6 +328,7 @@ pub struct Lookup {
 ///     fingerprint: Fingerprint::of(b"to: ada"),
 ///     attempt: Attempt::FIRST,
 ///     token: FencingToken::new(1),
+///     steps: None,
 ///     state: StateView::Indeterminate,
 /// };
 /// # Ok::<(), oncekey::KeyError>(())
@@ -330,6 +343,8 @@ pub struct RecordView {
     pub attempt: Attempt,
     /// The fencing token of the last claim.
     pub token: FencingToken,
+    /// The steps of the operation, where it has any.
+    pub steps: Option<Box<Steps>>,
     /// Where in its life the record is.
     pub state: StateView,
 }
@@ -347,6 +362,7 @@ impl RecordView {
     ///     token: FencingToken::new(1),
     ///     barrier: None,
     ///     owner: Owner::random(),
+    ///     steps: None,
     ///     state: State::Indeterminate,
     /// };
     /// let view = RecordView::of(Key::new("mail", 17)?, record, StoreTime::from_millis(0));
@@ -361,10 +377,11 @@ impl RecordView {
                 StateView::Completed { outcome, expires_in: expires_at.left(now) }
             }
             State::Indeterminate => StateView::Indeterminate,
+            State::Released { expires_at } => StateView::Released { expires_in: expires_at.left(now) },
             State::Vacant { .. } => return None,
         };
-        let Record { fingerprint, attempt, token, .. } = record;
-        Some(Self { key, fingerprint, attempt, token, state })
+        let Record { fingerprint, attempt, token, steps, .. } = record;
+        Some(Self { key, fingerprint, attempt, token, steps, state })
     }
 }
 
@@ -390,6 +407,11 @@ pub enum StateView {
     },
     /// It waits for somebody's word.
     Indeterminate,
+    /// It was released with steps, which the next claim of the same request continues.
+    Released {
+        /// How long the steps are still kept.
+        expires_in: Duration,
+    },
 }
 
 /// Remove a record, whatever its state. An operator's tool: removing a claim lets its operation run again.
@@ -480,8 +502,10 @@ pub struct StoreStats {
     pub in_progress: u64,
     /// Outcomes kept.
     pub completed: u64,
-    /// Keys that wait for somebody's word.
+    /// Keys that wait for somebody's word. Claims that lapsed with an unsettled step count as in progress.
     pub indeterminate: u64,
+    /// Keys that were released with steps, which are kept for the next try.
+    pub released: u64,
 }
 
 /// Tell when a key is no longer in progress.

@@ -9,6 +9,7 @@ mod actor;
 mod error;
 mod message;
 mod request;
+mod step_message;
 mod step_state;
 mod transaction;
 
@@ -20,6 +21,10 @@ pub use message::{
     Withdraw, Withdrawn,
 };
 pub use request::{Reply, Request};
+pub use step_message::{
+    BeginStep, CommitStep, CompleteStep, FailStep, ResolveStep, StepBegun, StepCommitted, StepCompleted, StepFailed,
+    StepInTransaction, StepResolution,
+};
 pub use step_state::StepState;
 pub use transaction::{CompleteInTransaction, CompletedInTransaction, OperationFailure, TransactionOperation};
 
@@ -101,6 +106,45 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Settles an indeterminate key. See [`transition::resolve`](crate::record::transition::resolve).
     fn resolve(&self, message: Resolve) -> impl Future<Output = Result<Resolved, StoreError>>;
 
+    /// Begins a step of an operation, or says what is known of it. See
+    /// [`transition::begin_step`](crate::record::transition::begin_step).
+    ///
+    /// A backend without steps leaves this and the other methods of steps as they are.
+    fn begin_step(&self, message: BeginStep) -> impl Future<Output = Result<StepBegun, StoreError>> {
+        drop(message);
+        std::future::ready(Err(NO_STEPS))
+    }
+
+    /// Records a step's outcome. See [`transition::complete_step`](crate::record::transition::complete_step).
+    fn complete_step(&self, message: CompleteStep) -> impl Future<Output = Result<StepCompleted, StoreError>> {
+        drop(message);
+        std::future::ready(Err(NO_STEPS))
+    }
+
+    /// Records that a run of a step had no effect. See
+    /// [`transition::fail_step`](crate::record::transition::fail_step).
+    fn fail_step(&self, message: FailStep) -> impl Future<Output = Result<StepFailed, StoreError>> {
+        drop(message);
+        std::future::ready(Err(NO_STEPS))
+    }
+
+    /// Runs a step's operation and stores its outcome in one transaction, where the store has transactions. See
+    /// [`transition::commit_step`](crate::record::transition::commit_step).
+    fn step_in_transaction(
+        &self,
+        message: StepInTransaction,
+    ) -> impl Future<Output = Result<StepCommitted, StoreError>> {
+        drop(message);
+        std::future::ready(Err(StoreError::Unsupported("steps in its own transactions")))
+    }
+
+    /// Settles a step of which nobody knows what became of it. See
+    /// [`transition::resolve_step`](crate::record::transition::resolve_step).
+    fn resolve_step(&self, message: ResolveStep) -> impl Future<Output = Result<Resolved, StoreError>> {
+        drop(message);
+        std::future::ready(Err(NO_STEPS))
+    }
+
     /// Reads one record as it stands now: an expired one is `None`, a lapsed claim to be held is indeterminate.
     fn lookup(&self, message: Lookup) -> impl Future<Output = Result<Option<RecordView>, StoreError>>;
 
@@ -133,6 +177,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
         }
     }
 }
+
+/// What a backend says that keeps no steps.
+const NO_STEPS: StoreError = StoreError::Unsupported("steps");
 
 /// Looks at a key at intervals with jitter until it is no longer in progress: [`Backend::watch`] for stores that can't
 /// tell.

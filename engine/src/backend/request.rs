@@ -4,9 +4,10 @@ use std::fmt;
 
 use super::transaction::{CompleteInTransaction, CompletedInTransaction};
 use super::{
-    Acquire, Acquired, Backend, Changed, Complete, Completed, Held, Hold, List, Lookup, Purge, Purged, RecordView,
-    Release, Released, Remove, Removed, Renew, Renewed, Resolve, Resolved, Stats, StepState, StoreError, StoreStats,
-    Watch, Withdraw, Withdrawn,
+    Acquire, Acquired, Backend, BeginStep, Changed, Complete, CompleteStep, Completed, FailStep, Held, Hold, List,
+    Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Resolve, ResolveStep,
+    Resolved, Stats, StepBegun, StepCommitted, StepCompleted, StepFailed, StepInTransaction, StepState, StoreError,
+    StoreStats, Watch, Withdraw, Withdrawn,
 };
 
 type Deliver<T> = Box<dyn FnOnce(Result<T, StoreError>) + Send>;
@@ -116,6 +117,16 @@ pub enum Request {
     Hold(Hold, Reply<Held>),
     /// See [`Resolve`].
     Resolve(Resolve, Reply<Resolved>),
+    /// See [`BeginStep`]. The messages of steps are boxed: most operations have none.
+    BeginStep(Box<BeginStep>, Reply<StepBegun>),
+    /// See [`CompleteStep`].
+    CompleteStep(Box<CompleteStep>, Reply<StepCompleted>),
+    /// See [`FailStep`].
+    FailStep(Box<FailStep>, Reply<StepFailed>),
+    /// See [`StepInTransaction`].
+    StepInTransaction(Box<StepInTransaction>, Reply<StepCommitted>),
+    /// See [`ResolveStep`].
+    ResolveStep(Box<ResolveStep>, Reply<Resolved>),
     /// See [`Lookup`].
     Lookup(Lookup, Reply<Option<RecordView>>),
     /// See [`Remove`].
@@ -142,6 +153,11 @@ impl Request {
             Self::Withdraw(..) => "withdraw",
             Self::Hold(..) => "hold",
             Self::Resolve(..) => "resolve",
+            Self::BeginStep(..) => "begin step",
+            Self::CompleteStep(..) => "complete step",
+            Self::FailStep(..) => "fail step",
+            Self::StepInTransaction(..) => "step in transaction",
+            Self::ResolveStep(..) => "resolve step",
             Self::Lookup(..) => "lookup",
             Self::Remove(..) => "remove",
             Self::List(..) => "list",
@@ -179,6 +195,11 @@ impl Request {
             Self::Withdraw(message, reply) => ask(reply, backend.withdraw(message)).await,
             Self::Hold(message, reply) => ask(reply, backend.hold(message)).await,
             Self::Resolve(message, reply) => ask(reply, backend.resolve(message)).await,
+            Self::BeginStep(message, reply) => ask(reply, backend.begin_step(*message)).await,
+            Self::CompleteStep(message, reply) => ask(reply, backend.complete_step(*message)).await,
+            Self::FailStep(message, reply) => ask(reply, backend.fail_step(*message)).await,
+            Self::StepInTransaction(message, reply) => ask(reply, backend.step_in_transaction(*message)).await,
+            Self::ResolveStep(message, reply) => ask(reply, backend.resolve_step(*message)).await,
             Self::Lookup(message, reply) => ask(reply, backend.lookup(message)).await,
             Self::Remove(message, reply) => ask(reply, backend.remove(message)).await,
             Self::List(message, reply) => ask(reply, backend.list(message)).await,

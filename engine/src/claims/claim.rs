@@ -10,13 +10,14 @@ use tracing::{debug, warn};
 use super::grant::{Answered, ClaimAddr, Settled, Settlement};
 use super::lease::Lease;
 use super::phase::{Completing, Holding, Phase, Releasing, bring, transaction};
+use super::steps::StepTable;
 use crate::answer::Answer;
-use crate::backend::{Completed, CompletedInTransaction, Held, Persist, Renew, Renewed, Request, StoreError};
+use crate::backend::{Completed, CompletedInTransaction, Held, Persist, Released, Renew, Renewed, Request, StoreError};
 use crate::pending_settlements::Pending;
 use crate::permit::Permit;
-use crate::record::{Owner, SealedOutcome};
+use crate::record::{Owner, SealedOutcome, Steps};
 use crate::shared::Shared;
-use crate::{Error, EventKind, Key, OnAbandoned, chance};
+use crate::{Error, EventKind, FencingToken, Key, OnAbandoned, chance};
 
 type ToHolder = Answer<Result<Settled, Error>>;
 
@@ -35,6 +36,8 @@ pub(crate) enum Next {
     Wait,
     /// Call [`Claim::ask_again`] after this pause.
     AskAgain(Duration),
+    /// Call [`Claim::ask_for_step`] with this number after this pause.
+    AskForStep(Duration, u32),
     /// Another has the key by now. Callers of the key ask the store again; the claim stays until its operation ends.
     LetGo,
     /// The claim is no more. Whoever waits for its key takes this outcome, or asks for the key again.
@@ -55,6 +58,8 @@ pub(crate) struct Claim {
     failing: Option<Box<Failing>>,
     /// The call's place among those that its arbiter admits.
     permit: Option<Permit>,
+    /// The steps of its operation. Boxed, since most operations have none.
+    steps: Option<Box<StepTable>>,
 }
 
 /// A settlement that the store has not taken yet.
@@ -74,9 +79,16 @@ const LONGEST_PAUSE_PENDING: Duration = Duration::from_secs(10);
 
 impl Claim {
     /// A claim that was granted.
-    pub(crate) fn granted(owner: Owner, on_abandoned: OnAbandoned, asked_at: Instant, permit: Permit) -> Self {
+    pub(crate) fn granted(
+        owner: Owner,
+        on_abandoned: OnAbandoned,
+        asked_at: Instant,
+        permit: Permit,
+        steps: Option<Box<Steps>>,
+    ) -> Self {
         let (lease, permit) = (Lease::new(asked_at), Some(permit));
-        Self { permit, ..Self::new(owner, on_abandoned, lease, Phase::Running) }
+        let steps = steps.map(|steps| Box::new(StepTable::of(*steps)));
+        Self { permit, steps, ..Self::new(owner, on_abandoned, lease, Phase::Running) }
     }
 
     /// A claim whose answer was not heard, or came too late: it is withdrawn. [`ask_again`](Self::ask_again) begins it.
@@ -87,12 +99,51 @@ impl Claim {
     }
 
     fn new(owner: Owner, on_abandoned: OnAbandoned, lease: Lease, phase: Phase) -> Self {
-        Self { owner, on_abandoned, lease, phase, renewals_in_flight: 0, holder: None, failing: None, permit: None }
+        Self {
+            owner,
+            on_abandoned,
+            lease,
+            phase,
+            renewals_in_flight: 0,
+            holder: None,
+            failing: None,
+            permit: None,
+            steps: None,
+        }
     }
 
     /// Whether it is unknown if the claim was ever in the store: then nobody knows what the key was last used for.
     pub(crate) fn is_withdrawing(&self) -> bool {
         matches!(self.phase, Phase::Withdrawing)
+    }
+
+    pub(super) fn owner(&self) -> Owner {
+        self.owner
+    }
+
+    pub(super) fn policy(&self) -> OnAbandoned {
+        self.on_abandoned
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        self.phase.is_running()
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.lease.is_lost()
+    }
+
+    /// Whether the operation runs in the transaction that completes the claim.
+    pub(super) fn is_in_transaction(&self) -> bool {
+        matches!(self.phase, Phase::Committing | Phase::Probing)
+    }
+
+    pub(super) fn steps_mut(&mut self) -> Option<&mut StepTable> {
+        self.steps.as_deref_mut()
+    }
+
+    pub(super) fn steps_or_new(&mut self, token: FencingToken) -> &mut StepTable {
+        self.steps.get_or_insert_with(|| Box::new(StepTable::new(token)))
     }
 
     pub(crate) fn lease_left(&self, shared: &Shared) -> Duration {
@@ -162,8 +213,21 @@ impl Claim {
         }
     }
 
-    /// The holder ends its claim.
+    /// The holder ends its claim. That waits for the steps that run.
     pub(crate) fn settle(
+        &mut self,
+        settlement: Settlement,
+        reply: Option<ToHolder>,
+        arbiter: &Arbiter<'_>,
+        claim: &ClaimAddr,
+    ) -> Next {
+        match self.wait_for_steps(settlement, reply, arbiter) {
+            Some((settlement, reply)) => self.settle_now(settlement, reply, arbiter, claim),
+            None => Next::Wait,
+        }
+    }
+
+    pub(super) fn settle_now(
         &mut self,
         settlement: Settlement,
         reply: Option<ToHolder>,
@@ -210,7 +274,7 @@ impl Claim {
     fn abandoned(&self) -> Phase {
         match self.on_abandoned {
             OnAbandoned::Hold => Self::holding(OnAbandoned::Hold),
-            OnAbandoned::Rerun => Phase::Abandoning,
+            OnAbandoned::Rerun | OnAbandoned::Resume => Phase::Abandoning,
         }
     }
 
@@ -229,7 +293,9 @@ impl Claim {
         warn!(key = %arbiter.key, "an operation has passed its run limit; its claim is settled as abandoned");
         arbiter.tell(EventKind::RunLimit);
         self.permit = None;
-        self.settle(Settlement::Abandon, None, arbiter, claim)
+        // A step that still runs is as unknown as its operation.
+        self.steps = None;
+        self.settle_now(Settlement::Abandon, None, arbiter, claim)
     }
 
     /// Sends the step of the settlement that is under way, for the first time or again.
@@ -285,6 +351,12 @@ impl Claim {
                     arbiter.tell(EventKind::Lost);
                 }
                 self.ends(Err(Error::ClaimLost), None)
+            }
+            Answered::Step(answered) => self.step_answered(*answered, arbiter, claim),
+            Answered::Released(Ok(Released::Unsettled { step })) => {
+                warn!(key = %arbiter.key, %step, "the operation ended, but nobody knows what became of its step");
+                arbiter.tell(EventKind::Held);
+                self.ends(Ok(Settled::Done), None)
             }
             // "Lost" is as good: the claim is not this arbiter's.
             Answered::Released(Ok(_)) | Answered::Lapsed(Ok(_)) => {
@@ -413,12 +485,12 @@ impl Arbiter<'_> {
         self.shared.settings.lease
     }
 
-    fn ask_store(&self, request: Request) {
+    pub(super) fn ask_store(&self, request: Request) {
         // A request that a dead backend can't take is dropped, and its reply says so.
         let _ = self.store.try_send(Persist::Step(request));
     }
 
-    fn tell(&self, kind: EventKind) {
+    pub(super) fn tell(&self, kind: EventKind) {
         self.shared.events.tell(kind, self.key);
     }
 }

@@ -7,6 +7,7 @@ use actix::prelude::*;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::steps::{StepAnswered, StepCall};
 use crate::answer::Answer;
 use crate::backend::{
     Completed, CompletedInTransaction, Held, Released, Renewed, StoreError, TransactionOperation, Withdrawn,
@@ -48,6 +49,8 @@ pub(crate) enum What {
     Ask,
     /// The operation may run for so long.
     LimitRun(Duration),
+    /// The operation asks for one of its steps. Boxed, since most operations have none.
+    Step(Box<StepCall>),
     /// An answer of the store.
     Answered(Answered),
 }
@@ -66,6 +69,7 @@ pub(crate) enum Answered {
     Lapsed(Result<Renewed, StoreError>),
     Withdrawn(Result<Withdrawn, StoreError>),
     Held(Result<Held, StoreError>),
+    Step(Box<StepAnswered>),
 }
 
 /// How a holder ends its claim.
@@ -167,7 +171,7 @@ impl Grant {
 
     /// The run limit counts from here. A grant may wait for its turn: while it does, nothing runs.
     fn begins(&mut self) -> Result<(), Error> {
-        if let Some(limit) = self.run_limit {
+        if let Some(limit) = self.run_limit.filter(|_| !planted!(RunLimitForgotten)) {
             ToClaim::send(&self.claim, What::LimitRun(limit))?;
         }
         self.began = true;

@@ -10,9 +10,11 @@ mod claim;
 mod grant;
 mod lease;
 mod phase;
+mod steps;
 
 pub(crate) use claim::{Arbiter, Claim, Next};
 pub(crate) use grant::{Answered, ClaimAddr, Grant, Settled, Settlement, ToClaim, What};
+pub(crate) use steps::{BegunStep, EndOnDrop, NamedStep, StepCall, StepEnd, StepRefusal};
 
 use std::time::Duration;
 

@@ -59,7 +59,7 @@ impl Phase {
             // While the store does not take the hold, a lapse under Rerun would let another take over, contrary to what
             // the operation reported. Under Hold a lapse has the same result.
             Self::Holding(Holding { on_abandoned, is_stored }) => Traits {
-                renews: *on_abandoned == OnAbandoned::Rerun && !is_stored && !planted!(HoldNotRenewed),
+                renews: *on_abandoned != OnAbandoned::Hold && !is_stored && !planted!(HoldNotRenewed),
                 holder_is_told_at_once: true,
             },
             // Nothing happened. A lapse under Rerun frees the key, which is right; under Hold it would make a key

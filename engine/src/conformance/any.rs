@@ -7,9 +7,10 @@ use std::sync::Arc;
 use futures_util::future::LocalBoxFuture;
 
 use crate::backend::{
-    Acquire, Acquired, Backend, Changed, Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held,
-    Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Request,
-    Resolve, Resolved, Stats, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
+    Acquire, Acquired, Backend, BeginStep, Changed, Complete, CompleteInTransaction, CompleteStep, Completed,
+    CompletedInTransaction, FailStep, Held, Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove,
+    Removed, Renew, Renewed, Request, Resolve, ResolveStep, Resolved, Stats, StepBegun, StepCommitted, StepCompleted,
+    StepFailed, StepInTransaction, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
 };
 
 /// Any backend. Every method is the backend's own, its overridden defaults too.
@@ -92,6 +93,11 @@ any_backend! {
     withdraw(Withdraw) -> Withdrawn;
     hold(Hold) -> Held;
     resolve(Resolve) -> Resolved;
+    begin_step(BeginStep) -> StepBegun;
+    complete_step(CompleteStep) -> StepCompleted;
+    fail_step(FailStep) -> StepFailed;
+    step_in_transaction(StepInTransaction) -> StepCommitted;
+    resolve_step(ResolveStep) -> Resolved;
     lookup(Lookup) -> Option<RecordView>;
     remove(Remove) -> Removed;
     list(List) -> Vec<RecordView>;

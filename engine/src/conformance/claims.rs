@@ -267,7 +267,7 @@ pub async fn e23_a_run_limit_ends_the_claim(store: &Store) {
         let attempt = |claim: crate::Claim| async move { Ok::<u32, &str>(claim.attempt().get() as u32) };
         let waited = engine.with_wait(LONG).run(key.clone(), fingerprint(), attempt).await;
         match on_abandoned {
-            OnAbandoned::Rerun => assert_eq!(waited.unwrap(), Outcome::Ran(2)),
+            OnAbandoned::Rerun | OnAbandoned::Resume => assert_eq!(waited.unwrap(), Outcome::Ran(2)),
             OnAbandoned::Hold => {
                 assert!(matches!(waited, Err(RunError::Engine(Error::Indeterminate { .. }))), "{waited:?}");
             }

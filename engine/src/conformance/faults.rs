@@ -9,9 +9,10 @@ use parking_lot::Mutex;
 
 use super::{LONG, SHORT, Store, fingerprint, fresh_key, until};
 use crate::backend::{
-    Acquire, Acquired, Backend, Changed, Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held,
-    Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Resolve,
-    Resolved, Stats, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
+    Acquire, Acquired, Backend, BeginStep, Changed, Complete, CompleteInTransaction, CompleteStep, Completed,
+    CompletedInTransaction, FailStep, Held, Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove,
+    Removed, Renew, Renewed, Resolve, ResolveStep, Resolved, Stats, StepBegun, StepCommitted, StepCompleted,
+    StepFailed, StepInTransaction, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
 };
 use crate::{Engine, Error, EventKind, OnAbandoned, OnStoreFailure, Outcome, RunError};
 
@@ -54,6 +55,12 @@ pub enum Steps {
     Renew,
     /// `Hold` alone.
     Hold,
+    /// `BeginStep` alone.
+    BeginStep,
+    /// `CompleteStep` alone.
+    CompleteStep,
+    /// `FailStep` alone.
+    FailStep,
 }
 
 /// A real store whose steps fail on demand, and which counts how often they did.
@@ -78,7 +85,7 @@ struct Faults {
     active: Mutex<Vec<(Steps, Fault)>>,
     struck: AtomicUsize,
     /// How often each of [`Steps`] was asked for.
-    asked: [AtomicUsize; 7],
+    asked: [AtomicUsize; 10],
 }
 
 impl<B> Faulty<B> {
@@ -169,6 +176,26 @@ impl<B: Backend> Backend for Faulty<B> {
 
     async fn resolve(&self, message: Resolve) -> Result<Resolved, StoreError> {
         self.take(Steps::All, self.store.resolve(message)).await
+    }
+
+    async fn begin_step(&self, message: BeginStep) -> Result<StepBegun, StoreError> {
+        self.take(Steps::BeginStep, self.store.begin_step(message)).await
+    }
+
+    async fn complete_step(&self, message: CompleteStep) -> Result<StepCompleted, StoreError> {
+        self.take(Steps::CompleteStep, self.store.complete_step(message)).await
+    }
+
+    async fn fail_step(&self, message: FailStep) -> Result<StepFailed, StoreError> {
+        self.take(Steps::FailStep, self.store.fail_step(message)).await
+    }
+
+    async fn step_in_transaction(&self, message: StepInTransaction) -> Result<StepCommitted, StoreError> {
+        self.take(Steps::CompleteStep, self.store.step_in_transaction(message)).await
+    }
+
+    async fn resolve_step(&self, message: ResolveStep) -> Result<Resolved, StoreError> {
+        self.take(Steps::All, self.store.resolve_step(message)).await
     }
 
     async fn lookup(&self, message: Lookup) -> Result<Option<RecordView>, StoreError> {

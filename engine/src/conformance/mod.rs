@@ -32,6 +32,8 @@ mod leaving;
 mod limits;
 mod operations;
 mod records;
+mod step_calls;
+mod steps;
 mod transactions;
 mod waiting;
 
@@ -41,6 +43,8 @@ pub use leaving::*;
 pub use limits::*;
 pub use operations::*;
 pub use records::*;
+pub use step_calls::*;
+pub use steps::*;
 pub use transactions::*;
 pub use waiting::*;
 
@@ -72,17 +76,30 @@ pub struct Capabilities {
     pub transactions: bool,
     /// It removes expired records without being told to: a purge finds nothing to do.
     pub expires_by_itself: bool,
+    /// It keeps the steps of operations.
+    pub steps: bool,
 }
 
 impl Capabilities {
     /// Everything, and expired records wait for a purge.
     pub fn all() -> Self {
-        Self { transactions: true, expires_by_itself: false }
+        Self { transactions: true, expires_by_itself: false, steps: true }
     }
 
     /// Everything but [`transactions`](Self::transactions).
     pub fn without_transactions() -> Self {
         Self { transactions: false, ..Self::all() }
+    }
+
+    /// The same, without [`steps`](Self::steps).
+    ///
+    /// ```
+    /// # use oncekey::conformance::Capabilities;
+    /// assert!(!Capabilities::all().without_steps().steps);
+    /// ```
+    #[must_use]
+    pub fn without_steps(self) -> Self {
+        Self { steps: false, ..self }
     }
 
     /// The same, and expired records go without a purge.
@@ -303,6 +320,23 @@ macro_rules! __for_each_conformance_check {
             e24_a_value_that_cannot_be_stored_is_an_error
             e25_a_fencing_token_never_goes_back
             e25_the_operation_has_its_fencing_token
+            e26_a_step_begins_and_completes_once
+            e26_a_takeover_brings_the_steps
+            e26_an_unsettled_step_makes_its_parent_indeterminate
+            e26_a_step_that_may_run_again_does
+            e26_a_released_parent_keeps_its_steps
+            e26_a_failed_run_never_lands
+            e26_steps_end_with_their_parent
+            e26_a_parent_has_a_bounded_number_of_steps
+            e26_a_step_commits_with_its_rows
+            e26_a_retry_continues_where_the_last_try_ended
+            e26_a_stale_holder_begins_no_step
+            e26_what_is_not_known_of_a_step_outranks_the_result
+            e26_lost_answers_change_nothing
+            e26_a_step_whose_caller_left_before_it_began_leaves_nothing
+            e26_misuse_is_an_error_at_once
+            e26_an_outcome_that_cannot_be_kept_is_the_same_error_twice
+            e26_the_reconciler_is_asked_per_step
             e28_a_caller_that_leaves_holds_nothing
             e28_a_caller_that_leaves_while_the_store_is_asked_holds_nothing
         }

@@ -70,7 +70,7 @@ pub async fn e05_the_reconciler_settles_an_abandoned_key(store: &Store) {
     let known = happened.clone();
     let engine = store
         .engine(|builder| {
-            builder.reconciler(move |Abandoned { key, attempt }| {
+            builder.reconciler(move |Abandoned { key, attempt, .. }| {
                 counter.fetch_add(1, Ordering::Relaxed);
                 assert_eq!(attempt, Attempt::FIRST);
                 let happened = key == known;
@@ -145,7 +145,7 @@ async fn panics_once(engine: &Engine, on_abandoned: OnAbandoned) {
     assert!(matches!(panicking.await.unwrap(), Err(RunError::Engine(Error::Panicked))));
     let waited = waiter.await.unwrap();
     match on_abandoned {
-        OnAbandoned::Rerun => assert_eq!(waited.unwrap(), Outcome::Ran(2), "the second attempt"),
+        OnAbandoned::Rerun | OnAbandoned::Resume => assert_eq!(waited.unwrap(), Outcome::Ran(2), "the second attempt"),
         OnAbandoned::Hold => {
             assert!(matches!(waited, Err(RunError::Engine(Error::Indeterminate { .. }))), "{waited:?}");
         }

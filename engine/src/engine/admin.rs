@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use serde::Serialize;
 use tokio::time::timeout;
 
 use super::Engine;
 use crate::backend::{
-    List, Lookup, Purge, Purged, RecordView, Remove, Removed, Request, Resolution, Resolve, Resolved, Stats, StoreStats,
+    List, Lookup, Purge, Purged, RecordView, Remove, Removed, Request, Resolution, Resolve, ResolveStep, Resolved,
+    Stats, StepResolution, StoreStats,
 };
+use crate::record::{Binding, SealedOutcome, StepName};
 use crate::supervisor::CountInFlight;
 use crate::{Attempt, Error, Key};
 
@@ -53,6 +56,46 @@ impl Engine {
     pub async fn resolve(&self, key: &Key, attempt: Option<Attempt>, with: Resolution) -> Result<Resolved, Error> {
         let message = Resolve { key: key.clone(), attempt, owner: None, with };
         Ok(self.nodes.current()?.ask_store(|reply| Request::Resolve(message, reply)).await?)
+    }
+
+    /// Settles a step of which nobody knows what became of it, by the word of somebody who has found out: with the value
+    /// that the step would have returned, or with `None` if its effect did not happen, so that it may run again.
+    ///
+    /// With its last unsettled step settled, the key is free for the next try of its request.
+    ///
+    /// # Errors
+    /// [`Error::Store`] if the store can't be asked; [`Error::Unserializable`] for the value or the name.
+    ///
+    /// ```
+    /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use oncekey::{Engine, Key, backend::Resolved};
+    /// # use oncekey_backends::MemoryBackend;
+    /// # let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// let resolved = engine.resolve_step(&Key::new("checkout", 17)?, "charge", Some(&"charge 5")).await?;
+    /// assert_eq!(resolved, Resolved::NotIndeterminate);
+    /// # Ok(()) }
+    /// ```
+    pub async fn resolve_step<T: Serialize + ?Sized>(
+        &self,
+        key: &Key,
+        name: &str,
+        with: Option<&T>,
+    ) -> Result<Resolved, Error> {
+        let unserializable = |error: &dyn std::fmt::Display| Error::Unserializable(error.to_string());
+        let Some(steps) = self.lookup(key).await?.and_then(|view| view.steps) else {
+            return Ok(Resolved::NotIndeterminate);
+        };
+        let name = StepName::from_stored(name).map_err(|error| unserializable(&error))?;
+        let name = self.nodes.shared().settings.at_rest.step_name(key, name);
+        let with = match with {
+            Some(value) => {
+                let outcome = SealedOutcome::of_value(Binding::step(key, steps.life, &name), value);
+                StepResolution::Complete { outcome: outcome.map_err(|error| unserializable(&error))? }
+            }
+            None => StepResolution::Release,
+        };
+        let message = Box::new(ResolveStep { key: key.clone(), name, run: None, life: Some(steps.life), with });
+        Ok(self.nodes.current()?.ask_store(|reply| Request::ResolveStep(message, reply)).await?)
     }
 
     /// Removes a record, whatever its state. **Removing a claim lets its operation run again**, beside the one that may

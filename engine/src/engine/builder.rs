@@ -104,6 +104,7 @@ impl<B: Backend> EngineBuilder<B> {
             max_calls_per_arbiter: 10_000,
             max_calls_per_scope: None,
             max_waiters_per_key: 1_000,
+            max_step_bytes: 256 << 10,
             purge_every: Some(Duration::from_secs(10)),
             purge_limit: 1_000,
             reconciler: None,
@@ -118,6 +119,14 @@ impl<B: Backend> EngineBuilder<B> {
             max_pending: (10_000, 64 << 20),
             observers: Observers::default(),
         }
+    }
+
+    /// The largest outcome of a [step](crate::Claim::step) that is kept, in bytes as stored. The outcome of a larger one is
+    /// [`StepError::TooLarge`](crate::StepError::TooLarge), now and at every retry; the step is done all the same. Default:
+    /// 256 KiB.
+    pub fn max_step_bytes(mut self, bytes: usize) -> Self {
+        self.settings.max_step_bytes = bytes;
+        self
     }
 
     /// Separates the [derived keys](crate::Claim::derive_key) of this application from those of another that uses the same

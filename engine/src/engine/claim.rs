@@ -38,21 +38,16 @@ pub struct Claim {
     token: FencingToken,
     claim: Option<ClaimAddr>,
     derivation: KeyDerivation,
-    /// What the claim's own operation may complete it with.
-    completion: Option<Completion>,
-}
-
-#[derive(Clone)]
-struct Completion {
-    owner: Owner,
     retention: Duration,
+    /// Where the claim's own operation may complete it: its owner.
+    completed_as: Option<Owner>,
 }
 
 impl Claim {
-    pub(crate) fn of(key: Key, grant: &Grant, derivation: &KeyDerivation) -> Self {
+    pub(crate) fn of(key: Key, grant: &Grant, retention: Duration, derivation: &KeyDerivation) -> Self {
         let claim = Some(grant.claim().clone());
         let derivation = derivation.clone();
-        Self { key, attempt: grant.attempt, token: grant.token, claim, derivation, completion: None }
+        Self { key, attempt: grant.attempt, token: grant.token, claim, derivation, retention, completed_as: None }
     }
 
     /// One that its operation may complete by itself.
@@ -62,13 +57,25 @@ impl Claim {
         retention: Duration,
         derivation: &KeyDerivation,
     ) -> Self {
-        let completion = Completion { owner: grant.owner, retention };
-        Self { completion: Some(completion), ..Self::of(key, grant, derivation) }
+        Self { completed_as: Some(grant.owner), ..Self::of(key, grant, retention, derivation) }
     }
 
     pub(crate) fn unguarded(key: Key, derivation: &KeyDerivation) -> Self {
         let (attempt, token) = (Attempt::FIRST, FencingToken::ZERO);
-        Self { key, attempt, token, claim: None, derivation: derivation.clone(), completion: None }
+        let (derivation, retention) = (derivation.clone(), Duration::ZERO);
+        Self { key, attempt, token, claim: None, derivation, retention, completed_as: None }
+    }
+
+    pub(super) fn address(&self) -> Option<&ClaimAddr> {
+        self.claim.as_ref()
+    }
+
+    pub(super) fn derivation(&self) -> &KeyDerivation {
+        &self.derivation
+    }
+
+    pub(super) fn retention(&self) -> Duration {
+        self.retention
     }
 
     /// The key that is claimed.
@@ -196,10 +203,10 @@ impl Claim {
     /// # Ok(()) }
     /// ```
     pub fn completion<T: Serialize>(&self, value: &T) -> Result<Complete, Error> {
-        let Completion { owner, retention } = self.completion.as_ref().ok_or(Error::ClaimLost)?;
+        let owner = self.completed_as.ok_or(Error::ClaimLost)?;
         let outcome = SealedOutcome::of_value(&self.key, value);
         let outcome = outcome.map_err(|error| Error::Unserializable(error.to_string()))?;
-        let message = Complete { key: self.key.clone(), owner: *owner, outcome, retention: *retention };
+        let message = Complete { key: self.key.clone(), owner, outcome, retention: self.retention };
         Ok(self.derivation.at_rest().complete(message)?)
     }
 }

@@ -6,12 +6,17 @@ mod builder;
 mod claim;
 mod run;
 mod shutdown;
+mod step;
+mod step_transaction;
 mod transaction;
 
 pub use builder::{EngineBuilder, StartError};
 pub use claim::Claim;
 pub use run::Outcome;
+#[cfg(feature = "consumer")]
+pub(crate) use run::or_read;
 pub use shutdown::Shutdown;
+pub use step::{Step, StepError, StepOptions};
 #[cfg(feature = "web")]
 pub(crate) use transaction::{Given, Transacted, awaited, blocking, transact};
 

@@ -150,7 +150,8 @@ impl Engine {
             Admitted::Granted(mut grant) => {
                 let engine = self.clone();
                 let running = async move {
-                    let claim = Claim::of(key.clone(), &grant, &engine.nodes.shared().settings.derivation);
+                    let claim =
+                        Claim::of(key.clone(), &grant, policy.retention, &engine.nodes.shared().settings.derivation);
                     let given = Given::default();
                     let operation = make(claim, Arc::clone(&given));
                     match transact(&engine, &key, &mut grant, policy.retention, wanted, operation, given).await {
@@ -255,11 +256,13 @@ pub(crate) async fn transact<T, E>(
                 }
                 Err(error)
             }
-            // The operation was content, but the database did not commit it: a constraint that is checked at the commit, or
-            // a statement whose failure the operation passed over.
-            _ => Err(Error::Store(StoreError::unavailable("the transaction was rolled back")).into()),
+            // The operation was content, but the database did not commit it. That is the operation's own failure.
+            _ => {
+                let why = "a constraint that is checked at the commit, or a statement whose failure the operation passed over";
+                Err(Error::CommitRefused(why.to_owned()).into())
+            }
         },
-        Err(Error::Store(error @ StoreError::TransactionEnded)) => {
+        Err(Error::Store(error @ StoreError::TransactionEnded)) if !planted!(EndedTransactionReleased) => {
             // Its writes may be committed in part: the key is indeterminate, whatever the policy for abandoned claims says.
             let _ = grant.settle(Settlement::Hold).await;
             Err(Error::OutcomeNotStored(error).into())

@@ -213,6 +213,7 @@ impl KeyLock {
         match act(claim, &Arbiter { key: &self.key, shared, store }, &address) {
             Next::Wait => {}
             Next::AskAgain(pause) => self.ask_again_after(pause, address, ctx),
+            Next::AskForStep(pause, number) => self.ask_for_step_after(pause, number, address, ctx),
             Next::LetGo => self.let_go(ctx),
             Next::Ended(outcome) => self.retire(outcome.as_ref(), ctx),
         }
@@ -223,6 +224,19 @@ impl KeyLock {
     fn ask_again_after(&mut self, pause: Duration, address: ClaimAddr, ctx: &mut Context<Self>) {
         self.is_reusable = false;
         ctx.run_later(pause, |lock, ctx| lock.ask_again(address, ctx));
+    }
+
+    /// A method of its own: a closure in the generic `with_claim` that calls it again would be another type at every depth.
+    fn ask_for_step_after(&mut self, pause: Duration, number: u32, address: ClaimAddr, ctx: &mut Context<Self>) {
+        self.is_reusable = false;
+        ctx.run_later(pause, move |lock, ctx| lock.ask_for_step(number, address, ctx));
+    }
+
+    fn ask_for_step(&mut self, number: u32, address: ClaimAddr, ctx: &mut Context<Self>) {
+        self.with_claim(address, ctx, |claim, arbiter, address| {
+            claim.ask_for_step(number, arbiter, address);
+            Next::Wait
+        });
     }
 
     fn ask_again(&mut self, address: ClaimAddr, ctx: &mut Context<Self>) {
@@ -284,7 +298,12 @@ impl Handler<ToClaim> for KeyLock {
             self.run_limit = Some(timer);
             return;
         }
+        if let What::Step(_) = what {
+            // Its answer could come in the time of another key.
+            self.is_reusable = false;
+        }
         self.with_claim(address, ctx, |claim, arbiter, address| match what {
+            What::Step(call) => claim.step(*call, arbiter, address),
             What::Settle { settlement, reply } => claim.settle(settlement, Some(reply), arbiter, address),
             What::Abandon { began } => claim.abandon(began, arbiter, address),
             What::Answered(answered) => claim.answered(answered, arbiter, address),
@@ -314,6 +333,8 @@ fn refuse_late(what: What) {
         What::Confirm(reply) | What::Answered(Answered::Renewed { confirming: Some(reply), .. }) => {
             drop(reply.send(Err(Error::ClaimLost)));
         }
+        // A step's reply is dropped, and says that the claim is lost.
+        What::Step(_) => {}
         What::Abandon { .. } | What::Answered(_) | What::Tick | What::Ask | What::LimitRun(_) => {}
     }
 }

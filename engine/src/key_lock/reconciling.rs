@@ -8,10 +8,13 @@ use tokio::time::timeout;
 use tracing::error;
 
 use super::{KeyLock, Role};
-use crate::backend::{Reply, Request, Resolution, Resolve, Resolved, StoreError};
+use crate::backend::{
+    Lookup, RecordView, Reply, Request, Resolution, Resolve, ResolveStep, Resolved, StateView, StepResolution,
+    StoreError,
+};
 use crate::reconcile::Reconciler;
-use crate::record::Owner;
-use crate::{Abandoned, Attempt, EventKind, Verdict};
+use crate::record::{Owner, Progress, StepName, StepRecord, StepRun, StoreTime};
+use crate::{Abandoned, AbandonedStep, Attempt, EventKind, FencingToken, Verdict};
 
 /// An indeterminate key that the reconciler is asked about.
 pub(crate) struct Reconciling {
@@ -19,16 +22,19 @@ pub(crate) struct Reconciling {
     /// The reconciler's answer is about this holder's claim and no other.
     abandoned_by: Owner,
     reconciler: Reconciler,
+    /// The step that the reconciler is asked about, if it is one.
+    step: Option<(StepName, StepRun, FencingToken)>,
 }
 
 impl Reconciling {
     pub(crate) fn new(attempt: Attempt, abandoned_by: Owner, reconciler: Reconciler) -> Self {
-        Self { attempt, abandoned_by, reconciler }
+        Self { attempt, abandoned_by, reconciler, step: None }
     }
 }
 
 /// What the reconciler said, and what the store made of it.
 enum Reconciled {
+    Found(Result<Option<RecordView>, StoreError>),
     Verdict(Verdict),
     Resolved(Result<Resolved, StoreError>),
 }
@@ -38,10 +44,42 @@ impl Message for Reconciled {
 }
 
 impl KeyLock {
+    /// Looks which of the key's steps nobody knows the outcome of: the reconciler is asked about each of them first.
     pub(super) fn reconcile(&mut self, ctx: &mut Context<Self>) {
-        let Role::Reconciling(Reconciling { attempt, reconciler, .. }) = &self.role else { return };
         self.is_reusable = false;
-        let abandoned = Abandoned { key: self.key.clone(), attempt: *attempt };
+        let lock = ctx.address();
+        let reply = Reply::new(move |found| drop(lock.try_send(Reconciled::Found(found))));
+        self.neighbours.ask_store(Request::Lookup(Lookup { key: self.key.clone() }, reply));
+    }
+
+    fn on_found(&mut self, found: Result<Option<RecordView>, StoreError>, ctx: &mut Context<Self>) {
+        let view = match found {
+            Ok(Some(view)) if view.state == StateView::Indeterminate => view,
+            // It was settled in the meantime: the waiting callers ask again.
+            Ok(_) => return self.retire(None, ctx),
+            Err(_) => {
+                self.tell(EventKind::StoreFailed);
+                return self.stay_indeterminate(ctx);
+            }
+        };
+        let is_open = |step: &&StepRecord| {
+            step.progress == Progress::Begun && step.reruns_until.is_none_or(|until| until < StoreTime::END)
+        };
+        let steps = view.steps.as_deref();
+        let open = steps.and_then(|steps| steps.list.iter().find(is_open).map(|step| (step, steps.life)));
+        let derivation = &self.neighbours.shared.settings.derivation;
+        let step = open.map(|(StepRecord { name, attempt, .. }, life)| {
+            let key = (!name.is_hashed()).then(|| derivation.derive(&self.key, name.as_str()));
+            AbandonedStep { name: name.clone(), attempt: *attempt, key, life }
+        });
+        let Role::Reconciling(reconciling) = &mut self.role else { return };
+        reconciling.step = open.map(|(step, life)| (step.name.clone(), step.run, life));
+        self.ask_reconciler(step, ctx);
+    }
+
+    fn ask_reconciler(&self, step: Option<AbandonedStep>, ctx: &mut Context<Self>) {
+        let Role::Reconciling(Reconciling { attempt, reconciler, .. }) = &self.role else { return };
+        let abandoned = Abandoned { key: self.key.clone(), attempt: *attempt, step };
         let limit = self.neighbours.shared.settings.reconcile_limit;
         let (reconciler, lock) = (reconciler.clone(), ctx.address());
         actix_rt::spawn(async move {
@@ -65,7 +103,19 @@ impl KeyLock {
     }
 
     fn on_verdict(&mut self, verdict: Verdict, ctx: &mut Context<Self>) {
-        let Role::Reconciling(Reconciling { attempt, abandoned_by, .. }) = &self.role else { return };
+        let Role::Reconciling(Reconciling { attempt, abandoned_by, step, .. }) = &self.role else { return };
+        let lock = ctx.address();
+        let reply = Reply::new(move |answer| drop(lock.try_send(Reconciled::Resolved(answer))));
+        if let Some((name, run, life)) = step {
+            let with = match verdict {
+                Verdict::Completed(outcome) => StepResolution::Complete { outcome },
+                Verdict::NotDone => StepResolution::Release,
+                Verdict::Unknown => return self.stay_indeterminate(ctx),
+            };
+            let (key, name) = (self.key.clone(), name.clone());
+            let message = ResolveStep { key, name, run: Some(*run), life: Some(*life), with };
+            return self.neighbours.ask_store(Request::ResolveStep(Box::new(message), reply));
+        }
         let (attempt, owner) = (Some(*attempt), Some(*abandoned_by));
         let with = match verdict {
             Verdict::Completed(outcome) => {
@@ -74,8 +124,6 @@ impl KeyLock {
             Verdict::NotDone => Resolution::Release,
             Verdict::Unknown => return self.stay_indeterminate(ctx),
         };
-        let lock = ctx.address();
-        let reply = Reply::new(move |answer| drop(lock.try_send(Reconciled::Resolved(answer))));
         self.neighbours.ask_store(Request::Resolve(Resolve { key: self.key.clone(), attempt, owner, with }, reply));
     }
 
@@ -83,10 +131,16 @@ impl KeyLock {
         match answer {
             Ok(Resolved::Resolved) => {
                 self.tell(EventKind::Reconciled);
-                self.retire(None, ctx);
+                match &self.role {
+                    // There may be another step, or the key itself.
+                    Role::Reconciling(Reconciling { step: Some(_), .. }) => self.reconcile(ctx),
+                    _ => self.retire(None, ctx),
+                }
             }
             // Another process was faster: the waiting callers ask again.
             Ok(Resolved::NotIndeterminate) => self.retire(None, ctx),
+            // A step that was allowed to run again, until its time was over.
+            Ok(Resolved::UnsettledStep { .. }) => self.stay_indeterminate(ctx),
             Err(_) => {
                 self.tell(EventKind::StoreFailed);
                 self.stay_indeterminate(ctx);
@@ -107,6 +161,7 @@ impl Handler<Reconciled> for KeyLock {
 
     fn handle(&mut self, reconciled: Reconciled, ctx: &mut Self::Context) {
         match reconciled {
+            Reconciled::Found(found) => self.on_found(found, ctx),
             Reconciled::Verdict(verdict) => self.on_verdict(verdict, ctx),
             Reconciled::Resolved(answer) => self.on_resolved(answer, ctx),
         }

@@ -15,9 +15,11 @@
 
 mod exact;
 mod outcome;
+mod steps;
 pub mod transition;
 
-pub use outcome::{CorruptOutcome, Payload, PayloadKind, SealedOutcome};
+pub use outcome::{Binding, CorruptOutcome, Payload, PayloadKind, SealedOutcome};
+pub use steps::{Progress, StepName, StepNameError, StepRecord, StepRun, Steps};
 
 use std::fmt;
 use std::time::Duration;
@@ -39,6 +41,9 @@ use crate::{Fingerprint, OnAbandoned, chance};
 pub struct StoreTime(u64);
 
 impl StoreTime {
+    /// The end of time. A signed 64-bit column holds it.
+    pub const END: Self = Self(i64::MAX as u64);
+
     /// A point in time, in milliseconds of the store's clock.
     pub const fn from_millis(millis: u64) -> Self {
         Self(millis)
@@ -52,8 +57,7 @@ impl StoreTime {
     /// The point `duration` later: rounded up to whole milliseconds, and at the end of time if beyond it.
     pub fn after(self, duration: Duration) -> Self {
         let millis = u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
-        // A signed 64-bit column holds every value up to this.
-        Self(self.0.saturating_add(millis).min(i64::MAX as u64))
+        Self(self.0.saturating_add(millis)).min(Self::END)
     }
 
     /// What is left until this point, seen from `now`; zero if it is past.
@@ -215,6 +219,7 @@ impl fmt::Debug for Owner {
 ///     token: FencingToken::new(1),
 ///     barrier: None,
 ///     owner: Owner::random(),
+///     steps: None,
 ///     state: State::InProgress { lease_until: StoreTime::from_millis(30_000), on_abandoned: OnAbandoned::Rerun },
 /// };
 /// assert_eq!(record.clone().at(StoreTime::from_millis(1_000)), Some(record));
@@ -232,6 +237,8 @@ pub struct Record {
     /// The holder of the last claim. It stays after completion, so that a holder that repeats its step after a lost
     /// answer is told that it is done.
     pub owner: Owner,
+    /// The steps of the operation. Boxed, since most operations have none.
+    pub steps: Option<Box<Steps>>,
     /// Where in its life the record is.
     pub state: State,
 }
@@ -305,6 +312,12 @@ pub enum State {
     },
     /// The effect may or may not have happened: only a reconciler's or an operator's word settles it. It never expires.
     Indeterminate,
+    /// The key was released, and its steps are kept for the next claim. The same request claims it; another one is a
+    /// mismatch.
+    Released {
+        /// When its retention ends, counted from the last change.
+        expires_at: StoreTime,
+    },
     /// The key is free. The record is kept for a short while, for its [barrier](Barrier) or its token; inspection does not
     /// show it.
     Vacant {
@@ -320,6 +333,7 @@ impl State {
             Self::InProgress { .. } => "in progress",
             Self::Completed { .. } => "completed",
             Self::Indeterminate => "indeterminate",
+            Self::Released { .. } => "released",
             Self::Vacant { .. } => "vacant",
         }
     }
@@ -335,10 +349,15 @@ impl Record {
     /// A store that purges by an index keeps this beside the record.
     pub fn purge_at(&self) -> Option<StoreTime> {
         match &self.state {
-            State::Completed { expires_at: at, .. } | State::Vacant { until: at } => Some(*at),
-            State::InProgress { lease_until, on_abandoned: OnAbandoned::Rerun } => {
+            State::Completed { expires_at: at, .. }
+            | State::Released { expires_at: at }
+            | State::Vacant { until: at } => Some(*at),
+            // It waits for somebody's word, or will when its lease lapses.
+            _ if self.steps.as_ref().is_some_and(|steps| steps.may_be_unsettled()) => None,
+            State::InProgress { lease_until, on_abandoned: OnAbandoned::Rerun | OnAbandoned::Resume } => {
                 // Not before its barrier has served, nor before the clock has passed its token.
-                let kept = lease_until.after(ABANDONED_CLAIM_KEPT);
+                let retention = self.steps.as_ref().map_or(ABANDONED_CLAIM_KEPT, |steps| steps.retention);
+                let kept = lease_until.after(ABANDONED_CLAIM_KEPT.max(retention));
                 let barrier = self.barrier.as_deref().map_or(kept, |barrier| kept.max(barrier.until));
                 Some(barrier.max(self.token.passed_at()))
             }
@@ -353,7 +372,7 @@ impl Record {
         if matches!(self.state, State::Vacant { .. }) || self.purge_at().is_some_and(|at| at <= now) {
             return None;
         }
-        if self.is_lapsed_hold(now) {
+        if self.is_indeterminate(now) {
             self.state = State::Indeterminate;
         }
         Some(self)
@@ -362,6 +381,17 @@ impl Record {
     /// The barrier, while it stands.
     pub(crate) fn barrier_at(&self, now: StoreTime) -> Option<&Barrier> {
         self.barrier.as_deref().filter(|barrier| barrier.until > now)
+    }
+
+    /// Whether somebody's word is needed: by a hold, by a lapse under Hold, or by a lapse with an unsettled step.
+    pub(crate) fn is_indeterminate(&self, now: StoreTime) -> bool {
+        match self.state {
+            State::Indeterminate => true,
+            State::InProgress { lease_until, .. } if lease_until <= now => {
+                self.is_lapsed_hold(now) || self.steps.as_ref().is_some_and(|steps| steps.unsettled(now).is_some())
+            }
+            _ => false,
+        }
     }
 
     fn is_lapsed_hold(&self, now: StoreTime) -> bool {

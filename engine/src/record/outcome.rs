@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::exact;
+use super::{FencingToken, StepName, exact};
 use crate::Key;
 
 /// The first byte of every outcome. A reader refuses any other.
@@ -121,6 +121,49 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
+/// What an outcome is sealed for: a key, or a step of one life of a key. An outcome that is found in another place is
+/// corrupt.
+///
+/// ```
+/// use oncekey::{FencingToken, Key};
+/// use oncekey::record::{Binding, SealedOutcome, StepName};
+///
+/// let (key, name) = (Key::new("checkout", 17)?, StepName::new("charge")?);
+/// let charge = Binding::step(&key, FencingToken::new(1), &name);
+/// let outcome = SealedOutcome::of_value(charge, &"paid")?;
+/// assert_eq!(outcome.value::<String>(charge)?.as_deref(), Some("paid"));
+/// assert!(outcome.value::<String>(&key).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Binding<'a> {
+    key: &'a Key,
+    step: Option<(FencingToken, &'a StepName)>,
+}
+
+impl<'a> Binding<'a> {
+    /// The step `name` of the life of `key` that began with this fencing token.
+    pub fn step(key: &'a Key, life: FencingToken, name: &'a StepName) -> Self {
+        Self { key, step: Some((life, name)) }
+    }
+
+    /// Gives the bytes, in parts. No key and no name contains the byte that stands between them.
+    pub(crate) fn feed(self, mut take: impl FnMut(&[u8])) {
+        take(self.key.as_stored().as_bytes());
+        if let Some((life, name)) = self.step {
+            take(&[1]);
+            take(&life.get().to_be_bytes());
+            take(name.as_str().as_bytes());
+        }
+    }
+}
+
+impl<'a> From<&'a Key> for Binding<'a> {
+    fn from(key: &'a Key) -> Self {
+        Self { key, step: None }
+    }
+}
+
 impl SealedOutcome {
     /// The first byte of an outcome that is encrypted, where a plain one has its version.
     pub(crate) const ENCRYPTED: u8 = 2;
@@ -131,12 +174,12 @@ impl SealedOutcome {
     }
 
     /// Seals what `write` appends.
-    pub fn seal(key: &Key, kind: PayloadKind, write: impl FnOnce(&mut Vec<u8>)) -> Self {
+    pub fn seal<'a>(bound_to: impl Into<Binding<'a>>, kind: PayloadKind, write: impl FnOnce(&mut Vec<u8>)) -> Self {
         let tag = match kind {
             PayloadKind::Json => 1,
             PayloadKind::Http => 2,
         };
-        Self::assemble(key, tag, write)
+        Self::assemble(bound_to.into(), tag, write)
     }
 
     /// Seals a typed outcome, as [`Engine::run`](crate::Engine::run) does: for reconcilers and operators, who have
@@ -153,21 +196,27 @@ impl SealedOutcome {
     /// assert_eq!(sealed.value::<Vec<u32>>(&key)?, Some(vec![1, 2]));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn of_value<T: Serialize + ?Sized>(key: &Key, value: &T) -> Result<Self, serde_json::Error> {
+    pub fn of_value<'a, T: Serialize + ?Sized>(
+        bound_to: impl Into<Binding<'a>>,
+        value: &T,
+    ) -> Result<Self, serde_json::Error> {
         if !planted!(AnyValueStored) {
             exact::check(value)?;
         }
         let mut written = Ok(());
-        let sealed = Self::seal(key, PayloadKind::Json, |bytes| written = serde_json::to_writer(bytes, value));
+        let sealed = Self::seal(bound_to, PayloadKind::Json, |bytes| written = serde_json::to_writer(bytes, value));
         written.map(|()| sealed)
     }
 
     /// Reads a typed outcome; `None` for a tombstone.
     ///
     /// # Errors
-    /// [`CorruptOutcome`] if the bytes are not a typed outcome of this key, or not one of type `T`.
-    pub fn value<T: DeserializeOwned>(&self, key: &Key) -> Result<Option<T>, CorruptOutcome> {
-        match self.open(key)? {
+    /// [`CorruptOutcome`] if the bytes are not a typed outcome of this key or step, or not one of type `T`.
+    pub fn value<'a, T: DeserializeOwned>(
+        &self,
+        bound_to: impl Into<Binding<'a>>,
+    ) -> Result<Option<T>, CorruptOutcome> {
+        match self.open(bound_to)? {
             Payload::Tombstone => Ok(None),
             Payload::Value { kind: PayloadKind::Json, bytes } => {
                 serde_json::from_slice(&bytes).map(Some).map_err(|_| CorruptOutcome::Content)
@@ -182,12 +231,12 @@ impl SealedOutcome {
     }
 
     /// An outcome that says only that the operation is done.
-    pub fn tombstone(key: &Key) -> Self {
-        Self::assemble(key, 0, |_| ())
+    pub fn tombstone<'a>(bound_to: impl Into<Binding<'a>>) -> Self {
+        Self::assemble(bound_to.into(), 0, |_| ())
     }
 
     /// Kind and payload, checked.
-    pub(crate) fn parts(&self, key: &Key) -> Result<(u8, Bytes), CorruptOutcome> {
+    pub(crate) fn parts(&self, bound_to: Binding<'_>) -> Result<(u8, Bytes), CorruptOutcome> {
         let bytes = &self.0;
         if bytes.first() == Some(&Self::ENCRYPTED) {
             return Err(CorruptOutcome::Encrypted);
@@ -199,7 +248,8 @@ impl SealedOutcome {
         if version != VERSION {
             return Err(CorruptOutcome::UnknownVersion(version));
         }
-        if !planted!(ChecksumIgnored) && bytes[2..HEADER_LEN] != checksum(key, tag, &bytes[HEADER_LEN..]).to_le_bytes()
+        if !planted!(ChecksumIgnored)
+            && bytes[2..HEADER_LEN] != checksum(bound_to, tag, &bytes[HEADER_LEN..]).to_le_bytes()
         {
             return Err(CorruptOutcome::Checksum);
         }
@@ -207,7 +257,7 @@ impl SealedOutcome {
     }
 
     /// The outcome of `from`, sealed for `to`: one record under two names.
-    pub(crate) fn move_to(&self, from: &Key, to: &Key) -> Result<Self, CorruptOutcome> {
+    pub(crate) fn move_to(&self, from: Binding<'_>, to: Binding<'_>) -> Result<Self, CorruptOutcome> {
         if from == to {
             return Ok(self.clone());
         }
@@ -215,13 +265,13 @@ impl SealedOutcome {
         Ok(Self::assemble(to, tag, |bytes| bytes.extend_from_slice(&payload)))
     }
 
-    pub(crate) fn assemble(key: &Key, tag: u8, write: impl FnOnce(&mut Vec<u8>)) -> Self {
+    pub(crate) fn assemble(bound_to: Binding<'_>, tag: u8, write: impl FnOnce(&mut Vec<u8>)) -> Self {
         // Most outcomes are small: they are written here and copied once, so that what is kept for a day has its exact
         // length, and no larger block is cut up for it. A large one takes the buffer with it instead.
         let mut bytes = SCRATCH.take();
         bytes.extend_from_slice(&[VERSION, tag, 0, 0, 0, 0]);
         write(&mut bytes);
-        let checksum = checksum(key, tag, &bytes[HEADER_LEN..]);
+        let checksum = checksum(bound_to, tag, &bytes[HEADER_LEN..]);
         bytes[2..HEADER_LEN].copy_from_slice(&checksum.to_le_bytes());
         if bytes.len() > SMALL {
             return Self(Bytes::from(bytes.into_boxed_slice()));
@@ -245,9 +295,9 @@ impl SealedOutcome {
     /// Checks the bytes and gives the outcome.
     ///
     /// # Errors
-    /// [`CorruptOutcome`] if the bytes were not sealed for this key by a version that is known here.
-    pub fn open(&self, key: &Key) -> Result<Payload, CorruptOutcome> {
-        let (tag, bytes) = self.parts(key)?;
+    /// [`CorruptOutcome`] if the bytes were not sealed for this key or step by a version that is known here.
+    pub fn open<'a>(&self, bound_to: impl Into<Binding<'a>>) -> Result<Payload, CorruptOutcome> {
+        let (tag, bytes) = self.parts(bound_to.into())?;
         let kind = match tag {
             0 => return Ok(Payload::Tombstone),
             1 => PayloadKind::Json,
@@ -258,9 +308,9 @@ impl SealedOutcome {
     }
 }
 
-fn checksum(key: &Key, tag: u8, payload: &[u8]) -> u32 {
+fn checksum(bound_to: Binding<'_>, tag: u8, payload: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
-    hasher.update(key.as_stored().as_bytes());
+    bound_to.feed(|part| hasher.update(part));
     hasher.update(&[0, tag]);
     hasher.update(payload);
     hasher.finalize()
@@ -317,8 +367,8 @@ mod tests {
     fn an_outcome_moves_to_another_name_and_is_not_shown() {
         let (key, other) = (Key::new("s", "k").unwrap(), Key::new("s", "l").unwrap());
         let sealed = SealedOutcome::of_value(&key, &17).unwrap();
-        assert_eq!(sealed.move_to(&key, &key), Ok(sealed.clone()));
-        let moved = sealed.move_to(&key, &other).unwrap();
+        assert_eq!(sealed.move_to((&key).into(), (&key).into()), Ok(sealed.clone()));
+        let moved = sealed.move_to((&key).into(), (&other).into()).unwrap();
         assert_eq!((moved.value(&other), moved.value::<u32>(&key)), (Ok(Some(17)), Err(CorruptOutcome::Checksum)));
         assert_eq!(format!("{sealed:?}"), "SealedOutcome(8 bytes)");
     }

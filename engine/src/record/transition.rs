@@ -22,9 +22,13 @@
 //! };
 //! let step = transition::acquire(None, StoreTime::from_millis(17), &message);
 //! let token = FencingToken::new(17_000);
-//! assert_eq!(step.answer, Acquired::Claimed { attempt: Attempt::FIRST, token, took_over: false });
+//! assert_eq!(step.answer, Acquired::Claimed { attempt: Attempt::FIRST, token, took_over: false, steps: None });
 //! # Ok::<(), oncekey::KeyError>(())
 //! ```
+
+mod steps;
+
+pub use steps::{begin_step, commit_step, complete_step, fail_step, may_commit_step, resolve_step};
 
 use std::time::Duration;
 
@@ -79,6 +83,8 @@ fn put<Answer>(record: Record, answer: Answer) -> Step<Answer> {
 /// Claims the key, or tells what stands in the way.
 pub fn acquire(found: Option<&Record>, now: StoreTime, message: &Acquire) -> Step<Acquired> {
     let barrier = found.and_then(|record| record.barrier_at(now)).copied();
+    // A claim of a key whose earlier life is over begins without its steps.
+    let kept = found.filter(|record| !is_free(record, now)).and_then(|record| record.steps.clone());
     let write = |attempt: Attempt, token: FencingToken, took_over: bool| {
         put(
             Record {
@@ -87,9 +93,10 @@ pub fn acquire(found: Option<&Record>, now: StoreTime, message: &Acquire) -> Ste
                 token,
                 barrier: barrier.map(Box::new),
                 owner: message.owner,
+                steps: kept.clone(),
                 state: State::InProgress { lease_until: now.after(message.lease), on_abandoned: message.on_abandoned },
             },
-            Acquired::Claimed { attempt, token, took_over },
+            Acquired::Claimed { attempt, token, took_over, steps: kept.clone() },
         )
     };
     let claim = |attempt: Attempt, took_over: bool| match barrier {
@@ -117,8 +124,16 @@ pub fn acquire(found: Option<&Record>, now: StoreTime, message: &Acquire) -> Ste
         State::InProgress { lease_until, .. } if *lease_until > now => {
             unchanged(Acquired::InProgress { lease_left: lease_until.left(now) })
         }
+        // A step of which nobody knows what became of it: the steps say so, and not the record.
+        State::InProgress { on_abandoned: OnAbandoned::Rerun | OnAbandoned::Resume, .. }
+            if record.is_indeterminate(now) =>
+        {
+            unchanged(Acquired::Indeterminate { attempt: record.attempt, owner: record.owner })
+        }
         State::InProgress { .. } if planted!(AttemptNotRaised) => claim(record.attempt, true),
-        State::InProgress { on_abandoned: OnAbandoned::Rerun, .. } => claim(record.attempt.next(), true),
+        State::InProgress { on_abandoned: OnAbandoned::Rerun | OnAbandoned::Resume, .. } => {
+            claim(record.attempt.next(), true)
+        }
         State::InProgress { .. } if planted!(HeldTakenOver) => claim(record.attempt.next(), true),
         State::InProgress { on_abandoned: OnAbandoned::Hold, .. } => put(
             Record { state: State::Indeterminate, ..record.clone() },
@@ -126,6 +141,7 @@ pub fn acquire(found: Option<&Record>, now: StoreTime, message: &Acquire) -> Ste
         ),
         State::Completed { outcome, .. } => unchanged(Acquired::Completed { outcome: outcome.clone() }),
         State::Indeterminate => unchanged(Acquired::Indeterminate { attempt: record.attempt, owner: record.owner }),
+        State::Released { .. } => claim(record.attempt.next(), false),
         // Taken above.
         State::Vacant { .. } => claim(Attempt::FIRST, false),
     }
@@ -141,7 +157,7 @@ pub fn renew(found: Option<&Record>, now: StoreTime, message: &Renew) -> Step<Re
     let on_abandoned = match record.state {
         State::InProgress { on_abandoned, .. } => on_abandoned,
         State::Indeterminate => OnAbandoned::Hold,
-        State::Completed { .. } | State::Vacant { .. } => return unchanged(Renewed::Lost),
+        State::Completed { .. } | State::Released { .. } | State::Vacant { .. } => return unchanged(Renewed::Lost),
     };
     let state = State::InProgress { lease_until: now.after(message.lease), on_abandoned };
     put(Record { state, ..record.clone() }, Renewed::Renewed)
@@ -163,7 +179,17 @@ pub fn complete(found: Option<&Record>, now: StoreTime, message: &Complete) -> S
 pub fn release(found: Option<&Record>, now: StoreTime, message: &Release) -> Step<Released> {
     match owned(found, now, anyone_if(planted!(ReleaseByAnyone), found, message.owner)) {
         Some(_) if planted!(ReleaseLeavesTheRecord) => unchanged(Released::Released),
-        Some(record) if record.is_claim() => Step { write: free(record, now), answer: Released::Released },
+        Some(record) if record.is_claim() => match &record.steps {
+            // It outranks what the operation reports. When it is settled, the key is free by this lapsed claim.
+            Some(steps) if let Some(step) = steps.unsettled(now) => {
+                let step = step.name.clone();
+                let state = State::InProgress { lease_until: now, on_abandoned: OnAbandoned::Resume };
+                put(Record { state, ..record.clone() }, Released::Unsettled { step })
+            }
+            _ => Step { write: freed(record, now), answer: Released::Released },
+        },
+        // The release was sent again.
+        Some(Record { state: State::Released { .. }, .. }) => unchanged(Released::Released),
         _ => unchanged(Released::Lost),
     }
 }
@@ -187,17 +213,24 @@ pub fn withdraw(found: Option<&Record>, now: StoreTime, message: &Withdraw) -> S
             token,
             barrier: put_barrier,
             owner: message.owner,
+            steps: None,
             state: free(token),
         };
         return put(vacant, Withdrawn);
     };
     let state = match &record.state {
-        State::InProgress { .. } | State::Indeterminate if record.owner == message.owner => free(record.token),
+        State::InProgress { .. } | State::Indeterminate if record.owner == message.owner => {
+            released(record, now).unwrap_or_else(|| free(record.token))
+        }
         // Outliving the barrier is part of its work.
         State::Completed { outcome, expires_at } => {
             State::Completed { outcome: outcome.clone(), expires_at: barrier.until.max(*expires_at) }
         }
         other => other.clone(),
+    };
+    let state = match state {
+        State::Released { expires_at } => State::Released { expires_at: barrier.until.max(expires_at) },
+        other => other,
     };
     put(Record { barrier: put_barrier, state, ..record.clone() }, Withdrawn)
 }
@@ -224,7 +257,7 @@ pub fn hold(found: Option<&Record>, now: StoreTime, message: &Hold) -> Step<Held
 /// Settles an indeterminate key by somebody's word.
 pub fn resolve(found: Option<&Record>, now: StoreTime, message: &Resolve) -> Step<Resolved> {
     let Some(record) = found.filter(|record| {
-        let indeterminate = matches!(record.state, State::Indeterminate) || record.is_lapsed_hold(now);
+        let indeterminate = record.is_indeterminate(now);
         // A word about attempt 1 says nothing of attempt 2, nor of the first attempt of a later life of the key.
         let is_meant = message.attempt.is_none_or(|attempt| attempt == record.attempt)
             && (planted!(LateWordTaken) || message.owner.is_none_or(|owner| owner == record.owner));
@@ -233,7 +266,11 @@ pub fn resolve(found: Option<&Record>, now: StoreTime, message: &Resolve) -> Ste
         return unchanged(Resolved::NotIndeterminate);
     };
     match &message.with {
-        Resolution::Release => Step { write: free(record, now), answer: Resolved::Resolved },
+        // Its effect may have happened, and only a word about this step tells.
+        Resolution::Release if let Some(step) = record.steps.as_ref().and_then(|steps| steps.unsettled(now)) => {
+            unchanged(Resolved::UnsettledStep { step: step.name.clone() })
+        }
+        Resolution::Release => Step { write: freed(record, now), answer: Resolved::Resolved },
         Resolution::Complete { outcome, retention } => {
             put(record.completed(outcome.clone(), now, *retention), Resolved::Resolved)
         }
@@ -255,6 +292,22 @@ impl Record {
     }
 }
 
+/// Frees a key whose operation may be tried again: its steps stay for the next claim.
+fn freed(record: &Record, now: StoreTime) -> Write {
+    match released(record, now) {
+        Some(state) => Write::Put(Record { state, ..record.clone() }),
+        None => free(record, now),
+    }
+}
+
+/// The state of a free key that keeps its steps; `None` if there are none to keep.
+fn released(record: &Record, now: StoreTime) -> Option<State> {
+    let steps = record.steps.as_ref().filter(|steps| steps.is_worth_keeping())?;
+    let expires_at = now.after(steps.retention).max(record.token.passed_at());
+    let expires_at = record.barrier_at(now).map_or(expires_at, |barrier| expires_at.max(barrier.until));
+    Some(State::Released { expires_at })
+}
+
 /// Frees a key. The record stays for as long as its barrier stands, and until the clock has passed its token: a clock
 /// that was set back must not give the next claim a lower one.
 fn free(record: &Record, now: StoreTime) -> Write {
@@ -263,13 +316,14 @@ fn free(record: &Record, now: StoreTime) -> Write {
     if until <= now || planted!(TokenForgotten) {
         return Write::Delete;
     }
-    Write::Put(Record { state: State::Vacant { until }, barrier: barrier.copied().map(Box::new), ..record.clone() })
+    let barrier = barrier.copied().map(Box::new);
+    Write::Put(Record { state: State::Vacant { until }, barrier, steps: None, ..record.clone() })
 }
 
 fn asks_otherwise(record: &Record, message: &Acquire) -> bool {
     let overlooked = match record.state {
         State::InProgress { .. } => planted!(FingerprintIgnoredInFlight),
-        State::Completed { .. } | State::Indeterminate | State::Vacant { .. } => {
+        State::Completed { .. } | State::Indeterminate | State::Released { .. } | State::Vacant { .. } => {
             planted!(FingerprintIgnoredWhenCompleted)
         }
     };

@@ -15,7 +15,7 @@ use crate::claims::{Claim, Grant, ToClaim, What};
 use crate::key_lock::{Following, Reconciling, Role};
 use crate::neighbours::{Neighbours, ToSupervisor};
 use crate::reconcile::Reconciler;
-use crate::record::{Owner, SealedOutcome};
+use crate::record::{Owner, SealedOutcome, Steps};
 use crate::shared::Shared;
 use crate::{Attempt, Error, EventKind, FencingToken, OnStoreFailure};
 
@@ -86,11 +86,11 @@ impl Supervisor {
         let Asked { call, owner, asked_at } = asked;
         let lease = self.asker.neighbours.shared.settings.lease;
         match answer {
-            NeedsLock::Claimed { attempt, token, took_over } => {
+            NeedsLock::Claimed { attempt, token, took_over, steps } => {
                 let kind = if took_over { EventKind::Takeover } else { EventKind::Miss };
                 self.asker.neighbours.tell(kind, &call.key);
                 let Begin { key, fingerprint, on_abandoned, reply, permit, run_limit, .. } = call;
-                let claim = Claim::granted(owner, on_abandoned, asked_at, permit);
+                let claim = Claim::granted(owner, on_abandoned, asked_at, permit, steps);
                 let claim = self.claim(key, fingerprint, asked_at, claim);
                 let grant = Grant::new(claim, (attempt, token, owner), asked_at, lease, run_limit);
                 // If the caller has gone, the grant gives itself up.
@@ -131,6 +131,7 @@ enum NeedsLock {
         attempt: Attempt,
         token: FencingToken,
         took_over: bool,
+        steps: Option<Box<Steps>>,
     },
     /// A claim of the key was withdrawn a short while ago: the message is sent again, past it.
     Withdrawn {
@@ -199,7 +200,9 @@ impl Asker {
 /// What the answer means: the call's end, or something that needs a lock.
 fn judge(shared: &Shared, asked: &Asked, answer: Result<Acquired, StoreError>) -> Result<Final, NeedsLock> {
     match answer {
-        Ok(Acquired::Claimed { attempt, token, took_over }) => Err(NeedsLock::Claimed { attempt, token, took_over }),
+        Ok(Acquired::Claimed { attempt, token, took_over, steps }) => {
+            Err(NeedsLock::Claimed { attempt, token, took_over, steps })
+        }
         Ok(Acquired::Withdrawn { owner }) => Err(NeedsLock::Withdrawn { owner }),
         Ok(Acquired::Completed { outcome }) => Ok(Final::Replay(outcome)),
         // A caller that has left while the store was asked does not wait.

@@ -7,23 +7,31 @@
 //!   `refused KEY WHY`. The value is the process's id.
 //! - `order KEY`: inserts a row into the table `orders` in the transaction that completes the key.
 //! - `order-unguarded KEY`: inserts the row in a transaction of its own, with no engine: the control.
+//! - `checkout KEY hold|rerun|transaction|none quick|before-STEP|in-STEP`: runs an operation of the steps `reserve`, `charge`
+//!   and `mail` under Resume, each of which inserts a row into the table `effects`: in its transaction, or in another file,
+//!   `FILE.outside`. `none` has no steps and is run again.
+//!   `step KEY STEP ATTEMPT` when a step runs; `stalled KEY` before a step, or in it after its effect, until `go`.
+//! - `settle KEY`: settles the key's unsettled step by what the table says, and answers `settled KEY STEP`.
 //! - `go`: lets stalled operations end.
 //! - `clock`: `clock SECONDS`, what the process takes for the wall clock's time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a process of the tests: what fails fails the test")]
 #![expect(clippy::print_stdout, reason = "its output is its interface")]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
-use oncekey::{Engine, Error, Fingerprint, Key, OnAbandoned, Outcome, RunError};
+use oncekey::record::StoreTime;
+use oncekey::{
+    Attempt, Claim, Engine, Error, Fingerprint, Key, OnAbandoned, Outcome, RunError, StepError, StepOptions, StepPolicy,
+};
 use oncekey_backends::SqliteBackend;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::sync::Notify;
 
-fn report(key: &Key, result: Result<Outcome<u32>, RunError<diesel::result::Error>>) {
+fn report<E: std::fmt::Display>(key: &Key, result: Result<Outcome<u32>, RunError<E>>) {
     let key = key.idempotency_key();
     match result {
         Ok(Outcome::Ran(value)) => println!("ran {key} {value}"),
@@ -47,7 +55,7 @@ async fn run(engine: Engine, key: Key, mode: String, go: Arc<Notify>) {
             Ok(std::process::id())
         })
         .await;
-    report(&key, result);
+    report::<diesel::result::Error>(&key, result);
 }
 
 async fn order(engine: Engine, key: Key) {
@@ -59,7 +67,101 @@ async fn order(engine: Engine, key: Key) {
             Ok(std::process::id())
         })
         .await;
-    report(&key, result);
+    report::<diesel::result::Error>(&key, result);
+}
+
+/// An effect outside of the store: it is there as soon as it has happened.
+fn effect(connection: &mut SqliteConnection, key: &str, step: &str) -> QueryResult<usize> {
+    diesel::sql_query("INSERT INTO effects (key, step) VALUES (?, ?)")
+        .bind::<diesel::sql_types::Text, _>(key)
+        .bind::<diesel::sql_types::Text, _>(step)
+        .execute(connection)
+}
+
+/// How a checkout runs its steps, and where it stalls.
+#[derive(Clone)]
+struct Checkout {
+    /// The connection of all effects outside of the store.
+    outside: Arc<Mutex<SqliteConnection>>,
+    kind: String,
+    stalls: String,
+    go: Arc<Notify>,
+}
+
+impl Checkout {
+    async fn stall(&self, point: String, key: &str) {
+        if self.stalls == point {
+            println!("stalled {key}");
+            self.go.notified().await;
+        }
+    }
+
+    async fn one(&self, claim: &Claim, name: &'static str) -> Result<(), StepError<String>> {
+        let key = claim.key().idempotency_key().to_owned();
+        self.stall(format!("before-{name}"), &key).await;
+        if self.kind == "transaction" {
+            let step = claim.step_in_transaction(name, move |tx: &mut SqliteConnection, step| {
+                println!("step {key} {name} {}", step.attempt());
+                effect(tx, &key, name).map_err(|error| error.to_string())
+            });
+            return step.await.map(drop);
+        }
+        let run = async |attempt: Attempt| {
+            println!("step {key} {name} {attempt}");
+            let (outside, of) = (Arc::clone(&self.outside), key.clone());
+            // Not on the arbiter, which renews the leases.
+            let writing = tokio::task::spawn_blocking(move || effect(&mut outside.lock().unwrap(), &of, name));
+            writing.await.unwrap().map_err(|error| error.to_string())?;
+            self.stall(format!("in-{name}"), &key).await;
+            Ok::<u32, String>(std::process::id())
+        };
+        if self.kind == "none" {
+            return run(claim.attempt()).await.map(drop).map_err(StepError::Operation);
+        }
+        let policy = if self.kind == "rerun" { StepPolicy::Rerun } else { StepPolicy::Hold };
+        let options = StepOptions::new(name).policy(policy);
+        claim.step_with(options, async |step| run(step.attempt()).await).await.map(drop)
+    }
+}
+
+async fn checkout(engine: Engine, key: Key, checkout: Checkout) {
+    let engine = engine.with_on_abandoned(match checkout.kind.as_str() {
+        "none" => OnAbandoned::Rerun,
+        _ => OnAbandoned::Resume,
+    });
+    let result = engine.run_local(key.clone(), Fingerprint::of(b"asked"), move |claim| async move {
+        for name in ["reserve", "charge", "mail"] {
+            checkout.one(&claim, name).await.map_err(|error| format!("{error:?}"))?;
+        }
+        Ok::<_, String>(std::process::id())
+    });
+    report(&key, result.await);
+}
+
+/// Settles a step as an operator does who has asked the provider.
+async fn settle(engine: Engine, key: Key, file: String) {
+    let found = engine.lookup(&key).await.unwrap().expect("a record");
+    let step = found.steps.as_ref().and_then(|steps| steps.unsettled(StoreTime::END)).expect("an unsettled step");
+    let happened: i64 = diesel::dsl::sql::<diesel::sql_types::BigInt>("SELECT count(*) FROM effects WHERE key = ")
+        .bind::<diesel::sql_types::Text, _>(key.idempotency_key().to_owned())
+        .sql(" AND step = ")
+        .bind::<diesel::sql_types::Text, _>(step.name.as_str().to_owned())
+        .get_result(&mut connect(&file))
+        .unwrap();
+    let outcome = (happened > 0).then_some(&0_u32);
+    engine.resolve_step(&key, step.name.as_str(), outcome).await.unwrap();
+    println!("settled {} {}", key.idempotency_key(), step.name);
+}
+
+fn connect(file: &str) -> SqliteConnection {
+    let mut connection = SqliteConnection::establish(file).expect("the file opens");
+    connection
+        .batch_execute(
+            "PRAGMA busy_timeout = 10000; PRAGMA synchronous = OFF; CREATE TABLE IF NOT EXISTS orders (key TEXT NOT NULL);
+             CREATE TABLE IF NOT EXISTS effects (key TEXT NOT NULL, step TEXT NOT NULL)",
+        )
+        .expect("the tables");
+    connection
 }
 
 #[actix_rt::main]
@@ -68,10 +170,9 @@ async fn main() {
     let (file, lease) =
         (arguments.next().expect("FILE"), arguments.next().expect("LEASE_MS").parse().expect("a number"));
     let backend = SqliteBackend::open(&file).expect("the store opens");
-    let mut unguarded = SqliteConnection::establish(&file).expect("the file opens");
-    unguarded
-        .batch_execute("PRAGMA busy_timeout = 10000; CREATE TABLE IF NOT EXISTS orders (key TEXT NOT NULL)")
-        .expect("the table of orders");
+    let mut unguarded = connect(&file);
+    let outside_file = format!("{file}.outside");
+    let outside = Arc::new(Mutex::new(connect(&outside_file)));
     let engine = Engine::builder(backend).lease(Duration::from_millis(lease)).start().expect("the engine starts");
     let go = Arc::new(Notify::new());
     println!("ready");
@@ -84,6 +185,14 @@ async fn main() {
                 let policy = if policy == "rerun" { OnAbandoned::Rerun } else { OnAbandoned::Hold };
                 let engine = engine.with_on_abandoned(policy);
                 actix_rt::spawn(run(engine, Key::new("process", key).unwrap(), mode.to_owned(), Arc::clone(&go)));
+            }
+            ["checkout", key, kind, stalls] => {
+                let (kind, stalls) = (kind.to_owned(), stalls.to_owned());
+                let steps = Checkout { outside: Arc::clone(&outside), kind, stalls, go: Arc::clone(&go) };
+                actix_rt::spawn(checkout(engine.clone(), Key::new("checkout", key).unwrap(), steps));
+            }
+            ["settle", key] => {
+                actix_rt::spawn(settle(engine.clone(), Key::new("checkout", key).unwrap(), outside_file.clone()));
             }
             ["order", key] => drop(actix_rt::spawn(order(engine.clone(), Key::new("orders", key).unwrap()))),
             ["order-unguarded", key] => {

@@ -1,13 +1,13 @@
 //! Runs a command beside a real server of its own, with `{url}` in its words replaced by the server's URL.
 //!
-//! Usage: `with_server postgres|mariadb|redis|redis-sentinel|redis-cluster COMMAND…`. Ends with the
+//! Usage: `with_server postgres|pgbouncer|mariadb|redis|redis-sentinel|redis-cluster COMMAND…`. Ends with the
 //! command's exit code; the server ends with it.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a process of the tests: what fails fails the test")]
 
 use std::process::{Command, ExitCode};
 
-use tests::server::{MariaDb, Postgres, Redis, RedisCluster, RedisSentinel};
+use tests::server::{MariaDb, PgBouncer, Postgres, Redis, RedisCluster, RedisSentinel};
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
@@ -15,6 +15,10 @@ fn main() -> ExitCode {
         Some("postgres") => {
             let server = Postgres::start();
             run(words, &server.url())
+        }
+        Some("pgbouncer") => {
+            let server = Postgres::start();
+            run(words, &PgBouncer::before(&server, "session").url())
         }
         Some("mariadb") => {
             let server = MariaDb::start();
@@ -32,7 +36,9 @@ fn main() -> ExitCode {
             let cluster = RedisCluster::start();
             run(words, &cluster.url())
         }
-        other => panic!("there are postgres, mariadb, redis, redis-sentinel and redis-cluster, and no {other:?}"),
+        other => {
+            panic!("there are postgres, pgbouncer, mariadb, redis, redis-sentinel and redis-cluster, and no {other:?}")
+        }
     }
 }
 

@@ -362,6 +362,7 @@ impl Store {
             token: FencingToken::ZERO,
             barrier,
             owner: by(stored.owner),
+            steps: None,
             state,
         }
     }
@@ -377,7 +378,8 @@ fn modelled(record: &Record) -> Option<Stored> {
             Life::Completed { outcome: whose(outcome), left: ticks_to(*expires_at) }
         }
         State::Indeterminate => Life::Indeterminate,
-        // It stays for its token, which is left out here.
+        // It stays for its token, which is left out here. Nothing of the model has steps, which alone release a record.
+        State::Released { .. } => return None,
         State::Vacant { .. } if barrier.is_none() => return None,
         State::Vacant { .. } => {
             // Nothing reads who held the key last, nor how often.

@@ -164,6 +164,9 @@ impl Backend for SimulatedStore {
             let answer = world.step("acquire", key, |found, now| transition::acquire(found, now, &message));
             // When it is taken once more nobody hears the answer.
             let is_heard = std::mem::replace(&mut is_heard, false) && life.is_alive();
+            if let Acquired::Claimed { token, .. } = answer {
+                world.is_granted(key, token, message.owner);
+            }
             let promise = match answer {
                 Acquired::Claimed { attempt, .. } if is_heard => {
                     Some(world.is_promised(key, attempt, message.owner, life.number))
@@ -220,9 +223,9 @@ impl Backend for SimulatedStore {
                 world.lost_commits -= 1;
                 Fate { answer_lost: true, reset: true, ..world.fate(&self.life) }
             });
-            return self.send(fate, take, |_, _, _| ()).await;
+            return self.send(fate, take, |_, _, _| ()).await?;
         }
-        self.ask(take, |_, _, _| ()).await
+        self.ask(take, |_, _, _| ()).await?
     }
 
     async fn release(&self, message: Release) -> Result<Released, StoreError> {
@@ -276,6 +279,7 @@ impl Backend for SimulatedStore {
                     oncekey::record::State::InProgress { .. } => stats.in_progress += 1,
                     oncekey::record::State::Completed { .. } => stats.completed += 1,
                     oncekey::record::State::Indeterminate => stats.indeterminate += 1,
+                    oncekey::record::State::Released { .. } => stats.released += 1,
                     oncekey::record::State::Vacant { .. } => {}
                 }
             }

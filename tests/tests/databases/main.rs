@@ -2,8 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test, what fails fails the test")]
 
+mod as_found;
 mod common;
 mod mysql;
+mod names;
 mod postgres;
+mod roles;
 mod sessions;
+mod steps;
 mod withdrawals;

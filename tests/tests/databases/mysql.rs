@@ -26,7 +26,9 @@ use tests::proxy::Proxy;
 use tests::server::MariaDb;
 
 use crate::common::{acquire, fresh_table, on_database};
+use crate::names::names_on_database;
 use crate::sessions::{self, sessions_on_database};
+use crate::steps::{self, steps_on_database};
 use crate::withdrawals::{self, withdrawals_on_database};
 
 on_database! {
@@ -42,7 +44,13 @@ withdrawals_on_database! {
     key_column: "record_key",
     lock_table: "LOCK TABLES {table} READ",
     unlock_table: "UNLOCK TABLES",
-    newest_schema: 3,
+    schema_before: 2,
+}
+
+steps_on_database! {
+    backend: MysqlBackend,
+    connection: AsyncMysqlConnection,
+    key_column: "record_key",
 }
 
 sessions_on_database! {
@@ -53,14 +61,38 @@ sessions_on_database! {
     key_column: "record_key",
 }
 
+names_on_database! {
+    backend: MysqlBackend,
+    connection: AsyncMysqlConnection,
+    open_elsewhere: async |table: &str| {
+        SERVER.sql("CREATE DATABASE IF NOT EXISTS elsewhere");
+        let url = SERVER.url().replace(&format!(":{}/shop", SERVER.port()), &format!(":{}/elsewhere", SERVER.port()));
+        MysqlBackend::builder(url).table(table).unwrap().open().await.unwrap()
+    },
+    leave_elsewhere: "USE elsewhere",
+    leave_behind: [
+        "USE elsewhere",
+        "SET SESSION sql_mode = ''",
+        "SET time_zone = '+09:00'",
+        "SET foreign_key_checks = 0",
+        "SET NAMES latin1",
+        "SET SESSION TRANSACTION READ ONLY",
+        "SELECT GET_LOCK('left_there', 0)",
+    ],
+    what_is_left: "CONCAT(IF(DATABASE() <=> 'shop', '', 'database'), \
+        IF(@@sql_mode = @@GLOBAL.sql_mode, '', 'sql_mode'), IF(@@time_zone = '+00:00', '', 'time_zone'), \
+        IF(@@foreign_key_checks, '', 'foreign_key_checks'), IF(@@character_set_client = 'utf8mb4', '', 'names'), \
+        IF(@@tx_read_only, 'read only', ''), IF(IS_USED_LOCK('left_there') <=> CONNECTION_ID(), 'lock', ''))",
+}
+
 /// Data definition is no part of a transaction here: the process may end between the columns and the version.
 #[actix_rt::test]
 async fn a_migration_that_was_cut_short_is_finished() {
     let table = fresh_table();
     drop(open(&table).await);
-    SERVER.sql(&format!("DELETE FROM {table}_migrations WHERE version = 3"));
+    SERVER.sql(&format!("DELETE FROM {table}_migrations WHERE version = 4"));
     assert!(matches!(open(&table).await.acquire(acquire("k")).await, Ok(Acquired::Claimed { .. })));
-    assert_eq!(SERVER.sql(&format!("SELECT max(version) FROM {table}_migrations")), "3");
+    assert_eq!(SERVER.sql(&format!("SELECT max(version) FROM {table}_migrations")), "4");
 }
 
 /// Two operations that take the same rows in opposite order. The one that the server gives up passes over the error, whose
@@ -194,7 +226,7 @@ async fn list_and_purge_go_by_their_indexes() {
     let backend = MysqlBackend::builder(server.url()).table("big").unwrap().open().await.unwrap();
     server.sql(
         "INSERT INTO big SELECT CONCAT('1:s:', LPAD(seq, 9, '0')), 0, 1, 0, 2, NULL, NULL, 0, \
-         IF(seq % 100 = 0, 1, 9000000000000), 0, NULL, NULL FROM seq_1_to_200000; ANALYZE TABLE big",
+         IF(seq % 100 = 0, 1, 9000000000000), 0, NULL, NULL, NULL, NULL, NULL FROM seq_1_to_200000; ANALYZE TABLE big",
     );
     let scanned = || {
         let read = server.sql("SHOW GLOBAL STATUS LIKE 'Handler_read_rnd_next'");
@@ -251,7 +283,7 @@ async fn e02_an_outcome_is_told_of_once_it_is_on_the_disk() {
     until("a shown commit", || state(&server) == "2").await;
     let asked = asked();
     let asking = actix_rt::spawn(async move { another.acquire(asked).await });
-    let flush = "INSERT INTO `oncekey_records_flushes`";
+    let flush = "INSERT INTO `shop`.`oncekey_records_flushes`";
     until("an answer or a flush", || asking.is_finished() || server.is_executing(flush)).await;
     // Its holder is gone as well, or it would complete its claim on the server that comes back.
     completing.abort();
@@ -319,7 +351,7 @@ async fn e02_no_long_outcome_is_sent_through_a_derived_table() {
     };
     assert_ne!(sent("UPDATE (SELECT CAST(%"), "0", "the short ones share no statement: this shows nothing");
     assert_eq!(sent("UPDATE (SELECT CAST(%7777777777777777777777777777777777%"), "0");
-    assert_eq!(sent("UPDATE `oncekey\\_records` SET %7777777777777777777777777777777777%"), "2");
+    assert_eq!(sent("UPDATE `shop`.`oncekey\\_records` SET %7777777777777777777777777777777777%"), "2");
 }
 
 /// A server whose sessions begin without autocommit: what was answered is committed, and is there after a crash.

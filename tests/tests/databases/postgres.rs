@@ -14,7 +14,7 @@ use oncekey::backend::{
 };
 use oncekey::conformance::Capabilities;
 use oncekey::record::SealedOutcome;
-use oncekey::{Claim, Engine, Key, OnAbandoned, Outcome, RunError};
+use oncekey::{Claim, Engine, Error, Key, OnAbandoned, Outcome, RunError};
 use oncekey_backends::CompleteInError;
 use oncekey_backends::postgres::{PostgresBackend, PostgresOpenError};
 use tests::process::{PATIENCE, until};
@@ -22,7 +22,9 @@ use tests::proxy::Proxy;
 use tests::server::Postgres;
 
 use crate::common::{acquire, fresh_table, on_database};
+use crate::names::names_on_database;
 use crate::sessions::sessions_on_database;
+use crate::steps::{self, steps_on_database};
 use crate::withdrawals::{self, withdrawals_on_database};
 
 on_database! {
@@ -38,7 +40,13 @@ withdrawals_on_database! {
     key_column: "key",
     lock_table: "BEGIN; LOCK TABLE {table} IN SHARE MODE",
     unlock_table: "ROLLBACK",
-    newest_schema: 2,
+    schema_before: 1,
+}
+
+steps_on_database! {
+    backend: PostgresBackend,
+    connection: AsyncPgConnection,
+    key_column: "key",
 }
 
 sessions_on_database! {
@@ -47,6 +55,34 @@ sessions_on_database! {
     connection: AsyncPgConnection,
     scheme: "postgres",
     key_column: "key",
+}
+
+names_on_database! {
+    backend: PostgresBackend,
+    connection: AsyncPgConnection,
+    open_elsewhere: async |table: &str| {
+        let elsewhere = PostgresBackend::builder(SERVER.url()).schema("elsewhere").unwrap();
+        elsewhere.table(table).unwrap().open().await.unwrap()
+    },
+    leave_elsewhere: "SET search_path = elsewhere, public",
+    leave_behind: [
+        "SET search_path = pg_catalog",
+        "SET statement_timeout = '7s'",
+        "SET TimeZone = 'Asia/Tokyo'",
+        "SET default_transaction_read_only = on",
+        "CREATE TEMP TABLE left_there (n int)",
+        "SELECT pg_try_advisory_lock(4711)",
+        "PREPARE left_there AS SELECT 1",
+        "DECLARE left_there CURSOR WITH HOLD FOR SELECT 1",
+    ],
+    what_is_left: "concat( \
+        (SELECT string_agg(name, ',') FROM pg_settings WHERE source = 'session' AND name IN \
+        ('search_path', 'statement_timeout', 'default_transaction_read_only')), \
+        CASE WHEN current_setting('TimeZone') <> 'UTC' THEN 'TimeZone' END, \
+        CASE WHEN to_regclass('pg_temp.left_there') IS NOT NULL THEN 'temporary table' END, \
+        (SELECT 'lock' FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711 AND pid = pg_backend_pid()), \
+        (SELECT 'statement' FROM pg_prepared_statements WHERE name = 'left_there'), \
+        (SELECT 'cursor' FROM pg_cursors WHERE name = 'left_there'))",
 }
 
 /// From here on commits wait for a standby that is not there.
@@ -214,4 +250,26 @@ async fn e27_the_settings_are_the_backends_whatever_the_databases_defaults() {
     let message = CompleteInTransaction { key, owner, retention: Duration::from_secs(60), operation };
     let answer = backend.complete_in_transaction(message).await;
     assert!(matches!(answer, Ok(CompletedInTransaction::Stored { .. })), "{answer:?}");
+}
+
+/// A constraint that is checked at the commit: the operation's own failure, and no store that is away.
+#[actix_rt::test]
+async fn j09_a_constraint_that_fails_at_the_commit_is_the_operations_own_failure() {
+    SERVER.sql("CREATE TABLE parents (id int PRIMARY KEY)");
+    SERVER.sql("CREATE TABLE children (parent int REFERENCES parents DEFERRABLE INITIALLY DEFERRED)");
+    let engine = Engine::builder(open(&fresh_table()).await).start().unwrap();
+    let insert = async || {
+        let operation = async |tx: &mut AsyncPgConnection, _: &Claim| {
+            tx.batch_execute("INSERT INTO children VALUES (99)").await?;
+            Ok::<u32, diesel::result::Error>(17)
+        };
+        engine.run_in_async_transaction(Key::new("s", "child").unwrap(), b"", operation).await
+    };
+    for _ in 0..2 {
+        let refused = insert().await;
+        assert!(matches!(refused, Err(RunError::Engine(Error::CommitRefused(_)))), "{refused:?}");
+    }
+    SERVER.sql("INSERT INTO parents VALUES (99)");
+    assert_eq!(insert().await.unwrap(), Outcome::Ran(17));
+    assert_eq!(SERVER.sql("SELECT count(*) FROM children"), "1");
 }

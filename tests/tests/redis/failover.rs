@@ -140,6 +140,68 @@ async fn e11_a_shard_fails_over_by_itself() {
     assert!(matches!(run(&Key::new("s", "fresh").unwrap()).await, Ok(Outcome::Ran(17))));
 }
 
+/// One of three primaries falls silent: it answers nothing, and its connections stay open. The keys of the others are served
+/// by whom had been using the cluster, and by whom opens it now.
+#[actix_rt::test]
+async fn e11_a_silent_primary_costs_its_own_slots_only() {
+    let cluster = RedisCluster::start();
+    let prefix = "silent:";
+    let engine = Engine::builder(open(&cluster.url(), prefix).await).start().unwrap();
+    let keys: Vec<Key> = (0..300).map(|number| Key::new("s", number).unwrap()).collect();
+    let run =
+        async |engine: &Engine, key: &Key| engine.run(key.clone(), b"asked", |_| async { Ok::<u32, ()>(17) }).await;
+    for ran in join_all(keys.iter().map(|key| run(&engine, key))).await {
+        assert_eq!(ran.unwrap(), Outcome::Ran(17));
+    }
+    let victim = (0..6).find(|&node| !cluster.is_replica(node)).unwrap();
+    let there = cluster.nodes[victim].cli(&["KEYS", "*"]);
+    let is_the_victims = |key: &&Key| there.lines().any(|line| line.ends_with(key.as_stored()));
+    let (lost, others): (Vec<&Key>, Vec<&Key>) = keys.iter().partition(is_the_victims);
+    assert!(lost.len() > 50 && others.len() > 150, "{} and {}", lost.len(), others.len());
+
+    cluster.nodes[victim].pause();
+    let paused = Instant::now();
+    // Callers of the lost keys go on asking all the while.
+    let asking = join_all(lost.iter().take(20).map(async |key| {
+        while paused.elapsed() < Duration::from_secs(15) {
+            let _ = run(&engine, key).await;
+        }
+    }));
+    let serving = async {
+        let (mut early, mut late, mut served) = (0, 0, 0);
+        let mut opened: Option<Engine> = None;
+        while paused.elapsed() < Duration::from_secs(15) {
+            let began = paused.elapsed();
+            for ran in join_all(others.iter().map(|key| run(&engine, key))).await {
+                match ran {
+                    Ok(Outcome::Replayed(17)) => served += 1,
+                    // The store deadline.
+                    Err(_) if began < Duration::from_secs(5) => early += 1,
+                    _ => late += 1,
+                }
+            }
+            let another = match &opened {
+                Some(another) => another,
+                None => {
+                    let began = Instant::now();
+                    let another = Engine::builder(open(&cluster.url(), prefix).await).start().unwrap();
+                    assert!(began.elapsed() < Duration::from_secs(5), "opening took {:?}", began.elapsed());
+                    opened.insert(another)
+                }
+            };
+            for ran in join_all(others.iter().map(|key| run(another, key))).await {
+                assert_eq!(ran.unwrap(), Outcome::Replayed(17));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        (early, late, served)
+    };
+    let (_, (early, late, served)) = futures_util::future::join(asking, serving).await;
+    println!("{served} served, {early} refused within the first deadline, {late} after it");
+    assert_eq!(late, 0, "keys of the other primaries were refused");
+    assert!(served > 10 * others.len(), "only {served} were served");
+}
+
 /// While a slot is on its way to another node, its new keys are there and its old ones here (ASK), and afterwards all are
 /// there (MOVED).
 #[actix_rt::test]

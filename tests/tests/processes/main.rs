@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
 
+mod steps;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -198,6 +200,53 @@ fn retry_until_ran(process: &mut Process) -> bool {
 }
 
 /// An hour of skew between two processes changes nothing: neither a lease nor a retention is judged by their clocks.
+/// Two time namespaces of one machine, as containers may have: the time since boot differs by an hour.
+#[test]
+fn e17_an_hour_between_two_time_namespaces_changes_nothing() {
+    let shifted = || {
+        let mut command = Command::new("unshare");
+        command.args(["--time", "--boottime", "3600", "--fork", "--kill-child"]);
+        command
+    };
+    // The fault is real.
+    let uptime = |mut command: Command| {
+        let output = command.args(["cat", "/proc/uptime"]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.split('.').next().unwrap().parse::<i64>().unwrap()
+    };
+    let difference = uptime(shifted()) - uptime(Command::new("env"));
+    assert!((3_590..3_610).contains(&difference), "{difference}");
+
+    for shifted_opens_first in [false, true] {
+        let store = Store::new();
+        let lease = Duration::from_secs(2);
+        let start_shifted = || {
+            let mut command = shifted();
+            command.arg(env!("CARGO_BIN_EXE_keyholder"));
+            Store::start(&store.file, command, lease)
+        };
+        let (mut one, mut other) = if shifted_opens_first {
+            let shifted = start_shifted();
+            (shifted, store.holder(lease))
+        } else {
+            let straight = store.holder(lease);
+            (straight, start_shifted())
+        };
+        for (holder, asker, key) in [(0, 1, "a"), (1, 0, "b")] {
+            let both = [&mut one, &mut other];
+            both[holder].say(&format!("run {key} rerun stall"));
+            both[holder].expect("began");
+            both[asker].say(&format!("run {key} rerun quick"));
+            let left: u64 = both[asker].expect(&format!("refused {key} InProgress")).parse().unwrap();
+            assert!(left <= 2_000, "{left} ms of a lease of 2000 ms are left");
+            both[holder].say("go");
+            both[holder].expect(&format!("ran {key}"));
+            both[asker].say(&format!("run {key} rerun quick"));
+            both[asker].expect(&format!("replayed {key}"));
+        }
+    }
+}
+
 #[test]
 fn e17_an_hour_of_skew_changes_nothing() {
     for (skew, seconds) in [("+3600", 3_600), ("-3600", -3_600)] {

@@ -1,0 +1,28 @@
+//! What an operation may leave on its connection.
+
+use diesel::QueryResult;
+use diesel::sql_types::{Bool, Text};
+use diesel_async::{AsyncMysqlConnection, RunQueryDsl as _};
+
+use super::table::Bind;
+use crate::sql::Fragment;
+
+/// Settings that a later user of the connection would trip over, under all their names: servers know different ones.
+const SETTINGS: &str = "'autocommit', 'character_set_client', 'character_set_results', 'collation_connection', \
+                        'foreign_key_checks', 'group_concat_max_len', 'innodb_lock_wait_timeout', 'lock_wait_timeout', \
+                        'max_execution_time', 'max_statement_time', 'sql_mode', 'sql_select_limit', 'time_zone', \
+                        'transaction_isolation', 'transaction_read_only', 'tx_isolation', 'tx_read_only', 'unique_checks'";
+
+/// An expression for all that a session has set, as this server knows it.
+pub(super) async fn left_there(connection: &mut AsyncMysqlConnection) -> QueryResult<String> {
+    let text = format!("SHOW SESSION VARIABLES WHERE Variable_name IN ({SETTINGS})");
+    let known: Vec<(String, String)> = Fragment::<(Text, Text), Bind<'_>>::new(&text, &[]).load(connection).await?;
+    let settings: Vec<_> = known.into_iter().map(|(name, _)| format!("@@SESSION.{name}")).collect();
+    Ok(format!("CONCAT_WS('|', DATABASE(), CURRENT_ROLE(), {})", settings.join(", ")))
+}
+
+/// Whether the connection is what it was when `@oncekey_was` was set. What the operation locked by name is free again.
+pub(super) async fn is_as_remembered(connection: &mut AsyncMysqlConnection, left_there: &str) -> QueryResult<bool> {
+    let text = format!("SELECT @oncekey_was <=> {left_there}");
+    Fragment::<Bool, Bind<'_>>::new(&text, &[]).get_result(connection).await
+}

@@ -1,0 +1,54 @@
+//! What an operation may leave on its connection, and how the connection becomes what it was.
+
+use diesel::QueryResult;
+use diesel::sql_types::Bool;
+use diesel_async::{AsyncPgConnection, RunQueryDsl as _, SimpleAsyncConnection as _};
+
+use super::connect::{NOTICE_THE_END, SET_UP, SET_UP_FOR_STEPS};
+use super::table::Bind;
+use crate::sql::Fragment;
+
+/// Of an application's own pool: what a later user of the connection would trip over. (Settings that the application made up
+/// itself, such as `app.tenant`, can't be listed.)
+const LEFT_THERE: &str = "concat_ws('|', session_user, (SELECT string_agg(coalesce(current_setting(name, true), ''), '|') \
+    FROM unnest(ARRAY['search_path', 'role', 'TimeZone', 'DateStyle', 'IntervalStyle', 'client_encoding', 'bytea_output', \
+    'standard_conforming_strings', 'statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', \
+    'transaction_timeout', 'default_transaction_isolation', 'default_transaction_read_only', \
+    'default_transaction_deferrable', 'synchronous_commit', 'session_replication_role', 'row_security', 'plan_cache_mode', \
+    'work_mem', 'default_tablespace']) AS name), \
+    CASE WHEN pg_my_temp_schema() <> 0 THEN (SELECT count(*) FROM pg_class WHERE relnamespace = pg_my_temp_schema()) END, \
+    (SELECT count(*) FROM pg_prepared_statements WHERE from_sql), (SELECT count(*) FROM pg_cursors WHERE is_holdable), \
+    (SELECT count(*) FROM pg_listening_channels()))";
+
+/// What follows an operation's BEGIN, on a connection of the application's.
+pub(super) fn remember() -> String {
+    format!("; SELECT set_config('oncekey.was', {LEFT_THERE}, false)")
+}
+
+/// Whether a connection of the application's is what it was before the operation. A setting that was made in a transaction
+/// goes with it, and so does what was to be remembered.
+pub(super) async fn is_as_remembered(connection: &mut AsyncPgConnection) -> QueryResult<bool> {
+    let text = format!(
+        "SELECT coalesce(current_setting('oncekey.was', true), '') IN ('', {LEFT_THERE}) \
+         FROM (SELECT pg_advisory_unlock_all()) AS unlocked"
+    );
+    Fragment::<Bool, Bind<'_>>::new(&text, &[]).get_result(connection).await
+}
+
+/// What Diesel sets on a connection that it takes over.
+const DIESELS: &str = "SET TIME ZONE 'UTC'; SET CLIENT_ENCODING TO 'UTF8'";
+
+/// Makes one of this backend's own connections what it was when it was opened: `DISCARD ALL`, but for the statements that
+/// Diesel has prepared. Statements that the operation prepared by `PREPARE` can't be told apart by any other means: such a
+/// connection fails here, and is closed.
+pub(super) async fn make_new(connection: &mut AsyncPgConnection) -> QueryResult<()> {
+    let text = format!(
+        "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES; \
+         SELECT pg_advisory_unlock_all(); \
+         SELECT 1 / (SELECT CASE WHEN count(*) = 0 THEN 1 ELSE 0 END FROM pg_prepared_statements WHERE from_sql); \
+         {DIESELS}; {SET_UP}; {SET_UP_FOR_STEPS}"
+    );
+    connection.batch_execute(&text).await?;
+    // As when it was opened: not every server can.
+    connection.batch_execute(NOTICE_THE_END).await.or(Ok(()))
+}

@@ -1,0 +1,296 @@
+//! PostgreSQL's statements on the table of steps.
+
+use diesel::QueryResult;
+use diesel::sql_types::{BigInt, Binary, Nullable, SmallInt};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use oncekey::record::Steps;
+
+use super::table::{Bind, Postgres, columns};
+use super::texts::now;
+use crate::sql::{Begun, Family, FirstRun, Fragment, StepCompletion, StepRow, Written};
+
+type StepTypes =
+    (Binary, BigInt, Nullable<Binary>, BigInt, BigInt, BigInt, BigInt, Nullable<BigInt>, SmallInt, Nullable<Binary>);
+
+/// A claim that stands, and holds its lease.
+macro_rules! is_live {
+    () => {
+        concat!("r.state = 1 AND r.lease_until > ", now!())
+    };
+}
+
+/// Marks a record as one with a step more. A step that turns out to be there counts once too often.
+macro_rules! mark {
+    ($retention:literal) => {
+        concat!(
+            "steps_life = coalesce(r.steps_life, r.fencing_token), steps_retention = coalesce(r.steps_retention, ",
+            $retention,
+            "), steps_count = coalesce(r.steps_count, 0) + 1 "
+        )
+    };
+}
+
+/// Whether the claim may begin a step.
+macro_rules! may_begin {
+    () => {
+        concat!(is_live!(), " AND coalesce(r.steps_count, 0) < {max}")
+    };
+}
+
+/// A condition on a row that is to be joined with `a`, in a form of which the planner expects nothing. It would expect next to
+/// no row to meet it, and read the whole table for the few, comparing each row with each of the batch.
+macro_rules! opaque {
+    ($condition:expr) => {
+        concat!("CASE WHEN a.key IS NOT NULL THEN ", $condition, " END")
+    };
+}
+
+/// What is known of a record that may begin a step.
+macro_rules! returning_record {
+    () => {
+        concat!(" RETURNING r.key, r.steps_life, r.steps_count, r.fencing_token, ", now!(), " AS now")
+    };
+}
+
+/// Inserts the steps of the records that are `live`.
+macro_rules! begin {
+    ($name:literal, $fingerprint:literal, $number:literal, $reruns_until:literal, $reruns_for:literal) => {
+        concat!(
+            "INSERT INTO {steps} (key, name, life, ordinal, fingerprint, attempt, run_token, run_number, began_at, ",
+            "reruns_until, state) SELECT key, ",
+            $name,
+            ", steps_life, steps_count - 1, ",
+            $fingerprint,
+            ", 1, fencing_token, ",
+            $number,
+            ", now, coalesce(",
+            $reruns_until,
+            ", now + ",
+            $reruns_for,
+            "), 1 FROM live ON CONFLICT (key, name) DO NOTHING RETURNING convert_to(key, 'UTF8'), life, run_token"
+        )
+    };
+}
+
+/// The texts of the statements, with the tables' names.
+pub(super) struct StepTexts {
+    read: String,
+    /// Writes a record alone, with steps that were added or changed, and without those that it had.
+    put: String,
+    put_with_steps: String,
+    put_without_steps: String,
+    begin: String,
+    /// One row by itself is planned in half the time.
+    begin_one: String,
+    complete: String,
+    complete_one: String,
+}
+
+impl StepTexts {
+    /// `announce` tells of a change to the rows that are `written`.
+    pub(super) fn new(table: &str, steps: &str, announce: &str) -> Self {
+        let written = format!(
+            "written AS (UPDATE {table} AS r SET fingerprint = a.fingerprint, attempt = a.attempt, owner = a.owner, \
+             state = a.state, lease_until = a.lease_until, on_abandoned = a.on_abandoned, outcome = a.outcome, \
+             purge_at = a.purge_at, fencing_token = a.token, barrier_owner = a.barrier_owner, \
+             barrier_until = a.barrier_until, steps_life = a.life, steps_retention = a.retention, \
+             steps_count = CASE WHEN a.life IS NOT NULL THEN coalesce(r.steps_count, 0) + a.added END, \
+             watched = r.watched AND r.state = 1 \
+             FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) AS a (key, life, retention, added, fingerprint, \
+             attempt, owner, state, lease_until, on_abandoned, outcome, purge_at, token, barrier_owner, barrier_until) \
+             WHERE r.key = a.key RETURNING r.key, r.watched AND a.state <> 1 AS watched)"
+        );
+        let told = format!("SELECT convert_to(key, 'UTF8'), {announce} FROM written");
+        let columns = "name, life, ordinal, fingerprint, attempt, run_token, run_number, began_at, reruns_until, state, \
+                       outcome";
+        Self {
+            read: format!(
+                "SELECT convert_to(s.key, 'UTF8'), convert_to(s.name, 'UTF8'), s.life, s.fingerprint, s.attempt, \
+                 s.run_token, s.run_number, s.began_at, s.reruns_until, s.state, s.outcome FROM {steps} AS s \
+                 WHERE s.key = ANY(?) ORDER BY s.key, s.ordinal"
+            ),
+            put: format!("WITH {written} {told}"),
+            // What stands there of another life gives way.
+            put_with_steps: format!(
+                "WITH {written}, steps AS (INSERT INTO {steps} (key, {columns}) SELECT ?, s.* \
+                 FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) AS s ({columns}) ON CONFLICT (key, name) DO UPDATE SET \
+                 (life, ordinal, fingerprint, attempt, run_token, run_number, began_at, reruns_until, state, outcome) = \
+                 (excluded.life, excluded.ordinal, excluded.fingerprint, excluded.attempt, excluded.run_token, \
+                 excluded.run_number, excluded.began_at, excluded.reruns_until, excluded.state, excluded.outcome)) {told}"
+            ),
+            put_without_steps: format!("WITH {written}, steps AS (DELETE FROM {steps} WHERE key = ?) {told}"),
+            begin: format!(
+                concat!(
+                    "WITH live AS (UPDATE {table} AS r SET ",
+                    mark!("a.retention"),
+                    "FROM unnest(?, ?, ?, ?, ?, ?, ?, ?) ",
+                    "AS a (retention, key, owner, name, fingerprint, number, reruns_until, reruns_for) ",
+                    "WHERE r.key = a.key AND r.owner = a.owner AND ",
+                    opaque!(may_begin!()),
+                    returning_record!(),
+                    ", a.name, a.fingerprint, a.number, a.reruns_until, a.reruns_for) ",
+                    begin!("name", "fingerprint", "number", "reruns_until", "reruns_for")
+                ),
+                table = table,
+                steps = steps,
+                max = Steps::MAX
+            ),
+            begin_one: format!(
+                concat!(
+                    "WITH live AS (UPDATE {table} AS r SET ",
+                    mark!("?"),
+                    "WHERE r.key = ? AND r.owner = ? AND ",
+                    may_begin!(),
+                    returning_record!(),
+                    ") ",
+                    begin!("?", "?", "?", "?", "?")
+                ),
+                table = table,
+                steps = steps,
+                max = Steps::MAX
+            ),
+            complete: format!(
+                concat!(
+                    "WITH a AS (SELECT * FROM unnest(?, ?, ?, ?, ?, ?) ",
+                    "AS a (key, life, name, run_token, run_number, outcome)), ",
+                    "live AS MATERIALIZED (SELECT r.key FROM a JOIN {table} AS r ON r.key = a.key ",
+                    "WHERE r.steps_life = a.life AND ",
+                    opaque!(is_live!()),
+                    " FOR NO KEY UPDATE OF r) ",
+                    "UPDATE {steps} AS s SET state = 2, outcome = a.outcome FROM a JOIN live ON live.key = a.key ",
+                    "WHERE s.key = a.key AND s.name = a.name AND s.life = a.life AND s.run_token = a.run_token ",
+                    "AND s.run_number = a.run_number AND ",
+                    opaque!("s.state = 1"),
+                    " RETURNING convert_to(s.key, 'UTF8')"
+                ),
+                table = table,
+                steps = steps
+            ),
+            complete_one: format!(
+                concat!(
+                    "WITH live AS MATERIALIZED (SELECT r.key FROM {table} AS r WHERE r.key = ? AND r.steps_life = ? AND ",
+                    is_live!(),
+                    " FOR NO KEY UPDATE OF r) ",
+                    "UPDATE {steps} AS s SET state = 2, outcome = ? FROM live WHERE s.key = ? AND s.name = ? ",
+                    "AND s.life = ? AND s.run_token = ? AND s.run_number = ? AND s.state = 1 ",
+                    "RETURNING convert_to(s.key, 'UTF8')"
+                ),
+                table = table,
+                steps = steps
+            ),
+        }
+    }
+}
+
+impl Postgres {
+    pub(super) async fn steps_of(
+        &self,
+        connection: &mut AsyncPgConnection,
+        keys: &[&str],
+    ) -> QueryResult<Vec<(Vec<u8>, StepRow)>> {
+        let binds = [Bind::Texts(keys.to_vec())];
+        Fragment::<(Binary, StepTypes), _>::new(&self.texts.of_steps.read, &binds).load(connection).await
+    }
+
+    pub(super) async fn put(&self, connection: &mut AsyncPgConnection, family: &Family<'_>) -> QueryResult<bool> {
+        let Family { row, steps, changes, drops_steps } = family;
+        let of_record = [
+            Bind::Texts(vec![row.key]),
+            Bind::MaybeBigInts(vec![steps.map(|steps| steps.life)]),
+            Bind::MaybeBigInts(vec![steps.map(|steps| steps.retention)]),
+            Bind::BigInts(vec![steps.map_or(0, |steps| steps.added)]),
+        ];
+        let mut binds: Vec<_> = of_record.into_iter().chain(columns(std::iter::once(row))).collect();
+        let texts = &self.texts.of_steps;
+        let text = if *drops_steps {
+            binds.push(Bind::Text(row.key));
+            &texts.put_without_steps
+        } else if changes.is_empty() {
+            &texts.put
+        } else {
+            let steps = changes.iter().map(|change| &change.step);
+            binds.extend([
+                Bind::Text(row.key),
+                Bind::Texts(steps.clone().map(|step| step.name).collect()),
+                Bind::BigInts(steps.clone().map(|step| step.life).collect()),
+                Bind::BigInts(steps.clone().map(|step| step.ordinal).collect()),
+                Bind::MaybeBlobs(steps.clone().map(|step| step.fingerprint).collect()),
+                Bind::BigInts(steps.clone().map(|step| step.attempt).collect()),
+                Bind::BigInts(steps.clone().map(|step| step.run_token).collect()),
+                Bind::BigInts(steps.clone().map(|step| step.run_number).collect()),
+                Bind::BigInts(steps.clone().map(|step| step.began_at).collect()),
+                Bind::MaybeBigInts(steps.clone().map(|step| step.reruns_until).collect()),
+                Bind::SmallInts(steps.clone().map(|step| step.state).collect()),
+                Bind::MaybeBlobs(steps.map(|step| step.outcome).collect()),
+            ]);
+            &texts.put_with_steps
+        };
+        Ok(Self::announcing(connection, text, &binds).await? != Written::Only(Vec::new()))
+    }
+
+    pub(super) async fn begin_unseen(
+        &self,
+        connection: &mut AsyncPgConnection,
+        rows: &[FirstRun<'_>],
+    ) -> QueryResult<Vec<Begun>> {
+        // The end of time, or so much from now on.
+        let until = |row: &FirstRun<'_>| row.reruns_for.filter(|reruns_for| *reruns_for == i64::MAX);
+        let lasting = |row: &FirstRun<'_>| row.reruns_for.filter(|reruns_for| *reruns_for < i64::MAX);
+        if let [row] = rows {
+            let binds = [
+                Bind::BigInt(row.retention),
+                Bind::Text(row.key),
+                Bind::Blob(row.owner),
+                Bind::Text(row.name),
+                Bind::MaybeBlob(row.fingerprint),
+                Bind::BigInt(row.number),
+                Bind::MaybeBigInt(until(row)),
+                Bind::MaybeBigInt(lasting(row)),
+            ];
+            let text = &self.texts.of_steps.begin_one;
+            return Fragment::<(Binary, BigInt, BigInt), _>::new(text, &binds).load(connection).await;
+        }
+        let binds = [
+            Bind::BigInts(rows.iter().map(|row| row.retention).collect()),
+            Bind::Texts(rows.iter().map(|row| row.key).collect()),
+            Bind::Blobs(rows.iter().map(|row| row.owner).collect()),
+            Bind::Texts(rows.iter().map(|row| row.name).collect()),
+            Bind::MaybeBlobs(rows.iter().map(|row| row.fingerprint).collect()),
+            Bind::BigInts(rows.iter().map(|row| row.number).collect()),
+            Bind::MaybeBigInts(rows.iter().map(until).collect()),
+            Bind::MaybeBigInts(rows.iter().map(lasting).collect()),
+        ];
+        let text = &self.texts.of_steps.begin;
+        Fragment::<(Binary, BigInt, BigInt), _>::new(text, &binds).load(connection).await
+    }
+
+    pub(super) async fn complete_unseen(
+        &self,
+        connection: &mut AsyncPgConnection,
+        rows: &[StepCompletion<'_>],
+    ) -> QueryResult<Written> {
+        let texts = &self.texts.of_steps;
+        if let [row] = rows {
+            let binds = [
+                Bind::Text(row.key),
+                Bind::BigInt(row.life),
+                Bind::Blob(row.outcome),
+                Bind::Text(row.key),
+                Bind::Text(row.name),
+                Bind::BigInt(row.life),
+                Bind::BigInt(row.run_token),
+                Bind::BigInt(row.run_number),
+            ];
+            return Fragment::<Binary, _>::new(&texts.complete_one, &binds).load(connection).await.map(Written::Only);
+        }
+        let binds = [
+            Bind::Texts(rows.iter().map(|row| row.key).collect()),
+            Bind::BigInts(rows.iter().map(|row| row.life).collect()),
+            Bind::Texts(rows.iter().map(|row| row.name).collect()),
+            Bind::BigInts(rows.iter().map(|row| row.run_token).collect()),
+            Bind::BigInts(rows.iter().map(|row| row.run_number).collect()),
+            Bind::Blobs(rows.iter().map(|row| row.outcome).collect()),
+        ];
+        Fragment::<Binary, _>::new(&texts.complete, &binds).load(connection).await.map(Written::Only)
+    }
+}

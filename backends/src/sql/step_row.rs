@@ -1,0 +1,265 @@
+//! A record's steps as rows of their own table, in the columns that all dialects share.
+
+use std::time::Duration;
+
+use oncekey::backend::StoreError;
+use oncekey::record::{Attempt, Progress, Record, SealedOutcome, StepName, StepRecord, StepRun, Steps, StoreTime};
+use oncekey::{FencingToken, Fingerprint, Key};
+
+use super::row::{Columns, from_column};
+use super::step::millis;
+use crate::columns::to_column;
+
+const BEGUN: i16 = 1;
+const COMPLETED: i16 = 2;
+const FAILED: i16 = 3;
+
+/// What is read of a step's row, the record's key aside.
+#[derive(Debug, Clone, diesel::Queryable)]
+pub(crate) struct StepRow {
+    pub(crate) name: Vec<u8>,
+    pub(crate) life: i64,
+    pub(crate) fingerprint: Option<Vec<u8>>,
+    pub(crate) attempt: i64,
+    pub(crate) run_token: i64,
+    pub(crate) run_number: i64,
+    pub(crate) began_at: i64,
+    pub(crate) reruns_until: Option<i64>,
+    pub(crate) state: i16,
+    pub(crate) outcome: Option<Vec<u8>>,
+}
+
+/// What is written of a step.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StepColumns<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) life: i64,
+    pub(crate) ordinal: i64,
+    pub(crate) fingerprint: Option<&'a [u8]>,
+    pub(crate) attempt: i64,
+    pub(crate) run_token: i64,
+    pub(crate) run_number: i64,
+    pub(crate) began_at: i64,
+    pub(crate) reruns_until: Option<i64>,
+    pub(crate) state: i16,
+    pub(crate) outcome: Option<&'a [u8]>,
+}
+
+/// A step that was added or changed.
+#[derive(Debug)]
+pub(crate) struct StepChange<'a> {
+    /// As it was read; `None` if it is new.
+    pub(crate) was: Option<StepColumns<'a>>,
+    pub(crate) step: StepColumns<'a>,
+}
+
+/// What a record says of its steps.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StepsColumns {
+    pub(crate) life: i64,
+    pub(crate) retention: i64,
+    /// How many are new.
+    pub(crate) added: i64,
+}
+
+/// A record with its steps, written under the lock of its row.
+#[derive(Debug)]
+pub(crate) struct Family<'a> {
+    pub(crate) row: Columns<'a>,
+    /// `None` for a record that has none, or none any more.
+    pub(crate) steps: Option<StepsColumns>,
+    pub(crate) changes: Vec<StepChange<'a>>,
+    /// Whether the steps that were read go.
+    pub(crate) drops_steps: bool,
+}
+
+impl<'a> Family<'a> {
+    /// What turns the record that was found into this one.
+    pub(crate) fn of(key: &'a Key, found: &'a Record, record: &'a Record) -> Self {
+        let before = found.steps.as_deref();
+        let changes = record.steps.as_deref().map_or_else(Vec::new, |steps| changes(before, steps));
+        let steps = record.steps.as_deref().map(|steps| StepsColumns {
+            life: number(steps.life.get()),
+            retention: millis(steps.retention),
+            added: changes.iter().filter(|change| change.was.is_none()).count().try_into().unwrap_or(0),
+        });
+        Self { row: Columns::of(key, record), drops_steps: before.is_some() && steps.is_none(), steps, changes }
+    }
+}
+
+fn changes<'a>(before: Option<&'a Steps>, after: &'a Steps) -> Vec<StepChange<'a>> {
+    let ordinal = |index: usize| i64::try_from(index).unwrap_or(0);
+    let steps = after.list.iter().enumerate().filter_map(|(index, step)| {
+        let was = before.and_then(|steps| steps.get(&step.name));
+        (was != Some(step)).then(|| StepChange {
+            was: was.map(|was| StepColumns::of(was, after.life, ordinal(index))),
+            step: StepColumns::of(step, after.life, ordinal(index)),
+        })
+    });
+    steps.collect()
+}
+
+impl<'a> StepColumns<'a> {
+    fn of(step: &'a StepRecord, life: FencingToken, ordinal: i64) -> Self {
+        let (state, outcome) = match &step.progress {
+            Progress::Begun => (BEGUN, None),
+            Progress::Completed(outcome) => (COMPLETED, Some(&outcome.as_stored()[..])),
+            Progress::Failed => (FAILED, None),
+        };
+        Self {
+            name: step.name.as_str(),
+            life: number(life.get()),
+            ordinal,
+            fingerprint: step.fingerprint.as_ref().map(|fingerprint| fingerprint.as_bytes().as_slice()),
+            attempt: number(step.attempt.get()),
+            run_token: number(step.run.token.get()),
+            run_number: step.run.number.into(),
+            began_at: to_column(step.began_at),
+            reruns_until: step.reruns_until.map(to_column),
+            state,
+            outcome,
+        }
+    }
+}
+
+fn number(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// The steps of this life among the rows of one key, in their order.
+pub(crate) fn steps_of(life: i64, retention: Option<i64>, rows: Vec<StepRow>) -> Result<Steps, StoreError> {
+    let retention = retention.and_then(|millis| u64::try_from(millis).ok());
+    let retention = retention.ok_or_else(|| StoreError::corrupt("a record's steps have no valid retention"))?;
+    let list = rows.into_iter().filter(|row| row.life == life).map(StepRow::decode);
+    Ok(Steps { life: token(life)?, retention: Duration::from_millis(retention), list: list.collect::<Result<_, _>>()? })
+}
+
+fn token(number: i64) -> Result<FencingToken, StoreError> {
+    let token = u64::try_from(number).map(FencingToken::new);
+    token.map_err(|_| StoreError::corrupt(format!("a step's fencing token is {number}")))
+}
+
+impl StepRow {
+    fn decode(self) -> Result<StepRecord, StoreError> {
+        let corrupt = |what: &str| StoreError::corrupt(format!("a step's {what} is not valid"));
+        let name = std::str::from_utf8(&self.name).ok().and_then(|name| StepName::from_stored(name).ok());
+        let fingerprint = self.fingerprint.map(|bytes| <[u8; Fingerprint::LEN]>::try_from(bytes.as_slice()));
+        let progress = match (self.state, self.outcome) {
+            (BEGUN, _) => Progress::Begun,
+            (COMPLETED, Some(outcome)) => Progress::Completed(SealedOutcome::from_stored(outcome.into())),
+            (FAILED, _) => Progress::Failed,
+            _ => return Err(corrupt("state")),
+        };
+        let time = |millis: i64| u64::try_from(millis).map(StoreTime::from_millis).map_err(|_| corrupt("time"));
+        Ok(StepRecord {
+            name: name.ok_or_else(|| corrupt("name"))?,
+            fingerprint: fingerprint.transpose().map_err(|_| corrupt("fingerprint"))?.map(Fingerprint::from_bytes),
+            attempt: u64::try_from(self.attempt).map(Attempt::new).map_err(|_| corrupt("attempt"))?,
+            run: StepRun {
+                token: token(self.run_token)?,
+                number: u32::try_from(self.run_number).map_err(|_| corrupt("run"))?,
+            },
+            began_at: time(self.began_at)?,
+            reruns_until: self.reruns_until.map(time).transpose()?,
+            progress,
+        })
+    }
+}
+
+/// A token that a statement has given.
+pub(crate) fn given_token(number: i64) -> FencingToken {
+    FencingToken::new(from_column(number).as_millis())
+}
+
+#[cfg(test)]
+mod tests {
+    use oncekey::record::Binding;
+
+    use super::*;
+
+    fn row_of(step: &StepColumns<'_>) -> StepRow {
+        StepRow {
+            name: step.name.as_bytes().to_vec(),
+            life: step.life,
+            fingerprint: step.fingerprint.map(<[u8]>::to_vec),
+            attempt: step.attempt,
+            run_token: step.run_token,
+            run_number: step.run_number,
+            began_at: step.began_at,
+            reruns_until: step.reruns_until,
+            state: step.state,
+            outcome: step.outcome.map(<[u8]>::to_vec),
+        }
+    }
+
+    fn steps() -> Steps {
+        let key = Key::new("s", "k").unwrap();
+        let life = FencingToken::new(7);
+        let outcome = |name: &StepName| SealedOutcome::of_value(Binding::step(&key, life, name), &17).unwrap();
+        let step = |number: u32, name: &str, reruns_until: Option<StoreTime>| StepRecord {
+            name: StepName::new(name).unwrap(),
+            fingerprint: (number > 1).then(|| Fingerprint::of(b"asked")),
+            attempt: Attempt::new(u64::from(number) - 1),
+            run: StepRun { token: FencingToken::new(9), number },
+            began_at: StoreTime::from_millis(5),
+            reruns_until,
+            progress: Progress::Begun,
+        };
+        let mut list = vec![
+            step(1, "charge/für Ada", None),
+            step(2, "mail", Some(StoreTime::END)),
+            step(u32::MAX, "ship", Some(StoreTime::from_millis(6))),
+        ];
+        list[0].progress = Progress::Failed;
+        list[1].progress = Progress::Completed(outcome(&list[1].name));
+        Steps { life, retention: Duration::from_millis(60_001), list }
+    }
+
+    /// What is written of a record's steps is read back as those steps, and what is of another life is not.
+    #[test]
+    fn steps_come_back_from_their_rows() {
+        let steps = steps();
+        let changed = changes(None, &steps);
+        assert!(changed.iter().all(|change| change.was.is_none()));
+        let mut rows: Vec<_> = changed.iter().map(|change| row_of(&change.step)).collect();
+        rows.insert(1, StepRow { life: 6, ..rows[0].clone() });
+        assert_eq!(steps_of(7, Some(60_001), rows), Ok(steps));
+    }
+
+    /// Only what has changed is written.
+    #[test]
+    fn a_step_that_is_as_it_was_is_not_written() {
+        let before = steps();
+        let mut after = before.clone();
+        assert!(changes(Some(&before), &after).is_empty());
+        after.list[2].progress = Progress::Failed;
+        let changed = changes(Some(&before), &after);
+        let [change] = &changed[..] else { panic!("{changed:?}") };
+        assert_eq!((change.was.map(|was| was.state), change.step.state), (Some(BEGUN), FAILED));
+        assert_eq!((change.step.name, change.step.ordinal), ("ship", 2));
+    }
+
+    #[test]
+    fn e13_a_row_that_is_no_step_is_an_error() {
+        let steps = steps();
+        let row = row_of(&changes(None, &steps)[1].step);
+        assert!(row.clone().decode().is_ok());
+        let bad = [
+            StepRow { name: b"".to_vec(), ..row.clone() },
+            StepRow { name: b"\xff".to_vec(), ..row.clone() },
+            StepRow { fingerprint: Some(vec![1; 5]), ..row.clone() },
+            StepRow { attempt: -1, ..row.clone() },
+            StepRow { run_token: -1, ..row.clone() },
+            StepRow { run_number: i64::from(u32::MAX) + 1, ..row.clone() },
+            StepRow { began_at: -1, ..row.clone() },
+            StepRow { reruns_until: Some(-1), ..row.clone() },
+            StepRow { state: 4, ..row.clone() },
+            StepRow { outcome: None, ..row.clone() },
+        ];
+        for row in bad {
+            assert!(matches!(steps_of(7, Some(1), vec![row.clone()]), Err(StoreError::Corrupt(_))), "{row:?}");
+        }
+        assert!(matches!(steps_of(7, None, Vec::new()), Err(StoreError::Corrupt(_))));
+        assert!(matches!(steps_of(-7, Some(1), Vec::new()), Err(StoreError::Corrupt(_))));
+    }
+}

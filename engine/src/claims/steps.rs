@@ -1,0 +1,567 @@
+//! The steps of a claim's operation: what earlier attempts left, and what runs now.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::claim::{Arbiter, Claim, Next};
+use super::grant::{Answered, ClaimAddr, Settlement, ToClaim, What};
+use super::phase::bring;
+use crate::answer::Answer;
+use crate::backend::{
+    BeginStep, CommitStep, CompleteStep, FailStep, Request, StepBegun, StepCommitted, StepCompleted, StepFailed,
+    StepInTransaction, StoreError, TransactionOperation,
+};
+use crate::claims::Settled;
+use crate::record::{Binding, Owner, Progress, SealedOutcome, StepName, StepRecord, StepRun, Steps};
+use crate::{Attempt, Error, EventKind, FencingToken, Fingerprint, OnAbandoned, StepPolicy, chance};
+
+/// What an operation asks for one of its steps.
+pub(crate) enum StepCall {
+    /// To run it here, or to be told its outcome.
+    Begin { step: NamedStep, reply: oneshot::Sender<Result<BegunStep, StepRefusal>> },
+    /// To run it in a transaction of the store, after `Begin` answered [`BegunStep::Transact`].
+    Transact {
+        number: u32,
+        operation: TransactionOperation,
+        reply: oneshot::Sender<Result<StepCommitted, StepRefusal>>,
+    },
+    /// It ended.
+    End { number: u32, end: StepEnd },
+}
+
+/// A step as its operation names it.
+pub(crate) struct NamedStep {
+    /// As the store knows it, like all names here.
+    pub(crate) name: StepName,
+    /// The names that it had in earlier versions of the program.
+    pub(crate) formerly: Vec<StepName>,
+    pub(crate) fingerprint: Option<Fingerprint>,
+    pub(crate) policy: StepPolicy,
+    pub(crate) is_transactional: bool,
+    /// Of the claim.
+    pub(crate) token: FencingToken,
+    pub(crate) retention: Duration,
+}
+
+/// How a step ended.
+pub(crate) enum StepEnd {
+    Completed(SealedOutcome, oneshot::Sender<Result<(), StepRefusal>>),
+    /// With an error: nothing happened.
+    Failed(oneshot::Sender<Result<(), StepRefusal>>),
+    /// It panicked, or its future was dropped: what happened is not known.
+    Dropped,
+    /// Its caller left before its operation began.
+    NotBegun,
+}
+
+/// The answer to [`StepCall::Begin`].
+pub(crate) enum BegunStep {
+    Run { name: StepName, attempt: Attempt, life: FencingToken, end: EndOnDrop },
+    Transact { name: StepName, life: FencingToken, end: EndOnDrop },
+    Replay { name: StepName, life: FencingToken, outcome: SealedOutcome },
+}
+
+/// Why a step did not run, or was not recorded.
+#[derive(Debug)]
+pub(crate) enum StepRefusal {
+    Lost,
+    InTransaction,
+    Mismatch,
+    Unsettled,
+    TooMany,
+    /// A step of the name runs now.
+    Running,
+    TooLarge,
+    Store(StoreError),
+    NotStored(StoreError),
+}
+
+/// An answer of the store about a step.
+pub(crate) struct StepAnswered {
+    number: u32,
+    answer: StepAnswer,
+}
+
+enum StepAnswer {
+    Begun(Result<StepBegun, StoreError>),
+    Completed(Result<StepCompleted, StoreError>),
+    Failed(Result<StepFailed, StoreError>),
+    Committed(Result<StepCommitted, StoreError>),
+}
+
+/// The steps of one claim.
+pub(super) struct StepTable {
+    life: FencingToken,
+    /// What earlier attempts and this one have completed.
+    known: Vec<Known>,
+    running: Vec<Running>,
+    last_number: u32,
+    /// The end of the claim, which waits for the steps that run.
+    settlement: Option<Waiting>,
+}
+
+struct Waiting {
+    settlement: Settlement,
+    reply: Option<Answer<Result<Settled, Error>>>,
+    since: Instant,
+}
+
+struct Known {
+    record: StepRecord,
+    was_asked: bool,
+}
+
+struct Running {
+    step: NamedStep,
+    run: StepRun,
+    work: Work,
+    failing: Option<(Instant, u32)>,
+}
+
+enum Work {
+    Beginning(oneshot::Sender<Result<BegunStep, StepRefusal>>),
+    /// Its operation runs.
+    Working,
+    Completing(SealedOutcome, Option<oneshot::Sender<Result<(), StepRefusal>>>),
+    /// It had no effect. The store is told so, or else its begin could still arrive.
+    Failing(Option<oneshot::Sender<Result<(), StepRefusal>>>),
+    Committing(oneshot::Sender<Result<StepCommitted, StepRefusal>>),
+    /// Whether its transaction was committed is not known.
+    Probing(oneshot::Sender<Result<StepCommitted, StepRefusal>>, StoreError),
+}
+
+impl StepTable {
+    pub(super) fn new(life: FencingToken) -> Self {
+        Self { life, known: Vec::new(), running: Vec::new(), last_number: 0, settlement: None }
+    }
+
+    /// What a claim brought from earlier attempts.
+    pub(super) fn of(steps: Steps) -> Self {
+        let known = steps.list.into_iter().map(|record| Known { record, was_asked: false }).collect();
+        Self { known, ..Self::new(steps.life) }
+    }
+
+    fn at(&mut self, number: u32) -> Option<&mut Running> {
+        self.running.iter_mut().find(|running| running.run.number == number)
+    }
+
+    fn take(&mut self, number: u32) -> Option<Running> {
+        let at = self.running.iter().position(|running| running.run.number == number)?;
+        Some(self.running.swap_remove(at))
+    }
+
+    /// The name under which a step is kept: an earlier one, if it was renamed since.
+    fn stored_name(&self, step: &NamedStep) -> StepName {
+        let is_known = |name: &&StepName| {
+            let of_running = self.running.iter().any(|running| running.step.name == **name);
+            of_running || self.known.iter().any(|known| known.record.name == **name)
+        };
+        let names = [&step.name].into_iter().chain(&step.formerly);
+        names.clone().find(is_known).unwrap_or(&step.name).clone()
+    }
+
+    fn keep(&mut self, record: StepRecord) {
+        match self.known.iter_mut().find(|known| known.record.name == record.name) {
+            Some(known) => known.record = record,
+            None => self.known.push(Known { record, was_asked: true }),
+        }
+    }
+}
+
+impl Running {
+    /// What the store is asked for, for the first time or again.
+    fn request(&self, key: &crate::Key, owner: Owner, life: FencingToken, claim: &ClaimAddr) -> Option<Request> {
+        let (key, name, number) = (key.clone(), self.step.name.clone(), self.run.number);
+        let NamedStep { fingerprint, policy, retention, .. } = self.step;
+        let about = move |answer: StepAnswer| Answered::Step(Box::new(StepAnswered { number, answer }));
+        Some(match &self.work {
+            Work::Working | Work::Committing(_) => return None,
+            Work::Beginning(_) => Request::BeginStep(
+                Box::new(BeginStep { key, owner, name, fingerprint, number, policy, retention }),
+                bring(claim, move |answer| about(StepAnswer::Begun(answer))),
+            ),
+            Work::Completing(outcome, _) => Request::CompleteStep(
+                Box::new(CompleteStep { key, life, name, run: self.run, outcome: outcome.clone() }),
+                bring(claim, move |answer| about(StepAnswer::Completed(answer))),
+            ),
+            Work::Failing(_) | Work::Probing(..) => Request::FailStep(
+                Box::new(FailStep { key, owner, name, run: self.run, retention }),
+                bring(claim, move |answer| about(StepAnswer::Failed(answer))),
+            ),
+        })
+    }
+
+    fn completed(&self, outcome: SealedOutcome) -> StepRecord {
+        StepRecord {
+            name: self.step.name.clone(),
+            fingerprint: self.step.fingerprint,
+            attempt: Attempt::FIRST,
+            run: self.run,
+            began_at: crate::record::StoreTime::END,
+            reruns_until: None,
+            progress: Progress::Completed(outcome),
+        }
+    }
+}
+
+impl Claim {
+    /// Takes what the operation asks for a step.
+    pub(crate) fn step(&mut self, call: StepCall, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Next {
+        match call {
+            StepCall::Begin { step, reply } => self.begin_step(step, reply, arbiter, claim),
+            StepCall::Transact { number, operation, reply } => {
+                let owner = self.owner();
+                let Some(table) = self.steps_mut() else { return Next::Wait };
+                let life = table.life;
+                if let Some(running) = table.at(number) {
+                    let NamedStep { name, fingerprint, retention, .. } = &running.step;
+                    let (key, name) = (arbiter.key.clone(), name.clone());
+                    let (fingerprint, retention) = (*fingerprint, *retention);
+                    let step = CommitStep { key, owner, name, fingerprint, number, life, retention };
+                    running.work = Work::Committing(reply);
+                    let answered = move |answer| {
+                        Answered::Step(Box::new(StepAnswered { number, answer: StepAnswer::Committed(answer) }))
+                    };
+                    let message = Box::new(StepInTransaction { step, operation });
+                    arbiter.ask_store(Request::StepInTransaction(message, bring(claim, answered)));
+                }
+                Next::Wait
+            }
+            StepCall::End { number, end } => {
+                let limit = arbiter.shared.settings.max_step_bytes;
+                let life = self.steps_mut().map(|table| table.life);
+                if let Some(running) = self.steps_mut().and_then(|table| table.at(number)) {
+                    running.work = match end {
+                        StepEnd::Completed(outcome, reply) if outcome.as_stored().len() > limit => {
+                            // It is done, and a retry gets the same error.
+                            let life = life.unwrap_or(running.run.token);
+                            let bound_to = Binding::step(arbiter.key, life, &running.step.name);
+                            drop(reply.send(Err(StepRefusal::TooLarge)));
+                            Work::Completing(SealedOutcome::tombstone(bound_to), None)
+                        }
+                        StepEnd::Completed(outcome, reply) => Work::Completing(outcome, Some(reply)),
+                        StepEnd::Failed(reply) => Work::Failing(Some(reply)),
+                        // Nothing is in the store, which a transaction has not reached.
+                        StepEnd::NotBegun if running.step.is_transactional => {
+                            return self.step_ended(number, None, arbiter, claim);
+                        }
+                        StepEnd::NotBegun => Work::Failing(None),
+                        // The transaction goes on without its caller.
+                        StepEnd::Dropped if matches!(running.work, Work::Committing(_) | Work::Probing(..)) => {
+                            return Next::Wait;
+                        }
+                        StepEnd::Dropped => {
+                            if !running.step.is_transactional {
+                                arbiter.tell(EventKind::StepUnsettled);
+                            }
+                            return self.step_ended(number, None, arbiter, claim);
+                        }
+                    };
+                }
+                self.ask_for_step(number, arbiter, claim);
+                Next::Wait
+            }
+        }
+    }
+
+    fn begin_step(
+        &mut self,
+        mut step: NamedStep,
+        reply: oneshot::Sender<Result<BegunStep, StepRefusal>>,
+        arbiter: &Arbiter<'_>,
+        claim: &ClaimAddr,
+    ) -> Next {
+        let refuse = |reply: oneshot::Sender<_>, refusal| {
+            // The caller may have gone.
+            let _ = reply.send(Err(refusal));
+            Next::Wait
+        };
+        if self.is_in_transaction() {
+            return refuse(reply, StepRefusal::InTransaction);
+        }
+        let is_fresh = self.lease_left(arbiter.shared) > Duration::ZERO;
+        let is_lost = self.is_lost() || !self.is_running();
+        let table = self.steps_or_new(step.token);
+        if is_lost || table.settlement.is_some() {
+            return refuse(reply, StepRefusal::Lost);
+        }
+        step.name = table.stored_name(&step);
+        if table.running.iter().any(|running| running.step.name == step.name) {
+            return refuse(reply, StepRefusal::Running);
+        }
+        let life = table.life;
+        if let Some(known) = table.known.iter_mut().find(|known| known.record.name == step.name) {
+            known.was_asked = true;
+            // The claim brought it, or this claim completed it. A lease that may have lapsed is the store's to judge.
+            if let Progress::Completed(outcome) = &known.record.progress
+                && is_fresh
+            {
+                let (at_rest, key) = (&arbiter.shared.settings.at_rest, arbiter.key);
+                let is_same = match (step.fingerprint, known.record.fingerprint) {
+                    (Some(asked), Some(stored)) => asked == stored || at_rest.is_of(key, asked, stored),
+                    (None, None) => true,
+                    _ => false,
+                };
+                let answer = if is_same {
+                    arbiter.tell(EventKind::StepReplayed);
+                    Ok(BegunStep::Replay { name: step.name, life, outcome: outcome.clone() })
+                } else {
+                    Err(StepRefusal::Mismatch)
+                };
+                let _ = reply.send(answer);
+                return Next::Wait;
+            }
+        }
+        table.last_number += 1;
+        let (number, token) = (table.last_number, step.token);
+        let run = StepRun { token, number };
+        if step.is_transactional {
+            let begun = BegunStep::Transact { name: step.name.clone(), life, end: EndOnDrop::new(claim, number) };
+            table.running.push(Running { step, run, work: Work::Working, failing: None });
+            // If its caller has left, the guard in the message ends the step.
+            let _ = reply.send(Ok(begun));
+            return Next::Wait;
+        }
+        table.running.push(Running { step, run, work: Work::Beginning(reply), failing: None });
+        self.ask_for_step(number, arbiter, claim);
+        Next::Wait
+    }
+
+    /// Sends what a step waits for, for the first time or again.
+    pub(crate) fn ask_for_step(&mut self, number: u32, arbiter: &Arbiter<'_>, claim: &ClaimAddr) {
+        let owner = self.owner();
+        let Some(table) = self.steps_mut() else { return };
+        let life = table.life;
+        if let Some(request) = table.at(number).and_then(|running| running.request(arbiter.key, owner, life, claim)) {
+            arbiter.ask_store(request);
+        }
+    }
+
+    /// An answer of the store about a step.
+    pub(crate) fn step_answered(&mut self, answered: StepAnswered, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Next {
+        let StepAnswered { number, answer } = answered;
+        let Some(running) = self.steps_mut().and_then(|table| table.at(number)) else { return Next::Wait };
+        match answer {
+            StepAnswer::Begun(answer) => self.step_begun(number, answer, arbiter, claim),
+            StepAnswer::Completed(Ok(answer)) => {
+                let Work::Completing(outcome, reply) = std::mem::replace(&mut running.work, Work::Working) else {
+                    return Next::Wait;
+                };
+                let (told, kept) = match answer {
+                    StepCompleted::Stored => {
+                        arbiter.tell(EventKind::StepCompleted);
+                        (Ok(()), Some(running.completed(outcome)))
+                    }
+                    StepCompleted::Lost => (Err(StepRefusal::Lost), None),
+                };
+                if let Some(reply) = reply {
+                    let _ = reply.send(told);
+                }
+                self.step_ended(number, kept, arbiter, claim)
+            }
+            StepAnswer::Failed(Ok(answer)) => {
+                match (std::mem::replace(&mut running.work, Work::Working), answer) {
+                    (Work::Failing(Some(reply)), _) => drop(reply.send(Ok(()))),
+                    (Work::Probing(reply, _), StepFailed::Completed { outcome, life }) => {
+                        let kept = running.completed(outcome.clone());
+                        drop(reply.send(Ok(StepCommitted::Stored { outcome, life })));
+                        return self.step_ended(number, Some(kept), arbiter, claim);
+                    }
+                    (Work::Probing(reply, error), StepFailed::Failed) => {
+                        drop(reply.send(Err(StepRefusal::Store(StoreError::unavailable(error)))));
+                    }
+                    _ => {}
+                }
+                self.step_ended(number, None, arbiter, claim)
+            }
+            StepAnswer::Committed(answer) => self.step_committed(number, answer, arbiter, claim),
+            StepAnswer::Completed(Err(error)) | StepAnswer::Failed(Err(error)) => {
+                self.step_not_taken(number, error, arbiter, claim)
+            }
+        }
+    }
+
+    fn step_begun(
+        &mut self,
+        number: u32,
+        answer: Result<StepBegun, StoreError>,
+        arbiter: &Arbiter<'_>,
+        claim: &ClaimAddr,
+    ) -> Next {
+        let Some(running) = self.steps_mut().and_then(|table| table.at(number)) else { return Next::Wait };
+        let Work::Beginning(reply) = std::mem::replace(&mut running.work, Work::Working) else { return Next::Wait };
+        let name = running.step.name.clone();
+        let (told, kept) = match answer {
+            Ok(StepBegun::Begun { attempt, life, .. }) => {
+                // If its caller has left, or leaves before it reads this, the guard in the message ends the step.
+                let _ = reply.send(Ok(BegunStep::Run { name, attempt, life, end: EndOnDrop::new(claim, number) }));
+                return Next::Wait;
+            }
+            Ok(StepBegun::Completed { outcome, life }) => {
+                arbiter.tell(EventKind::StepReplayed);
+                let kept = running.completed(outcome.clone());
+                (Ok(BegunStep::Replay { name, life, outcome }), Some(kept))
+            }
+            Ok(StepBegun::Lost) => (Err(StepRefusal::Lost), None),
+            Ok(StepBegun::Mismatch) => (Err(StepRefusal::Mismatch), None),
+            Ok(StepBegun::Unsettled) => (Err(StepRefusal::Unsettled), None),
+            Ok(StepBegun::TooMany) => (Err(StepRefusal::TooMany), None),
+            Err(error) => {
+                arbiter.tell(EventKind::StoreFailed);
+                let is_unknown = error.is_unknown();
+                let _ = reply.send(Err(StepRefusal::Store(error)));
+                if is_unknown && !planted!(UnknownStepTakenForNo) {
+                    // It may be in the store, and nothing ran.
+                    running.work = Work::Failing(None);
+                    self.ask_for_step(number, arbiter, claim);
+                    return Next::Wait;
+                }
+                return self.step_ended(number, None, arbiter, claim);
+            }
+        };
+        let _ = reply.send(told);
+        self.step_ended(number, kept, arbiter, claim)
+    }
+
+    fn step_committed(
+        &mut self,
+        number: u32,
+        answer: Result<StepCommitted, StoreError>,
+        arbiter: &Arbiter<'_>,
+        claim: &ClaimAddr,
+    ) -> Next {
+        let Some(running) = self.steps_mut().and_then(|table| table.at(number)) else { return Next::Wait };
+        let Work::Committing(reply) = std::mem::replace(&mut running.work, Work::Working) else { return Next::Wait };
+        let kept = match &answer {
+            Ok(StepCommitted::Stored { outcome, .. }) => {
+                arbiter.tell(EventKind::StepCompleted);
+                Some(running.completed(outcome.clone()))
+            }
+            Ok(StepCommitted::Completed { outcome, .. }) => {
+                arbiter.tell(EventKind::StepReplayed);
+                Some(running.completed(outcome.clone()))
+            }
+            Err(error) if error.is_unknown() => {
+                arbiter.tell(EventKind::StoreFailed);
+                running.work = Work::Probing(reply, error.clone());
+                self.ask_for_step(number, arbiter, claim);
+                return Next::Wait;
+            }
+            _ => None,
+        };
+        let _ = reply.send(answer.map_err(StepRefusal::Store));
+        self.step_ended(number, kept, arbiter, claim)
+    }
+
+    /// The store did not take what is known of a step. It is asked again, since nobody else knows it.
+    fn step_not_taken(&mut self, number: u32, error: StoreError, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Next {
+        arbiter.tell(EventKind::StoreFailed);
+        let limit = arbiter.shared.settings.settling_limit;
+        let waits_too_long = self.steps_mut().and_then(|table| table.settlement.as_ref());
+        let waits_too_long = waits_too_long.is_some_and(|waiting| waiting.since.elapsed() >= limit);
+        let Some(running) = self.steps_mut().and_then(|table| table.at(number)) else { return Next::Wait };
+        let (since, failures) = running.failing.get_or_insert_with(|| (Instant::now(), 0));
+        *failures += 1;
+        let (since, failures) = (*since, *failures);
+        if error.is_passing() && since.elapsed() < limit && !waits_too_long {
+            let pause = Duration::from_millis(20 << failures.min(6)).mul_f64(chance::between(0.5, 1.0));
+            return Next::AskForStep(pause, number);
+        }
+        match std::mem::replace(&mut running.work, Work::Working) {
+            Work::Completing(_, Some(reply)) | Work::Failing(Some(reply)) => {
+                drop(reply.send(Err(StepRefusal::NotStored(error))));
+            }
+            Work::Probing(reply, _) => drop(reply.send(Err(StepRefusal::NotStored(error)))),
+            _ => {}
+        }
+        arbiter.tell(EventKind::StepUnsettled);
+        self.step_ended(number, None, arbiter, claim)
+    }
+
+    /// A step is no longer running. The claim's end may have waited for it.
+    fn step_ended(&mut self, number: u32, kept: Option<StepRecord>, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Next {
+        let Some(table) = self.steps_mut() else { return Next::Wait };
+        table.take(number);
+        if let Some(record) = kept {
+            table.keep(record);
+        }
+        match table.settlement.take_if(|_| table.running.is_empty()) {
+            Some(Waiting { settlement, reply, .. }) => self.settle_now(settlement, reply, arbiter, claim),
+            None => Next::Wait,
+        }
+    }
+
+    /// Keeps the end of the claim until its steps have ended; gives it back if none runs.
+    pub(super) fn wait_for_steps(
+        &mut self,
+        settlement: Settlement,
+        reply: Option<Answer<Result<Settled, Error>>>,
+        arbiter: &Arbiter<'_>,
+    ) -> Option<(Settlement, Option<Answer<Result<Settled, Error>>>)> {
+        let completes = matches!(settlement, Settlement::Complete { .. } | Settlement::CompleteInTransaction { .. });
+        let resumes = self.policy() == OnAbandoned::Resume;
+        let Some(table) = self.steps_mut() else {
+            if completes && resumes {
+                arbiter.tell(EventKind::ResumeWithoutSteps);
+            }
+            return Some((settlement, reply));
+        };
+        if completes && table.known.iter().any(|known| !known.was_asked && known.record.progress != Progress::Failed) {
+            arbiter.tell(EventKind::StepNotAsked);
+        }
+        if table.running.is_empty() {
+            return Some((settlement, reply));
+        }
+        table.settlement = Some(Waiting { settlement, reply, since: Instant::now() });
+        None
+    }
+}
+
+/// Tells the claim how a step ended, if nobody else does: its caller left before it began, its operation panicked, or its
+/// future was dropped.
+pub(crate) struct EndOnDrop {
+    claim: ClaimAddr,
+    number: u32,
+    /// What a drop tells.
+    otherwise: Option<StepEnd>,
+}
+
+impl EndOnDrop {
+    fn new(claim: &ClaimAddr, number: u32) -> Self {
+        Self { claim: Arc::clone(claim), number, otherwise: Some(StepEnd::NotBegun) }
+    }
+
+    pub(crate) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// From here on a drop leaves unknown what happened.
+    pub(crate) fn begin(&mut self) {
+        self.otherwise = Some(StepEnd::Dropped);
+    }
+
+    /// The claim knows of the end.
+    pub(crate) fn disarm(mut self) {
+        self.otherwise = None;
+    }
+
+    /// Ends the step.
+    pub(crate) fn end(mut self, end: StepEnd) -> Result<(), Error> {
+        self.otherwise = None;
+        let number = self.number;
+        ToClaim::send(&self.claim, What::Step(Box::new(StepCall::End { number, end })))
+    }
+}
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        if let Some(end) = self.otherwise.take() {
+            let end = StepCall::End { number: self.number, end };
+            // If the claim's actor is gone, the step stays as the store has it.
+            let _ = ToClaim::send(&self.claim, What::Step(Box::new(end)));
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The transitions of an operation's steps. Each one is atomic with its check of the parent.
+
+use super::{Step, owned, put, unchanged};
+use crate::backend::{
+    BeginStep, CommitStep, CompleteStep, FailStep, ResolveStep, Resolved, StepBegun, StepCommitted, StepCompleted,
+    StepFailed, StepResolution,
+};
+use crate::record::{Attempt, Progress, Record, SealedOutcome, State, StepName, StepRecord, StepRun, Steps, StoreTime};
+use crate::{Fingerprint, StepPolicy};
+
+/// Begins a step, or says what is known of it.
+///
+/// A step begins or replays only while its parent is in progress under the sender's claim, within its lease. A holder that
+/// has lost its claim is refused **before** the step's effect.
+pub fn begin_step(found: Option<&Record>, now: StoreTime, message: &BeginStep) -> Step<StepBegun> {
+    let BeginStep { owner, name, fingerprint, number, policy, retention, .. } = message;
+    let Some(record) = live(found, now, message.owner) else { return unchanged(StepBegun::Lost) };
+    let run = StepRun { token: record.token, number: *number };
+    let (attempt, began_at) = match next(record, now, name, fingerprint.as_ref(), run) {
+        Next::Run { attempt, began_at } => (attempt, began_at),
+        Next::IsRunning { attempt } => {
+            return unchanged(StepBegun::Begun { attempt, run, life: life_of(record) });
+        }
+        Next::Completed(outcome) => return unchanged(StepBegun::Completed { outcome, life: life_of(record) }),
+        Next::Mismatch => return unchanged(StepBegun::Mismatch),
+        Next::Unsettled => return unchanged(StepBegun::Unsettled),
+        Next::Stale => return unchanged(StepBegun::Lost),
+        Next::TooMany => return unchanged(StepBegun::TooMany),
+    };
+    debug_assert_eq!(record.owner, *owner);
+    let reruns_until = match policy {
+        StepPolicy::Hold => None,
+        StepPolicy::Rerun => Some(StoreTime::END),
+        StepPolicy::RerunWithin(limit) => Some(began_at.after(*limit)),
+    };
+    let step = StepRecord {
+        name: name.clone(),
+        fingerprint: *fingerprint,
+        attempt,
+        run,
+        began_at,
+        reruns_until,
+        progress: Progress::Begun,
+    };
+    put(with_step(record, step, *retention), StepBegun::Begun { attempt, run, life: life_of(record) })
+}
+
+/// Records a step's outcome.
+///
+/// The outcome is a fact, so it is recorded although the claim that began the step may be lost by now, until another run
+/// of the step begins.
+pub fn complete_step(found: Option<&Record>, now: StoreTime, message: &CompleteStep) -> Step<StepCompleted> {
+    let CompleteStep { life, name, run, outcome, .. } = message;
+    let Some((record, step)) = step_of(found, now, name).filter(|(record, _)| life_of(record) == *life) else {
+        return unchanged(StepCompleted::Lost);
+    };
+    match &step.progress {
+        _ if step.run != *run => unchanged(StepCompleted::Lost),
+        Progress::Completed(_) => unchanged(StepCompleted::Stored),
+        Progress::Failed => unchanged(StepCompleted::Lost),
+        Progress::Begun => {
+            let step = StepRecord { progress: Progress::Completed(outcome.clone()), ..step.clone() };
+            put(replaced(record, step, now), StepCompleted::Stored)
+        }
+    }
+}
+
+/// Records that a run of a step had no effect: it returned an error, or it never began.
+///
+/// Afterwards a [`BeginStep`] of the same run can no longer land.
+pub fn fail_step(found: Option<&Record>, now: StoreTime, message: &FailStep) -> Step<StepFailed> {
+    let FailStep { owner, name, run, retention, .. } = message;
+    let Some((record, step)) = step_of(found, now, name) else {
+        // The begin may still arrive while the claim stands.
+        return match owned(found, now, *owner).filter(|record| matches!(record.state, State::InProgress { .. })) {
+            Some(record) if record.token == run.token => {
+                let step = StepRecord {
+                    name: name.clone(),
+                    fingerprint: None,
+                    attempt: Attempt::new(0),
+                    run: *run,
+                    began_at: now,
+                    reruns_until: None,
+                    progress: Progress::Failed,
+                };
+                put(with_step(record, step, *retention), StepFailed::Failed)
+            }
+            _ => unchanged(StepFailed::Failed),
+        };
+    };
+    let failed = || StepRecord { run: *run, progress: Progress::Failed, ..step.clone() };
+    match &step.progress {
+        // A transaction whose commit was not answered has completed it.
+        Progress::Completed(outcome) if step.run == *run => {
+            unchanged(StepFailed::Completed { outcome: outcome.clone(), life: life_of(record) })
+        }
+        Progress::Begun if step.run == *run => put(replaced(record, failed(), now), StepFailed::Failed),
+        Progress::Failed if step.run < *run => put(replaced(record, failed(), now), StepFailed::Failed),
+        // An earlier run of unknown effect stays one.
+        Progress::Begun if step.run < *run => {
+            put(replaced(record, StepRecord { run: *run, ..step.clone() }, now), StepFailed::Failed)
+        }
+        _ => unchanged(StepFailed::Failed),
+    }
+}
+
+/// What a transaction that is to complete a step learns before its operation runs, and again before it commits.
+///
+/// `Err` is the answer that ends it.
+pub fn may_commit_step(found: Option<&Record>, now: StoreTime, message: &CommitStep) -> Result<(), StepCommitted> {
+    let CommitStep { name, fingerprint, number, life, .. } = message;
+    let Some(record) = live(found, now, message.owner).filter(|record| life_of(record) == *life) else {
+        return Err(StepCommitted::Lost);
+    };
+    let run = StepRun { token: record.token, number: *number };
+    match next(record, now, name, fingerprint.as_ref(), run) {
+        Next::Run { .. } | Next::IsRunning { .. } => Ok(()),
+        Next::Completed(outcome) => Err(StepCommitted::Completed { outcome, life: life_of(record) }),
+        Next::Mismatch => Err(StepCommitted::Mismatch),
+        Next::Unsettled => Err(StepCommitted::Unsettled),
+        Next::Stale => Err(StepCommitted::Lost),
+        Next::TooMany => Err(StepCommitted::TooMany),
+    }
+}
+
+/// Completes a step at the end of the transaction that did its writes. Any answer but
+/// [`Stored`](StepCommitted::Stored) rolls the transaction back.
+pub fn commit_step(
+    found: Option<&Record>,
+    now: StoreTime,
+    message: &CommitStep,
+    outcome: &SealedOutcome,
+) -> Step<StepCommitted> {
+    let CommitStep { owner, name, fingerprint, number, retention, .. } = message;
+    if let Err(answer) = may_commit_step(found, now, message) {
+        return unchanged(answer);
+    }
+    let Some(record) = live(found, now, *owner) else { return unchanged(StepCommitted::Lost) };
+    let run = StepRun { token: record.token, number: *number };
+    let attempt =
+        record.steps.as_ref().and_then(|steps| steps.get(name)).map_or(Attempt::FIRST, |step| step.attempt.next());
+    let step = StepRecord {
+        name: name.clone(),
+        fingerprint: *fingerprint,
+        attempt,
+        run,
+        began_at: now,
+        reruns_until: None,
+        progress: Progress::Completed(outcome.clone()),
+    };
+    let stored = StepCommitted::Stored { outcome: outcome.clone(), life: life_of(record) };
+    put(with_step(record, step, *retention), stored)
+}
+
+/// Settles a step of which nobody knows what became of it. With its last unsettled step, the parent is free to continue.
+pub fn resolve_step(found: Option<&Record>, now: StoreTime, message: &ResolveStep) -> Step<Resolved> {
+    let ResolveStep { name, run, life, with, .. } = message;
+    let is_meant = |(record, step): &(&Record, &StepRecord)| {
+        record.is_indeterminate(now)
+            && life.is_none_or(|life| life == life_of(record))
+            && run.is_none_or(|run| run == step.run)
+            && step.progress == Progress::Begun
+    };
+    let Some((record, step)) = step_of(found, now, name).filter(is_meant) else {
+        return unchanged(Resolved::NotIndeterminate);
+    };
+    let progress = match with {
+        StepResolution::Complete { outcome } => Progress::Completed(outcome.clone()),
+        StepResolution::Release => Progress::Failed,
+    };
+    put(replaced(record, StepRecord { progress, ..step.clone() }, now), Resolved::Resolved)
+}
+
+/// What a call of a step leads to.
+enum Next {
+    Run {
+        attempt: Attempt,
+        began_at: StoreTime,
+    },
+    /// This very run has begun: the message was sent again.
+    IsRunning {
+        attempt: Attempt,
+    },
+    Completed(SealedOutcome),
+    Mismatch,
+    Unsettled,
+    /// The message is late.
+    Stale,
+    TooMany,
+}
+
+fn next(record: &Record, now: StoreTime, name: &StepName, asked: Option<&Fingerprint>, run: StepRun) -> Next {
+    let steps = record.steps.as_deref();
+    let Some(step) = steps.and_then(|steps| steps.get(name)) else {
+        let is_full = steps.is_some_and(|steps| steps.list.len() >= Steps::MAX);
+        return if is_full { Next::TooMany } else { Next::Run { attempt: Attempt::FIRST, began_at: now } };
+    };
+    let asks_otherwise = step.fingerprint.as_ref() != asked;
+    match &step.progress {
+        Progress::Begun if step.run == run => Next::IsRunning { attempt: step.attempt },
+        Progress::Begun | Progress::Failed if step.run >= run => Next::Stale,
+        // Nothing happened under this name, so that it may be asked for something else.
+        Progress::Failed => Next::Run { attempt: step.attempt.next(), began_at: now },
+        _ if asks_otherwise => Next::Mismatch,
+        Progress::Completed(outcome) => Next::Completed(outcome.clone()),
+        Progress::Begun if step.is_unsettled(now) => Next::Unsettled,
+        Progress::Begun => Next::Run { attempt: step.attempt.next(), began_at: step.began_at },
+    }
+}
+
+/// The record, if it is in progress under `owner` and its lease holds.
+fn live(found: Option<&Record>, now: StoreTime, owner: crate::record::Owner) -> Option<&Record> {
+    let is_live = |record: &&Record| matches!(record.state, State::InProgress { lease_until, .. } if lease_until > now);
+    owned(found, now, owner).filter(is_live)
+}
+
+fn step_of<'a>(found: Option<&'a Record>, now: StoreTime, name: &StepName) -> Option<(&'a Record, &'a StepRecord)> {
+    let record = found.filter(|record| !super::is_free(record, now))?;
+    Some((record, record.steps.as_ref()?.get(name)?))
+}
+
+/// The life that a record's steps carry: the first one gives it the token of its claim.
+fn life_of(record: &Record) -> crate::FencingToken {
+    record.steps.as_ref().map_or(record.token, |steps| steps.life)
+}
+
+/// The record with a step in the place of the earlier one of its name, or added.
+fn with_step(record: &Record, step: StepRecord, retention: std::time::Duration) -> Record {
+    let new = || Box::new(Steps { life: record.token, retention, list: Vec::new() });
+    let mut steps = record.steps.clone().unwrap_or_else(new);
+    match steps.get_mut(&step.name) {
+        Some(earlier) => *earlier = step,
+        None => steps.list.push(step),
+    }
+    Record { steps: Some(steps), ..record.clone() }
+}
+
+/// The record with a changed step. A released parent is kept for its retention from here.
+fn replaced(record: &Record, step: StepRecord, now: StoreTime) -> Record {
+    let retention = record.steps.as_ref().map_or(std::time::Duration::ZERO, |steps| steps.retention);
+    let mut record = with_step(record, step, retention);
+    if let State::Released { expires_at } = &mut record.state {
+        *expires_at = (*expires_at).max(now.after(retention));
+    }
+    record
+}
