@@ -449,7 +449,7 @@ mod tests {
         ];
         let barrier = Barrier { withdrawn: Owner::random(), count: 1_208 };
         let value = |barrier, has_steps, state: &Stored| Value { claim, has_steps, barrier, state: state.clone() };
-        let barred = [0, 1, 4, 5].map(|state: usize| value(Some(barrier), false, &states[state]));
+        let barred = [0, 1, 2, 5, 6].map(|state: usize| value(Some(barrier), false, &states[state]));
         let alone = states.iter().map(|state| value(None, false, state));
         let with_steps = states[..6].iter().chain([&Stored::Released]);
         let families = with_steps.flat_map(|state| {
