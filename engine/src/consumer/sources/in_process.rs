@@ -4,7 +4,7 @@
 //! memory beside the queue, and dead letters go to a channel of their own.
 //!
 //! What is in memory ends with the source: get the source back from its processor by
-//! [`run_and_return`](super::Processor::run_and_return), and what is left in it by
+//! [`run_and_return`](crate::consumer::Processor::run_and_return), and what is left in it by
 //! [`into_remaining`](InProcess::into_remaining). It ends with the process too. Where messages must survive that, publish
 //! them from an outbox, or over a broker.
 
