@@ -120,7 +120,7 @@ async fn h22_h24_the_shop_answers_with_problems_and_headers() {
     }
     let health: serde_json::Value =
         serde_json::from_slice(&Request::new("GET", "/healthz", "").send(shop.address).await.body).unwrap();
-    assert_eq!(health["contract"], 2);
+    assert_eq!(health["contract"], 3);
     // None of these used the key up.
     assert_eq!(payment("tok_visa", "r", "k").send(shop.address).await.status, 201);
 }

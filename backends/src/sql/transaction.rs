@@ -188,8 +188,10 @@ fn refusal(answer: StepCommitted) -> Refusal<StepCommitted> {
 /// How one try ended.
 enum Tried<Answer> {
     Done(Answer),
-    /// Rolled back for another transaction's sake.
+    /// The operation failed, and a statement of it met contention.
     Contended(Answer),
+    /// The operation succeeded, and was rolled back for another transaction's sake.
+    GivenUp,
 }
 
 /// Runs the operation and completes its record, in one transaction. The permit is kept until the connection is clean.
@@ -236,7 +238,13 @@ async fn run<D: Dialect, E: Ending>(
             None => connection.set_instrumentation(None::<Box<dyn diesel::connection::Instrumentation>>),
         }
         match tried {
-            Tried::Contended(_) if reruns < MAX_RERUNS => clean_up(&**dialect, lent).await,
+            Tried::Contended(_) | Tried::GivenUp if reruns < MAX_RERUNS => clean_up(&**dialect, lent).await,
+            // It is not the operation that failed: another try may succeed.
+            Tried::GivenUp => {
+                clean_up(&**dialect, lent).await;
+                let what = "the database gave the transaction up for the sake of others, again and again";
+                return Err(StoreError::Overloaded(what.to_owned()));
+            }
             Tried::Contended(answer) | Tried::Done(answer) if stale.load(Ordering::Relaxed) => return Ok(answer),
             Tried::Contended(answer) | Tried::Done(answer) => {
                 // The answer stands, and does not wait.
@@ -299,7 +307,7 @@ async fn try_once<D: Dialect, E: Ending>(
         // The operation has passed over the error, and does not know that its rows are gone. What it wrote since is rolled
         // back as well: see `Dialect::begin`.
         roll_back(connection).await?;
-        return Ok(Tried::Contended(E::rolled_back()));
+        return Ok(Tried::GivenUp);
     }
     let failure = match ran {
         Ok(Ok(outcome)) if matches!(depth, Ok(Some(depth)) if depth.get() == 1) => {
@@ -329,7 +337,7 @@ async fn keep<D: Dialect, E: Ending>(
     outcome: &SealedOutcome,
     contended: &AtomicBool,
 ) -> Result<Tried<E::Answer>, StoreError> {
-    let gave_up = Ok(Tried::Contended(E::rolled_back()));
+    let gave_up = Ok(Tried::GivenUp);
     match dialect.is_as_begun(connection).await {
         Ok(true) => {}
         Ok(false) if oncekey::__planted!(TransactionNotProven) => {}
@@ -344,8 +352,7 @@ async fn keep<D: Dialect, E: Ending>(
         Err(_) => {
             roll_back(connection).await?;
             let is_contended = contended.load(Ordering::Relaxed);
-            let failure = E::rolled_back();
-            return Ok(if is_contended { Tried::Contended(failure) } else { Tried::Done(failure) });
+            return Ok(if is_contended { Tried::GivenUp } else { Tried::Done(E::rolled_back()) });
         }
     }
     let answer = match decide(dialect, connection, ending, outcome).await {
