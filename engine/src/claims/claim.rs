@@ -19,7 +19,7 @@ use crate::record::{Owner, SealedOutcome, Steps};
 use crate::shared::Shared;
 use crate::{Error, EventKind, FencingToken, Key, OnAbandoned, chance};
 
-type ToHolder = Answer<Result<Settled, Error>>;
+pub(super) type ToHolder = Answer<Result<Settled, Error>>;
 
 /// What a claim works with on its arbiter.
 pub(crate) struct Arbiter<'a> {

@@ -6,15 +6,13 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::claim::{Arbiter, Claim, Next};
+use super::claim::{Arbiter, Claim, Next, ToHolder};
 use super::grant::{Answered, ClaimAddr, Settlement, ToClaim, What};
 use super::phase::bring;
-use crate::answer::Answer;
 use crate::backend::{
     BeginStep, CommitStep, CompleteStep, FailStep, Request, StepBegun, StepCommitted, StepCompleted, StepFailed,
     StepInTransaction, StoreError, TransactionOperation,
 };
-use crate::claims::Settled;
 use crate::record::{Binding, Owner, Progress, SealedOutcome, StepName, StepRecord, StepRun, Steps};
 use crate::{Attempt, Error, EventKind, FencingToken, Fingerprint, OnAbandoned, StepPolicy, chance};
 
@@ -105,7 +103,7 @@ pub(super) struct StepTable {
 
 struct Waiting {
     settlement: Settlement,
-    reply: Option<Answer<Result<Settled, Error>>>,
+    reply: Option<ToHolder>,
     since: Instant,
 }
 
@@ -498,9 +496,9 @@ impl Claim {
     pub(super) fn wait_for_steps(
         &mut self,
         settlement: Settlement,
-        reply: Option<Answer<Result<Settled, Error>>>,
+        reply: Option<ToHolder>,
         arbiter: &Arbiter<'_>,
-    ) -> Option<(Settlement, Option<Answer<Result<Settled, Error>>>)> {
+    ) -> Option<(Settlement, Option<ToHolder>)> {
         let completes = matches!(settlement, Settlement::Complete { .. } | Settlement::CompleteInTransaction { .. });
         let resumes = self.policy() == OnAbandoned::Resume;
         let Some(table) = self.steps_mut() else {

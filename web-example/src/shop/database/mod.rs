@@ -119,7 +119,7 @@ impl Database {
             Home::Mysql(pool) => {
                 let mut connection = pool.get().await?;
                 server::make_tables(&mut *connection, server::MYSQL_TABLES).await?;
-                server::add_provider_key(&mut *connection).await?;
+                server::add_provider_key(&mut connection).await?;
                 drop(connection);
                 Self::Mysql(pool.clone())
             }
