@@ -338,7 +338,15 @@ impl Claim {
                 self.ends(Ok(Settled::Committed(outcome.clone())), Some(outcome))
             }
             Answered::CompletedInTransaction(Ok(CompletedInTransaction::RolledBack)) => {
-                self.runs_on(Ok(Settled::RolledBack), Settlement::Release, arbiter, claim)
+                let settled = match self.phase {
+                    // The store did not refuse the commit: it never heard of it, or could not tell in time.
+                    Phase::Probing => {
+                        let what = "the commit was not confirmed in time, and the transaction was rolled back";
+                        Err(Error::Store(StoreError::unavailable(what)))
+                    }
+                    _ => Ok(Settled::RolledBack),
+                };
+                self.runs_on(settled, Settlement::Release, arbiter, claim)
             }
             Answered::CompletedInTransaction(Ok(CompletedInTransaction::WrongConnection { wanted })) => {
                 let what = "its transactions have connections of another type".to_owned();

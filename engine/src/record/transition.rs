@@ -170,8 +170,10 @@ pub fn renew(found: Option<&Record>, now: StoreTime, message: &Renew) -> Step<Re
 pub fn complete(found: Option<&Record>, now: StoreTime, message: &Complete) -> Step<Completed> {
     match owned(found, now, anyone_if(planted!(CompleteByAnyone), found, message.owner)) {
         Some(Record { state: State::Completed { .. }, .. }) => unchanged(Completed::Stored),
-        Some(record) => put(record.completed(message.outcome.clone(), now, message.retention), Completed::Stored),
-        None => unchanged(Completed::Lost),
+        Some(record) if record.is_claim() => {
+            put(record.completed(message.outcome.clone(), now, message.retention), Completed::Stored)
+        }
+        _ => unchanged(Completed::Lost),
     }
 }
 

@@ -239,8 +239,12 @@ fn with_step(record: &Record, step: StepRecord, retention: std::time::Duration) 
 fn replaced(record: &Record, step: StepRecord, now: StoreTime) -> Record {
     let retention = record.steps.as_ref().map_or(std::time::Duration::ZERO, |steps| steps.retention);
     let mut record = with_step(record, step, retention);
-    if let State::Released { expires_at } = &mut record.state {
-        *expires_at = (*expires_at).max(now.after(retention));
+    match &mut record.state {
+        State::Released { expires_at } => *expires_at = (*expires_at).max(now.after(retention)),
+        // Its last unsettled step may have kept a claim that lapsed long ago. Without that one the claim expires, and a
+        // retry would begin without its steps: the time counts from here.
+        State::InProgress { lease_until, .. } => *lease_until = (*lease_until).max(now),
+        _ => {}
     }
     record
 }

@@ -172,6 +172,9 @@ proptest! {
 /// A record on its way, found at 1 000 ms, and what a step by its owner (9) or another (8) makes of it.
 mod by_example {
     use super::*;
+    use crate::StepPolicy;
+    use crate::backend::{BeginStep, ResolveStep, StepResolution};
+    use crate::record::StepName;
     use crate::record::tests::claim;
 
     const NOW: StoreTime = StoreTime::from_millis(1_000);
@@ -317,6 +320,46 @@ mod by_example {
     fn written(step: Step<impl std::fmt::Debug>) -> Record {
         let Write::Put(record) = step.write else { panic!("{step:?} writes no record") };
         record
+    }
+
+    /// An unsettled step keeps its parent for as long as it takes. The word that settles it must not make the parent expire
+    /// at once: a retry would begin without the step, and charge again.
+    #[test]
+    fn e26_a_step_that_is_resolved_late_keeps_its_parent() {
+        let hours = |hours: u64| Duration::from_secs(hours * 60 * 60);
+        for with in [StepResolution::Release, StepResolution::Complete { outcome: outcome() }] {
+            for on_abandoned in [OnAbandoned::Resume, OnAbandoned::Rerun] {
+                let claim = asks(7, b"asked", on_abandoned);
+                let claimed = written(acquire(None, NOW, &claim));
+                let begin = BeginStep {
+                    key: key(),
+                    owner: by(7),
+                    name: StepName::new("charge").unwrap(),
+                    fingerprint: None,
+                    number: 1,
+                    policy: StepPolicy::Hold,
+                    retention: hours(1),
+                };
+                let begun = written(begin_step(Some(&claimed), NOW, &begin));
+                let late = NOW.after(hours(100));
+                assert!(begun.clone().at(late).is_some_and(|record| record.state == State::Indeterminate));
+                let (name, with) = (begin.name.clone(), with.clone());
+                let resolve = ResolveStep { key: key(), name, run: None, life: None, with };
+                let resolved = written(resolve_step(Some(&begun), late, &resolve));
+                let again = acquire(Some(&resolved), late.after(hours(1)), &asks(8, b"asked", on_abandoned));
+                assert!(matches!(again.answer, Acquired::Claimed { steps: Some(_), .. }), "{:?}", again.answer);
+            }
+        }
+    }
+
+    /// Who released a key said that nothing happened, and its steps are kept for the next try alone.
+    #[test]
+    fn e26_who_released_a_key_does_not_complete_it() {
+        let claimed = written(acquire(None, NOW, &asks(7, b"asked", OnAbandoned::Hold)));
+        let expires_at = StoreTime::from_millis(900_000);
+        let released = Record { state: State::Released { expires_at }, ..claimed };
+        let message = Complete { key: key(), owner: by(7), outcome: outcome(), retention: Duration::from_secs(1) };
+        assert_eq!(complete(Some(&released), NOW, &message), unchanged(Completed::Lost));
     }
 
     #[test]
