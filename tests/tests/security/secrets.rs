@@ -1,11 +1,17 @@
 //! What somebody sees who can read the store, and how secrets are changed.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use diesel::prelude::*;
 use diesel_async::{AsyncMysqlConnection, AsyncPgConnection};
 use oncekey::at_rest::{Encryption, KeyHashing};
 use oncekey::backend::{Backend, Resolution, Resolved, StateView};
 use oncekey::record::SealedOutcome;
-use oncekey::{CorruptOutcome, Engine, EngineBuilder, Error, Key, OnFailure, Outcome, RunError, StartError};
+use oncekey::{
+    Claim, CorruptOutcome, Engine, EngineBuilder, Error, Key, OnAbandoned, OnFailure, Outcome, RunError, StartError,
+    Step, StepOptions,
+};
 use oncekey_backends::SqliteBackend;
 
 use super::stores::{
@@ -38,6 +44,36 @@ fn corrupt(given: Result<Outcome<String>, RunError<String>>) -> CorruptOutcome {
 on_every_store! {
     hashed_and_encrypted_it_replays
     resolved_by_its_digest_it_replays_for_its_caller
+    e26_steps_continue_and_show_no_name
+}
+
+/// Steps are found by their names, old ones too, although the store has only digests of them.
+async fn e26_steps_continue_and_show_no_name(backend: impl Backend) {
+    let set_up = |builder: EngineBuilder<_>| builder.key_hashing(hashing()).encryption(encryption());
+    let engine = start(backend, set_up).with_on_abandoned(OnAbandoned::Resume);
+    let charges = Arc::new(AtomicUsize::new(0));
+    for is_first in [true, false] {
+        let charges = Arc::clone(&charges);
+        let operation = async move |claim: Claim| {
+            let options =
+                if is_first { StepOptions::new("charge") } else { StepOptions::new("pay").formerly("charge") };
+            let charge = async |step: Step| {
+                charges.fetch_add(1, Ordering::Relaxed);
+                Ok::<_, String>(format!("{OUTCOME}, {}", step.key()))
+            };
+            let charged = claim.step_with(options, charge).await.map_err(|error| error.to_string())?;
+            if is_first { Err("not now".to_owned()) } else { Ok(charged) }
+        };
+        let ran = engine.run(key(), &"what was asked", operation).await;
+        match ran {
+            Err(RunError::Operation(error)) if is_first => assert_eq!(error, "not now"),
+            Ok(Outcome::Ran(charged)) if !is_first => assert!(charged.starts_with(OUTCOME)),
+            other => panic!("{other:?}"),
+        }
+        let steps = engine.lookup(&key()).await.unwrap().unwrap().steps.unwrap();
+        assert!(steps.list.len() == 1 && !steps.list[0].name.as_str().contains("charge"), "{steps:?}");
+    }
+    assert_eq!(charges.load(Ordering::Relaxed), 1);
 }
 
 async fn hashed_and_encrypted_it_replays(backend: impl Backend) {
