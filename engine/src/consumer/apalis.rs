@@ -33,8 +33,8 @@
 //! |---|---|
 //! | ran, or replayed | the response |
 //! | the service failed or panicked | its error, which counts as one of the task's attempts |
-//! | in flight elsewhere, a limit, the store is away, shutting down | [`RetryAfterError`](apalis_core::error::RetryAfterError): the task is taken again |
-//! | mismatch, a damaged record, no key in the task, indeterminate, an outcome of an older type | [`AbortError`](apalis_core::error::AbortError): no retry helps |
+//! | in flight elsewhere, a limit, the store is away, shutting down | [`RetryAfterError`]: the task is taken again |
+//! | mismatch, a damaged record, no key in the task, indeterminate, an outcome of an older type | [`AbortError`]: no retry helps |
 //!
 //! The task's id names one enqueuing. It is a key only where each piece of work is enqueued once; else make the key of the
 //! arguments.

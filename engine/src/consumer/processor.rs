@@ -46,7 +46,7 @@ pub struct Processed {
     pub left: usize,
 }
 
-/// Takes messages from a [`Source`], runs a [`Job`] for each, and settles it by one [`Disposition`].
+/// Takes messages from a [`Source`], runs a [`Job`] for each, and settles it by one [`Disposition`](super::Disposition).
 ///
 /// Many messages are in hand at once, all on the task that [`run`](Self::run) is awaited in. For several threads run
 /// several processors, of one process or of many.
