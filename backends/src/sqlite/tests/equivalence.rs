@@ -177,7 +177,7 @@ fn e26_the_file_does_what_the_transitions_say() {
         let start = Remove { key: claim.key.clone() };
         let far = StoreTime::END;
         both.session.step(&claim.key, Outcomes::None, |found, _| transition::remove(found, far, &start)).unwrap();
-        let mut chance = Chance(seed * 0x9E37_79B9_7F4A_7C15);
+        let mut chance = Chance(u64::wrapping_mul(seed, 0x9E37_79B9_7F4A_7C15));
         let owners = [Owner::random(), Owner::random(), Owner::random()];
         for _ in 0..80 {
             both.now = both.now.after(Duration::from_millis(chance.of(&[0, 0, 1, 1, 5, 5, 60, 20_000, 100_000_000])));
