@@ -63,6 +63,8 @@ fn judge(world: &Shared, key: &Key, answered: Answered) {
             Error::InProgress { .. }
             | Error::Indeterminate { .. }
             | Error::Store(_)
+            // The transaction was rolled back: nothing happened.
+            | Error::CommitRefused(_)
             | Error::ShuttingDown
             | Error::Stopped
             | Error::OutcomeNotStored(_)
