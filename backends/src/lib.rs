@@ -56,7 +56,7 @@ mod schema;
 mod sql;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 mod step_columns;
 #[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 mod waiters;

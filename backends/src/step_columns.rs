@@ -8,9 +8,9 @@ use oncekey::{FencingToken, Fingerprint};
 
 use crate::columns::to_column;
 
-const BEGUN: i16 = 1;
+pub(crate) const BEGUN: i16 = 1;
 const COMPLETED: i16 = 2;
-const FAILED: i16 = 3;
+pub(crate) const FAILED: i16 = 3;
 
 /// What is read of a step's row.
 #[derive(Debug, Clone)]
@@ -49,6 +49,7 @@ pub(crate) fn number_column(number: u64) -> i64 {
 }
 
 /// The life of a record's steps, and how long a release keeps them, in milliseconds.
+#[cfg(feature = "sqlite")]
 pub(crate) fn life_of(steps: Option<&Steps>) -> (Option<i64>, Option<i64>) {
     let retention = |steps: &Steps| to_column(StoreTime::from_millis(0).after(steps.retention));
     (steps.map(|steps| number_column(steps.life.get())), steps.map(retention))
@@ -159,6 +160,7 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "sqlite")]
     #[test]
     fn e26_the_life_and_the_retention_come_back() {
         assert_eq!(steps_of(None, None), Ok(None));

@@ -46,7 +46,7 @@ pub enum OnAbandoned {
     Resume,
 }
 
-/// What it means when a step began, and nobody knows what became of it: its process crashed, the step panicked, its future
+/// What to do when a step began and its result is unknown: its process crashed, the step panicked, its future
 /// was dropped, or its outcome could not be stored.
 ///
 /// ```

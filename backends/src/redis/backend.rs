@@ -206,22 +206,10 @@ impl Backend for RedisBackend {
         resolve: Resolve -> Resolved,
         lookup: Lookup -> Option<RecordView>,
         remove: Remove -> Removed,
-    }
-
-    async fn begin_step(&self, message: BeginStep) -> Result<StepBegun, StoreError> {
-        self.ask(|reply| Request::BeginStep(Box::new(message), reply)).await
-    }
-
-    async fn complete_step(&self, message: CompleteStep) -> Result<StepCompleted, StoreError> {
-        self.ask(|reply| Request::CompleteStep(Box::new(message), reply)).await
-    }
-
-    async fn fail_step(&self, message: FailStep) -> Result<StepFailed, StoreError> {
-        self.ask(|reply| Request::FailStep(Box::new(message), reply)).await
-    }
-
-    async fn resolve_step(&self, message: ResolveStep) -> Result<Resolved, StoreError> {
-        self.ask(|reply| Request::ResolveStep(Box::new(message), reply)).await
+        begin_step: BeginStep -> StepBegun,
+        complete_step: CompleteStep -> StepCompleted,
+        fail_step: FailStep -> StepFailed,
+        resolve_step: ResolveStep -> Resolved,
     }
 
     async fn list(&self, message: List) -> Result<Vec<RecordView>, StoreError> {

@@ -115,8 +115,7 @@ fn purge_at(record: &Record) -> Option<StoreTime> {
 impl Row {
     /// The record with these rows of its steps.
     pub(crate) fn decode_with(self, rows: Vec<StepRow>) -> Result<Record, StoreError> {
-        let (life, retention) = (self.steps_life, self.steps_retention);
-        let steps = life.map(|life| steps_of(life, retention, rows)).transpose()?;
+        let steps = steps_of(self.steps_life, self.steps_retention, rows)?;
         Ok(Record { steps: steps.map(Box::new), ..self.decode_own()? })
     }
 

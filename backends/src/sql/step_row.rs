@@ -1,18 +1,13 @@
 //! A record's steps as rows of their own table, in the columns that all dialects share.
 
-use std::time::Duration;
-
 use oncekey::backend::StoreError;
-use oncekey::record::{Attempt, Progress, Record, SealedOutcome, StepName, StepRecord, StepRun, Steps, StoreTime};
-use oncekey::{FencingToken, Fingerprint, Key};
+use oncekey::record::{Record, StepRecord, Steps};
+use oncekey::{FencingToken, Key};
 
 use super::row::{Columns, from_column};
 use super::step::millis;
 use crate::columns::to_column;
-
-const BEGUN: i16 = 1;
-const COMPLETED: i16 = 2;
-const FAILED: i16 = 3;
+use crate::step_columns::{self, StoredStep, number_column, outcome_of_step, progress_of};
 
 /// What is read of a step's row, the record's key aside.
 #[derive(Debug, Clone, diesel::Queryable)]
@@ -79,7 +74,7 @@ impl<'a> Family<'a> {
         let before = found.steps.as_deref();
         let changes = record.steps.as_deref().map_or_else(Vec::new, |steps| changes(before, steps));
         let steps = record.steps.as_deref().map(|steps| StepsColumns {
-            life: number(steps.life.get()),
+            life: number_column(steps.life.get()),
             retention: millis(steps.retention),
             added: changes.iter().filter(|change| change.was.is_none()).count().try_into().unwrap_or(0),
         });
@@ -101,68 +96,49 @@ fn changes<'a>(before: Option<&'a Steps>, after: &'a Steps) -> Vec<StepChange<'a
 
 impl<'a> StepColumns<'a> {
     fn of(step: &'a StepRecord, life: FencingToken, ordinal: i64) -> Self {
-        let (state, outcome) = match &step.progress {
-            Progress::Begun => (BEGUN, None),
-            Progress::Completed(outcome) => (COMPLETED, Some(&outcome.as_stored()[..])),
-            Progress::Failed => (FAILED, None),
-        };
         Self {
             name: step.name.as_str(),
-            life: number(life.get()),
+            life: number_column(life.get()),
             ordinal,
             fingerprint: step.fingerprint.as_ref().map(|fingerprint| fingerprint.as_bytes().as_slice()),
-            attempt: number(step.attempt.get()),
-            run_token: number(step.run.token.get()),
+            attempt: number_column(step.attempt.get()),
+            run_token: number_column(step.run.token.get()),
             run_number: step.run.number.into(),
             began_at: to_column(step.began_at),
             reruns_until: step.reruns_until.map(to_column),
-            state,
-            outcome,
+            state: progress_of(step),
+            outcome: outcome_of_step(step),
         }
     }
 }
 
-fn number(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
 /// The steps of this life among the rows of one key, in their order.
-pub(crate) fn steps_of(life: i64, retention: Option<i64>, rows: Vec<StepRow>) -> Result<Steps, StoreError> {
-    let retention = retention.and_then(|millis| u64::try_from(millis).ok());
-    let retention = retention.ok_or_else(|| StoreError::corrupt("a record's steps have no valid retention"))?;
-    let list = rows.into_iter().filter(|row| row.life == life).map(StepRow::decode);
-    Ok(Steps { life: token(life)?, retention: Duration::from_millis(retention), list: list.collect::<Result<_, _>>()? })
-}
-
-fn token(number: i64) -> Result<FencingToken, StoreError> {
-    let token = u64::try_from(number).map(FencingToken::new);
-    token.map_err(|_| StoreError::corrupt(format!("a step's fencing token is {number}")))
+pub(crate) fn steps_of(
+    life: Option<i64>,
+    retention: Option<i64>,
+    rows: Vec<StepRow>,
+) -> Result<Option<Steps>, StoreError> {
+    let Some(mut steps) = step_columns::steps_of(life, retention)? else { return Ok(None) };
+    let of_life = rows.into_iter().filter(|row| Some(row.life) == life);
+    steps.list = of_life.map(StepRow::decode).collect::<Result<_, _>>()?;
+    Ok(Some(steps))
 }
 
 impl StepRow {
     fn decode(self) -> Result<StepRecord, StoreError> {
-        let corrupt = |what: &str| StoreError::corrupt(format!("a step's {what} is not valid"));
-        let name = std::str::from_utf8(&self.name).ok().and_then(|name| StepName::from_stored(name).ok());
-        let fingerprint = self.fingerprint.map(|bytes| <[u8; Fingerprint::LEN]>::try_from(bytes.as_slice()));
-        let progress = match (self.state, self.outcome) {
-            (BEGUN, _) => Progress::Begun,
-            (COMPLETED, Some(outcome)) => Progress::Completed(SealedOutcome::from_stored(outcome.into())),
-            (FAILED, _) => Progress::Failed,
-            _ => return Err(corrupt("state")),
+        let name = String::from_utf8(self.name).map_err(|_| StoreError::corrupt("a step's name is not UTF-8"))?;
+        let stored = StoredStep {
+            name,
+            fingerprint: self.fingerprint,
+            attempt: self.attempt,
+            run_token: self.run_token,
+            run_number: self.run_number,
+            began_at: self.began_at,
+            reruns_until: self.reruns_until,
+            progress: self.state.into(),
+            outcome: self.outcome,
         };
-        let time = |millis: i64| u64::try_from(millis).map(StoreTime::from_millis).map_err(|_| corrupt("time"));
-        Ok(StepRecord {
-            name: name.ok_or_else(|| corrupt("name"))?,
-            fingerprint: fingerprint.transpose().map_err(|_| corrupt("fingerprint"))?.map(Fingerprint::from_bytes),
-            attempt: u64::try_from(self.attempt).map(Attempt::new).map_err(|_| corrupt("attempt"))?,
-            run: StepRun {
-                token: token(self.run_token)?,
-                number: u32::try_from(self.run_number).map_err(|_| corrupt("run"))?,
-            },
-            began_at: time(self.began_at)?,
-            reruns_until: self.reruns_until.map(time).transpose()?,
-            progress,
-        })
+        stored.decode(true)
     }
 }
 
@@ -173,9 +149,13 @@ pub(crate) fn given_token(number: i64) -> FencingToken {
 
 #[cfg(test)]
 mod tests {
-    use oncekey::record::Binding;
+    use std::time::Duration;
+
+    use oncekey::Fingerprint;
+    use oncekey::record::{Attempt, Binding, Progress, SealedOutcome, StepName, StepRun, StoreTime};
 
     use super::*;
+    use crate::step_columns::{BEGUN, FAILED};
 
     fn row_of(step: &StepColumns<'_>) -> StepRow {
         StepRow {
@@ -223,7 +203,7 @@ mod tests {
         assert!(changed.iter().all(|change| change.was.is_none()));
         let mut rows: Vec<_> = changed.iter().map(|change| row_of(&change.step)).collect();
         rows.insert(1, StepRow { life: 6, ..rows[0].clone() });
-        assert_eq!(steps_of(7, Some(60_001), rows), Ok(steps));
+        assert_eq!(steps_of(Some(7), Some(60_001), rows), Ok(Some(steps)));
     }
 
     /// Only what has changed is written.
@@ -257,9 +237,9 @@ mod tests {
             StepRow { outcome: None, ..row.clone() },
         ];
         for row in bad {
-            assert!(matches!(steps_of(7, Some(1), vec![row.clone()]), Err(StoreError::Corrupt(_))), "{row:?}");
+            assert!(matches!(steps_of(Some(7), Some(1), vec![row.clone()]), Err(StoreError::Corrupt(_))), "{row:?}");
         }
-        assert!(matches!(steps_of(7, None, Vec::new()), Err(StoreError::Corrupt(_))));
-        assert!(matches!(steps_of(-7, Some(1), Vec::new()), Err(StoreError::Corrupt(_))));
+        assert!(matches!(steps_of(Some(7), None, Vec::new()), Err(StoreError::Corrupt(_))));
+        assert!(matches!(steps_of(Some(-7), Some(1), Vec::new()), Err(StoreError::Corrupt(_))));
     }
 }

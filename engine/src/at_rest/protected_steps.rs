@@ -1,13 +1,15 @@
 //! The messages of steps behind the settings of this module: parent and name are rewritten, and each outcome is sealed for
 //! its parent, its life and its name.
 
+use std::convert::Infallible;
+
 use super::{AtRest, Names};
 use crate::FencingToken;
 use crate::backend::{
     BeginStep, CommitStep, CompleteStep, FailStep, OperationFailure, ResolveStep, StepBegun, StepCommitted, StepFailed,
     StepInTransaction, StepResolution, StoreError,
 };
-use crate::record::{Binding, Progress, SealedOutcome, StepName, Steps};
+use crate::record::{Binding, CorruptOutcome, Progress, SealedOutcome, StepName, Steps};
 
 /// The names of a step, as the sender knows them and as the store does.
 #[derive(Clone)]
@@ -127,24 +129,29 @@ impl AtRest {
 
     /// Steps as a claim brings them. They keep their names in the store, and are sealed for these.
     pub(super) fn open_steps(&self, names: &Names, steps: &mut Steps) -> Result<(), StoreError> {
-        for step in &mut steps.list {
-            if let Progress::Completed(outcome) = &mut step.progress {
-                let plain = Binding::step(&names.plain, steps.life, &step.name);
-                let stored = Binding::step(&names.stored, steps.life, &step.name);
-                *outcome = self.open_bound(plain, stored, outcome)?;
-            }
-        }
-        Ok(())
+        self.each_opened(names, steps, |opened| Ok(opened?))
     }
 
     /// Steps as inspection shows them: one that can't be read does not hide the others.
     pub(super) fn show_steps(&self, names: &Names, steps: &mut Steps) {
+        let Ok(()) = self.each_opened(names, steps, |opened| {
+            Ok::<_, Infallible>(opened.unwrap_or_else(|_| SealedOutcome::unreadable()))
+        });
+    }
+
+    fn each_opened<E>(
+        &self,
+        names: &Names,
+        steps: &mut Steps,
+        take: impl Fn(Result<SealedOutcome, CorruptOutcome>) -> Result<SealedOutcome, E>,
+    ) -> Result<(), E> {
         for step in &mut steps.list {
             if let Progress::Completed(outcome) = &mut step.progress {
                 let plain = Binding::step(&names.plain, steps.life, &step.name);
                 let stored = Binding::step(&names.stored, steps.life, &step.name);
-                *outcome = self.open_bound(plain, stored, outcome).unwrap_or_else(|_| SealedOutcome::unreadable());
+                *outcome = take(self.open_bound(plain, stored, outcome))?;
             }
         }
+        Ok(())
     }
 }

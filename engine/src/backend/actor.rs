@@ -193,14 +193,14 @@ impl<B: Backend> Handler<Persist> for BackendActor<B> {
             Persist::Watch(message, reply, ended) => return self.watch(message, reply, ended),
             Persist::Step(request) => request,
         };
-        match &request {
+        let operation = match &request {
+            Request::CompleteInTransaction(message, _) => Some((&message.key, &message.operation)),
+            Request::StepInTransaction(message, _) => Some((&message.step.key, &message.operation)),
+            _ => None,
+        };
+        match operation.map(|(key, operation)| (key.clone(), operation.progress())) {
             // Where batches are not limited nothing waits for one.
-            Request::CompleteInTransaction(message, _) if self.backend.batches_under_way() < usize::MAX => {
-                let (key, progress) = (message.key.clone(), message.operation.progress());
-                self.transact(request, key, progress);
-            }
-            Request::StepInTransaction(message, _) if self.backend.batches_under_way() < usize::MAX => {
-                let (key, progress) = (message.step.key.clone(), message.operation.progress());
+            Some((key, progress)) if self.backend.batches_under_way() < usize::MAX => {
                 self.transact(request, key, progress);
             }
             _ => self.gathered.push(request),

@@ -182,7 +182,7 @@ pub struct Release {
 pub enum Released {
     /// The claim is gone: the next acquire wins. A record with steps keeps them and its fingerprint.
     Released,
-    /// A step began, and nobody knows what became of it: the key is indeterminate until that step is resolved.
+    /// A step began, and its result is unknown. The key is indeterminate until that step is resolved.
     Unsettled {
         /// The step.
         step: StepName,

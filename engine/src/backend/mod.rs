@@ -138,7 +138,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
         std::future::ready(Err(StoreError::Unsupported("steps in its own transactions")))
     }
 
-    /// Settles a step of which nobody knows what became of it. See
+    /// Settles a step whose result is unknown. See
     /// [`transition::resolve_step`](crate::record::transition::resolve_step).
     fn resolve_step(&self, message: ResolveStep) -> impl Future<Output = Result<Resolved, StoreError>> {
         drop(message);

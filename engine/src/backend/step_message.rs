@@ -34,7 +34,7 @@ pub struct BeginStep {
     pub fingerprint: Option<Fingerprint>,
     /// Rises with every step that this claim begins. A message that is sent again has the same number.
     pub number: u32,
-    /// What it means if the step begins, and nobody learns what became of it.
+    /// What to do if the step begins and its result is never known.
     pub policy: StepPolicy,
     /// How long the parent is kept once it is released with steps.
     pub retention: Duration,
@@ -68,7 +68,7 @@ pub enum StepBegun {
     Lost,
     /// The step was called before, for something else.
     Mismatch,
-    /// The step began before, nobody knows what became of it, and it may not be repeated.
+    /// An earlier run of the step began, its result is unknown, and the step may not be repeated.
     Unsettled,
     /// The parent has [`Steps::MAX`](crate::record::Steps::MAX) steps.
     TooMany,
@@ -258,7 +258,7 @@ pub enum StepCommitted {
     Lost,
     /// The step was called before, for something else.
     Mismatch,
-    /// The step began before, nobody knows what became of it, and it may not be repeated.
+    /// An earlier run of the step began, its result is unknown, and the step may not be repeated.
     Unsettled,
     /// The parent has [`Steps::MAX`](crate::record::Steps::MAX) steps.
     TooMany,
@@ -271,7 +271,7 @@ pub enum StepCommitted {
     },
 }
 
-/// Settle a step of which nobody knows what became of it.
+/// Settle a step whose result is unknown.
 ///
 /// ```
 /// # use oncekey::{Key, backend::{ResolveStep, StepResolution}, record::StepName};

@@ -362,7 +362,7 @@ impl Claim {
             }
             Answered::Step(answered) => self.step_answered(*answered, arbiter, claim),
             Answered::Released(Ok(Released::Unsettled { step })) => {
-                warn!(key = %arbiter.key, %step, "the operation ended, but nobody knows what became of its step");
+                warn!(key = %arbiter.key, %step, "the operation ended, but the result of its step is unknown");
                 arbiter.tell(EventKind::Held);
                 self.ends(Ok(Settled::Done), None)
             }

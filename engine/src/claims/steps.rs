@@ -108,7 +108,9 @@ struct Waiting {
 }
 
 struct Known {
-    record: StepRecord,
+    name: StepName,
+    fingerprint: Option<Fingerprint>,
+    progress: Progress,
     was_asked: bool,
 }
 
@@ -138,7 +140,13 @@ impl StepTable {
 
     /// What a claim brought from earlier attempts.
     pub(super) fn of(steps: Steps) -> Self {
-        let known = steps.list.into_iter().map(|record| Known { record, was_asked: false }).collect();
+        let known = steps.list.into_iter().map(|StepRecord { name, fingerprint, progress, .. }| Known {
+            name,
+            fingerprint,
+            progress,
+            was_asked: false,
+        });
+        let known = known.collect();
         Self { known, ..Self::new(steps.life) }
     }
 
@@ -155,16 +163,16 @@ impl StepTable {
     fn stored_name(&self, step: &NamedStep) -> StepName {
         let is_known = |name: &&StepName| {
             let of_running = self.running.iter().any(|running| running.step.name == **name);
-            of_running || self.known.iter().any(|known| known.record.name == **name)
+            of_running || self.known.iter().any(|known| known.name == **name)
         };
         let names = [&step.name].into_iter().chain(&step.formerly);
         names.clone().find(is_known).unwrap_or(&step.name).clone()
     }
 
-    fn keep(&mut self, record: StepRecord) {
-        match self.known.iter_mut().find(|known| known.record.name == record.name) {
-            Some(known) => known.record = record,
-            None => self.known.push(Known { record, was_asked: true }),
+    fn keep(&mut self, completed: Known) {
+        match self.known.iter_mut().find(|known| known.name == completed.name) {
+            Some(known) => *known = completed,
+            None => self.known.push(completed),
         }
     }
 }
@@ -192,15 +200,13 @@ impl Running {
         })
     }
 
-    fn completed(&self, outcome: SealedOutcome) -> StepRecord {
-        StepRecord {
+    /// What is known of it from here on.
+    fn completed(&self, outcome: SealedOutcome) -> Known {
+        Known {
             name: self.step.name.clone(),
             fingerprint: self.step.fingerprint,
-            attempt: Attempt::FIRST,
-            run: self.run,
-            began_at: crate::record::StoreTime::END,
-            reruns_until: None,
             progress: Progress::Completed(outcome),
+            was_asked: true,
         }
     }
 }
@@ -291,14 +297,14 @@ impl Claim {
             return refuse(reply, StepRefusal::Running);
         }
         let life = table.life;
-        if let Some(known) = table.known.iter_mut().find(|known| known.record.name == step.name) {
+        if let Some(known) = table.known.iter_mut().find(|known| known.name == step.name) {
             known.was_asked = true;
             // The claim brought it, or this claim completed it. A lease that may have lapsed is the store's to judge.
-            if let Progress::Completed(outcome) = &known.record.progress
+            if let Progress::Completed(outcome) = &known.progress
                 && is_fresh
             {
                 let (at_rest, key) = (&arbiter.shared.settings.at_rest, arbiter.key);
-                let is_same = match (step.fingerprint, known.record.fingerprint) {
+                let is_same = match (step.fingerprint, known.fingerprint) {
                     (Some(asked), Some(stored)) => asked == stored || at_rest.is_of(key, asked, stored),
                     (None, None) => true,
                     _ => false,
@@ -480,11 +486,11 @@ impl Claim {
     }
 
     /// A step is no longer running. The claim's end may have waited for it.
-    fn step_ended(&mut self, number: u32, kept: Option<StepRecord>, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Next {
+    fn step_ended(&mut self, number: u32, kept: Option<Known>, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Next {
         let Some(table) = self.steps_mut() else { return Next::Wait };
         table.take(number);
-        if let Some(record) = kept {
-            table.keep(record);
+        if let Some(known) = kept {
+            table.keep(known);
         }
         match table.settlement.take_if(|_| table.running.is_empty()) {
             Some(Waiting { settlement, reply, .. }) => self.settle_now(settlement, reply, arbiter, claim),
@@ -507,7 +513,7 @@ impl Claim {
             }
             return Some((settlement, reply));
         };
-        if completes && table.known.iter().any(|known| !known.was_asked && known.record.progress != Progress::Failed) {
+        if completes && table.known.iter().any(|known| !known.was_asked && known.progress != Progress::Failed) {
             arbiter.tell(EventKind::StepNotAsked);
         }
         if table.running.is_empty() {

@@ -176,8 +176,7 @@ pub async fn e26_a_takeover_brings_the_steps(store: &Store) {
     }
 }
 
-/// E26: a step that began, and of which nobody knows what became of it, makes its abandoned parent indeterminate, until
-/// somebody settles that step.
+/// E26: a step that began and whose result is unknown makes its abandoned parent indeterminate, until that step is resolved.
 pub async fn e26_an_unsettled_step_makes_its_parent_indeterminate(store: &Store) {
     let backend = store.connect().await;
     if !has_steps(store, &backend).await {

@@ -156,8 +156,7 @@ where
 fn for_apalis(retry: &RetryPolicy, error: Error) -> BoxDynError {
     let decision: JobResult<(), String> = Err(RunError::Engine(error.clone()));
     match retry.disposition(&decision, 0) {
-        Disposition::RetryLater { after, failed: false } => RetryAfterError::new(error, after).into(),
-        Disposition::RetryLater { failed: true, after } if matches!(error, Error::Overloaded { .. }) => {
+        Disposition::RetryLater { after, failed } if !failed || matches!(error, Error::Overloaded { .. }) => {
             RetryAfterError::new(error, after).into()
         }
         Disposition::RetryLater { .. } => error.into(),

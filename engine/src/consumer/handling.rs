@@ -23,7 +23,7 @@ pub(super) const MAX_RESENDING: usize = 1_000;
 /// How long after its first refusal a settle is sent again, at most, and the longest of these delays.
 const RESEND: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
-/// What all messages in hand share.
+/// What the handling of all messages shares.
 pub(super) struct Parts<S, J> {
     pub(super) engine: Engine,
     pub(super) source: S,
@@ -143,7 +143,7 @@ impl<S: Source, J: Job<S::Message>> Parts<S, J> {
             if !matches!(turn, Turn::InLane(_)) || verdict.affects == Affects::Shutdown {
                 break Some(verdict);
             }
-            // In its lane it stays in hand.
+            // The processor keeps the message, so that its lane keeps its order.
             self.tally.retried.add();
             failures = failures.saturating_add(u32::from(failed));
             unfinished = Disposition::RetryLater { after: Duration::ZERO, failed };

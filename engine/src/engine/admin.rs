@@ -58,8 +58,8 @@ impl Engine {
         Ok(self.nodes.current()?.ask_store(|reply| Request::Resolve(message, reply)).await?)
     }
 
-    /// Settles a step of which nobody knows what became of it, by the word of somebody who has found out: with the value
-    /// that the step would have returned, or with `None` if its effect did not happen, so that it may run again.
+    /// Settles a step whose result is unknown. Pass the value that the step would have returned, or `None` if its effect did
+    /// not happen: then the step may run again.
     ///
     /// With its last unsettled step settled, the key is free for the next try of its request.
     ///

@@ -105,7 +105,7 @@ impl StepOptions {
         self
     }
 
-    /// What it means if the step begins, and nobody learns what became of it. Default: [`StepPolicy::Hold`].
+    /// What to do if the step begins and its result is never known. Default: [`StepPolicy::Hold`].
     pub fn policy(mut self, policy: StepPolicy) -> Self {
         self.policy = policy;
         self
@@ -162,7 +162,7 @@ pub enum StepError<E> {
     /// The step was called before, for something else.
     #[error("this step was called before, for something else: a name stands for one effect")]
     Mismatch,
-    /// The step began before, and nobody knows what became of it. It did not run again.
+    /// An earlier run of the step began, and its result is unknown. The step did not run again.
     #[error("it is not known whether an earlier run of this step had its effect: it waits to be resolved")]
     Unsettled,
     /// The operation has as many steps as one may have.
@@ -308,10 +308,7 @@ impl Claim {
         T: Serialize + DeserializeOwned,
     {
         let asked = self.ask_step(options, false)?;
-        let ready = match asked.answer.await.unwrap_or(Err(StepRefusal::Lost)) {
-            Ok(begun) => asked.about.ready(self, begun)?,
-            Err(refusal) => return Err(StepError::refused(refusal)),
-        };
+        let ready = asked.about.ready(self, asked.answer.await)?;
         let Ready::Run { step, life, end } = ready else { return ready.replayed(self) };
         let id = id_of(asked.about.claim);
         let name = step.stored.clone();
@@ -359,10 +356,7 @@ impl Claim {
         T: Serialize + DeserializeOwned,
     {
         let asked = self.ask_step(options.into(), false)?;
-        let ready = match asked.answer.blocking_recv().unwrap_or(Err(StepRefusal::Lost)) {
-            Ok(begun) => asked.about.ready(self, begun)?,
-            Err(refusal) => return Err(StepError::refused(refusal)),
-        };
+        let ready = asked.about.ready(self, asked.answer.blocking_recv())?;
         let Ready::Run { step, life, end } = ready else { return ready.replayed(self) };
         let result = {
             let _inside = Inside::enter(id_of(asked.about.claim));
@@ -421,7 +415,13 @@ pub(super) enum Ready {
 }
 
 impl About<'_> {
-    pub(super) fn ready<E>(&self, claim: &Claim, begun: BegunStep) -> Result<Ready, StepError<E>> {
+    /// What the caller is to do by the claim's answer. An actor that is gone drops its reply.
+    pub(super) fn ready<E>(
+        &self,
+        claim: &Claim,
+        answer: Result<Result<BegunStep, StepRefusal>, oneshot::error::RecvError>,
+    ) -> Result<Ready, StepError<E>> {
+        let begun = answer.unwrap_or(Err(StepRefusal::Lost)).map_err(StepError::refused)?;
         let step = |name: StepName, attempt| {
             let known = self.names.iter().find(|(stored, _)| *stored == name);
             let plain = known.map_or_else(|| name.clone(), |(_, plain)| plain.clone());

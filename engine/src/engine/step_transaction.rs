@@ -134,10 +134,7 @@ impl Claim {
         E: Send + 'static,
     {
         let asked = self.ask_step(options, true)?;
-        let ready = match asked.answer.await.unwrap_or(Err(StepRefusal::Lost)) {
-            Ok(begun) => asked.about.ready(self, begun)?,
-            Err(refusal) => return Err(StepError::refused(refusal)),
-        };
+        let ready = asked.about.ready(self, asked.answer.await)?;
         let Ready::Transact { step, life, mut end } = ready else { return ready.replayed(self) };
         let (given, name) = (Given::default(), step.stored_name().clone());
         let operation = make(self.clone(), step, name.clone(), life, Arc::clone(&given));

@@ -200,7 +200,7 @@ pub struct StepRecord {
 }
 
 impl StepRecord {
-    /// Whether it began, nobody knows what became of it, and it may not be run again. Such a step makes its parent
+    /// Whether it began, its result is unknown, and it may not be run again. Such a step makes its parent
     /// indeterminate.
     pub fn is_unsettled(&self, now: StoreTime) -> bool {
         self.progress == Progress::Begun && self.reruns_until.is_none_or(|until| until <= now)

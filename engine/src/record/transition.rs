@@ -84,7 +84,7 @@ fn put<Answer>(record: Record, answer: Answer) -> Step<Answer> {
 pub fn acquire(found: Option<&Record>, now: StoreTime, message: &Acquire) -> Step<Acquired> {
     let barrier = found.and_then(|record| record.barrier_at(now)).copied();
     // A claim of a key whose earlier life is over begins without its steps.
-    let kept = found.filter(|record| !is_free(record, now)).and_then(|record| record.steps.clone());
+    let kept = || found.filter(|record| !is_free(record, now)).and_then(|record| record.steps.clone());
     let write = |attempt: Attempt, token: FencingToken, took_over: bool| {
         put(
             Record {
@@ -93,10 +93,10 @@ pub fn acquire(found: Option<&Record>, now: StoreTime, message: &Acquire) -> Ste
                 token,
                 barrier: barrier.map(Box::new),
                 owner: message.owner,
-                steps: kept.clone(),
+                steps: kept(),
                 state: State::InProgress { lease_until: now.after(message.lease), on_abandoned: message.on_abandoned },
             },
-            Acquired::Claimed { attempt, token, took_over, steps: kept.clone() },
+            Acquired::Claimed { attempt, token, took_over, steps: kept() },
         )
     };
     let claim = |attempt: Attempt, took_over: bool| match barrier {
@@ -124,7 +124,7 @@ pub fn acquire(found: Option<&Record>, now: StoreTime, message: &Acquire) -> Ste
         State::InProgress { lease_until, .. } if *lease_until > now => {
             unchanged(Acquired::InProgress { lease_left: lease_until.left(now) })
         }
-        // A step of which nobody knows what became of it: the steps say so, and not the record.
+        // The result of a step is unknown. The steps say so, and not the record's own state.
         State::InProgress { on_abandoned: OnAbandoned::Rerun | OnAbandoned::Resume, .. }
             if record.is_indeterminate(now) =>
         {

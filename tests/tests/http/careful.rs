@@ -1,6 +1,6 @@
 //! What the guard cannot know for certain: it never lets an effect happen twice on a guess.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use actix_web::dev::{PeerAddr, Service as _, ServiceRequest};
@@ -14,14 +14,13 @@ use futures_util::StreamExt as _;
 use futures_util::future::LocalBoxFuture;
 use oncekey::web::{FingerprintStrategy, Idempotency, KeyStrategy, RouteRules, Scope, Transaction, TransactionError};
 use oncekey::{Claim, Engine};
-use oncekey_backends::MemoryBackend;
 use serde::Deserialize;
 use tests::http::{Answer, Leave, Protocol, Request, read_answer};
 use tests::rows::{Rows, RowsBackend};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use super::running::{Running, new_key, on_both_protocols};
+use super::running::{Running, Runs, engine, new_key, on_both_protocols, required, runs};
 
 on_both_protocols! {
     h10_the_error_handler_does_not_decide_about_a_panic
@@ -34,20 +33,6 @@ on_both_protocols! {
     h05_no_bad_request_passes_the_guard_because_its_path_is_unknown
     h06_what_a_client_makes_of_a_custom_key_or_scope_is_its_own_fault
     h26_a_secret_that_is_compressed_is_not_stored
-}
-
-type Runs = web::Data<AtomicUsize>;
-
-fn engine() -> Engine {
-    Engine::builder(MemoryBackend::new()).start().unwrap()
-}
-
-fn required() -> Idempotency {
-    Idempotency::new(engine(), Scope::shared()).required()
-}
-
-fn runs() -> Runs {
-    Runs::new(AtomicUsize::new(0))
 }
 
 async fn twice(running: &Running, request: Request) -> (Answer, Answer) {

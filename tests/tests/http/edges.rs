@@ -1,6 +1,6 @@
 //! Requests that end early, answers that nobody waits for, and what stands between the guard and its handler.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use actix_web::dev::{Service as _, ServiceResponse};
 use actix_web::http::StatusCode;
@@ -9,14 +9,13 @@ use actix_web::{App, FromRequest as _, HttpRequest, HttpResponse, web};
 use oncekey::Engine;
 use oncekey::conformance::{Fault, Faulty, Steps};
 use oncekey::web::{FingerprintStrategy, Idempotency, RouteRules, Scope, Transaction};
-use oncekey_backends::MemoryBackend;
 use serde::Deserialize;
 use tests::http::{Leave, Protocol, Request, read_answer};
 use tests::rows::{Rows, RowsBackend};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::running::{Running, new_key, on_both_protocols};
+use super::running::{Running, Runs, engine, new_key, on_both_protocols, required, runs};
 
 on_both_protocols! {
     h03_no_handler_runs_without_the_claim_that_its_transaction_needs
@@ -26,20 +25,6 @@ on_both_protocols! {
     h21_a_path_is_encoded_in_many_ways
     h22_a_body_that_ends_early_uses_up_no_key
     h22_an_extractors_error_in_another_dress_uses_up_no_key
-}
-
-type Runs = web::Data<AtomicUsize>;
-
-fn engine() -> Engine {
-    Engine::builder(MemoryBackend::new()).start().unwrap()
-}
-
-fn required() -> Idempotency {
-    Idempotency::new(engine(), Scope::shared()).required()
-}
-
-fn runs() -> Runs {
-    Runs::new(AtomicUsize::new(0))
 }
 
 async fn pay(runs: Runs) -> HttpResponse {

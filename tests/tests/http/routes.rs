@@ -7,19 +7,11 @@ use actix_web::http::header::{self, HeaderName, HeaderValue};
 use actix_web::middleware::{Compress, DefaultHeaders, NormalizePath};
 use actix_web::{App, HttpMessage as _, HttpResponse, guard, web};
 use futures_util::StreamExt as _;
-use oncekey::Engine;
 use oncekey::web::{Idempotency, RouteRules, Scope};
-use oncekey_backends::MemoryBackend;
 use serde::Deserialize;
 use tests::http::{Answer, PROTOCOLS, Protocol, Request};
 
-use super::running::{Running, new_key};
-
-type Runs = web::Data<AtomicUsize>;
-
-fn engine() -> Engine {
-    Engine::builder(MemoryBackend::new()).start().unwrap()
-}
+use super::running::{Running, Runs, engine, new_key};
 
 fn required(scope: Scope) -> Idempotency {
     Idempotency::new(engine(), scope).required()

@@ -1,11 +1,14 @@
 //! An application of a test's own, on a free port, by both versions of HTTP.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServerHandle, ServiceFactory};
-use actix_web::{App, HttpServer};
+use actix_web::{App, HttpServer, web};
+use oncekey::Engine;
+use oncekey::web::{Idempotency, Scope};
+use oncekey_backends::MemoryBackend;
 
 pub(super) struct Running {
     pub(super) address: SocketAddr,
@@ -36,6 +39,22 @@ impl Running {
     pub(super) async fn stop(self) {
         self.handle.stop(false).await;
     }
+}
+
+/// How often a handler ran.
+pub(super) type Runs = web::Data<AtomicUsize>;
+
+pub(super) fn runs() -> Runs {
+    Runs::new(AtomicUsize::new(0))
+}
+
+pub(super) fn engine() -> Engine {
+    Engine::builder(MemoryBackend::new()).start().unwrap()
+}
+
+/// A guard that requires a key, with one scope for all.
+pub(super) fn required() -> Idempotency {
+    Idempotency::new(engine(), Scope::shared()).required()
 }
 
 pub(super) fn new_key() -> String {

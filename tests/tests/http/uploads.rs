@@ -13,11 +13,9 @@ use tests::http::{PROTOCOLS, Request, read_answer};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use super::running::{Running, new_key};
+use super::running::{Running, Runs, new_key};
 
 const DIGEST: &str = "sha-256=:X48E9qOokqqrvdts8nOJRJN3OWDUoyWxBf7kbu9DBPE=:";
-
-type Runs = web::Data<AtomicUsize>;
 
 async fn count(runs: Runs, body: web::Bytes) -> HttpResponse {
     runs.fetch_add(1, Ordering::Relaxed);

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Shop;
-use super::database::{Database, DatabaseError, checkout_steps, crashed, now, on_database};
+use super::database::{DatabaseError, checkout_steps, crashed, inserts_first, now, on_database};
 use super::payments::{self, MAX_REFERENCE, Payment};
 use crate::server::problem;
 
@@ -96,18 +96,7 @@ async fn execute(shop: &Shop, checkout: &Checkout, step: &Step, what: &str) -> R
         checkout_steps::provider_key.eq(step.key().to_string()),
         checkout_steps::created_at.eq(now()),
     );
-    let inserted = diesel::insert_into(checkout_steps::table).values(row);
-    match &shop.database {
-        Database::Sqlite(file) => {
-            file.run(move |connection| diesel::RunQueryDsl::execute(inserted, connection)).await?;
-        }
-        Database::Postgres(pool) => {
-            diesel_async::RunQueryDsl::execute(inserted, &mut *pool.get().await?).await?;
-        }
-        Database::Mysql(pool) => {
-            diesel_async::RunQueryDsl::execute(inserted, &mut *pool.get().await?).await?;
-        }
-    }
+    on_database!(&shop.database, execute(diesel::insert_into(checkout_steps::table).values(row)))?;
     Ok(format!("{}: {what}", step.name()))
 }
 
@@ -124,27 +113,9 @@ async fn charge(shop: &Shop, checkout: &Checkout, step: Step) -> Result<Charged,
     Ok(Charged::Charge(execute(shop, checkout, &step, &checkout.card).await?))
 }
 
-/// Whether this is the first checkout with the reference that crashes. The database remembers it, so two shops agree.
+/// Whether this is the first checkout with the reference that crashes.
 async fn is_first_crash(shop: &Shop, reference: String) -> bool {
-    let row = crashed::reference.eq(reference);
-    let inserted: Result<usize, DatabaseError> = async {
-        Ok(match &shop.database {
-            Database::Sqlite(file) => {
-                let inserted = diesel::insert_or_ignore_into(crashed::table).values(row);
-                file.run(move |connection| diesel::RunQueryDsl::execute(inserted, connection)).await?
-            }
-            Database::Postgres(pool) => {
-                let inserted = diesel::insert_into(crashed::table).values(row).on_conflict_do_nothing();
-                diesel_async::RunQueryDsl::execute(inserted, &mut *pool.get().await?).await?
-            }
-            Database::Mysql(pool) => {
-                let inserted = diesel::insert_or_ignore_into(crashed::table).values(row);
-                diesel_async::RunQueryDsl::execute(inserted, &mut *pool.get().await?).await?
-            }
-        })
-    }
-    .await;
-    inserted.is_ok_and(|inserted| inserted == 1)
+    inserts_first!(&shop.database, crashed, crashed::reference.eq(reference)).unwrap_or(false)
 }
 
 #[expect(clippy::panic, reason = "a card to show what a crash between two steps does")]

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Shop;
-use super::database::{Database, DatabaseError, charges, last_insert_id, limited, now, on_database};
+use super::database::{Database, DatabaseError, charges, inserts_first, last_insert_id, limited, now, on_database};
 use crate::server::problem;
 
 /// In characters: what MySQL takes as a primary key.
@@ -98,27 +98,6 @@ pub(super) async fn insert(shop: &Shop, payment: Payment, key: &DerivedKey) -> R
     }
 }
 
-/// Whether this is the first payment with the reference that the provider limits. The database remembers it, so two shops
-/// agree.
-async fn is_first_limited(shop: &Shop, reference: String) -> Result<bool, DatabaseError> {
-    let row = limited::reference.eq(reference);
-    let inserted = match &shop.database {
-        Database::Sqlite(file) => {
-            let inserted = diesel::insert_or_ignore_into(limited::table).values(row);
-            file.run(move |connection| diesel::RunQueryDsl::execute(inserted, connection)).await?
-        }
-        Database::Postgres(pool) => {
-            let inserted = diesel::insert_into(limited::table).values(row).on_conflict_do_nothing();
-            diesel_async::RunQueryDsl::execute(inserted, &mut *pool.get().await?).await?
-        }
-        Database::Mysql(pool) => {
-            let inserted = diesel::insert_or_ignore_into(limited::table).values(row);
-            diesel_async::RunQueryDsl::execute(inserted, &mut *pool.get().await?).await?
-        }
-    };
-    Ok(inserted == 1)
-}
-
 /// Writes the charge. If the ledger fails, its commit may have happened all the same: the key is then held, not released
 /// for a retry that would charge again.
 async fn charge(shop: &Shop, payment: Payment, key: &DerivedKey) -> Result<Charge, HttpResponse> {
@@ -168,17 +147,19 @@ async fn answer(
             // It says nothing of the charge: the guard treats it as a crash.
             Ok(HttpResponse::GatewayTimeout().json(json!({"error": "the card gateway did not answer in time"})))
         }
-        Provider::ChargesTheSecondTime => match is_first_limited(shop, payment.reference.clone()).await {
-            Ok(true) => Ok(HttpResponse::TooManyRequests()
-                .insert_header((header::RETRY_AFTER, "1"))
-                .json(json!({"error": "too many payments: try again"}))),
-            Ok(false) => Ok(HttpResponse::Created().json(charge(shop, payment, key).await?)),
-            Err(error) => {
-                tracing::error!(%error, "the shop's database failed");
-                let detail = "nothing was charged: retry";
-                Err(problem(StatusCode::SERVICE_UNAVAILABLE, "The shop's database failed", &detail))
+        Provider::ChargesTheSecondTime => {
+            match inserts_first!(&shop.database, limited, limited::reference.eq(payment.reference.clone())) {
+                Ok(true) => Ok(HttpResponse::TooManyRequests()
+                    .insert_header((header::RETRY_AFTER, "1"))
+                    .json(json!({"error": "too many payments: try again"}))),
+                Ok(false) => Ok(HttpResponse::Created().json(charge(shop, payment, key).await?)),
+                Err(error) => {
+                    tracing::error!(%error, "the shop's database failed");
+                    let detail = "nothing was charged: retry";
+                    Err(problem(StatusCode::SERVICE_UNAVAILABLE, "The shop's database failed", &detail))
+                }
             }
-        },
+        }
         Provider::Charges => {
             // A cookie for this client alone: a replay never carries it.
             let cookie = Cookie::build("last_payment", payment.reference.clone()).http_only(true).finish();

@@ -28,7 +28,7 @@ pub(super) struct Shared<M, J> {
     pub(super) tally: Arc<Tally>,
 }
 
-/// A message in hand.
+/// A message that a worker holds.
 pub(super) struct Pending<M> {
     pub(super) message: M,
     pub(super) failures: u32,
@@ -39,7 +39,7 @@ pub(super) struct Ring(pub(super) Sender<()>);
 
 impl Bell for Ring {
     fn ring(&self) {
-        // Full is rung already, and a worker that is gone hears nothing.
+        // A full channel already holds a ring, and a worker that has ended needs none.
         let _ = self.0.try_send(());
     }
 }
@@ -115,7 +115,7 @@ impl<M: Send + 'static, J: BlockingJob<M>> Worker<M, J> {
         }
     }
 
-    /// Works on the messages in hand, one after the other, and leaves the hand empty.
+    /// Processes the messages that the worker holds, one after the other, until it holds none.
     fn work_on_hand(&self) {
         let Shared { engine, job, retry, .. } = &*self.shared;
         let count = self.hand.borrow().len();

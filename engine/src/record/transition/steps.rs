@@ -1,19 +1,23 @@
 //! The transitions of an operation's steps. Each one is atomic with its check of the parent.
 
+use std::time::Duration;
+
 use super::{Step, owned, put, unchanged};
 use crate::backend::{
     BeginStep, CommitStep, CompleteStep, FailStep, ResolveStep, Resolved, StepBegun, StepCommitted, StepCompleted,
     StepFailed, StepResolution,
 };
-use crate::record::{Attempt, Progress, Record, SealedOutcome, State, StepName, StepRecord, StepRun, Steps, StoreTime};
-use crate::{Fingerprint, StepPolicy};
+use crate::record::{
+    Attempt, Owner, Progress, Record, SealedOutcome, State, StepName, StepRecord, StepRun, Steps, StoreTime,
+};
+use crate::{FencingToken, Fingerprint, StepPolicy};
 
 /// Begins a step, or says what is known of it.
 ///
 /// A step begins or replays only while its parent is in progress under the sender's claim, within its lease. A holder that
 /// has lost its claim is refused **before** the step's effect.
 pub fn begin_step(found: Option<&Record>, now: StoreTime, message: &BeginStep) -> Step<StepBegun> {
-    let BeginStep { owner, name, fingerprint, number, policy, retention, .. } = message;
+    let BeginStep { name, fingerprint, number, policy, retention, .. } = message;
     let Some(record) = live(found, now, message.owner) else { return unchanged(StepBegun::Lost) };
     let run = StepRun { token: record.token, number: *number };
     let (attempt, began_at) = match next(record, now, name, fingerprint.as_ref(), run) {
@@ -27,7 +31,6 @@ pub fn begin_step(found: Option<&Record>, now: StoreTime, message: &BeginStep) -
         Next::Stale => return unchanged(StepBegun::Lost),
         Next::TooMany => return unchanged(StepBegun::TooMany),
     };
-    debug_assert_eq!(record.owner, *owner);
     let reruns_until = match policy {
         StepPolicy::Hold => None,
         StepPolicy::Rerun => Some(StoreTime::END),
@@ -108,19 +111,7 @@ pub fn fail_step(found: Option<&Record>, now: StoreTime, message: &FailStep) -> 
 ///
 /// `Err` is the answer that ends it.
 pub fn may_commit_step(found: Option<&Record>, now: StoreTime, message: &CommitStep) -> Result<(), StepCommitted> {
-    let CommitStep { name, fingerprint, number, life, .. } = message;
-    let Some(record) = live(found, now, message.owner).filter(|record| life_of(record) == *life) else {
-        return Err(StepCommitted::Lost);
-    };
-    let run = StepRun { token: record.token, number: *number };
-    match next(record, now, name, fingerprint.as_ref(), run) {
-        Next::Run { .. } | Next::IsRunning { .. } => Ok(()),
-        Next::Completed(outcome) => Err(StepCommitted::Completed { outcome, life: life_of(record) }),
-        Next::Mismatch => Err(StepCommitted::Mismatch),
-        Next::Unsettled => Err(StepCommitted::Unsettled),
-        Next::Stale => Err(StepCommitted::Lost),
-        Next::TooMany => Err(StepCommitted::TooMany),
-    }
+    committable(found, now, message).map(drop)
 }
 
 /// Completes a step at the end of the transaction that did its writes. Any answer but
@@ -131,14 +122,11 @@ pub fn commit_step(
     message: &CommitStep,
     outcome: &SealedOutcome,
 ) -> Step<StepCommitted> {
-    let CommitStep { owner, name, fingerprint, number, retention, .. } = message;
-    if let Err(answer) = may_commit_step(found, now, message) {
-        return unchanged(answer);
-    }
-    let Some(record) = live(found, now, *owner) else { return unchanged(StepCommitted::Lost) };
-    let run = StepRun { token: record.token, number: *number };
-    let attempt =
-        record.steps.as_ref().and_then(|steps| steps.get(name)).map_or(Attempt::FIRST, |step| step.attempt.next());
+    let (record, run, attempt) = match committable(found, now, message) {
+        Ok(committable) => committable,
+        Err(answer) => return unchanged(answer),
+    };
+    let CommitStep { name, fingerprint, retention, .. } = message;
     let step = StepRecord {
         name: name.clone(),
         fingerprint: *fingerprint,
@@ -152,7 +140,29 @@ pub fn commit_step(
     put(with_step(record, step, *retention), stored)
 }
 
-/// Settles a step of which nobody knows what became of it. With its last unsettled step, the parent is free to continue.
+/// The parent, the run and the attempt of a step that may be committed.
+fn committable<'a>(
+    found: Option<&'a Record>,
+    now: StoreTime,
+    message: &CommitStep,
+) -> Result<(&'a Record, StepRun, Attempt), StepCommitted> {
+    let CommitStep { owner, name, fingerprint, number, life, .. } = message;
+    let Some(record) = live(found, now, *owner).filter(|record| life_of(record) == *life) else {
+        return Err(StepCommitted::Lost);
+    };
+    let run = StepRun { token: record.token, number: *number };
+    match next(record, now, name, fingerprint.as_ref(), run) {
+        Next::Run { attempt, .. } => Ok((record, run, attempt)),
+        Next::IsRunning { attempt } => Ok((record, run, attempt.next())),
+        Next::Completed(outcome) => Err(StepCommitted::Completed { outcome, life: life_of(record) }),
+        Next::Mismatch => Err(StepCommitted::Mismatch),
+        Next::Unsettled => Err(StepCommitted::Unsettled),
+        Next::Stale => Err(StepCommitted::Lost),
+        Next::TooMany => Err(StepCommitted::TooMany),
+    }
+}
+
+/// Settles a step whose result is unknown. When no unsettled step is left, the parent is free to continue.
 pub fn resolve_step(found: Option<&Record>, now: StoreTime, message: &ResolveStep) -> Step<Resolved> {
     let ResolveStep { name, run, life, with, .. } = message;
     let is_meant = |(record, step): &(&Record, &StepRecord)| {
@@ -209,7 +219,7 @@ fn next(record: &Record, now: StoreTime, name: &StepName, asked: Option<&Fingerp
 }
 
 /// The record, if it is in progress under `owner` and its lease holds.
-fn live(found: Option<&Record>, now: StoreTime, owner: crate::record::Owner) -> Option<&Record> {
+fn live(found: Option<&Record>, now: StoreTime, owner: Owner) -> Option<&Record> {
     let is_live = |record: &&Record| matches!(record.state, State::InProgress { lease_until, .. } if lease_until > now);
     owned(found, now, owner).filter(is_live)
 }
@@ -220,12 +230,12 @@ fn step_of<'a>(found: Option<&'a Record>, now: StoreTime, name: &StepName) -> Op
 }
 
 /// The life that a record's steps carry: the first one gives it the token of its claim.
-fn life_of(record: &Record) -> crate::FencingToken {
+fn life_of(record: &Record) -> FencingToken {
     record.steps.as_ref().map_or(record.token, |steps| steps.life)
 }
 
 /// The record with a step in the place of the earlier one of its name, or added.
-fn with_step(record: &Record, step: StepRecord, retention: std::time::Duration) -> Record {
+fn with_step(record: &Record, step: StepRecord, retention: Duration) -> Record {
     let new = || Box::new(Steps { life: record.token, retention, list: Vec::new() });
     let mut steps = record.steps.clone().unwrap_or_else(new);
     match steps.get_mut(&step.name) {
@@ -237,7 +247,7 @@ fn with_step(record: &Record, step: StepRecord, retention: std::time::Duration) 
 
 /// The record with a changed step. A released parent is kept for its retention from here.
 fn replaced(record: &Record, step: StepRecord, now: StoreTime) -> Record {
-    let retention = record.steps.as_ref().map_or(std::time::Duration::ZERO, |steps| steps.retention);
+    let retention = record.steps.as_ref().map_or(Duration::ZERO, |steps| steps.retention);
     let mut record = with_step(record, step, retention);
     match &mut record.state {
         State::Released { expires_at } => *expires_at = (*expires_at).max(now.after(retention)),

@@ -148,6 +148,32 @@ macro_rules! on_database {
 }
 pub(super) use on_database;
 
+/// Inserts a row whose key may be there already, and says whether it was not. The database remembers it, so two shops agree.
+macro_rules! inserts_first {
+    ($database:expr, $table:ident, $row:expr) => {
+        async {
+            let row = $row;
+            let inserted = match $database {
+                $crate::shop::database::Database::Sqlite(file) => {
+                    let inserted = diesel::insert_or_ignore_into($table::table).values(row);
+                    file.run(move |connection| diesel::RunQueryDsl::execute(inserted, connection)).await?
+                }
+                $crate::shop::database::Database::Postgres(pool) => {
+                    let inserted = diesel::insert_into($table::table).values(row).on_conflict_do_nothing();
+                    diesel_async::RunQueryDsl::execute(inserted, &mut *pool.get().await?).await?
+                }
+                $crate::shop::database::Database::Mysql(pool) => {
+                    let inserted = diesel::insert_or_ignore_into($table::table).values(row);
+                    diesel_async::RunQueryDsl::execute(inserted, &mut *pool.get().await?).await?
+                }
+            };
+            Ok::<_, $crate::shop::database::DatabaseError>(inserted == 1)
+        }
+        .await
+    };
+}
+pub(super) use inserts_first;
+
 /// The number that MySQL gave the last row.
 pub(super) fn last_insert_id() -> diesel::expression::SqlLiteral<diesel::sql_types::BigInt> {
     diesel::dsl::sql("CAST(LAST_INSERT_ID() AS SIGNED)")

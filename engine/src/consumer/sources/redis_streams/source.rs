@@ -135,7 +135,7 @@ impl Shared {
         Ok(group.map(|group| entry_id(&group.last_delivered_id)).unwrap_or_default())
     }
 
-    /// Makes a group again that is gone. The entries that were added since the old one was lost are not to be missed.
+    /// Creates a deleted group again, so that entries that were added in the meantime are not missed.
     async fn make_group_again(&self, from_start: bool, seen: EntryId) -> Result<(), RedisStreamsError> {
         if from_start {
             return self.make_group("0").await;
