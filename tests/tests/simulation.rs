@@ -22,7 +22,7 @@ fn e06_no_promise_breaks_in_a_simulated_world() {
         (calls, answered) = (calls + report.calls, answered + report.answered);
     }
     println!("{seeds} seeds, {calls} calls, {answered} answered, {faults:?}");
-    assert_eq!(faults.len(), 15, "some faults never struck: {faults:?}");
+    assert_eq!(faults.len(), 16, "some faults never struck: {faults:?}");
     assert!(faults.values().all(|times| *times * 5 >= seeds), "some faults struck rarely: {faults:?}");
     assert!(answered * 3 >= calls, "{answered} of {calls} calls had an outcome: the faults leave nothing to look at");
 }
@@ -42,7 +42,13 @@ fn e06_a_seed_replays_exactly() {
 /// The control: with the guard taken away the same runs break promises.
 #[test]
 fn e06_the_simulation_notices_a_store_that_breaks_its_word() {
-    for sabotage in [Sabotage::LeasesForgotten, Sabotage::OwnersIgnored, Sabotage::OutcomesDropped] {
+    for sabotage in [
+        Sabotage::LeasesForgotten,
+        Sabotage::OwnersIgnored,
+        Sabotage::OutcomesDropped,
+        Sabotage::StepsUnfenced,
+        Sabotage::StepsForgotten,
+    ] {
         let found = (0..200).map(|seed| run(seed, Some(sabotage))).find(|report| !report.violations.is_empty());
         let report = found.unwrap_or_else(|| panic!("{sabotage:?} went unnoticed"));
         println!("{sabotage:?}: {report}");

@@ -10,7 +10,7 @@ use rand::RngExt as _;
 use tokio::time::{Instant, sleep};
 
 use super::world::{Fault, Life, Mode, Shared, Transaction};
-use super::{CHAOS, LEASE, Process};
+use super::{CHAOS, LEASE, Process, checkouts};
 
 type Processes = Arc<Mutex<Vec<Process>>>;
 type Answered = Result<Outcome<u64>, RunError<&'static str>>;
@@ -104,23 +104,26 @@ pub async fn call(world: &Shared, engine: &Engine, life: &Arc<Life>, key: &Key, 
             let engine = engine.with_on_abandoned(OnAbandoned::Rerun);
             engine.run(key.clone(), &"the same", move |claim| operate(world, life, claim)).await
         }
+        Mode::Steps => checkouts::call(&world, engine, &life, key).await,
+    }
+}
+
+/// A process that has crashed does nothing more.
+pub(super) async fn stands_still(life: &Life) {
+    if !life.is_alive() {
+        pending::<()>().await;
     }
 }
 
 /// An operation with an outside effect.
 async fn operate(world: Shared, life: Arc<Life>, claim: oncekey::Claim) -> Result<u64, &'static str> {
-    let stands_still = async || {
-        if !life.is_alive() {
-            pending::<()>().await;
-        }
-    };
-    stands_still().await;
+    stands_still(&life).await;
     let working = world.begins(claim.key(), claim.attempt(), &life);
     takes_a_while(&world, &life).await;
-    stands_still().await;
+    stands_still(&life).await;
     if world.with(|world| world.chance.random_bool(0.3)) {
         let confirmed = claim.confirm().await;
-        stands_still().await;
+        stands_still(&life).await;
         if confirmed.is_err() {
             working.fails();
             return Err("simulated: the claim is not confirmed");
@@ -137,12 +140,12 @@ async fn operate(world: Shared, life: Arc<Life>, claim: oncekey::Claim) -> Resul
     }
     let value = world.effect(claim.key());
     takes_a_while(&world, &life).await;
-    stands_still().await;
+    stands_still(&life).await;
     working.finishes(value, &life);
     Ok(value)
 }
 
-async fn takes_a_while(world: &Shared, life: &Life) {
+pub(super) async fn takes_a_while(world: &Shared, life: &Life) {
     let long = world.with(|world| world.chance.random_bool(0.2));
     let lease = LEASE.as_millis() as u64;
     sleep(world.up_to(if long { 3 * lease } else { lease / 10 })).await;
