@@ -13,8 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use oncekey::backend::{
-    Acquire, Acquired, Backend, Complete, Completed, Held, Hold, List, Lookup, Purge, Purged, RecordView, Release,
-    Released, Remove, Removed, Renew, Renewed, Resolve, Resolved, Stats, StoreError, StoreStats, Withdraw, Withdrawn,
+    Acquire, Acquired, Backend, BeginStep, Complete, CompleteStep, Completed, FailStep, Held, Hold, List, Lookup,
+    Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Resolve, ResolveStep, Resolved,
+    Stats, StepBegun, StepCompleted, StepFailed, StoreError, StoreStats, Withdraw, Withdrawn,
 };
 use oncekey::record::transition::{self, Step, Write};
 use oncekey::record::{Record, State, StoreTime};
@@ -84,6 +85,22 @@ impl Backend for MapBackend {
         self.step(&message.key, |found, now| transition::resolve(found, now, &message))
     }
 
+    async fn begin_step(&self, message: BeginStep) -> Result<StepBegun, StoreError> {
+        self.step(&message.key, |found, now| transition::begin_step(found, now, &message))
+    }
+
+    async fn complete_step(&self, message: CompleteStep) -> Result<StepCompleted, StoreError> {
+        self.step(&message.key, |found, now| transition::complete_step(found, now, &message))
+    }
+
+    async fn fail_step(&self, message: FailStep) -> Result<StepFailed, StoreError> {
+        self.step(&message.key, |found, now| transition::fail_step(found, now, &message))
+    }
+
+    async fn resolve_step(&self, message: ResolveStep) -> Result<Resolved, StoreError> {
+        self.step(&message.key, |found, now| transition::resolve_step(found, now, &message))
+    }
+
     async fn lookup(&self, message: Lookup) -> Result<Option<RecordView>, StoreError> {
         let found = self.records().get(&message.key).cloned();
         Ok(found.and_then(|record| RecordView::of(message.key, record, self.now())))
@@ -117,6 +134,7 @@ impl Backend for MapBackend {
                 State::InProgress { .. } => stats.in_progress += 1,
                 State::Completed { .. } => stats.completed += 1,
                 State::Indeterminate => stats.indeterminate += 1,
+                State::Released { .. } => stats.released += 1,
                 State::Vacant { .. } => {}
             }
         }

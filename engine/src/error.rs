@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::backend::StoreError;
 use crate::record::CorruptOutcome;
-use crate::{Attempt, FingerprintError};
+use crate::{Attempt, FingerprintError, UnreadableOutcome};
 
 /// Why the engine did not give an outcome.
 ///
@@ -50,6 +50,10 @@ pub enum Error {
     /// What is stored for the key is no outcome of it. This call ran nothing.
     #[error("the stored outcome can't be replayed, and nothing was run: {0}")]
     Corrupt(#[from] CorruptOutcome),
+    /// The work of the key is finished, and its stored outcome can't be read as the type that this call asked for. This
+    /// call ran nothing. [`UnreadableOutcome::read`] reads the outcome as another type.
+    #[error(transparent)]
+    OutcomeUnreadable(Box<UnreadableOutcome>),
     /// A limit of the engine is reached. This call ran nothing.
     #[error("the idempotency engine is at its limit of {limit} {what}: retry in a moment")]
     Overloaded {
@@ -76,6 +80,10 @@ pub enum Error {
          its outcome ({0})"
     )]
     CommitUnknown(StoreError),
+    /// **The operation ran**, and the database refused to commit its transaction: a constraint that is checked at the
+    /// commit, or a statement whose failure the operation passed over. Everything was rolled back.
+    #[error("the database refused to commit the operation's transaction, and rolled it back: {0}")]
+    CommitRefused(String),
     /// **The operation ran**, but its claim had been lost by then: to another caller, to an operator, or to the run limit.
     /// Its outcome was not stored. What it wrote in a transaction of the store was rolled back.
     #[error("the operation ran, but its claim was lost before its outcome could be stored")]
@@ -106,6 +114,7 @@ impl Error {
             self,
             Self::OutcomeNotStored(_)
                 | Self::CommitUnknown(_)
+                | Self::CommitRefused(_)
                 | Self::ClaimLost
                 | Self::Panicked
                 | Self::Unserializable(_)

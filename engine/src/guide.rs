@@ -37,6 +37,9 @@ pub mod nats {}
 #[doc = include_str!("../guide/writing_a_source.md")]
 pub mod writing_a_source {}
 
+#[doc = include_str!("../guide/steps.md")]
+pub mod steps {}
+
 #[doc = include_str!("../guide/operations.md")]
 pub mod operations {}
 

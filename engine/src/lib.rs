@@ -68,6 +68,7 @@
 //! - [`web`]: the middleware, and what it answers.
 //! - [`guide::answers`]: what a handler's answer means for its key.
 //! - [`guide::http`]: the order of middleware, CORS, uploads, tests, and upgrading.
+//! - [`guide::steps`]: several effects, each once; a retry continues.
 //! - [`guide::jobs_and_threads`]: without HTTP.
 //! - [`guide::security`] and [`at_rest`]: who sees what, hashed keys, encrypted outcomes.
 //! - [`guide::consumers`]: messages from a broker, each with its effect once.
@@ -81,6 +82,7 @@
 //! - `web`: the actix-web middleware.
 //! - `encryption`: encryption of stored outcomes.
 //! - `consumer`: job processors and event consumers; with `redis-streams`, `rabbitmq` and `nats` their brokers.
+//! - `apalis`: a layer for workers of apalis.
 //! - `conformance`: the suite for authors of backends.
 //! - `simulation`: chance that a test can seed, for whoever tests with an engine on a virtual clock.
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -125,6 +127,7 @@ mod shared;
 #[cfg(feature = "simulation")]
 pub mod simulation;
 mod supervisor;
+mod unreadable;
 #[cfg(feature = "web")]
 pub mod web;
 
@@ -137,6 +140,7 @@ pub use key::{Key, KeyError, KeyHasher, KeyPart, MAX_PART_LEN};
 pub use policy::{CallPolicy, OnAbandoned, OnFailure, OnInProgress, OnStoreFailure, StepPolicy};
 pub use reconcile::{Abandoned, AbandonedStep, Verdict};
 pub use record::{Attempt, CorruptOutcome, FencingToken};
+pub use unreadable::UnreadableOutcome;
 
 /// The examples of the README, compiled.
 #[cfg(doctest)]

@@ -25,6 +25,9 @@ use crate::shared::Shared;
 use crate::supervisor::{Drain, End, Supervisor};
 use crate::{Error, Key, detach};
 
+/// What an arbiter at its limit has too many of. It concerns every caller, unlike the limits of a scope or a key.
+pub(crate) const ALL_CALLS: &str = "calls on this arbiter";
+
 /// One supervisor and one backend actor, on one arbiter.
 pub(crate) struct Node {
     pub(crate) shared: Arc<Shared>,
@@ -72,8 +75,7 @@ impl Node {
     pub(crate) fn admit(&self, key: &Key) -> Result<Permit, Error> {
         // Its scope first: a tenant that is over its limit does not touch what all share.
         let share = self.scopes.as_ref().map(|scopes| scopes.admit(key)).transpose()?;
-        Permit::take(&self.taken, self.limit, share)
-            .ok_or(Error::Overloaded { what: "calls on this arbiter", limit: self.limit })
+        Permit::take(&self.taken, self.limit, share).ok_or(Error::Overloaded { what: ALL_CALLS, limit: self.limit })
     }
 
     /// Sends one message to the store and waits for its answer.

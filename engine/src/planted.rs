@@ -114,6 +114,14 @@ mod there {
         PendingSettlementDropped
         /// What a caller held who has left stays until its limit.
         LeftWaitersKept
+        /// An operation that has passed its run limit keeps its key.
+        RunLimitForgotten
+        /// An operation that passes over a conflict, at which the database has rolled its rows back, is completed.
+        ContentionSwallowed
+        /// A completion does not prove that its transaction is the one that began.
+        TransactionNotProven
+        /// An operation that has ended its transaction by itself is taken for one that was rolled back.
+        EndedTransactionReleased
         /// Two calls of one key ask the store side by side, and the later answer's claim takes the earlier one's place.
         ClaimFollowsTheRoute
         /// Leases are not renewed.
@@ -156,6 +164,8 @@ mod there {
         LeaseByTheWallClock
         /// A watch never tells.
         WatchNeverTells
+        /// A worker that leaves wakes nobody.
+        LastRingsNobody
     }
 
     /// Whether this process makes this error.

@@ -4,8 +4,11 @@
 use std::io;
 use std::net::SocketAddr;
 
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +71,30 @@ pub enum Protocol {
     Http2,
 }
 
+/// Both of them.
+pub const PROTOCOLS: [Protocol; 2] = [Protocol::Http1, Protocol::Http2];
+
+/// How a client leaves before it has its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leave {
+    /// It closes the connection (FIN).
+    Close,
+    /// It resets the connection (RST).
+    Reset,
+    /// It resets the stream (`RST_STREAM`), which HTTP/1.1 does not have, and stays until the server has seen that.
+    ResetStream,
+}
+
+impl Leave {
+    /// All that a client of this version of HTTP can do.
+    pub fn all(protocol: Protocol) -> &'static [Self] {
+        match protocol {
+            Protocol::Http1 => &[Self::Close, Self::Reset],
+            Protocol::Http2 => &[Self::Close, Self::Reset, Self::ResetStream],
+        }
+    }
+}
+
 /// A request to be sent.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -77,6 +104,8 @@ pub struct Request {
     body: Vec<u8>,
     /// The pieces of a body whose length is not announced.
     chunks: Option<Vec<String>>,
+    /// Whether only half of the body is sent, though all of it is announced.
+    is_cut: bool,
     protocol: Protocol,
 }
 
@@ -84,7 +113,8 @@ impl Request {
     /// A request with a body.
     pub fn new(method: &str, target: &str, body: impl Into<Vec<u8>>) -> Self {
         let (method, target) = (method.to_owned(), target.to_owned());
-        Self { method, target, headers: Vec::new(), body: body.into(), chunks: None, protocol: Protocol::Http1 }
+        let (headers, body, protocol) = (Vec::new(), body.into(), Protocol::Http1);
+        Self { method, target, headers, body, chunks: None, is_cut: false, protocol }
     }
 
     /// A POST.
@@ -118,6 +148,17 @@ impl Request {
         self
     }
 
+    /// Announces the whole body, and sends half of it.
+    #[must_use]
+    pub fn cut(mut self) -> Self {
+        self.is_cut = true;
+        self
+    }
+
+    fn sent_body(&self) -> &[u8] {
+        if self.is_cut { &self.body[..self.body.len() / 2] } else { &self.body }
+    }
+
     fn bytes(&self) -> Vec<u8> {
         let mut head = format!("{} {} HTTP/1.1\r\nHost: shop\r\n", self.method, self.target);
         match self.chunks {
@@ -130,47 +171,32 @@ impl Request {
             Some(chunks) => {
                 chunks.iter().map(|chunk| framed(chunk)).chain([framed("")]).collect::<String>().into_bytes()
             }
-            None => self.body.clone(),
+            None => self.sent_body().to_vec(),
         };
         [head.as_bytes(), b"\r\n", &body].concat()
     }
 
-    async fn try_send_by_http2(&self, server: SocketAddr) -> io::Result<Answer> {
-        let stream = TcpStream::connect(server).await?;
-        let (client, connection) = h2::client::handshake(stream).await.map_err(io::Error::other)?;
-        let exchange = async {
-            let mut client = client.ready().await.map_err(io::Error::other)?;
-            let uri = format!("http://shop{}", self.target);
-            let mut request = http::Request::builder().method(self.method.as_str()).uri(uri);
-            for (name, value) in &self.headers {
-                let value = http::HeaderValue::from_bytes(value.as_bytes()).map_err(io::Error::other)?;
-                request = request.header(name.as_str(), value);
-            }
-            if self.chunks.is_none() {
-                request = request.header("content-length", self.body.len());
-            }
-            let request = request.body(()).map_err(io::Error::other)?;
-            let (response, mut sending) = client.send_request(request, false).map_err(io::Error::other)?;
-            let body = self.chunks.as_ref().map_or_else(|| self.body.clone(), |chunks| chunks.concat().into_bytes());
-            // The server may answer, and close the stream, before it has read the whole body.
-            let _ = sending.send_data(body.into(), true);
-            let response = response.await.map_err(io::Error::other)?;
-            let (head, mut body) = response.into_parts();
-            let headers = head.headers.iter().map(|(name, value)| {
-                (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
-            });
-            let mut answer = Answer { status: head.status.as_u16(), headers: headers.collect(), body: Vec::new() };
-            while let Some(chunk) = body.data().await {
-                let chunk = chunk.map_err(io::Error::other)?;
-                let _ = body.flow_control().release_capacity(chunk.len());
-                answer.body.extend_from_slice(&chunk);
-            }
-            Ok(answer)
-        };
-        tokio::select! {
-            answer = exchange => answer,
-            ended = connection => Err(io::Error::other(format!("the connection ended: {ended:?}"))),
+    async fn begin_by_http2(&self, stream: TcpStream, leave: Leave) -> io::Result<Begun> {
+        let (client, mut connection) = h2::client::handshake(stream).await.map_err(io::Error::other)?;
+        let ping = connection.ping_pong().ok_or_else(|| io::Error::other("a connection has one ping"))?;
+        let driver = tokio::spawn(async move { drop(connection.await) });
+        let mut client = client.ready().await.map_err(io::Error::other)?;
+        let uri = format!("http://shop{}", self.target);
+        let mut request = http::Request::builder().method(self.method.as_str()).uri(uri);
+        for (name, value) in &self.headers {
+            let value = http::HeaderValue::from_bytes(value.as_bytes()).map_err(io::Error::other)?;
+            request = request.header(name.as_str(), value);
         }
+        if self.chunks.is_none() {
+            request = request.header("content-length", self.body.len());
+        }
+        let request = request.body(()).map_err(io::Error::other)?;
+        let (response, mut stream) = client.send_request(request, false).map_err(io::Error::other)?;
+        let chunks = self.chunks.as_ref().map(|chunks| chunks.concat().into_bytes());
+        let body = chunks.unwrap_or_else(|| self.sent_body().to_vec());
+        // The server may answer, and close the stream, before it has read the whole body.
+        let _ = stream.send_data(body.into(), !self.is_cut);
+        Ok(Begun { leave, connection: Connection::Http2 { response, stream, ping, driver, client } })
     }
 
     /// Sends it on a connection of its own and reads the answer.
@@ -188,12 +214,31 @@ impl Request {
     /// # Errors
     /// What the connection failed with.
     pub async fn try_send(&self, server: SocketAddr) -> io::Result<Answer> {
-        if self.protocol == Protocol::Http2 {
-            return self.try_send_by_http2(server).await;
-        }
+        self.begin(server, Leave::Close).await?.answer().await
+    }
+
+    /// Sends it, and leaves the answer for later, or for ever.
+    ///
+    /// # Errors
+    /// What the connection failed with.
+    pub async fn begin(&self, server: SocketAddr, leave: Leave) -> io::Result<Begun> {
         let mut stream = TcpStream::connect(server).await?;
-        stream.write_all(&self.bytes()).await?;
-        read_answer(&mut stream).await
+        if leave == Leave::Reset {
+            stream.set_zero_linger()?;
+        }
+        if self.protocol == Protocol::Http2 {
+            return self.begin_by_http2(stream, leave).await;
+        }
+        self.send_on(&mut stream).await?;
+        Ok(Begun { leave, connection: Connection::Http1(stream) })
+    }
+
+    /// Sends it on a connection that is open, by HTTP/1.1, and reads no answer.
+    ///
+    /// # Errors
+    /// What the connection failed with.
+    pub async fn send_on(&self, stream: &mut TcpStream) -> io::Result<()> {
+        stream.write_all(&self.bytes()).await
     }
 
     /// Sends it and gives the connection, to be left at will.
@@ -210,9 +255,82 @@ impl Request {
     /// What the connection failed with.
     pub async fn try_send_only(&self, server: SocketAddr) -> io::Result<TcpStream> {
         let mut stream = TcpStream::connect(server).await?;
-        stream.write_all(&self.bytes()).await?;
+        self.send_on(&mut stream).await?;
         Ok(stream)
     }
+}
+
+/// A request that is under way.
+#[derive(Debug)]
+pub struct Begun {
+    leave: Leave,
+    connection: Connection,
+}
+
+#[derive(Debug)]
+enum Connection {
+    Http1(TcpStream),
+    Http2 {
+        response: ResponseFuture,
+        stream: h2::SendStream<Bytes>,
+        ping: h2::PingPong,
+        driver: JoinHandle<()>,
+        client: SendRequest<Bytes>,
+    },
+}
+
+impl Begun {
+    /// Reads the answer.
+    ///
+    /// # Errors
+    /// What the connection failed with.
+    pub async fn answer(self) -> io::Result<Answer> {
+        match self.connection {
+            Connection::Http1(mut stream) => read_answer(&mut stream).await,
+            // The handles stay until the answer is there: without them, the connection ends.
+            Connection::Http2 { response, stream: _stream, ping: _ping, driver, client: _client } => {
+                let answer = read_answer_by_http2(response).await;
+                driver.abort();
+                answer
+            }
+        }
+    }
+
+    /// Leaves without the answer.
+    ///
+    /// # Panics
+    /// If the server does not see that its stream was reset.
+    pub async fn leave(self) {
+        match self.connection {
+            Connection::Http1(stream) => drop(stream),
+            Connection::Http2 { response, mut stream, mut ping, driver, client } => {
+                if self.leave == Leave::ResetStream {
+                    // A server answers frames in their order: it has the request, and then it has seen the reset.
+                    ping.ping(h2::Ping::opaque()).await.unwrap();
+                    stream.send_reset(h2::Reason::CANCEL);
+                    ping.ping(h2::Ping::opaque()).await.unwrap();
+                }
+                driver.abort();
+                let _ = driver.await;
+                drop((response, client));
+            }
+        }
+    }
+}
+
+async fn read_answer_by_http2(response: ResponseFuture) -> io::Result<Answer> {
+    let (head, mut body) = response.await.map_err(io::Error::other)?.into_parts();
+    let headers = head
+        .headers
+        .iter()
+        .map(|(name, value)| (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned()));
+    let mut answer = Answer { status: head.status.as_u16(), headers: headers.collect(), body: Vec::new() };
+    while let Some(chunk) = body.data().await {
+        let chunk = chunk.map_err(io::Error::other)?;
+        let _ = body.flow_control().release_capacity(chunk.len());
+        answer.body.extend_from_slice(&chunk);
+    }
+    Ok(answer)
 }
 
 /// Reads an HTTP/1.1 answer.

@@ -9,7 +9,7 @@ use tests::nemesis::stores::Kind;
 use tests::nemesis::{Plan, run};
 
 fn short(store: Kind, seconds: u64, control: bool) {
-    let report = run(Plan { store, duration: Duration::from_secs(seconds), seed: 1, control, clients: 64 });
+    let report = run(Plan { store, duration: Duration::from_secs(seconds), seed: 1, control, clients: 32 });
     println!("{report}");
     assert_eq!(report.failures(), [""; 0], "{report}");
 }

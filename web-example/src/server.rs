@@ -57,13 +57,15 @@ pub(crate) async fn serve(
     // indeterminate.
     let (abandoned, is_shared) = (options.on_abandoned, store.is_shared);
     let orders = move |rules: RouteRules| match abandoned {
-        None if is_shared => rules.on_abandoned(OnAbandoned::Rerun),
-        _ => rules,
+        None if is_shared => rules.required().on_abandoned(OnAbandoned::Rerun),
+        _ => rules.required(),
     };
+    // Elsewhere a POST needs no key: it is 404 or 405, or `/echo`, whose key is optional.
     let guard = Idempotency::new(engine, Scope::header_or("X-Api-Key", "public"))
-        .required()
         .route("/orders", orders)
-        .route("/echo", RouteRules::optional);
+        // Its effects are steps: after a crash the next try continues.
+        .route("/checkouts", |rules: RouteRules| rules.required().on_abandoned(OnAbandoned::Resume))
+        .route("/payments", RouteRules::required);
     let server = HttpServer::new(move || {
         App::new()
             .app_data(data.clone())
@@ -199,7 +201,7 @@ async fn healthz(store: web::Data<Store>) -> HttpResponse {
         store.engine.lookup(&probe).await.ok()
     };
     let answers = tokio::time::timeout(Duration::from_secs(1), answers).await.ok().flatten().is_some();
-    HttpResponse::Ok().json(json!({"status": "up", "store": if answers { "up" } else { "down" }, "contract": 2}))
+    HttpResponse::Ok().json(json!({"status": "up", "store": if answers { "up" } else { "down" }, "contract": 3}))
 }
 
 /// Whether the shop takes new requests: until the engine drains, so that a load balancer sends them elsewhere from then on.

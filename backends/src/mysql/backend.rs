@@ -8,14 +8,15 @@ use diesel_async::pooled_connection::deadpool::{Hook, Pool};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
 use futures_util::future::FutureExt as _;
 use oncekey::backend::{
-    Acquire, Acquired, Backend, Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held, Hold, List,
-    Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Reply, Request, Resolve,
-    Resolved, Stats, StoreError, StoreStats, Withdraw, Withdrawn,
+    Acquire, Acquired, Backend, BeginStep, Complete, CompleteInTransaction, CompleteStep, Completed,
+    CompletedInTransaction, FailStep, Held, Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove,
+    Removed, Renew, Renewed, Reply, Request, Resolve, ResolveStep, Resolved, Stats, StepBegun, StepCommitted,
+    StepCompleted, StepFailed, StepInTransaction, StoreError, StoreStats, Withdraw, Withdrawn,
 };
 
 use super::connect::{Connector, Settings};
 use super::flush::shows_too_early;
-use super::migration::{bring_up_to_date, check_durability, database, flushes, lock_name, returns};
+use super::migration::{bring_up_to_date, check_durability, database, flushes, lock_name, returns, steps};
 use super::options::Source;
 use super::table::Mysql;
 use super::{MysqlBuilder, MysqlOpenError};
@@ -197,7 +198,8 @@ impl MysqlBackend {
 
     pub(super) async fn open_with(options: MysqlBuilder) -> Result<Self, MysqlOpenError> {
         let table = options.table;
-        let unreachable = |error: &dyn fmt::Display| MysqlOpenError::Unreachable(error.to_string());
+        let unreachable =
+            |error: &dyn fmt::Display| MysqlOpenError::Unreachable(said_once(&error.to_string()).to_owned());
         let (connector, pool, server) = match options.source {
             Source::Url(url) => {
                 let connector = Connector::new(&url)?;
@@ -219,6 +221,14 @@ impl MysqlBackend {
     /// Takes one step by itself.
     async fn ask<T: Send + 'static>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, StoreError> {
         self.core.ask(request).await
+    }
+}
+
+/// The driver puts an I/O error into another one with the same text.
+fn said_once(error: &str) -> &str {
+    match error.split_once(": ") {
+        Some((prefix, rest)) if rest.starts_with(prefix) => said_once(rest),
+        _ => error,
     }
 }
 
@@ -256,8 +266,8 @@ impl Shared {
         let purge_lock = lock_name("purge", &self.server.database, &self.table);
         let flushes = self.server.shows_too_early.then(|| flushes(&self.table));
         let (table, returns) = (format!("`{}`", self.table), self.server.returns);
-        let limits_lock_waits = self.connector.is_some();
-        Core::new(Mysql { pool, table, purge_lock, returns, flushes, limits_lock_waits })
+        let (steps, limits_lock_waits) = (steps(&self.table), self.connector.is_some());
+        Core::new(Mysql { pool, table, steps, purge_lock, returns, flushes, limits_lock_waits })
     }
 }
 
@@ -284,6 +294,26 @@ impl Backend for MysqlBackend {
         withdraw: Withdraw -> Withdrawn,
         hold: Hold -> Held,
         resolve: Resolve -> Resolved,
+    }
+
+    async fn begin_step(&self, message: BeginStep) -> Result<StepBegun, StoreError> {
+        self.ask(|reply| Request::BeginStep(Box::new(message), reply)).await
+    }
+
+    async fn complete_step(&self, message: CompleteStep) -> Result<StepCompleted, StoreError> {
+        self.ask(|reply| Request::CompleteStep(Box::new(message), reply)).await
+    }
+
+    async fn fail_step(&self, message: FailStep) -> Result<StepFailed, StoreError> {
+        self.ask(|reply| Request::FailStep(Box::new(message), reply)).await
+    }
+
+    async fn resolve_step(&self, message: ResolveStep) -> Result<Resolved, StoreError> {
+        self.ask(|reply| Request::ResolveStep(Box::new(message), reply)).await
+    }
+
+    async fn step_in_transaction(&self, message: StepInTransaction) -> Result<StepCommitted, StoreError> {
+        self.core.step_in_transaction(message).await
     }
 
     async fn complete_in_transaction(

@@ -9,11 +9,13 @@ use super::table::Bind;
 use super::{MysqlOpenError, flush};
 use crate::sql::{Fragment, Name, lock_number};
 
-/// Each is applied once, in this order. `{table}` stands for the table's name, `{flushes}` for that of the table of flushes.
+/// Each is applied once, in this order. `{table}` stands for the table's name, `{flushes}` for that of the table of flushes,
+/// and `{steps}` for that of the table of steps.
 const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/mysql/1_records.sql"),
     flush::TABLE,
     include_str!("../../migrations/mysql/3_withdrawals.sql"),
+    include_str!("../../migrations/mysql/4_steps.sql"),
 ];
 
 /// How long to wait for another process that migrates.
@@ -92,7 +94,7 @@ async fn migrate_from(connection: &mut AsyncMysqlConnection, table: &Name) -> di
     for (number, migration) in MIGRATIONS.iter().enumerate() {
         let number = number as i64 + 1;
         if number > found {
-            let migration = migration.replace("{table}", &format!("`{table}`"));
+            let migration = migration.replace("{table}", &format!("`{table}`")).replace("{steps}", &steps(table));
             match connection.batch_execute(&migration.replace("{flushes}", &flushes(table))).await {
                 // It was cut short after the statement, which the server does whole or not at all.
                 Err(Error::DatabaseError(_, information))
@@ -122,6 +124,11 @@ async fn version(connection: &mut AsyncMysqlConnection, table: &Name) -> diesel:
 /// The quoted name of the table by which a flush of the log is awaited.
 pub(super) fn flushes(table: &Name) -> String {
     format!("`{table}_flushes`")
+}
+
+/// The quoted name of the table of steps.
+pub(super) fn steps(table: &Name) -> String {
+    format!("`{table}_steps`")
 }
 
 /// Names the settings by which the server may lose what it has confirmed.

@@ -6,6 +6,7 @@ mod error;
 pub(crate) mod flush;
 mod migration;
 mod options;
+mod steps;
 mod table;
 
 pub use backend::MysqlBackend;

@@ -41,8 +41,8 @@ impl MysqlBuilder {
         Self { source, table, pool_size: 8, migrate: true }
     }
 
-    /// The table's name. Its migrations are recorded beside it, in `NAME_migrations`, and `NAME_flushes` is for replays on
-    /// a server without a binary log. Default: `oncekey_records`.
+    /// The table's name. Its migrations are recorded beside it, in `NAME_migrations`, its steps are in `NAME_steps`, and
+    /// `NAME_flushes` is for replays on a server without a binary log. Default: `oncekey_records`.
     ///
     /// # Errors
     /// [`InvalidName`] for all but a plain name.

@@ -6,7 +6,7 @@ use diesel::QueryResult;
 use diesel::mysql::Mysql as Backend;
 use diesel::query_builder::AstPass;
 use diesel::result::{DatabaseErrorKind, Error};
-use diesel::sql_types::{BigInt, Binary, Nullable, SmallInt};
+use diesel::sql_types::{BigInt, Binary, Integer, Nullable, SmallInt};
 use diesel_async::pooled_connection::deadpool::{Object, Pool};
 use diesel_async::{AnsiTransactionManager, AsyncMysqlConnection, RunQueryDsl, SimpleAsyncConnection as _};
 use oncekey::backend::StoreError;
@@ -15,20 +15,24 @@ use oncekey::record::StoreTime;
 use super::connect::LOCK_WAIT_SECONDS;
 use super::flush::await_flush;
 use crate::sql::{
-    Claimed, Columns, Completion, Dialect, Expected, Failure, FirstClaim, Fragment, Keyed, Part, Row, Written,
-    from_column, time_of,
+    Begun, Claimed, Columns, Completion, Dialect, Expected, Failure, Family, FirstClaim, FirstRun, Fragment, Keyed,
+    Part, Row, StepCompletion, StepRow, Written, from_column, time_of,
 };
 
 /// The server's time in milliseconds since 1970 when the statement began. By UTC: a local time, from which
 /// `UNIX_TIMESTAMP` would count, comes twice where the clocks are put back, and leases would lapse an hour early.
-const NOW: &str = "TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(3)) DIV 1000";
+pub(super) const NOW: &str = "TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(3)) DIV 1000";
 
 /// Until when a completed record is kept whatever its retention: while its barrier stands, and until the clock alone gives a
 /// higher fencing token. After a clock that was set back the next claim would get a lower one.
 const KEPT_AT_LEAST_UNTIL: &str = "COALESCE(barrier_until, 0), fencing_token DIV 1000 + 1";
 
 const ROW: &str = "fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at, fencing_token, \
-                   barrier_owner, barrier_until";
+                   barrier_owner, barrier_until, steps_life, steps_retention";
+
+/// What a record has that has no steps.
+const ROW_WITHOUT_STEPS: &str = "fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at, \
+                                 fencing_token, barrier_owner, barrier_until";
 
 type RowTypes = (
     Binary,
@@ -41,6 +45,8 @@ type RowTypes = (
     Nullable<BigInt>,
     BigInt,
     Nullable<Binary>,
+    Nullable<BigInt>,
+    Nullable<BigInt>,
     Nullable<BigInt>,
 );
 
@@ -68,10 +74,12 @@ impl Part<Backend> for Bind<'_> {
     }
 }
 
-/// MySQL or MariaDB, by one arbiter's pool, and the table's quoted name.
+/// MySQL or MariaDB, by one arbiter's pool, and the tables' quoted names.
 pub(super) struct Mysql {
     pub(super) pool: Pool<AsyncMysqlConnection>,
     pub(super) table: String,
+    /// The quoted name of the table of steps.
+    pub(super) steps: String,
     /// The name of the lock under which one process purges.
     pub(super) purge_lock: String,
     /// Whether an INSERT can return what it inserted.
@@ -84,21 +92,21 @@ pub(super) struct Mysql {
 
 /// The rows of a statement are repeated up to a power of two, so that a connection prepares few statements: a repeated
 /// row finds its work done.
-fn padded<T: Copy>(rows: &[T]) -> impl Iterator<Item = T> + '_ {
+pub(super) fn padded<T: Copy>(rows: &[T]) -> impl Iterator<Item = T> + '_ {
     let last = rows.last().copied();
     let missing = rows.len().next_power_of_two() - rows.len();
     rows.iter().copied().chain(std::iter::repeat_n(last, missing).flatten())
 }
 
-fn repeated(row: &str, separator: &str, rows: usize) -> String {
+pub(super) fn repeated(row: &str, separator: &str, rows: usize) -> String {
     vec![row; rows.next_power_of_two()].join(separator)
 }
 
-fn written(rows: usize, wanted: usize) -> Written {
+pub(super) fn written(rows: usize, wanted: usize) -> Written {
     if rows >= wanted { Written::All } else { Written::Some }
 }
 
-fn columns<'a>(row: &Columns<'a>) -> [Bind<'a>; 11] {
+pub(super) fn columns<'a>(row: &Columns<'a>) -> [Bind<'a>; 11] {
     [
         Bind::Bytes(row.fingerprint),
         Bind::BigInt(row.attempt),
@@ -114,13 +122,14 @@ fn columns<'a>(row: &Columns<'a>) -> [Bind<'a>; 11] {
     ]
 }
 
-fn expected<'a>(row: &Expected<'a>) -> [Bind<'a>; 5] {
+fn expected<'a>(row: &Expected<'a>) -> [Bind<'a>; 6] {
     [
         Bind::Bytes(row.key.as_bytes()),
         Bind::Bytes(row.owner),
         Bind::SmallInt(row.state),
         Bind::MaybeBigInt(row.lease_until),
         Bind::MaybeBytes(row.barrier_owner),
+        Bind::MaybeBigInt(row.steps_life),
     ]
 }
 
@@ -157,21 +166,42 @@ impl Mysql {
         Ok(got == Some(1))
     }
 
-    async fn purge_locked(&self, connection: &mut AsyncMysqlConnection, limit: usize) -> QueryResult<usize> {
+    /// The keys of rows whose time is over are read, and each row is locked by itself: a delete by the range of times would
+    /// lock what lies between.
+    async fn purge_locked(&self, connection: &mut AsyncMysqlConnection, limit: usize) -> QueryResult<(usize, bool)> {
         let table = &self.table;
-        let text = format!("SELECT record_key FROM {table} WHERE purge_at <= {NOW} ORDER BY purge_at LIMIT ?");
-        let limit = [Bind::BigInt(i64::try_from(limit).unwrap_or(i64::MAX))];
-        let keys: Vec<Vec<u8>> = Fragment::<Binary, _>::new(&text, &limit).load(connection).await?;
+        let text = format!(
+            "SELECT record_key, COALESCE(steps_count, 0), steps_life IS NOT NULL FROM {table} WHERE purge_at <= {NOW} \
+             ORDER BY purge_at LIMIT ?"
+        );
+        let rows = [Bind::BigInt(i64::try_from(limit).unwrap_or(i64::MAX))];
+        let due: Vec<(Vec<u8>, i64, i32)> =
+            Fragment::<(Binary, BigInt, Integer), _>::new(&text, &rows).load(connection).await?;
+        let (mut plain, mut families, mut counted) = (Vec::new(), Vec::new(), 0);
+        let mut more = due.len() >= limit;
+        for (key, steps, has_steps) in due {
+            let size = usize::try_from(steps).unwrap_or(0).saturating_add(1);
+            if counted > 0 && size.saturating_add(counted) > limit {
+                more = true;
+                break;
+            }
+            counted += size;
+            if has_steps == 0 { plain.push(key) } else { families.push(key) }
+        }
         let mut removed = 0;
-        // By their keys, each row locked by itself: a delete by the range of times would lock what lies between.
-        for keys in keys.chunks(256) {
+        for keys in plain.chunks(256) {
             let marks = repeated("?", ", ", keys.len());
-            let text = format!("DELETE FROM {table} WHERE record_key IN ({marks}) AND purge_at <= {NOW}");
+            let text = format!(
+                "DELETE FROM {table} WHERE record_key IN ({marks}) AND purge_at <= {NOW} AND steps_life IS NULL"
+            );
             let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
             let binds: Vec<_> = padded(&keys).map(Bind::Bytes).collect();
             removed += Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
         }
-        Ok(removed)
+        for key in families {
+            removed += self.purge_family(connection, &key).await?;
+        }
+        Ok((removed, more))
     }
 }
 
@@ -204,7 +234,7 @@ impl Dialect for Mysql {
         let text = format!(
             "SELECT {NOW}, r.record_key, COALESCE(r.fingerprint, ''), COALESCE(r.attempt, 0), COALESCE(r.owner, ''), \
              COALESCE(r.state, 0), r.lease_until, r.on_abandoned, r.outcome, r.purge_at, COALESCE(r.fencing_token, 0), \
-             r.barrier_owner, r.barrier_until FROM (SELECT 1 AS one) AS o LEFT JOIN {} AS r ON r.record_key IN ({marks})",
+             r.barrier_owner, r.barrier_until, r.steps_life, r.steps_retention FROM (SELECT 1 AS one) AS o LEFT JOIN {} AS r ON r.record_key IN ({marks})",
             self.table
         );
         let binds: Vec<_> = padded(keys).map(|key| Bind::Bytes(key.as_bytes())).collect();
@@ -232,7 +262,7 @@ impl Dialect for Mysql {
         let each = format!("(?, ?, 1, ?, 1, {NOW} + ?, ?, NULL, {NOW} + ?, ({NOW}) * 1000, NULL, NULL)");
         let values = repeated(&each, ", ", rows.len());
         // As in `insert`.
-        let text = format!("INSERT IGNORE INTO {table} (record_key, {ROW}) VALUES {values}");
+        let text = format!("INSERT IGNORE INTO {table} (record_key, {ROW_WITHOUT_STEPS}) VALUES {values}");
         let binds: Vec<_> = padded(rows).flat_map(first_claim).collect();
         if self.returns {
             let text = format!("{text} RETURNING record_key, fencing_token");
@@ -253,7 +283,7 @@ impl Dialect for Mysql {
     async fn insert(&self, connection: &mut AsyncMysqlConnection, rows: &[Columns<'_>]) -> QueryResult<Written> {
         let marks = repeated("(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", ", ", rows.len());
         // IGNORE passes over rows that are there, and would also cut a value that does not fit; all of these do.
-        let text = format!("INSERT IGNORE INTO {} (record_key, {ROW}) VALUES {marks}", self.table);
+        let text = format!("INSERT IGNORE INTO {} (record_key, {ROW_WITHOUT_STEPS}) VALUES {marks}", self.table);
         let binds: Vec<_> =
             padded(rows).flat_map(|row| [Bind::Bytes(row.key.as_bytes())].into_iter().chain(columns(&row))).collect();
         let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
@@ -270,7 +300,8 @@ impl Dialect for Mysql {
             let text = format!(
                 "UPDATE {} SET fingerprint = ?, attempt = ?, owner = ?, state = ?, lease_until = ?, on_abandoned = ?, \
                  outcome = ?, purge_at = ?, fencing_token = ?, barrier_owner = ?, barrier_until = ? \
-                 WHERE record_key = ? AND owner = ? AND state = ? AND lease_until <=> ? AND barrier_owner <=> ?",
+                 WHERE record_key = ? AND owner = ? AND state = ? AND lease_until <=> ? AND barrier_owner <=> ? \
+                 AND steps_life <=> ?",
                 self.table
             );
             let binds: Vec<_> = columns(row).into_iter().chain(expected(was)).collect();
@@ -279,7 +310,7 @@ impl Dialect for Mysql {
         }
         const VALUES: &str = "SELECT CAST(? AS BINARY) AS was_key, CAST(? AS BINARY) AS was_owner, \
             CAST(? AS SIGNED) AS was_state, CAST(? AS SIGNED) AS was_lease, CAST(? AS BINARY) AS was_barrier, \
-            CAST(? AS BINARY) AS new_fingerprint, \
+            CAST(? AS SIGNED) AS was_life, CAST(? AS BINARY) AS new_fingerprint, \
             CAST(? AS SIGNED) AS new_attempt, CAST(? AS BINARY) AS new_owner, CAST(? AS SIGNED) AS new_state, \
             CAST(? AS SIGNED) AS new_lease, CAST(? AS SIGNED) AS new_word, CAST(? AS BINARY) AS new_outcome, \
             CAST(? AS SIGNED) AS new_purge_at, CAST(? AS SIGNED) AS new_token, \
@@ -288,6 +319,7 @@ impl Dialect for Mysql {
         let text = format!(
             "UPDATE ({values}) AS a STRAIGHT_JOIN {} AS r ON r.record_key = a.was_key AND r.owner = a.was_owner \
              AND r.state = a.was_state AND r.lease_until <=> a.was_lease AND r.barrier_owner <=> a.was_barrier \
+             AND r.steps_life <=> a.was_life \
              SET r.fingerprint = a.new_fingerprint, r.attempt = a.new_attempt, r.owner = a.new_owner, \
              r.state = a.new_state, r.lease_until = a.new_lease, r.on_abandoned = a.new_word, \
              r.outcome = a.new_outcome, r.purge_at = a.new_purge_at, r.fencing_token = a.new_token, \
@@ -336,7 +368,8 @@ impl Dialect for Mysql {
     }
 
     async fn delete(&self, connection: &mut AsyncMysqlConnection, rows: &[Expected<'_>]) -> QueryResult<Written> {
-        let each = "(record_key = ? AND owner = ? AND state = ? AND lease_until <=> ? AND barrier_owner <=> ?)";
+        let each = "(record_key = ? AND owner = ? AND state = ? AND lease_until <=> ? AND barrier_owner <=> ? \
+                    AND steps_life <=> ?)";
         let text = format!("DELETE FROM {} WHERE {}", self.table, repeated(each, " OR ", rows.len()));
         let binds: Vec<_> = padded(rows).flat_map(|row| expected(&row)).collect();
         let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
@@ -344,7 +377,10 @@ impl Dialect for Mysql {
     }
 
     async fn remove(&self, connection: &mut AsyncMysqlConnection, key: &str) -> QueryResult<bool> {
-        let text = format!("DELETE FROM {} WHERE record_key = ?", self.table);
+        let text = format!(
+            "DELETE r, s FROM {} AS r LEFT JOIN {} AS s ON s.record_key = r.record_key WHERE r.record_key = ?",
+            self.table, self.steps
+        );
         let removed = Fragment::<(), _>::new(&text, &[Bind::Bytes(key.as_bytes())]).execute(connection).await?;
         Ok(removed > 0)
     }
@@ -357,7 +393,7 @@ impl Dialect for Mysql {
     ) -> QueryResult<(StoreTime, Vec<Keyed>)> {
         let text = format!(
             "SELECT {NOW}, record_key, {ROW} FROM {} WHERE record_key > ? AND state <> 4 \
-             AND (purge_at IS NULL OR purge_at > {NOW}) \
+             AND (purge_at IS NULL OR purge_at > {NOW} OR state = 1 AND steps_life IS NOT NULL) \
              ORDER BY record_key LIMIT ?",
             self.table
         );
@@ -368,15 +404,43 @@ impl Dialect for Mysql {
         Ok((from_column(now), rows.into_iter().map(|(_, key, row)| (key, row)).collect()))
     }
 
-    async fn purge(&self, connection: &mut AsyncMysqlConnection, limit: usize) -> QueryResult<usize> {
-        if !self.try_lock(connection).await? {
-            return Ok(0);
+    async fn purge(&self, connection: &mut AsyncMysqlConnection, limit: usize) -> QueryResult<(usize, bool)> {
+        if limit == 0 || !self.try_lock(connection).await? {
+            return Ok((0, false));
         }
         // A connection that fails or is dropped here is closed, and its lock with it.
-        let removed = self.purge_locked(connection, limit).await?;
+        let purged = self.purge_locked(connection, limit).await?;
         let text = format!("SELECT RELEASE_LOCK('{}')", self.purge_lock);
         let _: Option<i64> = Fragment::<Nullable<BigInt>, Bind<'_>>::new(&text, &[]).get_result(connection).await?;
-        Ok(removed)
+        Ok(purged)
+    }
+
+    async fn read_steps(
+        &self,
+        connection: &mut AsyncMysqlConnection,
+        keys: &[&str],
+    ) -> QueryResult<Vec<(Vec<u8>, StepRow)>> {
+        self.steps_of(connection, keys).await
+    }
+
+    async fn put_family(&self, connection: &mut AsyncMysqlConnection, family: &Family<'_>) -> QueryResult<bool> {
+        self.put(connection, family).await
+    }
+
+    async fn begin_steps(
+        &self,
+        connection: &mut AsyncMysqlConnection,
+        rows: &[FirstRun<'_>],
+    ) -> QueryResult<Vec<Begun>> {
+        self.begin_unseen(connection, rows).await
+    }
+
+    async fn complete_steps(
+        &self,
+        connection: &mut AsyncMysqlConnection,
+        rows: &[StepCompletion<'_>],
+    ) -> QueryResult<Written> {
+        self.complete_unseen(connection, rows).await
     }
 
     async fn stats(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<Vec<(i16, i64)>> {

@@ -8,9 +8,10 @@ use diesel_async::pooled_connection::deadpool::{Hook, Pool};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
 use futures_util::future::FutureExt as _;
 use oncekey::backend::{
-    Acquire, Acquired, Backend, Changed, Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held,
-    Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Reply, Request,
-    Resolve, Resolved, Stats, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
+    Acquire, Acquired, Backend, BeginStep, Changed, Complete, CompleteInTransaction, CompleteStep, Completed,
+    CompletedInTransaction, FailStep, Held, Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove,
+    Removed, Renew, Renewed, Reply, Request, Resolve, ResolveStep, Resolved, Stats, StepBegun, StepCommitted,
+    StepCompleted, StepFailed, StepInTransaction, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
 };
 
 use super::connect::Connector;
@@ -242,7 +243,7 @@ fn pool_of(
 
 impl Shared {
     fn core(&self, pool: Pool<AsyncPgConnection>) -> Core<Postgres> {
-        let texts = Texts::new(&self.place.qualified(), &self.channel, self.place.lock("purge"));
+        let texts = Texts::new(&self.place.qualified(), &self.place.steps(), &self.channel, self.place.lock("purge"));
         Core::new(Postgres { pool, texts, limits_lock_waits: self.connector.is_some() })
     }
 }
@@ -271,6 +272,26 @@ impl Backend for PostgresBackend {
         withdraw: Withdraw -> Withdrawn,
         hold: Hold -> Held,
         resolve: Resolve -> Resolved,
+    }
+
+    async fn begin_step(&self, message: BeginStep) -> Result<StepBegun, StoreError> {
+        self.ask(|reply| Request::BeginStep(Box::new(message), reply)).await
+    }
+
+    async fn complete_step(&self, message: CompleteStep) -> Result<StepCompleted, StoreError> {
+        self.ask(|reply| Request::CompleteStep(Box::new(message), reply)).await
+    }
+
+    async fn fail_step(&self, message: FailStep) -> Result<StepFailed, StoreError> {
+        self.ask(|reply| Request::FailStep(Box::new(message), reply)).await
+    }
+
+    async fn resolve_step(&self, message: ResolveStep) -> Result<Resolved, StoreError> {
+        self.ask(|reply| Request::ResolveStep(Box::new(message), reply)).await
+    }
+
+    async fn step_in_transaction(&self, message: StepInTransaction) -> Result<StepCommitted, StoreError> {
+        self.core.step_in_transaction(message).await
     }
 
     async fn complete_in_transaction(

@@ -8,10 +8,12 @@ use super::PostgresOpenError;
 use super::table::Bind;
 use crate::sql::{Fragment, Name, lock_number};
 
-/// Each is applied once, in this order. `{table}` and `{name}` stand for the table's name, with its schema and without.
+/// Each is applied once, in this order. `{table}` and `{name}` stand for the table's name, with its schema and without;
+/// `{steps}` for that of the table of steps.
 const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/postgres/1_records.sql"),
     include_str!("../../migrations/postgres/2_withdrawals.sql"),
+    include_str!("../../migrations/postgres/3_steps.sql"),
 ];
 
 /// Where the table is.
@@ -25,6 +27,11 @@ impl Place {
     /// The quoted name, with its schema.
     pub(super) fn qualified(&self) -> String {
         self.qualify(&self.table.to_string())
+    }
+
+    /// The same of the table of steps.
+    pub(super) fn steps(&self) -> String {
+        self.qualify(&format!("{}_steps", self.table))
     }
 
     fn qualify(&self, name: &str) -> String {
@@ -85,6 +92,7 @@ async fn migrate_from(connection: &mut AsyncPgConnection, place: &Place) -> dies
         let number = number as i64 + 1;
         if number > found {
             let text = migration.replace("{table}", &place.qualified()).replace("{name}", &place.table.to_string());
+            let text = text.replace("{steps}", &place.steps());
             connection.batch_execute(&text).await?;
             connection.batch_execute(&format!("INSERT INTO {migrations} VALUES ({number})")).await?;
             info!(table = %place.qualified(), version = number, "the table of records was brought up to date");

@@ -5,6 +5,7 @@ mod connect;
 mod error;
 mod migration;
 mod options;
+mod steps;
 mod table;
 mod texts;
 mod watch;

@@ -52,7 +52,8 @@ impl PostgresBuilder {
         Ok(self)
     }
 
-    /// The table's name. Its migrations are recorded beside it, in `NAME_migrations`. Default: `oncekey_records`.
+    /// The table's name. Its migrations are recorded beside it, in `NAME_migrations`, and its steps are in `NAME_steps`.
+    /// Default: `oncekey_records`.
     ///
     /// # Errors
     /// [`InvalidName`] for all but a plain name.

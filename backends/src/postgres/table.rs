@@ -14,8 +14,8 @@ use oncekey::record::StoreTime;
 
 use super::texts::Texts;
 use crate::sql::{
-    Claimed, Columns, Completion, Dialect, Expected, Failure, FirstClaim, Fragment, Keyed, Part, Row, Written,
-    from_column, time_of,
+    Begun, Claimed, Columns, Completion, Dialect, Expected, Failure, Family, FirstClaim, FirstRun, Fragment, Keyed,
+    Part, Row, StepCompletion, StepRow, Written, from_column, time_of,
 };
 
 type RowTypes = (
@@ -29,6 +29,8 @@ type RowTypes = (
     Nullable<BigInt>,
     BigInt,
     Nullable<Binary>,
+    Nullable<BigInt>,
+    Nullable<BigInt>,
     Nullable<BigInt>,
 );
 
@@ -72,7 +74,7 @@ pub(super) struct Postgres {
 }
 
 /// What is written of rows, a column each.
-fn columns<'a>(rows: impl Iterator<Item = &'a Columns<'a>> + Clone) -> [Bind<'a>; 11] {
+pub(super) fn columns<'a>(rows: impl Iterator<Item = &'a Columns<'a>> + Clone) -> [Bind<'a>; 11] {
     [
         Bind::Blobs(rows.clone().map(|row| row.fingerprint).collect()),
         Bind::BigInts(rows.clone().map(|row| row.attempt).collect()),
@@ -88,19 +90,24 @@ fn columns<'a>(rows: impl Iterator<Item = &'a Columns<'a>> + Clone) -> [Bind<'a>
     ]
 }
 
-fn expected<'a>(rows: impl Iterator<Item = &'a Expected<'a>> + Clone) -> [Bind<'a>; 5] {
+fn expected<'a>(rows: impl Iterator<Item = &'a Expected<'a>> + Clone) -> [Bind<'a>; 6] {
     [
         Bind::Texts(rows.clone().map(|row| row.key).collect()),
         Bind::Blobs(rows.clone().map(|row| row.owner).collect()),
         Bind::SmallInts(rows.clone().map(|row| row.state).collect()),
         Bind::MaybeBigInts(rows.clone().map(|row| row.lease_until).collect()),
-        Bind::MaybeBlobs(rows.map(|row| row.barrier_owner).collect()),
+        Bind::MaybeBlobs(rows.clone().map(|row| row.barrier_owner).collect()),
+        Bind::MaybeBigInts(rows.map(|row| row.steps_life).collect()),
     ]
 }
 
 impl Postgres {
     /// Runs a statement that gives the keys that it wrote, and announcements.
-    async fn announcing(connection: &mut AsyncPgConnection, text: &str, binds: &[Bind<'_>]) -> QueryResult<Written> {
+    pub(super) async fn announcing(
+        connection: &mut AsyncPgConnection,
+        text: &str,
+        binds: &[Bind<'_>],
+    ) -> QueryResult<Written> {
         let written: Vec<(Vec<u8>, Option<String>)> =
             Fragment::<(Binary, Nullable<Text>), _>::new(text, binds).load(connection).await?;
         Ok(Written::Only(written.into_iter().map(|(key, _)| key).collect()))
@@ -195,7 +202,7 @@ impl Dialect for Postgres {
     }
 
     async fn remove(&self, connection: &mut AsyncPgConnection, key: &str) -> QueryResult<bool> {
-        let removed = Self::announcing(connection, &self.texts.remove, &[Bind::Text(key)]).await?;
+        let removed = Self::announcing(connection, &self.texts.remove, &[Bind::Text(key), Bind::Text(key)]).await?;
         Ok(removed != Written::Only(Vec::new()))
     }
 
@@ -212,9 +219,36 @@ impl Dialect for Postgres {
         Ok((from_column(now), rows.into_iter().map(|(_, key, row)| (key, row)).collect()))
     }
 
-    async fn purge(&self, connection: &mut AsyncPgConnection, limit: usize) -> QueryResult<usize> {
-        let binds = [Bind::BigInt(i64::try_from(limit).unwrap_or(i64::MAX))];
-        Fragment::<(), _>::new(&self.texts.purge, &binds).execute(connection).await
+    async fn purge(&self, connection: &mut AsyncPgConnection, limit: usize) -> QueryResult<(usize, bool)> {
+        let rows = i64::try_from(limit).unwrap_or(i64::MAX);
+        let binds = [Bind::BigInt(rows), Bind::BigInt(rows), Bind::BigInt(rows)];
+        let (removed, more): (i64, bool) =
+            Fragment::<(BigInt, Bool), _>::new(&self.texts.purge, &binds).get_result(connection).await?;
+        Ok((usize::try_from(removed).unwrap_or(0), more && limit > 0))
+    }
+
+    async fn read_steps(
+        &self,
+        connection: &mut AsyncPgConnection,
+        keys: &[&str],
+    ) -> QueryResult<Vec<(Vec<u8>, StepRow)>> {
+        self.steps_of(connection, keys).await
+    }
+
+    async fn put_family(&self, connection: &mut AsyncPgConnection, family: &Family<'_>) -> QueryResult<bool> {
+        self.put(connection, family).await
+    }
+
+    async fn begin_steps(&self, connection: &mut AsyncPgConnection, rows: &[FirstRun<'_>]) -> QueryResult<Vec<Begun>> {
+        self.begin_unseen(connection, rows).await
+    }
+
+    async fn complete_steps(
+        &self,
+        connection: &mut AsyncPgConnection,
+        rows: &[StepCompletion<'_>],
+    ) -> QueryResult<Written> {
+        self.complete_unseen(connection, rows).await
     }
 
     async fn stats(&self, connection: &mut AsyncPgConnection) -> QueryResult<Vec<(i16, i64)>> {

@@ -1,11 +1,15 @@
 //! PostgreSQL's statements on the table of records, as text.
 
+use super::steps::StepTexts;
+use crate::sql::PURGE_LOOKS_AGAIN;
+
 /// The server's time in milliseconds since 1970, as it is when a row is given: later than whatever wrote the row.
 macro_rules! now {
     () => {
         "(extract(epoch from clock_timestamp()) * 1000)::bigint"
     };
 }
+pub(super) use now;
 
 /// The time at which the statement began, which does not change meanwhile, so that an index can be asked for it.
 macro_rules! began {
@@ -17,7 +21,7 @@ macro_rules! began {
 macro_rules! row {
     () => {
         "r.fingerprint, r.attempt, r.owner, r.state, r.lease_until, r.on_abandoned, r.outcome, r.purge_at, \
-         r.fencing_token, r.barrier_owner, r.barrier_until"
+         r.fencing_token, r.barrier_owner, r.barrier_until, r.steps_life, r.steps_retention"
     };
 }
 
@@ -64,12 +68,13 @@ pub(super) struct Texts {
     pub(super) purge: String,
     pub(super) stats: String,
     pub(super) watch: String,
+    pub(super) of_steps: StepTexts,
 }
 
 impl Texts {
-    /// `table` is the quoted name, `channel` that of the announcements, and `purge_lock` the number of the advisory lock
+    /// `table` and `steps` are the quoted names, `channel` that of the announcements, and `purge_lock` the number of the advisory lock
     /// under which one process purges.
-    pub(super) fn new(table: &str, channel: &str, purge_lock: i64) -> Self {
+    pub(super) fn new(table: &str, steps: &str, channel: &str, purge_lock: i64) -> Self {
         // Announced in the transaction of the change, and only where somebody waits.
         let announce = format!("CASE WHEN watched THEN pg_notify('{channel}', key)::text END");
         let announce_row = format!("CASE WHEN r.watched THEN pg_notify('{channel}', r.key)::text END");
@@ -81,7 +86,8 @@ impl Texts {
                     now!(),
                     ", convert_to(r.key, 'UTF8'), coalesce(r.fingerprint, ''), ",
                     "coalesce(r.attempt, 0), coalesce(r.owner, ''), coalesce(r.state, 0::smallint), r.lease_until, ",
-                    "r.on_abandoned, r.outcome, r.purge_at, coalesce(r.fencing_token, 0), r.barrier_owner, r.barrier_until ",
+                    "r.on_abandoned, r.outcome, r.purge_at, coalesce(r.fencing_token, 0), r.barrier_owner, r.barrier_until, ",
+                    "r.steps_life, r.steps_retention ",
                     "FROM (VALUES (1)) AS one LEFT JOIN {table} AS r ON r.key = ANY(?)"
                 ),
                 table = table
@@ -117,12 +123,13 @@ impl Texts {
                  owner = a.owner, state = a.state, lease_until = a.lease_until, on_abandoned = a.on_abandoned, \
                  outcome = a.outcome, purge_at = a.purge_at, fencing_token = a.token, barrier_owner = a.barrier_owner, \
                  barrier_until = a.barrier_until, watched = r.watched AND r.state = 1 \
-                 FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) AS a (key, was_owner, was_state, was_lease, \
-                 was_barrier, fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at, token, \
+                 FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) AS a (key, was_owner, was_state, was_lease, \
+                 was_barrier, was_life, fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at, token, \
                  barrier_owner, barrier_until) \
                  WHERE r.key = a.key AND r.owner = a.was_owner AND r.state = a.was_state \
                  AND r.lease_until IS NOT DISTINCT FROM a.was_lease \
                  AND r.barrier_owner IS NOT DISTINCT FROM a.was_barrier \
+                 AND r.steps_life IS NOT DISTINCT FROM a.was_life \
                  RETURNING r.key, r.watched AND a.state <> 1 AS watched) \
                  SELECT convert_to(key, 'UTF8'), {announce} FROM written"
             ),
@@ -142,15 +149,17 @@ impl Texts {
                 announce = announce_row
             ),
             delete: format!(
-                "WITH written AS (DELETE FROM {table} AS r USING unnest(?, ?, ?, ?, ?) AS a (key, owner, state, lease, \
-                 barrier) \
+                "WITH written AS (DELETE FROM {table} AS r USING unnest(?, ?, ?, ?, ?, ?) AS a (key, owner, state, lease, \
+                 barrier, life) \
                  WHERE r.key = a.key AND r.owner = a.owner AND r.state = a.state \
                  AND r.lease_until IS NOT DISTINCT FROM a.lease AND r.barrier_owner IS NOT DISTINCT FROM a.barrier \
+                 AND r.steps_life IS NOT DISTINCT FROM a.life \
                  RETURNING r.key, r.watched) \
                  SELECT convert_to(key, 'UTF8'), {announce} FROM written"
             ),
             remove: format!(
-                "WITH written AS (DELETE FROM {table} WHERE key = ? RETURNING key, watched) \
+                "WITH steps AS (DELETE FROM {steps} WHERE key = ?), \
+                 written AS (DELETE FROM {table} WHERE key = ? RETURNING key, watched) \
                  SELECT convert_to(key, 'UTF8'), {announce} FROM written"
             ),
             list: format!(
@@ -162,22 +171,45 @@ impl Texts {
                     " FROM {table} AS r WHERE r.key > ? AND r.state <> 4 ",
                     "AND (r.purge_at IS NULL OR r.purge_at > ",
                     began!(),
-                    ") ORDER BY r.key LIMIT ?"
+                    // Whether it is over is told by its steps.
+                    " OR r.state = 1 AND r.steps_life IS NOT NULL) ORDER BY r.key LIMIT ?"
                 ),
                 table = table
             ),
             purge: format!(
                 concat!(
-                    "DELETE FROM {table} WHERE key = ANY(ARRAY(SELECT key FROM {table} WHERE purge_at <= ",
+                    "WITH due AS MATERIALIZED (SELECT key, purge_at, state, lease_until, steps_life, steps_retention, ",
+                    "steps_count FROM {table} WHERE purge_at <= ",
                     began!(),
                     " AND (SELECT pg_try_advisory_xact_lock({purge_lock})) ORDER BY purge_at LIMIT ? ",
-                    "FOR UPDATE SKIP LOCKED))"
+                    "FOR UPDATE SKIP LOCKED), ",
+                    // A claim with steps is kept for as long as it would be after a release, and while one is not settled.
+                    "judged AS (SELECT key, steps_life IS NOT NULL AS has_steps, steps_life IS NOT NULL AND state = 1 ",
+                    "AND (lease_until + coalesce(steps_retention, 0) > ",
+                    began!(),
+                    " OR EXISTS (SELECT FROM {steps} AS s WHERE s.key = due.key AND s.life = due.steps_life ",
+                    "AND s.state = 1 AND coalesce(s.reruns_until, 0) < {end})) AS stays, ",
+                    "sum(1 + coalesce(steps_count, 0)) OVER counted <= ? OR row_number() OVER counted = 1 AS fits ",
+                    "FROM due WINDOW counted AS (ORDER BY purge_at, key ROWS UNBOUNDED PRECEDING)), ",
+                    "kept AS (UPDATE {table} AS r SET purge_at = ",
+                    began!(),
+                    " + {looked_at_again} FROM judged WHERE r.key = judged.key AND judged.stays), ",
+                    "gone_steps AS (DELETE FROM {steps} WHERE key = ANY(ARRAY(SELECT key FROM judged ",
+                    "WHERE has_steps AND fits AND NOT stays)) RETURNING 1), ",
+                    "gone AS (DELETE FROM {table} WHERE key = ANY(ARRAY(SELECT key FROM judged ",
+                    "WHERE fits AND NOT stays)) RETURNING 1) ",
+                    "SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM gone_steps), ",
+                    "(SELECT count(*) FROM due) >= ? OR EXISTS (SELECT FROM judged WHERE NOT fits)"
                 ),
                 table = table,
-                purge_lock = purge_lock
+                steps = steps,
+                purge_lock = purge_lock,
+                end = i64::MAX,
+                looked_at_again = PURGE_LOOKS_AGAIN
             ),
             stats: format!("SELECT state, count(*) FROM {table} GROUP BY state"),
             watch: format!("UPDATE {table} SET watched = true WHERE key = ? AND state = 1 AND NOT watched"),
+            of_steps: StepTexts::new(table, steps, &announce),
         }
     }
 }

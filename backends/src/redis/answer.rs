@@ -6,17 +6,32 @@ use oncekey::backend::{RecordView, StateView, StoreError};
 use oncekey::{Key, OnAbandoned};
 use redis::Value as Answer;
 
+use super::field::corrupt;
 use super::value::{Claim, Stored, Value, window};
 
+/// What `READ` shows.
+pub(super) enum Found {
+    Nothing,
+    Record(RecordView),
+    /// A record with steps, which are to be read in one go with it.
+    Family,
+}
+
 /// A record as `READ` gives it.
-pub(super) fn read_record(key: &Key, answer: Answer) -> Result<Option<RecordView>, StoreError> {
+pub(super) fn read_record(key: &Key, answer: Answer) -> Result<Found, StoreError> {
     let Answer::Array(parts) = answer else { return Err(unexpected()) };
     let Ok([value, ttl]) = <[Answer; 2]>::try_from(parts) else { return Err(unexpected()) };
-    let (Some(bytes), Answer::Int(ttl)) = (bytes_or_nil(value)?, ttl) else { return Ok(None) };
-    let Value { claim, state, .. } = Value::decode(key, bytes)?;
+    let (Some(bytes), Answer::Int(ttl)) = (bytes_or_nil(value)?, ttl) else {
+        return Ok(Found::Nothing);
+    };
+    let Value { claim, has_steps, state, .. } = Value::decode(key, bytes)?;
+    if has_steps {
+        return Ok(Found::Family);
+    }
     let left = |longer: Duration| Duration::from_millis(u64::try_from(ttl).unwrap_or(0)).saturating_sub(longer);
     let state = match state {
-        Stored::Withdrawn => return Ok(None),
+        // Who is released has steps.
+        Stored::Withdrawn | Stored::Released => return Ok(Found::Nothing),
         Stored::Indeterminate => StateView::Indeterminate,
         _ if ttl < 0 => return Err(endless()),
         Stored::Completed(outcome) => StateView::Completed { outcome, expires_in: left(Duration::ZERO) },
@@ -26,16 +41,27 @@ pub(super) fn read_record(key: &Key, answer: Answer) -> Result<Option<RecordView
         },
     };
     let Claim { fingerprint, attempt, token, .. } = claim;
-    Ok(Some(RecordView { key: key.clone(), fingerprint, attempt, token, steps: None, state }))
+    Ok(Found::Record(RecordView { key: key.clone(), fingerprint, attempt, token, steps: None, state }))
 }
 
-/// What an owner's script says: the head that it found, which is checked here, behind an `n` where it did not do the step.
-pub(super) fn verdict(key: &Key, answer: Answer) -> Result<bool, StoreError> {
+/// What an owner's script did.
+pub(super) enum Verdict {
+    Done,
+    NotDone,
+    /// Nothing, since the record has steps.
+    HasSteps,
+}
+
+/// What an owner's script says: the head that it found, which is checked here, behind an `n` where it did not do the step,
+/// an `s` where it needs the key of the steps, and a `d` where the steps are damaged.
+pub(super) fn verdict(key: &Key, answer: Answer) -> Result<Verdict, StoreError> {
     let bytes = bytes_or_nil(answer)?.unwrap_or_default();
     match bytes.split_first() {
-        Some((b'n', [])) => Ok(false),
-        Some((b'n', head)) => Claim::decode(key, head).map(|_| false),
-        Some(_) => Claim::decode(key, &bytes).map(|_| true),
+        Some((b'n', [])) => Ok(Verdict::NotDone),
+        Some((b'n', head)) => Claim::decode(key, head).map(|_| Verdict::NotDone),
+        Some((b's', head)) => Claim::decode(key, head).map(|_| Verdict::HasSteps),
+        Some((b'd', _)) => Err(corrupt()),
+        Some(_) => Claim::decode(key, &bytes).map(|_| Verdict::Done),
         None => Err(unexpected()),
     }
 }

@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use oncekey::backend::{
-    Acquire, Acquired, Backend, Changed, Complete, Completed, Held, Hold, List, Lookup, Purge, Purged, RecordView,
-    Release, Released, Remove, Removed, Renew, Renewed, Reply, Request, Resolve, Resolved, Stats, StoreError,
-    StoreStats, Watch, Withdraw, Withdrawn,
+    Acquire, Acquired, Backend, BeginStep, Changed, Complete, CompleteStep, Completed, FailStep, Held, Hold, List,
+    Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Reply, Request, Resolve,
+    ResolveStep, Resolved, Stats, StepBegun, StepCompleted, StepFailed, StoreError, StoreStats, Watch, Withdraw,
+    Withdrawn,
 };
 use tokio::time::timeout;
 
+use super::family_step::WithSteps;
 use super::link::Link;
 use super::settings::check;
 use super::step::{Names, Step};
@@ -28,7 +30,7 @@ const SCAN_LIMIT: Duration = Duration::from_secs(60);
 
 /// A store of records in Redis or Valkey: one server, a master that Sentinel names, or a cluster.
 ///
-/// A record is one key. A first use is two commands, the claim (`SET … NX GET PX`) and the outcome (a script that checks
+/// A record is one key, and its steps, if it has any, are another in the same slot. A first use is two commands, the claim (`SET … NX GET PX`) and the outcome (a script that checks
 /// the owner), and a replay is one. What waits in an arbiter's backend actor goes out as one pipeline over the arbiter's
 /// connection. All times are the server's: a record's time is its key's time to live.
 ///
@@ -104,7 +106,7 @@ impl RedisBackend {
         }
         let prefix = options.prefix.unwrap_or_else(|| "oncekey:".to_owned());
         let channel = format!("{prefix}changed:{}", address.database());
-        let names = Arc::new(Names { prefix, channel });
+        let names = Arc::new(Names { prefix, channel, with_steps: WithSteps::default() });
         let link = Link::new(address, options.limits, options.accepts);
         check(&link, options.accepts).await?;
         Ok(Self { link: Arc::new(link), names, watchers: Arc::default() })
@@ -178,6 +180,22 @@ impl Backend for RedisBackend {
         resolve: Resolve -> Resolved,
         lookup: Lookup -> Option<RecordView>,
         remove: Remove -> Removed,
+    }
+
+    async fn begin_step(&self, message: BeginStep) -> Result<StepBegun, StoreError> {
+        self.ask(|reply| Request::BeginStep(Box::new(message), reply)).await
+    }
+
+    async fn complete_step(&self, message: CompleteStep) -> Result<StepCompleted, StoreError> {
+        self.ask(|reply| Request::CompleteStep(Box::new(message), reply)).await
+    }
+
+    async fn fail_step(&self, message: FailStep) -> Result<StepFailed, StoreError> {
+        self.ask(|reply| Request::FailStep(Box::new(message), reply)).await
+    }
+
+    async fn resolve_step(&self, message: ResolveStep) -> Result<Resolved, StoreError> {
+        self.ask(|reply| Request::ResolveStep(Box::new(message), reply)).await
     }
 
     async fn list(&self, message: List) -> Result<Vec<RecordView>, StoreError> {

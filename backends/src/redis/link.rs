@@ -1,6 +1,7 @@
 //! An arbiter's connection: opened when it is needed, shared by all that is under way, dropped when it falls silent.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -57,6 +58,9 @@ pub(super) struct Link {
     accepts: Accepts,
     current: Mutex<Current>,
     clock: Arc<Clock>,
+    /// Whether the store has been opened by this link or before it: it tries again from then on. Until then its opener
+    /// gets the error, and reports it.
+    is_open: AtomicBool,
     /// Held while a connection is made: one tries, and the others wait for what comes of it.
     connecting: tokio::sync::Mutex<Option<Maker>>,
 }
@@ -75,12 +79,14 @@ impl Link {
     pub(super) fn new(address: Address, limits: Limits, accepts: Accepts) -> Self {
         let current = Current { connection: None, number: 0, heard: Instant::now(), failures: 0, last_failure: None };
         let (current, connecting) = (Mutex::new(current), tokio::sync::Mutex::new(None));
-        Self { address, limits, accepts, current, clock: Arc::default(), connecting }
+        Self { address, limits, accepts, current, clock: Arc::default(), is_open: AtomicBool::new(false), connecting }
     }
 
     /// Another link of the same kind, for another arbiter.
     pub(super) fn another(&self) -> Self {
-        Self::new(self.address.clone(), self.limits, self.accepts)
+        let another = Self::new(self.address.clone(), self.limits, self.accepts);
+        another.is_open.store(true, Ordering::Relaxed);
+        another
     }
 
     pub(super) fn limits(&self) -> Limits {
@@ -131,10 +137,11 @@ impl Link {
                 current.number += 1;
                 (current.failures, current.last_failure, current.heard) = (0, None, Instant::now());
                 current.connection = Some(connection.clone());
+                self.is_open.store(true, Ordering::Relaxed);
                 Ok((current.number, connection))
             }
             Err(error) => {
-                if current.failures == 0 {
+                if current.failures == 0 && self.is_open.load(Ordering::Relaxed) {
                     let error = StoreError::from(error.clone());
                     warn!(server = %self.address.name(), %error, "Redis can't be reached; it is tried again and again");
                 }

@@ -7,15 +7,18 @@ use oncekey::Key;
 use oncekey::backend::{List, RecordView, StoreError, StoreStats};
 use redis::{Cmd, Value};
 
-use super::answer::{bytes_or_nil, read_record};
+use super::answer::{Found, bytes_or_nil, read_record};
 use super::error::Failure;
+use super::family_step::{read, read_view};
 use super::link::Link;
-use super::script;
 use super::step::Names;
 use super::value::{LETTER_LEN, letter};
+use super::{script, slot};
 
 /// How many keys the server looks at in one step: others wait for about a millisecond.
 const AT_ONCE: usize = 1_000;
+/// How many records with steps are read in one go.
+const FAMILIES_AT_ONCE: usize = 50;
 /// How many more keys than a page needs one walk looks for.
 const SPARE: usize = 100;
 
@@ -23,6 +26,7 @@ const SPARE: usize = 100;
 struct Walk<'a> {
     link: &'a Link,
     pattern: String,
+    prefix_len: usize,
     /// Those still to be walked through, and where in the last of them the walk is.
     servers: Vec<String>,
     cursor: u64,
@@ -33,7 +37,7 @@ impl<'a> Walk<'a> {
         // Asked for its servers' names.
         let servers = link.everywhere(redis::cmd("DBSIZE")).await.map_err(Failure::of_read)?;
         let servers = servers.into_iter().map(|(server, _)| server).collect();
-        Ok(Self { link, pattern: pattern(&names.prefix), servers, cursor: 0 })
+        Ok(Self { link, pattern: pattern(&names.prefix), prefix_len: names.prefix.len(), servers, cursor: 0 })
     }
 
     async fn next(&mut self) -> Result<Option<Vec<Vec<u8>>>, StoreError> {
@@ -42,6 +46,9 @@ impl<'a> Walk<'a> {
         scan.arg(self.cursor).arg("MATCH").arg(&self.pattern).arg("COUNT").arg(AT_ONCE);
         let page = self.link.on_server(server, scan).await.map_err(Failure::of_read)?;
         let (cursor, keys) = redis::from_redis_value(page).map_err(StoreError::unavailable)?;
+        let mut keys: Vec<Vec<u8>> = keys;
+        // Steps are read with their record.
+        keys.retain(|name| !slot::is_steps(name.get(self.prefix_len..).unwrap_or_default()));
         self.cursor = cursor;
         if cursor == 0 {
             self.servers.pop();
@@ -71,12 +78,8 @@ pub(super) async fn list(link: &Link, names: &Names, message: List) -> Result<Ve
         let keys = keys_after(link, names, after.as_ref(), wanted).await?;
         let is_last = keys.len() < wanted;
         for keys in keys.chunks(AT_ONCE) {
-            let reads = keys.iter().map(|key| script::READ.call(&names.of(key), true)).collect();
-            for (key, answer) in keys.iter().zip(ask_each(link, reads).await.map_err(Failure::of_read)?) {
-                if found.len() < message.limit {
-                    found.extend(read_record(key, answer.map_err(Failure::of_read)?)?);
-                }
-            }
+            let wanted = message.limit - found.len();
+            found.extend(read_all(link, names, keys).await?.into_iter().take(wanted));
             if found.len() >= message.limit {
                 break;
             }
@@ -87,6 +90,28 @@ pub(super) async fn list(link: &Link, names: &Names, message: List) -> Result<Ve
         after = keys.last().cloned();
     }
     Ok(found)
+}
+
+/// The records of these keys, each with its steps.
+async fn read_all(link: &Link, names: &Names, keys: &[Key]) -> Result<Vec<RecordView>, StoreError> {
+    let reads = keys.iter().map(|key| script::READ.call(&names.of(key), true)).collect();
+    let (mut views, mut families) = (Vec::with_capacity(keys.len()), Vec::new());
+    for (key, answer) in keys.iter().zip(ask_each(link, reads).await.map_err(Failure::of_read)?) {
+        match read_record(key, answer.map_err(Failure::of_read)?)? {
+            Found::Nothing => {}
+            Found::Record(view) => views.push(view),
+            Found::Family => families.push(key),
+        }
+    }
+    // Few records have steps. Each may have many.
+    for keys in families.chunks(FAMILIES_AT_ONCE) {
+        let reads = keys.iter().map(|key| read(names, key, None, true)).collect();
+        for (key, answer) in keys.iter().zip(ask_each(link, reads).await.map_err(Failure::of_read)?) {
+            views.extend(read_view(names, key, answer.map_err(Failure::of_read)?)?);
+        }
+    }
+    views.sort_unstable_by(|one, other| one.key.cmp(&other.key));
+    Ok(views)
 }
 
 /// The first keys of records after one, in their order.
@@ -148,9 +173,10 @@ pub(super) async fn stats(link: &Link, names: &Names) -> Result<StoreStats, Stor
         for answer in ask_each(link, looks).await.map_err(Failure::of_read)? {
             let head = bytes_or_nil(answer.map_err(Failure::of_read)?)?.unwrap_or_default();
             match letter(&head) {
-                Some(b'r' | b'h') => stats.in_progress += 1,
-                Some(b'c') => stats.completed += 1,
-                Some(b'i') => stats.indeterminate += 1,
+                Some(b'r' | b'h' | b'm' | b'R' | b'H' | b'M') => stats.in_progress += 1,
+                Some(b'c' | b'C') => stats.completed += 1,
+                Some(b'i' | b'I') => stats.indeterminate += 1,
+                Some(b'F') => stats.released += 1,
                 // A tombstone, or gone since.
                 Some(b'w') => {}
                 None if head.is_empty() => {}

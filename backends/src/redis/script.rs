@@ -41,16 +41,23 @@
 //! operation that has happened, and the operation runs again. So the steps that renew, end or withdraw a claim carry the
 //! flag `allow-oom` ([`Step::of_a_claim`]). They write little and never more than one value. A step that starts work is
 //! refused, and nothing runs.
+//!
+//! # Records with steps
+//!
+//! A record's value says by its letter whether it has steps. Most have none, so a script is called with the record's key
+//! alone. One that must touch the steps and was not given their key does nothing: it answers an `s` before the head, and
+//! the client comes back with both keys, or takes the message to the scripts of
+//! [families](super::family_script).
 
 use std::sync::LazyLock;
 
 use oncekey::OnAbandoned;
-use oncekey::record::WITHDRAWAL_KEPT;
+use oncekey::record::{Steps, WITHDRAWAL_KEPT};
 use redis::{Cmd, Script};
 
 use super::value::{LONGEST, millis, window};
 
-/// `head`, `state`, `is_owner`, `barrier`, `announce`, `kept` and the windows, which most of them need. The owner comes first of
+/// `head`, `state`, `has_steps`, `is_owner`, `barrier`, `announce`, `kept` and the windows, which most of them need. The owner comes first of
 /// the arguments, as [`owned_by`](super::value::owned_by) writes it. `at` is the length of the claim: a value of version 1
 /// has no fencing token. Of an unknown version nothing is known, so that no step touches it. `kept` lengthens a time to
 /// live until the clock has passed the token. It is limited, because a damaged token must not make the command fail.
@@ -60,9 +67,13 @@ local at, is_owner = 69, string.sub(head, 1, 17) == ARGV[1]
 if string.byte(head) == 1 then
     at, is_owner = 61, string.sub(head, 2, 17) == string.sub(ARGV[1], 2)
 end
-local state = string.sub(head, at + 1, at + 1)
-if string.byte(head) ~= 1 and string.byte(head) ~= 2 then state = '' end
-local windows = { r = #RERUN#, h = #HOLD# }
+local letter = string.sub(head, at + 1, at + 1)
+local state = string.lower(letter)
+local has_steps = letter ~= state
+if string.byte(head) ~= 1 and string.byte(head) ~= 2 or letter == 'W' or letter == 'f' then
+    state, has_steps = '', false
+end
+local windows = { r = #RERUN#, h = #HOLD#, m = #RERUN# }
 local mark, barrier = string.sub(head, at + 6, at + 6), ''
 if state ~= 'c' and (mark == '#' or mark == '$') then barrier = '#' .. string.sub(head, at + 7, at + 34) end
 local is_watched = windows[state] and (mark == '!' or mark == '$')
@@ -79,6 +90,58 @@ local function kept(ttl, now)
 end
 ";
 
+/// What a script needs that is given the key of the steps as well: `family` (nothing if it is damaged), `window` (how much
+/// longer than its lease a claim with steps lives), `marked` (a state that says that there are steps), `sum`, `write` (puts
+/// one step and the family), and `follow`, which gives the steps the life of their record. See
+/// [`field`](super::field) for what is where.
+const FAMILY: &str = "
+local function sum(life, name, body)
+    return string.sub(redis.sha1hex(KEYS[1] .. '\\0' .. life .. name .. '\\0' .. body), 1, 16)
+end
+local family
+if has_steps and KEYS[2] then
+    local bytes = redis.call('HGET', KEYS[2], '\\0')
+    if bytes and #bytes == 39 and string.byte(bytes) == 1 then
+        local life = string.sub(bytes, 2, 9)
+        if sum(life, '', string.sub(bytes, 1, 23)) == string.sub(bytes, 24) then
+            family = { bytes = bytes, life = life, retention = struct.unpack('>I8', bytes, 10),
+                open = struct.unpack('>I2', bytes, 18), changes = struct.unpack('>I4', bytes, 20) }
+        end
+    end
+end
+local function window()
+    if not has_steps then return windows[state] end
+    if state == 'h' or family.open > 0 then return #LONGEST# end
+    return math.max(#RERUN#, math.min(family.retention, #LONGEST#))
+end
+local function marked(part)
+    local a, b, c, d = string.byte(part, 2, 5)
+    return string.upper(string.sub(part, 1, 1)) .. string.char(255 - a, 255 - b, 255 - c, 255 - d) .. string.sub(part, 6)
+end
+local function write(name, field)
+    local body = '\\1' .. family.life
+        .. struct.pack('>I8I2I4', family.retention, family.open, (family.changes + 1) % 4294967296)
+    redis.call('HSET', KEYS[2], '\\0', body .. sum(family.life, '', body), name, field)
+end
+local function follow()
+    local ttl = redis.call('PTTL', KEYS[1])
+    if ttl == -1 then
+        redis.call('PERSIST', KEYS[2])
+    else
+        redis.call('PEXPIRE', KEYS[2], string.format('%.0f', ttl + 1000))
+    end
+end
+local function now()
+    local time = redis.call('TIME')
+    return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+-- All that a decision needs.
+local function seen(word, fields)
+    return { word, redis.call('GET', KEYS[1]), redis.call('PEXPIRETIME', KEYS[1]), now(),
+        has_steps and redis.call('HLEN', KEYS[2]) - 1 or 0, fields }
+end
+";
+
 /// The shebang has to be the very first bytes. It also ends Redis's leniency towards scripts that declare nothing: such a
 /// script may use its own keys only, which all of these do.
 const ALLOW_OOM: &str = "#!lua flags=allow-oom\n";
@@ -90,18 +153,20 @@ pub(super) struct Step {
 
 impl Step {
     /// A step that renews, ends or withdraws a claim, or settles what became of one: a server without memory takes it.
-    fn of_a_claim(text: &str) -> Self {
+    pub(super) fn of_a_claim(text: &str) -> Self {
         Self::new(ALLOW_OOM, text)
     }
 
     /// A step that begins a claim, or only looks.
-    fn other(text: &str) -> Self {
+    pub(super) fn other(text: &str) -> Self {
         Self::new("", text)
     }
 
     fn new(first_line: &str, text: &str) -> Self {
         let text = format!("{first_line}{text}")
             .replace("#PRELUDE#", PRELUDE)
+            .replace("#FAMILY#", FAMILY)
+            .replace("#MAX#", &Steps::MAX.to_string())
             .replace("#LONGEST#", &millis(LONGEST).to_string())
             .replace("#RERUN#", &millis(window(OnAbandoned::Rerun)).to_string())
             .replace("#HOLD#", &millis(window(OnAbandoned::Hold)).to_string())
@@ -112,13 +177,18 @@ impl Step {
     /// A call for one key, to which its arguments are added. The server knows the script by its digest, until it is
     /// restarted; `whole` sends the text, which it then keeps.
     pub(super) fn call(&self, key: &[u8], whole: bool) -> Cmd {
+        self.call_for(&[key], whole)
+    }
+
+    /// The same for a record and its steps.
+    pub(super) fn call_for(&self, keys: &[&[u8]], whole: bool) -> Cmd {
         let mut command = Cmd::with_capacity(8, 256);
         if whole {
             command.arg("EVAL").arg(&self.text);
         } else {
             command.arg("EVALSHA").arg(self.script.get_hash());
         }
-        command.arg(1).arg(key);
+        command.arg(keys.len()).arg(keys);
         command
     }
 }
@@ -128,9 +198,10 @@ macro_rules! steps {
         $($(#[$doc])* pub(super) static $name: LazyLock<Step> = LazyLock::new(|| Step::$kind($text));)*
     };
 }
+pub(super) use steps;
 
 steps! {
-    /// Owner, state, time to live, channel, the time. Half of all steps are this one, and what the prelude makes for others
+    /// Owner, state, time to live, channel, the time; the key of the steps too, where there are some. Half of all steps are this one, and what the prelude makes for others
     /// is a good part of what it would cost the server.
     COMPLETE = of_a_claim("
         local head = redis.call('GETRANGE', KEYS[1], '0', '74')
@@ -139,23 +210,32 @@ steps! {
             if string.byte(head) ~= 1 or string.sub(head, 2, 17) ~= string.sub(ARGV[1], 2) then return 'n' .. head end
             at = 61
         end
-        local state = string.sub(head, at + 1, at + 1)
-        if state == 'c' then return head end
-        local is_claim = state == 'r' or state == 'h'
-        if not is_claim and state ~= 'i' then return 'n' .. head end
+        local state, part, steps = string.sub(head, at + 1, at + 1), ARGV[2], nil
+        if state == 'c' or state == 'C' then return head end
+        local is_claim = state == 'r' or state == 'h' or state == 'm'
+        if not is_claim and state ~= 'i' then
+            is_claim = state == 'R' or state == 'H' or state == 'M'
+            if not is_claim and state ~= 'I' then return 'n' .. head end
+            if not KEYS[2] then return 's' .. head end
+            local a, b, c, d = string.byte(part, 2, 5)
+            part = 'C' .. string.char(255 - a, 255 - b, 255 - c, 255 - d) .. string.sub(part, 6)
+            steps = KEYS[2]
+        end
         local mark, ttl = string.sub(head, at + 6, at + 6), ARGV[3]
         if (mark == '#' or mark == '$') and tonumber(ttl) < #KEPT# then ttl = '#KEPT#' end
         if at == 69 then
             local passed = math.floor(struct.unpack('>I8', head, 58) / 1000) + 1 - ARGV[5]
             if passed > tonumber(ttl) then ttl = string.format('%.0f', math.min(passed, #LONGEST#)) end
         end
-        redis.call('SET', KEYS[1], string.sub(head, 1, at) .. ARGV[2], 'PX', ttl)
+        redis.call('SET', KEYS[1], string.sub(head, 1, at) .. part, 'PX', ttl)
+        if steps then redis.call('PEXPIRE', steps, string.format('%.0f', ttl + 1000)) end
         if is_claim and (mark == '!' or mark == '$') then redis.pcall('PUBLISH', ARGV[4], KEYS[1]) end
         return head");
 
     /// Owner, the lease, and the state for a claim that had become indeterminate. A claim's time to live says how long its
     /// lease is, so it can't be lengthened for its token's sake.
     RENEW = of_a_claim("#PRELUDE#
+        if is_owner and has_steps and (windows[state] or state == 'i') then return 's' .. head end
         if is_owner and windows[state] then
             redis.call('PEXPIRE', KEYS[1], string.format('%.0f', ARGV[2] + windows[state]))
         elseif is_owner and state == 'i' then
@@ -169,6 +249,7 @@ steps! {
     /// Owner, channel, the state of a tombstone, the time. A key is never deleted: its token would be lost, and with it
     /// whatever barrier stands.
     RELEASE = of_a_claim("#PRELUDE#
+        if is_owner and has_steps then return 's' .. head end
         if is_owner and (windows[state] or state == 'i') then
             redis.call('SET', KEYS[1], string.sub(head, 1, at) .. ARGV[3] .. barrier, 'PX', kept('#KEPT#', ARGV[4]))
             announce(ARGV[2])
@@ -179,6 +260,7 @@ steps! {
     /// Owner, channel, a tombstone for an absent key, the state of a tombstone for the owner's own claim, and a barrier's
     /// names, the time. Whatever is there stays or becomes a key that exists, with a value that no take-over has met.
     WITHDRAW = of_a_claim("#PRELUDE#
+        if has_steps then return 's' .. head end
         local count = (tonumber(string.sub(barrier, 22, 25)) or 0) + 1
         local names = ARGV[5] .. string.format('%04d%04d', count % 10000, 9999 - count % 10000)
         if head == '' then
@@ -205,6 +287,7 @@ steps! {
 
     /// Owner, state, channel.
     HOLD = of_a_claim("#PRELUDE#
+        if is_owner and has_steps and windows[state] then return 's' .. head end
         if is_owner and windows[state] then
             redis.call('SET', KEYS[1], string.sub(head, 1, at) .. ARGV[2] .. barrier)
             announce(ARGV[3])
@@ -247,19 +330,23 @@ steps! {
     READ = other("return { redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1]) }");
 
     /// Puts a tombstone in the place of what was met, if it is still that. Nothing, the value met, channel, the tombstone
-    /// and its time to live.
+    /// and its time to live. The key of the steps too, where there may be some.
     REMOVE = of_a_claim("#PRELUDE#
         local found = redis.call('GET', KEYS[1])
         if found ~= ARGV[2] then return { 'changed', found } end
         redis.call('SET', KEYS[1], ARGV[4], 'PX', ARGV[5])
+        if KEYS[2] then redis.call('UNLINK', KEYS[2]) end
         announce(ARGV[3])
         return { 'removed' }");
 
-    /// Asks that the claim's end be announced. Gives the lease left; 0 if nobody is at work. A server without memory does not
+    /// Asks that the claim's end be announced. Gives the lease left; 0 if nobody is at work, and -1 if the key of the
+    /// record's steps is needed. A server without memory does not
     /// take the mark: the waiter looks again after a second.
-    WATCH = other("#PRELUDE#
+    WATCH = other("#PRELUDE##FAMILY#
         if not windows[state] then return 0 end
-        local left = redis.call('PTTL', KEYS[1]) - windows[state]
+        if has_steps and not KEYS[2] then return -1 end
+        if has_steps and not family then return 0 end
+        local left = redis.call('PTTL', KEYS[1]) - window()
         if left <= 0 then return 0 end
         if mark == '' then
             redis.pcall('APPEND', KEYS[1], '!')

@@ -7,30 +7,39 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use oncekey::backend::{
-    Acquire, Acquired, Complete, Completed, Held, Hold, Lookup, RecordView, Release, Released, Remove, Removed, Renew,
-    Renewed, Reply, Request, Resolution, Resolve, Resolved, StepState, StoreError, Withdraw, Withdrawn,
+    Acquire, Acquired, Complete, CompleteStep, Completed, Held, Hold, Lookup, RecordView, Release, Released, Remove,
+    Removed, Renew, Renewed, Reply, Request, Resolution, Resolve, Resolved, StepCompleted, StepState, StoreError,
+    Withdraw, Withdrawn,
 };
 use oncekey::record::{Owner, WITHDRAWAL_KEPT};
 use oncekey::{Attempt, FencingToken, Fingerprint, Key, OnAbandoned};
 use redis::{Cmd, Value as Answer};
 
-use super::answer::{bytes_or_nil, endless, read_record, table, unexpected, verdict};
+use super::answer::{Found, Verdict, bytes_or_nil, endless, read_record, table, unexpected, verdict};
 use super::clock::Now;
 use super::error::Failure;
+use super::family_step::{FamilyStep, Message as OfFamily, WithSteps};
 use super::script::{self, Step as Script};
-use super::value::{Barrier, Claim, LONGEST, Stored, Value, claim_millis, millis, owned_by};
+use super::value::{Barrier, Claim, LONGEST, Met, Stored, Value, claim_millis, millis, owned_by};
+use super::{family_script, slot};
 
 /// How the store names its keys, and where it announces changes.
 #[derive(Debug)]
 pub(super) struct Names {
     pub(super) prefix: String,
     pub(super) channel: String,
+    pub(super) with_steps: WithSteps,
 }
 
 impl Names {
     /// The Redis key of a record.
     pub(super) fn of(&self, key: &Key) -> Vec<u8> {
         [self.prefix.as_bytes(), key.as_stored().as_bytes()].concat()
+    }
+
+    /// The Redis key of a record's steps.
+    pub(super) fn steps_of(&self, key: &Key) -> Vec<u8> {
+        slot::steps_of(&self.of(key))
     }
 }
 
@@ -48,7 +57,7 @@ pub(super) struct Step {
     until: Instant,
 }
 
-enum Work {
+pub(super) enum Work {
     Acquire(Acquire, FencingToken, Reply<Acquired>),
     /// An acquire that the server has no memory for, and that error: what is there already needs none.
     Look(Acquire, StoreError, Reply<Acquired>),
@@ -69,18 +78,9 @@ enum Work {
     Find(Remove, Reply<Removed>),
     /// What was found, and the tombstone to put in its place.
     Remove(Remove, Vec<u8>, Value, Reply<Removed>),
-}
-
-/// A value, and its bytes as they were found.
-struct Met {
-    value: Value,
-    bytes: Vec<u8>,
-}
-
-impl Met {
-    fn read(key: &Key, bytes: Vec<u8>) -> Result<Self, StoreError> {
-        Ok(Self { value: Value::decode(key, bytes.clone())?, bytes })
-    }
+    CompleteStep(Box<CompleteStep>, Reply<StepCompleted>),
+    /// A message about a record that has steps, or is to have some.
+    Family(Box<FamilyStep>),
 }
 
 impl Step {
@@ -97,6 +97,10 @@ impl Step {
             Request::Resolve(message, reply) => Work::Inspect(message, reply),
             Request::Lookup(message, reply) => Work::Lookup(message, reply),
             Request::Remove(message, reply) => Work::Find(message, reply),
+            Request::BeginStep(message, reply) => OfFamily::Begin(message, reply).into(),
+            Request::CompleteStep(message, reply) => Work::CompleteStep(message, reply),
+            Request::FailStep(message, reply) => OfFamily::Fail(message, reply).into(),
+            Request::ResolveStep(message, reply) => OfFamily::ResolveStep(message, reply).into(),
             other => return Err(other),
         };
         Ok(Self { names: Arc::clone(names), work, whole: false, again: false, reading: StepState::default(), until })
@@ -113,6 +117,8 @@ impl Step {
             Work::Hold(_, reply) => reply.state(),
             Work::Resolve(_, _, reply) => reply.state(),
             Work::Remove(_, _, _, reply) => reply.state(),
+            Work::CompleteStep(_, reply) => reply.state(),
+            Work::Family(step) => step.state().unwrap_or(&mut self.reading),
             Work::Look(..) | Work::Inspect(..) | Work::Lookup(..) | Work::Find(..) => &mut self.reading,
         }
     }
@@ -150,6 +156,15 @@ impl Step {
             command.arg(&owned_by(owner));
             command
         };
+        // A claim that is known to have steps is spoken of with both keys.
+        let call_either = |alone: &Script, family: &Script, key: &Key, owner: Owner| {
+            if !names.with_steps.has(owner) {
+                return call(alone, key, owner);
+            }
+            let mut command = family.call_for(&[&names.of(key), &names.steps_of(key)], self.whole);
+            command.arg(&owned_by(owner));
+            command
+        };
         match &self.work {
             Work::Acquire(message, token, _) => {
                 // Its first copy may arrive when this claim has ended: the key must not have vanished by then.
@@ -172,7 +187,7 @@ impl Step {
                 // One claim's count never goes back; another claim begins anew.
                 let barrier = if is_own { met_barrier } else { met_barrier.map(|met| Barrier::of(met.withdrawn)) };
                 let barrier = barrier.or(self.again.then(|| Barrier::of(message.owner)));
-                let held = Value { claim, barrier: met_barrier, state: Stored::Indeterminate };
+                let held = Value { claim, has_steps: false, barrier: met_barrier, state: Stored::Indeterminate };
                 let mut command = call(&script::TAKE_OVER, &message.key, message.owner);
                 command.arg(&met.bytes).arg(claimed(message, attempt, *token, barrier));
                 command.arg(claim_millis(message.lease, message.on_abandoned));
@@ -180,12 +195,12 @@ impl Step {
                 command
             }
             Work::Renew(Renew { key, owner, lease }, _) => {
-                let mut command = call(&script::RENEW, key, *owner);
+                let mut command = call_either(&script::RENEW, &family_script::RENEW_FAMILY, key, *owner);
                 command.arg(millis(*lease)).arg(Stored::InProgress(OnAbandoned::Hold).encode(key, *owner));
                 command
             }
             Work::Complete(Complete { key, owner, outcome, retention }, _) => {
-                let mut command = call(&script::COMPLETE, key, *owner);
+                let mut command = call_either(&script::COMPLETE, &script::COMPLETE, key, *owner);
                 let state = Stored::Completed(outcome.clone()).encode(key, *owner);
                 command.arg(state).arg(millis(*retention)).arg(channel).arg(now.last_millis);
                 command
@@ -204,7 +219,7 @@ impl Step {
                 command
             }
             Work::Hold(Hold { key, owner }, _) => {
-                let mut command = call(&script::HOLD, key, *owner);
+                let mut command = call_either(&script::HOLD, &family_script::HOLD_FAMILY, key, *owner);
                 command.arg(Stored::Indeterminate.encode(key, *owner)).arg(channel);
                 command
             }
@@ -217,13 +232,14 @@ impl Step {
                 command.arg(&met.bytes).arg(channel);
                 match &message.with {
                     Resolution::Complete { outcome, retention } => {
-                        let settled = Value { claim, barrier: None, state: Stored::Completed(outcome.clone()) };
+                        let state = Stored::Completed(outcome.clone());
+                        let settled = Value { claim, has_steps: false, barrier: None, state };
                         let least = if barrier.is_some() { WITHDRAWAL_KEPT } else { Duration::ZERO };
                         let life = life_of(claim.token, least.max(*retention), now);
                         command.arg(settled.encode(&message.key)).arg(life);
                     }
                     Resolution::Release => {
-                        let freed = Value { claim, barrier, state: Stored::Withdrawn };
+                        let freed = Value { claim, has_steps: false, barrier, state: Stored::Withdrawn };
                         command.arg(freed.encode(&message.key)).arg(life_of(claim.token, WITHDRAWAL_KEPT, now));
                     }
                 }
@@ -231,11 +247,31 @@ impl Step {
             }
             Work::Lookup(Lookup { key }, _) => script::READ.call(&names.of(key), self.whole),
             Work::Remove(Remove { key }, found, tombstone, _) => {
-                let mut command = script::REMOVE.call(&names.of(key), self.whole);
+                // What can't be read may have had steps.
+                let may_have_steps = Value::decode(key, found.clone()).map_or(true, |value| value.has_steps);
+                let mut command = if may_have_steps {
+                    script::REMOVE.call_for(&[&names.of(key), &names.steps_of(key)], self.whole)
+                } else {
+                    script::REMOVE.call(&names.of(key), self.whole)
+                };
                 command.arg("").arg(found).arg(channel).arg(tombstone.encode(key));
                 command.arg(life_of(tombstone.claim.token, WITHDRAWAL_KEPT, now));
                 command
             }
+            Work::CompleteStep(message, _) => {
+                let CompleteStep { key, life, name, run, outcome } = &**message;
+                let keys = [names.of(key), names.steps_of(key)];
+                let mut command = family_script::COMPLETE_STEP.call_for(&[&keys[0], &keys[1]], self.whole);
+                let run = [&run.token.get().to_be_bytes()[..], &run.number.to_be_bytes()].concat();
+                command
+                    .arg("")
+                    .arg(name.as_str())
+                    .arg(&life.get().to_be_bytes())
+                    .arg(run)
+                    .arg(&outcome.as_stored()[..]);
+                command
+            }
+            Work::Family(step) => step.compose(names, self.whole),
         }
     }
 
@@ -251,19 +287,17 @@ impl Step {
             Err(Failure::NoScript) if !self.whole => return Some(Self { whole: true, ..self }),
             // The same step by the same owner is safe to repeat (of a claim's first copy the script's page tells more);
             // somebody else's word would hear that it came too late.
-            Err(Failure::Broken(_)) if !self.again && !matches!(self.work, Work::Resolve(..) | Work::Remove(..)) => {
+            Err(Failure::Broken(_)) if !self.again && self.work.is_repeatable() => {
                 return Some(Self { again: true, ..self });
             }
             // While a shard fails over, for as long as an answer may take.
-            Err(Failure::Adrift(_))
-                if Instant::now() < self.until && !matches!(self.work, Work::Resolve(..) | Work::Remove(..)) =>
-            {
+            Err(Failure::Adrift(_)) if Instant::now() < self.until && self.work.is_repeatable() => {
                 return Some(Self { again: true, ..self });
             }
             _ => {}
         }
         let Self { names, work, again, reading, until, .. } = self;
-        let work = work.hear(answer, again)?;
+        let work = work.hear(&names, answer, again)?;
         let mut step = Self { names, work, whole: false, again, reading, until };
         // What was sent until now is answered, and did nothing.
         step.state().refused();
@@ -285,7 +319,7 @@ macro_rules! or_refuse {
 }
 
 /// An error that leaves open whether the step was executed is no answer.
-fn answer<T>(reply: Reply<T>, answer: Result<T, StoreError>) {
+pub(super) fn answer<T>(reply: Reply<T>, answer: Result<T, StoreError>) {
     match answer {
         Err(error) if error.is_unknown() => reply.fail(error),
         answer => reply.send(answer),
@@ -293,8 +327,20 @@ fn answer<T>(reply: Reply<T>, answer: Result<T, StoreError>) {
 }
 
 impl Work {
+    /// Whether it may be sent again when its connection broke.
+    fn is_repeatable(&self) -> bool {
+        match self {
+            Self::Resolve(..) | Self::Remove(..) => false,
+            Self::Family(step) => step.is_repeatable(),
+            _ => true,
+        }
+    }
+
     /// `None`: the message is answered; else what there is more to say.
-    fn hear(self, heard: Result<Answer, Failure>, again: bool) -> Option<Work> {
+    fn hear(self, names: &Names, heard: Result<Answer, Failure>, again: bool) -> Option<Work> {
+        if let Self::Family(step) = self {
+            return step.hear(names, heard, again);
+        }
         // What was only read was not changed.
         let heard = match self {
             Self::Look(..) | Self::Inspect(..) | Self::Lookup(..) | Self::Find(..) => heard.map_err(Failure::of_read),
@@ -328,32 +374,65 @@ impl Work {
                 let next = read_take_over(&message, &met.value, token, heard);
                 next_of_acquire(message, next, again, reply)
             }
-            Self::Bar(Withdraw { key, .. }, acquired, reply) => {
-                answer(reply, heard.and_then(|heard| withdrawn(&key, heard)).map(|_| acquired));
+            Self::Bar(message, acquired, reply) => {
+                match or_refuse!(reply, heard.and_then(|heard| withdrawn(&message.key, heard))) {
+                    Some(_) => reply.send(Ok(acquired)),
+                    None => return Some(OfFamily::Bar(message, acquired, reply).into()),
+                }
                 None
             }
-            Self::Renew(Renew { key, .. }, reply) => {
-                let is_done = heard.and_then(|heard| verdict(&key, heard));
-                answer(reply, is_done.map(|done| if done { Renewed::Renewed } else { Renewed::Lost }));
+            Self::Renew(message, reply) => {
+                match or_refuse!(reply, heard.and_then(|heard| verdict(&message.key, heard))) {
+                    Verdict::Done => reply.send(Ok(Renewed::Renewed)),
+                    Verdict::NotDone => reply.send(Ok(Renewed::Lost)),
+                    Verdict::HasSteps => {
+                        names.with_steps.add(message.owner);
+                        return Some(Self::Renew(message, reply));
+                    }
+                }
                 None
             }
-            Self::Complete(Complete { key, .. }, reply) => {
-                let is_done = heard.and_then(|heard| verdict(&key, heard));
-                answer(reply, is_done.map(|done| if done { Completed::Stored } else { Completed::Lost }));
+            Self::Complete(message, reply) => {
+                let verdict = or_refuse!(reply, heard.and_then(|heard| verdict(&message.key, heard)));
+                if matches!(verdict, Verdict::HasSteps) {
+                    names.with_steps.add(message.owner);
+                    return Some(Self::Complete(message, reply));
+                }
+                names.with_steps.forget(message.owner);
+                let is_done = matches!(verdict, Verdict::Done);
+                reply.send(Ok(if is_done { Completed::Stored } else { Completed::Lost }));
                 None
             }
-            Self::Release(Release { key, .. }, reply) => {
-                let is_done = heard.and_then(|heard| verdict(&key, heard));
-                answer(reply, is_done.map(|done| if done { Released::Released } else { Released::Lost }));
+            Self::Release(message, reply) => {
+                match or_refuse!(reply, heard.and_then(|heard| verdict(&message.key, heard))) {
+                    Verdict::Done => reply.send(Ok(Released::Released)),
+                    Verdict::NotDone => reply.send(Ok(Released::Lost)),
+                    Verdict::HasSteps => return Some(OfFamily::Release(message, reply).into()),
+                }
                 None
             }
-            Self::Withdraw(Withdraw { key, .. }, reply) => {
-                answer(reply, heard.and_then(|heard| withdrawn(&key, heard)));
+            Self::Withdraw(message, reply) => {
+                match or_refuse!(reply, heard.and_then(|heard| withdrawn(&message.key, heard))) {
+                    Some(withdrawn) => reply.send(Ok(withdrawn)),
+                    None => return Some(OfFamily::Withdraw(message, reply).into()),
+                }
                 None
             }
-            Self::Hold(Hold { key, .. }, reply) => {
-                let is_done = heard.and_then(|heard| verdict(&key, heard));
-                answer(reply, is_done.map(|done| if done { Held::Held } else { Held::Lost }));
+            Self::Hold(message, reply) => {
+                match or_refuse!(reply, heard.and_then(|heard| verdict(&message.key, heard))) {
+                    Verdict::Done => reply.send(Ok(Held::Held)),
+                    Verdict::NotDone => reply.send(Ok(Held::Lost)),
+                    Verdict::HasSteps => {
+                        names.with_steps.add(message.owner);
+                        return Some(Self::Hold(message, reply));
+                    }
+                }
+                None
+            }
+            Self::CompleteStep(message, reply) => {
+                let verdict = or_refuse!(reply, heard.and_then(|heard| verdict(&message.key, heard)));
+                let is_done = matches!(verdict, Verdict::Done);
+                reply.send(Ok(if is_done { StepCompleted::Stored } else { StepCompleted::Lost }));
                 None
             }
             Self::Inspect(message, reply) => {
@@ -373,8 +452,12 @@ impl Work {
                 }
                 None
             }
-            Self::Lookup(Lookup { key }, reply) => {
-                answer(reply, heard.and_then(|heard| read_record(&key, heard)));
+            Self::Lookup(message, reply) => {
+                match or_refuse!(reply, heard.and_then(|heard| read_record(&message.key, heard))) {
+                    Found::Nothing => reply.send(Ok(None)),
+                    Found::Record(view) => reply.send(Ok(Some(view))),
+                    Found::Family => return Some(OfFamily::Lookup(message, reply).into()),
+                }
                 None
             }
             Self::Find(message, reply) => {
@@ -393,19 +476,23 @@ impl Work {
                 }
                 None
             }
+            // Taken above.
+            work @ Self::Family(_) => Some(work),
         }
     }
 }
 
 /// What an acquire comes to.
-enum Next {
+pub(super) enum Next {
     Answer(Acquired),
     TakeOver(Met),
+    /// What was met has steps, on which it depends.
+    Family,
     /// What was met is gone: from the beginning.
     Again,
 }
 
-fn next_of_acquire(
+pub(super) fn next_of_acquire(
     message: Acquire,
     next: Result<Next, StoreError>,
     again: bool,
@@ -413,6 +500,7 @@ fn next_of_acquire(
 ) -> Option<Work> {
     match or_refuse!(reply, next) {
         Next::TakeOver(met) => return Some(Work::TakeOver(message, met, FencingToken::ZERO, reply)),
+        Next::Family => return Some(OfFamily::Acquire(message, reply).into()),
         Next::Again => return Some(Work::Acquire(message, FencingToken::ZERO, reply)),
         Next::Answer(claimed @ Acquired::Claimed { .. }) => reply.send(Ok(claimed)),
         Next::Answer(acquired) if again => {
@@ -429,9 +517,9 @@ fn claimed_first(token: FencingToken) -> Acquired {
 }
 
 /// What `SET NX GET` found, or what a script says is there by now.
-fn read_found(message: &Acquire, bytes: Vec<u8>) -> Result<Next, StoreError> {
+pub(super) fn read_found(message: &Acquire, bytes: Vec<u8>) -> Result<Next, StoreError> {
     // Most of what is found is completed: its bytes are not copied.
-    let is_completed = super::value::letter(&bytes) == Some(b'c');
+    let is_completed = matches!(super::value::letter(&bytes), Some(b'c' | b'C'));
     let met = if is_completed {
         Met { value: Value::decode(&message.key, bytes)?, bytes: Vec::new() }
     } else {
@@ -450,12 +538,20 @@ fn read_found(message: &Acquire, bytes: Vec<u8>) -> Result<Next, StoreError> {
         _ if claim.fingerprint != message.fingerprint => Acquired::Mismatch,
         Stored::Completed(outcome) => Acquired::Completed { outcome },
         Stored::Indeterminate => Acquired::Indeterminate { attempt: claim.attempt, owner: claim.owner },
-        Stored::InProgress(_) => match barrier {
-            Some(Barrier { withdrawn: owner, .. }) if is_late(owner) && claim.owner != owner => withdrawn(owner),
+        Stored::InProgress(_) | Stored::Released => match barrier {
+            Some(Barrier { withdrawn: owner, .. }) if is_late(owner) && is_withdrawn_owner(&met.value, owner) => {
+                withdrawn(owner)
+            }
+            _ if met.value.has_steps => return Ok(Next::Family),
             _ => return Ok(Next::TakeOver(met)),
         },
     };
     Ok(Next::Answer(acquired))
+}
+
+/// A claim of the barrier's owner that still stands was not withdrawn.
+fn is_withdrawn_owner(met: &Value, owner: Owner) -> bool {
+    met.claim.owner != owner || met.state == Stored::Released
 }
 
 fn read_take_over(message: &Acquire, met: &Value, token: FencingToken, heard: Answer) -> Result<Next, StoreError> {
@@ -498,6 +594,9 @@ fn hear_inspect(message: Resolve, found: Option<Vec<u8>>, reply: Reply<Resolved>
     // A word about attempt 1 says nothing of attempt 2, nor of the first attempt of a later life of the key.
     let is_meant = message.attempt.is_none_or(|attempt| attempt == met.value.claim.attempt)
         && message.owner.is_none_or(|owner| owner == met.value.claim.owner);
+    if is_meant && met.value.has_steps {
+        return Some(OfFamily::Resolve(message, reply).into());
+    }
     if is_meant && matches!(met.value.state, Stored::Indeterminate | Stored::InProgress(OnAbandoned::Hold)) {
         return Some(Work::Resolve(message, met, reply));
     }
@@ -518,9 +617,9 @@ fn hear_find(message: Remove, found: Option<Vec<u8>>, reply: Reply<Removed>) -> 
         }
         // An outcome does not say whether a barrier stands.
         Ok(Value { claim, state: Stored::Completed(_), .. }) => {
-            Value { claim, barrier: Some(Barrier::of(claim.owner)), state: Stored::Withdrawn }
+            Value { claim, has_steps: false, barrier: Some(Barrier::of(claim.owner)), state: Stored::Withdrawn }
         }
-        Ok(Value { claim, barrier, .. }) => Value { claim, barrier, state: Stored::Withdrawn },
+        Ok(Value { claim, barrier, .. }) => Value { claim, has_steps: false, barrier, state: Stored::Withdrawn },
         // Its token is set when it leaves.
         Err(_) => tombstone(Owner::random(), FencingToken::ZERO),
     };
@@ -532,14 +631,15 @@ fn tombstone(withdrawn: Owner, token: FencingToken) -> Value {
     // Whatever it was claimed for.
     let fingerprint = Fingerprint::of(b"");
     let claim = Claim { owner: withdrawn, fingerprint, attempt: Attempt::FIRST, token };
-    Value { claim, barrier: Some(Barrier::of(withdrawn)), state: Stored::Withdrawn }
+    Value { claim, has_steps: false, barrier: Some(Barrier::of(withdrawn)), state: Stored::Withdrawn }
 }
 
-/// What `WITHDRAW` says: what it found, or the tombstone that it left.
-fn withdrawn(key: &Key, heard: Answer) -> Result<Withdrawn, StoreError> {
+/// What `WITHDRAW` says: what it found, or the tombstone that it left. `None` for a record that has steps.
+fn withdrawn(key: &Key, heard: Answer) -> Result<Option<Withdrawn>, StoreError> {
     match verdict(key, heard)? {
-        true => Ok(Withdrawn),
-        false => Err(StoreError::corrupt("a key in Redis is in no state that a record can be in")),
+        Verdict::Done => Ok(Some(Withdrawn)),
+        Verdict::HasSteps => Ok(None),
+        Verdict::NotDone => Err(StoreError::corrupt("a key in Redis is in no state that a record can be in")),
     }
 }
 
@@ -559,7 +659,8 @@ fn life_of(token: FencingToken, asked: Duration, now: Now) -> u64 {
 /// The value that claims a key.
 fn claimed(message: &Acquire, attempt: Attempt, token: FencingToken, barrier: Option<Barrier>) -> Vec<u8> {
     let claim = Claim { owner: message.owner, fingerprint: message.fingerprint, attempt, token };
-    Value { claim, barrier, state: Stored::InProgress(message.on_abandoned) }.encode(&message.key)
+    let state = Stored::InProgress(message.on_abandoned);
+    Value { claim, has_steps: false, barrier, state }.encode(&message.key)
 }
 
 #[cfg(test)]
@@ -581,7 +682,8 @@ mod tests {
         };
         let (answer, heard) = mpsc::channel();
         let reply = Reply::new(move |result| answer.send(result).unwrap());
-        let names = Arc::new(Names { prefix: "p:".to_owned(), channel: "c".to_owned() });
+        let names =
+            Arc::new(Names { prefix: "p:".to_owned(), channel: "c".to_owned(), with_steps: WithSteps::default() });
         let step = Step::begin(&names, Request::Acquire(message, reply), until);
         (step.unwrap_or_else(|_| panic!("an acquire is a step")), heard)
     }

@@ -7,7 +7,7 @@
 //! 49  attempt, big-endian                 the claim: written when the key is claimed
 //! 57  fencing token, big-endian
 //! 65  CRC-32 of the key and all before
-//! 69  state: r, h, c, i or w
+//! 69  state: r, h, m, c, i or w; R, H, M, C, I or F for a record that has steps
 //! 70  CRC-32 of the key, owner, state and outcome
 //! 74  the outcome of a completed record   the state: scripts put another in its place
 //!     of any other state: nothing, or a mark
@@ -29,6 +29,11 @@
 //!
 //! Version 1 has no fencing token: the state begins at 61. A script of the claim's owner leaves the version as it is;
 //! every claim writes version 2.
+//!
+//! A capital letter says that the record has steps, which are in a key of their own: see [`field`](super::field). Its
+//! checksum is that of the small letter with every bit turned over. So a script can say of any state that the client sends
+//! that it has steps, and a letter that is damaged never passes for the other one. A version of this library that has no
+//! steps knows none of these letters, and takes such a record for corrupt.
 
 use std::time::Duration;
 
@@ -97,9 +102,24 @@ fn state_at(version: u8) -> Option<usize> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Value {
     pub(super) claim: Claim,
+    /// Whether there are steps, in a key of their own.
+    pub(super) has_steps: bool,
     /// Never of a completed record: that one's time to live does a barrier's work.
     pub(super) barrier: Option<Barrier>,
     pub(super) state: Stored,
+}
+
+/// A value, and its bytes as they were found.
+#[derive(Debug)]
+pub(super) struct Met {
+    pub(super) value: Value,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl Met {
+    pub(super) fn read(key: &Key, bytes: Vec<u8>) -> Result<Self, StoreError> {
+        Ok(Self { value: Value::decode(key, bytes.clone())?, bytes })
+    }
 }
 
 /// Who claimed the key for what.
@@ -126,6 +146,8 @@ pub(super) enum Stored {
     InProgress(OnAbandoned),
     Completed(SealedOutcome),
     Indeterminate,
+    /// The key is free for the same request, which finds its steps. There are always some.
+    Released,
     /// The key is free. The tombstone keeps the fencing token, and whatever barrier stands.
     Withdrawn,
 }
@@ -138,6 +160,7 @@ impl Stored {
             Self::InProgress(OnAbandoned::Resume) => b'm',
             Self::Completed(_) => b'c',
             Self::Indeterminate => b'i',
+            Self::Released => b'f',
             Self::Withdrawn => b'w',
         }
     }
@@ -153,16 +176,55 @@ impl Stored {
     pub(super) fn encode(&self, key: &Key, owner: Owner) -> Vec<u8> {
         let outcome = self.outcome();
         let mut bytes = Vec::with_capacity(STATE_LEN + outcome.len());
-        self.append(key, owner, &mut bytes);
+        self.append(key, owner, false, &mut bytes);
         bytes
     }
 
-    fn append(&self, key: &Key, owner: Owner, bytes: &mut Vec<u8>) {
+    fn append(&self, key: &Key, owner: Owner, has_steps: bool, bytes: &mut Vec<u8>) {
         let (letter, outcome) = (self.letter(), self.outcome());
+        let state_at = bytes.len();
         bytes.push(letter);
         bytes.extend_from_slice(&state_checksum(key, owner, letter, outcome));
+        if has_steps {
+            turn_over(&mut bytes[state_at..]);
+        }
         bytes.extend_from_slice(outcome);
     }
+}
+
+/// Makes of a state without steps the same with steps, and the other way round: the letter and its checksum.
+fn turn_over(state: &mut [u8]) {
+    let Some((letter, checksum)) = state.split_first_mut() else { return };
+    *letter ^= b'a' ^ b'A';
+    checksum.iter_mut().for_each(|byte| *byte = !*byte);
+}
+
+/// A value that says, all else the same, that there are steps. What is none stays as it is.
+pub(super) fn with_steps(mut bytes: Vec<u8>) -> Vec<u8> {
+    let state_at = bytes.first().copied().and_then(state_at);
+    let state = state_at.and_then(|at| bytes.get_mut(at..at + STATE_LEN));
+    if let Some(state) = state
+        && state[0].is_ascii_lowercase()
+    {
+        turn_over(state);
+    }
+    bytes
+}
+
+/// Whether a caller waits for the end of the claim that a value holds.
+pub(super) fn is_watched(bytes: &[u8]) -> bool {
+    let state_at = bytes.first().copied().and_then(state_at).unwrap_or(bytes.len());
+    let is_claim = bytes.get(state_at).is_some_and(|letter| matches!(letter.to_ascii_lowercase(), b'r' | b'h' | b'm'));
+    is_claim && matches!(bytes.get(state_at + STATE_LEN), Some(&(WATCHED | BARRED_AND_WATCHED)))
+}
+
+/// The value of a claim, with the mark of a waiting caller.
+pub(super) fn watched(mut bytes: Vec<u8>) -> Vec<u8> {
+    match bytes.get_mut(HEAD_LEN) {
+        None => bytes.push(WATCHED),
+        Some(sign) => *sign = BARRED_AND_WATCHED,
+    }
+    bytes
 }
 
 /// How the value of a claim of `owner` begins.
@@ -253,7 +315,7 @@ impl Value {
     pub(super) fn encode(&self, key: &Key) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEAD_LEN + 1 + BARRIER_LEN + self.state.outcome().len());
         self.claim.append(key, &mut bytes);
-        self.state.append(key, self.claim.owner, &mut bytes);
+        self.state.append(key, self.claim.owner, self.has_steps, &mut bytes);
         if let Some(barrier) = self.barrier {
             barrier.append(key, &mut bytes);
         }
@@ -269,9 +331,14 @@ impl Value {
             return Err(corrupt());
         }
         let bytes = Bytes::from(bytes);
-        let (letter, rest) = (bytes[state_at], bytes.slice(state_at + STATE_LEN..));
+        let (letter, rest) = (bytes[state_at].to_ascii_lowercase(), bytes.slice(state_at + STATE_LEN..));
+        let has_steps = letter != bytes[state_at];
         let (outcome, mark) = if letter == b'c' { (rest, Bytes::new()) } else { (Bytes::new(), rest) };
-        if bytes[state_at + 1..state_at + STATE_LEN] != state_checksum(key, claim.owner, letter, &outcome) {
+        let mut checksum = state_checksum(key, claim.owner, letter, &outcome);
+        if has_steps {
+            checksum = checksum.map(|byte| !byte);
+        }
+        if bytes[state_at + 1..state_at + STATE_LEN] != checksum {
             return Err(corrupt());
         }
         let state = match letter {
@@ -280,7 +347,8 @@ impl Value {
             b'h' => Stored::InProgress(OnAbandoned::Hold),
             b'm' => Stored::InProgress(OnAbandoned::Resume),
             b'i' => Stored::Indeterminate,
-            b'w' => Stored::Withdrawn,
+            b'f' if has_steps => Stored::Released,
+            b'w' if !has_steps => Stored::Withdrawn,
             _ => return Err(corrupt()),
         };
         let is_claim = matches!(state, Stored::InProgress(_));
@@ -293,7 +361,7 @@ impl Value {
             }
             Some(_) => return Err(corrupt()),
         };
-        Ok(Self { claim, barrier, state })
+        Ok(Self { claim, has_steps, barrier, state })
     }
 }
 
@@ -311,7 +379,7 @@ pub(crate) fn read_for_fuzzing(key: &Key, mut bytes: Vec<u8>) {
     }
     let mut written = bytes.clone();
     if let Some((head, rest)) = bytes.split_at_mut_checked(state_at + STATE_LEN) {
-        let letter = head[state_at];
+        let letter = head[state_at].to_ascii_lowercase();
         if letter != b'c'
             && let Some((sign, barrier)) = rest.split_first_mut()
             && let Some((withdrawn, more)) = barrier.split_first_chunk_mut()
@@ -324,7 +392,10 @@ pub(crate) fn read_for_fuzzing(key: &Key, mut bytes: Vec<u8>) {
             written.truncate(state_at + STATE_LEN);
         }
         let outcome = if letter == b'c' { &*rest } else { &[] };
-        let checksum = state_checksum(key, owner, letter, outcome);
+        let mut checksum = state_checksum(key, owner, letter, outcome);
+        if letter != head[state_at] {
+            checksum = checksum.map(|byte| !byte);
+        }
         head[state_at + 1..].copy_from_slice(&checksum);
         written[state_at + 1..state_at + STATE_LEN].copy_from_slice(&checksum);
     }
@@ -377,9 +448,18 @@ mod tests {
             Stored::Withdrawn,
         ];
         let barrier = Barrier { withdrawn: Owner::random(), count: 1_208 };
-        let barred =
-            [0, 1, 4, 5].map(|state: usize| Value { claim, barrier: Some(barrier), state: states[state].clone() });
-        states.map(|state| Value { claim, barrier: None, state }).into_iter().chain(barred).collect()
+        let value = |barrier, has_steps, state: &Stored| Value { claim, has_steps, barrier, state: state.clone() };
+        let barred = [0, 1, 4, 5].map(|state: usize| value(Some(barrier), false, &states[state]));
+        let alone = states.iter().map(|state| value(None, false, state));
+        let with_steps = states[..6].iter().chain([&Stored::Released]);
+        let families = with_steps.flat_map(|state| {
+            let may_be_barred = !matches!(state, Stored::Completed(_));
+            [Some(None), may_be_barred.then_some(Some(barrier))]
+                .into_iter()
+                .flatten()
+                .map(move |barrier| value(barrier, true, state))
+        });
+        alone.chain(barred).chain(families).collect()
     }
 
     /// With the mark that a script makes of it where a caller waits.
@@ -393,6 +473,28 @@ mod tests {
             }
         }
         Some(bytes)
+    }
+
+    /// A letter that turns into the other one is no state of either kind.
+    #[test]
+    fn e13_a_record_without_steps_is_none_with_steps() {
+        let key = Key::new("s", "k").unwrap();
+        for value in values(&key) {
+            let bytes = value.encode(&key);
+            let mut other = bytes.clone();
+            other[STATE_AT] ^= 0x20;
+            assert!(Value::decode(&key, other).is_err(), "{value:?}");
+            if !matches!(value.state, Stored::Withdrawn | Stored::Released) {
+                let turned = Value { has_steps: true, ..value.clone() };
+                assert_eq!(Value::decode(&key, with_steps(bytes.clone())), Ok(turned.clone()));
+                assert_eq!(with_steps(bytes.clone()), turned.encode(&key));
+            }
+            assert!(!is_watched(&bytes));
+            if let Some(marked) = watched(&value, bytes.clone()) {
+                assert!(is_watched(&marked));
+                assert_eq!(super::watched(bytes), marked);
+            }
+        }
     }
 
     /// As version 1 wrote it.
@@ -415,8 +517,9 @@ mod tests {
             // A script joins the claim that it finds to the state that it is sent.
             let state = value.state.encode(&key, value.claim.owner);
             let joined = [&value.encode(&key)[..STATE_AT], &state].concat();
+            let joined = if value.has_steps { with_steps(joined) } else { joined };
             assert!(value.encode(&key).starts_with(&joined));
-            assert_eq!(letter(&value.encode(&key)[..LETTER_LEN]), Some(value.state.letter()));
+            assert_eq!(letter(&value.encode(&key)[..LETTER_LEN]), Some(joined[STATE_AT]));
         }
     }
 
@@ -428,7 +531,7 @@ mod tests {
             let claim = Claim { token: FencingToken::ZERO, ..value.claim };
             let read = Value { claim, ..value.clone() };
             assert_eq!(Value::decode(&key, bytes.clone()), Ok(read.clone()));
-            assert_eq!(letter(&bytes[..bytes.len().min(LETTER_LEN)]), Some(value.state.letter()));
+            assert_eq!(letter(&bytes[..bytes.len().min(LETTER_LEN)]), Some(value.encode(&key)[STATE_AT]));
             if let Some(bytes) = watched(&value, bytes) {
                 assert_eq!(Value::decode(&key, bytes), Ok(read));
             }

@@ -122,7 +122,7 @@ pub(super) async fn watch(
         // Before the record is marked, so that no announcement after it is missed.
         let mut changed = std::pin::pin!(waiter.changed());
         changed.as_mut().enable();
-        let lease_left = mark(link, waiter.key()).await?;
+        let lease_left = mark(link, waiter.key(), || names.steps_of(&message.key)).await?;
         if lease_left.is_zero() {
             if looked_in_vain {
                 watchers.is_deaf();
@@ -140,9 +140,14 @@ pub(super) async fn watch(
 }
 
 /// Asks that the claim's end be announced, and gives what is left of its lease; zero if nobody is at work.
-async fn mark(link: &Link, key: &[u8]) -> Result<Duration, StoreError> {
-    let answer = match link.read(script::WATCH.call(key, false)).await {
-        Err(Failure::NoScript) => link.read(script::WATCH.call(key, true)).await,
+async fn mark(link: &Link, key: &[u8], steps: impl FnOnce() -> Vec<u8>) -> Result<Duration, StoreError> {
+    let watch = async |keys: &[&[u8]]| match link.read(script::WATCH.call_for(keys, false)).await {
+        Err(Failure::NoScript) => link.read(script::WATCH.call_for(keys, true)).await,
+        answer => answer,
+    };
+    let answer = match watch(&[key]).await {
+        // How long its lease is depends on its steps.
+        Ok(Value::Int(-1)) => watch(&[key, &steps()]).await,
         answer => answer,
     };
     match answer.map_err(Failure::of_read)? {

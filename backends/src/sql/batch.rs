@@ -8,9 +8,11 @@
 //! **A row that another session has locked holds nobody else up for long.** A connection waits for a lock for a second.
 //! Then the database is asked which of the batch's rows are free: those go on, and the steps on locked rows fail.
 //!
-//! Most steps need no look: a claim of a key that nobody has used, and a completion by the claim's owner. They are tried
-//! so first, in one statement; what that does not take is looked at. Where the last claims met records, the next ones
-//! look first.
+//! Most steps need no look: a claim of a key that nobody has used, and a completion by the claim's owner; so do the first run
+//! of an operation's step, and its outcome. They are tried so first, in one statement; what that does not take is looked at.
+//! Where the last claims met records, the next ones look first.
+//!
+//! A step that has to see the steps of an operation is decided in a transaction of its own: see [`family`].
 //!
 //! **A step whose statement's answer is lost ends here, as unknown.** It is not decided anew: the statement may still wait
 //! for a lock, or on its way to the server, so that nothing that is read says what will become of it, and a lock on a row
@@ -25,23 +27,29 @@ use std::time::Duration;
 
 use diesel::QueryResult;
 use diesel::result::Error;
+use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt as _};
 use oncekey::backend::{Request, StoreError};
 use oncekey::record::transition::Write;
 use oncekey::record::{Record, State, StoreTime};
-use oncekey::{FencingToken, Key, KeyHasher};
+use oncekey::{Key, KeyHasher};
 
-use super::dialect::{Claimed, Dialect, Failure, Written};
+use super::dialect::{Dialect, Failure, Written};
 use super::error::{Fate, fate, of_read, of_write};
+use super::family;
 use super::lent::Lent;
 use super::row::{Columns, Expected, Row};
-use super::step::{Step, Unseen, step_of};
+use super::step::{Given, Group, Step, Unseen, step_of};
+use super::step_row::given_token;
 
 /// The most steps in one statement.
 const MAX_STATEMENT: usize = 128;
 /// How often a batch waits for the locks of its rows before its steps fail.
 const MAX_WAITS: u32 = 3;
 /// How often steps that meet others' changes are decided anew before they are refused.
-const MAX_TRIES: u32 = 20;
+pub(super) const MAX_TRIES: u32 = 20;
+/// How many transactions on records with steps a group has under way at once.
+const FAMILIES: usize = 2;
 
 /// Splits a batch into rounds in which each key occurs once, so that a key's steps are taken in their order. What is no
 /// step comes first: nothing waits for it.
@@ -74,26 +82,50 @@ impl Default for KeysAreNew {
     }
 }
 
-/// Takes one round: claims on one connection, settlements on another, so that neither waits for the other's commit.
-pub(crate) async fn take_round<D: Dialect>(dialect: &D, keys_are_new: &KeysAreNew, round: Vec<Box<dyn Step>>) {
-    let (mut acquires, mut others): (Vec<_>, Vec<_>) = round.into_iter().partition(|step| step.is_acquire());
+/// Takes one round: claims on one connection, settlements on another, so that neither waits for the other's commit. What is
+/// about operations' steps has connections of its own as well.
+pub(crate) async fn take_round<D: Dialect>(dialect: &D, keys_are_new: &KeysAreNew, mut round: Vec<Box<dyn Step>>) {
     let mut groups = Vec::new();
-    for (steps, keys_are_new) in [(&mut acquires, Some(keys_are_new)), (&mut others, None)] {
+    for group in Group::ALL {
+        let (mut steps, others): (Vec<_>, Vec<_>) = round.into_iter().partition(|step| step.group() == group);
+        round = others;
+        let keys_are_new = (group == Group::Claims).then_some(keys_are_new);
         // In the order of their keys, in which every process locks.
         steps.sort_unstable_by(|a, b| a.key().cmp(b.key()));
         while !steps.is_empty() {
             let rest = steps.split_off(steps.len().min(MAX_STATEMENT));
-            let group = std::mem::replace(steps, rest);
+            let part = std::mem::replace(&mut steps, rest);
             groups.push(async move {
                 let looks_first = keys_are_new.is_some_and(|new| !new.0.load(Ordering::Relaxed));
-                let rest = if looks_first { group } else { take_unseen(dialect, group).await };
-                if !rest.is_empty() {
+                let rest = if looks_first { part } else { take_unseen(dialect, part).await };
+                if group.is_of_steps() {
+                    take_families(dialect, rest).await;
+                } else if !rest.is_empty() {
                     take(dialect, keys_are_new, rest).await;
                 }
             });
         }
     }
-    let _: Vec<()> = futures_util::future::join_all(groups).await;
+    let _: Vec<()> = join_all(groups).await;
+}
+
+/// Takes steps each in a transaction of its own.
+async fn take_families<D: Dialect>(dialect: &D, steps: Vec<Box<dyn Step>>) {
+    let take_one = async |mut step: Box<dyn Step>| {
+        // The record may be gone, or come, between the look and the lock.
+        for tries in 0..MAX_TRIES {
+            let Some(absent) = family::take(dialect, step).await else { return };
+            let (mut alone, mut families) = (Vec::new(), Vec::new());
+            take_together(dialect, None, vec![absent], &mut alone, &mut families).await;
+            match families.pop() {
+                Some(diverted) => step = diverted,
+                None => return,
+            }
+            pause(tries).await;
+        }
+        step.fail(StoreError::unavailable("others made and removed the record again and again"));
+    };
+    stream::iter(steps).for_each_concurrent(FAMILIES, take_one).await;
 }
 
 /// A step, and what it decided on.
@@ -111,8 +143,9 @@ impl Open {
 
 /// What a statement did that needed no look.
 enum Done {
-    Claims(Vec<Claimed>),
-    Completions(Written),
+    /// These keys' steps, with what they were given.
+    Given(HashMap<Vec<u8>, Given>),
+    Written(Written),
 }
 
 /// Takes what can be taken without a look, of claims or of settlements, and gives the others back, for [`take`] to look at
@@ -125,11 +158,10 @@ async fn take_unseen<D: Dialect>(dialect: &D, steps: Vec<Box<dyn Step>>) -> Vec<
     match try_unseen(dialect, &mut trying).await {
         // Nothing was sent: `take` tells the reason if it meets it too.
         None => rest.extend(trying),
-        Some(Ok(Done::Claims(claimed))) => {
-            let tokens: HashMap<&[u8], i64> = claimed.iter().map(|(key, token)| (key.as_slice(), *token)).collect();
+        Some(Ok(Done::Given(given))) => {
             for mut step in trying {
-                match tokens.get(step.key().as_stored().as_bytes()) {
-                    Some(token) => step.done(FencingToken::new(u64::try_from(*token).unwrap_or(0))),
+                match given.get(step.key().as_stored().as_bytes()) {
+                    Some(given) => step.done(*given),
                     None => {
                         step.state().refused();
                         rest.push(step);
@@ -137,9 +169,9 @@ async fn take_unseen<D: Dialect>(dialect: &D, steps: Vec<Box<dyn Step>>) -> Vec<
                 }
             }
         }
-        Some(Ok(Done::Completions(written))) => {
+        Some(Ok(Done::Written(written))) => {
             let (done, unwritten) = divide(trying, &written, |step| step.key());
-            done.into_iter().for_each(|step| step.done(FencingToken::ZERO));
+            done.into_iter().for_each(|step| step.done(Given::NOTHING));
             rest.extend(unwritten.into_iter().map(|mut step| {
                 if written != Written::Some {
                     step.state().refused();
@@ -159,17 +191,29 @@ async fn try_unseen<D: Dialect>(dialect: &D, trying: &mut [Box<dyn Step>]) -> Op
     let connection = lent.connection().ok()?;
     trying.iter_mut().for_each(|step| step.state().sent());
     let (mut claims, mut completions) = (Vec::new(), Vec::new());
+    let (mut begins, mut outcomes) = (Vec::new(), Vec::new());
     for step in trying.iter() {
         match step.unseen() {
             Some(Unseen::Claim(row)) => claims.push(row),
             Some(Unseen::Completion(row)) => completions.push(row),
+            Some(Unseen::Begin(row)) => begins.push(row),
+            Some(Unseen::StepCompletion(row)) => outcomes.push(row),
             None => {}
         }
     }
-    let done = if claims.is_empty() {
-        dialect.complete(connection, &completions).await.map(Done::Completions)
+    // They are of one group.
+    let done = if !claims.is_empty() {
+        let claimed = dialect.claim(connection, &claims).await;
+        let given = |(key, token)| (key, Given { token: given_token(token), ..Given::NOTHING });
+        claimed.map(|claimed| Done::Given(claimed.into_iter().map(given).collect()))
+    } else if !begins.is_empty() {
+        let begun = dialect.begin_steps(connection, &begins).await;
+        let given = |(key, life, token)| (key, Given { token: given_token(token), life: given_token(life) });
+        begun.map(|begun| Done::Given(begun.into_iter().map(given).collect()))
+    } else if !outcomes.is_empty() {
+        dialect.complete_steps(connection, &outcomes).await.map(Done::Written)
     } else {
-        dialect.claim(connection, &claims).await.map(Done::Claims)
+        dialect.complete(connection, &completions).await.map(Done::Written)
     };
     // A lock that was waited for in vain leaves nothing behind on the connection.
     if done.as_ref().err().is_none_or(|error| D::failure(error) == Failure::Locked) {
@@ -193,20 +237,23 @@ fn unless_lost<D: Dialect>(mut step: Box<dyn Step>, error: &Error) -> Option<Box
 }
 
 async fn take<D: Dialect>(dialect: &D, keys_are_new: Option<&KeysAreNew>, steps: Vec<Box<dyn Step>>) {
-    let mut alone = Vec::new();
-    take_together(dialect, keys_are_new, steps, &mut alone).await;
+    let (mut alone, mut families) = (Vec::new(), Vec::new());
+    take_together(dialect, keys_are_new, steps, &mut alone, &mut families).await;
     for open in alone {
         // One step by itself sets none apart.
-        take_together(dialect, keys_are_new, vec![open.step], &mut Vec::new()).await;
+        take_together(dialect, keys_are_new, vec![open.step], &mut Vec::new(), &mut families).await;
     }
+    take_families(dialect, families).await;
 }
 
-/// Takes steps together, and puts in `alone` those that are to be taken one by one after it.
+/// Takes steps together, and puts in `alone` those that are to be taken one by one after it, and in `families` those that have
+/// to see the steps of their records.
 async fn take_together<D: Dialect>(
     dialect: &D,
     keys_are_new: Option<&KeysAreNew>,
     steps: Vec<Box<dyn Step>>,
     alone: &mut Vec<Open>,
+    families: &mut Vec<Box<dyn Step>>,
 ) {
     let mut waits = 0;
     let mut open: Vec<Open> = steps.into_iter().map(Open::new).collect();
@@ -225,8 +272,12 @@ async fn take_together<D: Dialect>(
             Ok(connection) => connection,
             Err(error) => return fail(open, error),
         };
-        let (writing, replays) = decide(open, found, now);
+        let (writing, replays) = decide(open, found, now, families);
         open = writing;
+        if open.is_empty() && replays.is_empty() {
+            lent.give_back();
+            return;
+        }
         if !replays.is_empty() {
             let flushed = dialect.await_flush(connection).await;
             match flushed {
@@ -310,8 +361,13 @@ async fn read<D: Dialect>(
 }
 
 /// Decides each step; answers those that neither write nor tell of what was stored before, and gives those that write, and
-/// those that tell.
-fn decide(open: Vec<Open>, mut rows: HashMap<Vec<u8>, Row>, now: StoreTime) -> (Vec<Open>, Vec<Open>) {
+/// those that tell. What is to be decided with the steps of its record goes to `families`.
+fn decide(
+    open: Vec<Open>,
+    mut rows: HashMap<Vec<u8>, Row>,
+    now: StoreTime,
+    families: &mut Vec<Box<dyn Step>>,
+) -> (Vec<Open>, Vec<Open>) {
     let (mut writing, mut replays) = (Vec::with_capacity(open.len()), Vec::new());
     for mut open in open {
         let found = match rows.remove(open.step.key().as_stored().as_bytes()).map(Row::decode).transpose() {
@@ -333,6 +389,10 @@ fn decide(open: Vec<Open>, mut rows: HashMap<Vec<u8>, Row>, now: StoreTime) -> (
             continue;
         }
         open.step.state().refused();
+        if found.as_ref().is_some_and(|found| open.step.must_see_steps(found, now)) {
+            families.push(open.step);
+            continue;
+        }
         open.write = open.step.decide(found.as_ref(), now);
         open.found = found;
         match open.write {

@@ -1,5 +1,6 @@
 //! The store's side of the protocol, for any dialect.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use diesel::QueryResult;
@@ -7,7 +8,7 @@ use diesel_async::{AnsiTransactionManager, TransactionManager as _};
 use oncekey::Key;
 use oncekey::backend::{
     Complete, CompleteInTransaction, Completed, CompletedInTransaction, List, Lookup, Purge, Purged, RecordView,
-    Remove, Removed, Reply, Request, Stats, StoreError, StoreStats,
+    Remove, Removed, Reply, Request, Stats, StepCommitted, StepInTransaction, StoreError, StoreStats,
 };
 use oncekey::record::{StoreTime, transition};
 use tokio::sync::Semaphore;
@@ -15,9 +16,11 @@ use tokio::sync::Semaphore;
 use super::batch::{KeysAreNew, rounds, take_round};
 use super::dialect::{Dialect, Failure, Keyed, Written};
 use super::error::{of_read, of_write};
+use super::family;
 use super::lent::Lent;
 use super::row::Row;
 use super::step::Completion;
+use super::step_row::StepRow;
 use super::transaction;
 use crate::CompleteInError;
 use crate::ask::ask;
@@ -93,6 +96,11 @@ impl<D: Dialect> Core<D> {
         transaction::complete(&*self.dialect, message).await
     }
 
+    pub(crate) async fn step_in_transaction(&self, message: StepInTransaction) -> Result<StepCommitted, StoreError> {
+        let _permit = self.transactions.acquire().await.map_err(StoreError::unavailable)?;
+        transaction::commit_step(&*self.dialect, message).await
+    }
+
     /// Completes a claim in a transaction that is open on the caller's connection.
     pub(crate) async fn complete_in(
         &self,
@@ -112,7 +120,7 @@ impl<D: Dialect> Core<D> {
             Written::Only(_) | Written::Some => {}
         }
         let (now, row) = self.dialect.lock(connection, message.key.as_stored()).await?;
-        let found = row.map(Row::decode).transpose()?;
+        let found = family::with_steps(&*self.dialect, connection, &message.key, row).await??;
         match transition::complete(found.as_ref(), now, message).answer {
             // It was completed before, by the same owner. The caller's commit waits for the flush.
             Completed::Stored => Ok(self.dialect.await_flush(connection).await?),
@@ -124,21 +132,21 @@ impl<D: Dialect> Core<D> {
         let key = message.key.as_stored();
         let read = async |dialect: &D, connection: &mut D::Connection| {
             let read = dialect.read(connection, &[key]).await?;
-            flushed(dialect, connection, read).await
+            completed(dialect, connection, read).await
         };
         let (now, rows) = self.reading(read).await?;
-        let Some((_, row)) = rows.into_iter().next() else { return Ok(None) };
-        Ok(RecordView::of(message.key, row.decode()?, now))
+        let Some((_, row, steps)) = rows.into_iter().next() else { return Ok(None) };
+        Ok(RecordView::of(message.key, row.decode_with(steps)?, now))
     }
 
     pub(crate) async fn list(&self, message: List) -> Result<Vec<RecordView>, StoreError> {
         let after = message.after.as_ref().map_or("", Key::as_stored);
         let list = async |dialect: &D, connection: &mut D::Connection| {
             let list = dialect.list(connection, after, message.limit).await?;
-            flushed(dialect, connection, list).await
+            completed(dialect, connection, list).await
         };
         let (now, rows) = self.reading(list).await?;
-        rows.into_iter().filter_map(|(key, row)| view(&key, row, now).transpose()).collect()
+        rows.into_iter().filter_map(|(key, row, steps)| view(&key, row, steps, now).transpose()).collect()
     }
 
     pub(crate) async fn stats(&self, _: Stats) -> Result<StoreStats, StoreError> {
@@ -159,8 +167,9 @@ impl<D: Dialect> Core<D> {
 
     pub(crate) async fn purge(&self, message: Purge) -> Result<Purged, StoreError> {
         let limit = message.limit;
-        let removed = self.writing(async |dialect, connection| dialect.purge(connection, limit).await).await?;
-        Ok(Purged { removed, more: removed >= limit && limit > 0 })
+        let purged = self.writing(async |dialect, connection| dialect.purge(connection, limit).await).await?;
+        let (removed, more) = purged;
+        Ok(Purged { removed, more })
     }
 
     /// Runs statements that only read, or wait for a flush; again on another connection if this one broke while it lay in
@@ -193,20 +202,33 @@ impl<D: Dialect> Core<D> {
     }
 }
 
-/// What was read, once the outcomes in it are on the disk.
-async fn flushed<D: Dialect>(
+/// What was read, with the steps of the records that have some, once the outcomes in it are on the disk.
+async fn completed<D: Dialect>(
     dialect: &D,
     connection: &mut D::Connection,
-    read: (StoreTime, Vec<Keyed>),
-) -> QueryResult<(StoreTime, Vec<Keyed>)> {
-    if read.1.iter().any(|(_, row)| row.outcome.is_some()) {
+    (now, rows): (StoreTime, Vec<Keyed>),
+) -> QueryResult<(StoreTime, Vec<(Vec<u8>, Row, Vec<StepRow>)>)> {
+    let with_steps = rows.iter().filter(|(_, row)| row.steps_life.is_some());
+    let keys: Vec<&str> = with_steps.filter_map(|(key, _)| std::str::from_utf8(key).ok()).collect();
+    let steps = if keys.is_empty() { Vec::new() } else { dialect.read_steps(connection, &keys).await? };
+    let tells =
+        rows.iter().any(|(_, row)| row.outcome.is_some()) || steps.iter().any(|(_, step)| step.outcome.is_some());
+    if tells {
         dialect.await_flush(connection).await?;
     }
-    Ok(read)
+    let mut of_keys: HashMap<Vec<u8>, Vec<StepRow>> = HashMap::new();
+    for (key, step) in steps {
+        of_keys.entry(key).or_default().push(step);
+    }
+    let rows = rows.into_iter().map(|(key, row)| {
+        let steps = of_keys.remove(&key).unwrap_or_default();
+        (key, row, steps)
+    });
+    Ok((now, rows.collect()))
 }
 
-fn view(key: &[u8], row: Row, now: StoreTime) -> Result<Option<RecordView>, StoreError> {
+fn view(key: &[u8], row: Row, steps: Vec<StepRow>, now: StoreTime) -> Result<Option<RecordView>, StoreError> {
     let text = std::str::from_utf8(key).map_err(|_| StoreError::corrupt("a record's key is not UTF-8"))?;
     let key = Key::from_stored(text).map_err(|error| StoreError::corrupt(format!("a record's key: {error}")))?;
-    Ok(RecordView::of(key, row.decode()?, now))
+    Ok(RecordView::of(key, row.decode_with(steps)?, now))
 }

@@ -10,13 +10,20 @@ use oncekey::backend::StoreError;
 use oncekey::record::StoreTime;
 
 use super::row::{Columns, Expected, Row};
-use super::step::{Completion, FirstClaim};
+use super::step::{Completion, FirstClaim, FirstRun, StepCompletion};
+use super::step_row::{Family, StepRow};
 
 /// A key that was claimed, and its fencing token.
 pub(crate) type Claimed = (Vec<u8>, i64);
 
+/// A key whose step was begun, the life of its steps, and the fencing token of the claim.
+pub(crate) type Begun = (Vec<u8>, i64, i64);
+
 /// A record's key and its row.
 pub(crate) type Keyed = (Vec<u8>, Row);
+
+/// After how many milliseconds a purge looks again at a claim whose steps are not settled.
+pub(crate) const PURGE_LOOKS_AGAIN: i64 = 24 * 60 * 60 * 1_000;
 
 /// What a statement that writes several rows conditionally did.
 #[derive(Debug, PartialEq, Eq)]
@@ -128,7 +135,7 @@ pub(crate) trait Dialect: Send + Sync + 'static {
         rows: &[Expected<'_>],
     ) -> impl Future<Output = QueryResult<Written>> + Send;
 
-    /// Deletes a key's row, also one that is no record.
+    /// Deletes a key's row with its steps, also one that is no record.
     fn remove(&self, connection: &mut Self::Connection, key: &str) -> impl Future<Output = QueryResult<bool>> + Send;
 
     /// Reads rows whose time is not over after a key, in the order of the keys' bytes.
@@ -139,9 +146,47 @@ pub(crate) trait Dialect: Send + Sync + 'static {
         limit: usize,
     ) -> impl Future<Output = QueryResult<(StoreTime, Vec<Keyed>)>> + Send;
 
-    /// Deletes up to `limit` rows whose time is over, unless another process does so now.
-    fn purge(&self, connection: &mut Self::Connection, limit: usize)
-    -> impl Future<Output = QueryResult<usize>> + Send;
+    /// Deletes up to `limit` rows whose time is over, with their steps, which count as well; unless another process does so
+    /// now. A claim whose steps are not settled stays, and is looked at again some time later. Returns how many rows are gone,
+    /// and whether there are more.
+    fn purge(
+        &self,
+        connection: &mut Self::Connection,
+        limit: usize,
+    ) -> impl Future<Output = QueryResult<(usize, bool)>> + Send;
+
+    /// Reads the steps of these keys, each key's in their order.
+    fn read_steps(
+        &self,
+        connection: &mut Self::Connection,
+        keys: &[&str],
+    ) -> impl Future<Output = QueryResult<Vec<(Vec<u8>, StepRow)>>> + Send;
+
+    /// Writes a record and its steps, inside a transaction that has the record's row [locked](Self::lock). `false` if a step
+    /// is not what was read, where the transaction shows what was before the lock.
+    fn put_family(
+        &self,
+        connection: &mut Self::Connection,
+        family: &Family<'_>,
+    ) -> impl Future<Output = QueryResult<bool>> + Send;
+
+    /// Begins steps that have no row, of claims that hold: what
+    /// [`transition::begin_step`](oncekey::record::transition::begin_step) decides of them, without a look before. It may
+    /// leave any of them out.
+    fn begin_steps(
+        &self,
+        connection: &mut Self::Connection,
+        rows: &[FirstRun<'_>],
+    ) -> impl Future<Output = QueryResult<Vec<Begun>>> + Send;
+
+    /// Completes steps of claims that hold: what
+    /// [`transition::complete_step`](oncekey::record::transition::complete_step) decides of them, without a look before. It
+    /// may leave any of them out.
+    fn complete_steps(
+        &self,
+        connection: &mut Self::Connection,
+        rows: &[StepCompletion<'_>],
+    ) -> impl Future<Output = QueryResult<Written>> + Send;
 
     /// Counts by state.
     fn stats(&self, connection: &mut Self::Connection) -> impl Future<Output = QueryResult<Vec<(i16, i64)>>> + Send;

@@ -38,6 +38,14 @@ pub(crate) fn of_read<D: Dialect>(error: &Error) -> StoreError {
     }
 }
 
+/// For a statement in a transaction whose COMMIT was not sent: nothing of it takes effect.
+pub(crate) fn of_unsent<D: Dialect>(error: &Error) -> StoreError {
+    match of_write::<D>(error) {
+        StoreError::Unknown(what) => StoreError::Unavailable(what),
+        error => error,
+    }
+}
+
 /// For a statement that writes: what is not known to have been rolled back may have been committed.
 pub(crate) fn of_write<D: Dialect>(error: &Error) -> StoreError {
     match D::failure(error) {

@@ -4,16 +4,18 @@ mod batch;
 mod core;
 mod dialect;
 mod error;
+mod family;
 mod fragment;
 mod lent;
 mod name;
 mod noticing;
 pub(crate) mod row;
 mod step;
+mod step_row;
 mod transaction;
 
 pub(crate) use core::{BATCHES, Core};
-pub(crate) use dialect::{Claimed, Dialect, Failure, Keyed, Written};
+pub(crate) use dialect::{Begun, Claimed, Dialect, Failure, Keyed, PURGE_LOOKS_AGAIN, Written};
 #[cfg(feature = "postgres")]
 pub(crate) use error::of_read;
 pub(crate) use fragment::{Fragment, Part};
@@ -23,4 +25,5 @@ pub(crate) use lent::try_if_idle;
 pub use name::InvalidName;
 pub(crate) use name::{Name, lock_number};
 pub(crate) use row::{Columns, Expected, Row, from_column, time_of};
-pub(crate) use step::{Completion, FirstClaim};
+pub(crate) use step::{Completion, FirstClaim, FirstRun, StepCompletion};
+pub(crate) use step_row::{Family, StepChange, StepColumns, StepRow};

@@ -2,8 +2,9 @@
 
 use oncekey::Key;
 use oncekey::backend::StoreError;
-use oncekey::record::{Record, StoreTime};
+use oncekey::record::{Record, State, Steps, StoreTime};
 
+use super::step_row::{StepRow, steps_of};
 use crate::columns::{Stored, barrier_of, outcome_of, state_of, to_column, token_of};
 
 /// What is read of a row, the key aside.
@@ -20,9 +21,12 @@ pub(crate) struct Row {
     pub(crate) fencing_token: i64,
     pub(crate) barrier_owner: Option<Vec<u8>>,
     pub(crate) barrier_until: Option<i64>,
+    /// The life of the record's steps, if it has any.
+    pub(crate) steps_life: Option<i64>,
+    pub(crate) steps_retention: Option<i64>,
 }
 
-/// What is written of a record.
+/// What is written of a record, its steps aside.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Columns<'a> {
     pub(crate) key: &'a str,
@@ -43,7 +47,8 @@ pub(crate) struct Columns<'a> {
 ///
 /// A record that differs in nothing of this differs in nothing that a step is decided by: each claim has an owner of its
 /// own, a claim changes by its lease, a withdrawal changes the barrier, and every other change is one of the state. So a
-/// write that was decided before a withdrawal and arrives after it does nothing.
+/// write that was decided before a withdrawal and arrives after it does nothing. The life of the steps shows that the first
+/// one has begun since: a release that was decided before it does not free the key.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Expected<'a> {
     pub(crate) key: &'a str,
@@ -51,6 +56,7 @@ pub(crate) struct Expected<'a> {
     pub(crate) state: i16,
     pub(crate) lease_until: Option<i64>,
     pub(crate) barrier_owner: Option<&'a [u8]>,
+    pub(crate) steps_life: Option<i64>,
 }
 
 pub(crate) fn from_column(millis: i64) -> StoreTime {
@@ -75,7 +81,7 @@ impl<'a> Columns<'a> {
             lease_until,
             on_abandoned,
             outcome: outcome_of(record),
-            purge_at: record.purge_at().map(to_column),
+            purge_at: purge_at(record).map(to_column),
             fencing_token: token_of(record),
             barrier_owner,
             barrier_until,
@@ -87,12 +93,39 @@ impl<'a> Expected<'a> {
     pub(crate) fn of(key: &'a Key, found: &'a Record) -> Self {
         let (state, lease_until, _) = state_of(found);
         let (barrier_owner, _) = barrier_of(found);
-        Self { key: key.as_stored(), owner: found.owner.as_bytes(), state, lease_until, barrier_owner }
+        let steps_life = found.steps.as_ref().map(|steps| i64::try_from(steps.life.get()).unwrap_or(i64::MAX));
+        Self { key: key.as_stored(), owner: found.owner.as_bytes(), state, lease_until, barrier_owner, steps_life }
+    }
+}
+
+/// When a purge is to look at the record. Whether the steps of a claim are settled, without which it stays, is for the purge to
+/// see: neither a renewal nor a step has to write it here.
+fn purge_at(record: &Record) -> Option<StoreTime> {
+    match (&record.state, record.steps.as_deref()) {
+        (State::InProgress { .. }, Some(Steps { life, retention, list })) if !list.is_empty() => {
+            let unread = Steps { life: *life, retention: *retention, list: Vec::new() };
+            let (state, barrier) = (record.state.clone(), record.barrier.clone());
+            let Record { fingerprint, attempt, token, owner, .. } = *record;
+            Record { fingerprint, attempt, token, barrier, owner, steps: Some(Box::new(unread)), state }.purge_at()
+        }
+        _ => record.purge_at(),
     }
 }
 
 impl Row {
+    /// The record with these rows of its steps.
+    pub(crate) fn decode_with(self, rows: Vec<StepRow>) -> Result<Record, StoreError> {
+        let (life, retention) = (self.steps_life, self.steps_retention);
+        let steps = life.map(|life| steps_of(life, retention, rows)).transpose()?;
+        Ok(Record { steps: steps.map(Box::new), ..self.decode_own()? })
+    }
+
+    /// The record with its steps unread: that it has some is known, and their life.
     pub(crate) fn decode(self) -> Result<Record, StoreError> {
+        self.decode_with(Vec::new())
+    }
+
+    fn decode_own(self) -> Result<Record, StoreError> {
         Stored {
             fingerprint: self.fingerprint,
             attempt: self.attempt,

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use oncekey::backend::{
-    Acquire, Acquired, Complete, Completed, Hold, Release, Remove, Renew, Reply, Request, Resolve, StepState,
-    StoreError, Withdraw,
+    Acquire, Acquired, BeginStep, Complete, CompleteStep, Completed, FailStep, Hold, Release, Remove, Renew, Reply,
+    Request, Resolve, ResolveStep, StepBegun, StepCompleted, StepState, StoreError, Withdraw,
 };
 use oncekey::record::transition::{self, Write};
-use oncekey::record::{ABANDONED_CLAIM_KEPT, Record, StoreTime};
-use oncekey::{Attempt, FencingToken, Key, OnAbandoned};
+use oncekey::record::{ABANDONED_CLAIM_KEPT, Record, State, StepRun, StoreTime};
+use oncekey::{Attempt, FencingToken, Key, OnAbandoned, StepPolicy};
 
 use crate::columns::word_of;
 
@@ -16,8 +16,11 @@ use crate::columns::word_of;
 pub(crate) trait Step: Send {
     fn key(&self) -> &Key;
 
-    /// Whether it asks for a claim. Those mostly insert, the others mostly update.
-    fn is_acquire(&self) -> bool;
+    /// Which others it goes with.
+    fn group(&self) -> Group;
+
+    /// Whether it has to see the steps of a record that has some, of which their life alone was read.
+    fn must_see_steps(&self, found: &Record, now: StoreTime) -> bool;
 
     /// What it asks for, if that can be done without a look before.
     fn unseen(&self) -> Option<Unseen<'_>>;
@@ -25,8 +28,8 @@ pub(crate) trait Step: Send {
     /// What is known about it.
     fn state(&mut self) -> &mut StepState;
 
-    /// Answers that what it asked for was done without a decision. A claim has this fencing token.
-    fn done(self: Box<Self>, token: FencingToken);
+    /// Answers that what it asked for was done without a decision.
+    fn done(self: Box<Self>, given: Given);
 
     /// Decides on what was found; the answer is kept until [`answer`](Self::answer).
     fn decide(&mut self, found: Option<&Record>, now: StoreTime) -> Write;
@@ -41,11 +44,48 @@ pub(crate) trait Step: Send {
     fn fail(self: Box<Self>, error: StoreError);
 }
 
+/// Which steps share statements and connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Group {
+    /// They mostly insert.
+    Claims,
+    /// They mostly update.
+    Settlements,
+    /// The begin of an operation's step, which inserts.
+    Begins,
+    /// What else there is of an operation's steps.
+    Outcomes,
+}
+
+impl Group {
+    pub(crate) const ALL: [Self; 4] = [Self::Claims, Self::Settlements, Self::Begins, Self::Outcomes];
+
+    /// Whether these are messages about an operation's steps.
+    pub(crate) fn is_of_steps(self) -> bool {
+        matches!(self, Self::Begins | Self::Outcomes)
+    }
+}
+
+/// What a statement without a look gave to a step.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Given {
+    /// The claim's fencing token.
+    pub(crate) token: FencingToken,
+    /// The life of the record's steps.
+    pub(crate) life: FencingToken,
+}
+
+impl Given {
+    pub(crate) const NOTHING: Self = Self { token: FencingToken::ZERO, life: FencingToken::ZERO };
+}
+
 /// What nearly every step is, in the form of a statement's row.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Unseen<'a> {
     Claim(FirstClaim<'a>),
     Completion(Completion<'a>),
+    Begin(FirstRun<'a>),
+    StepCompletion(StepCompletion<'a>),
 }
 
 /// The claim of a key that has no record. Times are milliseconds, added to the server's time by the server.
@@ -78,7 +118,7 @@ impl<'a> FirstClaim<'a> {
 }
 
 /// The server must be able to add it to its time.
-fn millis(duration: Duration) -> i64 {
+pub(super) fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(i64::MAX).min(i64::MAX / 4)
 }
 
@@ -103,13 +143,72 @@ impl<'a> Completion<'a> {
     }
 }
 
+/// The first run of an operation's step. Times are milliseconds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FirstRun<'a> {
+    pub(crate) key: &'a str,
+    pub(crate) owner: &'a [u8],
+    pub(crate) name: &'a str,
+    pub(crate) fingerprint: Option<&'a [u8]>,
+    pub(crate) number: i64,
+    /// For how long a run of unknown effect may be repeated, from the server's time on: `None` for never, and
+    /// [`i64::MAX`] for ever.
+    pub(crate) reruns_for: Option<i64>,
+    pub(crate) retention: i64,
+}
+
+impl<'a> FirstRun<'a> {
+    fn of(message: &'a BeginStep) -> Self {
+        Self {
+            key: message.key.as_stored(),
+            owner: message.owner.as_bytes(),
+            name: message.name.as_str(),
+            fingerprint: message.fingerprint.as_ref().map(|fingerprint| fingerprint.as_bytes().as_slice()),
+            number: message.number.into(),
+            reruns_for: match message.policy {
+                StepPolicy::Hold => None,
+                StepPolicy::Rerun => Some(i64::MAX),
+                StepPolicy::RerunWithin(limit) => Some(millis(limit)),
+            },
+            retention: millis(message.retention),
+        }
+    }
+}
+
+/// The outcome of the run of a step that was begun last.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StepCompletion<'a> {
+    pub(crate) key: &'a str,
+    pub(crate) life: i64,
+    pub(crate) name: &'a str,
+    pub(crate) run_token: i64,
+    pub(crate) run_number: i64,
+    pub(crate) outcome: &'a [u8],
+}
+
+impl<'a> StepCompletion<'a> {
+    fn of(message: &'a CompleteStep) -> Self {
+        let number = |token: FencingToken| i64::try_from(token.get()).unwrap_or(i64::MAX);
+        Self {
+            key: message.key.as_stored(),
+            life: number(message.life),
+            name: message.name.as_str(),
+            run_token: number(message.run.token),
+            run_number: message.run.number.into(),
+            outcome: message.outcome.as_stored(),
+        }
+    }
+}
+
 struct Pending<M, A> {
     message: M,
     key: fn(&M) -> &Key,
     transition: fn(Option<&Record>, StoreTime, &M) -> transition::Step<A>,
-    is_acquire: bool,
+    group: Group,
+    /// Whether its decision depends on the steps of this record, whose time is not over.
+    sees_steps: fn(&M, &Record, StoreTime) -> bool,
     unseen: fn(&M) -> Option<Unseen<'_>>,
-    done: Option<fn(FencingToken) -> A>,
+    done: Option<fn(&M, Given) -> A>,
     decided: Option<A>,
     reply: Reply<A>,
 }
@@ -119,8 +218,14 @@ impl<M: Send, A: Send> Step for Pending<M, A> {
         (self.key)(&self.message)
     }
 
-    fn is_acquire(&self) -> bool {
-        self.is_acquire
+    fn group(&self) -> Group {
+        self.group
+    }
+
+    fn must_see_steps(&self, found: &Record, now: StoreTime) -> bool {
+        // Where its time seems over the steps tell whether it is, and go with it if it is.
+        found.steps.is_some()
+            && ((self.sees_steps)(&self.message, found, now) || found.purge_at().is_some_and(|at| at <= now))
     }
 
     fn unseen(&self) -> Option<Unseen<'_>> {
@@ -131,9 +236,9 @@ impl<M: Send, A: Send> Step for Pending<M, A> {
         self.reply.state()
     }
 
-    fn done(self: Box<Self>, token: FencingToken) {
+    fn done(self: Box<Self>, given: Given) {
         if let Some(done) = self.done {
-            self.reply.send(Ok(done(token)));
+            self.reply.send(Ok(done(&self.message, given)));
         }
     }
 
@@ -159,6 +264,11 @@ impl<M: Send, A: Send> Step for Pending<M, A> {
     }
 }
 
+/// Whether the record's own outcome does not say all.
+fn is_open(record: &Record) -> bool {
+    !matches!(record.state, State::Completed { .. })
+}
+
 /// A request that is decided by a pure function is a step; any other is given back.
 #[expect(clippy::result_large_err, reason = "given back at once, to be taken elsewhere")]
 pub(crate) fn step_of(request: Request) -> Result<Box<dyn Step>, Request> {
@@ -167,7 +277,8 @@ pub(crate) fn step_of(request: Request) -> Result<Box<dyn Step>, Request> {
             Pending {
                 key: |message: &$type| &message.key,
                 transition: $transition,
-                is_acquire: false,
+                group: Group::Settlements,
+                sees_steps: |_, _, _| false,
                 unseen: |_| None,
                 done: None,
                 decided: None,
@@ -178,22 +289,75 @@ pub(crate) fn step_of(request: Request) -> Result<Box<dyn Step>, Request> {
     }
     Ok(match request {
         Request::Acquire(message, reply) => Box::new(Pending {
-            is_acquire: true,
+            group: Group::Claims,
+            sees_steps: |message: &Acquire, record, now| match record.state {
+                State::InProgress { lease_until, .. } => lease_until <= now || record.owner == message.owner,
+                _ => is_open(record),
+            },
             unseen: |message| Some(Unseen::Claim(FirstClaim::of(message))),
-            done: Some(|token| Acquired::Claimed { attempt: Attempt::FIRST, token, took_over: false, steps: None }),
+            done: Some(|_, Given { token, .. }| Acquired::Claimed {
+                attempt: Attempt::FIRST,
+                token,
+                took_over: false,
+                steps: None,
+            }),
             ..pending!(message, reply, Acquire, transition::acquire)
         }),
         Request::Complete(message, reply) => Box::new(Pending {
             unseen: |message| Some(Unseen::Completion(Completion::of(message))),
-            done: Some(|_| Completed::Stored),
+            done: Some(|_, _| Completed::Stored),
             ..pending!(message, reply, Complete, transition::complete)
         }),
         Request::Renew(message, reply) => Box::new(pending!(message, reply, Renew, transition::renew)),
-        Request::Release(message, reply) => Box::new(pending!(message, reply, Release, transition::release)),
-        Request::Withdraw(message, reply) => Box::new(pending!(message, reply, Withdraw, transition::withdraw)),
-        Request::Remove(message, reply) => Box::new(pending!(message, reply, Remove, transition::remove)),
+        Request::Release(message, reply) => Box::new(Pending {
+            sees_steps: |_, record, _| is_open(record),
+            ..pending!(message, reply, Release, transition::release)
+        }),
+        Request::Withdraw(message, reply) => Box::new(Pending {
+            sees_steps: |_, record, _| is_open(record),
+            ..pending!(message, reply, Withdraw, transition::withdraw)
+        }),
+        Request::Remove(message, reply) => {
+            Box::new(Pending { sees_steps: |_, _, _| true, ..pending!(message, reply, Remove, transition::remove) })
+        }
         Request::Hold(message, reply) => Box::new(pending!(message, reply, Hold, transition::hold)),
-        Request::Resolve(message, reply) => Box::new(pending!(message, reply, Resolve, transition::resolve)),
+        Request::Resolve(message, reply) => Box::new(Pending {
+            sees_steps: |_, record, _| is_open(record),
+            ..pending!(message, reply, Resolve, transition::resolve)
+        }),
+        Request::BeginStep(message, reply) => {
+            let message = *message;
+            Box::new(Pending {
+                group: Group::Begins,
+                unseen: |message| Some(Unseen::Begin(FirstRun::of(message))),
+                done: Some(|message, Given { token, life }| StepBegun::Begun {
+                    attempt: Attempt::FIRST,
+                    run: StepRun { token, number: message.number },
+                    life,
+                }),
+                ..pending!(message, reply, BeginStep, transition::begin_step)
+            })
+        }
+        Request::CompleteStep(message, reply) => {
+            let message = *message;
+            Box::new(Pending {
+                group: Group::Outcomes,
+                unseen: |message| Some(Unseen::StepCompletion(StepCompletion::of(message))),
+                done: Some(|_, _| StepCompleted::Stored),
+                ..pending!(message, reply, CompleteStep, transition::complete_step)
+            })
+        }
+        Request::FailStep(message, reply) => {
+            let message = *message;
+            Box::new(Pending { group: Group::Outcomes, ..pending!(message, reply, FailStep, transition::fail_step) })
+        }
+        Request::ResolveStep(message, reply) => {
+            let message = *message;
+            Box::new(Pending {
+                group: Group::Outcomes,
+                ..pending!(message, reply, ResolveStep, transition::resolve_step)
+            })
+        }
         other => return Err(other),
     })
 }

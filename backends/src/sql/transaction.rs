@@ -1,47 +1,193 @@
-//! A user's operation in the transaction that completes its record.
+//! A user's operation in the transaction that completes its record, or its step of an operation.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use diesel::QueryResult;
 use diesel::connection::get_default_instrumentation;
 use diesel::result::Error;
 use diesel_async::{AnsiTransactionManager, AsyncConnection, TransactionManager};
 use futures_util::future::FutureExt as _;
+use oncekey::Key;
 use oncekey::backend::{
-    Complete, CompleteInTransaction, Completed, CompletedInTransaction, OperationFailure, StoreError,
+    CommitStep, Complete, CompleteInTransaction, Completed, CompletedInTransaction, OperationFailure, StepCommitted,
+    StepInTransaction, StoreError, TransactionOperation,
 };
 use oncekey::record::transition::{self, Write};
-use oncekey::record::{Record, SealedOutcome, State};
+use oncekey::record::{Record, SealedOutcome, State, StoreTime};
 
 use super::batch::pause;
-use super::dialect::{Dialect, Failure, Written};
-use super::error::{Fate, fate, of_read, of_write};
+use super::dialect::{Dialect, Failure};
+use super::error::{Fate, fate, of_read, of_unsent, of_write};
+use super::family;
 use super::lent::Lent;
 use super::noticing::Noticing;
-use super::row::{Columns, Expected, Row};
+use super::step_row::Family;
 
 /// How often a transaction that the database gives up for another's sake is done again.
 const MAX_RERUNS: u32 = 5;
 
-type Answer = Result<CompletedInTransaction, StoreError>;
+/// What a transaction writes besides its operation's rows.
+pub(crate) trait Ending {
+    type Answer: PartialEq;
+
+    fn key(&self) -> &Key;
+
+    /// Whether the operation may run.
+    fn may_run(&self, found: Option<&Record>, now: StoreTime) -> Result<(), Refusal<Self::Answer>>;
+
+    /// What is written with this outcome, and what is told once it is committed.
+    fn decide(
+        &self,
+        found: Option<&Record>,
+        now: StoreTime,
+        outcome: &SealedOutcome,
+    ) -> Result<(Record, Self::Answer), Refusal<Self::Answer>>;
+
+    fn lost() -> Self::Answer;
+
+    fn rolled_back() -> Self::Answer;
+
+    fn wrong_connection(wanted: &'static str) -> Self::Answer;
+}
+
+/// The answer of a transaction that is rolled back.
+pub(crate) enum Refusal<Answer> {
+    Answer(Answer),
+    /// It tells of an outcome whose commit may not be on the disk yet.
+    Stored(Answer),
+}
+
+/// The end of a whole operation.
+impl Ending for Complete {
+    type Answer = CompletedInTransaction;
+
+    fn key(&self) -> &Key {
+        &self.key
+    }
+
+    fn may_run(&self, found: Option<&Record>, now: StoreTime) -> Result<(), Refusal<Self::Answer>> {
+        // With an outcome that is never written.
+        self.decide(found, now, &self.outcome).map(drop)
+    }
+
+    fn decide(
+        &self,
+        found: Option<&Record>,
+        now: StoreTime,
+        outcome: &SealedOutcome,
+    ) -> Result<(Record, Self::Answer), Refusal<Self::Answer>> {
+        let asked = transition::complete(found, now, &Self { outcome: outcome.clone(), ..self.clone() });
+        match (asked.answer, asked.write, found.map(|record| &record.state)) {
+            (Completed::Stored, Write::Put(record), _) => {
+                Ok((record, CompletedInTransaction::Stored { outcome: outcome.clone() }))
+            }
+            // The answer to its first completion was lost, or an earlier try's commit was still on its way when its record
+            // was looked at: this try is one too many.
+            (Completed::Stored, _, Some(State::Completed { outcome, .. })) => {
+                Err(Refusal::Stored(CompletedInTransaction::Stored { outcome: outcome.clone() }))
+            }
+            // The claim is another's by now, or the operation has changed the record.
+            _ => Err(Refusal::Answer(CompletedInTransaction::Lost)),
+        }
+    }
+
+    fn lost() -> Self::Answer {
+        CompletedInTransaction::Lost
+    }
+
+    fn rolled_back() -> Self::Answer {
+        CompletedInTransaction::RolledBack
+    }
+
+    fn wrong_connection(wanted: &'static str) -> Self::Answer {
+        CompletedInTransaction::WrongConnection { wanted }
+    }
+}
+
+/// The end of a step of an operation.
+impl Ending for CommitStep {
+    type Answer = StepCommitted;
+
+    fn key(&self) -> &Key {
+        &self.key
+    }
+
+    fn may_run(&self, found: Option<&Record>, now: StoreTime) -> Result<(), Refusal<Self::Answer>> {
+        transition::may_commit_step(found, now, self).map_err(refusal)
+    }
+
+    fn decide(
+        &self,
+        found: Option<&Record>,
+        now: StoreTime,
+        outcome: &SealedOutcome,
+    ) -> Result<(Record, Self::Answer), Refusal<Self::Answer>> {
+        let step = transition::commit_step(found, now, self, outcome);
+        match step.write {
+            Write::Put(record) => Ok((record, step.answer)),
+            Write::Nothing | Write::Delete => Err(refusal(step.answer)),
+        }
+    }
+
+    fn lost() -> Self::Answer {
+        StepCommitted::Lost
+    }
+
+    fn rolled_back() -> Self::Answer {
+        StepCommitted::RolledBack
+    }
+
+    fn wrong_connection(wanted: &'static str) -> Self::Answer {
+        StepCommitted::WrongConnection { wanted }
+    }
+}
+
+fn refusal(answer: StepCommitted) -> Refusal<StepCommitted> {
+    match answer {
+        StepCommitted::Completed { .. } => Refusal::Stored(answer),
+        answer => Refusal::Answer(answer),
+    }
+}
 
 /// How one try ended.
-enum Tried {
-    Done(CompletedInTransaction),
+enum Tried<Answer> {
+    Done(Answer),
     /// Rolled back for another transaction's sake.
-    Contended(CompletedInTransaction),
+    Contended(Answer),
 }
 
 /// Runs the operation and completes its record, in one transaction.
-pub(crate) async fn complete<D: Dialect>(dialect: &D, mut message: CompleteInTransaction) -> Answer {
+pub(crate) async fn complete<D: Dialect>(
+    dialect: &D,
+    message: CompleteInTransaction,
+) -> Result<CompletedInTransaction, StoreError> {
+    let CompleteInTransaction { key, owner, retention, operation } = message;
+    let outcome = SealedOutcome::tombstone(&key);
+    run(dialect, &Complete { key, owner, outcome, retention }, operation).await
+}
+
+/// Runs a step's operation and completes the step, in one transaction.
+pub(crate) async fn commit_step<D: Dialect>(
+    dialect: &D,
+    message: StepInTransaction,
+) -> Result<StepCommitted, StoreError> {
+    run(dialect, &message.step, message.operation).await
+}
+
+async fn run<D: Dialect, E: Ending>(
+    dialect: &D,
+    ending: &E,
+    mut operation: TransactionOperation,
+) -> Result<E::Answer, StoreError> {
     let contended = Arc::new(AtomicBool::new(false));
     let mut reruns = 0;
     loop {
         contended.store(false, Ordering::Relaxed);
         let mut lent = begin(dialect).await?;
         lent.connection()?.set_instrumentation(Noticing::new(&contended, |error| D::failure(error).is_contention()));
-        let tried = try_once(dialect, &mut lent, &mut message, &contended).await;
+        let tried = try_once(dialect, &mut lent, ending, &mut operation, &contended).await;
         match tried {
             Ok(tried) => {
                 let connection = lent.connection()?;
@@ -73,17 +219,18 @@ async fn begin<D: Dialect>(dialect: &D) -> Result<Lent<D>, StoreError> {
     Ok(Lent::after(dialect, &[Failure::Disconnected], of_read::<D>, begin).await?.0)
 }
 
-async fn try_once<D: Dialect>(
+async fn try_once<D: Dialect, E: Ending>(
     dialect: &D,
     lent: &mut Lent<D>,
-    message: &mut CompleteInTransaction,
+    ending: &E,
+    operation: &mut TransactionOperation,
     contended: &AtomicBool,
-) -> Result<Tried, StoreError> {
+) -> Result<Tried<E::Answer>, StoreError> {
     let connection = lent.connection()?;
     // Asked before the operation runs, so that a holder that has lost its claim writes nothing. The row is not locked
     // yet: the claim's heartbeats go on while the operation runs, and wait for nobody.
-    let key = message.key.as_stored();
-    let read = if message.operation.is_probe() {
+    let key = ending.key().as_stored();
+    let read = if operation.is_probe() {
         // A commit that waits for a standby is not seen by those who only read, but it keeps its lock on the row: whoever
         // has the lock knows how every commit before it ended.
         dialect.lock(connection, key).await
@@ -92,59 +239,46 @@ async fn try_once<D: Dialect>(
         read.map(|(now, rows)| (now, rows.into_iter().next().map(|(_, row)| row)))
     };
     let (now, row) = read.map_err(|error| of_read::<D>(&error))?;
-    let found = row.map(Row::decode).transpose()?;
-    // With an outcome that is never written.
-    let mut complete = Complete {
-        key: message.key.clone(),
-        owner: message.owner,
-        outcome: SealedOutcome::tombstone(&message.key),
-        retention: message.retention,
-    };
-    let asked = transition::complete(found.as_ref(), now, &complete);
-    match (asked.answer, asked.write, found.map(|record| record.state)) {
-        (Completed::Stored, Write::Put(_), _) => {}
-        // The answer to its first completion was lost.
-        (Completed::Stored, _, Some(State::Completed { outcome, .. })) => {
-            return stored_before(dialect, connection, outcome).await;
-        }
-        _ => {
-            roll_back(connection).await?;
-            return Ok(Tried::Done(CompletedInTransaction::Lost));
-        }
+    let found = family::with_steps(dialect, connection, ending.key(), row).await;
+    let found = found.map_err(|error| of_read::<D>(&error))??;
+    if let Err(refusal) = ending.may_run(found.as_ref(), now) {
+        return refuse(dialect, connection, refusal).await;
     }
-    let ran = AssertUnwindSafe(message.operation.run_async(connection)).catch_unwind().await;
+    let ran = AssertUnwindSafe(operation.run_async(connection)).catch_unwind().await;
     let depth = AnsiTransactionManager::transaction_manager_status_mut(connection).transaction_depth();
-    if D::CONTENTION_IS_FINAL && contended.load(Ordering::Relaxed) && matches!(ran, Ok(Ok(_))) {
+    let is_swallowed = contended.load(Ordering::Relaxed) && !oncekey::__planted!(ContentionSwallowed);
+    if D::CONTENTION_IS_FINAL && is_swallowed && matches!(ran, Ok(Ok(_))) {
         // The operation has passed over the error, and does not know that its rows are gone. What it wrote since is rolled
         // back as well: see `Dialect::begin`.
         roll_back(connection).await?;
-        return Ok(Tried::Contended(CompletedInTransaction::RolledBack));
+        return Ok(Tried::Contended(E::rolled_back()));
     }
     let failure = match ran {
         Ok(Ok(outcome)) if matches!(depth, Ok(Some(depth)) if depth.get() == 1) => {
-            complete.outcome = outcome;
-            return keep(dialect, connection, &complete, contended).await;
+            return keep(dialect, connection, ending, &outcome, contended).await;
         }
         // It left a transaction of its own open, so that what it meant to be committed is not known.
-        Ok(Ok(_)) | Err(_) | Ok(Err(OperationFailure::RollBack)) => CompletedInTransaction::RolledBack,
-        Ok(Err(OperationFailure::WrongConnection { wanted })) => CompletedInTransaction::WrongConnection { wanted },
+        Ok(Ok(_)) | Err(_) | Ok(Err(OperationFailure::RollBack)) => E::rolled_back(),
+        Ok(Err(OperationFailure::WrongConnection { wanted })) => E::wrong_connection(wanted),
     };
     roll_back(connection).await?;
-    let is_contended = contended.load(Ordering::Relaxed) && failure == CompletedInTransaction::RolledBack;
+    let is_contended = contended.load(Ordering::Relaxed) && failure == E::rolled_back();
     Ok(if is_contended { Tried::Contended(failure) } else { Tried::Done(failure) })
 }
 
 /// Locks the record, writes the outcome, and commits. If another has taken the claim over meanwhile, all that the
 /// operation wrote is rolled back.
-async fn keep<D: Dialect>(
+async fn keep<D: Dialect, E: Ending>(
     dialect: &D,
     connection: &mut D::Connection,
-    complete: &Complete,
+    ending: &E,
+    outcome: &SealedOutcome,
     contended: &AtomicBool,
-) -> Result<Tried, StoreError> {
-    let gave_up = Ok(Tried::Contended(CompletedInTransaction::RolledBack));
+) -> Result<Tried<E::Answer>, StoreError> {
+    let gave_up = Ok(Tried::Contended(E::rolled_back()));
     match dialect.is_as_begun(connection).await {
         Ok(true) => {}
+        Ok(false) if oncekey::__planted!(TransactionNotProven) => {}
         // Not run again: what it wrote before a COMMIT of its own would be written twice.
         Ok(false) => {
             roll_back(connection).await?;
@@ -156,37 +290,17 @@ async fn keep<D: Dialect>(
         Err(_) => {
             roll_back(connection).await?;
             let is_contended = contended.load(Ordering::Relaxed);
-            let failure = CompletedInTransaction::RolledBack;
+            let failure = E::rolled_back();
             return Ok(if is_contended { Tried::Contended(failure) } else { Tried::Done(failure) });
         }
     }
-    let written = match dialect.lock(connection, complete.key.as_stored()).await {
-        Ok((now, row)) => {
-            let found = row.map(Row::decode).transpose()?;
-            let step = transition::complete(found.as_ref(), now, complete);
-            match (step.write, &found) {
-                (Write::Put(completed), Some(found)) => {
-                    let row = (Expected::of(&complete.key, found), Columns::of(&complete.key, &completed));
-                    dialect.update(connection, &[row]).await
-                }
-                // An earlier try's commit was still on its way when its record was looked at: this try is one too many.
-                (Write::Nothing, Some(Record { owner, state: State::Completed { outcome, .. }, .. }))
-                    if *owner == complete.owner =>
-                {
-                    return stored_before(dialect, connection, outcome.clone()).await;
-                }
-                // The claim is another's by now, or the operation has changed the record.
-                _ => Ok(Written::Some),
-            }
-        }
-        Err(error) => Err(error),
-    };
-    match written {
-        Ok(Written::All) => {}
-        Ok(Written::Only(keys)) if !keys.is_empty() => {}
-        Ok(_) => {
+    let answer = match decide(dialect, connection, ending, outcome).await {
+        Ok(Ended::Written(answer)) => answer,
+        Ok(Ended::Refused(refusal)) => return refuse(dialect, connection, refusal).await,
+        Ok(Ended::Corrupt(error)) => return Err(error),
+        Ok(Ended::Changed) => {
             roll_back(connection).await?;
-            return Ok(Tried::Done(CompletedInTransaction::Lost));
+            return gave_up;
         }
         Err(error)
             if D::failure(&error).is_contention()
@@ -196,31 +310,66 @@ async fn keep<D: Dialect>(
             return gave_up;
         }
         // COMMIT was not sent, and the transaction was open: the server rolls it back when the connection is closed.
-        Err(error) => return Err(StoreError::unavailable(error)),
-    }
+        Err(error) => return Err(of_unsent::<D>(&error)),
+    };
     match AnsiTransactionManager::commit_transaction(connection).await {
-        Ok(()) => Ok(Tried::Done(CompletedInTransaction::Stored { outcome: complete.outcome.clone() })),
+        Ok(()) => Ok(Tried::Done(answer)),
         // COMMIT was sent. Only what the server says of it counts.
         Err(error) => match (fate::<D>(&error), D::failure(&error)) {
             (Fate::NotWritten, Failure::Contended | Failure::Locked) => gave_up,
             // A deferred constraint of the operation's rows, for one: the database rolled back.
-            (Fate::NotWritten, Failure::Refused) => Ok(Tried::Done(CompletedInTransaction::RolledBack)),
+            (Fate::NotWritten, Failure::Refused) => Ok(Tried::Done(E::rolled_back())),
             _ => Err(of_write::<D>(&error)),
         },
     }
 }
 
-/// Rolls this try back, and tells of the one before it, whose commit may not be on the disk yet.
-async fn stored_before<D: Dialect>(
+/// What became of the record in the open transaction.
+enum Ended<Answer> {
+    Written(Answer),
+    Refused(Refusal<Answer>),
+    /// A step has changed since the transaction's snapshot.
+    Changed,
+    /// What is stored can't be read.
+    Corrupt(StoreError),
+}
+
+/// Locks the record and writes what is decided on it.
+async fn decide<D: Dialect, E: Ending>(
     dialect: &D,
     connection: &mut D::Connection,
-    outcome: SealedOutcome,
-) -> Result<Tried, StoreError> {
+    ending: &E,
+    outcome: &SealedOutcome,
+) -> QueryResult<Ended<E::Answer>> {
+    let (now, found) = match family::lock(dialect, connection, ending.key()).await? {
+        Ok(found) => found,
+        Err(corrupt) => return Ok(Ended::Corrupt(corrupt)),
+    };
+    let (record, answer) = match ending.decide(found.as_ref(), now, outcome) {
+        Ok(decided) => decided,
+        Err(refusal) => return Ok(Ended::Refused(refusal)),
+    };
+    let Some(found) = found else { return Ok(Ended::Refused(Refusal::Answer(E::lost()))) };
+    let is_written = dialect.put_family(connection, &Family::of(ending.key(), &found, &record)).await?;
+    Ok(if is_written { Ended::Written(answer) } else { Ended::Changed })
+}
+
+/// Rolls this try back, and tells why.
+async fn refuse<D: Dialect, Answer>(
+    dialect: &D,
+    connection: &mut D::Connection,
+    refusal: Refusal<Answer>,
+) -> Result<Tried<Answer>, StoreError> {
     roll_back(connection).await?;
-    // Otherwise the flush would be part of a transaction that nobody commits.
-    dialect.set_back(connection).await.map_err(|error| of_read::<D>(&error))?;
-    dialect.await_flush(connection).await.map_err(|error| of_read::<D>(&error))?;
-    Ok(Tried::Done(CompletedInTransaction::Stored { outcome }))
+    match refusal {
+        Refusal::Answer(answer) => Ok(Tried::Done(answer)),
+        Refusal::Stored(answer) => {
+            // Otherwise the flush would be part of a transaction that nobody commits.
+            dialect.set_back(connection).await.map_err(|error| of_read::<D>(&error))?;
+            dialect.await_flush(connection).await.map_err(|error| of_read::<D>(&error))?;
+            Ok(Tried::Done(answer))
+        }
+    }
 }
 
 /// Rolls everything back. If that fails the caller closes the connection, which does the same.

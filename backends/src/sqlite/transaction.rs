@@ -142,7 +142,8 @@ fn keep<Kept, Refused>(
     outcome: SealedOutcome,
     decide: impl FnOnce(&mut Session, SealedOutcome) -> Result<Decision<Kept, Refused>, StoreError>,
 ) -> Result<Ended<Kept, Refused>, StoreError> {
-    if session.connection.batch_execute("RELEASE oncekey_begun").is_err() {
+    let is_as_begun = session.connection.batch_execute("RELEASE oncekey_begun").is_ok();
+    if !is_as_begun && !oncekey::__planted!(TransactionNotProven) {
         session.broken = true;
         return Err(StoreError::TransactionEnded);
     }

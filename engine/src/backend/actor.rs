@@ -14,7 +14,9 @@ use tokio::task::yield_now;
 use tokio::time::timeout;
 use tracing::error;
 
-use super::{Backend, Changed, Reply, Request, Watch};
+use super::transaction::Progress;
+use super::{Backend, Changed, Lookup, Reply, Request, Watch};
+use crate::Key;
 
 /// One message for the store.
 #[derive(Debug)]
@@ -78,13 +80,39 @@ impl<B: Backend> BackendActor<B> {
         }));
     }
 
-    /// A user's operation takes what time it takes: the steps of others don't wait for it.
-    fn transact(&mut self, request: Request) {
+    /// A user's operation takes what time it takes: the steps of others don't wait for it, and the store's deadline counts
+    /// while the store works. While the operation runs past that deadline, the store is asked whether it is still there.
+    fn transact(&mut self, request: Request, key: Key, progress: Progress) {
         let (backend, deadline) = (Rc::clone(&self.backend), self.deadline);
         self.transactions.push(Box::pin(async move {
+            let asked = Rc::clone(&backend);
             let steps = AssertUnwindSafe(async move { backend.execute(vec![request]).await }).catch_unwind();
-            if let Ok(Err(_)) = timeout(deadline, steps).await {
-                report_panic();
+            let mut steps = pin!(steps);
+            loop {
+                let before = progress.changes();
+                if let Ok(done) = timeout(deadline, &mut steps).await {
+                    return if done.is_err() {
+                        report_panic()
+                    };
+                }
+                let now = progress.changes();
+                // Dropped, the step's reply says what is known of it.
+                if !Progress::is_running(now) && now == before {
+                    return;
+                }
+                if !Progress::is_running(now) {
+                    continue;
+                }
+                let lookup = async { asked.lookup(Lookup { key: key.clone() }).await };
+                let answer = AssertUnwindSafe(timeout(deadline, lookup)).catch_unwind();
+                tokio::select! {
+                    done = &mut steps => return if done.is_err() { report_panic() },
+                    answer = answer => match answer {
+                        Ok(Ok(Err(error))) if error.is_passing() => return,
+                        Ok(Ok(_)) => {}
+                        Ok(Err(_)) | Err(_) => return,
+                    },
+                }
             }
         }));
     }
@@ -167,8 +195,13 @@ impl<B: Backend> Handler<Persist> for BackendActor<B> {
         };
         match &request {
             // Where batches are not limited nothing waits for one.
-            Request::CompleteInTransaction(..) if self.backend.batches_under_way() < usize::MAX => {
-                self.transact(request);
+            Request::CompleteInTransaction(message, _) if self.backend.batches_under_way() < usize::MAX => {
+                let (key, progress) = (message.key.clone(), message.operation.progress());
+                self.transact(request, key, progress);
+            }
+            Request::StepInTransaction(message, _) if self.backend.batches_under_way() < usize::MAX => {
+                let (key, progress) = (message.step.key.clone(), message.operation.progress());
+                self.transact(request, key, progress);
             }
             _ => self.gathered.push(request),
         }

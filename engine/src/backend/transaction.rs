@@ -4,6 +4,8 @@ use std::any::{Any, type_name};
 use std::fmt;
 use std::future::ready;
 use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
@@ -107,6 +109,37 @@ pub enum OperationFailure {
 pub struct TransactionOperation {
     run: Run,
     is_probe: bool,
+    progress: Progress,
+}
+
+/// When an operation runs: the store's deadline is for the store, and not for the operation.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Progress(Arc<AtomicU64>);
+
+impl Progress {
+    /// How often the operation has begun and ended.
+    pub(crate) fn changes(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// Whether it runs, by what [`changes`](Self::changes) said.
+    pub(crate) fn is_running(changes: u64) -> bool {
+        !changes.is_multiple_of(2)
+    }
+
+    fn run(&self) -> InProgress<'_> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        InProgress(self)
+    }
+}
+
+/// An operation that runs, until this is dropped.
+struct InProgress<'a>(&'a Progress);
+
+impl Drop for InProgress<'_> {
+    fn drop(&mut self) {
+        self.0.0.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 enum Run {
@@ -177,7 +210,12 @@ impl TransactionOperation {
             Run::Blocking(None) => Run::Blocking(None),
             Run::Async(operation) => Run::Async(Box::new(AndThen { operation, then })),
         };
-        Self { run, is_probe: self.is_probe }
+        Self { run, ..self }
+    }
+
+    /// When it runs.
+    pub(crate) fn progress(&self) -> Progress {
+        self.progress.clone()
     }
 
     /// An operation that does nothing and is rolled back: it asks how an earlier transaction of the same claim ended,
@@ -235,14 +273,14 @@ impl TransactionOperation {
         operation: impl AsyncFnMut(&mut C) -> Result<SealedOutcome, OperationFailure> + Send + 'static,
     ) -> Self {
         let run = Run::Async(Box::new(AsyncOperation { operation, connection: PhantomData }));
-        Self { run, is_probe: false }
+        Self { run, is_probe: false, progress: Progress::default() }
     }
 
     /// An operation on whatever connection the store has.
     pub(crate) fn erased(
         operation: impl FnOnce(&mut dyn Any) -> Result<SealedOutcome, OperationFailure> + Send + 'static,
     ) -> Self {
-        Self { run: Run::Blocking(Some(Box::new(operation))), is_probe: false }
+        Self { run: Run::Blocking(Some(Box::new(operation))), is_probe: false, progress: Progress::default() }
     }
 
     /// Runs it on a connection that blocks. One that is to be awaited does nothing, and says what it wanted.
@@ -253,6 +291,7 @@ impl TransactionOperation {
     /// # Panics
     /// If the operation does: a backend catches it and rolls back.
     pub fn run(self, connection: &mut dyn Any) -> Result<SealedOutcome, OperationFailure> {
+        let _in_progress = self.progress.run();
         match self.run {
             Run::Blocking(Some(run)) => run(connection),
             // It was run before.
@@ -289,6 +328,7 @@ impl TransactionOperation {
     /// # Ok(()) }
     /// ```
     pub async fn run_async(&mut self, connection: &mut dyn Any) -> Result<SealedOutcome, OperationFailure> {
+        let _in_progress = self.progress.run();
         match &mut self.run {
             Run::Blocking(run) => run.take().map_or(Err(OperationFailure::RollBack), |run| run(connection)),
             Run::Async(run) => run.run(connection).await,

@@ -171,7 +171,7 @@ impl Grant {
 
     /// The run limit counts from here. A grant may wait for its turn: while it does, nothing runs.
     fn begins(&mut self) -> Result<(), Error> {
-        if let Some(limit) = self.run_limit {
+        if let Some(limit) = self.run_limit.filter(|_| !planted!(RunLimitForgotten)) {
             ToClaim::send(&self.claim, What::LimitRun(limit))?;
         }
         self.began = true;

@@ -53,12 +53,14 @@ pub(crate) enum StepEnd {
     Failed(oneshot::Sender<Result<(), StepRefusal>>),
     /// It panicked, or its future was dropped: what happened is not known.
     Dropped,
+    /// Its caller left before its operation began.
+    NotBegun,
 }
 
 /// The answer to [`StepCall::Begin`].
 pub(crate) enum BegunStep {
-    Run { name: StepName, number: u32, attempt: Attempt, life: FencingToken },
-    Transact { name: StepName, number: u32, life: FencingToken },
+    Run { name: StepName, attempt: Attempt, life: FencingToken, end: EndOnDrop },
+    Transact { name: StepName, life: FencingToken, end: EndOnDrop },
     Replay { name: StepName, life: FencingToken, outcome: SealedOutcome },
 }
 
@@ -242,6 +244,11 @@ impl Claim {
                         }
                         StepEnd::Completed(outcome, reply) => Work::Completing(outcome, Some(reply)),
                         StepEnd::Failed(reply) => Work::Failing(Some(reply)),
+                        // Nothing is in the store, which a transaction has not reached.
+                        StepEnd::NotBegun if running.step.is_transactional => {
+                            return self.step_ended(number, None, arbiter, claim);
+                        }
+                        StepEnd::NotBegun => Work::Failing(None),
                         // The transaction goes on without its caller.
                         StepEnd::Dropped if matches!(running.work, Work::Committing(_) | Work::Probing(..)) => {
                             return Next::Wait;
@@ -312,10 +319,10 @@ impl Claim {
         let (number, token) = (table.last_number, step.token);
         let run = StepRun { token, number };
         if step.is_transactional {
-            let begun = BegunStep::Transact { name: step.name.clone(), number, life };
-            if reply.send(Ok(begun)).is_ok() {
-                table.running.push(Running { step, run, work: Work::Working, failing: None });
-            }
+            let begun = BegunStep::Transact { name: step.name.clone(), life, end: EndOnDrop::new(claim, number) };
+            table.running.push(Running { step, run, work: Work::Working, failing: None });
+            // If its caller has left, the guard in the message ends the step.
+            let _ = reply.send(Ok(begun));
             return Next::Wait;
         }
         table.running.push(Running { step, run, work: Work::Beginning(reply), failing: None });
@@ -389,11 +396,8 @@ impl Claim {
         let name = running.step.name.clone();
         let (told, kept) = match answer {
             Ok(StepBegun::Begun { attempt, life, .. }) => {
-                if reply.send(Ok(BegunStep::Run { name, number, attempt, life })).is_err() {
-                    // Its caller has left, so that nothing ran.
-                    running.work = Work::Failing(None);
-                    self.ask_for_step(number, arbiter, claim);
-                }
+                // If its caller has left, or leaves before it reads this, the guard in the message ends the step.
+                let _ = reply.send(Ok(BegunStep::Run { name, attempt, life, end: EndOnDrop::new(claim, number) }));
                 return Next::Wait;
             }
             Ok(StepBegun::Completed { outcome, life }) => {
@@ -516,26 +520,37 @@ impl Claim {
     }
 }
 
-/// Tells the claim how a step ended, if nobody else does: its operation panicked, or its future was dropped.
+/// Tells the claim how a step ended, if nobody else does: its caller left before it began, its operation panicked, or its
+/// future was dropped.
 pub(crate) struct EndOnDrop {
     claim: ClaimAddr,
     number: u32,
-    is_armed: bool,
+    /// What a drop tells.
+    otherwise: Option<StepEnd>,
 }
 
 impl EndOnDrop {
-    pub(crate) fn new(claim: &ClaimAddr, number: u32) -> Self {
-        Self { claim: Arc::clone(claim), number, is_armed: true }
+    fn new(claim: &ClaimAddr, number: u32) -> Self {
+        Self { claim: Arc::clone(claim), number, otherwise: Some(StepEnd::NotBegun) }
+    }
+
+    pub(crate) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// From here on a drop leaves unknown what happened.
+    pub(crate) fn begin(&mut self) {
+        self.otherwise = Some(StepEnd::Dropped);
     }
 
     /// The claim knows of the end.
     pub(crate) fn disarm(mut self) {
-        self.is_armed = false;
+        self.otherwise = None;
     }
 
     /// Ends the step.
     pub(crate) fn end(mut self, end: StepEnd) -> Result<(), Error> {
-        self.is_armed = false;
+        self.otherwise = None;
         let number = self.number;
         ToClaim::send(&self.claim, What::Step(Box::new(StepCall::End { number, end })))
     }
@@ -543,8 +558,8 @@ impl EndOnDrop {
 
 impl Drop for EndOnDrop {
     fn drop(&mut self) {
-        if self.is_armed {
-            let end = StepCall::End { number: self.number, end: StepEnd::Dropped };
+        if let Some(end) = self.otherwise.take() {
+            let end = StepCall::End { number: self.number, end };
             // If the claim's actor is gone, the step stays as the store has it.
             let _ = ToClaim::send(&self.claim, What::Step(Box::new(end)));
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::future::join;
+use futures_util::poll;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
@@ -237,6 +238,34 @@ pub async fn e26_lost_answers_change_nothing(store: &Store) {
     faulty.heal();
     assert_eq!(running.await.unwrap().unwrap(), Outcome::Ran("charge is done".to_owned()));
     assert_eq!(ledger.names(), ["charge"]);
+}
+
+/// E26, E19: a step whose caller leaves between the store's answer and its operation's begin leaves nothing unsettled.
+pub async fn e26_a_step_whose_caller_left_before_it_began_leaves_nothing(store: &Store) {
+    if !store.capabilities.steps {
+        return;
+    }
+    let engine = store.engine(resuming).await;
+    let (key, ledger) = (fresh_key(), Ledger::default());
+    let operation = {
+        let (engine, key, ledger) = (engine.clone(), key.clone(), ledger.clone());
+        async move |claim: Claim| {
+            let mut leaving = Box::pin(ledger.step(&claim, "charge"));
+            assert!(poll!(&mut leaving).is_pending());
+            until("the begin", async || engine.lookup(&key).await.unwrap().is_some_and(|view| view.steps.is_some()))
+                .await;
+            // Its answer is there, and nobody reads it.
+            sleep(SHORT / 10).await;
+            drop(leaving);
+            Err::<String, _>("left")
+        }
+    };
+    let left = engine.run_local(key.clone(), fingerprint(), operation).await;
+    assert!(matches!(left, Err(RunError::Operation("left"))), "{left:?}");
+    assert!(ledger.names().is_empty());
+    let again = ledger.clone();
+    let operation = async move |claim: Claim| again.step(&claim, "charge").await;
+    assert_eq!(engine.run(key, fingerprint(), operation).await.unwrap(), Outcome::Ran("charge is done".to_owned()));
 }
 
 /// E26: a step in a step, two of one name at once, a bad name, and a step without a claim are errors at once.

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Identity;
+use crate::engine::or_read;
 use crate::{Claim, Engine, Fingerprint, Key, Outcome, RunError};
 
 /// Why a job gave no value.
@@ -126,6 +127,26 @@ impl Call {
             operation(claim).await.map_err(JobError::Failed)
         });
         running.await
+    }
+
+    /// [`Engine::run_or_read`] for the message: with a reader for outcomes of an older type.
+    ///
+    /// A processor acknowledges a finished message whatever the type of its outcome. This is for jobs that use the value.
+    ///
+    /// # Cancel safety
+    /// As for [`Engine::run`].
+    ///
+    /// # Errors
+    /// As for [`Engine::run_or_read`]; [`JobError::GivenUp`] if too many attempts ended with their process.
+    pub async fn run_or_read<Old, T, E, F, Fut>(self, operation: F, read_old: impl FnOnce(Old) -> T) -> JobResult<T, E>
+    where
+        F: FnOnce(Claim) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, E>> + Send + 'static,
+        T: Serialize + DeserializeOwned + Send + 'static,
+        E: Send + 'static,
+        Old: DeserializeOwned,
+    {
+        or_read(self.run(operation).await, read_old)
     }
 
     /// [`Engine::run_in_transaction`] for the message: **exactly once** for what is written by the connection.

@@ -4,10 +4,10 @@ use std::error::Error;
 use std::fmt::{self, Display};
 use std::future::Future;
 use std::marker::PhantomData;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use super::{Call, Disposition, JobResult};
+use super::guard::{Panicked, discard_value, guard, text};
+use super::{Call, JobResult};
 use crate::{Fingerprint, FingerprintError, Key, ToFingerprint};
 
 /// What a message is about: the key of its piece of work, and a digest of what it asks for.
@@ -36,14 +36,17 @@ impl Identity {
         Ok(Self { key, fingerprint: asked.to_fingerprint()? })
     }
 
-    /// As a job reads it; a message that has none is a dead letter.
-    pub(super) fn read(identify: impl FnOnce() -> Result<Self, Unreadable>) -> Result<Self, Disposition> {
-        let reason = match catch_unwind(AssertUnwindSafe(identify)) {
-            Ok(Ok(identity)) => return Ok(identity),
-            Ok(Err(error)) => format!("no key can be read from the message: {error}"),
-            Err(_) => "reading a key from the message panicked".to_owned(),
-        };
-        Err(Disposition::DeadLetter { reason })
+    /// As a job reads it. The error is why the message is a dead letter.
+    pub(super) fn read(identify: impl FnOnce() -> Result<Self, Unreadable>) -> Result<Self, String> {
+        match guard(identify) {
+            Ok(Ok(identity)) => Ok(identity),
+            Ok(Err(error)) => {
+                let reason = format!("no key can be read from the message: {}", text(&error));
+                discard_value(error);
+                Err(reason)
+            }
+            Err(Panicked) => Err("reading a key from the message panicked".to_owned()),
+        }
     }
 }
 

@@ -33,9 +33,15 @@
 //!
 //! The guide to [consumers](crate::guide::consumers) says what is promised by which choice.
 
+#[cfg(feature = "apalis")]
+pub mod apalis;
+mod backoff;
 mod blocking;
 mod call;
 mod disposition;
+mod fault;
+mod guard;
+mod handling;
 mod job;
 mod lanes;
 mod later;

@@ -2,13 +2,17 @@
 
 use std::time::Duration;
 
+use backon::ExponentialBackoff;
 use tokio::time::{Instant, sleep_until};
+
+use super::backoff;
 
 /// The source or the store is away. A source that goes on failing is asked ever more rarely, at last each 5 s.
 #[derive(Debug, Default)]
 pub(super) struct Pause {
     until: Option<Instant>,
-    errors: u32,
+    /// The source's errors in a row.
+    after_errors: Option<ExponentialBackoff>,
 }
 
 impl Pause {
@@ -27,16 +31,18 @@ impl Pause {
         self.until = None;
     }
 
+    /// The delay has jitter: processors that found their store away don't come back to it together.
     pub(super) fn at_least(&mut self, delay: Duration) {
-        self.until = self.until.max(Some(Instant::now() + delay));
+        self.until = self.until.max(Some(Instant::now() + backoff::spread(delay)));
     }
 
     pub(super) fn after_error(&mut self) {
-        self.at_least((Duration::from_millis(50) * 2_u32.saturating_pow(self.errors)).min(Duration::from_secs(5)));
-        self.errors = (self.errors + 1).min(10);
+        let longest = Duration::from_secs(5);
+        let delays = self.after_errors.get_or_insert_with(|| backoff::delays(Duration::from_millis(100), longest));
+        self.until = self.until.max(Some(Instant::now() + delays.next().unwrap_or(longest)));
     }
 
     pub(super) fn forget_errors(&mut self) {
-        self.errors = 0;
+        self.after_errors = None;
     }
 }

@@ -3,23 +3,21 @@
 use std::fmt;
 use std::future::Future;
 use std::hash::Hash;
-use std::panic::AssertUnwindSafe;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::FutureExt as _;
+use futures_util::future::join;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, sleep, timeout_at};
-use tracing::{debug, warn};
+use tokio::time::{Instant, timeout_at};
+use tracing::warn;
 
-use super::lanes::{Lanes, Place};
+use super::guard::{Panicked, discard_value, guard, guarded, text};
+use super::handling::{Handled, MAX_RESENDING, Parts, Turn};
+use super::lanes::Lanes;
 use super::pause::Pause;
-use super::retry::is_store_away;
-use super::tally::Tally;
-use super::{Call, Delivery, Disposition, Identity, Job, RetryPolicy, Source};
-use crate::{Engine, Error, RunError};
+use super::{Job, RetryPolicy, Source};
+use crate::Engine;
 
 /// What a [`Processor`] did.
 ///
@@ -38,9 +36,10 @@ pub struct Processed {
     pub retried: u64,
     /// Dead letters.
     pub dead: u64,
-    /// Messages that were taken and given back untouched when the processor ended.
+    /// Messages that were taken and given back untouched: when the processor ended, or since the engine is shutting down.
     pub given_back: u64,
-    /// Deliveries that could not be settled, since the source was away: they come again by themselves.
+    /// Deliveries whose source refused to settle them until their connection ended, or until the limit of the drain: they
+    /// come again by themselves.
     pub unsettled: u64,
     /// Jobs that were still running at the limit of the drain. They go on for as long as the process lives; their
     /// messages are not settled, and come again.
@@ -84,21 +83,10 @@ pub struct Processor<S: Source, J> {
     lanes: Option<Lanes<S::Message>>,
 }
 
-/// What all messages in hand share.
-struct Parts<S, J> {
-    engine: Engine,
-    source: S,
-    job: J,
-    retry: RetryPolicy,
-    concurrency: usize,
-    tally: Tally,
-}
-
 impl<S: Source, J: Job<S::Message>> Processor<S, J> {
     /// A processor with the defaults that its methods name.
     pub fn new(engine: Engine, source: S, job: J) -> Self {
-        let parts =
-            Parts { engine, source, job, retry: RetryPolicy::default(), concurrency: 16, tally: Tally::default() };
+        let parts = Parts::new(engine, source, job);
         Self { parts, in_hand: None, drain_limit: Duration::from_secs(30), lanes: None }
     }
 
@@ -156,9 +144,37 @@ impl<S: Source, J: Job<S::Message>> Processor<S, J> {
     /// not begun is given back, and what runs may finish within the [limit](Self::drain_limit). It ends at most a second
     /// after that limit.
     ///
+    /// The source is dropped. Messages of an [in-process](super::in_process) source are in its memory: for those use
+    /// [`run_and_return`](Self::run_and_return), or give the processor an `Arc` of the source.
+    ///
     /// # Cancel safety
     /// Dropped midway, jobs that began go on for as long as the process lives, and their messages come again.
-    pub async fn run(mut self, until: impl Future<Output = ()>) -> Processed {
+    pub async fn run(self, until: impl Future<Output = ()>) -> Processed {
+        self.run_and_return(until).await.1
+    }
+
+    /// [`run`](Self::run), and returns the source with what is left in it.
+    ///
+    /// # Cancel safety
+    /// As for [`run`](Self::run).
+    ///
+    /// ```
+    /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use oncekey::consumer::{Identity, Processor, in_process, job};
+    /// # use oncekey::{Engine, Key};
+    /// # use oncekey_backends::MemoryBackend;
+    /// # let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// # let mail = job(
+    /// #     |order: &u64| Ok(Identity::new(Key::new("mail", order)?, order)?),
+    /// #     |call, order| async move { call.run(move |_| async move { Ok::<_, std::io::Error>(*order) }).await },
+    /// # );
+    /// let (orders, source) = in_process::channel::<u64>(100);
+    /// orders.send(17).await?;
+    /// let (source, processed) = Processor::new(engine, source, mail).run_and_return(async {}).await;
+    /// assert_eq!(processed.ran as usize + source.into_remaining().len(), 1);
+    /// # Ok(()) }
+    /// ```
+    pub async fn run_and_return(mut self, until: impl Future<Output = ()>) -> (S, Processed) {
         let parts = &self.parts;
         let places = if self.lanes.is_some() { parts.concurrency * 4 } else { parts.concurrency };
         let places = self.in_hand.unwrap_or(places).max(1);
@@ -168,32 +184,44 @@ impl<S: Source, J: Job<S::Message>> Processor<S, J> {
         let mut pause = Pause::default();
         let mut until = pin!(until);
         {
-            let mut next = pin!(parts.source.next());
+            let mut next = guarded(parts.source.next());
             let mut is_over = false;
             while !(is_over && in_hand.is_empty()) {
+                let resending = parts.resending.count();
+                let has_place = in_hand.len().saturating_sub(resending) < places && resending < MAX_RESENDING;
                 tokio::select! {
                     biased;
                     () = &mut until => break,
-                    Some(Settled { place, is_store_away }) = in_hand.next() => {
-                        if let (Some(lanes), Some(place)) = (&mut self.lanes, &place) {
+                    Some(Handled { turn, affects }) = in_hand.next() => {
+                        if let (Some(lanes), Turn::InLane(place)) = (&mut self.lanes, &turn) {
                             lanes.leave(place);
                         }
-                        if is_store_away {
+                        if affects.is_some_and(|affects| affects.pauses()) {
                             pause.at_least(parts.retry.store_away_delay);
                         }
                     }
+                    // A place is free, though its message is still in hand.
+                    () = parts.resending.changed() => {}
                     () = pause.over(), if pause.is_on() => pause.end(),
-                    taken = next.as_mut(), if !is_over && in_hand.len() < places && !pause.is_on() => {
-                        next.set(parts.source.next());
+                    taken = &mut next, if !is_over && has_place && !pause.is_on() => {
+                        next = guarded(parts.source.next());
                         match taken {
-                            Ok(Some(delivery)) => {
+                            Ok(Ok(Some(delivery))) => {
                                 pause.forget_errors();
-                                let place = self.lanes.as_mut().map(|lanes| lanes.enter(&delivery.message));
-                                in_hand.push(parts.handle(delivery, place, stopped.clone(), &permits));
+                                let turn = match &mut self.lanes {
+                                    None => Turn::AnyTime,
+                                    Some(lanes) => guard(|| lanes.enter(&delivery.message))
+                                        .map_or(Turn::Never, Turn::InLane),
+                                };
+                                in_hand.push(parts.handle(delivery, turn, stopped.clone(), &permits));
                             }
-                            Ok(None) => is_over = true,
-                            Err(error) => {
-                                warn!(%error, "a source of messages failed: it is asked again in a moment");
+                            Ok(Ok(None)) => is_over = true,
+                            Ok(Err(error)) => {
+                                warn!(error = text(&error), "a source of messages failed: the processor asks again in a moment");
+                                pause.after_error();
+                            }
+                            Err(Panicked) => {
+                                warn!("a source of messages panicked: the processor asks again in a moment");
                                 pause.after_error();
                             }
                         }
@@ -204,141 +232,19 @@ impl<S: Source, J: Job<S::Message>> Processor<S, J> {
         let limit = Instant::now() + self.drain_limit;
         // Nobody left in hand is nobody to tell.
         let _ = stop.send(true);
-        let _ = timeout_at(limit, async { while in_hand.next().await.is_some() {} }).await;
-        let left = in_hand.len();
-        drop(in_hand);
-        let _ = timeout_at(limit.max(Instant::now()) + LAST_WORDS, parts.source.close()).await;
-        let tally = &parts.tally;
-        Processed {
-            ran: tally.ran.get(),
-            replayed: tally.replayed.get(),
-            retried: tally.retried.get(),
-            dead: tally.dead.get(),
-            given_back: tally.given_back.get(),
-            unsettled: tally.unsettled.get(),
-            left,
-        }
+        let settled = async { while in_hand.next().await.is_some() {} };
+        let _ = timeout_at(limit, join(guarded(parts.source.end_intake()), settled)).await;
+        let resending = parts.resending.count();
+        let left = in_hand.len().saturating_sub(resending);
+        discard_value(in_hand);
+        let _ = timeout_at(limit.max(Instant::now()) + LAST_WORDS, guarded(parts.source.close())).await;
+        let processed = parts.processed(left, resending);
+        (self.parts.source, processed)
     }
 }
 
 /// How long a source may take to give back what it holds, beyond the limit of the drain.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-
-/// A message that is out of hand.
-struct Settled {
-    place: Option<Place>,
-    is_store_away: bool,
-}
-
-struct Decided {
-    disposition: Disposition,
-    is_replay: bool,
-    is_store_away: bool,
-}
-
-impl<S: Source, J: Job<S::Message>> Parts<S, J> {
-    async fn handle(
-        &self,
-        delivery: Delivery<S::Message, S::Receipt>,
-        mut place: Option<Place>,
-        mut stopped: watch::Receiver<bool>,
-        permits: &Semaphore,
-    ) -> Settled {
-        let Delivery { message, receipt, mut failures } = delivery;
-        // What it would be given back with.
-        let mut unfinished = Disposition::give_back();
-        let (mut was_tried, mut is_store_away) = (false, false);
-        let disposition = loop {
-            let begin = async {
-                if let Some(place) = &mut place {
-                    place.turn().await;
-                }
-                permits.acquire().await
-            };
-            let permit = tokio::select! {
-                biased;
-                () = told(&mut stopped) => None,
-                permit = begin => permit.ok(),
-            };
-            let Some(permit) = permit else { break None };
-            was_tried = true;
-            let decided = self.decide(Arc::clone(&message), failures).await;
-            drop(permit);
-            is_store_away = decided.is_store_away;
-            let Disposition::RetryLater { after, failed } = decided.disposition else {
-                break Some((decided.disposition, decided.is_replay));
-            };
-            if place.is_none() {
-                break Some((decided.disposition, false));
-            }
-            // In its lane it stays in hand.
-            self.tally.retried.add();
-            failures = failures.saturating_add(u32::from(failed));
-            unfinished = Disposition::RetryLater { after: Duration::ZERO, failed };
-            tokio::select! {
-                biased;
-                () = told(&mut stopped) => break None,
-                () = sleep(after) => {}
-            }
-        };
-        match disposition {
-            Some((disposition, is_replay)) => self.settle(receipt, disposition, is_replay).await,
-            None => {
-                if !was_tried {
-                    self.tally.given_back.add();
-                }
-                if let Err(error) = self.source.settle(receipt, unfinished).await {
-                    warn!(%error, "a message could not be given back: it comes again by itself");
-                }
-            }
-        }
-        Settled { place, is_store_away }
-    }
-
-    async fn settle(&self, receipt: S::Receipt, disposition: Disposition, is_replay: bool) {
-        match &disposition {
-            Disposition::DeadLetter { reason } => warn!(reason, "a message is put aside"),
-            disposition => debug!(%disposition, "a message is settled"),
-        }
-        match self.source.settle(receipt, disposition.clone()).await {
-            Ok(()) => self.tally.count(&disposition, is_replay),
-            Err(error) => {
-                warn!(%error, %disposition, "a message could not be settled: it comes again by itself");
-                self.tally.unsettled.add();
-            }
-        }
-    }
-
-    async fn decide(&self, message: Arc<S::Message>, failures: u32) -> Decided {
-        let identity = match Identity::read(|| self.job.identify(&message)) {
-            Ok(identity) => identity,
-            Err(disposition) => return Decided { disposition, is_replay: false, is_store_away: false },
-        };
-        let call = Call {
-            engine: self.engine.clone(),
-            key: identity.key,
-            fingerprint: identity.fingerprint,
-            failures,
-            max_attempts: self.retry.max_attempts,
-        };
-        // The block, so that a panic before the first await is caught as well.
-        let performing = AssertUnwindSafe(async { self.job.perform(call, message).await });
-        let decision = performing.catch_unwind().await.unwrap_or_else(|_| Err(RunError::Engine(Error::Panicked)));
-        Decided {
-            disposition: self.retry.disposition_unless_poison(&decision, failures, |error| self.job.is_poison(error)),
-            is_replay: decision.as_ref().is_ok_and(crate::Outcome::is_replay),
-            is_store_away: is_store_away(&decision),
-        }
-    }
-}
-
-/// Waits for the word to end.
-async fn told(stopped: &mut watch::Receiver<bool>) {
-    if stopped.wait_for(|stopped| *stopped).await.is_err() {
-        // The processor itself is gone, and this with it.
-        std::future::pending().await
-    }
-}
 
 impl<S: Source, J> fmt::Debug for Processor<S, J> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

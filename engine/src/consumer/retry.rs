@@ -3,6 +3,9 @@
 use std::fmt::Display;
 use std::time::Duration;
 
+use super::backoff;
+use super::fault::Affects;
+use super::guard::{guard, text};
 use super::{Disposition, JobError};
 use crate::{Error, Outcome, RunError};
 
@@ -26,15 +29,20 @@ pub enum OnIndeterminate {
 ///
 /// | decision | disposition |
 /// |---|---|
-/// | ran, or replayed | ack |
+/// | ran, or replayed, or finished with an outcome that can't be read as the current type | ack |
 /// | in flight elsewhere | retry later |
-/// | mismatch; a message from which no key or fingerprint can be read | dead letter |
-/// | the store is away, a limit is reached, the engine is ending | retry later |
-/// | the job failed or panicked | retry later with a growing delay, after `max_attempts` a dead letter with its error |
+/// | mismatch; a damaged record; a message from which no key or fingerprint can be read | dead letter |
+/// | the job failed or panicked, its commit was refused | retry later with a growing delay, after `max_attempts` a dead letter with its error |
+/// | its key or scope is at a limit | retry later with a growing delay, never a dead letter |
+/// | the store is away, or the engine is at its limit | retry later; the processor takes no further messages meanwhile |
+/// | the engine is shutting down | given back |
 /// | indeterminate | as [`OnIndeterminate`] says |
 ///
-/// Only tries of the job count as attempts: those that failed, and those whose process died with the claim in hand,
-/// which the store counts by the claim's attempt number. A message that waits for its store is never given up.
+/// A problem of one message, key or scope counts as an attempt of that message, and nobody else waits for it. So do
+/// attempts whose process died with the claim in hand, which the store counts by the claim's attempt number. A message
+/// that waits for its store is never given up.
+///
+/// Delays have jitter: each is drawn between itself and twice as much, and none is longer than the longest.
 ///
 /// ```
 /// use std::time::Duration;
@@ -56,7 +64,7 @@ pub enum OnIndeterminate {
 pub struct RetryPolicy {
     /// How often the job may be tried for one message. Default: 5.
     pub max_attempts: u32,
-    /// How long after its first failure a message comes again; doubled with each further one. Default: 1 s.
+    /// How long after its first failure a message comes again, at least; doubled with each further one. Default: 1 s.
     pub first_delay: Duration,
     /// The longest of these delays. Default: 60 s.
     pub max_delay: Duration,
@@ -89,67 +97,88 @@ impl RetryPolicy {
         decision: &Result<Outcome<T>, RunError<JobError<E>>>,
         failures: u32,
     ) -> Disposition {
-        let dead = |reason: &dyn Display| Disposition::DeadLetter { reason: reason.to_string() };
-        match decision {
-            Ok(_) => Disposition::Ack,
-            Err(RunError::Operation(JobError::Failed(error))) => self.after_failure(error, failures),
-            Err(RunError::Operation(given_up @ JobError::GivenUp { .. })) => dead(given_up),
-            Err(RunError::Engine(error)) => match error {
-                // It was done, and its outcome was too large to keep: there is nothing left to do.
-                Error::OutcomeNotKept => Disposition::Ack,
-                Error::InProgress { lease_left } => again(self.in_flight_delay.min(*lease_left)),
-                Error::Panicked => self.after_failure(error, failures),
-                Error::Indeterminate { .. } => match self.on_indeterminate {
-                    OnIndeterminate::DeadLetter => dead(error),
-                    OnIndeterminate::RetryLater(after) => again(after),
-                },
-                // None of them becomes another by waiting.
-                Error::Mismatch | Error::Corrupt(_) | Error::Fingerprint(_) | Error::Unserializable(_) => dead(error),
-                // The store is away, or says so by its state: nothing ran, or what ran left its claim to its lease, and
-                // the next delivery is told by the key.
-                Error::Store(_)
-                | Error::Overloaded { .. }
-                | Error::ShuttingDown
-                | Error::Stopped
-                | Error::OutcomeNotStored(_)
-                | Error::CommitUnknown(_)
-                | Error::ClaimLost => again(self.store_away_delay),
-                // A fault of the setup, which no message should pay for.
-                Error::NoSuchTransaction { .. } => again(self.max_delay),
-            },
-        }
+        self.verdict(decision, failures, |_| false).disposition
     }
 
-    /// The same, where the job itself says which of its errors no further try helps.
-    pub(super) fn disposition_unless_poison<T, E: Display>(
+    /// The same, with whom it concerns, where the job itself says which of its errors no further try helps.
+    pub(super) fn verdict<T, E: Display>(
         &self,
         decision: &Result<Outcome<T>, RunError<JobError<E>>>,
         failures: u32,
         is_poison: impl FnOnce(&E) -> bool,
-    ) -> Disposition {
-        match decision {
-            Err(RunError::Operation(JobError::Failed(error))) if is_poison(error) => {
-                Disposition::DeadLetter { reason: error.to_string() }
+    ) -> Verdict {
+        let (affects, reason): (Affects, &dyn Display) = match decision {
+            Ok(_) => (Affects::Nobody, &""),
+            // A test that panics says nothing about the error.
+            Err(RunError::Operation(JobError::Failed(error))) if guard(|| is_poison(error)) == Ok(true) => {
+                (Affects::Message, error)
             }
-            _ => self.disposition(decision, failures),
+            Err(RunError::Operation(JobError::Failed(error))) => (Affects::Attempt, error),
+            Err(RunError::Operation(given_up @ JobError::GivenUp { .. })) => (Affects::Message, given_up),
+            Err(RunError::Engine(error)) => (Affects::of(error), error),
+        };
+        let is_finished_before = matches!(decision, Ok(Outcome::Replayed(_)) | Err(_)) && affects == Affects::Nobody;
+        Verdict { disposition: self.for_affected(affects, decision, reason, failures), affects, is_finished_before }
+    }
+
+    fn for_affected<T, E>(
+        &self,
+        affects: Affects,
+        decision: &Result<T, RunError<E>>,
+        reason: &dyn Display,
+        failures: u32,
+    ) -> Disposition {
+        match (decision, self.on_indeterminate) {
+            (Err(RunError::Engine(Error::InProgress { lease_left })), _) => {
+                return again(self.in_flight_delay.min(*lease_left));
+            }
+            (Err(RunError::Engine(Error::Indeterminate { .. })), OnIndeterminate::RetryLater(after)) => {
+                return again(after);
+            }
+            _ => {}
+        }
+        match affects {
+            Affects::Nobody => Disposition::Ack,
+            Affects::Message => Disposition::DeadLetter { reason: text(reason) },
+            Affects::Attempt => self.after_failure(reason, failures),
+            Affects::Limit => self.after_limit(failures),
+            Affects::Key => again(backoff::spread(self.first_delay)),
+            Affects::Store => again(self.store_away_delay),
+            Affects::Shutdown => Disposition::give_back(),
         }
     }
 
     fn after_failure(&self, error: &dyn Display, failures: u32) -> Disposition {
         if failures.saturating_add(1) >= self.max_attempts {
-            return Disposition::DeadLetter { reason: error.to_string() };
+            return Disposition::DeadLetter { reason: text(error) };
         }
-        let factor = 2_u32.saturating_pow(failures);
-        Disposition::RetryLater { after: self.first_delay.saturating_mul(factor).min(self.max_delay), failed: true }
+        let after = backoff::delay(self.first_delay, self.max_delay, failures);
+        Disposition::RetryLater { after, failed: true }
+    }
+
+    /// The failure counts, so that the message waits ever longer. It never takes the job's last attempt: a message whose
+    /// scope is busy is no dead letter.
+    fn after_limit(&self, failures: u32) -> Disposition {
+        let after = backoff::delay(self.first_delay, self.max_delay, failures);
+        Disposition::RetryLater { after, failed: failures.saturating_add(1) < self.max_attempts }
     }
 }
 
-/// Whether the decision says that the store can't be asked now, whoever asks.
-pub(super) fn is_store_away<T, E>(decision: &Result<T, RunError<E>>) -> bool {
-    matches!(
-        decision,
-        Err(RunError::Engine(Error::Store(_) | Error::OutcomeNotStored(_) | Error::Overloaded { .. } | Error::Stopped))
-    )
+/// What becomes of a message, and who else waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Verdict {
+    pub(super) disposition: Disposition,
+    pub(super) affects: Affects,
+    /// Its job ran before, and not now.
+    pub(super) is_finished_before: bool,
+}
+
+impl Verdict {
+    /// A message that no job sees.
+    pub(super) fn dead(reason: String) -> Self {
+        let disposition = Disposition::DeadLetter { reason };
+        Self { disposition, affects: Affects::Message, is_finished_before: false }
+    }
 }
 
 fn again(after: Duration) -> Disposition {
@@ -160,6 +189,7 @@ fn again(after: Duration) -> Disposition {
 mod tests {
     use super::*;
     use crate::backend::StoreError;
+    use crate::node::ALL_CALLS;
     use crate::{Attempt, CorruptOutcome};
 
     type Decision = Result<Outcome<u32>, RunError<JobError<&'static str>>>;
@@ -184,24 +214,14 @@ mod tests {
             of(engine(Error::InProgress { lease_left: Duration::from_secs(30) })),
             retry(Duration::from_secs(1))
         );
-
-        for error in [
-            Error::Store(StoreError::unavailable("away")),
-            Error::Store(StoreError::unknown("silence")),
-            Error::OutcomeNotStored(StoreError::unavailable("away")),
-            Error::ClaimLost,
-            Error::Overloaded { what: "calls", limit: 1 },
-            Error::ShuttingDown,
-            Error::Stopped,
-        ] {
-            assert_eq!(of(engine(error.clone())), retry(policy.store_away_delay), "{error}");
+        assert!(matches!(of(engine(Error::ClaimLost)), Disposition::RetryLater { failed: false, .. }));
+        for error in [Error::ShuttingDown, Error::Stopped] {
+            assert_eq!(of(engine(error)), Disposition::give_back());
         }
-        let misbuilt = Error::NoSuchTransaction { wanted: "PgConnection", what: "it has none".into() };
-        assert_eq!(of(engine(misbuilt)), retry(policy.max_delay));
-
         for error in [
             Error::Mismatch,
             Error::Corrupt(CorruptOutcome::TooShort(0)),
+            Error::Store(StoreError::corrupt("no record")),
             Error::Fingerprint("no JSON".into()),
             Error::Unserializable("no JSON".into()),
             Error::Indeterminate { attempt: Attempt::FIRST },
@@ -214,19 +234,67 @@ mod tests {
     }
 
     #[test]
+    fn j09_only_a_problem_of_the_whole_store_pauses_and_counts_for_nobody() {
+        let policy = RetryPolicy::default();
+        let verdict = |error: &Error| policy.verdict(&engine(error.clone()), 0, |_| false);
+        for error in [
+            Error::Store(StoreError::unavailable("away")),
+            Error::Store(StoreError::unknown("silence")),
+            Error::Store(StoreError::Full("no room".into())),
+            Error::Store(StoreError::ReadOnly("a replica".into())),
+            Error::Store(StoreError::Overloaded("a batch".into())),
+            Error::OutcomeNotStored(StoreError::unavailable("away")),
+            Error::CommitUnknown(StoreError::unknown("silence")),
+            Error::Overloaded { what: ALL_CALLS, limit: 1 },
+        ] {
+            let Verdict { disposition, affects, .. } = verdict(&error);
+            let again = Disposition::RetryLater { after: policy.store_away_delay, failed: false };
+            assert_eq!((disposition, affects.pauses()), (again, true), "{error}");
+        }
+        for error in [
+            Error::Panicked,
+            Error::NoSuchTransaction { wanted: "PgConnection", what: "it has none".into() },
+            Error::CommitRefused("a constraint".into()),
+            Error::Store(StoreError::Unsupported("transactions")),
+            Error::OutcomeNotStored(StoreError::TransactionEnded),
+            Error::OutcomeNotStored(StoreError::corrupt("no record")),
+        ] {
+            let Verdict { disposition, affects, .. } = verdict(&error);
+            assert!(matches!(disposition, Disposition::RetryLater { failed: true, .. }), "{error}: {disposition}");
+            assert!(!affects.pauses(), "{error}");
+            let last = policy.disposition(&engine(error.clone()), policy.max_attempts - 1);
+            assert_eq!(last, Disposition::DeadLetter { reason: error.to_string() });
+        }
+        for what in ["calls of one scope on this arbiter", "callers waiting for one key"] {
+            let at_limit = Error::Overloaded { what, limit: 1 };
+            let Verdict { disposition, affects, .. } = verdict(&at_limit);
+            assert!(matches!(disposition, Disposition::RetryLater { failed: true, .. }), "{disposition}");
+            assert!(!affects.pauses());
+            // It waits, and keeps its last attempt.
+            let last = policy.disposition(&engine(at_limit), policy.max_attempts - 1);
+            assert!(matches!(last, Disposition::RetryLater { failed: false, .. }), "{last}");
+        }
+        for error in [Error::ClaimLost, Error::Mismatch, Error::Store(StoreError::corrupt("no record"))] {
+            assert!(!verdict(&error).affects.pauses(), "{error}");
+        }
+    }
+
+    #[test]
     fn j02_a_failing_job_is_retried_up_to_its_attempts() {
         let policy = RetryPolicy { max_attempts: 4, max_delay: Duration::from_secs(3), ..RetryPolicy::default() };
         let failed = Err::<Outcome<u32>, _>(RunError::Operation(JobError::Failed("no route")));
         let panicked: Decision = engine(Error::Panicked);
-        for (failures, delay) in [(0, 1), (1, 2), (2, 3)] {
-            let again = Disposition::RetryLater { after: Duration::from_secs(delay), failed: true };
-            assert_eq!(policy.disposition(&failed, failures), again);
-            assert_eq!(policy.disposition(&panicked, failures), again);
+        let is_within = |disposition: &Disposition, (least, longest): (u64, u64)| {
+            let range = Duration::from_millis(least)..=Duration::from_millis(longest);
+            matches!(disposition, Disposition::RetryLater { after, failed: true } if range.contains(after))
+        };
+        for (failures, delay) in [(0, (1_000, 2_000)), (1, (1_500, 3_000)), (2, (1_500, 3_000))] {
+            assert!(is_within(&policy.disposition(&failed, failures), delay));
+            assert!(is_within(&policy.disposition(&panicked, failures), delay));
         }
         assert_eq!(policy.disposition(&failed, 3), Disposition::DeadLetter { reason: "no route".into() });
         assert_eq!(policy.disposition(&panicked, 3), Disposition::DeadLetter { reason: Error::Panicked.to_string() });
         let endless = RetryPolicy { max_attempts: u32::MAX, ..policy };
-        let capped = Disposition::RetryLater { after: Duration::from_secs(3), failed: true };
-        assert_eq!(endless.disposition(&failed, u32::MAX - 2), capped);
+        assert!(is_within(&endless.disposition(&failed, u32::MAX - 2), (1_500, 3_000)));
     }
 }

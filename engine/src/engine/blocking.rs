@@ -44,7 +44,7 @@ impl Engine {
     {
         let fingerprint = fingerprint.to_fingerprint().map_err(Error::from)?;
         let (mut operation, mut done) = (Some(operation), None);
-        self.run_all_blocking(
+        self.run_each_blocking(
             vec![(key, fingerprint)],
             // There is one call, and its operation runs once.
             |_, claim| operation.take().map(|operation| operation(claim)),
@@ -53,9 +53,49 @@ impl Engine {
         done.unwrap_or(Err(RunError::Engine(Error::Stopped)))
     }
 
+    /// Runs several calls for a plain thread: their claims and outcomes are on their way to the store together, and the
+    /// thread is woken far less often than for each by itself. [`run_all`](Self::run_all) is the same for async code.
+    ///
+    /// The operations run here one after the other, in any order; each gets its call's number. The results are in the
+    /// order of the calls. A call that is refused, or fails, concerns no other. Two calls of one key in a batch are two
+    /// callers of that key: the second is in flight elsewhere, waits, or replays, as the policy says. Keep a batch shorter
+    /// than the lease: an operation that waits for the others longer than that is confirmed by the store first.
+    ///
+    /// # Errors
+    /// Each call's as for [`run_blocking`](Self::run_blocking).
+    ///
+    /// ```
+    /// use oncekey::{Engine, Fingerprint, Key, Outcome};
+    /// use oncekey_backends::MemoryBackend;
+    ///
+    /// let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// let orders = [17, 18, 19];
+    /// let calls = orders.map(|order| Ok((Key::new("mail", order)?, Fingerprint::of(&[order]))));
+    /// let calls = calls.into_iter().collect::<Result<Vec<_>, oncekey::KeyError>>()?;
+    /// let sent = engine.run_all_blocking(calls, |number, _claim| Ok::<_, std::io::Error>(orders[number]));
+    /// assert!(sent.iter().zip(orders).all(|(sent, order)| matches!(sent, Ok(Outcome::Ran(ran)) if *ran == order)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn run_all_blocking<T, E>(
+        &self,
+        calls: Vec<(Key, Fingerprint)>,
+        mut operation: impl FnMut(usize, &Claim) -> Result<T, E>,
+    ) -> Vec<Result<Outcome<T>, RunError<E>>>
+    where
+        T: Serialize + DeserializeOwned,
+    {
+        let mut results: Vec<_> = calls.iter().map(|_| None).collect();
+        self.run_each_blocking(
+            calls,
+            |number, claim| Some(operation(number, claim)),
+            |number, result| results[number] = Some(result),
+        );
+        results.into_iter().map(|result| result.unwrap_or(Err(RunError::Engine(Error::Stopped)))).collect()
+    }
+
     /// Runs several calls for a plain thread, one operation after the other, while their claims and outcomes are on their
     /// way together: a thread is woken far less often than for each by itself. `done` is told of each, by its number.
-    pub(crate) fn run_all_blocking<T, E>(
+    pub(crate) fn run_each_blocking<T, E>(
         &self,
         calls: Vec<(Key, Fingerprint)>,
         mut operation: impl FnMut(usize, &Claim) -> Option<Result<T, E>>,

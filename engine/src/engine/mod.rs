@@ -13,6 +13,8 @@ mod transaction;
 pub use builder::{EngineBuilder, StartError};
 pub use claim::Claim;
 pub use run::Outcome;
+#[cfg(feature = "consumer")]
+pub(crate) use run::or_read;
 pub use shutdown::Shutdown;
 pub use step::{Step, StepError, StepOptions};
 #[cfg(feature = "web")]

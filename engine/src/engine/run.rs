@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
+use futures_util::future::join_all;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::{Instrument as _, debug_span};
@@ -17,7 +18,10 @@ use crate::claims::{Grant, Settlement};
 use crate::detach::{self, DetachOnDrop};
 use crate::record::SealedOutcome;
 use crate::shared::Shared;
-use crate::{CallPolicy, CorruptOutcome, Error, EventKind, Key, OnFailure, RunError, ToFingerprint};
+use crate::{
+    CallPolicy, CorruptOutcome, Error, EventKind, Fingerprint, Key, OnFailure, RunError, ToFingerprint,
+    UnreadableOutcome,
+};
 
 /// What a call gives: the operation's value, and whether it ran now or before.
 ///
@@ -117,6 +121,94 @@ impl Engine {
         }
     }
 
+    /// [`run`](Self::run), with a reader for outcomes that an older version of the program stored as an `Old`.
+    ///
+    /// `read_old` is called only for a stored outcome that can't be read as a `T`, and can be read as an `Old`.
+    ///
+    /// # Cancel safety
+    /// As for [`run`](Self::run).
+    ///
+    /// # Errors
+    /// As for [`run`](Self::run); [`Error::OutcomeUnreadable`] if the outcome is of neither type.
+    ///
+    /// ```
+    /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use oncekey::{Engine, Key, Outcome};
+    /// # use oncekey_backends::MemoryBackend;
+    /// # let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// let key = Key::new("mail", 17)?;
+    /// engine.run(key.clone(), &(), |_| async { Ok::<_, std::io::Error>(17_u64) }).await?;
+    ///
+    /// // The next version stores a text.
+    /// let send = |_claim| async { Ok::<_, std::io::Error>("mail 18".to_owned()) };
+    /// let again = engine.run_or_read(key, &(), send, |number: u64| format!("mail {number}")).await?;
+    /// assert_eq!(again, Outcome::Replayed("mail 17".into()));
+    /// # Ok(()) }
+    /// ```
+    pub async fn run_or_read<Old, T, E, F, Fut>(
+        &self,
+        key: Key,
+        fingerprint: impl ToFingerprint,
+        operation: F,
+        read_old: impl FnOnce(Old) -> T,
+    ) -> Result<Outcome<T>, RunError<E>>
+    where
+        F: FnOnce(Claim) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, E>> + Send + 'static,
+        T: Serialize + DeserializeOwned + Send + 'static,
+        E: Send + 'static,
+        Old: DeserializeOwned,
+    {
+        or_read(self.run(key, fingerprint, operation).await, read_old)
+    }
+
+    /// Runs several calls at once: their claims and outcomes are on their way to the store together.
+    /// [`run_all_blocking`](Self::run_all_blocking) is the same for a plain thread.
+    ///
+    /// The operations run side by side in the caller's task; each gets its call's number. The results are in the order of
+    /// the calls. A call that is refused, or fails, concerns no other. Two calls of one key are two callers of that key: the
+    /// second is in flight elsewhere, waits, or replays, as the policy says.
+    ///
+    /// # Cancel safety
+    /// As for [`run`](Self::run), for each call.
+    ///
+    /// # Errors
+    /// Each call's as for [`run`](Self::run).
+    ///
+    /// ```
+    /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use oncekey::{Engine, Fingerprint, Key, Outcome};
+    /// # use oncekey_backends::MemoryBackend;
+    /// # let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// let orders = [17, 18, 19];
+    /// let calls = orders.map(|order| Ok((Key::new("mail", order)?, Fingerprint::of(&[order]))));
+    /// let calls = calls.into_iter().collect::<Result<Vec<_>, oncekey::KeyError>>()?;
+    /// let sent = engine
+    ///     .run_all(calls, move |number, _claim| async move { Ok::<_, std::io::Error>(orders[number]) })
+    ///     .await;
+    /// assert!(sent.iter().zip(orders).all(|(sent, order)| matches!(sent, Ok(Outcome::Ran(ran)) if *ran == order)));
+    /// # Ok(()) }
+    /// ```
+    pub async fn run_all<T, E, F, Fut>(
+        &self,
+        calls: Vec<(Key, Fingerprint)>,
+        operation: F,
+    ) -> Vec<Result<Outcome<T>, RunError<E>>>
+    where
+        F: Fn(usize, Claim) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<T, E>> + Send + 'static,
+        T: Serialize + DeserializeOwned + Send + 'static,
+        E: Send + 'static,
+    {
+        let operation = Arc::new(operation);
+        let running = calls.into_iter().enumerate().map(|(number, (key, fingerprint))| {
+            let operation = Arc::clone(&operation);
+            // Called inside the block, which the engine polls with its guard against panics.
+            self.run(key, fingerprint, move |claim| async move { operation(number, claim).await })
+        });
+        join_all(running).await
+    }
+
     /// [`run`](Self::run) for operations that can't leave their thread: those that hold an `Rc`, an `HttpRequest`, ….
     ///
     /// # Cancel safety
@@ -177,7 +269,28 @@ impl Engine {
 pub(super) fn replayed<T: DeserializeOwned>(key: &Key, outcome: &SealedOutcome) -> Result<T, Error> {
     // The value's `Deserialize` is the user's code.
     let value = catch_unwind(AssertUnwindSafe(|| outcome.value(key)));
-    value.unwrap_or(Err(CorruptOutcome::Content))?.ok_or(Error::OutcomeNotKept)
+    match value.unwrap_or(Err(CorruptOutcome::Content)) {
+        Ok(value) => value.ok_or(Error::OutcomeNotKept),
+        // It is sound, and another type's.
+        Err(CorruptOutcome::Content | CorruptOutcome::OtherKind) => {
+            Err(Error::OutcomeUnreadable(Box::new(UnreadableOutcome::new::<T>(key, outcome))))
+        }
+        Err(corrupt) => Err(corrupt.into()),
+    }
+}
+
+/// A replay that is of an older type, as the current one.
+pub(crate) fn or_read<Old: DeserializeOwned, T, E>(
+    outcome: Result<Outcome<T>, RunError<E>>,
+    read_old: impl FnOnce(Old) -> T,
+) -> Result<Outcome<T>, RunError<E>> {
+    match outcome {
+        Err(RunError::Engine(Error::OutcomeUnreadable(unreadable))) => match unreadable.read() {
+            Ok(old) => Ok(Outcome::Replayed(read_old(old))),
+            Err(_) => Err(RunError::Engine(Error::OutcomeUnreadable(unreadable))),
+        },
+        other => other,
+    }
 }
 
 /// The outcome to store for a value, and the value as every replay will read it: what the caller gets now and what a

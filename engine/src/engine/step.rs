@@ -416,7 +416,7 @@ pub(super) struct About<'a> {
 /// A step that the caller is to run, or its outcome.
 pub(super) enum Ready {
     Run { step: Step, life: FencingToken, end: EndOnDrop },
-    Transact { step: Step, number: u32, life: FencingToken, end: EndOnDrop },
+    Transact { step: Step, life: FencingToken, end: EndOnDrop },
     Replay { name: StepName, life: FencingToken, outcome: SealedOutcome },
 }
 
@@ -429,13 +429,11 @@ impl About<'_> {
             Step { key, name: plain, stored: name, attempt, token: claim.fencing_token() }
         };
         Ok(match begun {
-            BegunStep::Run { name, number, attempt, life } => {
-                Ready::Run { step: step(name, attempt), life, end: EndOnDrop::new(self.claim, number) }
+            BegunStep::Run { name, attempt, life, mut end } => {
+                end.begin();
+                Ready::Run { step: step(name, attempt), life, end }
             }
-            BegunStep::Transact { name, number, life } => {
-                let end = EndOnDrop::new(self.claim, number);
-                Ready::Transact { step: step(name, Attempt::FIRST), number, life, end }
-            }
+            BegunStep::Transact { name, life, end } => Ready::Transact { step: step(name, Attempt::FIRST), life, end },
             BegunStep::Replay { name, life, outcome } => Ready::Replay { name, life, outcome },
         })
     }

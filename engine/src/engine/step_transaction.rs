@@ -14,7 +14,7 @@ use super::Claim;
 use super::step::{Ready, Step, StepError, StepOptions, read, sealed};
 use crate::FencingToken;
 use crate::backend::{OperationFailure, StepCommitted, StoreError, TransactionOperation};
-use crate::claims::{EndOnDrop, StepCall, StepRefusal, ToClaim, What};
+use crate::claims::{StepCall, StepRefusal, ToClaim, What};
 use crate::record::{SealedOutcome, StepName};
 
 /// Where a step's operation leaves its value or its error: the store's messages carry bytes.
@@ -138,15 +138,16 @@ impl Claim {
             Ok(begun) => asked.about.ready(self, begun)?,
             Err(refusal) => return Err(StepError::refused(refusal)),
         };
-        let Ready::Transact { step, number, life, end } = ready else { return ready.replayed(self) };
+        let Ready::Transact { step, life, mut end } = ready else { return ready.replayed(self) };
         let (given, name) = (Given::default(), step.stored_name().clone());
         let operation = make(self.clone(), step, name.clone(), life, Arc::clone(&given));
         let (reply, committed) = oneshot::channel();
-        let call = What::Step(Box::new(StepCall::Transact { number, operation, reply }));
+        let call = What::Step(Box::new(StepCall::Transact { number: end.number(), operation, reply }));
+        end.begin();
         ToClaim::send(asked.about.claim, call).map_err(|_| StepError::Stopped)?;
         let committed = committed.await;
         // The claim's actor has ended the step.
-        EndOnDrop::disarm(end);
+        end.disarm();
         let given = given.lock().take();
         match committed.unwrap_or(Err(StepRefusal::Lost)) {
             Ok(StepCommitted::Stored { outcome, life }) => match given {

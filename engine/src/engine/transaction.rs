@@ -256,11 +256,13 @@ pub(crate) async fn transact<T, E>(
                 }
                 Err(error)
             }
-            // The operation was content, but the database did not commit it: a constraint that is checked at the commit, or
-            // a statement whose failure the operation passed over.
-            _ => Err(Error::Store(StoreError::unavailable("the transaction was rolled back")).into()),
+            // The operation was content, but the database did not commit it. That is the operation's own failure.
+            _ => {
+                let why = "a constraint that is checked at the commit, or a statement whose failure the operation passed over";
+                Err(Error::CommitRefused(why.to_owned()).into())
+            }
         },
-        Err(Error::Store(error @ StoreError::TransactionEnded)) => {
+        Err(Error::Store(error @ StoreError::TransactionEnded)) if !planted!(EndedTransactionReleased) => {
             // Its writes may be committed in part: the key is indeterminate, whatever the policy for abandoned claims says.
             let _ = grant.settle(Settlement::Hold).await;
             Err(Error::OutcomeNotStored(error).into())

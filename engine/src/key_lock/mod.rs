@@ -226,6 +226,7 @@ impl KeyLock {
         ctx.run_later(pause, |lock, ctx| lock.ask_again(address, ctx));
     }
 
+    /// A method of its own: a closure in the generic `with_claim` that calls it again would be another type at every depth.
     fn ask_for_step_after(&mut self, pause: Duration, number: u32, address: ClaimAddr, ctx: &mut Context<Self>) {
         self.is_reusable = false;
         ctx.run_later(pause, move |lock, ctx| lock.ask_for_step(number, address, ctx));

@@ -5,7 +5,7 @@ const NOW: StoreTime = StoreTime::from_millis(1_000);
 fn record(state: State) -> Record {
     let (attempt, owner) = (Attempt::new(2), Owner::from_bytes([9; Owner::LEN]));
     let token = FencingToken::new(7);
-    Record { fingerprint: Fingerprint::of(b"asked"), attempt, token, barrier: None, owner, state }
+    Record { fingerprint: Fingerprint::of(b"asked"), attempt, token, barrier: None, owner, steps: None, state }
 }
 
 pub(super) fn claim(lease_until: u64, on_abandoned: OnAbandoned) -> State {

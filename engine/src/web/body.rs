@@ -34,13 +34,13 @@ pub(super) async fn read(
     let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     let mut payload = request.take_payload();
     if announced.is_some_and(|length: u64| length > limit as u64) {
-        drain(payload, DRAIN_LIMIT, time).await;
+        drain(payload, time).await;
         return Err(IdempotencyError::RequestTooLarge(limit));
     }
     match timeout(time, gather(&mut payload, limit)).await {
         Ok(Ok(Some(body))) => Ok(body),
         Ok(Ok(None)) => {
-            drain(payload, DRAIN_LIMIT, time).await;
+            drain(payload, time).await;
             Err(IdempotencyError::RequestTooLarge(limit))
         }
         Ok(Err(_)) => Err(IdempotencyError::RequestUnreadable),
@@ -69,12 +69,12 @@ async fn gather(payload: &mut Payload, limit: usize) -> Result<Option<Bytes>, Pa
 }
 
 /// Reads on for a while, so that a client that sends its whole body before it reads gets the answer, and not a reset.
-async fn drain(mut payload: Payload, limit: usize, time: Duration) {
+pub(super) async fn drain(mut payload: Payload, time: Duration) {
     let draining = async {
         let mut drained = 0;
         while let Some(Ok(chunk)) = payload.next().await {
             drained += chunk.len();
-            if drained > limit {
+            if drained > DRAIN_LIMIT {
                 return;
             }
         }
@@ -149,9 +149,10 @@ pub(super) async fn look_into<B: MessageBody + 'static>(body: B, headers: &Heade
         BodySize::Sized(size) if size <= limit as u64 => match body.try_into_bytes() {
             Ok(bytes) => Found::Whole(bytes),
             Err(body) => match collect(Box::pin(body), limit, None).await {
-                Collected::Whole(bytes) => Found::Whole(bytes),
-                // Longer than it said, which the server would not have sent either.
-                Collected::Rest(_) | Collected::Broken => Found::Broken,
+                Collected::Whole(bytes) if bytes.len() as u64 == size => Found::Whole(bytes),
+                // Of another length than it said, as of a file that changes while it is read: the server would not have sent
+                // it as a whole response either.
+                Collected::Whole(_) | Collected::Rest(_) | Collected::Broken => Found::Broken,
             },
         },
         BodySize::Stream if is_compressed(headers) => {

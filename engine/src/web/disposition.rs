@@ -9,7 +9,6 @@ use actix_web::http::header::{self, HeaderMap};
 use actix_web::http::{Method, StatusCode};
 use actix_web::{FromRequest, HttpResponse};
 
-use super::extract::ClaimNotTaken;
 use super::guard::RequestGuard;
 use super::pattern;
 use super::rules::{Disposition, Rules};
@@ -201,7 +200,6 @@ pub(super) fn is_of_actix_extractors(error: &Error) -> bool {
         || is::<<PeerAddr as FromRequest>::Error>(error)
         // `Path` without a `PathConfig` wraps the deserializer's error alone.
         || error.as_error::<InternalError<serde::de::value::Error>>().is_some()
-        || error.as_error::<ClaimNotTaken>().is_some()
         || is_text_of_actix(error)
 }
 

@@ -134,6 +134,12 @@ impl IdempotencyError {
             Self::Engine(Error::CommitUnknown(_)) => {
                 "It is not known whether the request was carried out. Retry with the same idempotency key.".to_owned()
             }
+            Self::Engine(Error::OutcomeUnreadable(_)) => {
+                "The request was carried out before, but its outcome cannot be read. It does not run again.".to_owned()
+            }
+            Self::Engine(Error::CommitRefused(_)) => {
+                "The database refused what the request wrote, and rolled it back.".to_owned()
+            }
             Self::Engine(Error::OutcomeNotStored(_)) => {
                 "The request was carried out, but its outcome could not be stored.".to_owned()
             }
@@ -164,7 +170,7 @@ fn describe_engine_error(error: &Error) -> (StatusCode, &'static str, &'static s
         Error::Store(error) if error.is_passing() => {
             (S::SERVICE_UNAVAILABLE, "urn:oncekey:problem:store-unavailable", "Idempotency store unavailable")
         }
-        Error::Store(_) | Error::Corrupt(_) => {
+        Error::Store(_) | Error::Corrupt(_) | Error::OutcomeUnreadable(_) => {
             (S::INTERNAL_SERVER_ERROR, "urn:oncekey:problem:record-unreadable", "Stored record unreadable")
         }
         Error::Overloaded { .. } => {
@@ -176,6 +182,7 @@ fn describe_engine_error(error: &Error) -> (StatusCode, &'static str, &'static s
         Error::CommitUnknown(_) => {
             (S::SERVICE_UNAVAILABLE, "urn:oncekey:problem:commit-unknown", "Outcome of this request unknown")
         }
+        Error::CommitRefused(_) => (S::INTERNAL_SERVER_ERROR, "urn:oncekey:problem:commit-refused", "Commit refused"),
         Error::OutcomeNotStored(_) => {
             (S::INTERNAL_SERVER_ERROR, "urn:oncekey:problem:outcome-not-stored", "Outcome not stored")
         }

@@ -86,8 +86,18 @@ impl FromRequest for Claim {
 /// whose answer does not say what happened is then held, as elsewhere. But if its process dies, the policy of the claim
 /// stands, and the retry runs: the effect can happen twice.
 ///
-/// Take it before [`Claim`], or use [`claim`](Self::claim): the first request to a route claims its key anew when the
-/// guard learns that the handler takes a transaction.
+/// **The first `Transaction` of a method and pattern claims its key twice.** The guard learns from it that the handlers there
+/// take one. Until it knows, in each process anew, it claims with [`Hold`](OnAbandoned::Hold). When the extractor runs, before
+/// the handler begins, the guard releases the key and claims it anew with `Rerun`. Four things follow:
+///
+/// - If the process dies after the first claim and before its release, the key becomes indeterminate although nothing ran.
+///   Only requests that arrive before the first extractor has run can meet this. Set
+///   [`on_abandoned(OnAbandoned::Rerun)`](super::RouteRules::on_abandoned) for the route to rule it out.
+/// - Take the transaction before [`Claim`], or use [`claim`](Self::claim): a `Claim` that was taken earlier is the old one.
+/// - If the second claim fails, because another request has taken the key or the store is unavailable, the guard answers, and
+///   the extractor never returns. So no handler runs without its claim, not even one that takes an `Option<Transaction>`.
+/// - A handler that calls `Transaction::extract` after it has waited for something, or that has middleware before it which
+///   does, may have had an effect. For this first request the claim then stays with `Hold`.
 pub struct Transaction {
     guard: Rc<RequestGuard>,
     request: HttpRequest,
@@ -103,12 +113,21 @@ impl FromRequest for Transaction {
             let guard = guard_of(&request)?;
             guard.took_transaction.set(true);
             if guard.policy.get().on_abandoned.is_none() {
-                let claimed = Rc::clone(&guard);
-                let asked = request.clone();
-                let claiming = async move { claim_anew(&claimed, &asked).await }.boxed_local().shared();
-                guard.claiming.replace(Some(claiming.clone()));
-                claiming.await?;
+                // Before the key is claimed anew, so that the next request need not do the same.
                 guard.setup.rules.transactional.learn(&request);
+                // Whatever has waited may have had an effect, and its key must not be released.
+                if !guard.has_waited() {
+                    let claimed = Rc::clone(&guard);
+                    let asked = request.clone();
+                    let claiming = async move { claim_anew(&claimed, &asked).await }.boxed_local().shared();
+                    guard.claiming.replace(Some(claiming.clone()));
+                    if let Err(not_taken) = claiming.await {
+                        // An error could be swallowed, by an `Option<Transaction>` for one, and the handler would run
+                        // without a claim. The guard answers instead, and drops what waits here.
+                        guard.turn_away(not_taken);
+                        return std::future::pending().await;
+                    }
+                }
             }
             Ok(Self { guard, request })
         };
@@ -153,7 +172,7 @@ async fn claim_anew(guard: &RequestGuard, request: &HttpRequest) -> Result<(), C
     Ok(())
 }
 
-/// The key could not be claimed anew for a transaction: the handler did not run.
+/// The answer to a request whose key could not be claimed anew for a transaction: the handler does not run.
 #[derive(Clone)]
 pub(super) struct ClaimNotTaken {
     status: StatusCode,
@@ -170,29 +189,11 @@ impl ClaimNotTaken {
         let (status, headers) = (response.status(), response.headers().clone());
         Self { status, headers, body: response.into_body().try_into_bytes().unwrap_or_default() }
     }
-}
 
-impl ResponseError for ClaimNotTaken {
-    fn status_code(&self) -> StatusCode {
-        self.status
-    }
-
-    fn error_response(&self) -> HttpResponse {
+    pub(super) fn into_response(self) -> HttpResponse {
         let mut response = HttpResponse::new(self.status);
-        *response.headers_mut() = self.headers.clone();
-        response.set_body(BoxBody::new(self.body.clone()))
-    }
-}
-
-impl fmt::Debug for ClaimNotTaken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("ClaimNotTaken").field(&self.status).finish()
-    }
-}
-
-impl fmt::Display for ClaimNotTaken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the key could not be claimed for a transaction")
+        *response.headers_mut() = self.headers;
+        response.set_body(BoxBody::new(self.body))
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::task::{Poll, Waker};
 
 use actix_web::body::{BoxBody, EitherBody, MessageBody};
 use actix_web::dev::{RequestHead, Service, ServiceRequest, ServiceResponse};
@@ -69,6 +70,10 @@ pub(super) struct RequestGuard {
     /// The key's being claimed anew for a transaction. It is kept here as well, because another extractor that fails
     /// drops the one that waits for it, and the key can be settled only once it is claimed.
     pub(super) claiming: RefCell<Option<Claiming>>,
+    /// The guard's own answer, because that failed.
+    turned_away: RefCell<Option<ClaimNotTaken>>,
+    /// Wakes the guard for that answer, where the inner service runs in a task of its own.
+    waker: RefCell<Option<Waker>>,
 }
 
 pub(super) type Claiming = Shared<LocalBoxFuture<'static, Result<(), ClaimNotTaken>>>;
@@ -105,6 +110,34 @@ impl RequestGuard {
     pub(super) fn has_waited(&self) -> bool {
         self.has_waited.get()
     }
+
+    /// Ends the inner service, and answers in its place.
+    pub(super) fn turn_away(&self, answer: ClaimNotTaken) {
+        self.turned_away.replace(Some(answer));
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Polls the inner service to its end, or until the guard must answer in its place. Notes whether it ever had to wait.
+    async fn watch<F: Future>(&self, service: F) -> Result<F::Output, ClaimNotTaken> {
+        let mut service = pin!(service);
+        poll_fn(|context| {
+            let polled = service.as_mut().poll(context);
+            if polled.is_pending() {
+                self.has_waited.set(true);
+                if let Some(answer) = self.turned_away.take() {
+                    return Poll::Ready(Err(answer));
+                }
+                let mut waker = self.waker.borrow_mut();
+                if !waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+                    *waker = Some(context.waker().clone());
+                }
+            }
+            polled.map(Ok)
+        })
+        .await
+    }
 }
 
 /// Who settles the key: the middleware when the handler has answered, unless a transaction of the handler's did.
@@ -139,7 +172,13 @@ impl Guard {
         let asked = match self.read(rules, rules_at.is_some(), &mut request).await {
             Ok(Some(asked)) => asked,
             Ok(None) => return service.call(request).await.map(ServiceResponse::map_into_left_body),
-            Err(turned_away) => return Ok(self.turn_away(turned_away, request).map_into_right_body()),
+            Err(turned_away) => {
+                // By HTTP/2 the server resets the stream of a body that nobody read, and clients then lose the answer.
+                if request.version() == Version::HTTP_2 {
+                    body::drain(request.take_payload(), rules.request_timeout).await;
+                }
+                return Ok(self.turn_away(turned_away, request).map_into_right_body());
+            }
         };
         let Asked { key, fingerprint, body } = asked;
         let (policy, expected_at) = self.policy(rules, &request);
@@ -185,6 +224,8 @@ impl Guard {
             took_transaction: Cell::new(false),
             rolled_back: Cell::new(false),
             claiming: RefCell::new(None),
+            turned_away: RefCell::new(None),
+            waker: RefCell::new(None),
             setup: self,
         });
         request.set_payload(Watched::payload(body, Rc::clone(&guard)));
@@ -348,19 +389,6 @@ impl Head {
     }
 }
 
-/// Polls the future to its end, and notes whether it ever had to wait.
-async fn noting_that_it_waits<F: Future>(future: F, has_waited: &Cell<bool>) -> F::Output {
-    let mut future = pin!(future);
-    poll_fn(|context| {
-        let polled = future.as_mut().poll(context);
-        if polled.is_pending() {
-            has_waited.set(true);
-        }
-        polled
-    })
-    .await
-}
-
 /// A handler that runs under the guard.
 struct Running {
     guard: Rc<RequestGuard>,
@@ -381,12 +409,21 @@ impl Running {
         // An inner block, so that a panic in `call` itself is caught as well.
         let running = async move { service.call(request).await };
         let running = AssertUnwindSafe(running).catch_unwind().instrument(span);
-        let answered = noting_that_it_waits(running, &self.guard.has_waited).await;
+        let answered = self.guard.watch(running).await;
         let claiming = self.guard.claiming.take();
         if let Some(claiming) = claiming {
-            // If it failed, its extractor has answered so.
+            // It may have failed: then the guard answers so, or another extractor has failed before.
             let _ = claiming.await;
         }
+        let answered = match answered {
+            Ok(answered) => answered,
+            // No handler ran. There is a claim to settle only if its release failed before.
+            Err(not_taken) => {
+                let request = head.into_request();
+                let _ = self.settle(Settlement::Release, &request).await;
+                return ServiceResponse::new(request, not_taken.into_response()).map_into_right_body();
+            }
+        };
         match answered {
             Ok(Ok(response)) => {
                 let origin = origin_of(&response, &self.guard, self.rules());

@@ -183,6 +183,14 @@ impl<S: Source<Message = Message>> Source for Forgetful<S> {
         self.source.settle(receipt, if is_lost { lost } else { disposition }).await
     }
 
+    fn can_settle(&self, (receipt, _): &Self::Receipt) -> bool {
+        self.source.can_settle(receipt)
+    }
+
+    async fn end_intake(&self) {
+        self.source.end_intake().await;
+    }
+
     async fn close(&self) {
         self.source.close().await;
     }

@@ -16,7 +16,7 @@ use crate::shop::command;
 #[derive(Debug)]
 pub struct Apps {
     folder: PathBuf,
-    flags: Vec<String>,
+    flags: [Vec<String>; 2],
     shops: [Mutex<Opened>; 2],
     addresses: [RwLock<SocketAddr>; 2],
 }
@@ -49,10 +49,12 @@ impl Apps {
     ///
     /// # Panics
     /// If they do not open.
-    pub fn open(folder: &Path, url: &str, lease: Duration) -> Self {
+    pub fn open(folder: &Path, urls: &[String; 2], lease: Duration) -> Self {
         let lease = format!("--lease={}ms", lease.as_millis());
-        let flags = vec![format!("--store={url}"), lease, "--workers=2".to_owned(), "--retention=2h".to_owned()];
-        let [one, other] = [(); 2].map(|()| open(folder, &flags));
+        let flags = urls.each_ref().map(|url| {
+            vec![format!("--store={url}"), lease.clone(), "--workers=2".to_owned(), "--retention=2h".to_owned()]
+        });
+        let [one, other] = flags.each_ref().map(|flags| open(folder, flags));
         Self {
             folder: folder.to_owned(),
             flags,
@@ -71,7 +73,7 @@ impl Apps {
         let mut shop = self.shops[number].lock();
         shop.process.kill();
         let address;
-        (*shop, address) = open(&self.folder, &self.flags);
+        (*shop, address) = open(&self.folder, &self.flags[number]);
         *self.addresses[number].write() = address;
     }
 
@@ -123,6 +125,7 @@ fn open(folder: &Path, flags: &[String]) -> (Opened, SocketAddr) {
             return (Opened { process, log }, url.trim_end_matches('/').parse().unwrap());
         }
         assert!(Instant::now() < deadline, "the shop does not open");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

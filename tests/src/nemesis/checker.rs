@@ -4,14 +4,15 @@ use std::collections::HashMap;
 use std::fmt;
 use std::time::Instant;
 
-use futures_util::StreamExt as _;
-use futures_util::stream;
+use futures_util::future::join_all;
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::apps::{Apps, Freeing};
+use super::connections::Connections;
 use super::history::{End, History, Kind, Operation, Seen};
 use super::stores::Kind as Store;
-use super::workload::{end_of, request, seen};
+use super::workload::{end_of, request};
 use crate::http::Request;
 use crate::process::PATIENCE;
 
@@ -166,7 +167,7 @@ fn judge(findings: &mut Findings, operation: &Operation, rows: &[i64]) {
     if rows.len() > 1 {
         findings.add(Wrong::Double, operation, format_args!("{} rows: {rows:?}", rows.len()));
     }
-    let successes: Vec<_> = operation.tries.iter().filter(|seen| seen.is_success()).collect();
+    let successes: Vec<_> = operation.all_tries().filter(|seen| seen.is_success()).collect();
     for seen in &successes {
         let id = row_of(seen);
         match id {
@@ -182,6 +183,17 @@ fn judge(findings: &mut Findings, operation: &Operation, rows: &[i64]) {
     let is_first = |seen: &&&Seen| matches!(seen, Seen::Answer { is_replay: false, .. });
     if rows.len() <= 1 && (successes.iter().filter(is_first).count() > 1 || !all_same(&successes)) {
         findings.add(Wrong::Unlike, operation, "its successes differ, or more than one is no replay");
+    }
+    for replay in &operation.replays {
+        match replay.last().map(|last| (end_of(last), last)) {
+            Some((Some(End::Success), Seen::Answer { is_replay: true, .. })) => {}
+            Some((Some(_), last)) => {
+                findings.add(Wrong::Lost, operation, format_args!("asked once more, it gave {last}"));
+            }
+            Some((None, _)) | None => {
+                findings.add(Wrong::Stuck, operation, format_args!("asked once more, {} tries", replay.len()));
+            }
+        }
     }
     match operation.end {
         End::Success => {}
@@ -232,21 +244,29 @@ fn all_same(successes: &[&Seen]) -> bool {
     successes.windows(2).all(|pair| body(pair[0]) == body(pair[1]))
 }
 
+/// How many ask side by side at the end.
+const ASKING_AGAIN: usize = 16;
+
 /// Asks for everything that came to an end, on either shop, until the answer is one that lasts.
 async fn ask_all_again<'a>(history: &'a History, apps: &Apps) -> Vec<(&'a Operation, Seen)> {
     let ended = |operation: &&Operation| matches!(operation.end, End::Success | End::Indeterminate);
-    let operations = history.operations.iter().filter(ended).enumerate();
-    let asked = stream::iter(operations.map(|(number, operation)| async move {
-        let request = request(operation.kind, &operation.name, &operation.key);
-        let deadline = Instant::now() + PATIENCE;
+    let operations = Mutex::new(history.operations.iter().filter(ended).enumerate());
+    let asking = (0..ASKING_AGAIN).map(|_| async {
+        let (mut connections, mut answers) = (Connections::default(), Vec::new());
         loop {
-            let again = seen(request.send(apps.address(number % 2)).await);
-            if end_of(&again).is_some() || Instant::now() > deadline {
-                return (operation, again);
-            }
+            let Some((number, operation)) = operations.lock().next() else { return answers };
+            let request = request(operation.kind, &operation.name, &operation.key);
+            let deadline = Instant::now() + PATIENCE;
+            let again = loop {
+                let again = connections.ask(&request, apps, number % 2).await;
+                if end_of(&again).is_some() || Instant::now() > deadline {
+                    break again;
+                }
+            };
+            answers.push((operation, again));
         }
-    }));
-    asked.buffer_unordered(16).collect().await
+    });
+    join_all(asking).await.into_iter().flatten().collect()
 }
 
 /// No outcome is lost: each success is there, a replay, the same on either shop. What nobody knew the end of is still so, or its
@@ -284,7 +304,14 @@ mod tests {
 
     fn wrong(kind: Kind, end: End, tries: &[Seen], rows: &[i64]) -> Vec<Wrong> {
         let mut findings = Findings::default();
-        let operation = Operation { kind, name: "op".to_owned(), key: "key".to_owned(), tries: tries.to_vec(), end };
+        let operation = Operation {
+            kind,
+            name: "op".to_owned(),
+            key: "key".to_owned(),
+            tries: tries.to_vec(),
+            end,
+            replays: Vec::new(),
+        };
         judge(&mut findings, &operation, rows);
         if end == End::Indeterminate && !is_explained(&operation, true) {
             let held =
@@ -308,7 +335,8 @@ mod tests {
         let again = |end, tries: &[Seen], again: &Seen, rows: &[i64]| {
             let mut findings = Findings::default();
             let (name, key) = ("op".to_owned(), "key".to_owned());
-            let operation = Operation { kind: Kind::Payment, name, key, tries: tries.to_vec(), end };
+            let operation =
+                Operation { kind: Kind::Payment, name, key, tries: tries.to_vec(), end, replays: Vec::new() };
             judge_again(&mut findings, &operation, again, rows);
             findings.wrong.into_iter().map(|(wrong, _)| wrong).collect::<Vec<_>>()
         };
@@ -326,6 +354,27 @@ mod tests {
         assert_eq!(again(End::Success, &first, &success(7, false), &[7]), [Wrong::Lost]);
         assert_eq!(again(End::Success, &first, &success(8, true), &[8]), [Wrong::Unlike]);
         assert_eq!(again(End::Success, &first, &held, &[7]), [Wrong::Lost]);
+    }
+
+    #[test]
+    fn what_is_asked_for_once_more_while_faults_strike_is_the_first_answer() {
+        let judged = |last: Seen| {
+            let mut findings = Findings::default();
+            let (name, key) = ("op".to_owned(), "key".to_owned());
+            let (tries, replays) = (vec![success(7, false)], vec![vec![Seen::Unknown, last]]);
+            judge(
+                &mut findings,
+                &Operation { kind: Kind::Payment, name, key, tries, end: End::Success, replays },
+                &[7],
+            );
+            findings.wrong.into_iter().map(|(wrong, _)| wrong).collect::<Vec<_>>()
+        };
+        let held = Seen::Answer { status: 409, is_replay: false, problem: Some("indeterminate".into()), body: vec![] };
+        assert_eq!(judged(success(7, true)), []);
+        assert_eq!(judged(success(7, false)), [Wrong::Unlike, Wrong::Lost]);
+        assert_eq!(judged(success(8, true)), [Wrong::Lost, Wrong::Unlike]);
+        assert_eq!(judged(held), [Wrong::Lost]);
+        assert_eq!(judged(Seen::Unknown), [Wrong::Stuck]);
     }
 
     #[test]
@@ -349,7 +398,8 @@ mod tests {
         let judged = |kind, again: &Seen, freeing: &Freeing| {
             let mut findings = Findings::default();
             let (name, key) = ("op".to_owned(), "key".to_owned());
-            let operation = Operation { kind, name, key, tries: vec![held.clone()], end: End::Indeterminate };
+            let operation =
+                Operation { kind, name, key, tries: vec![held.clone()], end: End::Indeterminate, replays: Vec::new() };
             judge_unexplained(&mut findings, &operation, again, freeing, true);
             (findings.wrong.len(), findings.killed_before_freed, findings.freed_late)
         };

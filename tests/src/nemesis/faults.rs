@@ -1,4 +1,8 @@
-//! Who does what to whom, and when: one thread for each shop, one for the server, one for the network.
+//! Who does what to whom, and when: one thread for the shops, one for the server, one for the network, one for each
+//! kind of stall.
+//!
+//! Faults come in rounds of less than two seconds, which makes more than 300 of each kind in ten minutes. In a round all
+//! threads begin at about the same moment, so that faults meet each other; what is left of the round is for operations.
 
 use std::fmt;
 use std::ops::Range;
@@ -10,9 +14,10 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use super::LEASE;
 use super::apps::Apps;
+use super::proxy::Proxy;
 use super::stores::{Kind, Store};
+use super::{LEASE, STORE_DEADLINE};
 
 /// What can go wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,9 +32,9 @@ pub enum Fault {
     KillsServer,
     /// SIGSTOP for the server.
     PausesServer,
-    /// All connections to the server, cut.
+    /// All connections of a shop to the server, cut.
     CutsConnections,
-    /// All connections to the server, swallowed.
+    /// All connections of a shop to the server, swallowed.
     BlackHole,
     /// A lock or a pause that stops every write and still lets reads pass, until after the store deadline.
     StallsWrites,
@@ -93,8 +98,8 @@ impl Counts {
     }
 }
 
-/// What one thread does, again and again.
-type Strike = Box<dyn FnMut(&mut Beat, &mut StdRng) + Send>;
+/// What one thread does in each round.
+type Strike = Box<dyn FnMut(Round, &mut StdRng) + Send>;
 
 /// The threads at work.
 #[derive(Debug)]
@@ -111,23 +116,25 @@ impl Faults {
         let mut thread = |number: u64, mut strike: Strike| {
             let (stop, mut rng) = (Arc::clone(&stop), StdRng::seed_from_u64(seed ^ (number << 32)));
             threads.push(std::thread::spawn(move || {
-                let mut beat = Beat::start();
+                let mut rounds = Rounds::start();
                 while !stop.load(Ordering::SeqCst) {
-                    strike(&mut beat, &mut rng);
+                    strike(rounds.next(&mut rng), &mut rng);
                 }
             }));
         };
-        for number in 0..2 {
-            let (apps, counts) = (Arc::clone(apps), Arc::clone(counts));
-            thread(number as u64, Box::new(move |beat, rng| strike_app(beat, rng, &apps, number, &counts)));
+        let (apps, counted) = (Arc::clone(apps), Arc::clone(counts));
+        thread(0, Box::new(move |round, rng| strike_app(round, rng, &apps, &counted)));
+        for (fault, number) in [(Fault::StallsWrites, 4), (Fault::StallsCommits, 5)] {
+            if fault.applies_to(store.kind()) {
+                let (store, counts) = (Arc::clone(store), Arc::clone(counts));
+                thread(number, Box::new(move |_, rng| strike_with_stall(rng, fault, &store, &counts)));
+            }
         }
-        let (of_writes, counted) = (Arc::clone(store), Arc::clone(counts));
-        thread(4, Box::new(move |beat, rng| strike_writes(beat, rng, &of_writes, &counted)));
-        if store.server.is_some() {
+        if store.kind().has_server() {
             let (of_server, counted) = (Arc::clone(store), Arc::clone(counts));
-            thread(2, Box::new(move |beat, rng| strike_server(beat, rng, &of_server, &counted)));
+            thread(2, Box::new(move |_, rng| strike_server(rng, &of_server, &counted)));
             let (of_network, counted) = (Arc::clone(store), Arc::clone(counts));
-            thread(3, Box::new(move |beat, rng| strike_network(beat, rng, &of_network, &counted)));
+            thread(3, Box::new(move |round, rng| strike_network(round, rng, &of_network, &counted)));
         }
         Self { stop, threads }
     }
@@ -144,84 +151,125 @@ impl Faults {
     }
 }
 
-/// When a thread strikes: every 0.9 s or so, however long the last fault took to undo. Two kinds in turns make some 330
-/// of each in ten minutes, and between two faults there is time for operations.
-struct Beat(Instant);
+/// The number of a round.
+type Round = u64;
 
-impl Beat {
-    const EVERY: Range<u64> = 700..1_100;
-    /// What struck comes back to work first.
+/// When a thread strikes. All threads count the same rounds.
+struct Rounds {
+    number: Round,
+    began: Instant,
+}
+
+impl Rounds {
+    /// 315 in ten minutes.
+    const EVERY: Duration = Duration::from_millis(1_900);
+    /// By how much the threads of one round differ.
+    const SPREAD: Range<u64> = 0..150;
+    /// What struck comes back to work before the same thread strikes again.
     const LEAST_REST: Range<u64> = 100..300;
 
     fn start() -> Self {
-        Self(Instant::now())
+        Self { number: 0, began: Instant::now() }
     }
 
-    fn wait(&mut self, rng: &mut StdRng) {
-        self.0 = (self.0 + millis(rng, Self::EVERY)).max(Instant::now() + millis(rng, Self::LEAST_REST));
-        sleep(self.0.saturating_duration_since(Instant::now()));
+    /// Waits for it. A thread whose last fault took longer to undo than the round comes late, and makes up for it.
+    fn next(&mut self, rng: &mut StdRng) -> Round {
+        self.number += 1;
+        let begins = self.began + Self::EVERY * self.number as u32 + millis(rng, Self::SPREAD);
+        let rested = Instant::now() + millis(rng, Self::LEAST_REST);
+        sleep(begins.max(rested).saturating_duration_since(Instant::now()));
+        self.number
     }
 }
 
-fn strike_app(beat: &mut Beat, rng: &mut StdRng, apps: &Apps, number: usize, counts: &Counts) {
-    beat.wait(rng);
-    apps.kill(number);
+/// Between two faults of one thread in one round.
+fn rest(rng: &mut StdRng) {
+    sleep(millis(rng, 20..120));
+}
+
+/// Whom a round strikes that strikes one shop: the other one works meanwhile, and may take over.
+fn victim(round: Round) -> usize {
+    usize::from(round.is_multiple_of(2))
+}
+
+fn strike_app(round: Round, rng: &mut StdRng, apps: &Apps, counts: &Counts) {
+    apps.kill(victim(round));
     counts.add(Fault::KillsApp);
-    beat.wait(rng);
+    rest(rng);
     // Past the lease, and past the sweep after it.
-    apps.pause(number, LEASE + LEASE / 5 + millis(rng, 0..100));
+    apps.pause(victim(round), LEASE + LEASE / 5 + millis(rng, 0..100));
     counts.add(Fault::PausesApp);
 }
 
-fn strike_server(beat: &mut Beat, rng: &mut StdRng, store: &Store, counts: &Counts) {
-    let Some(server) = &store.server else { return };
-    beat.wait(rng);
-    {
-        let mut server = server.write();
-        server.kill();
-        server.restart();
+/// A pause may fall into a stall of writes, and a kill ends none: it waits for the stall, or the stall for it.
+fn strike_server(rng: &mut StdRng, store: &Store, counts: &Counts) {
+    let kills = || {
+        store.kill_server();
         counts.add(Fault::KillsServer);
-    }
-    beat.wait(rng);
-    let mut server = server.write();
-    server.pause();
-    sleep(millis(rng, 100..300));
-    server.resume();
-    counts.add(Fault::PausesServer);
-}
-
-/// Past the store deadline of the shops, which is two thirds of their lease: answers are lost, and what was sent is
-/// executed after its caller has been answered.
-fn strike_writes(beat: &mut Beat, rng: &mut StdRng, store: &Store, counts: &Counts) {
-    beat.wait(rng);
-    // The server may be down: then nothing is stalled, and nothing counts.
-    if store.stall_writes(LEASE + millis(rng, 0..300)) {
-        counts.add(Fault::StallsWrites);
-    }
-    if Fault::StallsCommits.applies_to(store.kind()) {
-        beat.wait(rng);
-        if store.stall_commits(LEASE + millis(rng, 0..300)) {
-            counts.add(Fault::StallsCommits);
+    };
+    let pauses = |rng: &mut StdRng| {
+        for _ in 0..TRIED {
+            let time = millis(rng, 100..300);
+            if store.strikes(|| store.pause_server(time)) {
+                return counts.add(Fault::PausesServer);
+            }
+            rest(rng);
         }
+    };
+    if rng.random_bool(0.5) {
+        kills();
+        rest(rng);
+        pauses(rng);
+    } else {
+        pauses(rng);
+        rest(rng);
+        kills();
     }
 }
 
-fn strike_network(beat: &mut Beat, rng: &mut StdRng, store: &Store, counts: &Counts) {
-    let Some(proxy) = &store.proxy else { return };
-    beat.wait(rng);
+/// Past the store deadline of the shops: answers are lost, and what was sent is executed after its caller has been answered.
+/// Every fourth time past the lease too, so that claims lapse meanwhile.
+fn stall(rng: &mut StdRng) -> Duration {
+    if rng.random_bool(0.25) { LEASE + millis(rng, 0..150) } else { STORE_DEADLINE + millis(rng, 40..120) }
+}
+
+fn strike_with_stall(rng: &mut StdRng, fault: Fault, store: &Store, counts: &Counts) {
+    // The server may be down, or nobody there who writes: then nothing is stalled, and nothing counts. Soon it is.
+    for _ in 0..TRIED {
+        let time = stall(rng);
+        let stalls =
+            || if fault == Fault::StallsCommits { store.stall_commits(time) } else { store.stall_writes(time) };
+        if store.strikes(stalls) {
+            return counts.add(fault);
+        }
+        rest(rng);
+    }
+}
+
+/// How often a fault is tried in one round that met nobody.
+const TRIED: usize = 3;
+
+/// Mostly one shop's network, sometimes both.
+fn strike_network(round: Round, rng: &mut StdRng, store: &Store, counts: &Counts) {
+    let struck = if rng.random_bool(0.25) { 0..2 } else { victim(round)..victim(round) + 1 };
+    let networks = &store.networks()[struck];
     // Only what struck something counts. While the server comes back there is nothing to cut: soon there is.
     for _ in 0..100 {
-        if proxy.cut() > 0 {
+        if networks.iter().map(Proxy::cut).sum::<usize>() > 0 {
             counts.add(Fault::CutsConnections);
             break;
         }
         sleep(Duration::from_millis(10));
     }
-    beat.wait(rng);
-    proxy.begin_black_hole();
-    sleep(millis(rng, 100..300));
-    if proxy.end_black_hole(rng.random_bool(0.5)) > 0 {
-        counts.add(Fault::BlackHole);
+    rest(rng);
+    for _ in 0..TRIED {
+        networks.iter().for_each(Proxy::begin_black_hole);
+        sleep(millis(rng, 100..300));
+        let and_cut = rng.random_bool(0.5);
+        if networks.iter().map(|network| network.end_black_hole(and_cut)).sum::<u64>() > 0 {
+            return counts.add(Fault::BlackHole);
+        }
+        rest(rng);
     }
 }
 

@@ -107,6 +107,15 @@ pub struct Operation {
     pub tries: Vec<Seen>,
     /// How it ended.
     pub end: End,
+    /// What came of asking for it once more, after its success and while faults still struck: all tries of each time.
+    pub replays: Vec<Vec<Seen>>,
+}
+
+impl Operation {
+    /// Those until its end, and those of its replays.
+    pub fn all_tries(&self) -> impl Iterator<Item = &Seen> {
+        self.tries.iter().chain(self.replays.iter().flatten())
+    }
 }
 
 /// All of them.
@@ -117,6 +126,21 @@ pub struct History {
 }
 
 impl History {
+    /// How many times a client wanted something, until it had a final answer or gave up: each key, and each replay.
+    pub fn len(&self) -> usize {
+        self.operations.iter().map(|operation| 1 + operation.replays.len()).sum()
+    }
+
+    /// Whether nobody wanted anything.
+    pub fn is_empty(&self) -> bool {
+        self.operations.is_empty()
+    }
+
+    /// How many times something was asked for once more, while faults still struck.
+    pub fn replays(&self) -> usize {
+        self.operations.iter().map(|operation| operation.replays.len()).sum()
+    }
+
     /// How many ended in which way, by kind.
     pub fn ends(&self) -> BTreeMap<Kind, [usize; 4]> {
         let mut ends: BTreeMap<Kind, [usize; 4]> = BTreeMap::new();
@@ -129,7 +153,7 @@ impl History {
     /// How many tries there were, by what they saw.
     pub fn tries(&self) -> BTreeMap<String, usize> {
         let mut tries = BTreeMap::new();
-        for seen in self.operations.iter().flat_map(|operation| &operation.tries) {
+        for seen in self.operations.iter().flat_map(Operation::all_tries) {
             *tries.entry(seen.to_string()).or_default() += 1;
         }
         tries

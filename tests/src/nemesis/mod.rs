@@ -9,10 +9,12 @@
 //! - [`apps`]: the two shops.
 //! - [`faults`]: who does what to whom, and when.
 //! - [`workload`] and [`history`]: the clients, and what they saw.
+//! - [`connections`]: a client's connections to the shops, which it keeps.
 //! - [`checker`] and [`report`]: what it means.
 
 pub mod apps;
 pub mod checker;
+pub mod connections;
 pub mod faults;
 pub mod history;
 pub mod proxy;
@@ -45,7 +47,9 @@ pub struct Plan {
 }
 
 /// How long a claim holds: short, so that many lapse.
-pub const LEASE: Duration = Duration::from_millis(500);
+pub const LEASE: Duration = Duration::from_millis(400);
+/// How long the shops wait for an answer of their store: what the engine makes of [`LEASE`].
+pub const STORE_DEADLINE: Duration = Duration::from_millis(266);
 /// How long the clients may still retry when the last fault is over. A key without an answer by then is stuck.
 const RECOVERY: Duration = Duration::from_secs(90);
 
@@ -57,7 +61,7 @@ pub fn run(plan: Plan) -> Report {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let store = Arc::new(Store::start(plan.store, folder.path()));
-    let apps = Arc::new(Apps::open(folder.path(), &store.url(), LEASE));
+    let apps = Arc::new(Apps::open(folder.path(), store.urls(), LEASE));
     let counts = Arc::new(faults::Counts::default());
     let stop = Arc::new(AtomicBool::new(false));
 

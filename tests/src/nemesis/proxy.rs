@@ -1,4 +1,4 @@
-//! The network between the shops and their server: it can cut every connection, and swallow what is sent on all of them.
+//! The network between a shop and the server: it can cut every connection, and swallow what is sent on all of them.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -20,6 +20,8 @@ struct Network {
     opened: Condvar,
     /// What was held back since the black hole began.
     swallowed: AtomicU64,
+    /// What the shops have sent so far, in pieces.
+    sent: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -77,6 +79,11 @@ impl Proxy {
         self.network.cut()
     }
 
+    /// How many pieces the shops have sent so far: whether a fault met anybody shows by it.
+    pub fn sent(&self) -> u64 {
+        self.network.sent.load(Ordering::SeqCst)
+    }
+
     /// From now on nothing passes, and nobody is told: what is sent is taken, connections are accepted.
     pub fn begin_black_hole(&self) {
         self.network.swallowed.store(0, Ordering::SeqCst);
@@ -109,15 +116,16 @@ fn connect(network: &Arc<Network>, client: TcpStream, port: u16) {
         id
     };
     let upwards = Arc::clone(network);
-    let up = std::thread::spawn(move || pass(&upwards, client_in, server));
-    pass(network, server_in, client);
+    let up = std::thread::spawn(move || pass(&upwards, client_in, server, &upwards.sent));
+    pass(network, server_in, client, &AtomicU64::new(0));
     let _ = up.join();
     network.state.lock().open.retain(|(other, ..)| *other != id);
 }
 
-fn pass(network: &Network, mut from: TcpStream, mut to: TcpStream) {
+fn pass(network: &Network, mut from: TcpStream, mut to: TcpStream, pieces: &AtomicU64) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(read @ 1..) = from.read(&mut buffer) {
+        pieces.fetch_add(1, Ordering::SeqCst);
         network.wait_for_passage();
         if to.write_all(&buffer[..read]).is_err() {
             break;

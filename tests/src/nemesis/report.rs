@@ -62,7 +62,10 @@ impl fmt::Display for Report {
         let guard = if control { ", without the guard" } else { "" };
         writeln!(f, "{store:?}, seed {seed}, {clients} clients, {:.0} s{guard}", self.worked.as_secs_f64())?;
         let tries = self.history.tries();
-        writeln!(f, "  {:>8} operations, {} tries", self.history.operations.len(), tries.values().sum::<usize>())?;
+        let (operations, keys, replays) = (self.history.len(), self.history.operations.len(), self.history.replays());
+        let a_second = operations as f64 / self.worked.as_secs_f64();
+        writeln!(f, "  {operations:>8} operations ({keys} keys, {replays} replays), {a_second:.0} a second")?;
+        writeln!(f, "  {:>8} tries", tries.values().sum::<usize>())?;
         for (kind, [success, indeterminate, refused, stuck]) in self.history.ends() {
             let kind = format!("{kind:?}s").to_lowercase();
             writeln!(

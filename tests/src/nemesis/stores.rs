@@ -54,12 +54,13 @@ pub trait Server: Send + Sync {
     /// Starts it again after [`kill`](Self::kill).
     fn restart(&mut self);
     /// SIGSTOP for all its processes.
-    fn pause(&mut self);
+    fn pause(&self);
     /// SIGCONT.
-    fn resume(&mut self);
-    /// Stops every write for a while and lets reads pass; false if the server could not be asked to.
+    fn resume(&self);
+    /// Stops every write for a while and lets reads pass; false if the server could not be asked to, or nobody met it.
     fn stall_writes(&self, time: Duration) -> bool;
-    /// Lets commits wait for a standby that is not there; false if the server could not be asked to, or has no standbys.
+    /// Lets commits wait for a standby that is not there; false if the server could not be asked to, has no standbys, or
+    /// nobody met it.
     fn stall_commits(&self, _: Duration) -> bool {
         false
     }
@@ -76,11 +77,11 @@ macro_rules! server {
                 Self::restart(self);
             }
 
-            fn pause(&mut self) {
+            fn pause(&self) {
                 Self::$pause(self);
             }
 
-            fn resume(&mut self) {
+            fn resume(&self) {
                 Self::$resume(self);
             }
 
@@ -92,24 +93,28 @@ macro_rules! server {
 server!(Postgres, pause_all, resume_all, {
     fn stall_writes(&self, time: Duration) -> bool {
         let lock = "BEGIN; SET LOCAL lock_timeout = '2s'; LOCK TABLE oncekey_records IN EXCLUSIVE MODE";
-        self.try_sql(&format!("{lock}; SELECT pg_sleep({}); COMMIT", time.as_secs_f64()))
+        // Fails if nobody waits.
+        let met = "SELECT 1 / count(*) FROM pg_locks WHERE NOT granted";
+        self.try_sql(&format!("{lock}; SELECT pg_sleep({}); {met}; COMMIT", time.as_secs_f64()))
     }
 
     fn stall_commits(&self, time: Duration) -> bool {
         let set = |standbys: &str| {
             // A commit that waits already goes on waiting until the setting is gone.
             let set = format!("ALTER SYSTEM SET synchronous_standby_names = '{standbys}'");
-            self.try_sql(&set) && self.try_sql("SELECT pg_reload_conf()")
+            self.try_each_sql(&[&set, "SELECT pg_reload_conf()"])
         };
         let stalled = set("absent");
         std::thread::sleep(time);
+        // Fails if nobody waits.
+        let met = self.try_sql("SELECT 1 / count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
         // The setting outlives a kill of the server: it must go, whatever happens meanwhile.
         let deadline = Instant::now() + PATIENCE;
         while !set("") {
             assert!(Instant::now() < deadline, "the standby's setting could not be taken back");
             std::thread::sleep(Duration::from_millis(50));
         }
-        stalled
+        stalled && met
     }
 });
 server!(MariaDb, pause, resume, {
@@ -130,30 +135,33 @@ server!(Redis, pause, resume, {
 /// The store of a run.
 pub struct Store {
     kind: Kind,
-    url: String,
-    /// Only one fault at a time has the server. What cuts and swallows connections is the proxy, which meets stalls.
-    pub(super) server: Option<RwLock<Box<dyn Server>>>,
+    urls: [String; 2],
+    /// A kill has the server for itself; a pause and a stall share it. What cuts and swallows connections is the proxy, which
+    /// meets them all.
+    server: Option<RwLock<Box<dyn Server>>>,
     /// The file of a store that is one.
     file: Option<PathBuf>,
-    pub(super) proxy: Option<Proxy>,
+    /// The network of each shop.
+    proxies: Option<[Proxy; 2]>,
 }
 
 impl Store {
-    /// Starts the server, and the proxy before it.
+    /// Starts the server, and a proxy before it for each shop.
     ///
     /// # Panics
     /// If it is not installed, or does not start.
     pub fn start(kind: Kind, folder: &Path) -> Self {
         let behind = |server: Box<dyn Server>, url: String, port: u16| {
-            let proxy = Proxy::before(port);
-            let url = url.replace(&format!(":{port}/"), &format!(":{}/", proxy.port()));
-            Self { kind, url, server: Some(RwLock::new(server)), file: None, proxy: Some(proxy) }
+            let proxies = [(); 2].map(|()| Proxy::before(port));
+            let through = |proxy: &Proxy| url.replace(&format!(":{port}/"), &format!(":{}/", proxy.port()));
+            let urls = proxies.each_ref().map(through);
+            Self { kind, urls, server: Some(RwLock::new(server)), file: None, proxies: Some(proxies) }
         };
         match kind {
             Kind::Sqlite => {
                 let file = folder.join("keys.db");
                 let url = format!("sqlite:{}", file.display());
-                Self { kind, url, server: None, file: Some(file), proxy: None }
+                Self { kind, urls: [url.clone(), url], server: None, file: Some(file), proxies: None }
             }
             Kind::Postgres => {
                 let server = Postgres::start();
@@ -178,6 +186,32 @@ impl Store {
         self.kind
     }
 
+    /// SIGKILL for the server, and starts it again.
+    pub(super) fn kill_server(&self) {
+        if let Some(server) = &self.server {
+            let mut server = server.write();
+            server.kill();
+            server.restart();
+        }
+    }
+
+    /// SIGSTOP for the server, for a while; tells whether there is one.
+    pub(super) fn pause_server(&self, time: Duration) -> bool {
+        let Some(server) = &self.server else { return false };
+        let server = server.read();
+        server.pause();
+        std::thread::sleep(time);
+        server.resume();
+        true
+    }
+
+    /// Whether a fault struck, and a shop met it: it sent something while the fault was there. Who asks a file is not seen.
+    pub(super) fn strikes(&self, fault: impl FnOnce() -> bool) -> bool {
+        let sent = || self.proxies.as_ref().map(|proxies| proxies.iter().map(Proxy::sent).sum::<u64>());
+        let before = sent();
+        fault() && (before.is_none() || sent() > before)
+    }
+
     /// Stops every write for a while and lets reads pass; tells whether it did.
     pub(super) fn stall_writes(&self, time: Duration) -> bool {
         match (&self.server, &self.file) {
@@ -192,9 +226,14 @@ impl Store {
         self.server.as_ref().is_some_and(|server| server.read().stall_commits(time))
     }
 
-    /// Where the shops find it: by the proxy, where there is one.
-    pub fn url(&self) -> String {
-        self.url.clone()
+    /// Where each of the shops finds it: by its proxy, where there is one.
+    pub fn urls(&self) -> &[String; 2] {
+        &self.urls
+    }
+
+    /// The networks of the shops, if they have one.
+    pub(super) fn networks(&self) -> &[Proxy] {
+        self.proxies.as_ref().map_or(&[], |proxies| &proxies[..])
     }
 }
 
@@ -208,6 +247,6 @@ fn hold_write_lock(file: &Path, time: Duration) -> Result<(), Box<dyn std::error
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("kind", &self.kind).field("url", &self.url).finish_non_exhaustive()
+        f.debug_struct("Store").field("kind", &self.kind).field("urls", &self.urls).finish_non_exhaustive()
     }
 }

@@ -9,12 +9,10 @@ use rand::{RngExt as _, SeedableRng as _};
 use tokio::time::{sleep, timeout};
 
 use super::apps::Apps;
+use super::connections::{Connections, PATIENCE};
 use super::faults::{Counts, Fault};
 use super::history::{End, History, Kind, Operation, Seen};
 use crate::http::{Answer, Request};
-
-/// How long a client waits for an answer before it tries again.
-const PATIENCE: Duration = Duration::from_millis(800);
 
 /// All that the clients share.
 #[derive(Debug, Clone)]
@@ -52,31 +50,41 @@ impl Clients {
 
     async fn client(&self, client: u64, next: &AtomicU64) -> Vec<Operation> {
         let mut rng = StdRng::seed_from_u64(self.seed ^ (client << 40));
-        let mut done = Vec::new();
+        let mut done: Vec<Operation> = Vec::new();
+        let mut connections = Connections::default();
         while !self.stop.load(Ordering::SeqCst) {
-            done.push(self.operate(next.fetch_add(1, Ordering::Relaxed), &mut rng).await);
+            match self.to_replay(&done, &mut rng) {
+                Some(number) => {
+                    let replay = self.replay(&done[number], &mut rng, &mut connections).await;
+                    done[number].replays.push(replay);
+                }
+                None => {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    done.push(self.operate(number, &mut rng, &mut connections).await);
+                }
+            }
         }
         done
     }
 
-    /// One operation, from its first try to its final answer, and some replays of it.
-    async fn operate(&self, number: u64, rng: &mut StdRng) -> Operation {
+    /// One operation, from its first try to its final answer.
+    async fn operate(&self, number: u64, rng: &mut StdRng, connections: &mut Connections) -> Operation {
         let kind = if rng.random_bool(0.5) { Kind::Order } else { Kind::Payment };
         let (name, key) = (format!("op-{number}"), format!("key-{}-{number}", self.seed));
-        let mut operation = Operation { kind, name, key, tries: Vec::new(), end: End::Stuck };
-        let (mut stopped_at, mut pause) = (None, 5);
+        let mut operation = Operation { kind, name, key, tries: Vec::new(), end: End::Stuck, replays: Vec::new() };
+        let mut patience = Patience::new(self);
         let mut shop = rng.random_range(0..2);
         loop {
             let seen = if rng.random_range(0..20) == 0 {
                 // Two at once, one at each shop.
-                let keys = [self.key(&operation), self.key(&operation)];
-                let (one, other) = tokio::join!(self.ask(&operation, &keys[0], 0), self.ask(&operation, &keys[1], 1));
+                let requests = [self.request(&operation), self.request(&operation)];
+                let [one, other] = connections.ask_both([&requests[0], &requests[1]], &self.apps).await;
                 operation.tries.push(one);
                 other
             } else if rng.random_range(0..40) == 0 {
                 self.leave(&operation, shop).await
             } else {
-                self.ask(&operation, &self.key(&operation), shop).await
+                connections.ask(&self.request(&operation), &self.apps, shop).await
             };
             // The other one may be well.
             shop = 1 - shop;
@@ -86,45 +94,79 @@ impl Clients {
             let ends = || operation.tries.iter().rev().take(2).filter_map(end_of);
             if let Some(end) = ends().find(|end| *end == End::Success).or_else(|| ends().next()) {
                 operation.end = end;
-                break;
-            }
-            if self.stop.load(Ordering::SeqCst)
-                && stopped_at.get_or_insert_with(Instant::now).elapsed() > self.give_up_after
-            {
                 return operation;
             }
-            // Longer each time, up to a fifth of a second, and never two clients in step.
-            sleep(Duration::from_millis(rng.random_range(pause / 2..=pause))).await;
-            pause = (pause * 2).min(200);
+            if !patience.pauses(rng).await {
+                return operation;
+            }
         }
-        if operation.end == End::Success && !self.control && rng.random_range(0..10) == 0 {
-            let again = self.ask(&operation, &self.key(&operation), rng.random_range(0..2)).await;
-            operation.tries.push(again);
+    }
+
+    /// Every second time, one of those that this client has seen succeed.
+    fn to_replay(&self, done: &[Operation], rng: &mut StdRng) -> Option<usize> {
+        let asks_again = rng.random_bool(0.5) && !self.control && !done.is_empty();
+        let number = asks_again.then(|| rng.random_range(0..done.len()))?;
+        (done[number].end == End::Success).then_some(number)
+    }
+
+    /// Asks for it once more, until the answer is final.
+    async fn replay(&self, operation: &Operation, rng: &mut StdRng, connections: &mut Connections) -> Vec<Seen> {
+        let (mut tries, mut patience) = (Vec::new(), Patience::new(self));
+        let mut shop = rng.random_range(0..2);
+        loop {
+            let seen = connections.ask(&self.request(operation), &self.apps, shop).await;
+            shop = 1 - shop;
+            let is_final = end_of(&seen).is_some();
+            tries.push(seen);
+            if is_final || !patience.pauses(rng).await {
+                return tries;
+            }
         }
-        operation
+    }
+
+    fn request(&self, operation: &Operation) -> Request {
+        request(operation.kind, &operation.name, &self.key(operation))
     }
 
     fn key(&self, operation: &Operation) -> String {
         if self.control { format!("try-{:032x}", rand::random::<u128>()) } else { operation.key.clone() }
     }
 
-    async fn ask(&self, operation: &Operation, key: &str, shop: usize) -> Seen {
-        let request = request(operation.kind, &operation.name, key);
-        match timeout(PATIENCE, request.try_send(self.apps.address(shop))).await {
-            Ok(Ok(answer)) => seen(answer),
-            Ok(Err(_)) | Err(_) => Seen::Unknown,
-        }
-    }
-
     /// Sends it and cuts the connection.
     async fn leave(&self, operation: &Operation, shop: usize) -> Seen {
-        let request = request(operation.kind, &operation.name, &self.key(operation));
-        let sent = timeout(PATIENCE, request.try_send_only(self.apps.address(shop))).await;
+        let sent = timeout(PATIENCE, self.request(operation).try_send_only(self.apps.address(shop))).await;
         if let Ok(Ok(stream)) = sent {
             drop(stream);
             self.counts.add(Fault::CutsClient);
         }
         Seen::Left
+    }
+}
+
+/// How a client waits between its tries.
+struct Patience<'a> {
+    clients: &'a Clients,
+    stopped_at: Option<Instant>,
+    pause_ms: u64,
+}
+
+impl<'a> Patience<'a> {
+    fn new(clients: &'a Clients) -> Self {
+        Self { clients, stopped_at: None, pause_ms: 5 }
+    }
+
+    /// Longer each time, up to a fifth of a second, and never two clients in step. False if the client gives up: the faults
+    /// were over long ago.
+    async fn pauses(&mut self, rng: &mut StdRng) -> bool {
+        if self.clients.stop.load(Ordering::SeqCst) {
+            let stopped_at = self.stopped_at.get_or_insert_with(Instant::now);
+            if stopped_at.elapsed() > self.clients.give_up_after {
+                return false;
+            }
+        }
+        sleep(Duration::from_millis(rng.random_range(self.pause_ms / 2..=self.pause_ms))).await;
+        self.pause_ms = (self.pause_ms * 2).min(200);
+        true
     }
 }
 
@@ -137,7 +179,7 @@ pub(super) fn request(kind: Kind, name: &str, key: &str) -> Request {
             ("/payments", format!(r#"{{{charge}, "reference": "{name}"}}"#))
         }
     };
-    Request::post(target, body).header("Content-Type", "application/json").header("Connection", "close").key(key)
+    Request::post(target, body).header("Content-Type", "application/json").key(key)
 }
 
 pub(super) fn seen(answer: Answer) -> Seen {

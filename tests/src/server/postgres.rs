@@ -82,9 +82,15 @@ impl Postgres {
 
     /// The same for a server that may be down or stand still: tells whether it was run, within some seconds.
     pub fn try_sql(&self, text: &str) -> bool {
+        self.try_each_sql(&[text])
+    }
+
+    /// The same for several, each in a transaction of its own.
+    pub fn try_each_sql(&self, texts: &[&str]) -> bool {
         let mut psql = Command::new("timeout");
         psql.arg("5").arg(find("psql")).env("PGCONNECT_TIMEOUT", "2");
-        psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", &self.url(), "-c", text]);
+        psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", &self.url()]);
+        psql.args(texts.iter().flat_map(|text| ["-c", text]));
         psql.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand::RngExt as _;
 use tokio::time::{Instant, sleep};
 
-use super::world::{Fault, Shared};
+use super::world::{Fault, Shared, World};
 use super::{CHAOS, LEASE, Process, SETTLING_LIMIT};
 
 /// Crashes, pauses and shuts processes down, and takes the store away, one after another.
@@ -19,7 +19,7 @@ pub(super) async fn strike(world: Shared, processes: Arc<Mutex<Vec<Process>>>) {
         sleep(Duration::from_millis(100) + world.up_to(1_500)).await;
         let (kind, number) = world.with(|world| {
             let count = processes.lock().unwrap().len();
-            (world.chance.random_range(0..10), world.chance.random_range(0..count))
+            (world.chance.random_range(0..11), world.chance.random_range(0..count))
         });
         let process = processes.lock().unwrap()[number].clone();
         match kind {
@@ -31,6 +31,10 @@ pub(super) async fn strike(world: Shared, processes: Arc<Mutex<Vec<Process>>>) {
                 world.with(|world| world.counts(Fault::Shutdown));
                 process.engine.shutdown(2 * LEASE).await;
                 world.dies(&process.life);
+            }
+            10 => {
+                world.with(World::sets_its_clock_back);
+                continue;
             }
             5..7 => {
                 let long = Duration::from_millis(500) + world.up_to(2 * SETTLING_LIMIT.as_millis() as u64);

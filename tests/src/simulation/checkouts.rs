@@ -8,9 +8,9 @@ use oncekey::{Claim, Engine, Key, OnAbandoned, Outcome, RunError, StepError, Ste
 use rand::RngExt as _;
 use tokio::time::timeout;
 
-use super::LEASE;
 use super::clients::{stands_still, takes_a_while};
 use super::world::{Fault, Life, Shared, Transaction};
+use super::{LEASE, Value};
 
 /// What a step's interruption means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,14 +41,14 @@ pub(super) async fn call(
     engine: &Engine,
     life: &Arc<Life>,
     key: &Key,
-) -> Result<Outcome<u64>, RunError<&'static str>> {
+) -> Result<Outcome<Value>, RunError<&'static str>> {
     let (world, life) = (world.clone(), Arc::clone(life));
     let engine = engine.with_on_abandoned(OnAbandoned::Resume);
     engine.run_local(key.clone(), &"the same", move |claim| check_out(world, life, claim)).await
 }
 
 /// The outcome is that of the last step.
-async fn check_out(world: Shared, life: Arc<Life>, claim: Claim) -> Result<u64, &'static str> {
+async fn check_out(world: Shared, life: Arc<Life>, claim: Claim) -> Result<Value, &'static str> {
     stands_still(&life).await;
     let working = world.begins(claim.key(), claim.attempt(), &life);
     let steps = steps(claim.key());
@@ -78,7 +78,7 @@ async fn check_out(world: Shared, life: Arc<Life>, claim: Claim) -> Result<u64, 
     }
     stands_still(&life).await;
     working.finishes(value, &life);
-    Ok(value)
+    Ok(Value::of(value))
 }
 
 type Told = Result<u64, Option<StepError<&'static str>>>;

@@ -10,7 +10,7 @@ use rand::RngExt as _;
 use tokio::time::{Instant, sleep};
 
 use super::world::{Fault, Life, Mode, Shared, Transaction};
-use super::{CHAOS, LEASE, Process, checkouts};
+use super::{CHAOS, LEASE, Process, Value, checkouts};
 
 type Processes = Arc<Mutex<Vec<Process>>>;
 type Answered = Result<Outcome<u64>, RunError<&'static str>>;
@@ -45,7 +45,8 @@ pub(super) async fn call_around(world: Shared, processes: Processes) {
             biased;
             () = process.life.end() => {}
             () = sleep(patience) => {
-                if !goes_away {
+                // Whoever called an operation that never returns leaves in the end.
+                if !goes_away && !world.with(|world| world.is_hung(key)) {
                     world.with(|world| world.breaks(format!("a call of {key} was never answered")));
                 }
             }
@@ -67,6 +68,7 @@ fn judge(world: &Shared, key: &Key, answered: Answered) {
             | Error::OutcomeNotStored(_)
             | Error::CommitUnknown(_)
             | Error::ClaimLost
+            | Error::Unserializable(_)
             | Error::Panicked => world.with(|world| world.note(format_args!("{key} is told: {error}"))),
             error => world.with(|world| world.breaks(format!("{key} is told: {error}"))),
         },
@@ -74,7 +76,7 @@ fn judge(world: &Shared, key: &Key, answered: Answered) {
 }
 
 async fn ask_for_something_else(world: &Shared, process: &Process, key: &Key) {
-    let asking = process.engine.run(key.clone(), &"something else", |_| async { Ok::<u64, &str>(0) });
+    let asking = process.engine.run(key.clone(), &"something else", |_| async { Ok::<_, &str>(Value::of(0)) });
     let answered = tokio::select! {
         biased;
         () = process.life.end() => return,
@@ -89,12 +91,17 @@ async fn ask_for_something_else(world: &Shared, process: &Process, key: &Key) {
 /// Calls a key by what is done under it.
 pub async fn call(world: &Shared, engine: &Engine, life: &Arc<Life>, key: &Key, mode: Mode) -> Answered {
     world.calls();
+    let told = world.clone();
     let (world, life) = (world.clone(), Arc::clone(life));
-    match mode {
+    let answered = match mode {
         Mode::Transaction => {
             let writes = |transaction: &mut Transaction, _: &oncekey::Claim| {
                 transaction.wrote = true;
-                if transaction.fails { Err("simulated: the transaction fails") } else { Ok(transaction.value) }
+                if transaction.fails {
+                    Err("simulated: the transaction fails")
+                } else {
+                    Ok(Value::of(transaction.value))
+                }
             };
             let engine = engine.with_on_abandoned(OnAbandoned::Rerun);
             engine.run_in_transaction(key.clone(), &"the same", writes).await
@@ -105,7 +112,16 @@ pub async fn call(world: &Shared, engine: &Engine, life: &Arc<Life>, key: &Key, 
             engine.run(key.clone(), &"the same", move |claim| operate(world, life, claim)).await
         }
         Mode::Steps => checkouts::call(&world, engine, &life, key).await,
+    };
+    if let Ok(Outcome::Ran(value)) = &answered
+        && told.with(|world| world.is_unstorable(value.number))
+    {
+        told.with(|world| world.breaks(format!("{key} gave {value:?}, which is not what its operation gave")));
     }
+    answered.map(|outcome| match outcome {
+        Outcome::Ran(value) => Outcome::Ran(value.number),
+        Outcome::Replayed(value) => Outcome::Replayed(value.number),
+    })
 }
 
 /// A process that has crashed does nothing more.
@@ -116,7 +132,7 @@ pub(super) async fn stands_still(life: &Life) {
 }
 
 /// An operation with an outside effect.
-async fn operate(world: Shared, life: Arc<Life>, claim: oncekey::Claim) -> Result<u64, &'static str> {
+async fn operate(world: Shared, life: Arc<Life>, claim: oncekey::Claim) -> Result<Value, &'static str> {
     stands_still(&life).await;
     let working = world.begins(claim.key(), claim.attempt(), &life);
     takes_a_while(&world, &life).await;
@@ -138,11 +154,23 @@ async fn operate(world: Shared, life: Arc<Life>, claim: oncekey::Claim) -> Resul
         drop(working);
         std::panic::resume_unwind(Box::new("simulated: the operation panics"));
     }
+    // It may have done its work, or not: nothing of it comes any more.
+    let hangs = world.with(|world| world.strikes(Fault::Hang, 4.0).then(|| world.chance.random_bool(0.5)));
+    if hangs == Some(false) {
+        return working.hangs().await;
+    }
     let value = world.effect(claim.key());
+    if hangs.is_some() {
+        return working.hangs().await;
+    }
     takes_a_while(&world, &life).await;
     stands_still(&life).await;
+    if world.with(|world| world.strikes(Fault::Unstorable, 4.0)) {
+        world.with(|world| world.gives_unstorable(value));
+        return Ok(Value::unstorable(value));
+    }
     working.finishes(value, &life);
-    Ok(value)
+    Ok(Value::of(value))
 }
 
 pub(super) async fn takes_a_while(world: &Shared, life: &Life) {

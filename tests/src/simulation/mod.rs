@@ -6,6 +6,8 @@
 //! the store by then. At last every key is called once more: it must have exactly one outcome, and none may
 //! be stuck. The [world](World) holds what really happened, and compares.
 //!
+//! Some operations never return. The run limit ends their claims, and nobody waits for them at the end.
+//!
 //! In every fourth world processes live and the store answers; only claims go astray. There an operation that may be rerun
 //! never runs twice at once.
 
@@ -13,10 +15,12 @@ mod chaos;
 mod checkouts;
 mod clients;
 mod store;
+mod value;
 mod world;
 
 pub use clients::call;
 pub use store::SimulatedStore;
+pub use value::Value;
 pub use world::{Fault, Life, Mode, Sabotage, Shared, World};
 
 use std::collections::BTreeMap;
@@ -30,6 +34,8 @@ use oncekey::{Abandoned, Engine, OnAbandoned};
 pub const LEASE: Duration = Duration::from_millis(600);
 /// One or the other, by the seed: an answer that outlasts the lease, or a request that outlasts its sender.
 const STORE_DEADLINES: [Duration; 2] = [Duration::from_millis(400), Duration::from_millis(550)];
+/// Short, so that operations pass it while things go wrong. In a calm world none does but one that never returns.
+const RUN_LIMITS: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(8)];
 const SETTLING_LIMIT: Duration = Duration::from_millis(1_500);
 const CHAOS: Duration = Duration::from_secs(6);
 /// No message is on its way for longer.
@@ -120,6 +126,7 @@ impl Process {
             .lease(LEASE)
             .store_deadline(STORE_DEADLINES[world.deadline()])
             .settling_limit(SETTLING_LIMIT)
+            .run_limit(world.run_limit())
             .retention(Duration::from_secs(24 * 60 * 60))
             .on_abandoned(OnAbandoned::Hold)
             .reconciler(move |abandoned: Abandoned| {

@@ -165,6 +165,9 @@ impl Backend for SimulatedStore {
             let answer = world.step("acquire", key, |found, now| transition::acquire(found, now, &message));
             // When it is taken once more nobody hears the answer.
             let is_heard = std::mem::replace(&mut is_heard, false) && life.is_alive();
+            if let Acquired::Claimed { token, .. } = answer {
+                world.is_granted(key, token, message.owner);
+            }
             let promise = match answer {
                 Acquired::Claimed { attempt, .. } if is_heard => {
                     Some(world.is_promised(key, attempt, message.owner, life.number))
@@ -221,9 +224,9 @@ impl Backend for SimulatedStore {
                 world.lost_commits -= 1;
                 Fate { answer_lost: true, reset: true, ..world.fate(&self.life) }
             });
-            return self.send(fate, take, |_, _, _| ()).await;
+            return self.send(fate, take, |_, _, _| ()).await?;
         }
-        self.ask(take, |_, _, _| ()).await
+        self.ask(take, |_, _, _| ()).await?
     }
 
     async fn begin_step(&self, message: BeginStep) -> Result<StepBegun, StoreError> {

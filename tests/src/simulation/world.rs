@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use oncekey::backend::CompletedInTransaction;
+use oncekey::backend::{CompletedInTransaction, StoreError};
 use oncekey::record::transition::{self, Step, Write};
-use oncekey::record::{Owner, Record, SealedOutcome, State, StoreTime};
+use oncekey::record::{FencingToken, Owner, Record, SealedOutcome, State, StoreTime};
 use oncekey::{Attempt, Key};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -71,6 +71,16 @@ pub enum Fault {
     Twins,
     /// An operation no longer waits for its step.
     StepDropped,
+    /// An operation never returns.
+    Hang,
+    /// An operation gives a value that would be read back as another.
+    Unstorable,
+    /// The store gives a transaction up and rolls it back, and its operation passes over that.
+    Contention,
+    /// The store ends a transaction and goes on without one, and its operation passes over that.
+    TransactionEnd,
+    /// The store's clock is set back.
+    ClockBack,
 }
 
 /// An error of the store that the checks must notice: the control.
@@ -150,6 +160,8 @@ pub struct World {
     began: Instant,
     /// How fast the store's clock runs beside the processes'.
     rate: f64,
+    /// By how much it was set back.
+    back: Duration,
     records: BTreeMap<Key, Record>,
     pub(super) modes: BTreeMap<Key, Mode>,
     /// Each effect that happened: of which key, and the value that it gave.
@@ -166,12 +178,20 @@ pub struct World {
     /// A world in which processes live, the store answers, and only claims go astray: nothing excuses anything.
     pub(super) calm: bool,
     working: Vec<Engaged>,
+    /// The keys of operations that never return.
+    hung: Vec<Key>,
+    /// The effects whose values can't be stored.
+    unstorable: Vec<u64>,
+    /// The last token of each key, and whose it is. No clock that was set back excuses a lower one while there is a record.
+    tokens: BTreeMap<Key, (FencingToken, Owner)>,
     paused: BTreeMap<usize, Instant>,
     pub(super) healed: bool,
     /// How much longer answers to acquires take.
     pub(super) slow_acquires: Duration,
     /// How many commits' answers are still to be lost, each with its connection.
     pub(super) lost_commits: u32,
+    /// How many transactions' operations are still to commit them by themselves.
+    transactions_to_end: u32,
     sabotage: Option<Sabotage>,
     next: u64,
     trace: u64,
@@ -206,6 +226,7 @@ impl World {
             chance,
             began: Instant::now(),
             rate,
+            back: Duration::ZERO,
             records: BTreeMap::new(),
             modes: super::keys().into_iter().collect(),
             ledger: Vec::new(),
@@ -217,10 +238,14 @@ impl World {
             away_until: None,
             calm: seed % 4 == 3,
             working: Vec::new(),
+            hung: Vec::new(),
+            unstorable: Vec::new(),
+            tokens: BTreeMap::new(),
             paused: BTreeMap::new(),
             healed: false,
             slow_acquires: Duration::ZERO,
             lost_commits: 0,
+            transactions_to_end: 0,
             sabotage,
             next: 0,
             trace: 0xcbf2_9ce4_8422_2325,
@@ -232,7 +257,15 @@ impl World {
     pub(super) fn now(&self) -> StoreTime {
         // An hour ahead of the processes' clocks, and running at a pace of its own.
         let millis = self.began.elapsed().as_millis() as f64 * self.rate;
-        StoreTime::from_millis(3_600_000 + millis as u64)
+        StoreTime::from_millis(3_600_000 + millis as u64 - self.back.as_millis() as u64)
+    }
+
+    pub(super) fn sets_its_clock_back(&mut self) {
+        self.counts(Fault::ClockBack);
+        let back = self.up_to(1_000);
+        self.back += back;
+        // A token is kept by its record. What is gone was passed by the clock, as it was before.
+        self.tokens.retain(|key, _| self.records.contains_key(key));
     }
 
     /// Takes a note of what happens. What is noted makes the trace.
@@ -260,7 +293,14 @@ impl World {
         let is_left = !self.calm
             || matches!(
                 fault,
-                Fault::AnswerLost | Fault::Reset | Fault::Late | Fault::Twins | Fault::ClientGone | Fault::Failure
+                Fault::AnswerLost
+                    | Fault::Reset
+                    | Fault::Late
+                    | Fault::Twins
+                    | Fault::ClientGone
+                    | Fault::Failure
+                    | Fault::Hang
+                    | Fault::Unstorable
             );
         let struck = self.chance.random_bool(percent / 100.0) && !self.healed && is_left;
         if struck {
@@ -287,6 +327,11 @@ impl World {
             Fault::Outage => "outage",
             Fault::Twins => "twins",
             Fault::StepDropped => "step dropped",
+            Fault::Hang => "hang",
+            Fault::Unstorable => "unstorable",
+            Fault::Contention => "contention",
+            Fault::TransactionEnd => "transaction end",
+            Fault::ClockBack => "clock back",
         };
         self.note(format_args!("fault: {name}"));
         *self.report.faults.entry(name).or_default() += 1;
@@ -378,33 +423,68 @@ impl World {
     }
 
     /// Runs a transaction's operation and commits it with its outcome, or neither.
-    pub(super) fn transact(&mut self, message: oncekey::backend::CompleteInTransaction) -> CompletedInTransaction {
+    pub(super) fn transact(
+        &mut self,
+        message: oncekey::backend::CompleteInTransaction,
+    ) -> Result<CompletedInTransaction, StoreError> {
         let oncekey::backend::CompleteInTransaction { key, owner, retention, operation } = message;
         let complete = |outcome| oncekey::backend::Complete { key: key.clone(), owner, outcome, retention };
         let (found, now) = (self.records.get(&key).cloned(), self.now());
         let asked = transition::complete(found.as_ref(), now, &complete(SealedOutcome::tombstone(&key)));
         match (asked.answer, asked.write, found.map(|record| record.state)) {
-            (oncekey::backend::Completed::Lost, ..) => CompletedInTransaction::Lost,
-            (_, Write::Nothing, Some(State::Completed { outcome, .. })) => CompletedInTransaction::Stored { outcome },
+            (oncekey::backend::Completed::Lost, ..) => Ok(CompletedInTransaction::Lost),
+            (_, Write::Nothing, Some(State::Completed { outcome, .. })) => {
+                Ok(CompletedInTransaction::Stored { outcome })
+            }
+            _ if operation.is_probe() => Ok(CompletedInTransaction::RolledBack),
             _ => {
                 let fails = self.strikes(Fault::Failure, 10.0);
                 let mut transaction = Transaction { value: self.next_value(), wrote: false, fails };
                 match operation.run(&mut transaction) {
-                    Ok(outcome) => {
-                        if transaction.wrote {
-                            self.has_effect(&key, transaction.value);
-                        }
-                        let message = complete(outcome.clone());
-                        self.step("commit", &key, |found, now| transition::complete(found, now, &message));
-                        CompletedInTransaction::Stored { outcome }
-                    }
-                    Err(oncekey::backend::OperationFailure::RollBack) => CompletedInTransaction::RolledBack,
+                    Ok(outcome) => self.commit(&complete(outcome), transaction),
+                    Err(oncekey::backend::OperationFailure::RollBack) => Ok(CompletedInTransaction::RolledBack),
                     Err(oncekey::backend::OperationFailure::WrongConnection { wanted }) => {
-                        CompletedInTransaction::WrongConnection { wanted }
+                        Ok(CompletedInTransaction::WrongConnection { wanted })
                     }
                 }
             }
         }
+    }
+
+    /// Commits what an operation wrote that is content, and its outcome: if the transaction is still the one that began.
+    fn commit(
+        &mut self,
+        message: &oncekey::backend::Complete,
+        transaction: Transaction,
+    ) -> Result<CompletedInTransaction, StoreError> {
+        let oncekey::backend::Complete { key, owner, outcome, .. } = message;
+        let mut wrote = transaction.wrote;
+        if self.strikes(Fault::Contention, 12.0) {
+            wrote = false;
+            if !oncekey::__planted!(ContentionSwallowed) {
+                return Ok(CompletedInTransaction::RolledBack);
+            }
+        }
+        let commits_itself = self.transactions_to_end > 0;
+        self.transactions_to_end -= u32::from(commits_itself);
+        if commits_itself || self.strikes(Fault::TransactionEnd, 12.0) {
+            if commits_itself && wrote {
+                self.has_effect(key, transaction.value);
+            }
+            wrote = false;
+            if !oncekey::__planted!(TransactionNotProven) {
+                // Nobody can say what of it was committed: as if an operation had begun, and not ended.
+                if let Some(fate) = self.fates.get_mut(owner.as_bytes()) {
+                    fate.began = true;
+                }
+                return Err(StoreError::TransactionEnded);
+            }
+        }
+        if wrote {
+            self.has_effect(key, transaction.value);
+        }
+        self.step("commit", key, |found, now| transition::complete(found, now, message));
+        Ok(CompletedInTransaction::Stored { outcome: outcome.clone() })
     }
 
     fn next_value(&mut self) -> u64 {
@@ -425,6 +505,28 @@ impl World {
     pub(super) fn is_asked_for(&mut self, owner: Owner, life: &Arc<Life>, repeated: bool) {
         let fate = Fate { life: Arc::clone(life), repeated, began: false, failed: false };
         self.fates.insert(*owner.as_bytes(), fate);
+    }
+
+    pub(super) fn is_hung(&self, key: &Key) -> bool {
+        self.hung.contains(key)
+    }
+
+    pub(super) fn gives_unstorable(&mut self, value: u64) {
+        self.unstorable.push(value);
+    }
+
+    pub(super) fn is_unstorable(&self, value: u64) -> bool {
+        self.unstorable.contains(&value)
+    }
+
+    /// A claim is granted, with its token.
+    pub(super) fn is_granted(&mut self, key: &Key, token: FencingToken, owner: Owner) {
+        match self.tokens.insert(key.clone(), (token, owner)) {
+            // The same claim, asked for again.
+            Some((_, before)) if before == owner => {}
+            Some((before, _)) if before >= token => self.breaks(format!("{key} is granted {token} after {before}")),
+            _ => {}
+        }
     }
 
     /// A claim is granted to somebody who may hear of it; the number is its name.

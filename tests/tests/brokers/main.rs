@@ -4,8 +4,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
 
+mod forms;
 mod poison;
 mod refusals;
+mod refused;
 mod survival;
 
 macro_rules! on_each_broker {
@@ -13,7 +15,7 @@ macro_rules! on_each_broker {
         mod $broker {
             use tests::server::$server;
 
-            use super::{poison, survival};
+            use super::{poison, refused, survival};
 
             #[actix_rt::test]
             async fn j03_in_a_transaction_every_effect_is_exactly_once() {
@@ -38,6 +40,11 @@ macro_rules! on_each_broker {
             #[actix_rt::test]
             async fn j02_a_poison_message_reaches_the_dead_letters_with_its_error_and_holds_up_nobody() {
                 poison::reaches_the_dead_letters($server::start()).await;
+            }
+
+            #[actix_rt::test]
+            async fn j08_dead_letters_that_are_refused_for_a_while_run_no_job_again() {
+                refused::for_a_while($server::start()).await;
             }
 
             #[actix_rt::test]

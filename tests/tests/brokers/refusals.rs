@@ -1,8 +1,12 @@
-//! RabbitMQ does not take what is put aside: nothing is left in limbo for as long as the connection lasts.
+//! RabbitMQ refuses what a settle needs: the same receipt settles the message later, on the same connection, and the message
+//! is not delivered again for it.
 
-use oncekey::consumer::rabbitmq::lapin::options::{QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
+use oncekey::consumer::rabbitmq::lapin::options::{
+    BasicGetOptions, BasicPublishOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
+};
 use oncekey::consumer::rabbitmq::lapin::types::{AMQPValue, FieldTable};
-use oncekey::consumer::rabbitmq::lapin::{Channel, Connection, ConnectionProperties};
+use oncekey::consumer::rabbitmq::lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
 use oncekey::consumer::rabbitmq::{RabbitMq, RabbitMqError, Receipt};
 use oncekey::consumer::{Delivery, Disposition, Message, Source as _};
 use tests::broker::{Broker as _, Letter, QUEUE};
@@ -26,34 +30,65 @@ fn quorum() -> FieldTable {
     arguments
 }
 
+async fn declare_dead_letters(channel: &Channel) {
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(DEAD.into(), durable, quorum()).await.unwrap();
+    let bind =
+        channel.queue_bind(DEAD.into(), DEAD.into(), "".into(), QueueBindOptions::default(), FieldTable::default());
+    bind.await.unwrap();
+}
+
+fn dead() -> Disposition {
+    Disposition::DeadLetter { reason: "no route".to_owned() }
+}
+
 #[actix_rt::test]
-async fn j02_a_dead_letter_that_no_queue_takes_is_given_again_until_one_does() {
+async fn j08_a_dead_letter_that_no_queue_takes_is_kept_until_one_does() {
     let server = RabbitMqServer::start();
     server.publish(&[Message::new("1", "poison")]).await;
     let source = RabbitMq::builder(&server.url(), QUEUE).unwrap().open().await.unwrap();
     let channel = open_channel(&server).await;
     channel.queue_delete(DEAD.into(), QueueDeleteOptions::default()).await.unwrap();
 
-    let dead = || Disposition::DeadLetter { reason: "no route".to_owned() };
-    let refused = source.settle(next(&source).await.receipt, dead()).await;
+    let receipt = next(&source).await.receipt;
+    let refused = source.settle(receipt.clone(), dead()).await;
     assert!(matches!(refused, Err(RabbitMqError::NotTaken(_))), "{refused:?}");
+    assert!(source.can_settle(&receipt));
+    declare_dead_letters(&channel).await;
+    source.settle(receipt, dead()).await.unwrap();
+    assert_eq!(server.dead().await, [Letter { id: "1".to_owned(), error: "no route".to_owned() }]);
+    source.close().await;
+    assert_eq!(server.left().await, 0);
+}
 
-    // On the same connection.
-    let again = next(&source).await;
-    assert_eq!((again.message.id(), again.failures), ("1", 0));
-    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    channel.queue_declare(DEAD.into(), durable, quorum()).await.unwrap();
-    let bind =
-        channel.queue_bind(DEAD.into(), DEAD.into(), "".into(), QueueBindOptions::default(), FieldTable::default());
-    bind.await.unwrap();
-    source.settle(again.receipt, dead()).await.unwrap();
+/// The broker closes the channel that publishes to an exchange that is not there; the connection lives.
+#[actix_rt::test]
+async fn j08_a_dead_letter_whose_exchange_is_gone_is_kept_until_it_is_back() {
+    let server = RabbitMqServer::start();
+    server.publish(&[Message::new("1", "poison"), Message::new("2", "mail")]).await;
+    let source = RabbitMq::builder(&server.url(), QUEUE).unwrap().open().await.unwrap();
+    let channel = open_channel(&server).await;
+    channel.exchange_delete(DEAD.into(), ExchangeDeleteOptions::default()).await.unwrap();
+
+    let receipt = next(&source).await.receipt;
+    for _ in 0..3 {
+        assert!(source.settle(receipt.clone(), dead()).await.is_err());
+        assert!(source.can_settle(&receipt));
+    }
+    // Others go on.
+    source.settle(next(&source).await.receipt, Disposition::Ack).await.unwrap();
+    let durable =
+        oncekey::consumer::rabbitmq::lapin::options::ExchangeDeclareOptions { durable: true, ..Default::default() };
+    channel.exchange_declare(DEAD.into(), ExchangeKind::Fanout, durable, FieldTable::default()).await.unwrap();
+    declare_dead_letters(&channel).await;
+    source.settle(receipt, dead()).await.unwrap();
     assert_eq!(server.dead().await, [Letter { id: "1".to_owned(), error: "no route".to_owned() }]);
     source.close().await;
     assert_eq!(server.left().await, 0);
 }
 
 #[actix_rt::test]
-async fn j02_a_retry_whose_queue_can_not_be_declared_is_given_again_on_a_new_connection() {
+async fn j08_a_retry_whose_queue_can_not_be_declared_is_kept_until_it_can() {
     const DELAY: std::time::Duration = std::time::Duration::from_millis(16);
 
     let server = RabbitMqServer::start();
@@ -65,17 +100,133 @@ async fn j02_a_retry_whose_queue_can_not_be_declared_is_given_again_on_a_new_con
     let source = RabbitMq::builder(&server.url(), QUEUE).unwrap().open().await.unwrap();
 
     let failed = || Disposition::RetryLater { after: DELAY, failed: true };
-    let refused = source.settle(next(&source).await.receipt, failed()).await;
+    let receipt = next(&source).await.receipt;
+    let refused = source.settle(receipt.clone(), failed()).await;
     assert!(matches!(refused, Err(RabbitMqError::Client { .. })), "{refused:?}");
-    let ended = timeout(tests::process::PATIENCE, source.next()).await.expect("it is told");
-    assert!(matches!(ended, Err(RabbitMqError::Ended(_))), "{ended:?}");
-
-    let again = next(&source).await;
+    assert!(source.can_settle(&receipt));
     channel.queue_delete(taken.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
-    source.settle(again.receipt, failed()).await.unwrap();
+    source.settle(receipt, failed()).await.unwrap();
     let retried = next(&source).await;
     assert_eq!((retried.message.id(), retried.failures), ("1", 1));
     source.settle(retried.receipt, Disposition::Ack).await.unwrap();
+    source.close().await;
+    assert_eq!(server.left().await, 0);
+}
+
+/// A receipt is its connection's.
+#[actix_rt::test]
+async fn j08_a_receipt_is_void_once_its_connection_has_ended() {
+    let mut server = RabbitMqServer::start();
+    server.publish(&[Message::new("1", "mail")]).await;
+    let source = RabbitMq::builder(&server.url(), QUEUE).unwrap().open().await.unwrap();
+    let first = next(&source).await;
+    server.kill_and_restart();
+    assert!(source.settle(first.receipt.clone(), Disposition::Ack).await.is_err());
+    assert!(!source.can_settle(&first.receipt));
+    // It comes again by itself, on the next connection.
+    let again = timeout(tests::process::PATIENCE, async {
+        loop {
+            match source.next().await {
+                Ok(again) => break again.unwrap(),
+                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
+            }
+        }
+    });
+    let again = again.await.unwrap();
+    source.settle(again.receipt, Disposition::Ack).await.unwrap();
+    source.close().await;
+    assert_eq!(server.left().await, 0);
+}
+
+/// What a publisher sets acts on its own publishing alone, and none of its headers passes for the source's.
+#[actix_rt::test]
+async fn j08_a_user_s_headers_and_properties_go_nowhere_but_under_their_prefix() {
+    let server = RabbitMqServer::start();
+    server.publish(&[]).await;
+    let channel = open_channel(&server).await;
+    let mut headers = FieldTable::default();
+    headers.insert("oncekey-failures".into(), AMQPValue::LongLongInt(40));
+    headers.insert("oncekey-error".into(), AMQPValue::LongString("forged".into()));
+    headers.insert("tenant".into(), AMQPValue::LongString("a".into()));
+    headers.insert("CC".into(), AMQPValue::FieldArray(vec![AMQPValue::LongString("elsewhere".into())].into()));
+    let properties = BasicProperties::default()
+        .with_message_id("1".into())
+        .with_content_type("text/plain".into())
+        .with_expiration("60000".into())
+        .with_headers(headers);
+    let published = channel.basic_publish("".into(), QUEUE.into(), BasicPublishOptions::default(), b"mail", properties);
+    published.await.unwrap();
+
+    let source = RabbitMq::builder(&server.url(), QUEUE).unwrap().open().await.unwrap();
+    let first = next(&source).await;
+    assert_eq!((first.failures, first.message.header("tenant")), (0, Some("a")));
+    let failed = Disposition::RetryLater { after: std::time::Duration::from_millis(16), failed: true };
+    source.settle(first.receipt, failed).await.unwrap();
+    // Over a retry the message is the same to its job.
+    let second = next(&source).await;
+    assert_eq!((second.failures, second.message.header("tenant")), (1, Some("a")));
+    assert_eq!(second.message.headers(), first.message.headers());
+    source.settle(second.receipt, dead()).await.unwrap();
+
+    let letter = channel.basic_get(DEAD.into(), BasicGetOptions::default()).await.unwrap().unwrap();
+    assert_eq!(
+        (letter.properties.expiration(), letter.properties.content_type().as_ref().unwrap().as_str()),
+        (&None, "text/plain")
+    );
+    let headers = letter.properties.headers().as_ref().unwrap().inner();
+    let text = |name: &str| match headers.get(name) {
+        Some(AMQPValue::LongString(text)) => Some(text.to_string()),
+        _ => None,
+    };
+    assert_eq!(text("oncekey-error").as_deref(), Some("no route"));
+    assert_eq!(text("oncekey-header-oncekey-error").as_deref(), Some("forged"));
+    assert_eq!(text("oncekey-header-tenant").as_deref(), Some("a"));
+    // Its deliveries are counted by the broker.
+    let others = headers.keys().filter(|name| !name.as_str().starts_with("oncekey-"));
+    assert_eq!(others.map(|name| name.as_str()).collect::<Vec<_>>(), ["x-delivery-count"]);
+    source.close().await;
+}
+
+/// The limit is set where the source declares the queue. A queue that has another keeps it, and the source says so.
+#[actix_rt::test]
+async fn j08_the_limit_of_deliveries_is_set_at_the_declaration_or_reported() {
+    let server = RabbitMqServer::start();
+    let channel = open_channel(&server).await;
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare("plain".into(), durable, quorum()).await.unwrap();
+    for (queue, limit, is_as_asked) in [
+        ("limited", Some(3), true),
+        ("limited", Some(3), true),
+        ("limited", None, false),
+        ("limited", Some(4), false),
+        ("unlimited", None, true),
+        ("unlimited", Some(3), false),
+        ("plain", None, false),
+        ("plain", Some(3), false),
+    ] {
+        let builder = RabbitMq::builder(&server.url(), queue).unwrap();
+        let builder = if let Some(limit) = limit { builder.delivery_limit(limit) } else { builder };
+        let source = builder.open().await.unwrap();
+        assert_eq!(source.has_delivery_limit_asked_for().await, Some(is_as_asked), "{queue} {limit:?}");
+        source.close().await;
+    }
+    // Another form is another matter: the broker refuses it.
+    assert!(RabbitMq::builder(&server.url(), "plain").unwrap().classic().open().await.is_err());
+}
+
+/// A message that is given back again and again is never dropped by the broker.
+#[actix_rt::test]
+async fn j05_a_message_is_redelivered_as_often_as_it_takes() {
+    let server = RabbitMqServer::start();
+    server.publish(&[Message::new("1", "mail")]).await;
+    let source = RabbitMq::builder(&server.url(), QUEUE).unwrap().open().await.unwrap();
+    for _ in 0..50 {
+        source
+            .settle(next(&source).await.receipt, Disposition::RetryLater { after: Default::default(), failed: false })
+            .await
+            .unwrap();
+    }
+    source.settle(next(&source).await.receipt, Disposition::Ack).await.unwrap();
     source.close().await;
     assert_eq!(server.left().await, 0);
 }

@@ -125,6 +125,19 @@ macro_rules! on_database {
             assert_eq!(count("book"), "1");
         }
 
+        /// The store's deadline counts while the store works, and not while the operation does.
+        #[actix_rt::test]
+        async fn j09_an_async_transaction_takes_the_time_that_it_needs() {
+            let deadline = std::time::Duration::from_secs(1);
+            let engine = Engine::builder(open(&fresh_table()).await).store_deadline(deadline).start().unwrap();
+            let operation = async move |_: &mut $connection, _: &Claim| {
+                tokio::time::sleep(3 * deadline).await;
+                Ok::<u32, diesel::result::Error>(17)
+            };
+            let ran = engine.run_in_async_transaction(Key::new("s", "k").unwrap(), b"", operation).await;
+            assert_eq!(ran.unwrap(), Outcome::Ran(17));
+        }
+
         /// In a transaction that the application opens by itself: the rows and the outcome commit together, or neither does.
         #[actix_rt::test]
         async fn e18_a_claim_is_completed_in_the_callers_own_transaction() {

@@ -6,4 +6,5 @@ mod common;
 mod mysql;
 mod postgres;
 mod sessions;
+mod steps;
 mod withdrawals;

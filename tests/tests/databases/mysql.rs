@@ -27,6 +27,7 @@ use tests::server::MariaDb;
 
 use crate::common::{acquire, fresh_table, on_database};
 use crate::sessions::{self, sessions_on_database};
+use crate::steps::{self, steps_on_database};
 use crate::withdrawals::{self, withdrawals_on_database};
 
 on_database! {
@@ -42,7 +43,13 @@ withdrawals_on_database! {
     key_column: "record_key",
     lock_table: "LOCK TABLES {table} READ",
     unlock_table: "UNLOCK TABLES",
-    newest_schema: 3,
+    schema_before: 2,
+}
+
+steps_on_database! {
+    backend: MysqlBackend,
+    connection: AsyncMysqlConnection,
+    key_column: "record_key",
 }
 
 sessions_on_database! {
@@ -58,9 +65,9 @@ sessions_on_database! {
 async fn a_migration_that_was_cut_short_is_finished() {
     let table = fresh_table();
     drop(open(&table).await);
-    SERVER.sql(&format!("DELETE FROM {table}_migrations WHERE version = 3"));
+    SERVER.sql(&format!("DELETE FROM {table}_migrations WHERE version = 4"));
     assert!(matches!(open(&table).await.acquire(acquire("k")).await, Ok(Acquired::Claimed { .. })));
-    assert_eq!(SERVER.sql(&format!("SELECT max(version) FROM {table}_migrations")), "3");
+    assert_eq!(SERVER.sql(&format!("SELECT max(version) FROM {table}_migrations")), "4");
 }
 
 /// Two operations that take the same rows in opposite order. The one that the server gives up passes over the error, whose
@@ -194,7 +201,7 @@ async fn list_and_purge_go_by_their_indexes() {
     let backend = MysqlBackend::builder(server.url()).table("big").unwrap().open().await.unwrap();
     server.sql(
         "INSERT INTO big SELECT CONCAT('1:s:', LPAD(seq, 9, '0')), 0, 1, 0, 2, NULL, NULL, 0, \
-         IF(seq % 100 = 0, 1, 9000000000000), 0, NULL, NULL FROM seq_1_to_200000; ANALYZE TABLE big",
+         IF(seq % 100 = 0, 1, 9000000000000), 0, NULL, NULL, NULL, NULL, NULL FROM seq_1_to_200000; ANALYZE TABLE big",
     );
     let scanned = || {
         let read = server.sql("SHOW GLOBAL STATUS LIKE 'Handler_read_rnd_next'");

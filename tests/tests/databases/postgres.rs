@@ -14,7 +14,7 @@ use oncekey::backend::{
 };
 use oncekey::conformance::Capabilities;
 use oncekey::record::SealedOutcome;
-use oncekey::{Claim, Engine, Key, OnAbandoned, Outcome, RunError};
+use oncekey::{Claim, Engine, Error, Key, OnAbandoned, Outcome, RunError};
 use oncekey_backends::CompleteInError;
 use oncekey_backends::postgres::{PostgresBackend, PostgresOpenError};
 use tests::process::{PATIENCE, until};
@@ -23,6 +23,7 @@ use tests::server::Postgres;
 
 use crate::common::{acquire, fresh_table, on_database};
 use crate::sessions::sessions_on_database;
+use crate::steps::{self, steps_on_database};
 use crate::withdrawals::{self, withdrawals_on_database};
 
 on_database! {
@@ -38,7 +39,13 @@ withdrawals_on_database! {
     key_column: "key",
     lock_table: "BEGIN; LOCK TABLE {table} IN SHARE MODE",
     unlock_table: "ROLLBACK",
-    newest_schema: 2,
+    schema_before: 1,
+}
+
+steps_on_database! {
+    backend: PostgresBackend,
+    connection: AsyncPgConnection,
+    key_column: "key",
 }
 
 sessions_on_database! {
@@ -214,4 +221,26 @@ async fn e27_the_settings_are_the_backends_whatever_the_databases_defaults() {
     let message = CompleteInTransaction { key, owner, retention: Duration::from_secs(60), operation };
     let answer = backend.complete_in_transaction(message).await;
     assert!(matches!(answer, Ok(CompletedInTransaction::Stored { .. })), "{answer:?}");
+}
+
+/// A constraint that is checked at the commit: the operation's own failure, and no store that is away.
+#[actix_rt::test]
+async fn j09_a_constraint_that_fails_at_the_commit_is_the_operations_own_failure() {
+    SERVER.sql("CREATE TABLE parents (id int PRIMARY KEY)");
+    SERVER.sql("CREATE TABLE children (parent int REFERENCES parents DEFERRABLE INITIALLY DEFERRED)");
+    let engine = Engine::builder(open(&fresh_table()).await).start().unwrap();
+    let insert = async || {
+        let operation = async |tx: &mut AsyncPgConnection, _: &Claim| {
+            tx.batch_execute("INSERT INTO children VALUES (99)").await?;
+            Ok::<u32, diesel::result::Error>(17)
+        };
+        engine.run_in_async_transaction(Key::new("s", "child").unwrap(), b"", operation).await
+    };
+    for _ in 0..2 {
+        let refused = insert().await;
+        assert!(matches!(refused, Err(RunError::Engine(Error::CommitRefused(_)))), "{refused:?}");
+    }
+    SERVER.sql("INSERT INTO parents VALUES (99)");
+    assert_eq!(insert().await.unwrap(), Outcome::Ran(17));
+    assert_eq!(SERVER.sql("SELECT count(*) FROM children"), "1");
 }

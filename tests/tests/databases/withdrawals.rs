@@ -170,7 +170,7 @@ pub(crate) async fn token_rises(backend: impl Backend, sql: impl Fn(&str) -> Str
     rises(&mut last, "purge").await;
 }
 
-/// Opens a table of the schema version before, with rows in it. `previous` is the SQL that takes the migration back.
+/// Opens a table of an earlier schema version, with rows in it. `previous` is the SQL that takes the migrations back.
 pub(crate) async fn rows_of_the_version_before<B: Backend>(
     open: impl AsyncFn() -> B,
     sql: impl Fn(&str) -> String,
@@ -204,7 +204,7 @@ macro_rules! withdrawals_on_database {
         key_column: $key_column:literal,
         lock_table: $lock:literal,
         unlock_table: $unlock:literal,
-        newest_schema: $newest:literal $(,)?
+        schema_before: $before:literal $(,)?
     ) => {
         async fn open_through(proxy: &Proxy, table: &str) -> $backend {
             let url = withdrawals::through(proxy, &SERVER.url(), SERVER.port());
@@ -250,11 +250,13 @@ macro_rules! withdrawals_on_database {
         }
 
         #[actix_rt::test]
-        async fn rows_of_the_schema_version_before_are_brought_along() {
+        async fn rows_of_an_earlier_schema_version_are_brought_along() {
             let table = fresh_table();
             let previous = [
                 format!("ALTER TABLE {table} DROP COLUMN fencing_token, DROP COLUMN barrier_owner, DROP COLUMN barrier_until"),
-                format!("DELETE FROM {table}_migrations WHERE version = {}", $newest),
+                format!("ALTER TABLE {table} DROP COLUMN steps_life, DROP COLUMN steps_retention, DROP COLUMN steps_count"),
+                format!("DROP TABLE {table}_steps"),
+                format!("DELETE FROM {table}_migrations WHERE version > {}", $before),
             ];
             withdrawals::rows_of_the_version_before(async || open(&table).await, |text| SERVER.sql(text), &previous).await;
         }

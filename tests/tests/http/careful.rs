@@ -16,12 +16,25 @@ use oncekey::web::{FingerprintStrategy, Idempotency, KeyStrategy, RouteRules, Sc
 use oncekey::{Claim, Engine};
 use oncekey_backends::MemoryBackend;
 use serde::Deserialize;
-use tests::http::{Answer, Protocol, Request, read_answer};
+use tests::http::{Answer, Leave, Protocol, Request, read_answer};
 use tests::rows::{Rows, RowsBackend};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use super::running::{Running, new_key};
+use super::running::{Running, new_key, on_both_protocols};
+
+on_both_protocols! {
+    h10_the_error_handler_does_not_decide_about_a_panic
+    h10_a_handler_without_a_transaction_is_held_where_another_took_one
+    h10_a_request_that_no_handler_saw_says_nothing_about_transactions
+    h22_an_error_that_handlers_return_too_frees_no_key_after_an_effect
+    h22_the_same_errors_free_the_key_where_an_extractor_returns_them
+    h10_an_inner_time_limit_does_not_free_the_key_of_a_handler_that_ran
+    h21_the_second_of_two_scopes_with_one_prefix_is_guarded
+    h05_no_bad_request_passes_the_guard_because_its_path_is_unknown
+    h06_what_a_client_makes_of_a_custom_key_or_scope_is_its_own_fault
+    h26_a_secret_that_is_compressed_is_not_stored
+}
 
 type Runs = web::Data<AtomicUsize>;
 
@@ -69,8 +82,7 @@ struct Payment {
     amount: u64,
 }
 
-#[actix_rt::test]
-async fn h10_the_error_handler_does_not_decide_about_a_panic() {
+async fn h10_the_error_handler_does_not_decide_about_a_panic(protocol: Protocol) {
     let guard = required().error_handler(|_| HttpResponse::ServiceUnavailable().body("try again"));
     let runs = runs();
     let counted = runs.clone();
@@ -84,7 +96,7 @@ async fn h10_the_error_handler_does_not_decide_about_a_panic() {
         )
     })
     .await;
-    let (first, again) = twice(&running, Request::post("/pay", "").key(&new_key())).await;
+    let (first, again) = twice(&running, Request::post("/pay", "").key(&new_key()).by(protocol)).await;
     assert_eq!((first.status, again.status), (503, 503), "the caller gets what the error handler says");
     assert_eq!(counted.load(Ordering::Relaxed), 1, "the second charge of one payment");
     running.stop().await;
@@ -103,8 +115,7 @@ async fn without_transaction(runs: Runs, how: web::Bytes) -> HttpResponse {
     }
 }
 
-#[actix_rt::test]
-async fn h10_a_handler_without_a_transaction_is_held_where_another_took_one() {
+async fn h10_a_handler_without_a_transaction_is_held_where_another_took_one(protocol: Protocol) {
     for how in ["panics", "fails", "times out"] {
         let engine = Engine::builder(RowsBackend::new()).start().unwrap();
         let guard = Idempotency::new(engine, Scope::shared()).required();
@@ -120,11 +131,11 @@ async fn h10_a_handler_without_a_transaction_is_held_where_another_took_one() {
         .await;
         for _ in 0..2 {
             let learned = Request::post("/pay", "").header("x-mode", "transaction").key(&new_key());
-            assert_eq!(learned.send(running.address).await.status, 201);
+            assert_eq!(learned.by(protocol).send(running.address).await.status, 201);
         }
         // More than the first: what is claimed after that is claimed as anywhere else.
         for n in 1..=3 {
-            let (first, again) = twice(&running, Request::post("/pay", how).key(&new_key())).await;
+            let (first, again) = twice(&running, Request::post("/pay", how).key(&new_key()).by(protocol)).await;
             assert!(first.status >= 500, "{how}: {first:?}");
             assert_eq!(again.problem(), "indeterminate", "{how}");
             assert_eq!(counted.load(Ordering::Relaxed), n, "{how}: charged twice");
@@ -133,8 +144,7 @@ async fn h10_a_handler_without_a_transaction_is_held_where_another_took_one() {
     }
 }
 
-#[actix_rt::test]
-async fn h10_a_request_that_no_handler_saw_says_nothing_about_transactions() {
+async fn h10_a_request_that_no_handler_saw_says_nothing_about_transactions(protocol: Protocol) {
     let guard = Idempotency::new(Engine::builder(RowsBackend::new()).start().unwrap(), Scope::shared()).required();
     let running = Running::start(move || {
         App::new().wrap(guard.clone()).route(
@@ -154,15 +164,14 @@ async fn h10_a_request_that_no_handler_saw_says_nothing_about_transactions() {
         (r#"{"amount": "#, 400, ""),
         (r#"{"amount": 1}"#, 201, "true"),
     ] {
-        let answer = pay(body).send(running.address).await;
+        let answer = pay(body).by(protocol).send(running.address).await;
         assert_eq!(answer.status, status, "{body}");
         assert!(status == 400 || answer.text() == is_expected, "{body}: {answer:?}");
     }
     running.stop().await;
 }
 
-#[actix_rt::test]
-async fn h22_an_error_that_handlers_return_too_frees_no_key_after_an_effect() {
+async fn h22_an_error_that_handlers_return_too_frees_no_key_after_an_effect(protocol: Protocol) {
     let guard = required()
         .route("/streams", |rules| rules.fingerprint(FingerprintStrategy::headers_only([header::CONTENT_LENGTH])));
     let runs = runs();
@@ -206,7 +215,7 @@ async fn h22_an_error_that_handlers_return_too_frees_no_key_after_an_effect() {
     .await;
     for path in ["/payload", "/payload-at-once", "/query", "/content-type", "/parse", "/readlines"] {
         let before = counted.load(Ordering::Relaxed);
-        let (first, again) = twice(&running, Request::post(path, "a body").key(&new_key())).await;
+        let (first, again) = twice(&running, Request::post(path, "a body").key(&new_key()).by(protocol)).await;
         assert!((400..600).contains(&first.status), "{path}: {first:?}");
         assert_eq!(counted.load(Ordering::Relaxed), before + 1, "{path}: it ran twice");
         assert_eq!(again.problem(), "indeterminate", "{path}");
@@ -214,16 +223,14 @@ async fn h22_an_error_that_handlers_return_too_frees_no_key_after_an_effect() {
 
     // The client leaves in the midst of its upload, and then tries again.
     let (before, key) = (counted.load(Ordering::Relaxed), new_key());
-    let mut leaving = TcpStream::connect(running.address).await.unwrap();
-    let head = format!("POST /streams HTTP/1.1\r\nHost: shop\r\nContent-Length: 10\r\nIdempotency-Key: {key}\r\n\r\n");
-    leaving.write_all(head.as_bytes()).await.unwrap();
-    leaving.write_all(b"half").await.unwrap();
+    let upload = Request::post("/streams", "0123456789").key(&key).by(protocol);
+    let leaving = upload.clone().cut().begin(running.address, Leave::Close).await.unwrap();
     while counted.load(Ordering::Relaxed) == before {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    drop(leaving);
+    leaving.leave().await;
     let again = loop {
-        let answer = Request::post("/streams", "0123456789").key(&key).send(running.address).await;
+        let answer = upload.send(running.address).await;
         if answer.problem_name().as_deref() != Some("in-progress") {
             break answer;
         }
@@ -233,8 +240,7 @@ async fn h22_an_error_that_handlers_return_too_frees_no_key_after_an_effect() {
     running.stop().await;
 }
 
-#[actix_rt::test]
-async fn h22_the_same_errors_free_the_key_where_an_extractor_returns_them() {
+async fn h22_the_same_errors_free_the_key_where_an_extractor_returns_them(protocol: Protocol) {
     let guard = required();
     let runs = runs();
     let counted = runs.clone();
@@ -249,7 +255,7 @@ async fn h22_the_same_errors_free_the_key_where_an_extractor_returns_them() {
     })
     .await;
     for path in ["/bytes", "/query?amount=none", "/request-data"] {
-        let (first, again) = twice(&running, Request::post(path, "too long").key(&new_key())).await;
+        let (first, again) = twice(&running, Request::post(path, "too long").key(&new_key()).by(protocol)).await;
         assert!(first.status >= 400 && first.problem_name().is_none(), "{path}: {first:?}");
         assert!(!again.is_replay() && again.status == first.status, "{path}: {again:?}");
     }
@@ -288,8 +294,7 @@ fn time_limit(
     })
 }
 
-#[actix_rt::test]
-async fn h10_an_inner_time_limit_does_not_free_the_key_of_a_handler_that_ran() {
+async fn h10_an_inner_time_limit_does_not_free_the_key_of_a_handler_that_ran(protocol: Protocol) {
     let guard = required();
     let runs = runs();
     let counted = runs.clone();
@@ -320,7 +325,7 @@ async fn h10_an_inner_time_limit_does_not_free_the_key_of_a_handler_that_ran() {
         ("/touched", Request::post("/touched", "x").header("x-408", "yes"), 408),
     ] {
         let before = counted.load(Ordering::Relaxed);
-        let (first, again) = twice(&running, request.key(&new_key())).await;
+        let (first, again) = twice(&running, request.key(&new_key()).by(protocol)).await;
         assert_eq!(first.status, status, "{path}");
         assert_eq!(counted.load(Ordering::Relaxed), before + 1, "{path} {status}: charged twice");
         assert_eq!(again.problem(), "indeterminate", "{path} {status}");
@@ -328,8 +333,7 @@ async fn h10_an_inner_time_limit_does_not_free_the_key_of_a_handler_that_ran() {
     running.stop().await;
 }
 
-#[actix_rt::test]
-async fn h21_the_second_of_two_scopes_with_one_prefix_is_guarded() {
+async fn h21_the_second_of_two_scopes_with_one_prefix_is_guarded(protocol: Protocol) {
     for is_required_everywhere in [true, false] {
         let guard = if is_required_everywhere {
             required()
@@ -359,28 +363,27 @@ async fn h21_the_second_of_two_scopes_with_one_prefix_is_guarded() {
         .await;
         let of_second = |path: &str| Request::post(path, "").header("x-version", "2");
         for path in ["/api/pay", "/api/p%61y", "/api/orders/17"] {
-            let answer = of_second(path).send(running.address).await;
+            let answer = of_second(path).by(protocol).send(running.address).await;
             assert_eq!((answer.status, counted.load(Ordering::Relaxed)), (400, 0), "{path}: {answer:?}");
         }
         for bad in ["", "not a key"] {
-            let answer = of_second("/api/pay").key(bad).send(running.address).await;
+            let answer = of_second("/api/pay").key(bad).by(protocol).send(running.address).await;
             assert_eq!((answer.status, counted.load(Ordering::Relaxed)), (400, 0), "{bad}: {answer:?}");
         }
         // The handler's own 404 is its answer, and the router's is not.
-        let (first, again) = twice(&running, of_second("/api/missing").key(&new_key())).await;
+        let (first, again) = twice(&running, of_second("/api/missing").key(&new_key()).by(protocol)).await;
         assert_eq!((first.status, again.status, again.is_replay()), (404, 404, true), "{again:?}");
         assert_eq!(counted.load(Ordering::Relaxed), 1);
-        let (first, again) = twice(&running, of_second("/api/nowhere").key(&new_key())).await;
+        let (first, again) = twice(&running, of_second("/api/nowhere").key(&new_key()).by(protocol)).await;
         assert_eq!((first.status, again.status, again.is_replay()), (404, 404, false), "{again:?}");
         // Where it is certain that there is no route, the router says so.
-        assert_eq!(Request::post("/nowhere", "").send(running.address).await.status, 404);
-        assert_eq!(of_second("/api/nowhere").send(running.address).await.status, 404);
+        assert_eq!(Request::post("/nowhere", "").by(protocol).send(running.address).await.status, 404);
+        assert_eq!(of_second("/api/nowhere").by(protocol).send(running.address).await.status, 404);
         running.stop().await;
     }
 }
 
-#[actix_rt::test]
-async fn h05_no_bad_request_passes_the_guard_because_its_path_is_unknown() {
+async fn h05_no_bad_request_passes_the_guard_because_its_path_is_unknown(protocol: Protocol) {
     let guard = Idempotency::new(
         engine(),
         Scope::from_request(|request| match request.headers().get("x-scope") {
@@ -404,15 +407,14 @@ async fn h05_no_bad_request_passes_the_guard_because_its_path_is_unknown() {
     })
     .await;
     let bad_key = Request::post("/nowhere", "").key("not a key").header("x-scope", "yes");
-    assert_eq!(bad_key.send(running.address).await.problem(), "key-invalid");
+    assert_eq!(bad_key.by(protocol).send(running.address).await.problem(), "key-invalid");
     let nobody = Request::post("/nowhere", "").key(&new_key());
-    assert_eq!(nobody.send(running.address).await.status, 401);
+    assert_eq!(nobody.by(protocol).send(running.address).await.status, 401);
     assert_eq!(counted.load(Ordering::Relaxed), 0);
     running.stop().await;
 }
 
-#[actix_rt::test]
-async fn h06_what_a_client_makes_of_a_custom_key_or_scope_is_its_own_fault() {
+async fn h06_what_a_client_makes_of_a_custom_key_or_scope_is_its_own_fault(protocol: Protocol) {
     let guard = Idempotency::new(
         engine(),
         Scope::from_request(|request| {
@@ -437,11 +439,11 @@ async fn h06_what_a_client_makes_of_a_custom_key_or_scope_is_its_own_fault() {
         ("key", "", "scope-invalid"),
         ("key", long.as_str(), "scope-invalid"),
     ] {
-        let answer = Request::post("/", key).header("x-scope", scope).send(running.address).await;
+        let answer = Request::post("/", key).header("x-scope", scope).by(protocol).send(running.address).await;
         assert_eq!((answer.status, answer.problem().as_str()), (400, problem), "{key:?} {scope:?}");
     }
     assert_eq!(counted.load(Ordering::Relaxed), 0);
-    assert_eq!(Request::post("/", "key").header("x-scope", "me").send(running.address).await.status, 201);
+    assert_eq!(Request::post("/", "key").header("x-scope", "me").by(protocol).send(running.address).await.status, 201);
     running.stop().await;
 }
 
@@ -509,8 +511,7 @@ async fn h24_a_closure_that_panics_gets_an_answer() {
     running.stop().await;
 }
 
-#[actix_rt::test]
-async fn h26_a_secret_that_is_compressed_is_not_stored() {
+async fn h26_a_secret_that_is_compressed_is_not_stored(protocol: Protocol) {
     let guard = required().sanitize(|response| response.set_body("redacted"));
     let running = Running::start(move || {
         App::new()
@@ -520,10 +521,10 @@ async fn h26_a_secret_that_is_compressed_is_not_stored() {
     })
     .await;
     let with = |encoding: &str| Request::post("/secret", "").header("Accept-Encoding", encoding).key(&new_key());
-    let (first, again) = twice(&running, with("gzip")).await;
+    let (first, again) = twice(&running, with("gzip").by(protocol)).await;
     assert_eq!((first.status, first.header("content-encoding")), (201, Some("gzip")));
     assert_eq!(again.problem(), "outcome-not-kept");
-    let (first, again) = twice(&running, with("identity")).await;
+    let (first, again) = twice(&running, with("identity").by(protocol)).await;
     assert_eq!(first.text(), "secret ".repeat(100));
     assert_eq!((again.text().as_str(), again.is_replay()), ("redacted", true));
     running.stop().await;

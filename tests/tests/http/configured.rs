@@ -10,19 +10,33 @@ use oncekey::conformance::{Fault, Faulty, Steps};
 use oncekey::web::{FingerprintStrategy, Idempotency, KeyStrategy, ResponseDisposition, Scope};
 use oncekey::{Engine, Fingerprint, Key, OnInProgress, OnStoreFailure};
 use oncekey_backends::MemoryBackend;
-use tests::http::Request;
+use tests::http::{PROTOCOLS, Protocol, Request};
 
-use super::running::new_key;
+use super::running::{new_key, on_both_protocols};
 use super::server::{Server, new_order, sqlite};
 
-async fn configured(rules: impl Fn(Idempotency) -> Idempotency + Clone + Send + 'static) -> Server {
-    Server::start(Engine::builder(MemoryBackend::new()).start().unwrap(), rules).await
+async fn configured(protocol: Protocol, rules: impl Fn(Idempotency) -> Idempotency + Clone + Send + 'static) -> Server {
+    Server::start(Engine::builder(MemoryBackend::new()).start().unwrap(), rules).await.by(protocol)
 }
 
-#[actix_rt::test]
-async fn h03_with_waiting_on_duplicates_get_the_replay() {
-    let server = configured(|guard| guard.on_in_progress(OnInProgress::Wait(Duration::from_secs(30)))).await;
-    let request = Request::post("/slow", "").key(&new_key());
+on_both_protocols! {
+    h03_with_waiting_on_duplicates_get_the_replay
+    h05_an_optional_key_guards_only_where_it_is_given
+    h05_a_key_can_be_made_of_the_body
+    h13_h14_limits_are_settings
+    h15_the_allow_list_can_be_added_to_but_not_for_cookies
+    h16_a_store_that_is_away_is_503_and_nothing_runs
+    h16_an_outcome_that_can_not_be_stored_is_told
+    h17_past_its_retention_a_key_is_new
+    h19_the_users_error_handler_answers_instead
+    h20_the_users_policy_decides_by_status
+    h02_a_claim_lost_in_a_transaction_is_no_outcome
+    h02_a_transaction_stores_its_response_or_nothing
+}
+
+async fn h03_with_waiting_on_duplicates_get_the_replay(protocol: Protocol) {
+    let server = configured(protocol, |guard| guard.on_in_progress(OnInProgress::Wait(Duration::from_secs(30)))).await;
+    let request = Request::post("/slow", "").key(&new_key()).by(protocol);
     let address = server.address;
     let first = {
         let request = request.clone();
@@ -45,9 +59,8 @@ async fn h03_with_waiting_on_duplicates_get_the_replay() {
     server.stop().await;
 }
 
-#[actix_rt::test]
-async fn h05_an_optional_key_guards_only_where_it_is_given() {
-    let server = configured(|guard| guard.route("/orders", |rules| rules.optional())).await;
+async fn h05_an_optional_key_guards_only_where_it_is_given(protocol: Protocol) {
+    let server = configured(protocol, |guard| guard.route("/orders", |rules| rules.optional())).await;
     for _ in 0..2 {
         let answer = server.send(&Request::post("/orders", "a book")).await;
         assert!(answer.status == 201 && !answer.is_replay());
@@ -59,9 +72,8 @@ async fn h05_an_optional_key_guards_only_where_it_is_given() {
     server.stop().await;
 }
 
-#[actix_rt::test]
-async fn h05_a_key_can_be_made_of_the_body() {
-    let server = configured(|guard| guard.key(KeyStrategy::HeaderOrBodyHash)).await;
+async fn h05_a_key_can_be_made_of_the_body(protocol: Protocol) {
+    let server = configured(protocol, |guard| guard.key(KeyStrategy::HeaderOrBodyHash)).await;
     let (_, again) = server.twice(&Request::post("/orders", "a book")).await;
     assert!(again.is_replay());
     let other = server.send(&Request::post("/other", "a book")).await;
@@ -78,16 +90,15 @@ async fn h05_a_key_can_be_made_of_the_body() {
             }))
             .fingerprint(FingerprintStrategy::custom(|request, _| Fingerprint::of(request.path().as_bytes())))
     };
-    let server = configured(of_delivery).await;
+    let server = configured(protocol, of_delivery).await;
     assert!(!server.send(&Request::post("/orders", "d-1#sent at 9:00")).await.is_replay());
     assert!(server.send(&Request::post("/orders", "d-1#sent at 9:05")).await.is_replay());
     assert_eq!(server.send(&Request::post("/orders", "no delivery")).await.problem(), "key-missing");
     server.stop().await;
 }
 
-#[actix_rt::test]
-async fn h13_h14_limits_are_settings() {
-    let server = configured(|guard| guard.request_limit(10).response_limit(3_999)).await;
+async fn h13_h14_limits_are_settings(protocol: Protocol) {
+    let server = configured(protocol, |guard| guard.request_limit(10).response_limit(3_999)).await;
     assert_eq!(server.send(&Request::post("/orders", "0123456789a").key(&new_key())).await.status, 413);
     // The same without an announced length.
     let in_chunks = |chunks: &[&str]| Request::post_in_chunks("/orders", chunks).key(&new_key());
@@ -104,14 +115,17 @@ async fn h13_h14_limits_are_settings() {
     }
     let (first, again) = server.twice(&Request::post("/large/small-sized-stream", "").key(&new_key())).await;
     assert_eq!((first.text().as_str(), again.text().as_str(), again.is_replay()), ("small", "small", true));
-    let (first, again) = server.twice(&Request::post("/large/broken", "").key(&new_key())).await;
-    assert_eq!((first.status, again.problem().as_str()), (500, "outcome-not-kept"), "what was done is done");
+    let (first, again) = server.twice(&Request::post("/large/at-the-limit", "").key(&new_key())).await;
+    assert_eq!((first.body.len(), again.body.len(), again.is_replay()), (3_999, 3_999, true));
+    for how in ["broken", "short", "long"] {
+        let (first, again) = server.twice(&Request::post(&format!("/large/{how}"), "").key(&new_key())).await;
+        assert_eq!((first.status, again.problem().as_str()), (500, "outcome-not-kept"), "{how}: what is done is done");
+    }
     server.stop().await;
 }
 
-#[actix_rt::test]
-async fn h15_the_allow_list_can_be_added_to_but_not_for_cookies() {
-    let server = configured(|guard| {
+async fn h15_the_allow_list_can_be_added_to_but_not_for_cookies(protocol: Protocol) {
+    let server = configured(protocol, |guard| {
         guard
             .keep_header(header::HeaderName::from_static("x-kept"))
             .keep_header(header::SET_COOKIE)
@@ -125,12 +139,13 @@ async fn h15_the_allow_list_can_be_added_to_but_not_for_cookies() {
     server.stop().await;
 }
 
-#[actix_rt::test]
-async fn h16_a_store_that_is_away_is_503_and_nothing_runs() {
+async fn h16_a_store_that_is_away_is_503_and_nothing_runs(protocol: Protocol) {
     let faulty = Faulty::new(MemoryBackend::new());
     let engine = Engine::builder(faulty.clone()).store_deadline(Duration::from_millis(200)).start().unwrap();
     let server =
-        Server::start(engine, |guard| guard.route("/other", |rules| rules.on_store_failure(OnStoreFailure::Run))).await;
+        Server::start(engine, |guard| guard.route("/other", |rules| rules.on_store_failure(OnStoreFailure::Run)))
+            .await
+            .by(protocol);
     for fault in [Fault::Down, Fault::BlackHole] {
         faulty.strike(Steps::All, fault);
         let request = new_order();
@@ -153,11 +168,10 @@ async fn h16_a_store_that_is_away_is_503_and_nothing_runs() {
     server.stop().await;
 }
 
-#[actix_rt::test]
-async fn h16_an_outcome_that_can_not_be_stored_is_told() {
+async fn h16_an_outcome_that_can_not_be_stored_is_told(protocol: Protocol) {
     let faulty = Faulty::new(MemoryBackend::new());
     let engine = Engine::builder(faulty.clone()).settling_limit(Duration::from_millis(200)).start().unwrap();
-    let server = Server::start(engine, |guard| guard).await;
+    let server = Server::start(engine, |guard| guard).await.by(protocol);
     faulty.strike(Steps::Complete, Fault::Down);
     let answer = server.send(&new_order()).await;
     assert_eq!((answer.status, answer.problem().as_str()), (500, "outcome-not-stored"));
@@ -165,9 +179,8 @@ async fn h16_an_outcome_that_can_not_be_stored_is_told() {
     server.stop().await;
 }
 
-#[actix_rt::test]
-async fn h17_past_its_retention_a_key_is_new() {
-    let server = configured(|guard| guard.retention(Duration::from_millis(300))).await;
+async fn h17_past_its_retention_a_key_is_new(protocol: Protocol) {
+    let server = configured(protocol, |guard| guard.retention(Duration::from_millis(300))).await;
     let request = new_order();
     let (_, again) = server.twice(&request).await;
     assert!(again.is_replay());
@@ -181,9 +194,8 @@ async fn h17_past_its_retention_a_key_is_new() {
     server.stop().await;
 }
 
-#[actix_rt::test]
-async fn h19_the_users_error_handler_answers_instead() {
-    let server = configured(|guard| {
+async fn h19_the_users_error_handler_answers_instead(protocol: Protocol) {
+    let server = configured(protocol, |guard| {
         guard.error_handler(|error| HttpResponse::build(error.status_code()).body(format!("mine: {error}")))
     })
     .await;
@@ -195,9 +207,8 @@ async fn h19_the_users_error_handler_answers_instead() {
     server.stop().await;
 }
 
-#[actix_rt::test]
-async fn h20_the_users_policy_decides_by_status() {
-    let server = configured(|guard| {
+async fn h20_the_users_policy_decides_by_status(protocol: Protocol) {
+    let server = configured(protocol, |guard| {
         guard.disposition(|status, _| match status.as_u16() {
             402 => ResponseDisposition::Release,
             504 => ResponseDisposition::Indeterminate,
@@ -216,11 +227,10 @@ async fn h20_the_users_policy_decides_by_status() {
 
 /// A handler that finds in its transaction that its claim is lost wrote nothing: what it answers is not stored as the outcome
 /// of the key, even if the key is free again by then.
-#[actix_rt::test]
-async fn h02_a_claim_lost_in_a_transaction_is_no_outcome() {
-    let server = Server::on(sqlite()).await;
+async fn h02_a_claim_lost_in_a_transaction_is_no_outcome(protocol: Protocol) {
+    let server = Server::on(sqlite()).await.by(protocol);
     let key = new_key();
-    let request = Request::post("/transact/waits", "").key(&key);
+    let request = Request::post("/transact/waits", "").key(&key).by(protocol);
     let first = {
         let (request, address) = (request.clone(), server.address);
         actix_rt::spawn(async move { request.send(address).await })
@@ -238,9 +248,8 @@ async fn h02_a_claim_lost_in_a_transaction_is_no_outcome() {
     server.stop().await;
 }
 
-#[actix_rt::test]
-async fn h02_a_transaction_stores_its_response_or_nothing() {
-    let server = Server::on(sqlite()).await;
+async fn h02_a_transaction_stores_its_response_or_nothing(protocol: Protocol) {
+    let server = Server::on(sqlite()).await.by(protocol);
     let key = new_key();
     let fails = Request::post("/transact/fails", "").key(&key);
     let (first, again) = server.twice(&fails).await;
@@ -252,7 +261,7 @@ async fn h02_a_transaction_stores_its_response_or_nothing() {
     assert!(again.is_replay() && again.body == first.body);
     server.stop().await;
 
-    let server = Server::on(MemoryBackend::new()).await;
+    let server = Server::on(MemoryBackend::new()).await.by(protocol);
     let answer = server.send(&Request::post("/transact/works", "").key(&new_key())).await;
     assert_eq!((answer.status, answer.problem().as_str()), (500, "internal"), "the memory has no transactions");
     server.stop().await;
@@ -273,15 +282,17 @@ fn h01_on_a_plain_tokio_runtime() {
         })
         .workers(2)
         .disable_signals()
-        .bind(("127.0.0.1", 0))
+        .bind_auto_h2c(("127.0.0.1", 0))
         .unwrap();
         let address = server.addrs()[0];
         let server = server.run();
         let handle = server.handle();
         let serving = tokio::spawn(server);
-        let request = Request::post("/", "").key(&new_key());
-        assert!(!request.send(address).await.is_replay());
-        assert!(request.send(address).await.is_replay());
+        for protocol in PROTOCOLS {
+            let request = Request::post("/", "").key(&new_key()).by(protocol);
+            assert!(!request.send(address).await.is_replay());
+            assert!(request.send(address).await.is_replay());
+        }
         handle.stop(false).await;
         serving.await.unwrap().unwrap();
     });

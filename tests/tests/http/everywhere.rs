@@ -3,7 +3,7 @@
 use oncekey::Key;
 use oncekey::backend::{Backend, StateView};
 use oncekey_backends::MemoryBackend;
-use tests::http::{Protocol, Request};
+use tests::http::{Leave, Protocol, Request};
 
 use super::running::new_key;
 use super::server::{Server, new_order, sqlite};
@@ -163,15 +163,12 @@ async fn h10_a_failure_is_as_a_crash(server: &Server) {
 }
 
 async fn h11_a_client_that_leaves_does_not_stop_the_work(server: &Server) {
-    for reset in [false, true] {
+    for &how in Leave::all(server.protocol()) {
         let request = Request::post("/slow", "").key(&new_key());
         let before = server.shop.runs();
-        let connection = request.send_only(server.address).await;
+        let begun = request.clone().by(server.protocol()).begin(server.address, how).await.unwrap();
         server.shop.began.notified().await;
-        if reset {
-            connection.set_zero_linger().unwrap();
-        }
-        drop(connection);
+        begun.leave().await;
         // The server has noticed once the next request on the same worker has been served; both workers serve some.
         for _ in 0..10 {
             server.send(&new_order()).await;
@@ -185,7 +182,7 @@ async fn h11_a_client_that_leaves_does_not_stop_the_work(server: &Server) {
                 break answer;
             }
         };
-        assert!(again.is_replay() && again.text() == "slow", "reset: {reset}: {again:?}");
+        assert!(again.is_replay() && again.text() == "slow", "{how:?}: {again:?}");
         assert_eq!(server.shop.runs(), ran);
     }
 }

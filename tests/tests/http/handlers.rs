@@ -65,11 +65,18 @@ pub(super) async fn large(shop: State, path: web::Path<String>) -> HttpResponse 
     let piece = || stream::iter((0..4).map(|_| Ok::<_, std::io::Error>(Bytes::from(vec![b'x'; 1_000]))));
     match path.as_str() {
         "sized" => HttpResponse::Ok().body("x".repeat(4_000)),
+        "at-the-limit" => HttpResponse::Ok().body("x".repeat(3_999)),
         "sized-stream" => HttpResponse::Ok().body(SizedStream::new(4_000, piece())),
         "small-sized-stream" => {
             HttpResponse::Ok().body(SizedStream::new(5, stream::iter([Ok::<_, std::io::Error>(Bytes::from("small"))])))
         }
         "stream" => HttpResponse::Ok().body(BodyStream::new(piece())),
+        // Another length than the one that is announced, as of a file that changes while it is read.
+        "short" | "long" => {
+            let announced = if path.as_str() == "short" { 8 } else { 3 };
+            let small = stream::iter([Ok::<_, std::io::Error>(Bytes::from("small"))]);
+            HttpResponse::Ok().body(SizedStream::new(announced, small))
+        }
         "broken" => HttpResponse::Ok().body(SizedStream::new(5, stream::iter([Err(std::io::Error::other("broken"))]))),
         _ => HttpResponse::NotFound().finish(),
     }

@@ -7,6 +7,7 @@
 
 mod careful;
 mod configured;
+mod edges;
 mod ended;
 mod everywhere;
 mod handlers;

@@ -11,11 +11,9 @@ use oncekey::Engine;
 use oncekey::web::{Idempotency, RouteRules, Scope};
 use oncekey_backends::MemoryBackend;
 use serde::Deserialize;
-use tests::http::{Answer, Protocol, Request};
+use tests::http::{Answer, PROTOCOLS, Protocol, Request};
 
 use super::running::{Running, new_key};
-
-const PROTOCOLS: [Protocol; 2] = [Protocol::Http1, Protocol::Http2];
 
 type Runs = web::Data<AtomicUsize>;
 

@@ -42,3 +42,16 @@ pub(super) fn new_key() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     format!("key-{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
+
+/// A test of each function, by each version of HTTP.
+macro_rules! on_both_protocols {
+    ($($test:ident)*) => {
+        mod by_http1 {
+            $(#[actix_rt::test] async fn $test() { super::$test(tests::http::Protocol::Http1).await; })*
+        }
+        mod by_http2 {
+            $(#[actix_rt::test] async fn $test() { super::$test(tests::http::Protocol::Http2).await; })*
+        }
+    };
+}
+pub(super) use on_both_protocols;

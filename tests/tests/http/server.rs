@@ -67,6 +67,10 @@ impl Server {
         Self { protocol, ..self }
     }
 
+    pub(super) fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
     pub(super) async fn send(&self, request: &Request) -> Answer {
         request.clone().by(self.protocol).send(self.address).await
     }

@@ -2,9 +2,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
 
+mod apalis;
+mod batches;
+mod drain;
 mod ending;
+mod faults;
+mod hand_over;
+mod panics;
+mod pause;
 mod processor;
+mod refusals;
 mod retries;
+mod sources;
 mod tap;
 mod tasks;
 mod threads;

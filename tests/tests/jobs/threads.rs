@@ -109,9 +109,11 @@ fn j04_a_poison_message_is_put_aside_and_holds_up_nobody() {
     });
     let (settled, told) = crossbeam_channel::unbounded();
     let (messages, taken) = bounded(100);
+    // Longer than all the others take.
+    let patient = RetryPolicy { first_delay: Duration::from_secs(1), max_delay: Duration::from_secs(2), ..quick() };
     let processor = BlockingProcessor::builder(engine(), mixed)
         .threads(1)
-        .retry(quick())
+        .retry(patient)
         .on_settled(move |message, disposition| settled.send((message, disposition)).unwrap())
         .start(taken)
         .unwrap();

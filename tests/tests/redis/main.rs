@@ -8,6 +8,8 @@ mod faults;
 mod fencing;
 mod kills;
 mod opening;
+mod steps;
+mod steps_model;
 mod values;
 mod withdrawals;
 

@@ -25,7 +25,7 @@ const LIMIT: Duration = Duration::from_millis(300);
 /// A server behind a proxy.
 pub(super) struct Place {
     pub(super) server: Redis,
-    proxy: Proxy,
+    pub(super) proxy: Proxy,
     /// Names the proxy to the clients.
     _sentinel: Option<LoneSentinel>,
     pub(super) url: String,

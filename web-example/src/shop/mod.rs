@@ -1,5 +1,6 @@
 //! The shop: orders, payments, and the database that shows what really happened.
 
+mod checkouts;
 mod database;
 mod echo;
 mod mails;
@@ -45,6 +46,11 @@ pub(crate) fn routes(config: &mut web::ServiceConfig) {
             resource("/payments", "GET, POST")
                 .route(web::post().to(payments::pay))
                 .route(web::get().to(payments::list)),
+        )
+        .service(
+            resource("/checkouts", "GET, POST")
+                .route(web::post().to(checkouts::create))
+                .route(web::get().to(checkouts::list)),
         )
         .service(resource("/echo", "POST").route(web::post().to(echo::echo)));
 }

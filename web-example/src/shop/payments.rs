@@ -7,6 +7,7 @@ use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, web};
 use diesel::{ExpressionMethods as _, QueryDsl as _, Queryable, Selectable, SelectableHelper as _};
 use oncekey::web::{ResponseDisposition, WithDisposition as _};
+use oncekey::{Claim, DerivedKey};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -15,14 +16,14 @@ use super::database::{Database, DatabaseError, charges, last_insert_id, limited,
 use crate::server::problem;
 
 /// In characters: what MySQL takes as a primary key.
-const MAX_REFERENCE: usize = 255;
+pub(super) const MAX_REFERENCE: usize = 255;
 
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Payment {
-    amount: i64,
-    currency: String,
-    card: String,
-    reference: String,
+    pub(super) amount: i64,
+    pub(super) currency: String,
+    pub(super) card: String,
+    pub(super) reference: String,
 }
 
 #[derive(Debug, Serialize, Queryable, Selectable)]
@@ -34,6 +35,9 @@ pub(super) struct Charge {
     currency: String,
     card: String,
     created_at: String,
+    /// The derived key that the provider got. A charge from before this column has none.
+    #[diesel(column_name = provider_key)]
+    key: Option<String>,
 }
 
 /// How the provider answers a card.
@@ -66,13 +70,14 @@ fn provider_for(card: &str) -> Option<Provider> {
     })
 }
 
-async fn insert(shop: &Shop, payment: Payment) -> Result<Charge, DatabaseError> {
+pub(super) async fn insert(shop: &Shop, payment: Payment, key: &DerivedKey) -> Result<Charge, DatabaseError> {
     let row = (
         charges::reference.eq(payment.reference),
         charges::amount.eq(payment.amount),
         charges::currency.eq(payment.currency),
         charges::card.eq(payment.card),
         charges::created_at.eq(now()),
+        charges::provider_key.eq(key.to_string()),
     );
     let inserted = diesel::insert_into(charges::table).values(row);
     match &shop.database {
@@ -116,15 +121,19 @@ async fn is_first_limited(shop: &Shop, reference: String) -> Result<bool, Databa
 
 /// Writes the charge. If the ledger fails, its commit may have happened all the same: the key is then held, not released
 /// for a retry that would charge again.
-async fn charge(shop: &Shop, payment: Payment) -> Result<Charge, HttpResponse> {
-    insert(shop, payment).await.map_err(|error| {
+async fn charge(shop: &Shop, payment: Payment, key: &DerivedKey) -> Result<Charge, HttpResponse> {
+    insert(shop, payment, key).await.map_err(|error| {
         tracing::error!(%error, "the ledger failed");
         let unsure = problem(StatusCode::INTERNAL_SERVER_ERROR, "The ledger failed", &"the card may have been charged");
         unsure.with_disposition(ResponseDisposition::Indeterminate)
     })
 }
 
-pub(super) async fn pay(shop: web::Data<Shop>, payment: web::Json<Payment>) -> Result<HttpResponse, actix_web::Error> {
+pub(super) async fn pay(
+    shop: web::Data<Shop>,
+    payment: web::Json<Payment>,
+    claim: Claim,
+) -> Result<HttpResponse, actix_web::Error> {
     let payment = payment.into_inner();
     let is_reference = (1..=MAX_REFERENCE).contains(&payment.reference.chars().count());
     if payment.amount < 1 || payment.currency.len() != 3 || !is_reference {
@@ -135,20 +144,27 @@ pub(super) async fn pay(shop: web::Data<Shop>, payment: web::Json<Payment>) -> R
     let Some(provider) = provider_for(&payment.card) else {
         return Ok(problem(StatusCode::BAD_REQUEST, "Unknown card", &"see the start page for the cards of this shop"));
     };
-    Ok(answer(&shop, provider, payment).await.unwrap_or_else(|unsure| unsure))
+    // The provider charges once for this key, however often it is asked.
+    let key = claim.derive_key("charge");
+    Ok(answer(&shop, provider, payment, &key).await.unwrap_or_else(|unsure| unsure))
 }
 
-async fn answer(shop: &Shop, provider: Provider, payment: Payment) -> Result<HttpResponse, HttpResponse> {
+async fn answer(
+    shop: &Shop,
+    provider: Provider,
+    payment: Payment,
+    key: &DerivedKey,
+) -> Result<HttpResponse, HttpResponse> {
     match provider {
         Provider::Declines => Ok(HttpResponse::PaymentRequired().json(json!({"error": "card declined"}))),
         Provider::IsDown => Ok(HttpResponse::ServiceUnavailable().json(json!({"error": "the card gateway is down"}))),
         Provider::Crashes => crash("tok_panic"),
         Provider::ChargesAndCrashes => {
-            charge(shop, payment).await?;
+            charge(shop, payment, key).await?;
             crash("tok_crash")
         }
         Provider::ChargesAndTimesOut => {
-            charge(shop, payment).await?;
+            charge(shop, payment, key).await?;
             // It says nothing of the charge: the guard treats it as a crash.
             Ok(HttpResponse::GatewayTimeout().json(json!({"error": "the card gateway did not answer in time"})))
         }
@@ -156,7 +172,7 @@ async fn answer(shop: &Shop, provider: Provider, payment: Payment) -> Result<Htt
             Ok(true) => Ok(HttpResponse::TooManyRequests()
                 .insert_header((header::RETRY_AFTER, "1"))
                 .json(json!({"error": "too many payments: try again"}))),
-            Ok(false) => Ok(HttpResponse::Created().json(charge(shop, payment).await?)),
+            Ok(false) => Ok(HttpResponse::Created().json(charge(shop, payment, key).await?)),
             Err(error) => {
                 tracing::error!(%error, "the shop's database failed");
                 let detail = "nothing was charged: retry";
@@ -166,19 +182,19 @@ async fn answer(shop: &Shop, provider: Provider, payment: Payment) -> Result<Htt
         Provider::Charges => {
             // A cookie for this client alone: a replay never carries it.
             let cookie = Cookie::build("last_payment", payment.reference.clone()).http_only(true).finish();
-            Ok(HttpResponse::Created().cookie(cookie).json(charge(shop, payment).await?))
+            Ok(HttpResponse::Created().cookie(cookie).json(charge(shop, payment, key).await?))
         }
         Provider::ChargesSlowly => {
             tokio::time::sleep(Duration::from_secs(2)).await;
-            Ok(HttpResponse::Created().json(charge(shop, payment).await?))
+            Ok(HttpResponse::Created().json(charge(shop, payment, key).await?))
         }
         Provider::ChargesAtLength => {
-            let charge = charge(shop, payment).await?;
+            let charge = charge(shop, payment, key).await?;
             // Over what the guard keeps.
             Ok(HttpResponse::Created().json(json!({"charge": charge, "receipt": "=".repeat(2 << 20)})))
         }
         Provider::ChargesAndFallsSilent => {
-            charge(shop, payment).await?;
+            charge(shop, payment, key).await?;
             let lost = HttpResponse::GatewayTimeout().json(json!({"error": "the card gateway did not answer"}));
             Ok(lost.with_disposition(ResponseDisposition::Indeterminate))
         }

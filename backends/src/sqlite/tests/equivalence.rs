@@ -78,65 +78,91 @@ impl Both {
                 let past_withdrawal =
                     barrier.map(|barrier| Box::new(barrier.withdrawn)).filter(|_| chance.below(4) > 0);
                 let message = Acquire { key, fingerprint, owner, lease: millis, on_abandoned, past_withdrawal };
-                both!(self, Outcomes::All, "acquire", |found, now| transition::acquire(found, now, &message));
+                both!(self, Outcomes::All, "acquire", |found: Option<&Record>, now: StoreTime| transition::acquire(
+                    found, now, &message
+                ));
             }
             2 => {
                 let message = Renew { key, owner, lease: millis };
-                both!(self, Outcomes::None, "renew", |found, now| transition::renew(found, now, &message));
+                both!(self, Outcomes::None, "renew", |found: Option<&Record>, now: StoreTime| transition::renew(
+                    found, now, &message
+                ));
             }
             3 => {
                 let message = Complete { key, owner, outcome, retention: millis };
-                both!(self, Outcomes::None, "complete", |found, now| transition::complete(found, now, &message));
+                both!(self, Outcomes::None, "complete", |found: Option<&Record>, now: StoreTime| transition::complete(
+                    found, now, &message
+                ));
             }
             4 => {
                 let message = Release { key, owner };
-                both!(self, Outcomes::None, "release", |found, now| transition::release(found, now, &message));
+                both!(self, Outcomes::None, "release", |found: Option<&Record>, now: StoreTime| transition::release(
+                    found, now, &message
+                ));
             }
             5 if chance.below(3) == 0 => {
                 let message = Withdraw { key, owner };
-                both!(self, Outcomes::None, "withdraw", |found, now| transition::withdraw(found, now, &message));
+                both!(self, Outcomes::None, "withdraw", |found: Option<&Record>, now: StoreTime| transition::withdraw(
+                    found, now, &message
+                ));
             }
             6 if chance.below(3) == 0 => {
                 let message = Remove { key };
-                both!(self, Outcomes::None, "remove", |found, now| transition::remove(found, now, &message));
+                both!(self, Outcomes::None, "remove", |found: Option<&Record>, now: StoreTime| transition::remove(
+                    found, now, &message
+                ));
             }
             7 if chance.below(2) == 0 => {
                 let message = Hold { key, owner };
-                both!(self, Outcomes::None, "hold", |found, now| transition::hold(found, now, &message));
+                both!(self, Outcomes::None, "hold", |found: Option<&Record>, now: StoreTime| transition::hold(
+                    found, now, &message
+                ));
             }
             7 | 8 if chance.below(2) == 0 => {
                 let complete = Resolution::Complete { outcome, retention: millis };
                 let message = Resolve { key, attempt, owner: None, with: chance.of(&[Resolution::Release, complete]) };
-                both!(self, Outcomes::None, "resolve", |found, now| transition::resolve(found, now, &message));
+                both!(self, Outcomes::None, "resolve", |found: Option<&Record>, now: StoreTime| transition::resolve(
+                    found, now, &message
+                ));
             }
             5..=9 => {
                 let policies = [StepPolicy::Hold, StepPolicy::Rerun, StepPolicy::RerunWithin(millis)];
                 let (policy, retention) = (chance.of(&policies), millis);
                 let message = BeginStep { key, owner, name, fingerprint, number, policy, retention };
                 let outcomes = Outcomes::Of(&message.name);
-                both!(self, outcomes, "begin", |found, now| transition::begin_step(found, now, &message));
+                both!(self, outcomes, "begin", |found: Option<&Record>, now: StoreTime| transition::begin_step(
+                    found, now, &message
+                ));
             }
             10 => {
                 let message = CompleteStep { key, life, name, run, outcome };
                 let outcomes = Outcomes::Of(&message.name);
-                both!(self, outcomes, "end", |found, now| transition::complete_step(found, now, &message));
+                both!(self, outcomes, "end", |found: Option<&Record>, now: StoreTime| transition::complete_step(
+                    found, now, &message
+                ));
             }
             11 => {
                 let message = FailStep { key, owner, name, run, retention: millis };
                 let outcomes = Outcomes::Of(&message.name);
-                both!(self, outcomes, "fail", |found, now| transition::fail_step(found, now, &message));
+                both!(self, outcomes, "fail", |found: Option<&Record>, now: StoreTime| transition::fail_step(
+                    found, now, &message
+                ));
             }
             12 => {
                 let message = CommitStep { key, owner, name, fingerprint, number, life, retention: millis };
                 let outcomes = Outcomes::Of(&message.name);
-                both!(self, outcomes, "commit", |found, now| transition::commit_step(found, now, &message, &outcome));
+                both!(self, outcomes, "commit", |found: Option<&Record>, now: StoreTime| transition::commit_step(
+                    found, now, &message, &outcome
+                ));
             }
             _ => {
                 let with = chance.of(&[StepResolution::Release, StepResolution::Complete { outcome }]);
                 let (run, life) = (chance.of(&[None, Some(run)]), chance.of(&[None, Some(life)]));
                 let message = ResolveStep { key, name, run, life, with };
                 let outcomes = Outcomes::Of(&message.name);
-                both!(self, outcomes, "resolve step", |found, now| transition::resolve_step(found, now, &message));
+                both!(self, outcomes, "resolve step", |found: Option<&Record>, now: StoreTime| {
+                    transition::resolve_step(found, now, &message)
+                });
             }
         }
     }

@@ -1,23 +1,26 @@
 //! The consumer on plain threads: workers around crossbeam channels.
 
+mod crew;
 mod job;
-mod timer;
+mod sync;
 mod worker;
 
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
-use parking_lot::Mutex;
+use crossbeam_channel::{Receiver, bounded};
 
 pub use job::{BlockingJob, blocking_job};
 
+use super::later;
 use super::tally::Tally;
 use super::{Disposition, RetryPolicy};
 use crate::Engine;
-use worker::{Shared, Worker};
+use crew::Crew;
+use worker::{Pending, Ring, Shared, Worker};
 
 /// Threads that take messages from a crossbeam channel, and run a [`BlockingJob`] for each.
 ///
@@ -50,8 +53,7 @@ use worker::{Shared, Worker};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct BlockingProcessor<M> {
-    stop: Arc<Mutex<Option<Sender<()>>>>,
-    left_over: Receiver<Vec<M>>,
+    crew: Arc<Crew<Instant, Pending<M>, Ring>>,
     tally: Arc<Tally>,
 }
 
@@ -114,29 +116,25 @@ impl<M: Send + 'static> BlockingProcessor<M> {
 
     /// Waits until all senders of the channel are gone and every message is settled.
     pub fn join(self) -> BlockingProcessed<M> {
-        let left_over = self.left_over.recv();
-        self.processed(left_over.unwrap_or_default(), false)
+        let left_over = self.crew.join();
+        self.processed(left_over, false)
     }
 
     /// Takes no further message, and waits up to `limit` for those that workers are at. What is in the channel stays
     /// there; messages that wait to be retried are given back.
     pub fn shutdown(self, limit: Duration) -> BlockingProcessed<M> {
-        // The workers see their channel closed.
-        *self.stop.lock() = None;
-        match self.left_over.recv_timeout(limit) {
-            Ok(left_over) => self.processed(left_over, false),
-            Err(RecvTimeoutError::Timeout) => self.processed(Vec::new(), true),
-            Err(RecvTimeoutError::Disconnected) => self.processed(Vec::new(), false),
-        }
+        self.crew.stop();
+        let (left_over, is_ended) = self.crew.join_within(limit);
+        self.processed(left_over, !is_ended)
     }
 
-    fn processed(&self, given_back: Vec<M>, is_unfinished: bool) -> BlockingProcessed<M> {
+    fn processed(&self, left_over: Vec<Pending<M>>, is_unfinished: bool) -> BlockingProcessed<M> {
         BlockingProcessed {
             ran: self.tally.ran.get(),
             replayed: self.tally.replayed.get(),
             retried: self.tally.retried.get(),
             dead: self.tally.dead.get(),
-            given_back,
+            given_back: left_over.into_iter().map(|pending| pending.message).collect(),
             is_unfinished,
         }
     }
@@ -182,37 +180,30 @@ impl<M: Send + 'static, J: BlockingJob<M>> BlockingProcessorBuilder<M, J> {
     /// # Errors
     /// The operating system gives no thread.
     pub fn start(self, messages: Receiver<M>) -> std::io::Result<BlockingProcessor<M>> {
-        let (stop, stopped) = bounded(0);
-        let (later, scheduled) = unbounded();
-        let (due, again) = unbounded();
-        let (told, left_over) = bounded(1);
-        let stop = Arc::new(Mutex::new(Some(stop)));
         let tally = Arc::new(Tally::default());
         let shared = Arc::new(Shared {
             engine: self.engine,
             job: self.job,
             retry: self.retry,
             on_settled: self.on_settled,
-            max_waiting: self.max_waiting,
             batch: self.batch,
-            counts: worker::Counts::new(self.threads),
-            stop: Arc::clone(&stop),
             tally: Arc::clone(&tally),
         });
-        let waiting = again.clone();
-        let time = move || drop(told.send(timer::run(&scheduled, &due, &waiting)));
-        std::thread::Builder::new().name("oncekey-retries".to_owned()).spawn(time)?;
-        for number in 0..self.threads {
-            let worker = Worker {
-                shared: Arc::clone(&shared),
-                messages: messages.clone(),
-                again: again.clone(),
-                later: later.clone(),
-                stopped: stopped.clone(),
+        let (bells, heard): (Vec<_>, Vec<_>) = (0..self.threads).map(|_| bounded(1)).unzip();
+        let (crew, seats) = Crew::new(self.max_waiting, bells.into_iter().map(Ring).collect());
+        for (number, (seat, bell)) in seats.into_iter().zip(heard).enumerate() {
+            let (shared, messages) = (Arc::clone(&shared), messages.clone());
+            let start = move || {
+                let (hand, at) = (RefCell::default(), Cell::default());
+                Worker { shared, messages, bell, seat, hand, at }.run();
             };
-            std::thread::Builder::new().name(format!("oncekey-worker-{number}")).spawn(move || worker.run())?;
+            let started = std::thread::Builder::new().name(format!("oncekey-worker-{number}")).spawn(start);
+            if let Err(error) = started {
+                crew.stop();
+                return Err(error);
+            }
         }
-        Ok(BlockingProcessor { stop, left_over, tally })
+        Ok(BlockingProcessor { crew, tally })
     }
 }
 

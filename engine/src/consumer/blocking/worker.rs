@@ -1,21 +1,22 @@
 //! One thread that takes messages and works on them.
 
-use std::cell::RefCell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, never, select_biased};
-use parking_lot::Mutex;
+use crossbeam_channel::{Receiver, Sender, at, never, select_biased};
 use tracing::{error, warn};
 
-use super::timer::{Pending, Scheduled};
+use super::crew::{Bell, Next, Seat};
 use super::{BlockingJob, OnSettled};
+use crate::consumer::backoff;
 use crate::consumer::call::Attempts;
+use crate::consumer::fault::Affects;
+use crate::consumer::guard::{Panicked, discard_value, guard};
+use crate::consumer::retry::Verdict;
 use crate::consumer::tally::Tally;
 use crate::consumer::{Disposition, Identity, JobError, JobResult, RetryPolicy};
-use crate::{Claim, Engine, Outcome};
+use crate::{Claim, Engine, Error, RunError};
 
 /// What all workers of a processor share.
 pub(super) struct Shared<M, J> {
@@ -23,150 +24,182 @@ pub(super) struct Shared<M, J> {
     pub(super) job: J,
     pub(super) retry: RetryPolicy,
     pub(super) on_settled: Option<OnSettled<M>>,
-    pub(super) max_waiting: usize,
     pub(super) batch: usize,
-    pub(super) counts: Counts,
-    pub(super) stop: Arc<Mutex<Option<Sender<()>>>>,
     pub(super) tally: Arc<Tally>,
 }
 
-/// How much is going on.
-pub(super) struct Counts {
-    /// Messages that are taken and not settled.
-    in_hand: AtomicUsize,
-    /// Those of them that wait to be retried.
-    waiting: AtomicUsize,
-    /// Workers that have not found the channel at its end. One that has is at no message of it.
-    reading: AtomicUsize,
+/// A message in hand.
+pub(super) struct Pending<M> {
+    pub(super) message: M,
+    pub(super) failures: u32,
 }
 
-impl Counts {
-    pub(super) fn new(threads: usize) -> Self {
-        Self { in_hand: AtomicUsize::new(0), waiting: AtomicUsize::new(0), reading: AtomicUsize::new(threads) }
-    }
+/// Holds one ring: a worker that is busy finds it when it is done.
+pub(super) struct Ring(pub(super) Sender<()>);
 
-    fn is_all_done(&self) -> bool {
-        self.reading.load(Ordering::SeqCst) == 0 && self.in_hand.load(Ordering::SeqCst) == 0
+impl Bell for Ring {
+    fn ring(&self) {
+        // Full is rung already, and a worker that is gone hears nothing.
+        let _ = self.0.try_send(());
     }
 }
 
-pub(super) struct Worker<M, J> {
+pub(super) struct Worker<M: Send + 'static, J> {
     pub(super) shared: Arc<Shared<M, J>>,
     pub(super) messages: Receiver<M>,
-    pub(super) again: Receiver<Pending<M>>,
-    pub(super) later: Sender<Scheduled<M>>,
-    /// Closed when the workers are to end.
-    pub(super) stopped: Receiver<()>,
+    pub(super) bell: Receiver<()>,
+    pub(super) seat: Seat<Instant, Pending<M>, Ring>,
+    /// The batch at work, each message until it is settled. It outlives a panic.
+    pub(super) hand: RefCell<Vec<Option<Pending<M>>>>,
+    /// Which of them the job is at.
+    pub(super) at: Cell<Option<usize>>,
 }
 
-/// What a worker found to do.
-enum Found<M> {
-    New(M),
-    Again(Pending<M>),
-    EndOfChannel,
-    Stop,
-}
+/// How long a worker that panicked waits before it begins anew.
+const AFTER_A_PANIC: Duration = Duration::from_millis(50);
 
 impl<M: Send + 'static, J: BlockingJob<M>> Worker<M, J> {
-    pub(super) fn run(self) {
-        let (nothing, mut is_over, mut batch) = (never(), false, Vec::new());
+    /// Works until the crew is done. All user code has a guard of its own; a panic that arrives here is another's. The
+    /// worker's batch is given back then, and another worker takes its place, on the same thread.
+    pub(super) fn run(mut self) {
+        while guard(|| self.work()) == Err(Panicked) {
+            error!("a worker panicked: its messages are given back, and another takes its place");
+            self.give_back();
+            std::thread::sleep(AFTER_A_PANIC);
+        }
+    }
+
+    fn work(&mut self) {
+        let (nothing, no_time) = (never(), never());
         loop {
-            let counts = &self.shared.counts;
-            let is_full = counts.waiting.load(Ordering::SeqCst) >= self.shared.max_waiting;
-            let messages = if is_over || is_full { &nothing } else { &self.messages };
-            let found = select_biased! {
-                recv(self.stopped) -> _ => Found::Stop,
-                recv(self.again) -> pending => pending.map_or(Found::Stop, Found::Again),
-                recv(messages) -> message => message.map_or(Found::EndOfChannel, Found::New),
+            let (takes_new, until) = match self.seat.next(Instant::now()) {
+                Next::End => return,
+                Next::Retry(pending) => {
+                    self.hand.get_mut().push(Some(pending));
+                    self.work_on_hand();
+                    continue;
+                }
+                Next::Wait { takes_new, until } => (takes_new, until),
             };
-            match found {
-                Found::New(message) => {
-                    batch.push(Pending { message, failures: 0 });
-                    batch.extend(
-                        messages.try_iter().take(self.shared.batch - 1).map(|message| Pending { message, failures: 0 }),
-                    );
-                    counts.in_hand.fetch_add(batch.len(), Ordering::SeqCst);
-                    self.shared.work_on(&mut batch, &self.later);
+            let messages = if takes_new { &self.messages } else { &nothing };
+            let due = until.map_or_else(|| no_time.clone(), at);
+            let taken = select_biased! {
+                recv(self.bell) -> _ => continue,
+                recv(due) -> _ => continue,
+                recv(messages) -> message => message,
+            };
+            match taken {
+                Ok(message) => {
+                    let others = self.messages.try_iter().take(self.shared.batch - 1);
+                    let new = |message| Some(Pending { message, failures: 0 });
+                    self.hand.get_mut().extend(std::iter::once(message).chain(others).map(new));
+                    self.work_on_hand();
                 }
-                Found::Again(pending) => {
-                    counts.waiting.fetch_sub(1, Ordering::SeqCst);
-                    batch.push(pending);
-                    self.shared.work_on(&mut batch, &self.later);
-                }
-                Found::EndOfChannel => {
-                    is_over = true;
-                    counts.reading.fetch_sub(1, Ordering::SeqCst);
-                }
-                Found::Stop => return,
-            }
-            if counts.is_all_done() {
-                *self.shared.stop.lock() = None;
+                Err(_) => self.seat.found_the_end(),
             }
         }
     }
-}
 
-impl<M: Send + 'static, J: BlockingJob<M>> Shared<M, J> {
-    /// Works on messages, one after the other, and leaves the batch empty.
-    fn work_on(&self, batch: &mut Vec<Pending<M>>, later: &Sender<Scheduled<M>>) {
-        let mut calls = Vec::with_capacity(batch.len());
-        let mut readable = Vec::with_capacity(batch.len());
-        for pending in batch.drain(..) {
-            match Identity::read(|| self.job.identify(&pending.message)) {
+    /// After a panic: what the job was at has failed once more, and the rest was not tried.
+    fn give_back(&self) {
+        let at = self.at.take();
+        for (number, pending) in self.hand.take().into_iter().enumerate() {
+            let Some(pending) = pending else { continue };
+            if at != Some(number) {
+                self.put_back(pending, Duration::ZERO, false);
+                continue;
+            }
+            let panicked: JobResult<J::Output, J::Error> = Err(RunError::Engine(Error::Panicked));
+            let verdict = self.shared.retry.verdict(&panicked, pending.failures, |_| false);
+            self.settle(pending, verdict);
+        }
+    }
+
+    /// Works on the messages in hand, one after the other, and leaves the hand empty.
+    fn work_on_hand(&self) {
+        let Shared { engine, job, retry, .. } = &*self.shared;
+        let count = self.hand.borrow().len();
+        let (mut calls, mut numbers) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        for number in 0..count {
+            let read = match &self.hand.borrow()[number] {
+                Some(pending) => Identity::read(|| job.identify(&pending.message)),
+                None => continue,
+            };
+            match read {
                 Ok(identity) => {
                     calls.push((identity.key, identity.fingerprint));
-                    readable.push(Some(pending));
+                    numbers.push(number);
                 }
-                Err(disposition) => self.settle(pending, disposition, false, later),
+                Err(reason) => self.settle_number(number, |_| Verdict::dead(reason)),
             }
         }
-        let messages = RefCell::new(readable);
-        let operation = |number: usize, claim: &Claim| {
-            let messages = messages.borrow();
-            let pending = messages.get(number)?.as_ref()?;
-            let attempts = Attempts { failures: pending.failures, max: self.retry.max_attempts };
-            let perform = || self.job.perform(&pending.message, claim).map_err(JobError::Failed);
+        let operation = |call: usize, claim: &Claim| {
+            let number = *numbers.get(call)?;
+            self.at.set(Some(number));
+            let hand = self.hand.borrow();
+            let pending = hand.get(number)?.as_ref()?;
+            let attempts = Attempts { failures: pending.failures, max: retry.max_attempts };
+            let perform = || job.perform(&pending.message, claim).map_err(JobError::Failed);
             Some(attempts.check(claim).and_then(|()| perform()))
         };
-        let done = |number: usize, decision: JobResult<J::Output, J::Error>| {
-            let Some(pending) = messages.borrow_mut().get_mut(number).and_then(Option::take) else { return };
-            let is_poison = |error: &J::Error| self.job.is_poison(error);
-            let disposition = self.retry.disposition_unless_poison(&decision, pending.failures, is_poison);
-            self.settle(pending, disposition, decision.as_ref().is_ok_and(Outcome::is_replay), later);
+        let done = |call: usize, decision: JobResult<J::Output, J::Error>| {
+            if let Some(number) = numbers.get(call) {
+                self.at.set(Some(*number));
+                self.settle_number(*number, |failures| {
+                    retry.verdict(&decision, failures, |error| job.is_poison(error))
+                });
+            }
+            discard_value(decision);
+            self.at.set(None);
         };
-        self.engine.run_all_blocking(calls, operation, done);
+        engine.run_each_blocking(calls, operation, done);
+        self.hand.borrow_mut().clear();
     }
 
-    fn settle(&self, pending: Pending<M>, disposition: Disposition, is_replay: bool, later: &Sender<Scheduled<M>>) {
-        self.tally.count(&disposition, is_replay);
+    fn settle_number(&self, number: usize, verdict: impl FnOnce(u32) -> Verdict) {
+        let pending = self.hand.borrow_mut().get_mut(number).and_then(Option::take);
+        if let Some(pending) = pending {
+            let verdict = verdict(pending.failures);
+            self.settle(pending, verdict);
+        }
+    }
+
+    fn settle(&self, pending: Pending<M>, verdict: Verdict) {
+        let Verdict { disposition, affects, is_finished_before } = verdict;
+        self.shared.tally.count(&disposition, is_finished_before);
+        let away = self.shared.retry.store_away_delay;
+        if affects.pauses() {
+            self.seat.pause(Instant::now() + backoff::spread(away));
+        }
         match disposition {
-            Disposition::RetryLater { after, failed } => {
-                self.counts.waiting.fetch_add(1, Ordering::SeqCst);
-                let failures = pending.failures.saturating_add(u32::from(failed));
-                let pending = Pending { failures, ..pending };
-                if let Err(unsent) = later.send((Instant::now() + after, pending)) {
-                    let (_, pending) = unsent.0;
-                    self.tell(pending.message, Disposition::RetryLater { after, failed });
-                }
+            // There is nobody to give it back to while the processor goes on.
+            Disposition::RetryLater { after, failed } if affects == Affects::Shutdown => {
+                self.put_back(pending, after.max(away), failed);
             }
-            disposition => {
-                self.tell(pending.message, disposition);
-                self.counts.in_hand.fetch_sub(1, Ordering::SeqCst);
-            }
+            Disposition::RetryLater { after, failed } => self.put_back(pending, after, failed),
+            disposition => self.tell(pending.message, disposition),
+        }
+    }
+
+    fn put_back(&self, pending: Pending<M>, after: Duration, failed: bool) {
+        let failures = pending.failures.saturating_add(u32::from(failed));
+        if let Err(pending) = self.seat.put_back(Instant::now() + after, Pending { failures, ..pending }) {
+            self.tell(pending.message, Disposition::RetryLater { after, failed });
         }
     }
 
     fn tell(&self, message: M, disposition: Disposition) {
-        match &self.on_settled {
+        match &self.shared.on_settled {
             Some(settled) => {
-                if catch_unwind(AssertUnwindSafe(|| settled(message, disposition))).is_err() {
-                    error!("what is told of settled messages panicked");
+                if guard(|| settled(message, disposition)) == Err(Panicked) {
+                    error!("the function that hears of settled messages panicked");
                 }
             }
             None => {
                 if let Disposition::DeadLetter { reason } = disposition {
-                    warn!(reason, "a message is put aside");
+                    warn!(reason, "a message becomes a dead letter");
                 }
+                discard_value(message);
             }
         }
     }

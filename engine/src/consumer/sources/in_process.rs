@@ -1,16 +1,22 @@
 //! Events inside one program: a bounded queue in memory.
 //!
 //! A [`Publisher`] that finds the queue full waits: that is the back-pressure. A message that is retried later waits in
-//! memory beside the queue, and dead letters go to a channel of their own. What is in memory ends with the process: where
-//! messages must survive it, publish them from an outbox, or over a broker.
+//! memory beside the queue, and dead letters go to a channel of their own.
+//!
+//! What is in memory ends with the source: get the source back from its processor by
+//! [`run_and_return`](super::Processor::run_and_return), and what is left in it by
+//! [`into_remaining`](InProcess::into_remaining). It ends with the process too. Where messages must survive that, publish
+//! them from an outbox, or over a broker.
 
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
+use tracing::warn;
 
 use crate::consumer::later::Later;
 use crate::consumer::{Delivery, Disposition, Source};
@@ -29,18 +35,20 @@ use crate::consumer::{Delivery, Disposition, Source};
 /// ```
 pub fn channel<M: Send + Sync + 'static>(capacity: usize) -> (Publisher<M>, InProcess<M>) {
     let (sender, queue) = mpsc::channel(capacity.max(1));
-    let source = InProcess {
-        queue: tokio::sync::Mutex::new(queue),
+    let shared = Arc::new(Shared {
         waiting: Mutex::new(Waiting { later: Later::default(), in_hand: 0 }),
-        capacity: capacity.max(1),
         changed: Notify::new(),
-        dead: None,
-    };
-    (Publisher(sender), source)
+        is_closed: AtomicBool::new(false),
+    });
+    let publisher = Publisher { queue: sender, shared: Arc::clone(&shared) };
+    (publisher, InProcess { queue: tokio::sync::Mutex::new(queue), shared, capacity: capacity.max(1), dead: None })
 }
 
 /// The sending end. Clones share the queue; when the last is dropped, the source ends once all is settled.
-pub struct Publisher<M>(mpsc::Sender<M>);
+pub struct Publisher<M> {
+    queue: mpsc::Sender<M>,
+    shared: Arc<Shared<M>>,
+}
 
 /// Nobody takes messages any more: here it is back.
 ///
@@ -65,7 +73,10 @@ impl<M> Publisher<M> {
     /// # Errors
     /// The consumer is gone; the message comes back.
     pub async fn send(&self, message: M) -> Result<(), Closed<M>> {
-        self.0.send(message).await.map_err(|error| Closed(error.0))
+        if self.is_closed() {
+            return Err(Closed(message));
+        }
+        self.queue.send(message).await.map_err(|error| Closed(error.0))
     }
 
     /// The same for a plain thread, which it blocks.
@@ -76,19 +87,27 @@ impl<M> Publisher<M> {
     /// # Panics
     /// If it is called in an async task.
     pub fn send_blocking(&self, message: M) -> Result<(), Closed<M>> {
-        self.0.blocking_send(message).map_err(|error| Closed(error.0))
+        if self.is_closed() {
+            return Err(Closed(message));
+        }
+        self.queue.blocking_send(message).map_err(|error| Closed(error.0))
+    }
+
+    /// Whether the queue takes no more messages: it was closed, or its consumer is gone.
+    pub fn is_closed(&self) -> bool {
+        self.shared.is_closed.load(Ordering::SeqCst) || self.queue.is_closed()
     }
 }
 
 impl<M> Clone for Publisher<M> {
     fn clone(&self) -> Self {
-        Self(self.0.clone())
+        Self { queue: self.queue.clone(), shared: Arc::clone(&self.shared) }
     }
 }
 
 impl<M> fmt::Debug for Publisher<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Publisher").field("free_places", &self.0.capacity()).finish()
+        f.debug_struct("Publisher").field("free_places", &self.queue.capacity()).finish()
     }
 }
 
@@ -112,24 +131,66 @@ pub struct DeadLetter<M> {
 /// The source.
 pub struct InProcess<M> {
     queue: tokio::sync::Mutex<mpsc::Receiver<M>>,
-    waiting: Mutex<Waiting<M>>,
+    shared: Arc<Shared<M>>,
     /// No further message is taken from the queue while this many wait to be retried.
     capacity: usize,
-    /// Something was settled.
-    changed: Notify,
     dead: Option<mpsc::Sender<DeadLetter<M>>>,
 }
 
+struct Shared<M> {
+    waiting: Mutex<Waiting<M>>,
+    /// Something was settled, or the source was closed.
+    changed: Notify,
+    is_closed: AtomicBool,
+}
+
 struct Waiting<M> {
-    later: Later<Instant, Receipt<M>>,
+    later: Later<Instant, Again<M>>,
+    /// Receipts that are not dropped yet.
     in_hand: usize,
 }
 
-/// What a message of this source is settled by.
-#[derive(Debug)]
-pub struct Receipt<M> {
+/// A message that is to be delivered again.
+struct Again<M> {
     message: Arc<M>,
     failures: u32,
+}
+
+/// What a message of this source is settled by. Clones are of the same delivery; when the last is dropped and none has
+/// settled it, the message is delivered again.
+pub struct Receipt<M>(Arc<InHand<M>>);
+
+/// A delivery. It counts as in hand until it is dropped, however that comes about.
+struct InHand<M> {
+    shared: Arc<Shared<M>>,
+    message: Arc<M>,
+    failures: u32,
+    is_settled: AtomicBool,
+}
+
+impl<M> Drop for InHand<M> {
+    fn drop(&mut self) {
+        let mut waiting = self.shared.waiting.lock();
+        if !*self.is_settled.get_mut() {
+            let again = Again { message: Arc::clone(&self.message), failures: self.failures };
+            waiting.later.insert(Instant::now(), again);
+        }
+        waiting.in_hand -= 1;
+        drop(waiting);
+        self.shared.changed.notify_one();
+    }
+}
+
+impl<M> Clone for Receipt<M> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<M> fmt::Debug for Receipt<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Receipt").field("failures", &self.0.failures).finish_non_exhaustive()
+    }
 }
 
 impl<M: Send + Sync + 'static> InProcess<M> {
@@ -147,22 +208,77 @@ impl<M: Send + Sync + 'static> InProcess<M> {
         (self, letters)
     }
 
-    /// The first message that is due, and when the next will be.
+    /// Closes the queue: publishers get their messages back from now on. What is in the queue is still delivered, and the
+    /// source ends once all is settled.
+    ///
+    /// ```
+    /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use oncekey::consumer::{Disposition, Source, in_process};
+    /// let (publisher, source) = in_process::channel(100);
+    /// publisher.send(17).await?;
+    /// source.close_queue();
+    /// assert_eq!(publisher.send(18).await.unwrap_err().0, 18);
+    /// let delivery = source.next().await?.ok_or("the message from before")?;
+    /// source.settle(delivery.receipt, Disposition::Ack).await?;
+    /// assert!(source.next().await?.is_none());
+    /// # Ok(()) }
+    /// ```
+    pub fn close_queue(&self) {
+        self.shared.is_closed.store(true, Ordering::SeqCst);
+        if let Ok(mut queue) = self.queue.try_lock() {
+            queue.close();
+        }
+        // Else `next` has the queue, and closes it when it wakes.
+        self.shared.changed.notify_one();
+    }
+
+    /// The messages that are not settled: those that wait to be retried, the first to be due at the front, then those in
+    /// the queue. Publishers get their messages back from now on.
+    ///
+    /// ```
+    /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use oncekey::consumer::in_process;
+    /// let (publisher, source) = in_process::channel(100);
+    /// publisher.send(17).await?;
+    /// publisher.send(18).await?;
+    /// let remaining: Vec<u64> = source.into_remaining().iter().map(|message| **message).collect();
+    /// assert_eq!(remaining, [17, 18]);
+    /// # Ok(()) }
+    /// ```
+    pub fn into_remaining(mut self) -> Vec<Arc<M>> {
+        let queue = self.queue.get_mut();
+        queue.close();
+        let mut remaining: Vec<Arc<M>> = self.shared.waiting.lock().later.drain().map(|again| again.message).collect();
+        while let Ok(message) = queue.try_recv() {
+            remaining.push(Arc::new(message));
+        }
+        remaining
+    }
+
+    /// The first message that is due, or when the next will be.
     fn due(&self) -> Result<Delivery<M, Receipt<M>>, Option<Instant>> {
-        let mut waiting = self.waiting.lock();
-        let Some(receipt) = waiting.later.pop_due(Instant::now()) else { return Err(waiting.later.next_due()) };
+        let mut waiting = self.shared.waiting.lock();
+        let Some(again) = waiting.later.pop_due(Instant::now()) else { return Err(waiting.later.next_due()) };
         waiting.in_hand += 1;
-        Ok(deliver(receipt))
+        drop(waiting);
+        Ok(self.deliver(again))
+    }
+
+    /// It is counted as in hand already.
+    fn deliver(&self, Again { message, failures }: Again<M>) -> Delivery<M, Receipt<M>> {
+        let in_hand = InHand {
+            shared: Arc::clone(&self.shared),
+            message: Arc::clone(&message),
+            failures,
+            is_settled: AtomicBool::new(false),
+        };
+        Delivery { message, receipt: Receipt(Arc::new(in_hand)), failures }
     }
 
     fn is_all_settled(&self) -> bool {
-        let waiting = self.waiting.lock();
+        let waiting = self.shared.waiting.lock();
         waiting.in_hand == 0 && waiting.later.len() == 0
     }
-}
-
-fn deliver<M>(receipt: Receipt<M>) -> Delivery<M, Receipt<M>> {
-    Delivery { message: Arc::clone(&receipt.message), failures: receipt.failures, receipt }
 }
 
 impl<M: Send + Sync + 'static> Source for InProcess<M> {
@@ -174,13 +290,16 @@ impl<M: Send + Sync + 'static> Source for InProcess<M> {
         let mut queue = self.queue.lock().await;
         let mut is_closed = false;
         loop {
-            // Told of before it is looked at, so that nothing is settled in between unseen.
-            let changed = self.changed.notified();
+            // Made before anything is looked at, so that no change in between goes unseen.
+            let changed = self.shared.changed.notified();
+            if self.shared.is_closed.load(Ordering::SeqCst) {
+                queue.close();
+            }
             let next_due = match self.due() {
                 Ok(delivery) => return Ok(Some(delivery)),
                 Err(next_due) => next_due,
             };
-            let has_room = self.waiting.lock().later.len() < self.capacity;
+            let has_room = self.shared.waiting.lock().later.len() < self.capacity;
             if is_closed && self.is_all_settled() {
                 return Ok(None);
             }
@@ -195,8 +314,8 @@ impl<M: Send + Sync + 'static> Source for InProcess<M> {
                 () = due => {}
                 message = queue.recv(), if !is_closed && has_room => match message {
                     Some(message) => {
-                        self.waiting.lock().in_hand += 1;
-                        return Ok(Some(deliver(Receipt { message: Arc::new(message), failures: 0 })));
+                        self.shared.waiting.lock().in_hand += 1;
+                        return Ok(Some(self.deliver(Again { message: Arc::new(message), failures: 0 })));
                     }
                     None => is_closed = true,
                 },
@@ -205,30 +324,40 @@ impl<M: Send + Sync + 'static> Source for InProcess<M> {
         }
     }
 
-    async fn settle(&self, receipt: Receipt<M>, disposition: Disposition) -> Result<(), Infallible> {
-        let Receipt { message, failures } = receipt;
+    async fn settle(&self, Receipt(in_hand): Receipt<M>, disposition: Disposition) -> Result<(), Infallible> {
         match disposition {
-            Disposition::Ack => {}
+            Disposition::Ack => in_hand.is_settled.store(true, Ordering::SeqCst),
             Disposition::RetryLater { after, failed } => {
-                let failures = failures.saturating_add(u32::from(failed));
-                self.waiting.lock().later.insert(Instant::now() + after, Receipt { message, failures });
+                if !in_hand.is_settled.swap(true, Ordering::SeqCst) {
+                    let failures = in_hand.failures.saturating_add(u32::from(failed));
+                    let again = Again { message: Arc::clone(&in_hand.message), failures };
+                    self.shared.waiting.lock().later.insert(Instant::now() + after, again);
+                }
             }
             Disposition::DeadLetter { reason } => {
                 if let Some(dead) = &self.dead {
                     // Nobody reads them any more: then the log has it.
-                    let _ = dead.send(DeadLetter { message, reason }).await;
+                    let _ = dead.send(DeadLetter { message: Arc::clone(&in_hand.message), reason }).await;
                 }
+                in_hand.is_settled.store(true, Ordering::SeqCst);
             }
         }
-        self.waiting.lock().in_hand -= 1;
-        self.changed.notify_one();
         Ok(())
+    }
+}
+
+impl<M> Drop for InProcess<M> {
+    fn drop(&mut self) {
+        let messages = self.shared.waiting.lock().later.len() + self.queue.get_mut().len();
+        if messages > 0 {
+            warn!(messages, "an in-process source is dropped with messages in it");
+        }
     }
 }
 
 impl<M> fmt::Debug for InProcess<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let waiting = self.waiting.lock();
+        let waiting = self.shared.waiting.lock();
         f.debug_struct("InProcess").field("in_hand", &waiting.in_hand).field("later", &waiting.later.len()).finish()
     }
 }

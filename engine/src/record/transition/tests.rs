@@ -196,6 +196,7 @@ mod by_example {
             token: FencingToken::new(token),
             barrier: None,
             owner: by(owner),
+            steps: None,
             state,
         }
     }
@@ -216,7 +217,7 @@ mod by_example {
         let token = FencingToken::new(1_000_000);
         let first = put(
             record_of(1, 1_000_000, 8, claim(2_000, Rerun)),
-            Acquired::Claimed { attempt: Attempt::FIRST, token, took_over: false },
+            Acquired::Claimed { attempt: Attempt::FIRST, token, took_over: false, steps: None },
         );
         assert_eq!(acquire(None, NOW, &asks(8, b"asked", Rerun)), first);
         assert_eq!(asked(completed(1_000)), first);
@@ -227,10 +228,10 @@ mod by_example {
             // Whose answer was lost has it still, from now on, also past its lease.
             let again = acquire(Some(&record(2, 9, claim(900, word))), NOW, &asks(9, b"asked", word));
             let token = FencingToken::new(7);
-            let granted = Acquired::Claimed { attempt: Attempt::new(2), token, took_over: false };
+            let granted = Acquired::Claimed { attempt: Attempt::new(2), token, took_over: false, steps: None };
             assert_eq!(again, put(record(2, 9, claim(2_000, word)), granted));
         }
-        let taken_over = Acquired::Claimed { attempt: Attempt::new(3), token, took_over: true };
+        let taken_over = Acquired::Claimed { attempt: Attempt::new(3), token, took_over: true, steps: None };
         assert_eq!(asked(claim(1_000, Rerun)), put(record_of(3, 1_000_000, 8, claim(2_000, Rerun)), taken_over));
         let indeterminate = Acquired::Indeterminate { attempt: Attempt::new(2), owner: by(9) };
         assert_eq!(asked(claim(1_000, Hold)), put(record(2, 9, State::Indeterminate), indeterminate.clone()));

@@ -1,5 +1,6 @@
 //! The world as those see it who live in it.
 
+use std::future::pending;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -7,9 +8,10 @@ use std::time::Duration;
 use oncekey::record::{Owner, SealedOutcome};
 use oncekey::{Abandoned, Attempt, Key, Verdict};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::{Engaged, Life, Mode, Promise, World};
-use crate::simulation::Report;
+use crate::simulation::{RUN_LIMITS, Report, Value};
 
 /// The world, for all who live in it.
 #[derive(Debug, Clone)]
@@ -63,6 +65,16 @@ impl Shared {
         self.with(|world| (world.report.seed % 2) as usize)
     }
 
+    /// How long operations may run.
+    pub fn run_limit(&self) -> Duration {
+        self.with(|world| RUN_LIMITS[usize::from(world.calm)])
+    }
+
+    /// The operation of the next transaction ends it by a commit of its own.
+    pub fn ends_a_transaction(&self) {
+        self.with(|world| world.transactions_to_end += 1);
+    }
+
     /// A process starts.
     pub fn is_born(&self, process: usize) -> Arc<Life> {
         let number = self.with(World::next_value);
@@ -96,7 +108,7 @@ impl Shared {
             world.working.push(engaged.clone());
             owner
         });
-        Working { world: self.clone(), engaged, owner }
+        Working { world: self.clone(), engaged, owner, began: Instant::now() }
     }
 
     /// An outside effect happens, and gives a value.
@@ -120,7 +132,7 @@ impl Shared {
             let may_come =
                 world.promised.iter().any(|promise| engaged(&promise.engaged)) || world.working.iter().any(engaged);
             let verdict = match happened {
-                Some(value) => Verdict::Completed(SealedOutcome::of_value(key, &value).unwrap()),
+                Some(value) => Verdict::Completed(SealedOutcome::of_value(key, &Value::of(value)).unwrap()),
                 None if may_come => Verdict::Unknown,
                 None => Verdict::NotDone,
             };
@@ -165,12 +177,25 @@ pub(in crate::simulation) struct Working {
     world: Shared,
     engaged: Engaged,
     owner: Option<Owner>,
+    began: Instant,
 }
 
 impl Working {
+    /// Whether what the operation says still counts: past its run limit, its claim is settled as abandoned.
+    fn counts(&self) -> bool {
+        self.began.elapsed() < self.world.run_limit()
+    }
+
+    /// The operation never returns, and does nothing more.
+    pub(in crate::simulation) async fn hangs<T>(self) -> T {
+        self.world.with(|world| world.hung.push(self.engaged.key.clone()));
+        drop(self);
+        pending().await
+    }
+
     /// The operation says that nothing happened.
     pub(in crate::simulation) fn fails(self) {
-        let owner = self.owner;
+        let owner = self.owner.filter(|_| self.counts());
         self.world.with(|world| {
             if let Some(fate) = owner.and_then(|owner| world.fates.get_mut(owner.as_bytes())) {
                 fate.failed = true;
@@ -181,7 +206,9 @@ impl Working {
     /// The operation ends well.
     pub(in crate::simulation) fn finishes(self, value: u64, life: &Arc<Life>) {
         let key = self.engaged.key.clone();
-        self.world.with(|world| world.finished.push((key, value, Arc::clone(life))));
+        if self.counts() {
+            self.world.with(|world| world.finished.push((key, value, Arc::clone(life))));
+        }
     }
 }
 

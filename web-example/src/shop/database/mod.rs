@@ -28,6 +28,7 @@ diesel::table! {
         currency -> Text,
         card -> Text,
         created_at -> Text,
+        provider_key -> Nullable<Text>,
     }
 }
 
@@ -43,6 +44,24 @@ diesel::table! {
 diesel::table! {
     /// The references of the payments that the provider has limited once.
     limited (reference) {
+        reference -> Text,
+    }
+}
+
+diesel::table! {
+    /// One line per step of a checkout that was executed.
+    checkout_steps (id) {
+        id -> BigInt,
+        reference -> Text,
+        step -> Text,
+        provider_key -> Text,
+        created_at -> Text,
+    }
+}
+
+diesel::table! {
+    /// The references of the checkouts that have crashed once.
+    crashed (reference) {
         reference -> Text,
     }
 }
@@ -98,7 +117,10 @@ impl Database {
                 Self::Postgres(pool.clone())
             }
             Home::Mysql(pool) => {
-                server::make_tables(&mut *pool.get().await?, server::MYSQL_TABLES).await?;
+                let mut connection = pool.get().await?;
+                server::make_tables(&mut *connection, server::MYSQL_TABLES).await?;
+                server::add_provider_key(&mut *connection).await?;
+                drop(connection);
                 Self::Mysql(pool.clone())
             }
         })

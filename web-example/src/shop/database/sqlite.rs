@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use actix_web::web;
 use diesel::connection::SimpleConnection as _;
+use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::r2d2::{ConnectionManager, CustomizeConnection, NopErrorHandler, Pool};
 
@@ -22,6 +23,11 @@ const TABLES: &str = "
         id INTEGER PRIMARY KEY AUTOINCREMENT, order_id INTEGER NOT NULL, created_at TEXT NOT NULL);
     CREATE INDEX IF NOT EXISTS mails_by_order ON mails (order_id);
     CREATE TABLE IF NOT EXISTS limited (reference TEXT PRIMARY KEY);
+    CREATE TABLE IF NOT EXISTS checkout_steps (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, reference TEXT NOT NULL, step TEXT NOT NULL, provider_key TEXT NOT NULL,
+        created_at TEXT NOT NULL);
+    CREATE INDEX IF NOT EXISTS checkout_steps_by_reference ON checkout_steps (reference);
+    CREATE TABLE IF NOT EXISTS crashed (reference TEXT PRIMARY KEY);
 ";
 
 /// A pool of connections to the shop's file.
@@ -41,15 +47,33 @@ fn set_up(connection: &mut SqliteConnection) -> QueryResult<()> {
     connection.batch_execute("PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")
 }
 
+fn make_tables(connection: &mut SqliteConnection) -> QueryResult<()> {
+    connection.batch_execute(TABLES)?;
+    // A file from before this column gets it.
+    let columns: i64 = diesel::select(sql::<diesel::sql_types::BigInt>(
+        "(SELECT count(*) FROM pragma_table_info('charges') WHERE name = 'provider_key')",
+    ))
+    .get_result(connection)?;
+    if columns == 0 {
+        connection.batch_execute("ALTER TABLE charges ADD COLUMN provider_key TEXT")?;
+    }
+    Ok(())
+}
+
 impl SqliteFile {
     pub(super) fn open(path: &Path) -> Result<Self, DatabaseError> {
         let unusable = |error: &dyn std::fmt::Display| DatabaseError::Open(format!("{}: {error}", path.display()));
         let name = path.to_string_lossy();
+        if name.contains('?') {
+            return Err(unusable(
+                &"it takes a path alone; what follows the ? would be a part of the file's name, not a setting",
+            ));
+        }
         // By a connection of its own, which fails at once: the pool would try again and again for its whole timeout.
         let mut connection = SqliteConnection::establish(&name).map_err(|error| unusable(&error))?;
         set_up(&mut connection).map_err(|error| unusable(&error))?;
         // In one write transaction: two processes that start at once take turns.
-        let made = connection.immediate_transaction(|connection| connection.batch_execute(TABLES));
+        let made = connection.immediate_transaction(make_tables);
         made.map_err(|error: diesel::result::Error| unusable(&error))?;
         let pool = Pool::builder()
             .max_size(4)

@@ -5,7 +5,7 @@
 //! | taken | pulled; what a dead consumer had comes again after [`ack_wait`](NatsJetStreamBuilder::ack_wait) |
 //! | acknowledged | `ACK` |
 //! | retried later | `NAK` with the delay; failures are counted in the stream `oncekey_STREAM_CONSUMER`, since the server counts deliveries, whatever they ended with |
-//! | a dead letter | published to `dead.STREAM.CONSUMER` with the header `Oncekey-Error`, then `TERM` |
+//! | a dead letter | published to `dead.STREAM.CONSUMER` with the headers `Oncekey-Error` and `Oncekey-Id`, and the original's under the prefix `Oncekey-Header-`; then `TERM` |
 //!
 //! The message's id is the header `Nats-Msg-Id`, or where there is none `STREAM:SEQUENCE`. The guide to
 //! [NATS JetStream](crate::guide::nats) has more.

@@ -1,7 +1,9 @@
 //! Publishing messages to a stream.
 
+use std::str::FromStr as _;
+
 use async_nats::jetstream::{self, Context};
-use async_nats::{Client, HeaderMap};
+use async_nats::{Client, HeaderMap, HeaderName, HeaderValue};
 
 use super::{NatsError, failed};
 use crate::consumer::Message;
@@ -36,11 +38,19 @@ impl NatsPublisher {
     pub async fn publish(&self, message: &Message) -> Result<(), NatsError> {
         let mut headers = HeaderMap::new();
         for (name, value) in message.headers() {
-            headers.insert(name.as_str(), value.as_str());
+            put(&mut headers, name, value)?;
         }
-        headers.insert(async_nats::header::NATS_MESSAGE_ID, message.id());
+        put(&mut headers, async_nats::header::NATS_MESSAGE_ID.as_ref(), message.id())?;
         send(&self.context, &self.subject, headers, message).await
     }
+}
+
+/// Sets a header. The client panics on one that NATS can't carry.
+pub(super) fn put(headers: &mut HeaderMap, name: &str, value: &str) -> Result<(), NatsError> {
+    let name = HeaderName::from_str(name).map_err(failed("naming a header"))?;
+    let value = HeaderValue::from_str(value).map_err(failed("setting a header"))?;
+    headers.insert(name, value);
+    Ok(())
 }
 
 pub(super) async fn send(

@@ -13,12 +13,17 @@ use futures_util::future::FutureExt as _;
 use futures_util::stream::StreamExt as _;
 use tokio::sync::Mutex;
 
-use super::publish::send;
+use super::publish::{put, send};
 use super::{NatsError, NatsJetStreamBuilder, failed};
 use crate::consumer::{Delivery, Disposition, Message, Source};
 
 /// Why a message is a dead letter.
 const ERROR: &str = "Oncekey-Error";
+/// The message's id.
+const ID: &str = "Oncekey-Id";
+/// Before the name of each header of the original. The server acts on some headers (`Nats-Expected-…`, `Nats-Rollup`), and
+/// those are not to act on a dead letter.
+const PREFIX: &str = "Oncekey-Header-";
 
 /// How long a message's failures are remembered after its last one.
 const FAILURES_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -41,9 +46,10 @@ pub struct NatsJetStream {
 }
 
 /// What a message of this source is settled by.
+#[derive(Clone)]
 pub struct Receipt {
     message: Arc<Message>,
-    acker: Acker,
+    acker: Arc<Acker>,
     sequence: u64,
     failures: u32,
 }
@@ -125,13 +131,15 @@ impl NatsJetStream {
         let headers = taken.headers.unwrap_or_default();
         let id = headers.get(async_nats::header::NATS_MESSAGE_ID).map(ToString::to_string);
         let id = id.unwrap_or_else(|| format!("{}:{sequence}", self.options.stream));
-        let mut message = Message::new(id, taken.payload).with_header("subject", taken.subject.to_string());
+        let mut message = Message::new(id, taken.payload);
         for (name, values) in headers.iter() {
             if let Some(value) = values.first() {
                 message = message.with_header(name.to_string(), value.as_str());
             }
         }
-        let message = Arc::new(message);
+        // Last, so that no header of the publisher's passes for it.
+        let message = Arc::new(message.with_header("subject", taken.subject.to_string()));
+        let acker = Arc::new(acker);
         Ok(Delivery {
             message: Arc::clone(&message),
             receipt: Receipt { message, acker, sequence, failures },
@@ -166,48 +174,84 @@ impl Source for NatsJetStream {
     }
 
     async fn settle(&self, receipt: Receipt, disposition: Disposition) -> Result<(), NatsError> {
+        let settled = self.try_to_settle(&receipt, disposition).await;
+        if settled.is_err() {
+            // The settle is sent again. Until the server takes it, the message is not to be delivered again. If the server
+            // does not hear this either, it is away, and its time for an answer runs anew when it is back.
+            let _ = receipt.acker.ack_with(AckKind::Progress).await;
+        }
+        settled
+    }
+
+    async fn end_intake(&self) {
+        self.give_back_pulled().await;
+    }
+
+    async fn close(&self) {
+        self.give_back_pulled().await;
+        let _ = self.options.client.flush().await;
+    }
+}
+
+impl NatsJetStream {
+    async fn try_to_settle(&self, receipt: &Receipt, disposition: Disposition) -> Result<(), NatsError> {
         let Receipt { message, acker, sequence, failures } = receipt;
         let kind = match disposition {
             Disposition::Ack => AckKind::Ack,
             Disposition::RetryLater { after, failed: is_failure } => {
                 if is_failure {
                     let count = failures.saturating_add(1).to_string();
-                    let counting = self.context.publish(self.subject_of(sequence), count.into());
+                    let counting = self.context.publish(self.subject_of(*sequence), count.into());
                     let counted = counting.await.map_err(failed("counting a failure"))?;
                     counted.await.map_err(failed("counting a failure"))?;
                 }
                 AckKind::Nak((!after.is_zero()).then_some(after))
             }
             Disposition::DeadLetter { reason } => {
-                let mut headers = HeaderMap::new();
-                for (name, value) in message.headers() {
-                    headers.insert(name.as_str(), value.as_str());
-                }
-                // A header is one line.
-                headers.insert(ERROR, reason.replace(['\r', '\n'], " "));
-                headers.insert("Oncekey-Id", message.id());
-                // So that one that is put aside twice, its TERM lost, stands there once.
-                headers.insert(async_nats::header::NATS_MESSAGE_ID, format!("{}:{sequence}", self.options.stream));
-                send(&self.context, &self.options.dead, headers, &message).await?;
+                let letter = self.letter(message, *sequence, &reason)?;
+                send(&self.context, &self.options.dead, letter, message).await?;
                 AckKind::Term
             }
         };
         acker.ack_with(kind).await.map_err(failed("settling a message"))?;
-        if failures > 0 && !matches!(kind, AckKind::Nak(_)) {
+        if *failures > 0 && !matches!(kind, AckKind::Nak(_)) {
             // One that stays is dropped by its age.
-            let _ = self.failures.purge().filter(self.subject_of(sequence)).await;
+            let _ = self.failures.purge().filter(self.subject_of(*sequence)).await;
         }
         Ok(())
     }
 
-    async fn close(&self) {
-        if let Some(mut messages) = self.messages.lock().await.take() {
-            while let Some(Some(Ok(taken))) = messages.next().now_or_never() {
-                // If it can't be given back, it comes again after its time.
-                let _ = taken.ack_with(AckKind::Nak(None)).await;
-            }
+    /// The headers of a dead letter: this source's own, and the original's under a prefix.
+    fn letter(&self, message: &Message, sequence: u64, reason: &str) -> Result<HeaderMap, NatsError> {
+        // A header is one line.
+        let line = |text: &str| text.replace(['\r', '\n'], " ");
+        let mut headers = HeaderMap::new();
+        for (name, value) in message.headers() {
+            put(&mut headers, &format!("{PREFIX}{name}"), &line(value))?;
         }
-        let _ = self.options.client.flush().await;
+        put(&mut headers, ERROR, &line(reason))?;
+        put(&mut headers, ID, &line(message.id()))?;
+        // So that one that is put aside twice, its TERM lost, stands there once.
+        let once = format!("{}:{sequence}", self.options.stream);
+        put(&mut headers, async_nats::header::NATS_MESSAGE_ID.as_ref(), &once)?;
+        Ok(headers)
+    }
+
+    /// Ends the pull, and gives back what it has brought.
+    ///
+    /// The server answers a pull for as long as it is open: what is given back beside an open pull would come to it again,
+    /// to lie there unseen until its time for an answer has passed. So the pull is ended first.
+    async fn give_back_pulled(&self) {
+        let Some(mut pulled) = self.messages.lock().await.take() else { return };
+        let mut brought = Vec::new();
+        while let Some(Some(taken)) = pulled.next().now_or_never() {
+            brought.extend(taken.ok());
+        }
+        drop(pulled);
+        for taken in brought {
+            // If it can't be given back, it comes again after its time.
+            let _ = taken.ack_with(AckKind::Nak(None)).await;
+        }
     }
 }
 

@@ -1,12 +1,14 @@
 //! A connection with its channels, as long as it lasts.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::AMQPUri;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::RabbitMqError;
@@ -26,6 +28,35 @@ pub(super) async fn within<T>(
 pub(super) async fn connect(uri: &AMQPUri, limit: Duration) -> Result<Connection, RabbitMqError> {
     let properties = ConnectionProperties::default().with_connection_name("oncekey".into());
     within(limit, "connecting", Connection::connect_uri(uri.clone(), properties)).await
+}
+
+/// A connection with the channel that is published on. The broker closes that channel when it refuses a publishing or a
+/// declaration; the connection lives on, and so does every receipt of it.
+pub(super) struct Link {
+    pub(super) connection: Connection,
+    publishing: Mutex<Option<Channel>>,
+}
+
+impl Link {
+    pub(super) fn new(connection: Connection) -> Arc<Self> {
+        Arc::new(Self { connection, publishing: Mutex::new(None) })
+    }
+
+    /// The channel, a new one if the last was closed.
+    pub(super) async fn publishing(&self, limit: Duration) -> Result<Channel, RabbitMqError> {
+        let mut publishing = self.publishing.lock().await;
+        if let Some(open) = &*publishing
+            && open.status().connected()
+        {
+            return Ok(open.clone());
+        }
+        let channel = confirming(&self.connection, limit).await?;
+        Ok(publishing.insert(channel).clone())
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.connection.status().connected()
+    }
 }
 
 /// A channel on which the broker confirms what it has taken.

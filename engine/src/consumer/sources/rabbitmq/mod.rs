@@ -5,12 +5,17 @@
 //! | taken | a consumer with manual acknowledgements; what a dead consumer had is redelivered by the broker |
 //! | acknowledged | `basic.ack` |
 //! | retried later, since it can't run now | kept in hand until then |
-//! | retried later, since its job failed | published, confirmed, to the queue `QUEUE.retry.MS` whose messages live that long and then return to `QUEUE`; then acknowledged. The header `oncekey-failures` counts |
+//! | retried later, since its job failed | published, confirmed, to the queue `QUEUE.retry.MS` whose messages live that long and then return to `QUEUE` by the internal exchange `QUEUE.retry`; then acknowledged. The header `oncekey-failures` counts |
 //! | a dead letter | published, confirmed, to the exchange `QUEUE.dead` with the header `oncekey-error`; then acknowledged. The queue `QUEUE.dead` is bound to it |
+//!
+//! A retry and a dead letter keep the properties `message_id`, `content_type`, `content_encoding`, `correlation_id`,
+//! `reply_to`, `timestamp`, `priority`, `type` and `app_id`, and the original's headers under the prefix
+//! `oncekey-header-`. Nothing else goes with them.
 //!
 //! The message's id is the property `message_id`. RabbitMQ gives none of its own: **a message that was published without
 //! one has an empty id**. The guide to [RabbitMQ](crate::guide::rabbitmq) has more.
 
+mod letter;
 mod link;
 mod publish;
 mod source;
@@ -53,6 +58,9 @@ pub enum RabbitMqError {
     /// The broker did not take a message.
     #[error("RabbitMQ did not take a message for {0:?}: there is no such queue, or it is full")]
     NotTaken(String),
+    /// A message's id, or the name of one of its headers, is longer than AMQP allows.
+    #[error("RabbitMQ takes ids and names of headers of 255 bytes at most; this one has {0}")]
+    TooLong(usize),
     /// The broker cancelled the consumer: its queue was deleted, or moved.
     #[error("RabbitMQ ended the consumer of {0:?}")]
     Ended(String),
@@ -70,6 +78,7 @@ pub struct RabbitMqBuilder {
     dead: String,
     prefetch: u16,
     classic: bool,
+    delivery_limit: Option<u32>,
     deadline: Duration,
 }
 
@@ -81,6 +90,7 @@ impl RabbitMqBuilder {
             queue: queue.to_owned(),
             prefetch: 32,
             classic: false,
+            delivery_limit: None,
             deadline: Duration::from_secs(10),
         })
     }
@@ -104,6 +114,14 @@ impl RabbitMqBuilder {
     /// on without a moment in which a crash of the broker loses one.
     pub fn classic(mut self) -> Self {
         self.classic = true;
+        self
+    }
+
+    /// How often the broker may redeliver a message of the quorum queue before it drops it. Default: without limit, also on
+    /// RabbitMQ 4, where a queue has a limit of 20 if it is declared without one. See
+    /// [`has_delivery_limit_asked_for`](RabbitMq::has_delivery_limit_asked_for) for queues that exist.
+    pub fn delivery_limit(mut self, deliveries: u32) -> Self {
+        self.delivery_limit = Some(deliveries);
         self
     }
 

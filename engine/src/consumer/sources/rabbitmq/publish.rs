@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use lapin::types::FieldTable;
+use lapin::types::{FieldTable, ShortString};
 use lapin::uri::AMQPUri;
 use lapin::{BasicProperties, Channel, Connection};
 use tokio::sync::Mutex;
@@ -51,9 +51,9 @@ impl RabbitPublisher {
         let channel = self.channel().await?;
         let mut headers = FieldTable::default();
         for (name, value) in message.headers() {
-            headers.insert(name.as_str().into(), text(value));
+            headers.insert(short(name)?, text(value));
         }
-        let properties = BasicProperties::default().with_message_id(message.id().into()).with_headers(headers);
+        let properties = BasicProperties::default().with_message_id(short(message.id())?).with_headers(headers);
         let published =
             publish(&channel, DEADLINE, (&self.exchange, &self.routing_key), message.payload(), properties).await;
         if published.is_err() {
@@ -75,6 +75,11 @@ impl RabbitPublisher {
         *link = Some((connection, channel.clone()));
         Ok(channel)
     }
+}
+
+/// Ids and names of headers have 255 bytes at most.
+fn short(text: &str) -> Result<ShortString, RabbitMqError> {
+    ShortString::try_new(text).map_err(|_| RabbitMqError::TooLong(text.len()))
 }
 
 /// The URI may hold a password.

@@ -4,27 +4,24 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::FutureExt as _;
 use futures_util::stream::StreamExt as _;
 use lapin::message::Delivery as Delivered;
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, ExchangeDeclareOptions, QueueBindOptions,
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
+    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Acker, BasicProperties, Channel, Connection, Consumer, ExchangeKind};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, sleep_until};
+use tracing::warn;
 
-use super::link::{confirming, connect, declare, publish, text, within};
+use super::letter::{ERROR, FAILURES, named, unwrap, wrap};
+use super::link::{Link, connect, declare, publish, text, within};
 use super::{RabbitMqBuilder, RabbitMqError};
 use crate::consumer::later::Later;
 use crate::consumer::{Delivery, Disposition, Message, Source};
-
-/// How often the job failed.
-const FAILURES: &str = "oncekey-failures";
-/// Why a message is a dead letter.
-const ERROR: &str = "oncekey-error";
-/// How long a message stays in hand that the broker took nowhere else.
-const AFTER_A_REFUSAL: Duration = Duration::from_secs(1);
 
 /// A consumer of a queue.
 ///
@@ -41,24 +38,27 @@ pub struct RabbitMq {
     /// Messages that are kept in hand until they are tried again. They are the connection's: when it ends, the broker gives
     /// them again.
     later: parking_lot::Mutex<Later<Instant, Receipt>>,
-    /// Told of each message that begins to wait, and of a channel that ended: who takes messages may be asleep until a
-    /// later time, or for ever.
+    /// A message begins to wait: whoever takes messages may be asleep until a later time, or for ever.
     changed: Notify,
 }
 
 /// One connection: what it delivered can be settled by it alone.
 struct Session {
-    connection: Connection,
+    link: Arc<Link>,
+    channel: Channel,
     consumer: Consumer,
-    publishing: Channel,
+    has_delivery_limit_asked_for: bool,
 }
 
 /// What a message of this source is settled by.
+#[derive(Clone)]
 pub struct Receipt {
     acker: Acker,
-    publishing: Channel,
+    link: Arc<Link>,
     message: Arc<Message>,
     properties: BasicProperties,
+    /// As the message was published with at first.
+    headers: FieldTable,
     failures: u32,
 }
 
@@ -80,17 +80,47 @@ impl RabbitMq {
             changed: Notify::new(),
         })
     }
+
+    /// Whether the queue has the limit of deliveries that the builder asks for: none, unless you set one.
+    ///
+    /// RabbitMQ 4 gives quorum queues a limit of 20 by default, and drops what was redelivered more often: after twenty
+    /// crashes a message is gone, with no dead letter. This source declares its queue without a limit. A queue that exists
+    /// keeps the limit that it was declared with: then this is `false`, and the log has a warning. Delete the queue and
+    /// have it declared anew, or set the limit by a policy.
+    ///
+    /// `None` while there is no connection.
+    pub async fn has_delivery_limit_asked_for(&self) -> Option<bool> {
+        self.session.lock().await.as_ref().map(|session| session.has_delivery_limit_asked_for)
+    }
+}
+
+/// Of the exchange by which retries come back to `queue`. Clients can't publish to it, so what comes by it was published
+/// by a source like this one, and its headers are this source's.
+fn retry_exchange(queue: &str) -> String {
+    format!("{queue}.retry")
 }
 
 impl Session {
     async fn begin(options: &RabbitMqBuilder) -> Result<Self, RabbitMqError> {
-        let RabbitMqBuilder { uri, queue, dead, prefetch, classic, deadline } = options;
+        let RabbitMqBuilder { uri, queue, dead, prefetch, deadline, .. } = options;
         let limit = *deadline;
-        let connection = connect(uri, limit).await?;
-        let publishing = confirming(&connection, limit).await?;
-        let quorum = [("x-queue-type", text("quorum"))];
-        declare(&publishing, limit, queue, if *classic { &[] } else { &quorum }).await?;
-        declare(&publishing, limit, dead, &quorum).await?;
+        let link = Link::new(connect(uri, limit).await?);
+        let has_delivery_limit_asked_for = declare_queue(&link.connection, options).await?;
+        let publishing = link.publishing(limit).await?;
+        declare(&publishing, limit, dead, &[("x-queue-type", text("quorum"))]).await?;
+        let back = retry_exchange(queue);
+        let internal = ExchangeDeclareOptions { durable: true, internal: true, ..ExchangeDeclareOptions::default() };
+        let exchange =
+            publishing.exchange_declare(back.as_str().into(), ExchangeKind::Fanout, internal, FieldTable::default());
+        within(limit, "declaring the exchange of retries", exchange).await?;
+        let binding = publishing.queue_bind(
+            queue.as_str().into(),
+            back.as_str().into(),
+            "".into(),
+            QueueBindOptions::default(),
+            FieldTable::default(),
+        );
+        within(limit, "binding the queue to the exchange of retries", binding).await?;
         let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
         let exchange =
             publishing.exchange_declare(dead.as_str().into(), ExchangeKind::Fanout, durable, FieldTable::default());
@@ -103,7 +133,7 @@ impl Session {
             FieldTable::default(),
         );
         within(limit, "binding the dead letters' queue", binding).await?;
-        let channel = within(limit, "opening a channel", connection.create_channel()).await?;
+        let channel = within(limit, "opening a channel", link.connection.create_channel()).await?;
         within(limit, "setting the prefetch", channel.basic_qos(*prefetch, BasicQosOptions::default())).await?;
         let consuming = channel.basic_consume(
             queue.as_str().into(),
@@ -112,8 +142,50 @@ impl Session {
             FieldTable::default(),
         );
         let consumer = within(limit, "consuming", consuming).await?;
-        Ok(Self { connection, consumer, publishing })
+        Ok(Self { link, channel, consumer, has_delivery_limit_asked_for })
     }
+}
+
+/// Declares the queue. Returns whether its limit of deliveries is the one that is asked for.
+async fn declare_queue(connection: &Connection, options: &RabbitMqBuilder) -> Result<bool, RabbitMqError> {
+    /// As good as none. RabbitMQ 4 has -1 for none, which RabbitMQ 3 takes for a limit that is passed at once.
+    const UNLIMITED: u32 = i32::MAX as u32;
+
+    let RabbitMqBuilder { queue, classic, deadline, delivery_limit, .. } = options;
+    // One for each try: the broker closes the channel on which it refuses something.
+    let channel = || within(*deadline, "opening a channel", connection.create_channel());
+    if *classic {
+        return declare(&channel().await?, *deadline, queue, &[]).await.map(|()| true);
+    }
+    let quorum = ("x-queue-type", text("quorum"));
+    let limit = delivery_limit.unwrap_or(UNLIMITED);
+    let limited = ("x-delivery-limit", AMQPValue::LongLongInt(limit.into()));
+    match declare(&channel().await?, *deadline, queue, &[quorum.clone(), limited]).await {
+        Ok(()) => return Ok(true),
+        Err(error) if !has_another_limit(&error) => return Err(error),
+        Err(_) => {}
+    }
+    // It exists. Is its limit all that differs?
+    if let Err(error) = declare(&channel().await?, *deadline, queue, &[quorum]).await {
+        if !has_another_limit(&error) {
+            return Err(error);
+        }
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let channel = channel().await?;
+        let looking = channel.queue_declare(queue.as_str().into(), passive, FieldTable::default());
+        within(*deadline, "looking the queue up", looking).await?;
+    }
+    warn!(
+        queue,
+        "the queue exists with another limit of deliveries: RabbitMQ drops what is redelivered more often, by default after \
+         20 times since version 4"
+    );
+    Ok(false)
+}
+
+/// Whether the broker refuses a declaration for the limit of deliveries alone: it names the first argument that differs.
+fn has_another_limit(error: &RabbitMqError) -> bool {
+    error.to_string().contains("inequivalent arg 'x-delivery-limit'")
 }
 
 impl Source for RabbitMq {
@@ -142,17 +214,11 @@ impl Source for RabbitMq {
                     Some(receipt) => return Ok(Some(deliver(receipt))),
                     None => continue,
                 },
-                () = self.changed.notified() => {
-                    if open.publishing.status().connected() {
-                        continue;
-                    }
-                    // Nothing can be put aside any more. What is in hand comes again by the connection's end.
-                    None
-                }
+                () = self.changed.notified() => continue,
                 taken = open.consumer.next() => taken,
             };
             let error = match taken {
-                Some(Ok(delivered)) => return Ok(Some(deliver(receive(delivered, &open.publishing)))),
+                Some(Ok(delivered)) => return Ok(Some(deliver(receive(delivered, &open.link, &self.options.queue)))),
                 Some(Err(error)) => RabbitMqError::Client { what: "consuming", error },
                 None => RabbitMqError::Ended(self.options.queue.clone()),
             };
@@ -164,66 +230,80 @@ impl Source for RabbitMq {
 
     async fn settle(&self, receipt: Receipt, disposition: Disposition) -> Result<(), RabbitMqError> {
         let limit = self.options.deadline;
-        let moved = match disposition {
-            Disposition::Ack => Ok(()),
+        match disposition {
+            Disposition::Ack => {}
             Disposition::RetryLater { after, failed: false } if after.is_zero() => {
                 let requeue = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
                 return within(limit, "giving a message back", receipt.acker.nack(requeue)).await.map(drop);
             }
             Disposition::RetryLater { after, failed: false } => {
-                self.keep(receipt, after);
+                self.later.lock().insert(Instant::now() + after, receipt);
+                self.changed.notify_one();
                 return Ok(());
             }
-            Disposition::RetryLater { after, failed: true } => self.put_off(&receipt, after).await,
-            Disposition::DeadLetter { reason } => self.put_aside(&receipt, &reason).await,
-        };
-        if let Err(error) = moved {
-            // The broker would leave it with this connection, unacknowledged, for as long as that lasts.
-            self.keep(receipt, AFTER_A_REFUSAL);
-            return Err(error);
+            Disposition::RetryLater { after, failed: true } => self.put_off(&receipt, after).await?,
+            Disposition::DeadLetter { reason } => self.put_aside(&receipt, &reason).await?,
         }
         within(limit, "acknowledging a message", receipt.acker.ack(BasicAckOptions::default())).await.map(drop)
     }
 
+    /// A message is settled by the connection that delivered it.
+    fn can_settle(&self, receipt: &Receipt) -> bool {
+        receipt.link.is_connected() && receipt.acker.usable()
+    }
+
+    /// Has the broker send no more, and gives back what it has sent and what waits for its retry.
+    async fn end_intake(&self) {
+        let limit = self.options.deadline;
+        let requeue = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+        let mut waiting: Vec<Acker> = self.later.lock().drain().map(|receipt| receipt.acker).collect();
+        if let Some(Session { channel, consumer, .. }) = &mut *self.session.lock().await {
+            // If the broker can't be told, it finds out by the connection's end.
+            let cancelling = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+            let _ = within(limit, "cancelling the consumer", cancelling).await;
+            while let Some(Some(Ok(delivered))) = consumer.next().now_or_never() {
+                waiting.push(delivered.acker);
+            }
+        }
+        for acker in waiting {
+            let _ = within(limit, "giving a message back", acker.nack(requeue)).await;
+        }
+    }
+
     /// The broker gives what is not settled to others as soon as the connection ends.
     async fn close(&self) {
-        if let Some(Session { connection, .. }) = self.session.lock().await.take() {
+        if let Some(Session { link, .. }) = self.session.lock().await.take() {
+            let closing = link.connection.close(200, "the consumer ends".into());
             // If it can't be told, it finds out.
-            let _ = within(self.options.deadline, "closing", connection.close(200, "the consumer ends".into())).await;
+            let _ = within(self.options.deadline, "closing", closing).await;
         }
     }
 }
 
 impl RabbitMq {
-    /// Keeps a message in hand until it is delivered again.
-    fn keep(&self, receipt: Receipt, after: Duration) {
-        if receipt.publishing.status().connected() {
-            self.later.lock().insert(Instant::now() + after, receipt);
-        }
-        self.changed.notify_one();
-    }
-
     /// Publishes a message whose job failed to where it waits for its retry.
     async fn put_off(&self, receipt: &Receipt, after: Duration) -> Result<(), RabbitMqError> {
-        let queue = self.retry_queue(&receipt.publishing, after).await?;
+        let publishing = receipt.link.publishing(self.options.deadline).await?;
+        let queue = self.retry_queue(&publishing, after).await?;
         let failures = receipt.failures.saturating_add(1);
-        self.publish_again(receipt, ("", &queue), (FAILURES, AMQPValue::LongLongInt(failures.into()))).await
+        let failures = (FAILURES, AMQPValue::LongLongInt(failures.into()));
+        self.publish_again(&publishing, receipt, ("", &queue), failures).await
     }
 
     /// Publishes a message to the dead letters.
     async fn put_aside(&self, receipt: &Receipt, reason: &str) -> Result<(), RabbitMqError> {
-        self.publish_again(receipt, (&self.options.dead, ""), (ERROR, text(reason))).await
+        let publishing = receipt.link.publishing(self.options.deadline).await?;
+        self.publish_again(&publishing, receipt, (&self.options.dead, ""), (ERROR, text(reason))).await
     }
 
     async fn publish_again(
         &self,
-        Receipt { publishing, message, properties, .. }: &Receipt,
+        publishing: &Channel,
+        Receipt { message, properties, headers, .. }: &Receipt,
         to: (&str, &str),
-        (name, value): (&str, AMQPValue),
+        (name, value): (&'static str, AMQPValue),
     ) -> Result<(), RabbitMqError> {
-        let mut headers = properties.headers().clone().unwrap_or_default();
-        headers.insert(name.into(), value);
-        let properties = properties.clone().with_headers(headers);
+        let properties = properties.clone().with_headers(wrap(headers, name, value));
         publish(publishing, self.options.deadline, to, message.payload(), properties).await
     }
 
@@ -236,7 +316,7 @@ impl RabbitMq {
         let arguments = [
             ("x-queue-type", text("quorum")),
             ("x-message-ttl", AMQPValue::LongLongInt(millis.into())),
-            ("x-dead-letter-exchange", text("")),
+            ("x-dead-letter-exchange", text(&retry_exchange(&self.options.queue))),
             ("x-dead-letter-routing-key", text(&self.options.queue)),
             // Kept until the other queue has it; that asks for the second.
             ("x-dead-letter-strategy", text("at-least-once")),
@@ -251,22 +331,22 @@ fn deliver(receipt: Receipt) -> Delivery<Message, Receipt> {
     Delivery { message: Arc::clone(&receipt.message), failures: receipt.failures, receipt }
 }
 
-fn receive(delivered: Delivered, publishing: &Channel) -> Receipt {
-    let Delivered { properties, data, acker, .. } = delivered;
+fn receive(delivered: Delivered, link: &Arc<Link>, queue: &str) -> Receipt {
+    let Delivered { properties, data, acker, exchange, .. } = delivered;
     let id = properties.message_id().as_ref().map(ToString::to_string).unwrap_or_default();
+    let all = properties.headers().clone().unwrap_or_default();
+    // Whatever else is in the queue was published by somebody else, and its headers are theirs, whatever their names.
+    let is_retry = exchange.as_str() == retry_exchange(queue);
+    let (failures, headers) = if is_retry { unwrap(&all) } else { (0, all) };
     let mut message = Message::new(id, data);
-    let mut failures = 0;
-    for (name, value) in properties.headers().iter().flat_map(|headers| headers.inner()) {
-        match (name.as_str(), value) {
-            (FAILURES, AMQPValue::LongLongInt(count)) => failures = u32::try_from(*count).unwrap_or(0),
-            (name, AMQPValue::LongString(value)) => {
-                message = message.with_header(name, String::from_utf8_lossy(value.as_bytes()));
-            }
-            // What is no text is no header here; it stays with the message for whoever reads it next.
-            _ => {}
+    for (name, value) in headers.inner() {
+        // What is no text is no header here; it stays with the message for whoever reads it next.
+        if let AMQPValue::LongString(value) = value {
+            message = message.with_header(name.as_str(), String::from_utf8_lossy(value.as_bytes()));
         }
     }
-    Receipt { acker, publishing: publishing.clone(), message: Arc::new(message), properties, failures }
+    let properties = named(&properties);
+    Receipt { acker, link: Arc::clone(link), message: Arc::new(message), properties, headers, failures }
 }
 
 impl fmt::Debug for RabbitMq {

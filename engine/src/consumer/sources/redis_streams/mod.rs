@@ -6,7 +6,7 @@
 //! | of a consumer that died | `XAUTOCLAIM`, once they were idle for [`claim_after`](RedisStreamsBuilder::claim_after) |
 //! | acknowledged | `XACK` |
 //! | retried later | it stays pending with this consumer, which delivers it again after the delay; its failures are counted in the hash `STREAM.GROUP.failures` |
-//! | a dead letter | `XADD STREAM.dead` with its error, and `XACK`, in one `MULTI` |
+//! | a dead letter | `XADD STREAM.dead` with its error and the original's headers under the prefix `oncekey-header-`, and `XACK`, in one script that ends where Redis refuses the first |
 //!
 //! An entry's fields `id` and `payload` are the message's, all others its headers; an entry without an `id` has its
 //! stream id. The guide to [Redis Streams](crate::guide::redis_streams) has more.

@@ -49,10 +49,12 @@ impl RedisPublisher {
         if let Some(entries) = self.max_len {
             command.arg("MAXLEN").arg("~").arg(entries);
         }
-        command.arg("*").arg("id").arg(message.id()).arg("payload").arg(message.payload().as_ref());
+        command.arg("*");
         for (name, value) in message.headers() {
             command.arg(name).arg(value);
         }
+        // Last, so that no header of the same name passes for it.
+        command.arg("id").arg(message.id()).arg("payload").arg(message.payload().as_ref());
         self.link.ask("adding a message", &command).await
     }
 }

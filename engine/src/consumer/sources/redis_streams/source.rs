@@ -6,7 +6,10 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use redis::streams::{StreamAutoClaimReply, StreamId, StreamReadReply};
+use redis::streams::{
+    StreamAutoClaimReply, StreamId, StreamInfoGroupsReply, StreamInfoStreamReply, StreamPendingCountReply,
+    StreamReadReply,
+};
 use redis::{Value, from_redis_value, pipe};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -56,6 +59,8 @@ struct Reading {
     batch: usize,
     max_waiting: usize,
     from_start: bool,
+    /// Up to here the group has read, as far as this consumer has seen: from here a group begins that is made again.
+    seen: EntryId,
     /// Read, and not delivered yet.
     buffer: VecDeque<Delivery<Message, Receipt>>,
     /// What this consumer had in hand before its process began is read from here on, until there is no more.
@@ -64,13 +69,16 @@ struct Reading {
     claim_cursor: String,
 }
 
-/// What a message of this source is settled by.
-#[derive(Debug)]
+/// What a message of this source is settled by. It outlives connections.
+#[derive(Debug, Clone)]
 pub struct Receipt {
     id: String,
     message: Arc<Message>,
     failures: u32,
 }
+
+/// Before the name of each header of the original, in a dead letter.
+const PREFIX: &str = "oncekey-header-";
 
 /// How long a read waits on the server at most. It is never cut short, since what it was about to bring would lie unseen:
 /// so this is by how much a retry may be late on a stream that is quiet.
@@ -90,12 +98,14 @@ impl RedisStreams {
             delete_settled: options.delete_settled,
             held: Mutex::default(),
         });
-        shared.make_group(options.from_start).await?;
+        shared.make_group(if options.from_start { "0" } else { "$" }).await?;
+        let seen = shared.last_delivered().await?;
         let reading = Reading {
             link: Link::new(options.client, options.deadline + LONGEST_BLOCK),
             batch: options.batch,
             max_waiting: options.max_waiting,
             from_start: options.from_start,
+            seen,
             buffer: VecDeque::new(),
             own_past: Some("0".to_owned()),
             next_claim: Instant::now(),
@@ -107,14 +117,39 @@ impl RedisStreams {
 }
 
 impl Shared {
-    async fn make_group(&self, from_start: bool) -> Result<(), RedisStreamsError> {
+    /// Makes the group where it is missing. It begins after `start`.
+    async fn make_group(&self, start: &str) -> Result<(), RedisStreamsError> {
         let mut command = redis::cmd("XGROUP");
-        command.arg("CREATE").arg(&self.names.stream).arg(&self.names.group);
-        command.arg(if from_start { "0" } else { "$" }).arg("MKSTREAM");
+        command.arg("CREATE").arg(&self.names.stream).arg(&self.names.group).arg(start).arg("MKSTREAM");
         match self.commands.ask::<()>("making the group", &command).await {
             Err(error) if error.error.code() == Some("BUSYGROUP") => Ok(()),
             made => made,
         }
+    }
+
+    /// Up to where the group has read.
+    async fn last_delivered(&self) -> Result<EntryId, RedisStreamsError> {
+        let groups = redis::cmd("XINFO").arg("GROUPS").arg(&self.names.stream).to_owned();
+        let found: StreamInfoGroupsReply = self.commands.ask("looking the group up", &groups).await?;
+        let group = found.groups.into_iter().find(|group| group.name == self.names.group);
+        Ok(group.map(|group| entry_id(&group.last_delivered_id)).unwrap_or_default())
+    }
+
+    /// Makes a group again that is gone. The entries that were added since the old one was lost are not to be missed.
+    async fn make_group_again(&self, from_start: bool, seen: EntryId) -> Result<(), RedisStreamsError> {
+        if from_start {
+            return self.make_group("0").await;
+        }
+        let stream = redis::cmd("XINFO").arg("STREAM").arg(&self.names.stream).to_owned();
+        let end = match self.commands.ask::<StreamInfoStreamReply>("looking the stream up", &stream).await {
+            Ok(found) => entry_id(&found.last_generated_id),
+            // Redis says so by an error of no code of its own where there is no stream.
+            Err(error) if error.error.code() == Some("ERR") => EntryId::default(),
+            Err(error) => return Err(error),
+        };
+        // A stream that ends before what was read is another one: all of it is new.
+        let start = if end < seen { EntryId::default() } else { seen };
+        self.make_group(&format!("{}-{}", start.0, start.1)).await
     }
 
     /// Takes an entry in hand, unless this process has it already.
@@ -149,6 +184,14 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// An entry's id, in the order of the stream.
+type EntryId = (u64, u64);
+
+fn entry_id(text: &str) -> EntryId {
+    let (millis, number) = text.split_once('-').unwrap_or((text, "0"));
+    (millis.parse().unwrap_or(0), number.parse().unwrap_or(0))
 }
 
 /// Redis counts in whole milliseconds.
@@ -195,30 +238,35 @@ impl Source for RedisStreams {
                 }
                 // The server came back without its data: what is added from now on is not to be missed.
                 warn!(stream = self.shared.names.stream, "the consumer group is gone, and made again");
-                self.shared.make_group(reading.from_start).await?;
+                self.shared.make_group_again(reading.from_start, reading.seen).await?;
             }
         }
     }
 
     async fn settle(&self, receipt: Receipt, disposition: Disposition) -> Result<(), RedisStreamsError> {
         let Receipt { id, message, failures } = receipt;
-        let settled = self.shared.settle(&id, &message, failures, &disposition).await;
+        // If it fails, the entry stays in hand, and gets its signs of life, until the settle is sent again.
+        self.shared.settle(&id, &message, failures, &disposition).await?;
         let mut held = self.shared.held.lock();
-        match (&settled, disposition) {
-            (Ok(()), Disposition::RetryLater { after, failed }) => {
+        match disposition {
+            Disposition::RetryLater { after, failed } => {
                 let due = Instant::now() + after;
                 held.later.insert((due, id), (message, failures.saturating_add(u32::from(failed))));
             }
-            // Settled for good; or it is not known whether it is, and then it is left to be claimed.
-            _ => drop(held.ids.remove(&id)),
+            Disposition::Ack | Disposition::DeadLetter { .. } => drop(held.ids.remove(&id)),
         }
-        settled
+        Ok(())
     }
 
     /// Others may claim at once what lies here.
     async fn close(&self) {
         self.keeper.abort();
-        let ids: Vec<String> = self.shared.held.lock().ids.drain().collect();
+        let mut ids: Vec<String> = self.shared.held.lock().ids.drain().collect();
+        // A read that was dropped midway may have brought more.
+        match self.shared.pending_here().await {
+            Ok(pending) => ids.extend(pending),
+            Err(error) => debug!(%error, "what a last read brought is claimed when it was idle long enough"),
+        }
         if let Err(error) = self.shared.set_idle(&ids, self.shared.claim_after).await {
             warn!(%error, messages = ids.len(), "messages could not be given back: they are claimed when they were idle long enough");
         }
@@ -233,27 +281,20 @@ impl Shared {
         failures: u32,
         disposition: &Disposition,
     ) -> Result<(), RedisStreamsError> {
-        let Names { stream, group, dead, failures: counts, .. } = &self.names;
-        let mut commands = pipe();
-        commands.atomic();
+        let Names { stream, group, failures: counts, .. } = &self.names;
         match disposition {
             Disposition::RetryLater { failed: false, .. } => return Ok(()),
             Disposition::RetryLater { failed: true, .. } => {
-                let counted = redis::cmd("HINCRBY").arg(counts).arg(id).arg(1).to_owned();
+                // Set, so that it counts once however often it is sent.
+                let count = failures.saturating_add(1);
+                let counted = redis::cmd("HSET").arg(counts).arg(id).arg(count).to_owned();
                 return self.commands.ask("counting a failure", &counted).await;
             }
+            Disposition::DeadLetter { reason } => return self.put_aside(id, message, reason).await,
             Disposition::Ack => {}
-            Disposition::DeadLetter { reason } => {
-                let letter = commands.cmd("XADD").arg(dead).arg("*");
-                letter.arg("id").arg(message.id()).arg("payload").arg(message.payload().as_ref());
-                for (name, value) in message.headers() {
-                    letter.arg(name).arg(value);
-                }
-                letter.arg("oncekey-error").arg(reason).arg("oncekey-stream").arg(stream).arg("oncekey-entry").arg(id);
-                letter.ignore();
-            }
         }
-        commands.cmd("XACK").arg(stream).arg(group).arg(id).ignore();
+        let mut commands = pipe();
+        commands.atomic().cmd("XACK").arg(stream).arg(group).arg(id).ignore();
         if failures > 0 {
             commands.cmd("HDEL").arg(counts).arg(id).ignore();
         }
@@ -261,6 +302,36 @@ impl Shared {
             commands.cmd("XDEL").arg(stream).arg(id).ignore();
         }
         self.commands.ask_all("settling a message", &commands).await
+    }
+
+    /// Keeps a dead letter and takes its message from the queue, by a script: where the dead letters' key holds no stream,
+    /// or Redis has no memory left, the script ends there. In a `MULTI` the other commands would be carried out all the
+    /// same, and the message would be lost.
+    async fn put_aside(&self, id: &str, message: &Message, reason: &str) -> Result<(), RedisStreamsError> {
+        const PUT_ASIDE: &str = "redis.call('XADD', KEYS[1], '*', unpack(ARGV, 4))
+redis.call('XACK', KEYS[2], ARGV[1], ARGV[2])
+redis.call('HDEL', KEYS[3], ARGV[2])
+if ARGV[3] == '1' then redis.call('XDEL', KEYS[2], ARGV[2]) end";
+
+        let Names { stream, group, dead, failures: counts, .. } = &self.names;
+        let mut script = redis::cmd("EVAL");
+        script.arg(PUT_ASIDE).arg(3).arg(dead).arg(stream).arg(counts);
+        script.arg(group).arg(id).arg(u8::from(self.delete_settled));
+        script.arg("id").arg(message.id()).arg("payload").arg(message.payload().as_ref());
+        for (name, value) in message.headers() {
+            script.arg(format!("{PREFIX}{name}")).arg(value);
+        }
+        script.arg("oncekey-error").arg(reason).arg("oncekey-stream").arg(stream).arg("oncekey-entry").arg(id);
+        self.commands.ask("putting a message aside", &script).await
+    }
+
+    /// The entries that Redis has handed to this consumer and that are not settled.
+    async fn pending_here(&self) -> Result<Vec<String>, RedisStreamsError> {
+        let Names { stream, group, consumer, .. } = &self.names;
+        let mut command = redis::cmd("XPENDING");
+        command.arg(stream).arg(group).arg("-").arg("+").arg(1_000).arg(consumer);
+        let pending: StreamPendingCountReply = self.commands.ask("looking up what is pending", &command).await?;
+        Ok(pending.ids.into_iter().map(|entry| entry.id).collect())
     }
 }
 
@@ -284,6 +355,9 @@ impl Reading {
             return Ok(());
         }
         let entries = self.read_group(shared, ">", Some(block)).await?;
+        if let Some(last) = entries.last() {
+            self.seen = self.seen.max(entry_id(&last.id));
+        }
         self.take(shared, entries, false).await
     }
 
@@ -325,18 +399,30 @@ impl Reading {
         entries: Vec<StreamId>,
         was_delivered: bool,
     ) -> Result<(), RedisStreamsError> {
-        let mut entries: Vec<StreamId> = entries.into_iter().filter(|entry| shared.hold(&entry.id)).collect();
-        if entries.is_empty() {
-            return Ok(());
+        let entries: Vec<StreamId> = entries.into_iter().filter(|entry| shared.hold(&entry.id)).collect();
+        let ids: Vec<String> = entries.iter().map(|entry| entry.id.clone()).collect();
+        let buffered = self.buffer_up(shared, entries, was_delivered).await;
+        if buffered.is_err() {
+            // None of them is in the buffer: held any longer, they would be delivered to nobody.
+            ids.iter().for_each(|id| shared.let_go(id));
         }
+        buffered
+    }
+
+    async fn buffer_up(
+        &mut self,
+        shared: &Shared,
+        mut entries: Vec<StreamId>,
+        was_delivered: bool,
+    ) -> Result<(), RedisStreamsError> {
         let mut failures = vec![None; entries.len()];
         if was_delivered {
             // An entry that was deleted while it was pending has no fields: there is nothing to do for it.
             for gone in entries.extract_if(.., |entry| entry.map.is_empty()) {
-                shared.let_go(&gone.id);
                 let ack =
                     redis::cmd("XACK").arg(&shared.names.stream).arg(&shared.names.group).arg(&gone.id).to_owned();
                 self.link.ask::<()>("dropping a deleted entry", &ack).await?;
+                shared.let_go(&gone.id);
             }
             if entries.is_empty() {
                 return Ok(());
@@ -346,13 +432,7 @@ impl Reading {
             for entry in &entries {
                 command.arg(&entry.id);
             }
-            failures = match self.link.ask::<Vec<Option<u32>>>("looking failures up", &command).await {
-                Ok(failures) => failures,
-                Err(error) => {
-                    entries.iter().for_each(|entry| shared.let_go(&entry.id));
-                    return Err(error);
-                }
-            };
+            failures = self.link.ask::<Vec<Option<u32>>>("looking failures up", &command).await?;
         }
         for (entry, failures) in entries.into_iter().zip(failures) {
             let (id, message) = read_entry(entry);

@@ -1,0 +1,252 @@
+//! MySQL's and MariaDB's statements on the table of steps.
+//!
+//! No statement locks what lies between steps, where others insert theirs: a step is read without a lock, under that of its
+//! record, and written by its whole key.
+
+use std::fmt::Write as _;
+
+use diesel::QueryResult;
+use diesel::sql_types::{BigInt, Binary, Nullable, SmallInt};
+use diesel_async::{AsyncMysqlConnection, RunQueryDsl, SimpleAsyncConnection as _};
+use oncekey::record::Steps;
+
+use super::table::{Bind, Mysql, NOW, columns, padded, repeated, written};
+use crate::sql::{
+    Begun, Family, FirstRun, Fragment, PURGE_LOOKS_AGAIN, StepChange, StepColumns, StepCompletion, StepRow, Written,
+};
+
+type StepTypes =
+    (Binary, BigInt, Nullable<Binary>, BigInt, BigInt, BigInt, BigInt, Nullable<BigInt>, SmallInt, Nullable<Binary>);
+
+const COLUMNS: &str =
+    "life, ordinal, fingerprint, attempt, run_token, run_number, began_at, reruns_until, state, outcome";
+
+fn step_columns<'a>(step: &StepColumns<'a>) -> [Bind<'a>; 10] {
+    [
+        Bind::BigInt(step.life),
+        Bind::BigInt(step.ordinal),
+        Bind::MaybeBytes(step.fingerprint),
+        Bind::BigInt(step.attempt),
+        Bind::BigInt(step.run_token),
+        Bind::BigInt(step.run_number),
+        Bind::BigInt(step.began_at),
+        Bind::MaybeBigInt(step.reruns_until),
+        Bind::SmallInt(step.state),
+        Bind::MaybeBytes(step.outcome),
+    ]
+}
+
+/// Bytes in a statement without parameters.
+fn literal(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(2 * bytes.len() + 3);
+    text.push_str("X'");
+    for byte in bytes {
+        // Writing to a string never fails.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text.push('\'');
+    text
+}
+
+fn or_null<T>(value: Option<T>, text: impl FnOnce(T) -> String) -> String {
+    value.map_or_else(|| "NULL".to_owned(), text)
+}
+
+impl Mysql {
+    pub(super) async fn steps_of(
+        &self,
+        connection: &mut AsyncMysqlConnection,
+        keys: &[&str],
+    ) -> QueryResult<Vec<(Vec<u8>, StepRow)>> {
+        let text = format!(
+            "SELECT record_key, name, life, fingerprint, attempt, run_token, run_number, began_at, reruns_until, state, \
+             outcome FROM {} FORCE INDEX (PRIMARY) WHERE record_key IN ({}) ORDER BY record_key, ordinal",
+            self.steps,
+            repeated("?", ", ", keys.len())
+        );
+        let binds: Vec<_> = padded(keys).map(|key| Bind::Bytes(key.as_bytes())).collect();
+        Fragment::<(Binary, StepTypes), _>::new(&text, &binds).load(connection).await
+    }
+
+    pub(super) async fn put(&self, connection: &mut AsyncMysqlConnection, family: &Family<'_>) -> QueryResult<bool> {
+        let Family { row, steps, changes, drops_steps } = family;
+        let key = row.key.as_bytes();
+        for change in changes {
+            if !self.put_step(connection, key, change).await? {
+                return Ok(false);
+            }
+        }
+        if *drops_steps {
+            let text = format!("DELETE FROM {} WHERE record_key = ?", self.steps);
+            Fragment::<(), _>::new(&text, &[Bind::Bytes(key)]).execute(connection).await?;
+        }
+        let text = format!(
+            "UPDATE {} SET fingerprint = ?, attempt = ?, owner = ?, state = ?, lease_until = ?, on_abandoned = ?, \
+             outcome = ?, purge_at = ?, fencing_token = ?, barrier_owner = ?, barrier_until = ?, steps_life = ?, \
+             steps_retention = ?, steps_count = CASE WHEN CAST(? AS SIGNED) IS NOT NULL \
+             THEN COALESCE(steps_count, 0) + CAST(? AS SIGNED) END \
+             WHERE record_key = ?",
+            self.table
+        );
+        let of_steps = [
+            Bind::MaybeBigInt(steps.map(|steps| steps.life)),
+            Bind::MaybeBigInt(steps.map(|steps| steps.retention)),
+            Bind::MaybeBigInt(steps.map(|steps| steps.life)),
+            Bind::BigInt(steps.map_or(0, |steps| steps.added)),
+            Bind::Bytes(key),
+        ];
+        let binds: Vec<_> = columns(row).into_iter().chain(of_steps).collect();
+        let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
+        Ok(counted > 0)
+    }
+
+    /// A transaction of the application's may show what was before it had the record's lock: so a step must still be what it
+    /// was read as.
+    async fn put_step(
+        &self,
+        connection: &mut AsyncMysqlConnection,
+        key: &[u8],
+        change: &StepChange<'_>,
+    ) -> QueryResult<bool> {
+        let steps = &self.steps;
+        let name = Bind::Bytes(change.step.name.as_bytes());
+        if let Some(was) = &change.was {
+            let text = format!(
+                "UPDATE {steps} SET life = ?, ordinal = ?, fingerprint = ?, attempt = ?, run_token = ?, run_number = ?, \
+                 began_at = ?, reruns_until = ?, state = ?, outcome = ? \
+                 WHERE record_key = ? AND name = ? AND life = ? AND run_token = ? AND run_number = ? AND state = ?"
+            );
+            let expected = [
+                Bind::Bytes(key),
+                name,
+                Bind::BigInt(was.life),
+                Bind::BigInt(was.run_token),
+                Bind::BigInt(was.run_number),
+                Bind::SmallInt(was.state),
+            ];
+            let binds: Vec<_> = step_columns(&change.step).into_iter().chain(expected).collect();
+            return Ok(Fragment::<(), _>::new(&text, &binds).execute(connection).await? > 0);
+        }
+        let insert = format!(
+            "INSERT IGNORE INTO {steps} (record_key, name, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        );
+        let binds: Vec<_> = [Bind::Bytes(key), name].into_iter().chain(step_columns(&change.step)).collect();
+        if Fragment::<(), _>::new(&insert, &binds).execute(connection).await? > 0 {
+            return Ok(true);
+        }
+        // What stands there of another life gives way.
+        let text = format!("DELETE FROM {steps} WHERE record_key = ? AND name = ? AND life <> ?");
+        let other_life = [Bind::Bytes(key), name, Bind::BigInt(change.step.life)];
+        if Fragment::<(), _>::new(&text, &other_life).execute(connection).await? == 0 {
+            return Ok(false);
+        }
+        Ok(Fragment::<(), _>::new(&insert, &binds).execute(connection).await? > 0)
+    }
+
+    /// Begins steps in one transaction, which is one message to the server: the record is marked, which locks it, and if it
+    /// was, the step is inserted. A look tells which steps were begun.
+    pub(super) async fn begin_unseen(
+        &self,
+        connection: &mut AsyncMysqlConnection,
+        rows: &[FirstRun<'_>],
+    ) -> QueryResult<Vec<Begun>> {
+        let Self { table, steps, .. } = self;
+        let mut text = "BEGIN; ".to_owned();
+        for row in rows {
+            let (key, owner) = (literal(row.key.as_bytes()), literal(row.owner));
+            let name = literal(row.name.as_bytes());
+            let fingerprint = or_null(row.fingerprint, literal);
+            let reruns_until = or_null(row.reruns_for, |reruns_for| match reruns_for {
+                i64::MAX => i64::MAX.to_string(),
+                reruns_for => format!("{NOW} + {reruns_for}"),
+            });
+            let (number, retention, max) = (row.number, row.retention, Steps::MAX);
+            // ROW_COUNT is that of the statement before. Writing to a string never fails.
+            let _ = write!(
+                text,
+                "UPDATE {table} SET steps_life = COALESCE(steps_life, fencing_token), \
+                 steps_retention = COALESCE(steps_retention, {retention}), steps_count = COALESCE(steps_count, 0) + 1 \
+                 WHERE record_key = {key} AND owner = {owner} AND state = 1 AND lease_until > {NOW} \
+                 AND COALESCE(steps_count, 0) < {max}; \
+                 INSERT IGNORE INTO {steps} (record_key, name, {COLUMNS}) \
+                 SELECT record_key, {name}, steps_life, steps_count - 1, {fingerprint}, 1, fencing_token, {number}, {NOW}, \
+                 {reruns_until}, 1, NULL FROM {table} WHERE record_key = {key} AND ROW_COUNT() = 1; "
+            );
+        }
+        text.push_str("COMMIT");
+        if let Err(error) = connection.batch_execute(&text).await {
+            // A statement that failed leaves the transaction open. Where this fails too, the connection is closed.
+            let _ = connection.batch_execute("ROLLBACK").await;
+            return Err(error);
+        }
+        let each = "(s.record_key = ? AND s.name = ? AND s.run_number = ? AND r.owner = ?)";
+        let text = format!(
+            "SELECT s.record_key, s.life, s.run_token FROM {steps} AS s JOIN {table} AS r ON r.record_key = s.record_key \
+             WHERE s.state = 1 AND s.attempt = 1 AND s.run_token = r.fencing_token AND s.life = r.steps_life AND ({})",
+            repeated(each, " OR ", rows.len())
+        );
+        let binds: Vec<_> = padded(rows)
+            .flat_map(|row| {
+                let (key, name) = (Bind::Bytes(row.key.as_bytes()), Bind::Bytes(row.name.as_bytes()));
+                [key, name, Bind::BigInt(row.number), Bind::Bytes(row.owner)]
+            })
+            .collect();
+        Fragment::<(Binary, BigInt, BigInt), _>::new(&text, &binds).load(connection).await
+    }
+
+    /// Each pair of rows counts twice: the record is written as it is, so that it is locked whatever the isolation is.
+    pub(super) async fn complete_unseen(
+        &self,
+        connection: &mut AsyncMysqlConnection,
+        rows: &[StepCompletion<'_>],
+    ) -> QueryResult<Written> {
+        let each = "(r.record_key = ? AND r.steps_life = ? AND s.name = ? AND s.run_token = ? AND s.run_number = ?)";
+        let (outcome, outcomes) = match rows {
+            [row] => ("?".to_owned(), vec![Bind::Bytes(row.outcome)]),
+            rows => {
+                let outcome = repeated("WHEN ? THEN CAST(? AS BINARY)", " ", rows.len());
+                let binds = padded(rows).flat_map(|row| [Bind::Bytes(row.key.as_bytes()), Bind::Bytes(row.outcome)]);
+                (format!("CASE s.record_key {outcome} END"), binds.collect())
+            }
+        };
+        let text = format!(
+            "UPDATE {} AS r STRAIGHT_JOIN {} AS s ON s.record_key = r.record_key AND s.life = r.steps_life \
+             SET s.state = 2, s.outcome = {outcome}, r.attempt = r.attempt \
+             WHERE r.state = 1 AND r.lease_until > {NOW} AND s.state = 1 AND r.record_key IN ({}) AND ({})",
+            self.table,
+            self.steps,
+            repeated("?", ", ", rows.len()),
+            repeated(each, " OR ", rows.len())
+        );
+        let conditions = padded(rows).flat_map(|row| {
+            let (key, name) = (Bind::Bytes(row.key.as_bytes()), Bind::Bytes(row.name.as_bytes()));
+            [key, Bind::BigInt(row.life), name, Bind::BigInt(row.run_token), Bind::BigInt(row.run_number)]
+        });
+        let keys = padded(rows).map(|row| Bind::Bytes(row.key.as_bytes()));
+        let binds: Vec<_> = outcomes.into_iter().chain(keys).chain(conditions).collect();
+        let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
+        Ok(written(counted, 2 * rows.len()))
+    }
+
+    /// Removes a record with its steps, whose time is over. A claim is kept for as long as it would be after a release, and
+    /// while one of its steps is not settled: it is looked at again later.
+    pub(super) async fn purge_family(&self, connection: &mut AsyncMysqlConnection, key: &[u8]) -> QueryResult<usize> {
+        let Self { table, steps, .. } = self;
+        let text = format!(
+            "UPDATE {table} AS r SET r.purge_at = {NOW} + {PURGE_LOOKS_AGAIN} WHERE r.record_key = ? \
+             AND r.purge_at <= {NOW} AND r.state = 1 AND (r.lease_until + COALESCE(r.steps_retention, 0) > {NOW} \
+             OR EXISTS (SELECT 1 FROM {steps} AS s WHERE s.record_key = ? AND s.life = r.steps_life AND s.state = 1 \
+             AND COALESCE(s.reruns_until, 0) < {}))",
+            i64::MAX
+        );
+        let kept = Fragment::<(), _>::new(&text, &[Bind::Bytes(key), Bind::Bytes(key)]).execute(connection).await?;
+        if kept > 0 {
+            return Ok(0);
+        }
+        let text = format!(
+            "DELETE r, s FROM {table} AS r LEFT JOIN {steps} AS s ON s.record_key = r.record_key \
+             WHERE r.record_key = ? AND r.purge_at <= {NOW} AND r.steps_life IS NOT NULL"
+        );
+        Fragment::<(), _>::new(&text, &[Bind::Bytes(key)]).execute(connection).await
+    }
+}

@@ -1,0 +1,167 @@
+//! apalis (1.0) workers: each task's work once.
+//!
+//! A worker of [apalis](https://docs.rs/apalis) takes tasks from its storage, and storages deliver at least once: a task whose
+//! worker dies is taken again by another. [`OncePerTask`] is a layer of the worker. It runs the task's service as the
+//! operation of [`Engine::run`], under the key that you read from the task.
+//!
+//! ```
+//! # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+//! use oncekey::consumer::Identity;
+//! use oncekey::consumer::apalis::{OncePerTask, apalis_core};
+//! use oncekey::{Engine, Key};
+//! use oncekey_backends::MemoryBackend;
+//! use apalis_core::layers::{Layer as _, Service as _};
+//! use apalis_core::task::{Task, builder::TaskBuilder, task_fn::task_fn};
+//!
+//! async fn send_mail(order: u64) -> Result<String, std::io::Error> {
+//!     Ok(format!("mail for order {order}"))
+//! }
+//!
+//! let engine = Engine::builder(MemoryBackend::new()).start()?;
+//! let once = OncePerTask::new(engine, |task: &Task<u64>| {
+//!     Ok(Identity::new(Key::new("mail", task.args)?, &task.args)?)
+//! });
+//! // In a worker: WorkerBuilder::new("mailer").backend(storage).layer(once).build(send_mail)
+//! let mut worker = once.layer(task_fn(send_mail));
+//! for _ in 0..2 {
+//!     assert_eq!(worker.call(TaskBuilder::new(17).build()).await?, "mail for order 17");
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! | the engine's decision | apalis gets |
+//! |---|---|
+//! | ran, or replayed | the response |
+//! | the service failed or panicked | its error, which counts as one of the task's attempts |
+//! | in flight elsewhere, a limit, the store is away, shutting down | [`RetryAfterError`](apalis_core::error::RetryAfterError): the task is taken again |
+//! | mismatch, a damaged record, no key in the task, indeterminate, an outcome of an older type | [`AbortError`](apalis_core::error::AbortError): no retry helps |
+//!
+//! The task's id names one enqueuing. It is a key only where each piece of work is enqueued once; else make the key of the
+//! arguments.
+
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+pub use apalis_core;
+use apalis_core::error::{AbortError, BoxDynError, RetryAfterError};
+use apalis_core::layers::{Layer, Service};
+use apalis_core::task::Task;
+use futures_util::future::BoxFuture;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{Disposition, Identity, JobResult, RetryPolicy, Unreadable};
+use crate::{Engine, Error, RunError};
+
+/// A layer of an apalis worker that does each task's work once. See the [module](self).
+pub struct OncePerTask<I> {
+    engine: Engine,
+    identify: Arc<I>,
+    retry: RetryPolicy,
+}
+
+impl<I> OncePerTask<I> {
+    /// A layer that reads key and fingerprint from a task by `identify`. The policies are those of the engine's handle.
+    pub fn new<Args>(engine: Engine, identify: I) -> Self
+    where
+        I: Fn(&Task<Args>) -> Result<Identity, Unreadable> + Send + Sync + 'static,
+    {
+        Self { engine, identify: Arc::new(identify), retry: RetryPolicy::default() }
+    }
+
+    /// The delays of tasks that are taken again, and what becomes of an indeterminate one. How often a task is tried is for
+    /// apalis to say.
+    #[must_use]
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.retry = policy;
+        self
+    }
+}
+
+impl<I> Clone for OncePerTask<I> {
+    fn clone(&self) -> Self {
+        let Self { engine, identify, retry } = self;
+        Self { engine: engine.clone(), identify: Arc::clone(identify), retry: retry.clone() }
+    }
+}
+
+impl<I> fmt::Debug for OncePerTask<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OncePerTask").field("retry", &self.retry).finish_non_exhaustive()
+    }
+}
+
+impl<S, I> Layer<S> for OncePerTask<I> {
+    type Service = OnceService<S, I>;
+
+    fn layer(&self, inner: S) -> OnceService<S, I> {
+        OnceService { inner, once: self.clone() }
+    }
+}
+
+/// The service of [`OncePerTask`].
+pub struct OnceService<S, I> {
+    inner: S,
+    once: OncePerTask<I>,
+}
+
+impl<S: Clone, I> Clone for OnceService<S, I> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), once: self.once.clone() }
+    }
+}
+
+impl<S, I> fmt::Debug for OnceService<S, I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OnceService").field("once", &self.once).finish_non_exhaustive()
+    }
+}
+
+impl<S, I, Args> Service<Task<Args>> for OnceService<S, I>
+where
+    S: Service<Task<Args>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Response: Serialize + DeserializeOwned + Send + 'static,
+    S::Error: Into<BoxDynError> + Send + 'static,
+    I: Fn(&Task<Args>) -> Result<Identity, Unreadable> + Send + Sync + 'static,
+    Args: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = BoxDynError;
+    type Future = BoxFuture<'static, Result<S::Response, BoxDynError>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxDynError>> {
+        self.inner.poll_ready(context).map_err(Into::into)
+    }
+
+    fn call(&mut self, task: Task<Args>) -> Self::Future {
+        // The service that was polled is the one that is ready.
+        let next = self.inner.clone();
+        let mut ready = std::mem::replace(&mut self.inner, next);
+        let identity = Identity::read(|| (self.once.identify)(&task));
+        let (engine, retry) = (self.once.engine.clone(), self.once.retry.clone());
+        Box::pin(async move {
+            let Identity { key, fingerprint } = identity.map_err(AbortError::new)?;
+            let operation = move |_claim| async move { ready.call(task).await.map_err(Into::into) };
+            match engine.run::<_, BoxDynError, _, _>(key, fingerprint, operation).await {
+                Ok(outcome) => Ok(outcome.into_inner()),
+                Err(RunError::Operation(error)) => Err(error),
+                Err(RunError::Engine(error)) => Err(for_apalis(&retry, error)),
+            }
+        })
+    }
+}
+
+fn for_apalis(retry: &RetryPolicy, error: Error) -> BoxDynError {
+    let decision: JobResult<(), String> = Err(RunError::Engine(error.clone()));
+    match retry.disposition(&decision, 0) {
+        Disposition::RetryLater { after, failed: false } => RetryAfterError::new(error, after).into(),
+        Disposition::RetryLater { failed: true, after } if matches!(error, Error::Overloaded { .. }) => {
+            RetryAfterError::new(error, after).into()
+        }
+        Disposition::RetryLater { .. } => error.into(),
+        // Finished, and there is no value to give; or no retry helps.
+        Disposition::Ack | Disposition::DeadLetter { .. } => AbortError::new(error).into(),
+    }
+}

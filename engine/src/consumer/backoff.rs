@@ -1,0 +1,51 @@
+//! Delays that grow, with jitter: what failed together does not come back together.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+
+/// The delays from `first` to `longest`, each twice the one before. Each is drawn between itself and twice as much, and none
+/// is longer than `longest`.
+pub(super) fn delays(first: Duration, longest: Duration) -> ExponentialBackoff {
+    // The crate's jitter adds up to as much again.
+    let before_jitter = longest / 2;
+    ExponentialBuilder::new()
+        .with_min_delay(first.min(before_jitter))
+        .with_max_delay(before_jitter)
+        .with_factor(2.0)
+        .without_max_times()
+        .with_jitter()
+        .build()
+}
+
+/// The delay after this many failures before the last one.
+pub(super) fn delay(first: Duration, longest: Duration, failures: u32) -> Duration {
+    // After so many doublings each is the longest.
+    let failures = failures.min(64) as usize;
+    delays(first, longest).nth(failures).unwrap_or(longest)
+}
+
+/// A delay of this length at most, and half of it at least.
+pub(super) fn spread(delay: Duration) -> Duration {
+    delays(delay, delay).next().unwrap_or(delay)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn delays_double_up_to_the_longest_and_differ() {
+        let (first, longest) = (Duration::from_secs(1), Duration::from_secs(6));
+        for (failures, least) in [(0, 1), (1, 2), (2, 3), (3, 3), (60, 3), (u32::MAX, 3)] {
+            let least = Duration::from_secs(least);
+            let drawn: HashSet<Duration> = (0..50).map(|_| delay(first, longest, failures)).collect();
+            assert!(drawn.iter().all(|delay| (least..=2 * least).contains(delay)), "{failures}: {drawn:?}");
+            assert!(drawn.len() > 1, "no jitter");
+        }
+        assert_eq!(delay(Duration::ZERO, longest, 7), Duration::ZERO);
+        assert!(delay(longest, first, 0) <= first);
+    }
+}

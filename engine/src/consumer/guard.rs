@@ -1,0 +1,149 @@
+//! User code behind one guard, for async code and threads: a panic becomes a value.
+//!
+//! The processors call every job, key, order and poison test, every `Display` and every `Drop` of a user's value through
+//! [`guard`]. A panic that got past it would end a worker, and with it a batch of messages that did nothing wrong.
+
+use std::any::Any;
+use std::fmt::Display;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+/// User code panicked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Panicked;
+
+/// How many bytes of an error's text go with a dead letter. Brokers limit a message's headers, and a dead letter that is
+/// refused for its length would be refused for ever.
+const LONGEST_TEXT: usize = 4_096;
+
+/// Calls user code.
+pub(super) fn guard<T>(code: impl FnOnce() -> T) -> Result<T, Panicked> {
+    catch_unwind(AssertUnwindSafe(code)).map_err(discard)
+}
+
+fn discard(payload: Box<dyn Any + Send>) -> Panicked {
+    // What a panic carries is a user's value too, and its `Drop` may panic in turn. That second payload is leaked: there
+    // is no end to dropping such things.
+    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        std::mem::forget(second);
+    }
+    Panicked
+}
+
+/// Drops a user's value.
+pub(super) fn discard_value<T>(value: T) {
+    let _ = guard(|| drop(value));
+}
+
+/// An error's text, of bounded length.
+pub(super) fn text(error: &(impl Display + ?Sized)) -> String {
+    let Ok(mut text) = guard(|| error.to_string()) else {
+        return "the error has no text: its Display panicked".to_owned();
+    };
+    if text.len() > LONGEST_TEXT {
+        text.truncate(text.floor_char_boundary(LONGEST_TEXT));
+        text.push('…');
+    }
+    text
+}
+
+/// Polls and drops a user's future through [`guard`].
+#[must_use]
+pub(super) struct Guarded<F>(Option<Pin<Box<F>>>);
+
+pub(super) fn guarded<F: Future>(future: F) -> Guarded<F> {
+    Guarded(Some(Box::pin(future)))
+}
+
+impl<F: Future> Future for Guarded<F> {
+    type Output = Result<F::Output, Panicked>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        // Taken out, so that a future that panicked is not polled again.
+        let Some(mut future) = self.0.take() else { return Poll::Ready(Err(Panicked)) };
+        match guard(|| future.as_mut().poll(context)) {
+            Ok(Poll::Pending) => {
+                self.0 = Some(future);
+                Poll::Pending
+            }
+            Ok(Poll::Ready(output)) => {
+                discard_value(future);
+                Poll::Ready(Ok(output))
+            }
+            Err(Panicked) => {
+                discard_value(future);
+                Poll::Ready(Err(Panicked))
+            }
+        }
+    }
+}
+
+// The future is boxed: nothing in here is pinned in place.
+impl<F> Unpin for Guarded<F> {}
+
+impl<F> Drop for Guarded<F> {
+    fn drop(&mut self) {
+        discard_value(self.0.take());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    struct Explosive;
+
+    impl Drop for Explosive {
+        fn drop(&mut self) {
+            if !std::thread::panicking() {
+                std::panic::panic_any(Explosive);
+            }
+        }
+    }
+
+    #[test]
+    fn j07_a_panic_is_a_value_whatever_it_carries_and_whatever_drops() {
+        assert_eq!(guard(|| 7), Ok(7));
+        assert_eq!(guard::<()>(|| std::panic::panic_any(Explosive)), Err(Panicked));
+        discard_value(Explosive);
+        assert_eq!(guarded(async { 7 }).now_or_never(), Some(Ok(7)));
+        let held = async {
+            let _held = Explosive;
+            std::future::pending::<()>().await;
+        };
+        assert_eq!(guarded(held).now_or_never(), None);
+        let mut panics = guarded(panics_when_polled_again());
+        assert_eq!((&mut panics).now_or_never(), None);
+        assert_eq!(panics.now_or_never(), Some(Err(Panicked)));
+    }
+
+    async fn panics_when_polled_again() {
+        let mut is_second = false;
+        let pending_once =
+            std::future::poll_fn(
+                |_| {
+                    if std::mem::replace(&mut is_second, true) { Poll::Ready(()) } else { Poll::Pending }
+                },
+            );
+        pending_once.await;
+        std::panic::panic_any(Explosive)
+    }
+
+    #[test]
+    fn j07_a_text_is_bounded_and_always_there() {
+        struct NoText;
+        impl Display for NoText {
+            fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                Err(std::fmt::Error)
+            }
+        }
+        assert!(text(&NoText).contains("panicked"));
+        assert_eq!(text("no route"), "no route");
+        let long = text(&"é".repeat(10_000));
+        assert!(long.len() < LONGEST_TEXT + 8 && long.ends_with('…'));
+    }
+}

@@ -1,0 +1,227 @@
+//! One message in the hands of a processor: from its turn to the settle that its source has taken.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::sleep;
+use tracing::{debug, warn};
+
+use super::fault::Affects;
+use super::guard::{Panicked, discard_value, guard, guarded, text};
+use super::lanes::Place;
+use super::retry::Verdict;
+use super::tally::Tally;
+use super::{Call, Delivery, Disposition, Identity, Job, Processed, RetryPolicy, Source, backoff};
+use crate::{Engine, Error, RunError};
+
+/// How many messages may wait for their source to take their settle before no further ones are taken. They take no job's
+/// place.
+pub(super) const MAX_RESENDING: usize = 1_000;
+
+/// How long after its first refusal a settle is sent again, at most, and the longest of these delays.
+const RESEND: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+
+/// What all messages in hand share.
+pub(super) struct Parts<S, J> {
+    pub(super) engine: Engine,
+    pub(super) source: S,
+    pub(super) job: J,
+    pub(super) retry: RetryPolicy,
+    pub(super) concurrency: usize,
+    pub(super) resending: Resending,
+    tally: Tally,
+}
+
+/// When a message may begin.
+pub(super) enum Turn {
+    AnyTime,
+    InLane(Place),
+    /// The user's order panicked: nothing can be said of the message's place.
+    Never,
+}
+
+/// A message that is out of hand.
+pub(super) struct Handled {
+    pub(super) turn: Turn,
+    /// By its last decision, if there was one.
+    pub(super) affects: Option<Affects>,
+}
+
+/// Messages whose settles were refused.
+#[derive(Debug, Default)]
+pub(super) struct Resending {
+    count: AtomicUsize,
+    changed: Notify,
+}
+
+/// One of them, until it is dropped.
+struct Resend<'a>(&'a Resending);
+
+impl Resending {
+    pub(super) fn count(&self) -> usize {
+        self.count.load(Ordering::SeqCst)
+    }
+
+    /// Returns after the next message has come.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    fn begin(&self) -> Resend<'_> {
+        self.count.fetch_add(1, Ordering::SeqCst);
+        self.changed.notify_one();
+        Resend(self)
+    }
+}
+
+impl Drop for Resend<'_> {
+    fn drop(&mut self) {
+        self.0.count.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl<S: Source, J: Job<S::Message>> Parts<S, J> {
+    pub(super) fn new(engine: Engine, source: S, job: J) -> Self {
+        Self {
+            engine,
+            source,
+            job,
+            retry: RetryPolicy::default(),
+            concurrency: 16,
+            resending: Resending::default(),
+            tally: Tally::default(),
+        }
+    }
+
+    pub(super) fn processed(&self, left: usize, resending: usize) -> Processed {
+        let tally = &self.tally;
+        (0..resending).for_each(|_| tally.unsettled.add());
+        Processed {
+            ran: tally.ran.get(),
+            replayed: tally.replayed.get(),
+            retried: tally.retried.get(),
+            dead: tally.dead.get(),
+            given_back: tally.given_back.get(),
+            unsettled: tally.unsettled.get(),
+            left,
+        }
+    }
+
+    pub(super) async fn handle(
+        &self,
+        delivery: Delivery<S::Message, S::Receipt>,
+        mut turn: Turn,
+        mut stopped: watch::Receiver<bool>,
+        permits: &Semaphore,
+    ) -> Handled {
+        let Delivery { message, receipt, mut failures } = delivery;
+        // What it would be given back with.
+        let mut unfinished = Disposition::give_back();
+        let mut affects = None;
+        let verdict = loop {
+            if matches!(turn, Turn::Never) {
+                break Some(Verdict::dead("reading the message's order panicked".to_owned()));
+            }
+            let begin = async {
+                if let Turn::InLane(place) = &mut turn {
+                    place.turn().await;
+                }
+                permits.acquire().await
+            };
+            let permit = tokio::select! {
+                biased;
+                () = told(&mut stopped) => None,
+                permit = begin => permit.ok(),
+            };
+            let Some(permit) = permit else { break None };
+            let verdict = self.decide(Arc::clone(&message), failures).await;
+            drop(permit);
+            affects = Some(verdict.affects);
+            let Disposition::RetryLater { after, failed } = verdict.disposition else { break Some(verdict) };
+            if !matches!(turn, Turn::InLane(_)) || verdict.affects == Affects::Shutdown {
+                break Some(verdict);
+            }
+            // In its lane it stays in hand.
+            self.tally.retried.add();
+            failures = failures.saturating_add(u32::from(failed));
+            unfinished = Disposition::RetryLater { after: Duration::ZERO, failed };
+            tokio::select! {
+                biased;
+                () = told(&mut stopped) => break None,
+                () = sleep(after) => {}
+            }
+        };
+        discard_value(message);
+        let was_tried = affects.is_some();
+        let disposition = verdict.as_ref().map_or(unfinished, |verdict| verdict.disposition.clone());
+        if self.settle(receipt, &disposition).await {
+            match verdict {
+                None if !was_tried => self.tally.given_back.add(),
+                None => {}
+                Some(Verdict { affects: Affects::Shutdown, .. }) => self.tally.given_back.add(),
+                Some(verdict) => self.tally.count(&disposition, verdict.is_finished_before),
+            }
+        } else {
+            self.tally.unsettled.add();
+        }
+        Handled { turn, affects }
+    }
+
+    /// Settles a message; sends the settle again while its source refuses it, for as long as its receipt is good. Returns
+    /// whether the source has taken it.
+    async fn settle(&self, receipt: S::Receipt, disposition: &Disposition) -> bool {
+        match disposition {
+            Disposition::DeadLetter { reason } => warn!(reason, "a message becomes a dead letter"),
+            disposition => debug!(%disposition, "a message is settled"),
+        }
+        let mut delays = backoff::delays(RESEND.0, RESEND.1);
+        let mut resend = None;
+        loop {
+            let settling = guarded(self.source.settle(receipt.clone(), disposition.clone()));
+            let error = match settling.await {
+                Ok(Ok(())) => return true,
+                Ok(Err(error)) => text(&error),
+                Err(Panicked) => "the source panicked".to_owned(),
+            };
+            if guard(|| self.source.can_settle(&receipt)) != Ok(true) {
+                warn!(error, %disposition, "a message could not be settled, and its connection is gone: it comes again");
+                return false;
+            }
+            if resend.is_none() {
+                warn!(error, %disposition, "a source refused to settle a message: the settle is sent again");
+                resend = Some(self.resending.begin());
+            }
+            sleep(delays.next().unwrap_or(RESEND.1)).await;
+        }
+    }
+
+    async fn decide(&self, message: Arc<S::Message>, failures: u32) -> Verdict {
+        let identity = match Identity::read(|| self.job.identify(&message)) {
+            Ok(identity) => identity,
+            Err(reason) => return Verdict::dead(reason),
+        };
+        let call = Call {
+            engine: self.engine.clone(),
+            key: identity.key,
+            fingerprint: identity.fingerprint,
+            failures,
+            max_attempts: self.retry.max_attempts,
+        };
+        // The block, so that a panic before the first await is caught as well.
+        let performing = guarded(async { self.job.perform(call, message).await });
+        let decision = performing.await.unwrap_or(Err(RunError::Engine(Error::Panicked)));
+        let verdict = self.retry.verdict(&decision, failures, |error| self.job.is_poison(error));
+        discard_value(decision);
+        verdict
+    }
+}
+
+/// Waits until the processor is to end.
+async fn told(stopped: &mut watch::Receiver<bool>) {
+    if stopped.wait_for(|stopped| *stopped).await.is_err() {
+        // The processor itself is gone, and this with it.
+        std::future::pending().await
+    }
+}

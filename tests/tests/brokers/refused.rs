@@ -1,0 +1,142 @@
+//! A broker refuses dead letters for a while: the jobs do not run for it, the others go on, and each letter arrives.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use oncekey::Engine;
+use oncekey::consumer::nats::async_nats::jetstream::{self, stream};
+use oncekey::consumer::nats::{NatsJetStream, async_nats};
+use oncekey::consumer::rabbitmq::RabbitMq;
+use oncekey::consumer::rabbitmq::lapin::options::{QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
+use oncekey::consumer::rabbitmq::lapin::types::{AMQPValue, FieldTable};
+use oncekey::consumer::rabbitmq::lapin::{Connection, ConnectionProperties};
+use oncekey::consumer::redis_streams::{RedisStreams, redis};
+use oncekey::consumer::{Call, Message, Processor, RetryPolicy, Source, job};
+use oncekey_backends::MemoryBackend;
+use tests::broker::{Broker, CONSUMER, GROUP, QUEUE, STREAM};
+use tests::process::PATIENCE;
+use tokio::time::{sleep, timeout};
+
+const POISON: usize = 10;
+const OTHERS: usize = 100;
+
+pub(crate) async fn for_a_while(broker: impl Broker) {
+    let poison = (0..POISON).map(|number| Message::new(format!("poison-{number}"), "poison"));
+    let others = (0..OTHERS).map(|number| Message::new(number.to_string(), "mail"));
+    broker.publish(&poison.chain(others).collect::<Vec<_>>()).await;
+    let url = broker.url();
+    if url.starts_with("redis:") {
+        let client = redis::Client::open(url).unwrap();
+        let source = RedisStreams::builder(client, QUEUE, GROUP, "mailer-1").open().await.unwrap();
+        consume(source, &broker).await;
+    } else if url.starts_with("amqp:") {
+        let source = RabbitMq::builder(&url, QUEUE).unwrap().open().await.unwrap();
+        consume(source, &broker).await;
+    } else {
+        let client = async_nats::connect(url).await.unwrap();
+        // Shorter than the refusal: the message is kept from coming again all the same.
+        let source =
+            NatsJetStream::builder(client, STREAM, CONSUMER).ack_wait(Duration::from_secs(6)).open().await.unwrap();
+        consume(source, &broker).await;
+    }
+}
+
+async fn consume(source: impl Source<Message = Message>, broker: &impl Broker) {
+    set_refused(&broker.url(), true).await;
+    let runs: Arc<Mutex<HashMap<String, u32>>> = Arc::default();
+    let counted = runs.clone();
+    let mail = job(
+        |message: &Message| Ok(message.identity("mail")?),
+        move |call: Call, message: Arc<Message>| {
+            let counted = counted.clone();
+            async move {
+                call.run(move |_| async move {
+                    *counted.lock().unwrap().entry(message.id().to_owned()).or_default() += 1;
+                    if message.payload() == "poison" { Err("no route".to_owned()) } else { Ok(()) }
+                })
+                .await
+            }
+        },
+    );
+    let delay = Duration::from_millis(20);
+    let retry = RetryPolicy { max_attempts: 2, first_delay: delay, max_delay: delay, ..RetryPolicy::default() };
+    let engine = Engine::builder(MemoryBackend::new()).start().unwrap();
+    let until = async {
+        while {
+            let runs = runs.lock().unwrap();
+            runs.len() < POISON + OTHERS || runs.values().sum::<u32>() < (2 * POISON + OTHERS) as u32
+        } {
+            sleep(Duration::from_millis(10)).await;
+        }
+        // Long enough for many refusals of each, and longer than NATS waits for an answer.
+        sleep(Duration::from_secs(8)).await;
+        set_refused(&broker.url(), false).await;
+        while broker.dead().await.len() < POISON {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    // Fewer jobs at once than there are refused letters.
+    let running = Processor::new(engine, source, mail).concurrency(4).retry(retry).run(until);
+    // A RabbitMQ that is busy may hand a retry on late, by up to three minutes.
+    let processed = match timeout(10 * PATIENCE, running).await {
+        Ok(processed) => processed,
+        Err(_) => {
+            let dead = broker.dead().await;
+            panic!("{:?} ran, and {dead:?} are dead letters", runs.lock().unwrap());
+        }
+    };
+    assert_eq!((processed.ran, processed.dead, processed.unsettled), (OTHERS as u64, POISON as u64, 0));
+    let runs = runs.lock().unwrap().clone();
+    assert!(runs.iter().all(|(id, runs)| *runs == if id.starts_with("poison") { 2 } else { 1 }), "{runs:?}");
+    let mut dead: Vec<String> = broker.dead().await.into_iter().map(|letter| letter.id).collect();
+    dead.sort_unstable();
+    assert_eq!(dead, (0..POISON).map(|number| format!("poison-{number}")).collect::<Vec<_>>());
+    assert_eq!(broker.left().await, 0);
+}
+
+/// Has the broker refuse dead letters, or take them again.
+async fn set_refused(url: &str, is_refused: bool) {
+    let dead = format!("{QUEUE}.dead");
+    if url.starts_with("redis:") {
+        let mut connection = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
+        // A key that holds no stream.
+        let command = if is_refused {
+            redis::cmd("SET").arg(&dead).arg("a text").to_owned()
+        } else {
+            redis::cmd("DEL").arg(&dead).to_owned()
+        };
+        command.exec_async(&mut connection).await.unwrap();
+    } else if url.starts_with("amqp:") {
+        let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        channel.queue_delete(dead.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+        let mut arguments = FieldTable::default();
+        arguments
+            .insert("x-queue-type".into(), AMQPValue::LongString(if is_refused { "classic" } else { "quorum" }.into()));
+        if is_refused {
+            // Full.
+            arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(0));
+            arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+        }
+        let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        channel.queue_declare(dead.as_str().into(), durable, arguments).await.unwrap();
+        let bind = channel.queue_bind(
+            dead.as_str().into(),
+            dead.as_str().into(),
+            "".into(),
+            QueueBindOptions::default(),
+            FieldTable::default(),
+        );
+        bind.await.unwrap();
+    } else {
+        let context = jetstream::new(async_nats::connect(url).await.unwrap());
+        let (name, subject) = (format!("dead_{STREAM}_{CONSUMER}"), format!("dead.{STREAM}.{CONSUMER}"));
+        if is_refused {
+            context.delete_stream(name).await.unwrap();
+        } else {
+            let again = stream::Config { name, subjects: vec![subject], ..Default::default() };
+            context.create_stream(again).await.unwrap();
+        }
+    }
+}

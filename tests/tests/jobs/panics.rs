@@ -1,0 +1,179 @@
+//! User code that panics wherever it is called: it ends no worker and no processor.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use oncekey::Claim;
+use oncekey::consumer::{
+    BlockingJob, BlockingProcessor, Call, Disposition, Identity, Job, JobResult, Processor, Unreadable,
+    crossbeam_channel, job,
+};
+use serde::{Deserialize, Serialize, Serializer};
+use tokio::time::timeout;
+
+use crate::tasks::{Task, all_of, engine, identify, queue, quick, task};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Each place in which user code is called, by the task that has it panic.
+const PLACES: [&str; 6] = ["identify", "perform", "display", "is_poison", "serialize", "drop"];
+
+/// Fails as its task says.
+struct Failing(&'static str);
+
+impl fmt::Display for Failing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            "display" => panic!("in Display, as told"),
+            other => f.write_str(other),
+        }
+    }
+}
+
+impl Drop for Failing {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking() || self.0 != "drop", "in Drop, as told");
+    }
+}
+
+#[derive(Deserialize)]
+struct Value(String);
+
+impl Serialize for Value {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        assert!(self.0 != "serialize", "in Serialize, as told");
+        self.0.serialize(serializer)
+    }
+}
+
+fn done(task: &Task) -> Result<Value, Failing> {
+    match task.what {
+        "perform" => panic!("in the job, as told"),
+        "display" | "is_poison" | "drop" => Err(Failing(task.what)),
+        what => Ok(Value(what.to_owned())),
+    }
+}
+
+struct Explosive;
+
+impl Explosive {
+    fn read(task: &Task) -> Result<Identity, Unreadable> {
+        assert!(task.what != "identify", "in identify, as told");
+        identify(task)
+    }
+
+    fn asks(error: &Failing) -> bool {
+        assert!(error.0 != "is_poison", "in is_poison, as told");
+        false
+    }
+}
+
+impl Job<Task> for Explosive {
+    type Output = Value;
+    type Error = Failing;
+
+    fn identify(&self, task: &Task) -> Result<Identity, Unreadable> {
+        Self::read(task)
+    }
+
+    async fn perform(&self, call: Call, task: Arc<Task>) -> JobResult<Value, Failing> {
+        call.run(move |_| async move { done(&task) }).await
+    }
+
+    fn is_poison(&self, error: &Failing) -> bool {
+        Self::asks(error)
+    }
+}
+
+impl BlockingJob<Task> for Explosive {
+    type Output = Value;
+    type Error = Failing;
+
+    fn identify(&self, task: &Task) -> Result<Identity, Unreadable> {
+        Self::read(task)
+    }
+
+    fn perform(&self, task: &Task, _claim: &Claim) -> Result<Value, Failing> {
+        done(task)
+    }
+
+    fn is_poison(&self, error: &Failing) -> bool {
+        Self::asks(error)
+    }
+}
+
+/// Some of each kind, among others that are sound.
+fn mixed() -> Vec<Task> {
+    (0..120)
+        .map(|number| task(number, if number % 5 == 0 { PLACES[number as usize / 5 % 6] } else { "work" }))
+        .collect()
+}
+
+#[actix_rt::test]
+async fn j07_user_code_that_panics_ends_no_processor() {
+    let (publisher, source, mut dead) = queue();
+    all_of(mixed(), publisher).await;
+    let running = Processor::new(engine(), source, Explosive)
+        .concurrency(4)
+        .retry(quick())
+        .in_order_by(|task: &Task| task.number)
+        .run(std::future::pending());
+    let processed = timeout(PATIENCE, running).await.expect("it ends");
+    assert_eq!((processed.ran, processed.dead, processed.given_back), (96, 24, 0), "{processed:?}");
+    for _ in 0..24 {
+        let letter = dead.recv().await.unwrap();
+        assert!(letter.message.number % 5 == 0 && !letter.reason.is_empty(), "{letter:?}");
+    }
+}
+
+#[actix_rt::test]
+async fn j07_an_order_that_panics_is_a_dead_letter() {
+    let (publisher, source, mut dead) = queue();
+    all_of((0..50).map(|number| task(number, "work")), publisher).await;
+    let work = job(identify, |call: Call, task: Arc<Task>| async move {
+        call.run(move |_| async move { Ok::<u64, String>(task.number) }).await
+    });
+    let running = Processor::new(engine(), source, work)
+        .retry(quick())
+        .in_order_by(|task: &Task| {
+            assert!(task.number != 17, "in the order, as told");
+            task.number % 3
+        })
+        .run(std::future::pending());
+    let processed = timeout(PATIENCE, running).await.expect("it ends");
+    assert_eq!((processed.ran, processed.dead), (49, 1));
+    let letter = dead.recv().await.unwrap();
+    assert!(letter.message.number == 17 && letter.reason.contains("panicked"), "{letter:?}");
+}
+
+#[test]
+fn j07_user_code_that_panics_ends_no_worker() {
+    for batch in [1, 7] {
+        let (settled, told) = crossbeam_channel::unbounded();
+        let (messages, taken) = crossbeam_channel::bounded(10);
+        let processor = BlockingProcessor::builder(engine(), Explosive)
+            .threads(2)
+            .batch(batch)
+            .retry(quick())
+            .on_settled(move |message: Task, disposition| {
+                settled.send((message, disposition)).unwrap();
+                panic!("in what is told, as told");
+            })
+            .start(taken)
+            .unwrap();
+        let sending = std::thread::spawn(move || mixed().into_iter().for_each(|task| messages.send(task).unwrap()));
+        let mut acknowledged = 0;
+        for _ in 0..120 {
+            let (task, disposition) = told.recv_timeout(PATIENCE).expect("each message is settled");
+            match disposition {
+                Disposition::Ack => acknowledged += 1,
+                Disposition::DeadLetter { reason } => assert!(task.number % 5 == 0 && !reason.is_empty()),
+                other => panic!("{other}"),
+            }
+        }
+        sending.join().unwrap();
+        let processed = processor.join();
+        assert_eq!((acknowledged, processed.ran, processed.dead), (96, 96, 24), "batches of {batch}");
+    }
+}
