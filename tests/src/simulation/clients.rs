@@ -67,6 +67,7 @@ fn judge(world: &Shared, key: &Key, answered: Answered) {
             | Error::Stopped
             | Error::OutcomeNotStored(_)
             | Error::CommitUnknown(_)
+            | Error::CommitRefused(_)
             | Error::ClaimLost
             | Error::Unserializable(_)
             | Error::Panicked => world.with(|world| world.note(format_args!("{key} is told: {error}"))),

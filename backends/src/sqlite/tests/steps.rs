@@ -134,7 +134,7 @@ fn e26_a_change_of_one_step_keeps_the_outcomes_of_the_others() {
     let of_one = Outcomes::Of(&after.list[2].name);
     let read = records::find(&mut session.connection, &claim.key, of_one).unwrap().unwrap().record.steps.unwrap();
     let bytes = |step: &StepRecord| outcome_of_step(step).map(<[u8]>::len);
-    assert_eq!(read.list.iter().map(bytes).collect::<Vec<_>>(), [0, 0, 10_006, 0, 0].map(Some));
+    assert_eq!(read.list.iter().map(bytes).collect::<Vec<_>>(), [0, 0, 10_000, 0, 0].map(Some));
     // An outcome that was not read can't be written over one that is stored.
     let mut damaged = (*read).clone();
     damaged.list[0].attempt = Attempt::new(9);
