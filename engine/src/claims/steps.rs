@@ -105,6 +105,9 @@ pub(super) struct StepTable {
     settlement: Option<Waiting>,
 }
 
+/// How a claim ends, and who is told.
+type Ending = (Settlement, Option<Answer<Result<Settled, Error>>>);
+
 struct Waiting {
     settlement: Settlement,
     reply: Option<Answer<Result<Settled, Error>>>,
@@ -574,7 +577,7 @@ impl Claim {
         settlement: Settlement,
         reply: Option<Answer<Result<Settled, Error>>>,
         arbiter: &Arbiter<'_>,
-    ) -> Option<(Settlement, Option<Answer<Result<Settled, Error>>>)> {
+    ) -> Option<Ending> {
         let completes = matches!(settlement, Settlement::Complete { .. } | Settlement::CompleteInTransaction { .. });
         let resumes = self.policy() == OnAbandoned::Resume;
         let Some(table) = self.steps_mut() else {

@@ -87,7 +87,7 @@ type Told = Result<u64, Option<StepError<&'static str>>>;
 async fn one(world: &Shared, life: &Arc<Life>, claim: &Claim, name: &'static str, kind: StepKind) -> Told {
     let key = claim.key();
     let policy = if kind == StepKind::Rerun { StepPolicy::Rerun } else { StepPolicy::Hold };
-    let options = StepOptions::new(name).fingerprint(&name).policy(policy);
+    let options = StepOptions::new(name).fingerprint(name).policy(policy);
     let running = async {
         if kind == StepKind::Transaction {
             let transact = |transaction: &mut Transaction, _: &oncekey::Step| {

@@ -146,7 +146,8 @@ fn e26_a_change_of_one_step_keeps_the_outcomes_of_the_others() {
 /// Whatever ends a record's life ends its steps, and a later life sees none of them.
 #[test]
 fn e26_no_step_is_left_behind() {
-    let ends: [(&str, fn(&mut Session, &Acquire)); 6] = [
+    type End = fn(&mut Session, &Acquire);
+    let ends: [(&str, End); 6] = [
         ("remove", |session, claim| {
             let message = Remove { key: claim.key.clone() };
             session.step(&claim.key, Outcomes::None, |found, now| transition::remove(found, now, &message)).unwrap();
