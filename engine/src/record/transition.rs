@@ -85,7 +85,13 @@ pub fn acquire(found: Option<&Record>, now: StoreTime, message: &Acquire) -> Ste
     let barrier = found.and_then(|record| record.barrier_at(now)).copied();
     // A claim of a key whose earlier life is over begins without its steps.
     let is_kept = |record: &&Record| !is_free(record, now) || planted!(OlderLifeReplays);
-    let kept = found.filter(is_kept).and_then(|record| record.steps.clone());
+    let mut kept = found.filter(is_kept).and_then(|record| record.steps.clone());
+    if planted!(OneStepExpires)
+        && let Some(steps) = &mut kept
+    {
+        let retention = steps.retention;
+        steps.list.retain(|step| step.began_at.after(retention) > now);
+    }
     let write = |attempt: Attempt, token: FencingToken, took_over: bool| {
         put(
             Record {
@@ -236,7 +242,9 @@ pub fn withdraw(found: Option<&Record>, now: StoreTime, message: &Withdraw) -> S
         State::Released { expires_at } => State::Released { expires_at: barrier.until.max(expires_at) },
         other => other,
     };
-    put(Record { barrier: put_barrier, state, ..record.clone() }, Withdrawn)
+    // A key that is free has none.
+    let steps = record.steps.clone().filter(|_| !matches!(state, State::Vacant { .. }));
+    put(Record { barrier: put_barrier, state, steps, ..record.clone() }, Withdrawn)
 }
 
 /// Removes the record, whatever its state.

@@ -87,6 +87,9 @@ impl World {
             });
             outcomes.collect::<BTreeMap<_, _>>()
         };
+        if let Some(Record { state: State::Vacant { .. }, steps: Some(_), .. }) = after {
+            self.breaks(format!("{name} freed {key} and left its steps"));
+        }
         // Nothing expires and nobody removes a record in the time of a run.
         let after = completed(after);
         for (step, outcome) in completed(before) {

@@ -210,7 +210,9 @@ fn e26_no_step_expires_before_its_parent() {
         assert!(machine.is_renewed(1));
         assert!(matches!(machine.begins(1, "charge", 2, StepPolicy::Hold), StepBegun::Completed { .. }));
     }
-    let step = hold(machine.record.as_ref(), machine.now, &Hold { key: machine.key.clone(), owner: by(1) });
+    machine.waits(LEASE);
+    assert_eq!(completed(machine.claims(2).as_deref()), ["charge"]);
+    let step = hold(machine.record.as_ref(), machine.now, &Hold { key: machine.key.clone(), owner: by(2) });
     assert_eq!(machine.apply(step), Held::Held);
     machine.waits(10 * RETENTION);
     assert_eq!(completed(machine.now_record().unwrap().steps.as_deref()), ["charge"]);
@@ -320,6 +322,14 @@ fn e26_no_step_outlives_its_record() {
     let vacant = machine.record.clone().unwrap();
     assert_eq!((vacant.state.name(), vacant.steps), ("vacant", None));
     assert_eq!(machine.claims(2), None);
+    // A withdrawal of a claim whose steps left nothing.
+    let StepBegun::Begun { run, .. } = machine.begins(2, "charge", 1, StepPolicy::Hold) else { panic!() };
+    assert_eq!(machine.fails(2, run, "charge"), StepFailed::Failed);
+    let message = Withdraw { key: machine.key.clone(), owner: by(2) };
+    let step = withdraw(machine.record.as_ref(), machine.now, &message);
+    machine.apply(step);
+    let vacant = machine.record.clone().unwrap();
+    assert_eq!((vacant.state.name(), vacant.steps), ("vacant", None));
 }
 
 /// Each error that was planted breaks an example, and where it can be met by chance, a promise in a random life.
