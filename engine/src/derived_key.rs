@@ -83,10 +83,10 @@ impl KeyDerivation {
     pub(crate) fn derive(&self, key: &Key, name: &str) -> DerivedKey {
         let namespace = self.namespace.as_deref().unwrap_or_default();
         let mut parts = Vec::with_capacity(PURPOSE.len() + namespace.len() + key.as_stored().len() + name.len() + 40);
+        let (scope, idempotency_key) =
+            if planted!(StepsShareAName) { ("", "") } else { (key.scope(), key.idempotency_key()) };
         // Each part with its length, so that nothing can move from one part into the next.
-        for part in
-            [PURPOSE, namespace.as_bytes(), key.scope().as_bytes(), key.idempotency_key().as_bytes(), name.as_bytes()]
-        {
+        for part in [PURPOSE, namespace.as_bytes(), scope.as_bytes(), idempotency_key.as_bytes(), name.as_bytes()] {
             parts.extend_from_slice(&(part.len() as u64).to_be_bytes());
             parts.extend_from_slice(part);
         }

@@ -87,10 +87,10 @@
 //! - `simulation`: chance that a test can seed, for whoever tests with an engine on a virtual clock.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-#[cfg(not(oncekey_planted_bugs))]
+#[cfg(not(any(test, oncekey_planted_bugs)))]
 #[macro_use]
 mod planted;
-#[cfg(oncekey_planted_bugs)]
+#[cfg(any(test, oncekey_planted_bugs))]
 #[macro_use]
 pub mod planted;
 

@@ -3,9 +3,11 @@
 //! The ordinary build has nothing of this: `planted!(…)` is `false` there. With `--cfg oncekey_planted_bugs` the
 //! environment variable `ONCEKEY_PLANTED_BUG` names the one error that the process makes. `tests/planted` builds so, and
 //! runs the suites against each until one fails.
+//!
+//! This crate's own unit tests have the errors as well: [`with`] makes one for as long as a test's function runs.
 
 /// Whether the named error is to be made.
-#[cfg(not(oncekey_planted_bugs))]
+#[cfg(not(any(test, oncekey_planted_bugs)))]
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __planted {
@@ -15,7 +17,7 @@ macro_rules! __planted {
 }
 
 /// Whether the named error is to be made.
-#[cfg(oncekey_planted_bugs)]
+#[cfg(any(test, oncekey_planted_bugs))]
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __planted {
@@ -31,11 +33,15 @@ macro_rules! planted {
     };
 }
 
-#[cfg(oncekey_planted_bugs)]
+#[cfg(test)]
+pub(crate) use there::with;
+#[cfg(any(test, oncekey_planted_bugs))]
 pub use there::{Bug, is};
 
-#[cfg(oncekey_planted_bugs)]
+#[cfg(any(test, oncekey_planted_bugs))]
 mod there {
+    #[cfg(test)]
+    use std::cell::Cell;
     use std::sync::LazyLock;
 
     macro_rules! bugs {
@@ -90,6 +96,22 @@ mod there {
         TokenForgotten
         /// Keys of all scopes are the same.
         ScopeLeftOut
+        /// A step begins for a holder that has lost its claim.
+        StaleParentBeginsStep
+        /// The steps of a key's earlier life are those of the next one.
+        OlderLifeReplays
+        /// A step goes away while its parent is there.
+        OneStepExpires
+        /// Another request claims a key that was released with steps.
+        ReleasedKeyTakesAnotherBody
+        /// A key is released although nobody knows what became of a step.
+        DroppedStepReleased
+        /// A release forgets the steps.
+        StepsForgottenAtRelease
+        /// The steps of two keys are told apart by their names alone.
+        StepsShareAName
+        /// A record goes, and its steps stay.
+        OrphanLeft
         /// A value is stored that is read back as another.
         AnyValueStored
         /// A damaged outcome is replayed.
@@ -168,8 +190,33 @@ mod there {
         LastRingsNobody
     }
 
+    #[cfg(test)]
+    thread_local! {
+        static HERE: Cell<Option<Bug>> = const { Cell::new(None) };
+    }
+
+    /// Makes this error on this thread while `run` runs.
+    #[cfg(test)]
+    pub(crate) fn with<T>(bug: Bug, run: impl FnOnce() -> T) -> T {
+        struct Reset;
+
+        impl Drop for Reset {
+            fn drop(&mut self) {
+                HERE.set(None);
+            }
+        }
+
+        HERE.set(Some(bug));
+        let _reset = Reset;
+        run()
+    }
+
     /// Whether this process makes this error.
     pub fn is(bug: Bug) -> bool {
+        #[cfg(test)]
+        if HERE.get() == Some(bug) {
+            return true;
+        }
         static WANTED: LazyLock<Option<Bug>> = LazyLock::new(|| {
             let name = std::env::var("ONCEKEY_PLANTED_BUG").ok()?;
             let found = Bug::ALL.iter().find(|bug| format!("{bug:?}") == name);

@@ -62,12 +62,12 @@ pub(crate) struct Claim {
     steps: Option<Box<StepTable>>,
 }
 
-/// A settlement that the store has not taken yet.
-struct Failing {
-    since: Instant,
-    failures: u32,
+/// A settlement, or the end of a step, that the store has not taken yet.
+pub(super) struct Failing {
+    pub(super) since: Instant,
+    pub(super) failures: u32,
     /// Past the settling limit: its place among the settlements that are still tried.
-    pending: Option<Pending>,
+    pub(super) pending: Option<Pending>,
 }
 
 /// The log target of claims that are given up because nothing happened, until the store has taken that.
@@ -136,6 +136,11 @@ impl Claim {
     /// Whether the operation runs in the transaction that completes the claim.
     pub(super) fn is_in_transaction(&self) -> bool {
         matches!(self.phase, Phase::Committing | Phase::Probing)
+    }
+
+    /// Nobody waits for the claim any longer.
+    pub(super) fn frees_its_permit(&mut self) {
+        self.permit = None;
     }
 
     pub(super) fn steps_mut(&mut self) -> Option<&mut StepTable> {
@@ -290,6 +295,9 @@ impl Claim {
         if !self.phase.is_running() {
             return Next::Wait;
         }
+        if let Some(next) = self.ends_in_time(arbiter, claim) {
+            return next;
+        }
         warn!(key = %arbiter.key, "an operation has passed its run limit; its claim is settled as abandoned");
         arbiter.tell(EventKind::RunLimit);
         self.permit = None;
@@ -441,8 +449,7 @@ impl Claim {
             // Nothing else may be done until it is known whether it was committed.
             self.phase = Phase::Probing;
         }
-        let first = || Box::new(Failing { since: Instant::now(), failures: 0, pending: None });
-        let failing = self.failing.get_or_insert_with(first);
+        let failing = self.failing.get_or_insert_with(|| Box::new(Failing::new()));
         failing.failures += 1;
         let is_past_the_limit = failing.pending.is_none()
             && failing.failures > 2
@@ -481,8 +488,12 @@ impl Claim {
 }
 
 impl Failing {
+    pub(super) fn new() -> Self {
+        Self { since: Instant::now(), failures: 0, pending: None }
+    }
+
     /// Growing, and half of it chance, so that many that lost one store do not come back in step.
-    fn pause(&self) -> Duration {
+    pub(super) fn pause(&self) -> Duration {
         let longest = if self.pending.is_some() { LONGEST_PAUSE_PENDING } else { LONGEST_PAUSE };
         Duration::from_millis(20 << self.failures.min(9)).min(longest).mul_f64(chance::between(0.5, 1.0))
     }

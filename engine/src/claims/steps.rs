@@ -5,16 +5,19 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tracing::warn;
 
-use super::claim::{Arbiter, Claim, Next, ToHolder};
+use super::claim::{Arbiter, Claim, Failing, Next, ToHolder};
 use super::grant::{Answered, ClaimAddr, Settlement, ToClaim, What};
 use super::phase::bring;
 use crate::backend::{
     BeginStep, CommitStep, CompleteStep, FailStep, Request, StepBegun, StepCommitted, StepCompleted, StepFailed,
     StepInTransaction, StoreError, TransactionOperation,
 };
+use crate::claims::Settled;
+use crate::pending_settlements::PendingKind;
 use crate::record::{Binding, Owner, Progress, SealedOutcome, StepName, StepRecord, StepRun, Steps};
-use crate::{Attempt, Error, EventKind, FencingToken, Fingerprint, OnAbandoned, StepPolicy, chance};
+use crate::{Attempt, Error, EventKind, FencingToken, Fingerprint, OnAbandoned, StepPolicy};
 
 /// What an operation asks for one of its steps.
 pub(crate) enum StepCall {
@@ -118,7 +121,8 @@ struct Running {
     step: NamedStep,
     run: StepRun,
     work: Work,
-    failing: Option<(Instant, u32)>,
+    /// Since the store did not take its end at the first try.
+    failing: Option<Failing>,
 }
 
 enum Work {
@@ -178,6 +182,37 @@ impl StepTable {
 }
 
 impl Running {
+    /// Tells the step's caller, who does not wait any longer, that the store has not taken its end.
+    fn report(&mut self, error: StoreError) {
+        let reply = match &mut self.work {
+            Work::Completing(_, reply) | Work::Failing(reply) => reply.take(),
+            Work::Probing(..) => {
+                let Work::Probing(reply, _) = std::mem::replace(&mut self.work, Work::Failing(None)) else { return };
+                return drop(reply.send(Err(StepRefusal::NotStored(error))));
+            }
+            Work::Beginning(_) | Work::Working | Work::Committing(_) => None,
+        };
+        if let Some(reply) = reply {
+            let _ = reply.send(Err(StepRefusal::NotStored(error)));
+        }
+    }
+
+    /// With which settlements it is counted, past the settling limit.
+    fn kind(&self) -> PendingKind {
+        match self.work {
+            Work::Failing(_) => PendingKind::Frees,
+            _ => PendingKind::Ends,
+        }
+    }
+
+    /// How many bytes it keeps until the store takes them.
+    fn bytes(&self) -> usize {
+        match &self.work {
+            Work::Completing(outcome, _) => outcome.as_stored().len(),
+            _ => 0,
+        }
+    }
+
     /// What the store is asked for, for the first time or again.
     fn request(&self, key: &crate::Key, owner: Owner, life: FencingToken, claim: &ClaimAddr) -> Option<Request> {
         let (key, name, number) = (key.clone(), self.step.name.clone(), self.run.number);
@@ -467,22 +502,48 @@ impl Claim {
         let waits_too_long = self.steps_mut().and_then(|table| table.settlement.as_ref());
         let waits_too_long = waits_too_long.is_some_and(|waiting| waiting.since.elapsed() >= limit);
         let Some(running) = self.steps_mut().and_then(|table| table.at(number)) else { return Next::Wait };
-        let (since, failures) = running.failing.get_or_insert_with(|| (Instant::now(), 0));
-        *failures += 1;
-        let (since, failures) = (*since, *failures);
-        if error.is_passing() && since.elapsed() < limit && !waits_too_long {
-            let pause = Duration::from_millis(20 << failures.min(6)).mul_f64(chance::between(0.5, 1.0));
+        let failing = running.failing.get_or_insert_with(Failing::new);
+        failing.failures += 1;
+        let is_past_the_limit = waits_too_long || failing.since.elapsed() >= limit;
+        if !error.is_passing() {
+            running.report(error);
+            arbiter.tell(EventKind::StepUnsettled);
+            return self.step_ended(number, None, arbiter, claim);
+        }
+        let mut goes_on = true;
+        if is_past_the_limit && failing.pending.is_none() {
+            warn!(key = %arbiter.key, %error, "the store has not taken the end of a step within the limit");
+            running.report(error.clone());
+            let pending = arbiter.shared.pending.take(running.kind(), running.bytes());
+            goes_on = pending.is_some() && !planted!(PendingSettlementDropped);
+            running.failing.get_or_insert_with(Failing::new).pending = pending;
+        }
+        let pause = running.failing.as_ref().map_or(Duration::ZERO, Failing::pause);
+        self.tell_who_waits(&error, is_past_the_limit, arbiter);
+        if goes_on {
             return Next::AskForStep(pause, number);
         }
-        match std::mem::replace(&mut running.work, Work::Working) {
-            Work::Completing(_, Some(reply)) | Work::Failing(Some(reply)) => {
-                drop(reply.send(Err(StepRefusal::NotStored(error))));
-            }
-            Work::Probing(reply, _) => drop(reply.send(Err(StepRefusal::NotStored(error)))),
-            _ => {}
-        }
+        warn!(key = %arbiter.key, "too many settlements are pending; a step is left as the store has it");
+        arbiter.tell(EventKind::SettlementDropped);
         arbiter.tell(EventKind::StepUnsettled);
         self.step_ended(number, None, arbiter, claim)
+    }
+
+    /// Whoever waits for the end of the claim is told that it takes longer.
+    fn tell_who_waits(&mut self, error: &StoreError, is_past_the_limit: bool, arbiter: &Arbiter<'_>) {
+        let Some(waiting) = self.steps_mut().and_then(|table| table.settlement.as_mut()) else { return };
+        let told = match &waiting.settlement {
+            Settlement::Complete { .. } if is_past_the_limit => Err(Error::OutcomeNotStored(error.clone())),
+            Settlement::Complete { .. } | Settlement::CompleteInTransaction { .. } => return,
+            // It has its own error to tell.
+            Settlement::Release | Settlement::Hold | Settlement::Abandon => Ok(Settled::Done),
+        };
+        let Some(reply) = waiting.reply.take() else { return };
+        if told.is_err() {
+            arbiter.tell(EventKind::OutcomeNotStored);
+        }
+        reply.send(told);
+        self.frees_its_permit();
     }
 
     /// A step is no longer running. The claim's end may have waited for it.
@@ -496,6 +557,20 @@ impl Claim {
             Some(Waiting { settlement, reply, .. }) => self.settle_now(settlement, reply, arbiter, claim),
             None => Next::Wait,
         }
+    }
+
+    /// At the run limit: an operation that has returned is not past it. The steps that it left running are as unknown as
+    /// if they had been dropped; what is known of the others must still reach the store. `None` if it has not returned.
+    pub(super) fn ends_in_time(&mut self, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Option<Next> {
+        let table = self.steps_mut().filter(|table| table.settlement.is_some())?;
+        table.running.retain(|running| {
+            matches!(running.work, Work::Completing(..) | Work::Failing(_) | Work::Committing(_) | Work::Probing(..))
+        });
+        let ended = table.settlement.take_if(|_| table.running.is_empty());
+        Some(match ended {
+            Some(Waiting { settlement, reply, .. }) => self.settle_now(settlement, reply, arbiter, claim),
+            None => Next::Wait,
+        })
     }
 
     /// Keeps the end of the claim until its steps have ended; gives it back if none runs.

@@ -240,6 +240,47 @@ pub async fn e26_lost_answers_change_nothing(store: &Store) {
     assert_eq!(ledger.names(), ["charge"]);
 }
 
+/// E21, E19: what a process knows of a step reaches the store, although that was away for longer than the lease, the settling
+/// limit and the run limit. A key on which every step failed is free then, and a step that was done replays.
+pub async fn e21_what_the_process_knows_of_a_step_is_settled_after_a_long_outage(store: &Store) {
+    if !store.capabilities.steps {
+        return;
+    }
+    let faulty = Faulty::new(store.connect().await);
+    let builder = Engine::builder(faulty.clone()).lease(SHORT).settling_limit(SHORT / 2).run_limit(2 * SHORT);
+    let engine = builder.on_abandoned(OnAbandoned::Resume).start().unwrap();
+    let (failed, done) = (fresh_key(), fresh_key());
+    let charged = Arc::new(AtomicUsize::new(0));
+    let run = async |engine: &Engine, key: &crate::Key, declines: bool| {
+        let charged = Arc::clone(&charged);
+        let operation = async move |claim: Claim| {
+            let charge = async |_| {
+                charged.fetch_add(1, Ordering::Relaxed);
+                if declines { Err("declined") } else { Ok(17_u32) }
+            };
+            claim.step("charge", charge).await
+        };
+        engine.run(key.clone(), fingerprint(), operation).await
+    };
+    faulty.strike(Steps::FailStep, Fault::Down);
+    faulty.strike(Steps::CompleteStep, Fault::Down);
+    let ran = run(&engine, &failed, true).await;
+    assert!(matches!(ran, Err(RunError::Operation(StepError::Operation("declined")))), "{ran:?}");
+    let ran = run(&engine, &done, false).await;
+    assert!(matches!(ran, Err(RunError::Operation(StepError::OutcomeNotStored(_)))), "{ran:?}");
+    until("both to be pending", async || engine.pending_settlements() == 2).await;
+    sleep(3 * SHORT).await;
+    faulty.heal();
+    until("both to be settled", async || engine.pending_settlements() == 0).await;
+    let other = store.engine(resuming).await;
+    for (key, times) in [(&failed, 3), (&done, 3)] {
+        let free = async || !matches!(other.lookup(key).await, Ok(Some(view)) if matches!(view.state, StateView::InProgress { .. }));
+        until("the key to be free", free).await;
+        assert_eq!(run(&other, key, false).await.unwrap(), Outcome::Ran(17));
+        assert_eq!(charged.load(Ordering::Relaxed), times);
+    }
+}
+
 /// E26, E19: a step whose caller leaves between the store's answer and its operation's begin leaves nothing unsettled.
 pub async fn e26_a_step_whose_caller_left_before_it_began_leaves_nothing(store: &Store) {
     if !store.capabilities.steps {

@@ -149,7 +149,9 @@ impl<'a> Binding<'a> {
 
     /// Gives the bytes, in parts. No key and no name contains the byte that stands between them.
     pub(crate) fn feed(self, mut take: impl FnMut(&[u8])) {
-        take(self.key.as_stored().as_bytes());
+        if !(planted!(StepsShareAName) && self.step.is_some()) {
+            take(self.key.as_stored().as_bytes());
+        }
         if let Some((life, name)) = self.step {
             take(&[1]);
             take(&life.get().to_be_bytes());

@@ -84,7 +84,17 @@ fn put<Answer>(record: Record, answer: Answer) -> Step<Answer> {
 pub fn acquire(found: Option<&Record>, now: StoreTime, message: &Acquire) -> Step<Acquired> {
     let barrier = found.and_then(|record| record.barrier_at(now)).copied();
     // A claim of a key whose earlier life is over begins without its steps.
-    let kept = || found.filter(|record| !is_free(record, now)).and_then(|record| record.steps.clone());
+    let kept = || {
+        let is_kept = |record: &&Record| !is_free(record, now) || planted!(OlderLifeReplays);
+        let mut kept = found.filter(is_kept).and_then(|record| record.steps.clone());
+        if planted!(OneStepExpires)
+            && let Some(steps) = &mut kept
+        {
+            let retention = steps.retention;
+            steps.list.retain(|step| step.began_at.after(retention) > now);
+        }
+        kept
+    };
     let write = |attempt: Attempt, token: FencingToken, took_over: bool| {
         put(
             Record {
@@ -183,7 +193,10 @@ pub fn release(found: Option<&Record>, now: StoreTime, message: &Release) -> Ste
         Some(_) if planted!(ReleaseLeavesTheRecord) => unchanged(Released::Released),
         Some(record) if record.is_claim() => match &record.steps {
             // It outranks what the operation reports. When it is settled, the key is free by this lapsed claim.
-            Some(steps) if let Some(step) = steps.unsettled(now) => {
+            Some(steps)
+                if !planted!(DroppedStepReleased)
+                    && let Some(step) = steps.unsettled(now) =>
+            {
                 let step = step.name.clone();
                 let state = State::InProgress { lease_until: now, on_abandoned: OnAbandoned::Resume };
                 put(Record { state, ..record.clone() }, Released::Unsettled { step })
@@ -234,7 +247,9 @@ pub fn withdraw(found: Option<&Record>, now: StoreTime, message: &Withdraw) -> S
         State::Released { expires_at } => State::Released { expires_at: barrier.until.max(expires_at) },
         other => other,
     };
-    put(Record { barrier: put_barrier, state, ..record.clone() }, Withdrawn)
+    // A key that is free has none.
+    let steps = record.steps.clone().filter(|_| !matches!(state, State::Vacant { .. }));
+    put(Record { barrier: put_barrier, state, steps, ..record.clone() }, Withdrawn)
 }
 
 /// Removes the record, whatever its state.
@@ -304,7 +319,7 @@ fn freed(record: &Record, now: StoreTime) -> Write {
 
 /// The state of a free key that keeps its steps; `None` if there are none to keep.
 fn released(record: &Record, now: StoreTime) -> Option<State> {
-    let steps = record.steps.as_ref().filter(|steps| steps.is_worth_keeping())?;
+    let steps = record.steps.as_ref().filter(|steps| steps.is_worth_keeping() && !planted!(StepsForgottenAtRelease))?;
     let expires_at = now.after(steps.retention).max(record.token.passed_at());
     let expires_at = record.barrier_at(now).map_or(expires_at, |barrier| expires_at.max(barrier.until));
     Some(State::Released { expires_at })
@@ -319,13 +334,15 @@ fn free(record: &Record, now: StoreTime) -> Write {
         return Write::Delete;
     }
     let barrier = barrier.copied().map(Box::new);
-    Write::Put(Record { state: State::Vacant { until }, barrier, steps: None, ..record.clone() })
+    let steps = record.steps.clone().filter(|_| planted!(OrphanLeft));
+    Write::Put(Record { state: State::Vacant { until }, barrier, steps, ..record.clone() })
 }
 
 fn asks_otherwise(record: &Record, message: &Acquire) -> bool {
     let overlooked = match record.state {
         State::InProgress { .. } => planted!(FingerprintIgnoredInFlight),
-        State::Completed { .. } | State::Indeterminate | State::Released { .. } | State::Vacant { .. } => {
+        State::Released { .. } => planted!(ReleasedKeyTakesAnotherBody),
+        State::Completed { .. } | State::Indeterminate | State::Vacant { .. } => {
             planted!(FingerprintIgnoredWhenCompleted)
         }
     };

@@ -10,7 +10,7 @@ use rand::RngExt as _;
 use tokio::time::{Instant, sleep};
 
 use super::world::{Fault, Life, Mode, Shared, Transaction};
-use super::{CHAOS, LEASE, Process, Value};
+use super::{CHAOS, LEASE, Process, Value, checkouts};
 
 type Processes = Arc<Mutex<Vec<Process>>>;
 type Answered = Result<Outcome<u64>, RunError<&'static str>>;
@@ -113,6 +113,7 @@ pub async fn call(world: &Shared, engine: &Engine, life: &Arc<Life>, key: &Key, 
             let engine = engine.with_on_abandoned(OnAbandoned::Rerun);
             engine.run(key.clone(), &"the same", move |claim| operate(world, life, claim)).await
         }
+        Mode::Steps => checkouts::call(&world, engine, &life, key).await,
     };
     if let Ok(Outcome::Ran(value)) = &answered
         && told.with(|world| world.is_unstorable(value.number))
@@ -125,20 +126,22 @@ pub async fn call(world: &Shared, engine: &Engine, life: &Arc<Life>, key: &Key, 
     })
 }
 
+/// A process that has crashed does nothing more.
+pub(super) async fn stands_still(life: &Life) {
+    if !life.is_alive() {
+        pending::<()>().await;
+    }
+}
+
 /// An operation with an outside effect.
 async fn operate(world: Shared, life: Arc<Life>, claim: oncekey::Claim) -> Result<Value, &'static str> {
-    let stands_still = async || {
-        if !life.is_alive() {
-            pending::<()>().await;
-        }
-    };
-    stands_still().await;
+    stands_still(&life).await;
     let working = world.begins(claim.key(), claim.attempt(), &life);
     takes_a_while(&world, &life).await;
-    stands_still().await;
+    stands_still(&life).await;
     if world.with(|world| world.chance.random_bool(0.3)) {
         let confirmed = claim.confirm().await;
-        stands_still().await;
+        stands_still(&life).await;
         if confirmed.is_err() {
             working.fails();
             return Err("simulated: the claim is not confirmed");
@@ -163,7 +166,7 @@ async fn operate(world: Shared, life: Arc<Life>, claim: oncekey::Claim) -> Resul
         return working.hangs().await;
     }
     takes_a_while(&world, &life).await;
-    stands_still().await;
+    stands_still(&life).await;
     if world.with(|world| world.strikes(Fault::Unstorable, 4.0)) {
         world.with(|world| world.gives_unstorable(value));
         return Ok(Value::unstorable(value));
@@ -172,7 +175,7 @@ async fn operate(world: Shared, life: Arc<Life>, claim: oncekey::Claim) -> Resul
     Ok(Value::of(value))
 }
 
-async fn takes_a_while(world: &Shared, life: &Life) {
+pub(super) async fn takes_a_while(world: &Shared, life: &Life) {
     let long = world.with(|world| world.chance.random_bool(0.2));
     let lease = LEASE.as_millis() as u64;
     sleep(world.up_to(if long { 3 * lease } else { lease / 10 })).await;

@@ -12,6 +12,7 @@
 //! never runs twice at once.
 
 mod chaos;
+mod checkouts;
 mod clients;
 mod store;
 mod value;
@@ -40,7 +41,7 @@ const CHAOS: Duration = Duration::from_secs(6);
 /// No message is on its way for longer.
 const LATEST: Duration = Duration::from_secs(180);
 const PROCESSES: usize = 3;
-const KEYS: usize = 15;
+const KEYS: usize = 16;
 const CLIENTS: usize = 5;
 
 /// How a run went.
@@ -141,8 +142,9 @@ impl Process {
     }
 }
 
+const MODES: [Mode; 4] = [Mode::Hold, Mode::Transaction, Mode::Rerun, Mode::Steps];
+
 /// All keys, each with what is done under it.
 pub fn keys() -> Vec<(oncekey::Key, Mode)> {
-    let modes = [Mode::Hold, Mode::Transaction, Mode::Rerun];
-    (0..KEYS).map(|number| (oncekey::Key::new("simulation", number).unwrap(), modes[number % modes.len()])).collect()
+    (0..KEYS).map(|number| (oncekey::Key::new("simulation", number).unwrap(), MODES[number % MODES.len()])).collect()
 }

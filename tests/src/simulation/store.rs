@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use oncekey::Key;
 use oncekey::backend::{
-    Acquire, Acquired, Backend, Changed, Complete, CompleteInTransaction, Completed, CompletedInTransaction, Held,
-    Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Resolve,
-    Resolved, StateView, Stats, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
+    Acquire, Acquired, Backend, BeginStep, Changed, Complete, CompleteInTransaction, CompleteStep, Completed,
+    CompletedInTransaction, FailStep, Held, Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove,
+    Removed, Renew, Renewed, Resolve, ResolveStep, Resolved, StateView, Stats, StepBegun, StepCommitted, StepCompleted,
+    StepFailed, StepInTransaction, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
 };
 use oncekey::record::transition::{self, Step};
 use rand::RngExt as _;
@@ -226,6 +227,32 @@ impl Backend for SimulatedStore {
             return self.send(fate, take, |_, _, _| ()).await?;
         }
         self.ask(take, |_, _, _| ()).await?
+    }
+
+    async fn begin_step(&self, message: BeginStep) -> Result<StepBegun, StoreError> {
+        self.ask(move |world: &mut World| Some(world.begin_step(&message)), |_, _, _| ()).await
+    }
+
+    async fn complete_step(&self, message: CompleteStep) -> Result<StepCompleted, StoreError> {
+        self.step("complete step", message.key.clone(), message, transition::complete_step).await
+    }
+
+    async fn fail_step(&self, message: FailStep) -> Result<StepFailed, StoreError> {
+        self.step("fail step", message.key.clone(), message, transition::fail_step).await
+    }
+
+    async fn resolve_step(&self, message: ResolveStep) -> Result<Resolved, StoreError> {
+        self.step("resolve step", message.key.clone(), message, transition::resolve_step).await
+    }
+
+    async fn step_in_transaction(&self, message: StepInTransaction) -> Result<StepCommitted, StoreError> {
+        let (life, mut message) = (Arc::clone(&self.life), Some(message));
+        let take = move |world: &mut World| {
+            // As for an operation: with its client the transaction is gone, and it is never sent twice.
+            let message = message.take().filter(|_| life.is_alive())?;
+            Some(world.transact_step(message))
+        };
+        self.ask(take, |_, _, _| ()).await
     }
 
     async fn release(&self, message: Release) -> Result<Released, StoreError> {

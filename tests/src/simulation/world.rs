@@ -1,6 +1,7 @@
 //! What really happens: chance, the records, the ledger of effects, and the promises that are compared to them.
 
 mod shared;
+mod steps;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,6 +19,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 pub use shared::Shared;
+use steps::StepLedger;
 
 use super::Report;
 
@@ -30,6 +32,8 @@ pub enum Mode {
     Rerun,
     /// An effect in the store's transaction, exactly once.
     Transaction,
+    /// Several effects, each in a step of its own.
+    Steps,
 }
 
 /// What goes wrong.
@@ -65,6 +69,8 @@ pub enum Fault {
     Outage,
     /// Several calls of one key are made at one instant on one arbiter.
     Twins,
+    /// An operation no longer waits for its step.
+    StepDropped,
     /// An operation never returns.
     Hang,
     /// An operation gives a value that would be read back as another.
@@ -86,6 +92,10 @@ pub enum Sabotage {
     OwnersIgnored,
     /// One outcome in a hundred is not written.
     OutcomesDropped,
+    /// Whoever begins a step is believed.
+    StepsUnfenced,
+    /// A key that is released or taken over has no steps any more.
+    StepsForgotten,
 }
 
 /// One life of a process, from its start to its crash.
@@ -156,6 +166,7 @@ pub struct World {
     pub(super) modes: BTreeMap<Key, Mode>,
     /// Each effect that happened: of which key, and the value that it gave.
     ledger: Vec<(Key, u64)>,
+    steps: StepLedger,
     outcomes: BTreeMap<Key, u64>,
     promised: Vec<Promise>,
     /// Every claim that was asked for, by its owner.
@@ -219,6 +230,7 @@ impl World {
             records: BTreeMap::new(),
             modes: super::keys().into_iter().collect(),
             ledger: Vec::new(),
+            steps: StepLedger::default(),
             outcomes: BTreeMap::new(),
             promised: Vec::new(),
             fates: BTreeMap::new(),
@@ -314,6 +326,7 @@ impl World {
             Fault::Late => "late",
             Fault::Outage => "outage",
             Fault::Twins => "twins",
+            Fault::StepDropped => "step dropped",
             Fault::Hang => "hang",
             Fault::Unstorable => "unstorable",
             Fault::Contention => "contention",
@@ -366,6 +379,12 @@ impl World {
                 _ => {}
             }
         }
+        if let Some(record) = &mut shown
+            && matches!(name, "acquire" | "release")
+            && self.sabotage == Some(Sabotage::StepsForgotten)
+        {
+            record.steps = None;
+        }
         let mut step = decide(shown.as_ref(), now);
         if name == "complete" && self.sabotage == Some(Sabotage::OutcomesDropped) && self.chance.random_bool(0.01) {
             step.write = Write::Nothing;
@@ -381,6 +400,7 @@ impl World {
         {
             self.breaks(format!("{name} changed the outcome of {key}"));
         }
+        self.checks_steps(name, key, before.as_ref(), after.as_ref());
         let state = after.as_ref().map_or("absent", |record| record.state.name());
         self.note(format_args!("{name} {key}: {:?}, now {state}", step.answer));
         step.answer

@@ -35,6 +35,7 @@ struct Both {
     key: Key,
     now: StoreTime,
     model: Option<Record>,
+    number: u32,
     met: BTreeMap<String, u32>,
 }
 
@@ -58,14 +59,15 @@ macro_rules! both {
 impl Both {
     fn message(&mut self, chance: &mut Chance, owners: &[Owner; 3]) {
         let key = self.key.clone();
-        let (owner, millis) = (chance.of(owners), Duration::from_millis(chance.of(&[0, 50, 10_000, 1_000_000])));
+        let millis = Duration::from_millis(chance.of(&[0, 50, 10_000, 1_000_000]));
         // Mostly the holder's, or else nearly every message is refused.
         let holder = self.model.as_ref().map(|record| record.owner).filter(|_| chance.below(8) > 0);
-        let owner = holder.unwrap_or(owner);
+        let owner = holder.unwrap_or_else(|| chance.of(owners));
         let name = StepName::new(chance.of(&["a", "b", "c"])).unwrap();
         let steps = self.model.as_ref().and_then(|record| record.steps.clone());
         let token = self.model.as_ref().map_or(FencingToken::ZERO, |record| record.token);
-        let number = 1 + chance.below(1_000) as u32;
+        self.number += chance.below(3) as u32;
+        let number = self.number;
         let run = steps.as_ref().and_then(|steps| steps.get(&name)).map(|step| step.run);
         let run = run.filter(|_| chance.below(4) > 0).unwrap_or(StepRun { token, number });
         let life = steps.as_ref().map_or(token, |steps| steps.life);
@@ -73,7 +75,7 @@ impl Both {
         let fingerprint = chance.of(&[None, None, None, Some(Fingerprint::of(b"step"))]);
         let outcome = SealedOutcome::of_value(&key, &chance.below(1_000)).unwrap();
         let attempt = None;
-        match chance.below(14) {
+        match chance.below(18) {
             0 | 1 => {
                 let fingerprint = Fingerprint::of(chance.of(&[b"asked", b"asked", b"asked", b"other"]));
                 let on_abandoned = chance.of(&[OnAbandoned::Hold, OnAbandoned::Rerun, OnAbandoned::Resume]);
@@ -128,7 +130,7 @@ impl Both {
                     found, now, &message
                 ));
             }
-            5..=9 => {
+            5..=9 | 14..=15 => {
                 let policies = [StepPolicy::Hold, StepPolicy::Rerun, StepPolicy::RerunWithin(millis)];
                 let (policy, retention) = (chance.of(&policies), millis);
                 let message = BeginStep { key, owner, name, fingerprint, number, policy, retention };
@@ -137,7 +139,7 @@ impl Both {
                     found, now, &message
                 ));
             }
-            10 => {
+            10 | 16 => {
                 let message = CompleteStep { key, life, name, run, outcome };
                 let outcomes = Outcomes::Of(&message.name);
                 both!(self, outcomes, "end", |found: Option<&Record>, now: StoreTime| transition::complete_step(
@@ -151,7 +153,7 @@ impl Both {
                     found, now, &message
                 ));
             }
-            12 => {
+            12 | 17 => {
                 let message = CommitStep { key, owner, name, fingerprint, number, life, retention: millis };
                 let outcomes = Outcomes::Of(&message.name);
                 both!(self, outcomes, "commit", |found: Option<&Record>, now: StoreTime| transition::commit_step(
@@ -176,14 +178,30 @@ fn e26_the_file_does_what_the_transitions_say() {
     let mut met = BTreeMap::new();
     for seed in 1..=300 {
         let (session, claim, _) = session();
-        let mut both = Both { session, key: claim.key.clone(), now: StoreTime::from_millis(1), model: None, met };
+        let mut both =
+            Both { session, key: claim.key.clone(), now: StoreTime::from_millis(1), model: None, number: 1, met };
         let start = Remove { key: claim.key.clone() };
         let far = StoreTime::END;
         both.session.step(&claim.key, Outcomes::None, |found, _| transition::remove(found, far, &start)).unwrap();
         let mut chance = Chance(u64::wrapping_mul(seed, 0x9E37_79B9_7F4A_7C15));
         let owners = [Owner::random(), Owner::random(), Owner::random()];
         for _ in 0..80 {
-            both.now = both.now.after(Duration::from_millis(chance.of(&[0, 0, 1, 1, 5, 5, 60, 20_000, 100_000_000])));
+            both.now = both.now.after(Duration::from_millis(chance.of(&[
+                0,
+                0,
+                0,
+                1,
+                1,
+                1,
+                5,
+                5,
+                5,
+                60,
+                60,
+                20_000,
+                100_000,
+                100_000_000,
+            ])));
             both.message(&mut chance, &owners);
             let found = records::find(&mut both.session.connection, &both.key, Outcomes::All).unwrap();
             assert_eq!(found.map(|found| found.record), both.model);

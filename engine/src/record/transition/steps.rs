@@ -201,7 +201,11 @@ enum Next {
 
 fn next(record: &Record, now: StoreTime, name: &StepName, asked: Option<&Fingerprint>, run: StepRun) -> Next {
     let steps = record.steps.as_deref();
-    let Some(step) = steps.and_then(|steps| steps.get(name)) else {
+    let is_over = |step: &&StepRecord| {
+        let retention = steps.map_or(std::time::Duration::ZERO, |steps| steps.retention);
+        planted!(OneStepExpires) && step.began_at.after(retention) <= now
+    };
+    let Some(step) = steps.and_then(|steps| steps.get(name)).filter(|step| !is_over(step)) else {
         let is_full = steps.is_some_and(|steps| steps.list.len() >= Steps::MAX);
         return if is_full { Next::TooMany } else { Next::Run { attempt: Attempt::FIRST, began_at: now } };
     };
@@ -220,8 +224,10 @@ fn next(record: &Record, now: StoreTime, name: &StepName, asked: Option<&Fingerp
 
 /// The record, if it is in progress under `owner` and its lease holds.
 fn live(found: Option<&Record>, now: StoreTime, owner: Owner) -> Option<&Record> {
-    let is_live = |record: &&Record| matches!(record.state, State::InProgress { lease_until, .. } if lease_until > now);
-    owned(found, now, owner).filter(is_live)
+    let any = planted!(StaleParentBeginsStep);
+    let is_live =
+        |record: &&Record| matches!(record.state, State::InProgress { lease_until, .. } if lease_until > now || any);
+    owned(found, now, super::anyone_if(any, found, owner)).filter(is_live)
 }
 
 fn step_of<'a>(found: Option<&'a Record>, now: StoreTime, name: &StepName) -> Option<(&'a Record, &'a StepRecord)> {

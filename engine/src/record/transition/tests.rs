@@ -9,6 +9,7 @@ use crate::record::{PayloadKind, SealedOutcome, WITHDRAWAL_KEPT};
 use crate::{Fingerprint, Key};
 
 mod late;
+mod steps;
 
 #[derive(Debug, Clone, Copy)]
 enum Message {

@@ -10,7 +10,7 @@ use oncekey::{Abandoned, Attempt, Key, Verdict};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::{Engaged, Life, Promise, World};
+use super::{Engaged, Life, Mode, Promise, World};
 use crate::simulation::{RUN_LIMITS, Report, Value};
 
 /// The world, for all who live in it.
@@ -122,7 +122,10 @@ impl Shared {
 
     /// What became of an abandoned claim, in the word of one who knows the ledger, and who is still at work.
     pub fn verdict(&self, abandoned: &Abandoned) -> Verdict {
-        let Abandoned { key, attempt, .. } = abandoned;
+        let Abandoned { key, attempt, step } = abandoned;
+        if let Some(step) = step {
+            return self.verdict_of_step(abandoned, step);
+        }
         self.with(|world| {
             let happened = world.ledger.iter().find(|(other, _)| other == key).map(|(_, value)| *value);
             let engaged = |engaged: &Engaged| engaged.key == *key && engaged.attempt == *attempt;
@@ -143,7 +146,9 @@ impl Shared {
         self.with(|world| {
             world.note(format_args!("{key} is told {value}"));
             world.report.answered += 1;
-            if !world.ledger.contains(&(key.clone(), value)) {
+            if world.modes[key] == Mode::Steps {
+                world.checks_finished(key, value);
+            } else if !world.ledger.contains(&(key.clone(), value)) {
                 world.breaks(format!("{key} is told {value}, which no effect gave"));
             }
             match world.outcomes.insert(key.clone(), value) {
@@ -154,7 +159,7 @@ impl Shared {
     }
 
     pub(in crate::simulation) fn is_known(&self, key: &Key) -> bool {
-        self.with(|world| world.outcomes.contains_key(key))
+        self.with(|world| world.outcomes.contains_key(key) || world.has_steps(key))
     }
 
     pub(in crate::simulation) fn calls(&self) {
