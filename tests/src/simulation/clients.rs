@@ -1,16 +1,19 @@
 //! Those who call, and what they make of the answers.
 
 use std::future::pending;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use futures_util::poll;
 use oncekey::{Engine, Error, Key, OnAbandoned, Outcome, RunError};
 use rand::RngExt as _;
 use tokio::time::{Instant, sleep};
 
 use super::world::{Fault, Life, Mode, Shared, Transaction};
-use super::{CHAOS, LEASE, Process, Value, checkouts};
+use super::{BUSIEST, CHAOS, LEASE, Process, Value, checkouts};
 
 type Processes = Arc<Mutex<Vec<Process>>>;
 type Answered = Result<Outcome<u64>, RunError<&'static str>>;
@@ -37,7 +40,12 @@ pub(super) async fn call_around(world: Shared, processes: Processes) {
         };
         // Duplicates reach the arbiter at one instant.
         let calls = if world.with(|world| world.strikes(Fault::Twins, 15.0)) { 2 } else { 1 };
+        let busy = world.with(|world| match world.strikes(Fault::BusyCaller, 10.0) {
+            true => world.up_to((BUSIEST - LEASE).as_millis() as u64) + LEASE,
+            false => Duration::ZERO,
+        });
         let calling = join_all((0..calls).map(|_| call(&world, &engine, &process.life, key, *mode)));
+        let calling = heard_late(calling, busy);
         drop(process.engine);
         let goes_away = world.with(|world| world.strikes(Fault::ClientGone, 10.0));
         let patience = if goes_away { world.up_to(400) } else { Duration::from_secs(60) };
@@ -53,6 +61,16 @@ pub(super) async fn call_around(world: Shared, processes: Processes) {
             answers = calling => answers.into_iter().for_each(|answered| judge(&world, key, answered)),
         }
     }
+}
+
+/// Asks at once, and hears nothing for a while.
+async fn heard_late<F: Future>(calling: F, busy: Duration) -> F::Output {
+    let mut calling = pin!(calling);
+    if let Poll::Ready(answers) = poll!(&mut calling) {
+        return answers;
+    }
+    sleep(busy).await;
+    calling.await
 }
 
 fn judge(world: &Shared, key: &Key, answered: Answered) {

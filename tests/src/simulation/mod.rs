@@ -40,6 +40,8 @@ const SETTLING_LIMIT: Duration = Duration::from_millis(1_500);
 const CHAOS: Duration = Duration::from_secs(6);
 /// No message is on its way for longer.
 const LATEST: Duration = Duration::from_secs(180);
+/// A caller that is busy hears of its grant within this time, and not before its lease is over.
+const BUSIEST: Duration = Duration::from_millis(2_500);
 const PROCESSES: usize = 3;
 const KEYS: usize = 16;
 const CLIENTS: usize = 5;

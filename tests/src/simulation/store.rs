@@ -17,8 +17,8 @@ use rand::RngExt as _;
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
-use super::LATEST;
 use super::world::{Fault, Life, Shared, World};
+use super::{BUSIEST, LATEST, LEASE};
 
 /// One life's connection to the world's store.
 #[derive(Debug, Clone)]
@@ -183,9 +183,9 @@ impl Backend for SimulatedStore {
                 return here.is_not_promised(promise);
             }
             here.is_heard(promise);
-            // Whoever hears of a claim begins at once, or never.
+            // Whoever hears of a claim begins at once, or after having been busy and a confirmation, or never.
             actix_rt::spawn(async move {
-                sleep(Duration::from_millis(5)).await;
+                sleep(BUSIEST + 2 * LEASE).await;
                 world.with(|world| world.is_not_promised(promise));
             });
         };

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 pub use shared::Shared;
 use steps::StepLedger;
 
-use super::Report;
+use super::{LEASE, Report};
 
 /// What is done under a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +81,8 @@ pub enum Fault {
     TransactionEnd,
     /// The store's clock is set back.
     ClockBack,
+    /// A caller hears nothing for longer than a lease, as one whose thread is busy: its grant grows old meanwhile.
+    BusyCaller,
 }
 
 /// An error of the store that the checks must notice: the control.
@@ -332,6 +334,7 @@ impl World {
             Fault::Contention => "contention",
             Fault::TransactionEnd => "transaction end",
             Fault::ClockBack => "clock back",
+            Fault::BusyCaller => "busy caller",
         };
         self.note(format_args!("fault: {name}"));
         *self.report.faults.entry(name).or_default() += 1;
@@ -408,6 +411,21 @@ impl World {
 
     pub(super) fn ignores_owners(&self) -> bool {
         self.sabotage == Some(Sabotage::OwnersIgnored)
+    }
+
+    /// An operation may begin only under a claim that holds: one who may run it as well would begin it otherwise.
+    pub(super) fn checks_begin(&mut self, key: &Key, attempt: Attempt) {
+        let now = self.now();
+        let record = self.records.get(key);
+        let holds = record.is_some_and(|record| {
+            // The store's clock and the process's differ in pace.
+            let has_lease = |lease_until: StoreTime| lease_until.after(LEASE / 8) > now;
+            record.attempt == attempt
+                && matches!(record.state, State::InProgress { lease_until, .. } if has_lease(lease_until))
+        });
+        if !holds {
+            self.breaks(format!("{key} begins, attempt {attempt}, under a claim that has lapsed"));
+        }
     }
 
     pub(super) fn owner_of(&self, key: &Key) -> Option<Owner> {

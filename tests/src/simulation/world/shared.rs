@@ -96,11 +96,13 @@ impl Shared {
         let engaged = Engaged { key: key.clone(), attempt, life: life.number };
         let owner = self.with(|world| {
             let is_it = |promise: &Promise| promise.heard && promise.engaged == engaged;
-            let owner = world.promised.iter().position(is_it).map(|at| world.promised.remove(at).owner);
+            // The latest: an earlier claim of the same attempt was given back.
+            let owner = world.promised.iter().rposition(is_it).map(|at| world.promised.remove(at).owner);
             if let Some(fate) = owner.and_then(|owner| world.fates.get_mut(owner.as_bytes())) {
                 fate.began = true;
             }
             world.note(format_args!("{key} begins, attempt {attempt}, in life {}", life.number));
+            world.checks_begin(key, attempt);
             // The store answers every renewal in time here, and nobody crashes.
             if world.calm && world.working.iter().any(|other| other.key == *key) {
                 world.breaks(format!("{key} begins while its operation runs"));
