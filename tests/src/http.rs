@@ -318,7 +318,11 @@ impl Begun {
     }
 }
 
-async fn read_answer_by_http2(response: ResponseFuture) -> io::Result<Answer> {
+/// Reads an HTTP/2 answer.
+///
+/// # Errors
+/// What the connection failed with.
+pub async fn read_answer_by_http2(response: ResponseFuture) -> io::Result<Answer> {
     let (head, mut body) = response.await.map_err(io::Error::other)?.into_parts();
     let headers = head
         .headers

@@ -1,6 +1,7 @@
 //! Bodies: reading a request's, watching whether an inner service reads it, and finding out what a response's is.
 
 use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -13,7 +14,7 @@ use actix_web::error::PayloadError;
 use actix_web::http::header::{self, HeaderMap};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::Stream;
-use futures_util::{StreamExt as _, future};
+use futures_util::{FutureExt as _, StreamExt as _, future};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::IdempotencyError;
@@ -143,7 +144,17 @@ pub(super) enum Found<B> {
 /// A stream is never waited for: it may be endless, and its first caller is to have it at once. The exception is a
 /// response that is encoded. A `Compress` inside the guard makes a stream of a body that was whole, and its end is
 /// near.
+///
+/// The body is code of the user's. Its panic must not reach the server, which would close the connection without an
+/// answer, so it counts as a body that broke off.
 pub(super) async fn look_into<B: MessageBody + 'static>(body: B, headers: &HeaderMap, limit: usize) -> Found<B> {
+    AssertUnwindSafe(find_out(body, headers, limit)).catch_unwind().await.unwrap_or_else(|_| {
+        tracing::error!(target: "oncekey", "the body of a handler's response panicked");
+        Found::Broken
+    })
+}
+
+async fn find_out<B: MessageBody + 'static>(body: B, headers: &HeaderMap, limit: usize) -> Found<B> {
     match body.size() {
         BodySize::None | BodySize::Sized(0) => Found::Whole(Bytes::new()),
         BodySize::Sized(size) if size <= limit as u64 => match body.try_into_bytes() {

@@ -373,6 +373,18 @@ mod tests {
                     }));
                 }
                 others.push(Value::from([items.clone(), vec![Value::Null]].concat()));
+                for n in 0..items.len() {
+                    let mut without = items.clone();
+                    without.remove(n);
+                    others.push(without.into());
+                    // An integer is the same as a double of its value.
+                    let written = |n: usize| items.get(n).map(|item: &Value| canonical(&item.to_string()));
+                    if n > 0 && written(n) != written(n - 1) {
+                        let mut swapped = items.clone();
+                        swapped.swap(n - 1, n);
+                        others.push(swapped.into());
+                    }
+                }
             }
             Value::Object(members) => {
                 for (name, member) in members {
@@ -382,8 +394,13 @@ mod tests {
                         Value::from(members)
                     }));
                     let mut without = members.clone();
-                    without.remove(name);
-                    others.push(without.into());
+                    let member = without.remove(name).unwrap();
+                    others.push(without.clone().into());
+                    let renamed = format!("{name} ");
+                    if !members.contains_key(&renamed) {
+                        without.insert(renamed, member);
+                        others.push(without.into());
+                    }
                 }
             }
             _ => {}

@@ -138,10 +138,10 @@ pub(super) fn origin_of<B>(response: &ServiceResponse<B>, guard: &RequestGuard, 
         _ => match response.status() {
             StatusCode::NOT_FOUND => !rules.guards_default_service && !pattern::is_routed(request),
             // A resource answers so for a method that it has no route for. A handler that did something has at least
-            // read its body, or taken its claim.
+            // read its body, taken its claim, or waited.
             StatusCode::METHOD_NOT_ALLOWED => {
                 !rules.guards_default_service && !pattern::is_routed(request)
-                    || response.headers().contains_key(header::ALLOW) && !guard.is_touched()
+                    || response.headers().contains_key(header::ALLOW) && !guard.is_touched() && !guard.has_waited()
             }
             _ => false,
         },

@@ -394,6 +394,9 @@ impl Seal {
         let (head, body) = response.into_parts();
         let body = body.try_into_bytes().map_err(|_| unfit("the transaction's response is a stream"))?;
         let (status, headers) = (head.status(), head.headers().clone());
+        if status.is_informational() {
+            return Err(unfit("the transaction's response is informational, so its caller waits for another"));
+        }
         let recorded = (body.len() <= self.limit).then(|| {
             let kept = (!keeps_all).then_some(self.kept_headers.as_slice());
             RecordedResponse::capture(status, &headers, kept, body.clone())

@@ -24,7 +24,7 @@ use super::fingerprint::whole;
 use super::pattern::Unrouted;
 use super::recorded::RecordedResponse;
 use super::rules::{Disposition, RouteRules, Rules};
-use super::{IdempotencyError, ResponseDisposition, key, pattern, settings};
+use super::{IdempotencyError, ResponseDisposition, WithDisposition as _, key, pattern, settings};
 use crate::call::Admitted;
 use crate::claims::{Grant, Settlement};
 use crate::detach::{self, DetachOnDrop};
@@ -237,7 +237,11 @@ impl Guard {
     fn turn_away(&self, turned_away: TurnedAway, request: ServiceRequest) -> ServiceResponse {
         match turned_away {
             TurnedAway::By(error) => request.into_response(self.rules.respond(&error)),
-            TurnedAway::ByScope(error) => request.into_response(response_of(error)),
+            TurnedAway::ByScope(error) => {
+                let response = response_of(error);
+                let panicked = || self.rules.respond(&IdempotencyError::SettingPanicked("scope"));
+                request.into_response(response.unwrap_or_else(panicked))
+            }
         }
     }
 
@@ -316,13 +320,20 @@ fn key_missing(rules: &RouteRules) -> TurnedAway {
 }
 
 /// The response of an error, with what middleware has added to it, and with the error in it for middleware further out.
-fn response_of(error: actix_web::Error) -> HttpResponse {
-    let mapped = error.error_response();
-    let (status, headers) = (mapped.status(), mapped.headers().clone());
-    let mut response = HttpResponse::from_error(error).set_body(mapped.into_body());
-    *response.status_mut() = status;
-    *response.headers_mut() = headers;
-    response
+/// `None` if the error's own code panics.
+fn response_of(error: actix_web::Error) -> Option<HttpResponse> {
+    settings::caught("request to an error for its response", || {
+        let mapped = error.error_response();
+        let (status, headers) = (mapped.status(), mapped.headers().clone());
+        let disposition = mapped.extensions().get::<ResponseDisposition>().copied();
+        let mut response = HttpResponse::from_error(error).set_body(mapped.into_body());
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        match disposition {
+            Some(disposition) => response.with_disposition(disposition),
+            None => response,
+        }
+    })
 }
 
 struct Asked {
@@ -424,38 +435,44 @@ impl Running {
                 return ServiceResponse::new(request, not_taken.into_response()).map_into_right_body();
             }
         };
-        match answered {
+        let panic_of = match answered {
             Ok(Ok(response)) => {
                 let origin = origin_of(&response, &self.guard, self.rules());
                 self.note_transaction(origin);
                 let (request, response) = response.into_parts();
                 let (response, request) = (self.on_response(origin, &request, response).await, request);
-                ServiceResponse::new(request, response)
+                return ServiceResponse::new(request, response);
             }
             // Middleware further out never sees an error as a response, and could add nothing to it.
-            Ok(Err(error)) => {
-                let request = head.into_request();
-                let response = response_of(error);
-                let origin = origin_of_inner_error(response.status(), &self.guard);
-                self.note_transaction(origin);
-                let response = self.on_response(origin, &request, response).await;
-                ServiceResponse::new(request, response.map_body(|_, body| EitherBody::right(BoxBody::new(body))))
-            }
-            Err(_) => {
-                let request = head.into_request();
-                self.guard.setup.engine.tell(EventKind::Panicked, self.guard.claim().key());
-                self.note_transaction(Origin::Panic);
-                let response = self.answer_to(Error::Panicked);
-                // The user's error handler chooses what the caller sees. It does not know what the handler did.
-                let (status, headers) = (StatusCode::INTERNAL_SERVER_ERROR, HeaderMap::new());
-                let disposition = self.decide(Origin::Panic, status, &headers, None);
-                let response = match self.settle_without_response(disposition, &request).await {
-                    Some(instead) => instead,
-                    None => response,
-                };
-                ServiceResponse::new(request, response).map_into_right_body()
-            }
-        }
+            Ok(Err(error)) => match response_of(error) {
+                Some(response) => {
+                    let request = head.into_request();
+                    let origin = origin_of_inner_error(response.status(), &self.guard);
+                    self.note_transaction(origin);
+                    let response = self.on_response(origin, &request, response).await;
+                    let response = response.map_body(|_, body| EitherBody::right(BoxBody::new(body)));
+                    return ServiceResponse::new(request, response);
+                }
+                // A refusal that cannot be written is a refusal. Any other may come after an effect, as a panic may.
+                None => match origin_of_inner_error(StatusCode::INTERNAL_SERVER_ERROR, &self.guard) {
+                    Origin::NoHandler => Origin::NoHandler,
+                    _ => Origin::Panic,
+                },
+            },
+            Err(_) => Origin::Panic,
+        };
+        self.on_panic(panic_of, head.into_request()).await.map_into_right_body()
+    }
+
+    async fn on_panic(&self, origin: Origin, request: HttpRequest) -> ServiceResponse {
+        self.guard.setup.engine.tell(EventKind::Panicked, self.guard.claim().key());
+        self.note_transaction(origin);
+        let response = self.answer_to(Error::Panicked);
+        // The user's error handler chooses what the caller sees. It does not know what the handler did.
+        let (status, headers) = (StatusCode::INTERNAL_SERVER_ERROR, HeaderMap::new());
+        let disposition = self.decide(origin, status, &headers, None);
+        let instead = self.settle_without_response(disposition, &request).await;
+        ServiceResponse::new(request, instead.unwrap_or(response))
     }
 
     fn rules(&self) -> &Rules {

@@ -313,8 +313,8 @@ impl Rules {
 pub(super) struct Sanitizer(pub(super) Option<Arc<Sanitize>>);
 
 impl Sanitizer {
-    /// What is stored of a response; `None` if the user's closure panicked, or cannot read the body because it is
-    /// encoded. What it was to remove is then not stored.
+    /// What is stored of a response; `None` if the user's closure panicked, cannot read the body because it is encoded, or
+    /// chose a status below 200, which is no answer. What it was to remove is then not stored.
     pub(super) fn sanitized(&self, mut recorded: RecordedResponse) -> Option<RecordedResponse> {
         let Some(sanitize) = &self.0 else { return Some(recorded) };
         let is_plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
@@ -325,7 +325,15 @@ impl Sanitizer {
             );
             return None;
         }
-        settings::caught("sanitizer", || sanitize(&mut recorded)).map(|()| recorded)
+        settings::caught("sanitizer", || sanitize(&mut recorded))?;
+        if recorded.status().is_informational() {
+            settings::report_once(
+                "The sanitizer set a status below 200, which is no answer. The guard does not keep such responses, and \
+                 answers their retries with 409.",
+            );
+            return None;
+        }
+        Some(recorded)
     }
 }
 

@@ -106,7 +106,9 @@ impl Scope {
     /// use actix_web::error::ErrorNotFound;
     ///
     /// let scope = Scope::from_request(|request| {
-    ///     let tenant = request.path().split('/').nth(1).filter(|tenant| !tenant.is_empty());
+    ///     // The decoded path, which the router matches: `/%61da/pay` is of the tenant `ada`, too.
+    ///     let path = request.match_info().as_str();
+    ///     let tenant = path.split('/').nth(1).filter(|tenant| !tenant.is_empty());
     ///     tenant.map(str::to_owned).ok_or_else(|| ErrorNotFound("no such tenant"))
     /// });
     /// ```

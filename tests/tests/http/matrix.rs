@@ -245,7 +245,8 @@ async fn the_matrix(protocol: Protocol, on_abandoned: Option<OnAbandoned>) {
                 let expects = expected(place, in_transaction, status, on_abandoned);
                 // A rerun that was chosen explicitly may charge twice; nothing else may.
                 let charged = effects.charges.load(Ordering::Relaxed) - charges;
-                let may_charge = if expects == Second::RunsAgain && on_abandoned.is_some() { 2 } else { 1 };
+                let chose_rerun = on_abandoned == Some(OnAbandoned::Rerun);
+                let may_charge = if expects == Second::RunsAgain && chose_rerun { 2 } else { 1 };
                 let called = effects.calls.load(Ordering::Relaxed) - calls;
                 let calls_expected = match (place, expects) {
                     (From::Extractor | From::InnerMiddleware, _) => 0,
@@ -288,6 +289,11 @@ async fn h08_h09_h10_h22_each_answer_means_the_same_by_http2() {
 #[actix_rt::test]
 async fn h10_a_failure_runs_again_where_that_was_chosen() {
     the_matrix(Protocol::Http1, Some(OnAbandoned::Rerun)).await;
+}
+
+#[actix_rt::test]
+async fn h10_a_rollback_frees_its_key_where_holding_was_chosen() {
+    the_matrix(Protocol::Http1, Some(OnAbandoned::Hold)).await;
 }
 
 async fn panics(effects: web::Data<Effects>) -> HttpResponse {

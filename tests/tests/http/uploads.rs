@@ -9,9 +9,7 @@ use futures_util::StreamExt as _;
 use oncekey::Engine;
 use oncekey::web::{FingerprintStrategy, Idempotency, Scope};
 use oncekey_backends::MemoryBackend;
-use tests::http::{PROTOCOLS, Request, read_answer};
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
+use tests::http::{PROTOCOLS, Request};
 
 use super::running::{Running, Runs, new_key};
 
@@ -137,53 +135,5 @@ async fn h13_a_body_that_does_not_arrive_is_408() {
     let answer = half.send(running.address).await;
     assert_eq!((answer.status, answer.problem().as_str()), (408, "request-timeout"));
     assert_eq!(runs.load(Ordering::Relaxed), 0);
-    running.stop().await;
-}
-
-/// Memory of this process that is in RAM, in bytes.
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1_024
-}
-
-const GIB: u64 = 1 << 30;
-
-/// Sends a body of this length, piece by piece, and reads the answer. Returns the most memory that was in use meanwhile.
-async fn upload_of(length: u64, address: std::net::SocketAddr, key: &str) -> (tests::http::Answer, u64) {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let head = format!(
-        "POST /upload HTTP/1.1\r\nHost: shop\r\nContent-Length: {length}\r\nContent-Digest: {DIGEST}\r\n\
-         Idempotency-Key: {key}\r\n\r\n"
-    );
-    stream.write_all(head.as_bytes()).await.unwrap();
-    let piece = vec![b'x'; 1 << 16];
-    let (mut sent, mut most) = (0, 0);
-    while sent < length {
-        let now = piece.len().min((length - sent) as usize);
-        stream.write_all(&piece[..now]).await.unwrap();
-        sent += now as u64;
-        if sent % (16 << 20) == 0 {
-            most = most.max(resident());
-        }
-    }
-    (read_answer(&mut stream).await.unwrap(), most)
-}
-
-#[actix_rt::test]
-async fn h25_an_upload_of_a_gibibyte_needs_no_memory() {
-    let runs = Runs::new(AtomicUsize::new(0));
-    let running = start(runs.clone()).await;
-    // What the server needs for any request is there before it is measured.
-    upload_of(1 << 20, running.address, &new_key()).await;
-    let before = resident();
-    let key = new_key();
-    let (first, most) = upload_of(GIB, running.address, &key).await;
-    assert_eq!((first.status, first.text()), (201, GIB.to_string()));
-    let (again, most_again) = upload_of(GIB, running.address, &key).await;
-    assert!(again.is_replay() && again.text() == GIB.to_string(), "{again:?}");
-    assert_eq!(runs.load(Ordering::Relaxed), 2, "the retry did not run");
-    let more = most.max(most_again).saturating_sub(before);
-    assert!(more < 20 << 20, "{more} bytes more");
     running.stop().await;
 }

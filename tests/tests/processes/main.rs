@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
 
 mod steps;
+mod uploads;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
