@@ -11,6 +11,7 @@ pub mod process;
 pub mod proxy;
 pub mod rows;
 pub mod server;
+pub mod shared_store;
 pub mod shop;
 #[cfg(feature = "simulation")]
 pub mod simulation;

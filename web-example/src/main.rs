@@ -43,7 +43,7 @@ async fn start(options: Options) -> Result<(), StartError> {
     // Before the engine, which takes its counters from the recorder that it finds.
     let metrics = PrometheusBuilder::new().install_recorder()?;
     let store = store::Store::open(&options).await?;
-    let shop = shop::Shop::open(&store).await?;
+    let shop = shop::Shop::open(&store, &options).await?;
     if options.worker {
         return server::work(&options, store, shop).await;
     }

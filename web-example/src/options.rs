@@ -48,6 +48,9 @@ pub(crate) struct Options {
     /// What a lapsed lease means; if not given: rerun for orders in the store's transaction, hold for the rest
     #[arg(long, env = "ONCEKEY_ON_ABANDONED")]
     pub(crate) on_abandoned: Option<Abandoned>,
+    /// Performs the effects of a checkout without steps, and all of them again after a crash: to see what steps are for
+    #[arg(long)]
+    pub(crate) bare_checkouts: bool,
 }
 
 /// What a lapsed lease means.

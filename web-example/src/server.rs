@@ -60,11 +60,12 @@ pub(crate) async fn serve(
         None if is_shared => rules.required().on_abandoned(OnAbandoned::Rerun),
         _ => rules.required(),
     };
+    // A checkout's effects are steps: after a crash the next try continues. Without steps it can only run again.
+    let on_crash = if options.bare_checkouts { OnAbandoned::Rerun } else { OnAbandoned::Resume };
     // Elsewhere a POST needs no key: it is 404 or 405, or `/echo`, whose key is optional.
     let guard = Idempotency::new(engine, Scope::header_or("X-Api-Key", "public"))
         .route("/orders", orders)
-        // Its effects are steps: after a crash the next try continues.
-        .route("/checkouts", |rules: RouteRules| rules.required().on_abandoned(OnAbandoned::Resume))
+        .route("/checkouts", move |rules: RouteRules| rules.required().on_abandoned(on_crash))
         .route("/payments", RouteRules::required);
     let server = HttpServer::new(move || {
         App::new()

@@ -143,6 +143,10 @@ impl Claim {
         self.permit = None;
     }
 
+    pub(super) fn steps(&self) -> Option<&StepTable> {
+        self.steps.as_deref()
+    }
+
     pub(super) fn steps_mut(&mut self) -> Option<&mut StepTable> {
         self.steps.as_deref_mut()
     }
@@ -290,7 +294,7 @@ impl Claim {
     }
 
     /// The operation has run for longer than its limit. It is not stopped, but it is on its own from here: what it reports
-    /// later changes nothing.
+    /// later changes nothing. Its steps that run may still record their outcomes.
     pub(crate) fn end_run(&mut self, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Next {
         if !self.phase.is_running() {
             return Next::Wait;
@@ -301,8 +305,7 @@ impl Claim {
         warn!(key = %arbiter.key, "an operation has passed its run limit; its claim is settled as abandoned");
         arbiter.tell(EventKind::RunLimit);
         self.permit = None;
-        // A step that still runs is as unknown as its operation.
-        self.steps = None;
+        // What becomes of a step that runs is a fact all the same: it reaches the store, past the claim's end.
         self.settle_now(Settlement::Abandon, None, arbiter, claim)
     }
 

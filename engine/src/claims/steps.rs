@@ -102,6 +102,9 @@ pub(super) struct StepTable {
     last_number: u32,
     /// The end of the claim, which waits for the steps that run.
     settlement: Option<Waiting>,
+    /// The run limit has passed. No step begins any more, and the claim's end waits for none that runs; what becomes of those
+    /// still reaches the store.
+    is_over: bool,
 }
 
 struct Waiting {
@@ -139,7 +142,7 @@ enum Work {
 
 impl StepTable {
     pub(super) fn new(life: FencingToken) -> Self {
-        Self { life, known: Vec::new(), running: Vec::new(), last_number: 0, settlement: None }
+        Self { life, known: Vec::new(), running: Vec::new(), last_number: 0, settlement: None, is_over: false }
     }
 
     /// What a claim brought from earlier attempts.
@@ -161,6 +164,14 @@ impl StepTable {
     fn take(&mut self, number: u32) -> Option<Running> {
         let at = self.running.iter().position(|running| running.run.number == number)?;
         Some(self.running.swap_remove(at))
+    }
+
+    /// Takes the end of the claim, if it waits for nothing any longer.
+    fn take_settlement(&mut self) -> Option<Waiting> {
+        let is_over = self.is_over;
+        let waits_for = |running: &Running| !(is_over && matches!(running.work, Work::Beginning(_) | Work::Working));
+        let waits = self.running.iter().any(waits_for);
+        self.settlement.take_if(|_| !waits)
     }
 
     /// The name under which a step is kept: an earlier one, if it was renamed since.
@@ -430,10 +441,19 @@ impl Claim {
         arbiter: &Arbiter<'_>,
         claim: &ClaimAddr,
     ) -> Next {
-        let Some(running) = self.steps_mut().and_then(|table| table.at(number)) else { return Next::Wait };
+        let Some(table) = self.steps_mut() else { return Next::Wait };
+        let is_over = table.is_over;
+        let Some(running) = table.at(number) else { return Next::Wait };
         let Work::Beginning(reply) = std::mem::replace(&mut running.work, Work::Working) else { return Next::Wait };
         let name = running.step.name.clone();
         let (told, kept) = match answer {
+            Ok(StepBegun::Begun { .. }) if is_over => {
+                // Nothing ran.
+                let _ = reply.send(Err(StepRefusal::Lost));
+                running.work = Work::Failing(None);
+                self.ask_for_step(number, arbiter, claim);
+                return Next::Wait;
+            }
             Ok(StepBegun::Begun { attempt, life, .. }) => {
                 // If its caller has left, or leaves before it reads this, the guard in the message ends the step.
                 let _ = reply.send(Ok(BegunStep::Run { name, attempt, life, end: EndOnDrop::new(claim, number) }));
@@ -553,24 +573,28 @@ impl Claim {
         if let Some(known) = kept {
             table.keep(known);
         }
-        match table.settlement.take_if(|_| table.running.is_empty()) {
+        self.settle_if_steps_ended(arbiter, claim)
+    }
+
+    fn settle_if_steps_ended(&mut self, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Next {
+        match self.steps_mut().and_then(StepTable::take_settlement) {
             Some(Waiting { settlement, reply, .. }) => self.settle_now(settlement, reply, arbiter, claim),
             None => Next::Wait,
         }
     }
 
-    /// At the run limit: an operation that has returned is not past it. The steps that it left running are as unknown as
-    /// if they had been dropped; what is known of the others must still reach the store. `None` if it has not returned.
+    /// At the run limit: an operation that has returned is not past it, but its end waits no longer for the steps that it
+    /// left running. What is known of the others must still reach the store before. `None` if it has not returned.
     pub(super) fn ends_in_time(&mut self, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Option<Next> {
-        let table = self.steps_mut().filter(|table| table.settlement.is_some())?;
-        table.running.retain(|running| {
-            matches!(running.work, Work::Completing(..) | Work::Failing(_) | Work::Committing(_) | Work::Probing(..))
-        });
-        let ended = table.settlement.take_if(|_| table.running.is_empty());
-        Some(match ended {
-            Some(Waiting { settlement, reply, .. }) => self.settle_now(settlement, reply, arbiter, claim),
-            None => Next::Wait,
-        })
+        let table = self.steps_mut()?;
+        table.is_over = true;
+        let has_returned = table.settlement.is_some();
+        has_returned.then(|| self.settle_if_steps_ended(arbiter, claim))
+    }
+
+    /// Whether what becomes of a step is still to reach the store.
+    pub(crate) fn has_running_steps(&self) -> bool {
+        self.steps().is_some_and(|table| !table.running.is_empty())
     }
 
     /// Keeps the end of the claim until its steps have ended; gives it back if none runs.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use futures_util::future::join;
 use futures_util::poll;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::{sleep, timeout};
 
 use super::{Fault, Faulty, LONG, SHORT, Steps, Store, fingerprint, fresh_key, until};
@@ -307,6 +307,69 @@ pub async fn e26_a_step_whose_caller_left_before_it_began_leaves_nothing(store: 
     let again = ledger.clone();
     let operation = async move |claim: Claim| again.step(&claim, "charge").await;
     assert_eq!(engine.run(key, fingerprint(), operation).await.unwrap(), Outcome::Ran("charge is done".to_owned()));
+}
+
+/// E26, E23: a step that runs when the run limit of its operation passes still records its outcome, whether its operation waits
+/// for it or has returned. Its operation begins no other step, and a retry continues after it.
+pub async fn e26_a_step_that_outlasts_the_run_limit_keeps_its_outcome(store: &Store) {
+    if !store.capabilities.steps {
+        return;
+    }
+    for has_returned in [false, true] {
+        let engine = store.engine(resuming).await;
+        let (key, ledger, go) = (fresh_key(), Ledger::default(), Arc::new(Notify::new()));
+        let (charging, charged) = oneshot::channel();
+        let operation = {
+            let (ledger, go) = (ledger.clone(), Arc::clone(&go));
+            async move |claim: Claim| {
+                let charge = async move {
+                    let effect = async |_| {
+                        go.notified().await;
+                        Ok::<_, &str>("charge is done".to_owned())
+                    };
+                    let charged = claim.step("charge", effect).await;
+                    let _ = charging.send((charged, ledger.step(&claim, "mail").await));
+                };
+                if has_returned {
+                    drop(actix_rt::spawn(charge));
+                    // The step is asked for before the operation's end.
+                    sleep(SHORT / 10).await;
+                } else {
+                    charge.await;
+                }
+                Err::<String, Failure>(StepError::Operation("not now"))
+            }
+        };
+        let running = {
+            let (engine, key) = (engine.with_run_limit(SHORT), key.clone());
+            actix_rt::spawn(async move { engine.run_local(key, fingerprint(), operation).await })
+        };
+        let again = {
+            let ledger = ledger.clone();
+            async move |engine: &Engine, key: &crate::Key| {
+                let operation = async move |claim: Claim| {
+                    let charged: String = claim.step("charge", async |_| Err("it ran again")).await?;
+                    assert_eq!(charged, "charge is done");
+                    ledger.step(&claim, "mail").await
+                };
+                engine.run_local(key.clone(), fingerprint(), operation).await
+            }
+        };
+        // Nobody knows yet what becomes of the step.
+        let held = async || {
+            let view = engine.lookup(&key).await.unwrap();
+            view.is_some_and(|view| matches!(view.state, StateView::Indeterminate))
+        };
+        until("the run limit", held).await;
+        assert_eq!(engine.keys_in_flight().await, 0, "its key lock is free");
+        go.notify_one();
+        let (charged, mailed) = charged.await.unwrap();
+        assert_eq!(charged, Ok("charge is done".to_owned()));
+        assert!(matches!(mailed, Err(StepError::Lost)), "{mailed:?}");
+        assert!(running.await.unwrap().is_err());
+        assert_eq!(again(&engine, &key).await.unwrap(), Outcome::Ran("mail is done".to_owned()));
+        assert_eq!(ledger.names(), ["mail"]);
+    }
 }
 
 /// E26: a step in a step, two of one name at once, a bad name, and a step without a claim are errors at once.

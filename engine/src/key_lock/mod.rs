@@ -39,6 +39,8 @@ pub(crate) struct KeyLock {
     neighbours: Arc<Neighbours>,
     fingerprint: Fingerprint,
     role: Role,
+    /// A claim that has ended before its steps, for what is still to reach the store of them. Nobody else is kept waiting by it.
+    ended: Option<Box<Claim>>,
     waiters: Waiters,
     /// For the end of the claim's run limit, where it has one.
     run_limit: Option<SpawnHandle>,
@@ -92,6 +94,7 @@ impl Lock {
             neighbours,
             fingerprint,
             role,
+            ended: None,
             waiters,
             run_limit: None,
             is_routed: true,
@@ -144,7 +147,10 @@ impl KeyLock {
             }
         }
         let claim = match std::mem::replace(&mut self.role, Role::Retired) {
-            Role::Claim(_, place) => Some(place),
+            Role::Claim(claim, place) => {
+                self.ended = claim.has_running_steps().then(|| Box::new(claim));
+                Some(place)
+            }
             _ => None,
         };
         let (key, id, is_reusable) = (self.key.clone(), self.id, self.is_reusable);
@@ -208,7 +214,11 @@ impl KeyLock {
         ctx: &mut Context<Self>,
         act: impl FnOnce(&mut Claim, &Arbiter<'_>, &ClaimAddr) -> Next,
     ) {
-        let Role::Claim(claim, _) = &mut self.role else { return };
+        let claim = match (&mut self.role, &mut self.ended) {
+            (Role::Claim(claim, _), _) => claim,
+            (_, Some(ended)) => &mut **ended,
+            _ => return,
+        };
         let Neighbours { shared, store, .. } = &*self.neighbours;
         match act(claim, &Arbiter { key: &self.key, shared, store }, &address) {
             Next::Wait => {}
@@ -223,7 +233,12 @@ impl KeyLock {
 impl KeyLock {
     fn ask_again_after(&mut self, pause: Duration, address: ClaimAddr, ctx: &mut Context<Self>) {
         self.is_reusable = false;
-        ctx.run_later(pause, |lock, ctx| lock.ask_again(address, ctx));
+        ctx.run_later(pause, |lock, ctx| {
+            // A claim that has ended asks for its steps alone.
+            if let Role::Claim(..) = lock.role {
+                lock.ask_again(address, ctx);
+            }
+        });
     }
 
     /// A method of its own: a closure in the generic `with_claim` that calls it again would be another type at every depth.
@@ -286,7 +301,9 @@ impl Handler<ToClaim> for KeyLock {
     type Result = ();
 
     fn handle(&mut self, ToClaim { what, claim: address }: ToClaim, ctx: &mut Self::Context) {
-        if !matches!(self.role, Role::Claim(..)) {
+        let is_of_step = matches!(what, What::Step(_) | What::Answered(Answered::Step(_)));
+        let is_of_ended = self.ended.is_some() && is_of_step;
+        if !matches!(self.role, Role::Claim(..)) && !is_of_ended {
             return refuse_late(what);
         }
         if let What::LimitRun(limit) = what {

@@ -1,15 +1,18 @@
-//! A process that uses an engine on an SQLite file, for tests that kill it, pause it, or set its clock.
+//! A process that uses an engine on a store, for tests that kill it, pause it, or set its clock.
 //!
-//! Usage: `keyholder FILE LEASE_MS`. It reads commands, a line each, and answers in lines:
+//! Usage: `keyholder STORE LEASE_MS [OUTSIDE]`. The store is an SQLite file or a URL; with a URL, `OUTSIDE` is the SQLite file of
+//! all effects outside of the store. It reads commands, a line each, and answers in lines:
 //!
 //! - `run KEY rerun|hold quick|stall|wait`: runs an operation; `stall` makes it last until `go`, `wait` has the call wait
 //!   for another's. `began KEY ATTEMPT` when the operation begins, then `ran KEY VALUE`, `replayed KEY VALUE`, or
 //!   `refused KEY WHY`. The value is the process's id.
 //! - `order KEY`: inserts a row into the table `orders` in the transaction that completes the key.
 //! - `order-unguarded KEY`: inserts the row in a transaction of its own, with no engine: the control.
-//! - `checkout KEY hold|rerun|transaction|none quick|before-STEP|in-STEP`: runs an operation of the steps `reserve`, `charge`
+//! - `checkout KEY hold|rerun|transaction|none|heedless quick|before-STEP|in-STEP`: runs an operation of the steps `reserve`, `charge`
 //!   and `mail` under Resume, each of which inserts a row into the table `effects`: in its transaction, or in another file,
-//!   `FILE.outside`. `none` has no steps and is run again.
+//!   `FILE.outside`. `none` has no steps and is run again;
+//!   `heedless` is `hold` by an operation that passes over every error, and goes on to its next step: `lost KEY STEP` when one
+//!   was refused.
 //!   `step KEY STEP ATTEMPT` when a step runs; `stalled KEY` before a step, or in it after its effect, until `go`.
 //! - `settle KEY`: settles the key's unsettled step by what the table says, and answers `settled KEY STEP`.
 //! - `go`: lets stalled operations end.
@@ -27,7 +30,7 @@ use oncekey::record::StoreTime;
 use oncekey::{
     Attempt, Claim, Engine, Error, Fingerprint, Key, OnAbandoned, Outcome, RunError, StepError, StepOptions, StepPolicy,
 };
-use oncekey_backends::SqliteBackend;
+use tests::shared_store::engine_on;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::sync::Notify;
 
@@ -130,10 +133,19 @@ async fn checkout(engine: Engine, key: Key, checkout: Checkout) {
         _ => OnAbandoned::Resume,
     });
     let result = engine.run_local(key.clone(), Fingerprint::of(b"asked"), move |claim| async move {
+        let mut result = Ok(std::process::id());
         for name in ["reserve", "charge", "mail"] {
-            checkout.one(&claim, name).await.map_err(|error| format!("{error:?}"))?;
+            let Err(error) = checkout.one(&claim, name).await else { continue };
+            let is_heedless = checkout.kind == "heedless";
+            if is_heedless && error == StepError::Lost {
+                println!("lost {} {name}", claim.key().idempotency_key());
+            }
+            result = Err(format!("{error:?}"));
+            if !is_heedless {
+                break;
+            }
         }
-        Ok::<_, String>(std::process::id())
+        result
     });
     report(&key, result.await);
 }
@@ -167,13 +179,13 @@ fn connect(file: &str) -> SqliteConnection {
 #[actix_rt::main]
 async fn main() {
     let mut arguments = std::env::args().skip(1);
-    let (file, lease) =
-        (arguments.next().expect("FILE"), arguments.next().expect("LEASE_MS").parse().expect("a number"));
-    let backend = SqliteBackend::open(&file).expect("the store opens");
-    let mut unguarded = connect(&file);
-    let outside_file = format!("{file}.outside");
+    let (store, lease) =
+        (arguments.next().expect("STORE"), arguments.next().expect("LEASE_MS").parse().expect("a number"));
+    let outside_file = arguments.next().unwrap_or_else(|| format!("{store}.outside"));
+    let engine = engine_on(&store, Duration::from_millis(lease)).await;
+    // Orders are rows of the store's file, where it is one.
+    let mut unguarded = connect(if store.contains(':') { &outside_file } else { &store });
     let outside = Arc::new(Mutex::new(connect(&outside_file)));
-    let engine = Engine::builder(backend).lease(Duration::from_millis(lease)).start().expect("the engine starts");
     let go = Arc::new(Notify::new());
     println!("ready");
 

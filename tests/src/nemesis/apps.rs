@@ -50,9 +50,18 @@ impl Apps {
     /// # Panics
     /// If they do not open.
     pub fn open(folder: &Path, urls: &[String; 2], lease: Duration) -> Self {
+        Self::open_with(folder, urls, lease, &[])
+    }
+
+    /// The same with more flags.
+    ///
+    /// # Panics
+    /// If they do not open.
+    pub fn open_with(folder: &Path, urls: &[String; 2], lease: Duration, more: &[&str]) -> Self {
         let lease = format!("--lease={}ms", lease.as_millis());
         let flags = urls.each_ref().map(|url| {
-            vec![format!("--store={url}"), lease.clone(), "--workers=2".to_owned(), "--retention=2h".to_owned()]
+            let own = [format!("--store={url}"), lease.clone(), "--workers=2".to_owned(), "--retention=2h".to_owned()];
+            own.into_iter().chain(more.iter().map(|flag| (*flag).to_owned())).collect::<Vec<_>>()
         });
         let [one, other] = flags.each_ref().map(|flags| open(folder, flags));
         Self {

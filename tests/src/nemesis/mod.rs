@@ -11,14 +11,21 @@
 //! - [`workload`] and [`history`]: the clients, and what they saw.
 //! - [`connections`]: a client's connections to the shops, which it keeps.
 //! - [`checker`] and [`report`]: what it means.
+//!
+//! Operations of several steps have runs of their own: [`checkouts`] in shops that are killed between and inside of steps, and
+//! [`stale`] holders, which were paused past their lease.
 
 pub mod apps;
 pub mod checker;
+pub mod checkouts;
+mod checkouts_report;
 pub mod connections;
 pub mod faults;
 pub mod history;
+mod ledger;
 pub mod proxy;
 pub mod report;
+pub mod stale;
 pub mod stores;
 pub mod workload;
 

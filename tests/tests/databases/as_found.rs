@@ -10,10 +10,10 @@ use futures_util::future::join_all;
 use oncekey::backend::{
     Acquire, Acquired, Backend, CommitStep, Complete, CompleteInTransaction, CompleteStep, Completed,
     CompletedInTransaction, Purge, Renew, Renewed, Request, ResolveStep, Resolved, StepBegun, StepCommitted,
-    StepCompleted, StepInTransaction, StepResolution, StoreError, TransactionOperation,
+    StepCompleted, StepFailed, StepInTransaction, StepResolution, StoreError, TransactionOperation,
 };
 use oncekey::record::{Binding, PayloadKind, Progress, SealedOutcome};
-use oncekey::{Engine, Key, Outcome, RunError};
+use oncekey::{Claim, Engine, Error, Key, OnAbandoned, Outcome, RunError, Step};
 use oncekey_backends::mysql::MysqlBackend;
 use oncekey_backends::outbox::{MysqlOutbox, PostgresOutbox};
 use oncekey_backends::postgres::{PostgresBackend, PostgresOpenError};
@@ -347,6 +347,82 @@ async fn e27_a_claim_is_renewed_while_its_operation_runs_on_any_pool() {
     let message = CompleteInTransaction { key, owner, retention: Duration::from_secs(60), operation };
     let answer = backend.complete_in_transaction(message).await;
     assert!(matches!(answer, Ok(CompletedInTransaction::Stored { .. })), "{answer:?}");
+}
+
+/// On a pool of the application's, whatever its isolation: a step's transaction keeps neither its claim's heartbeats nor its
+/// sibling steps waiting, operations with steps are taken over side by side, and what a step of theirs wrote is there once.
+#[actix_rt::test]
+async fn e27_steps_in_transactions_work_on_any_pool() {
+    const KEYS: usize = 8;
+    const LEASE: Duration = Duration::from_secs(2);
+    const LASTS: Duration = Duration::from_millis(2_500);
+    let settings: [&[&str]; 2] = [
+        &["--transaction-isolation=SERIALIZABLE"],
+        &["--innodb-snapshot-isolation=ON", "--transaction-isolation=SERIALIZABLE"],
+    ];
+    for settings in settings {
+        let server = MariaDb::start_with(settings);
+        server.sql("CREATE TABLE reserved (item varchar(50))");
+        let open = async || MysqlBackend::from_pool(mysql_pool(&server.url(), 10)).open().await.unwrap();
+        let start = |backend| Engine::builder(backend).lease(LEASE).on_abandoned(OnAbandoned::Resume).start().unwrap();
+        let (engine, other) = (start(open().await), start(open().await));
+        let check_out = async |engine: &Engine, number: usize, is_first: bool| {
+            let key = Key::new("s", format!("k{number:02}")).unwrap();
+            let operation = async move |claim: Claim| {
+                let reserve = async move |tx: &mut AsyncMysqlConnection, _: &Step| {
+                    tx.batch_execute(&format!("INSERT INTO reserved VALUES ('{number}')")).await?;
+                    // Longer than the lease, which its heartbeats keep meanwhile.
+                    tokio::time::sleep(LASTS).await;
+                    Ok::<_, diesel::result::Error>(1_u32)
+                };
+                let sibling = claim.step("charge", async |_| Ok::<_, diesel::result::Error>(2_u32));
+                let began = Instant::now();
+                let (reserved, charged) =
+                    futures_util::future::join(claim.step_in_async_transaction("reserve", reserve), async {
+                        (sibling.await, began.elapsed())
+                    })
+                    .await;
+                assert_eq!((reserved, charged.0), (Ok(1), Ok(2)), "{number}");
+                assert!(charged.1 < LASTS || !is_first, "the sibling waited for {:?}", charged.1);
+                assert!(!is_first, "this panic is part of a check");
+                claim.step("mail", async |_| Ok::<_, diesel::result::Error>(3_u32)).await
+            };
+            engine.run_local(key, b"", operation).await
+        };
+        // Four at once: a pool of ten has six connections for transactions.
+        for first in (0..KEYS).step_by(4) {
+            let ran = join_all((first..first + 4).map(|number| check_out(&engine, number, true))).await;
+            assert!(
+                ran.iter().all(|ran| matches!(ran, Err(RunError::Engine(Error::Panicked)))),
+                "{settings:?}: {ran:?}"
+            );
+        }
+        let ran = join_all((0..KEYS).map(|number| check_out(&other, number, false))).await;
+        assert!(ran.iter().all(|ran| matches!(ran, Ok(Outcome::Ran(3)))), "{settings:?}: {ran:?}");
+        assert_eq!(server.sql("SELECT count(*), count(DISTINCT item) FROM reserved"), format!("{KEYS}\t{KEYS}"));
+        // Messages about the steps of many keys, each in a transaction of its own, beside each other.
+        let (backend, beside) = (open().await, open().await);
+        let held = join_all((0..KEYS).map(async |number| claim(&backend, &format!("f{number:02}")).await)).await;
+        for held in &held {
+            assert!(matches!(backend.begin_step(held.begin("charge", 1)).await, Ok(StepBegun::Begun { .. })));
+        }
+        let failed = join_all(held.iter().enumerate().map(|(number, held)| {
+            let backend = if number % 2 == 0 { &backend } else { &beside };
+            async move {
+                let failed = backend.fail_step(held.fail("charge", 1)).await;
+                (
+                    failed,
+                    backend.begin_step(held.begin("charge", 2)).await,
+                    backend.fail_step(held.fail("mail", 3)).await,
+                )
+            }
+        }))
+        .await;
+        for (failed, begun, mail) in failed {
+            assert_eq!((failed, mail), (Ok(StepFailed::Failed), Ok(StepFailed::Failed)), "{settings:?}");
+            assert!(matches!(begun, Ok(StepBegun::Begun { .. })), "{settings:?}: {begun:?}");
+        }
+    }
 }
 
 /// A node of a Galera cluster: it opens, claims, completes, purges and relays, without locks by name.

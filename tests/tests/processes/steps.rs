@@ -7,7 +7,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
 use tests::process::Process;
 
-use super::{LONG, SHORT, Store, retry};
+use super::{SHORT, Store, retry};
 
 const STEPS: [&str; 3] = ["reserve", "charge", "mail"];
 
@@ -91,34 +91,6 @@ fn e26_kill_9_inside_a_step_follows_the_steps_own_policy() {
         let (ran, line) = finish(&mut heir, kind, kind);
         assert_eq!(ran, ["mail 1"], "{line}");
         assert_eq!(store.effects(kind), [1; 3]);
-    }
-}
-
-/// A holder that was paused past its lease is refused before its next effect, whoever continues.
-#[test]
-fn e26_a_process_paused_past_its_lease_begins_no_step_after_a_takeover() {
-    let keys: Vec<String> = (0..40).map(|n| format!("k{n}")).collect();
-    let store = Store::new();
-    let (mut paused, mut heir) = (store.holder(SHORT), store.holder(LONG));
-    keys.iter().for_each(|key| paused.say(&format!("checkout {key} hold before-charge")));
-    keys.iter().for_each(|_| drop(paused.expect("stalled")));
-    paused.pause();
-    for key in &keys {
-        let (ran, line) = finish(&mut heir, key, "hold");
-        assert_eq!(ran, ["charge 1", "mail 1"], "{line}");
-    }
-    paused.resume();
-    paused.say("go");
-    let mut refused = 0;
-    while refused < keys.len() {
-        let line = paused.next_line();
-        assert!(!line.starts_with("step "), "a stale holder ran a step: {line}");
-        let is_lost = line.starts_with("failed") && line.ends_with("Lost") || line.ends_with("ClaimLost");
-        assert!(is_lost, "{line}");
-        refused += 1;
-    }
-    for key in &keys {
-        assert_eq!(store.effects(key), [1; 3], "{key}");
     }
 }
 

@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
+use diesel::sqlite::SqliteConnection;
 use diesel::{ExpressionMethods as _, QueryDsl as _, Queryable, Selectable, SelectableHelper as _};
-use oncekey::{Claim, Step, StepError};
+use diesel_async::{AsyncMysqlConnection, AsyncPgConnection};
+use oncekey::{Claim, DerivedKey, Step, StepError};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Shop;
-use super::database::{DatabaseError, checkout_steps, crashed, inserts_first, now, on_database};
+use super::database::{Database, DatabaseError, checkout_steps, crashed, inserts_first, now, on_database};
 use super::payments::{self, MAX_REFERENCE, Payment};
 use crate::server::problem;
 
@@ -46,6 +48,8 @@ enum Charged {
 enum StepFailed {
     #[error("the shop's database failed: {0}")]
     Database(#[from] DatabaseError),
+    #[error("the reservation was not written: {0}")]
+    Sql(#[from] diesel::result::Error),
     #[error("the card gateway is down")]
     GatewayDown,
 }
@@ -67,40 +71,128 @@ pub(super) async fn create(
         let detail = format!("a checkout takes {}", CARDS.join(", "));
         return Ok(problem(StatusCode::BAD_REQUEST, "Unknown card", &detail));
     }
-    Ok(check_out(&shop, &checkout, &claim).await.unwrap_or_else(|error| refused(&error)))
+    let checked_out = if shop.bare_checkouts {
+        check_out_bare(&shop, &checkout, &claim).await.map_err(StepError::Operation)
+    } else {
+        check_out(&shop, &checkout, &claim).await
+    };
+    Ok(checked_out.unwrap_or_else(|error| refused(&error)))
 }
 
 /// All that has an effect stands in a step. A crash between two steps loses nothing: the next try replays those that are
 /// done.
 async fn check_out(shop: &Shop, checkout: &Checkout, claim: &Claim) -> Result<HttpResponse, StepError<StepFailed>> {
-    let reserved: String =
-        claim.step("reserve", async |step| Ok(execute(shop, checkout, &step, &checkout.item).await?)).await?;
-    let charged = claim.step("charge", async |step| charge(shop, checkout, step).await).await?;
+    let reserved = reserve(shop, checkout, claim).await?;
+    let charged = claim.step("charge", async |step| charge(shop, checkout, step.key()).await).await?;
     let Charged::Charge(charge) = charged else {
-        return Ok(HttpResponse::PaymentRequired().json(json!({"error": "card declined"})));
+        return Ok(declined());
     };
     if checkout.card == "tok_crash_once" && is_first_crash(shop, checkout.reference.clone()).await {
         crash();
     }
-    let mailed: String =
-        claim.step("mail", async |step| Ok(execute(shop, checkout, &step, &checkout.reference).await?)).await?;
+    let mailed = claim.step("mail", async |step| mail(shop, checkout, step.key()).await).await?;
+    Ok(checked_out(checkout, &reserved, &charge, &mailed))
+}
+
+/// The same effects without steps, for comparison. A crash between two of them leaves nobody who knows of the first, and the
+/// next try has them all again.
+async fn check_out_bare(shop: &Shop, checkout: &Checkout, claim: &Claim) -> Result<HttpResponse, StepFailed> {
+    execute(shop, row(checkout, "reserve", &claim.derive_key("reserve"))).await?;
+    let charged = charge(shop, checkout, &claim.derive_key("charge")).await?;
+    let Charged::Charge(charge) = charged else { return Ok(declined()) };
+    let mailed = mail(shop, checkout, &claim.derive_key("mail")).await?;
+    Ok(checked_out(checkout, &told("reserve", &checkout.item), &charge, &mailed))
+}
+
+fn checked_out(checkout: &Checkout, reserved: &str, charge: &str, mailed: &str) -> HttpResponse {
     let told = json!({"reference": checkout.reference, "reserved": reserved, "charge": charge, "mail": mailed});
-    Ok(HttpResponse::Created().json(told))
+    HttpResponse::Created().json(told)
 }
 
-/// Performs a step's effect: here, a line that shows that it happened.
-async fn execute(shop: &Shop, checkout: &Checkout, step: &Step, what: &str) -> Result<String, DatabaseError> {
-    let row = (
+fn declined() -> HttpResponse {
+    HttpResponse::PaymentRequired().json(json!({"error": "card declined"}))
+}
+
+type Row = (
+    diesel::dsl::Eq<checkout_steps::reference, String>,
+    diesel::dsl::Eq<checkout_steps::step, &'static str>,
+    diesel::dsl::Eq<checkout_steps::provider_key, String>,
+    diesel::dsl::Eq<checkout_steps::created_at, String>,
+);
+
+/// The line that shows that an effect happened.
+fn row(checkout: &Checkout, step: &'static str, key: &DerivedKey) -> Row {
+    (
         checkout_steps::reference.eq(checkout.reference.clone()),
-        checkout_steps::step.eq(step.name().to_owned()),
-        checkout_steps::provider_key.eq(step.key().to_string()),
+        checkout_steps::step.eq(step),
+        checkout_steps::provider_key.eq(key.to_string()),
         checkout_steps::created_at.eq(now()),
-    );
-    on_database!(&shop.database, execute(diesel::insert_into(checkout_steps::table).values(row)))?;
-    Ok(format!("{}: {what}", step.name()))
+    )
 }
 
-async fn charge(shop: &Shop, checkout: &Checkout, step: Step) -> Result<Charged, StepFailed> {
+fn told(step: &str, what: &str) -> String {
+    format!("{step}: {what}")
+}
+
+/// The reservation is a row of the shop's own. Where the store is the shop's database too, it commits with its step.
+async fn reserve(shop: &Shop, checkout: &Checkout, claim: &Claim) -> Result<String, StepError<StepFailed>> {
+    const NAME: &str = "reserve";
+    let (reserved, of) = (told(NAME, &checkout.item), checkout.clone());
+    match &shop.database {
+        _ if !shop.orders_in_the_store => {
+            let write = async |step: Step| execute(shop, row(&of, NAME, step.key())).await.map(|()| reserved);
+            claim.step(NAME, write).await
+        }
+        Database::Sqlite(_) => {
+            let write = move |tx: &mut SqliteConnection, step: &Step| {
+                let row = diesel::insert_into(checkout_steps::table).values(row(&of, NAME, step.key()));
+                diesel::RunQueryDsl::execute(row, tx)?;
+                Ok(reserved)
+            };
+            claim.step_in_transaction(NAME, write).await
+        }
+        Database::Postgres(_) => {
+            let write = async move |tx: &mut AsyncPgConnection, step: &Step| {
+                let row = diesel::insert_into(checkout_steps::table).values(row(&of, NAME, step.key()));
+                diesel_async::RunQueryDsl::execute(row, tx).await?;
+                Ok(reserved.clone())
+            };
+            claim.step_in_async_transaction(NAME, write).await
+        }
+        Database::Mysql(_) => {
+            let write = async move |tx: &mut AsyncMysqlConnection, step: &Step| {
+                let row = diesel::insert_into(checkout_steps::table).values(row(&of, NAME, step.key()));
+                diesel_async::RunQueryDsl::execute(row, tx).await?;
+                Ok(reserved.clone())
+            };
+            claim.step_in_async_transaction(NAME, write).await
+        }
+    }
+}
+
+/// Performs an effect: here, the line that shows it.
+async fn execute(shop: &Shop, row: Row) -> Result<(), StepFailed> {
+    let inserted = diesel::insert_into(checkout_steps::table).values(row);
+    on_database!(&shop.database, execute(inserted)).map_err(unless_unsure)?;
+    Ok(())
+}
+
+/// A step's error states that nothing happened. Of a statement that failed nobody knows that: it may have been carried out,
+/// and only its answer lost.
+fn unless_unsure(error: DatabaseError) -> StepFailed {
+    match error {
+        DatabaseError::Sql(error) => unsure(&error),
+        error => error.into(),
+    }
+}
+
+/// Leaves the step unsettled, so that somebody finds out.
+#[expect(clippy::panic, reason = "a step's operation that can't tell whether it had its effect reports nothing")]
+fn unsure(error: &dyn std::error::Error) -> ! {
+    panic!("the shop's database failed in the middle of an effect: {error}")
+}
+
+async fn charge(shop: &Shop, checkout: &Checkout, key: &DerivedKey) -> Result<Charged, StepFailed> {
     match checkout.card.as_str() {
         "tok_declined" => return Ok(Charged::Declined),
         "tok_gateway_down" => return Err(StepFailed::GatewayDown),
@@ -109,8 +201,15 @@ async fn charge(shop: &Shop, checkout: &Checkout, step: Step) -> Result<Charged,
     }
     let Checkout { amount, card, reference, .. } = checkout.clone();
     let payment = Payment { amount, currency: "usd".to_owned(), card, reference };
-    payments::insert(shop, payment, step.key()).await?;
-    Ok(Charged::Charge(execute(shop, checkout, &step, &checkout.card).await?))
+    payments::insert(shop, payment, key).await.map_err(unless_unsure)?;
+    // The charge has happened, so that no failure from here on may be taken for none.
+    execute(shop, row(checkout, "charge", key)).await.unwrap_or_else(|error| unsure(&error));
+    Ok(Charged::Charge(told("charge", &checkout.card)))
+}
+
+async fn mail(shop: &Shop, checkout: &Checkout, key: &DerivedKey) -> Result<String, StepFailed> {
+    execute(shop, row(checkout, "mail", key)).await?;
+    Ok(told("mail", &checkout.reference))
 }
 
 /// Whether this is the first checkout with the reference that crashes.

@@ -12,6 +12,7 @@ pub(crate) use mails::{relay as relay_mails, work as work_on_mails};
 
 use actix_web::web;
 
+use crate::options::Options;
 use crate::server::resource;
 use crate::store::Store;
 use database::Database;
@@ -21,17 +22,20 @@ use mails::Outbox;
 #[derive(Debug)]
 pub(crate) struct Shop {
     database: Database,
-    /// Whether an order's row can commit with its completion.
+    /// Whether an order's row can commit with its completion, and a reservation's with its step.
     orders_in_the_store: bool,
     /// Where the mails of such orders are posted.
     outbox: Option<Outbox>,
+    /// Whether a checkout's effects stand in its handler without steps.
+    bare_checkouts: bool,
 }
 
 impl Shop {
-    pub(crate) async fn open(store: &Store) -> Result<Self, DatabaseError> {
+    pub(crate) async fn open(store: &Store, options: &Options) -> Result<Self, DatabaseError> {
         let database = Database::open(&store.home).await?;
         let outbox = if store.is_shared { Some(Outbox::open(&store.home).await?) } else { None };
-        Ok(Self { database, orders_in_the_store: store.is_shared, outbox })
+        let (orders_in_the_store, bare_checkouts) = (store.is_shared, options.bare_checkouts);
+        Ok(Self { database, orders_in_the_store, outbox, bare_checkouts })
     }
 }
 
