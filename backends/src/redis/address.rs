@@ -104,7 +104,7 @@ impl Address {
         let unreachable = RedisOpenError::Unreachable;
         let answer = timeout(limit, manager.send_packed_command(&asked)).await;
         let answer = answer.map_err(|_| unreachable(format!("no answer within {limit:?}")))?;
-        let answer = answer.and_then(redis::from_redis_value::<String>).map_err(|error| {
+        let answer = answer.and_then(|text| Ok(redis::from_redis_value::<String>(text)?)).map_err(|error| {
             unreachable(format!("CLIENT INFO, which tells the connection's database, is answered by {error}"))
         })?;
         let database = answer.split_ascii_whitespace().find_map(|field| field.strip_prefix("db=")?.parse().ok());
