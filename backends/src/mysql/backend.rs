@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+#[cfg(feature = "blocking")]
+use diesel::connection::{AnsiTransactionManager, LoadConnection};
 use diesel_async::pooled_connection::deadpool::{Hook, Object, Pool};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
 use diesel_async::{AsyncMysqlConnection, SimpleAsyncConnection as _};
@@ -24,6 +26,8 @@ use super::table::Mysql;
 use super::{MysqlBuilder, MysqlOpenError};
 use crate::ask::by_asking;
 use crate::sql::{BATCHES, Core, Name, lend_clean, of_read, try_if_idle};
+#[cfg(feature = "blocking")]
+use crate::sql::{Transactions, complete_in};
 use crate::{CompleteInError, Finding, doctor};
 
 /// A store of records in MySQL (8.0 or later) or MariaDB (10.6 or later), by Diesel. No libmysqlclient is needed.
@@ -68,6 +72,8 @@ const UNTRIED: RecyclingMethod<AsyncMysqlConnection> = RecyclingMethod::Fast;
 struct Shared {
     /// `None` where the application's pool is used.
     connector: Option<Connector>,
+    #[cfg(feature = "blocking")]
+    blocking: Option<Transactions<Mysql>>,
     pool_size: usize,
     server: Server,
 }
@@ -204,6 +210,33 @@ impl MysqlBackend {
         self.core.complete_in(connection, &completion).await
     }
 
+    /// [`complete_in`](Self::complete_in) for a transaction of sync Diesel: the connection is a `diesel::MysqlConnection`, from
+    /// any pool or none. It blocks: call it where the transaction's other statements run.
+    ///
+    /// # Errors
+    /// [`CompleteInError`]: the transaction is to be rolled back.
+    ///
+    /// ```ignore
+    /// let order = engine.run(key, &"book", async move |claim| {
+    ///     let completion = claim.completion(&17)?;
+    ///     web::block(move || {
+    ///         pool.get()?.transaction(|tx| {
+    ///             diesel::insert_into(orders::table).values(orders::item.eq("book")).execute(tx)?;
+    ///             backend.complete_in_blocking(tx, completion)?;
+    ///             Ok::<_, Failure>(17)
+    ///         })
+    ///     })
+    ///     .await?
+    /// });
+    /// ```
+    #[cfg(feature = "blocking")]
+    pub fn complete_in_blocking<C>(&self, connection: &mut C, completion: Complete) -> Result<(), CompleteInError>
+    where
+        C: LoadConnection<Backend = diesel::mysql::Mysql, TransactionManager = AnsiTransactionManager>,
+    {
+        complete_in(&*self.core.dialect, connection, &completion)
+    }
+
     /// What the server is set to, where that is not what this store wants. [`open`](MysqlBuilder::open) logs the same.
     ///
     /// # Errors
@@ -248,8 +281,19 @@ impl MysqlBackend {
                 (None, pool.clone(), server)
             }
         };
-        let shared = Shared { connector, pool_size: options.pool_size, server };
-        Ok(Self { core: shared.core(pool), shared: Arc::new(shared) })
+        let shared = Shared {
+            #[cfg(feature = "blocking")]
+            blocking: options.blocking,
+            connector,
+            pool_size: options.pool_size,
+            server,
+        };
+        let core = shared.core(pool);
+        #[cfg(feature = "blocking")]
+        if let Some(blocking) = &shared.blocking {
+            blocking.check(&core).await.map_err(|error| unreachable(&format!("by the blocking pool: {error}")))?;
+        }
+        Ok(Self { core, shared: Arc::new(shared) })
     }
 
     /// Takes one step by itself.
@@ -310,7 +354,7 @@ fn pool_of(
 impl Shared {
     fn core(&self, pool: Pool<AsyncMysqlConnection>) -> Core<Mysql> {
         let Server { place, left_there, frees_locks, packet, around, shows_too_early, returns } = &self.server;
-        Core::new(Mysql {
+        let core = Core::new(Mysql {
             pool,
             table: place.qualified(),
             steps: place.steps(),
@@ -323,7 +367,10 @@ impl Shared {
             returns: *returns,
             flushes: shows_too_early.then(|| place.flushes()),
             limits_lock_waits: self.connector.is_some(),
-        })
+        });
+        #[cfg(feature = "blocking")]
+        let core = core.with_blocking(self.blocking.clone());
+        core
     }
 }
 

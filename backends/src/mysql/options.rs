@@ -2,10 +2,16 @@
 
 use std::fmt;
 
+#[cfg(feature = "blocking")]
+use diesel::connection::{AnsiTransactionManager, LoadConnection};
 use diesel_async::AsyncMysqlConnection;
 use diesel_async::pooled_connection::deadpool::Pool;
 
+#[cfg(feature = "blocking")]
+use super::table::Mysql;
 use super::{MysqlBackend, MysqlOpenError};
+#[cfg(feature = "blocking")]
+use crate::sql::Transactions;
 use crate::sql::{InvalidName, Name};
 
 /// Options for [`MysqlBackend::builder`]. Each has a default that is right for most.
@@ -27,6 +33,8 @@ pub struct MysqlBuilder {
     pub(super) table: Name,
     pub(super) pool_size: usize,
     pub(super) migrate: bool,
+    #[cfg(feature = "blocking")]
+    pub(super) blocking: Option<Transactions<Mysql>>,
 }
 
 /// Where connections come from.
@@ -38,7 +46,14 @@ pub(super) enum Source {
 impl MysqlBuilder {
     pub(super) fn new(source: Source) -> Self {
         let table = Name::fixed("oncekey_records");
-        Self { source, table, pool_size: 8, migrate: true }
+        Self {
+            source,
+            table,
+            pool_size: 8,
+            migrate: true,
+            #[cfg(feature = "blocking")]
+            blocking: None,
+        }
     }
 
     /// The table's name. Its migrations are recorded beside it, in `NAME_migrations`, its steps are in `NAME_steps`, and
@@ -62,6 +77,42 @@ impl MysqlBuilder {
     /// Whether [`open`](Self::open) makes and updates the table; without, it must be there. Default: true.
     pub fn migrate(mut self, migrate: bool) -> Self {
         self.migrate = migrate;
+        self
+    }
+
+    /// The application's r2d2 pool of sync Diesel, for operations that block: [`run_in_transaction`]
+    /// (oncekey::Engine::run_in_transaction) gives them a connection of it, a `diesel::MysqlConnection`, in the transaction that
+    /// also stores their outcome. Everything else goes by the backend's own connections, which lead to the same database.
+    ///
+    /// One pool may serve any number of engines. An operation runs on a thread for blocking work, and **once**: what the
+    /// database gives up for another's sake (a deadlock) is rolled back and reported as
+    /// [`Overloaded`](oncekey::backend::StoreError::Overloaded). Steps have no transactions by this pool.
+    ///
+    /// [`open`](Self::open) checks that the pool reaches the table. A pool that leads to another database commits nothing.
+    ///
+    /// ```ignore
+    /// use diesel::MysqlConnection;
+    /// use diesel::prelude::*;
+    /// use diesel::r2d2::{ConnectionManager, Pool};
+    /// use oncekey::{Engine, Key};
+    /// use oncekey_backends::MysqlBackend;
+    ///
+    /// let url = "mysql://shop@localhost/shop";
+    /// let pool = Pool::new(ConnectionManager::<MysqlConnection>::new(url))?;
+    /// let backend = MysqlBackend::builder(url).blocking_pool(pool.clone()).open().await?;
+    /// let engine = Engine::builder(backend).start()?;
+    /// let order = engine.run_in_transaction(Key::new("orders", 17)?, &"book", |tx: &mut MysqlConnection, _claim| {
+    ///     diesel::insert_into(orders::table).values(orders::item.eq("book")).execute(tx)
+    /// });
+    /// order.await?;
+    /// ```
+    #[cfg(feature = "blocking")]
+    pub fn blocking_pool<M>(mut self, pool: diesel::r2d2::Pool<M>) -> Self
+    where
+        M: diesel::r2d2::ManageConnection,
+        M::Connection: LoadConnection<Backend = diesel::mysql::Mysql, TransactionManager = AnsiTransactionManager>,
+    {
+        self.blocking = Some(Transactions::by(pool));
         self
     }
 

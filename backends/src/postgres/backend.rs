@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(feature = "blocking")]
+use diesel::connection::{AnsiTransactionManager, LoadConnection};
 use diesel_async::AsyncPgConnection;
 use diesel_async::pooled_connection::deadpool::{Hook, Object, Pool};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
@@ -27,6 +29,8 @@ use super::watch::{Watchers, watch};
 use super::{PostgresBuilder, PostgresOpenError};
 use crate::ask::by_asking;
 use crate::sql::{BATCHES, Core, Name, lend_clean, of_read, try_if_idle};
+#[cfg(feature = "blocking")]
+use crate::sql::{Transactions, complete_in};
 use crate::{CompleteInError, Finding, doctor};
 
 /// A store of records in PostgreSQL, by Diesel. No libpq is needed.
@@ -74,6 +78,8 @@ const ANOTHER_WITHIN: Duration = Duration::from_secs(1);
 struct Shared {
     /// `None` where the application's pool is used.
     connector: Option<Connector>,
+    #[cfg(feature = "blocking")]
+    blocking: Option<Transactions<Postgres>>,
     pool_size: usize,
     place: Place,
     channel: String,
@@ -197,6 +203,33 @@ impl PostgresBackend {
         self.core.complete_in(connection, &completion).await
     }
 
+    /// [`complete_in`](Self::complete_in) for a transaction of sync Diesel: the connection is a `diesel::PgConnection`, from
+    /// any pool or none. It blocks: call it where the transaction's other statements run.
+    ///
+    /// # Errors
+    /// [`CompleteInError`]: the transaction is to be rolled back.
+    ///
+    /// ```ignore
+    /// let order = engine.run(key, &"book", async move |claim| {
+    ///     let completion = claim.completion(&17)?;
+    ///     web::block(move || {
+    ///         pool.get()?.transaction(|tx| {
+    ///             diesel::insert_into(orders::table).values(orders::item.eq("book")).execute(tx)?;
+    ///             backend.complete_in_blocking(tx, completion)?;
+    ///             Ok::<_, Failure>(17)
+    ///         })
+    ///     })
+    ///     .await?
+    /// });
+    /// ```
+    #[cfg(feature = "blocking")]
+    pub fn complete_in_blocking<C>(&self, connection: &mut C, completion: Complete) -> Result<(), CompleteInError>
+    where
+        C: LoadConnection<Backend = diesel::pg::Pg, TransactionManager = AnsiTransactionManager>,
+    {
+        complete_in(&*self.core.dialect, connection, &completion)
+    }
+
     /// What the server is set to, where that is not what this store wants. [`open`](PostgresBuilder::open) logs the same.
     ///
     /// # Errors
@@ -245,8 +278,20 @@ impl PostgresBackend {
                 (None, pool.clone(), place)
             }
         };
-        let shared = Shared { connector, pool_size: options.pool_size, channel: place.channel(), place };
-        Ok(Self { core: shared.core(pool), watchers: Arc::default(), shared: Arc::new(shared) })
+        let shared = Shared {
+            #[cfg(feature = "blocking")]
+            blocking: options.blocking,
+            connector,
+            pool_size: options.pool_size,
+            channel: place.channel(),
+            place,
+        };
+        let core = shared.core(pool);
+        #[cfg(feature = "blocking")]
+        if let Some(blocking) = &shared.blocking {
+            blocking.check(&core).await.map_err(|error| unreachable(&format!("by the blocking pool: {error}")))?;
+        }
+        Ok(Self { core, watchers: Arc::default(), shared: Arc::new(shared) })
     }
 
     /// Takes one step by itself.
@@ -291,7 +336,10 @@ fn pool_of(
 impl Shared {
     fn core(&self, pool: Pool<AsyncPgConnection>) -> Core<Postgres> {
         let texts = Texts::new(&self.place.qualified(), &self.place.steps(), &self.channel, self.place.lock("purge"));
-        Core::new(Postgres { pool, texts, limits_lock_waits: self.connector.is_some() })
+        let core = Core::new(Postgres { pool, texts, limits_lock_waits: self.connector.is_some() });
+        #[cfg(feature = "blocking")]
+        let core = core.with_blocking(self.blocking.clone());
+        core
     }
 }
 

@@ -2,10 +2,16 @@
 
 use std::fmt;
 
+#[cfg(feature = "blocking")]
+use diesel::connection::{AnsiTransactionManager, LoadConnection};
 use diesel_async::AsyncPgConnection;
 use diesel_async::pooled_connection::deadpool::Pool;
 
+#[cfg(feature = "blocking")]
+use super::table::Postgres;
 use super::{PostgresBackend, PostgresOpenError};
+#[cfg(feature = "blocking")]
+use crate::sql::Transactions;
 use crate::sql::{InvalidName, Name};
 
 /// Options for [`PostgresBackend::builder`]. Each has a default that is right for most.
@@ -29,6 +35,8 @@ pub struct PostgresBuilder {
     pub(super) table: Name,
     pub(super) pool_size: usize,
     pub(super) migrate: bool,
+    #[cfg(feature = "blocking")]
+    pub(super) blocking: Option<Transactions<Postgres>>,
 }
 
 /// Where connections come from.
@@ -40,7 +48,15 @@ pub(super) enum Source {
 impl PostgresBuilder {
     pub(super) fn new(source: Source) -> Self {
         let table = Name::fixed("oncekey_records");
-        Self { source, schema: None, table, pool_size: 8, migrate: true }
+        Self {
+            source,
+            schema: None,
+            table,
+            pool_size: 8,
+            migrate: true,
+            #[cfg(feature = "blocking")]
+            blocking: None,
+        }
     }
 
     /// The schema of the table, made if there is none. Default: the first in the connection's `search_path`.
@@ -73,6 +89,42 @@ impl PostgresBuilder {
     /// Whether [`open`](Self::open) makes and updates the table; without, it must be there. Default: true.
     pub fn migrate(mut self, migrate: bool) -> Self {
         self.migrate = migrate;
+        self
+    }
+
+    /// The application's r2d2 pool of sync Diesel, for operations that block: [`run_in_transaction`]
+    /// (oncekey::Engine::run_in_transaction) gives them a connection of it, a `diesel::PgConnection`, in the transaction that
+    /// also stores their outcome. Everything else goes by the backend's own connections, which lead to the same database.
+    ///
+    /// One pool may serve any number of engines. An operation runs on a thread for blocking work, and **once**: what the
+    /// database gives up for another's sake (a deadlock) is rolled back and reported as
+    /// [`Overloaded`](oncekey::backend::StoreError::Overloaded). Steps have no transactions by this pool.
+    ///
+    /// [`open`](Self::open) checks that the pool reaches the table. A pool that leads to another database commits nothing.
+    ///
+    /// ```ignore
+    /// use diesel::PgConnection;
+    /// use diesel::prelude::*;
+    /// use diesel::r2d2::{ConnectionManager, Pool};
+    /// use oncekey::{Engine, Key};
+    /// use oncekey_backends::PostgresBackend;
+    ///
+    /// let url = "postgres://shop@localhost/shop";
+    /// let pool = Pool::new(ConnectionManager::<PgConnection>::new(url))?;
+    /// let backend = PostgresBackend::builder(url).blocking_pool(pool.clone()).open().await?;
+    /// let engine = Engine::builder(backend).start()?;
+    /// let order = engine.run_in_transaction(Key::new("orders", 17)?, &"book", |tx: &mut PgConnection, _claim| {
+    ///     diesel::insert_into(orders::table).values(orders::item.eq("book")).execute(tx)
+    /// });
+    /// order.await?;
+    /// ```
+    #[cfg(feature = "blocking")]
+    pub fn blocking_pool<M>(mut self, pool: diesel::r2d2::Pool<M>) -> Self
+    where
+        M: diesel::r2d2::ManageConnection,
+        M::Connection: LoadConnection<Backend = diesel::pg::Pg, TransactionManager = AnsiTransactionManager>,
+    {
+        self.blocking = Some(Transactions::by(pool));
         self
     }
 

@@ -1,6 +1,8 @@
 //! What PostgreSQL and MySQL share: the batches, the transactions, and the table's columns.
 
 mod batch;
+#[cfg(feature = "blocking")]
+mod blocking;
 mod core;
 mod dialect;
 mod error;
@@ -15,6 +17,8 @@ mod step;
 mod step_row;
 mod transaction;
 
+#[cfg(feature = "blocking")]
+pub(crate) use blocking::{BlockingConnection, BlockingDialect, Transactions, complete_in};
 pub(crate) use core::{BATCHES, Core};
 pub(crate) use dialect::{Begun, Claimed, Dialect, Failure, Keyed, PURGE_LOOKS_AGAIN, Written};
 pub(crate) use error::of_read;

@@ -1,5 +1,6 @@
 //! Connections of the caller's own.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use oncekey::backend::{Acquired, Backend as _};
@@ -10,6 +11,7 @@ use redis::aio::ConnectionManager;
 use redis::{Client, ClientTlsConfig, TlsCertificates};
 use tests::process::PATIENCE;
 use tests::server::{Redis, free_port};
+use tokio::sync::Notify;
 
 use super::{SERVER, acquire, capabilities, fresh_prefix};
 
@@ -48,10 +50,11 @@ async fn e27_a_callers_connections_keep_their_database() {
     let engines = [by_client, by_manager].map(|backend| Engine::builder(backend).start().unwrap());
     for (round, (holder, other)) in [(&engines[0], &engines[1]), (&engines[1], &engines[0])].into_iter().enumerate() {
         let key = Key::new("s", round).unwrap();
-        let (began, go_on) = (tokio::sync::Notify::new(), tokio::sync::Notify::new());
-        let running = holder.run_local(key.clone(), b"", async |_| {
-            began.notify_one();
-            go_on.notified().await;
+        let (began, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (begins, goes_on) = (Arc::clone(&began), Arc::clone(&go_on));
+        let running = holder.run_local(key.clone(), b"", async move |_| {
+            begins.notify_one();
+            goes_on.notified().await;
             Ok::<u32, ()>(17)
         });
         let waiting = async {
