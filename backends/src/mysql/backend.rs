@@ -216,18 +216,22 @@ impl MysqlBackend {
     /// # Errors
     /// [`CompleteInError`]: the transaction is to be rolled back.
     ///
-    /// ```ignore
-    /// let order = engine.run(key, &"book", async move |claim| {
-    ///     let completion = claim.completion(&17)?;
-    ///     web::block(move || {
-    ///         pool.get()?.transaction(|tx| {
-    ///             diesel::insert_into(orders::table).values(orders::item.eq("book")).execute(tx)?;
-    ///             backend.complete_in_blocking(tx, completion)?;
-    ///             Ok::<_, Failure>(17)
-    ///         })
+    /// ```no_run
+    /// use diesel::connection::{AnsiTransactionManager, LoadConnection};
+    /// use diesel::mysql::Mysql;
+    /// use oncekey::backend::Complete;
+    /// use oncekey_backends::{CompleteInError, MysqlBackend};
+    ///
+    /// // `C` is `diesel::MysqlConnection`, and the completion comes from `Claim::completion`.
+    /// fn order<C>(backend: &MysqlBackend, connection: &mut C, completion: Complete) -> Result<(), CompleteInError>
+    /// where
+    ///     C: LoadConnection<Backend = Mysql, TransactionManager = AnsiTransactionManager>,
+    /// {
+    ///     connection.transaction(|tx| {
+    ///         tx.batch_execute("INSERT INTO orders (item) VALUES ('book')")?;
+    ///         backend.complete_in_blocking(tx, completion)
     ///     })
-    ///     .await?
-    /// });
+    /// }
     /// ```
     #[cfg(feature = "blocking")]
     pub fn complete_in_blocking<C>(&self, connection: &mut C, completion: Complete) -> Result<(), CompleteInError>

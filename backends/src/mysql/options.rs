@@ -90,21 +90,28 @@ impl MysqlBuilder {
     ///
     /// [`open`](Self::open) checks that the pool reaches the table. A pool that leads to another database commits nothing.
     ///
-    /// ```ignore
-    /// use diesel::MysqlConnection;
-    /// use diesel::prelude::*;
-    /// use diesel::r2d2::{ConnectionManager, Pool};
+    /// ```no_run
+    /// use diesel::connection::{AnsiTransactionManager, LoadConnection};
+    /// use diesel::mysql::Mysql;
+    /// use diesel::r2d2::{ConnectionManager, Pool, R2D2Connection};
     /// use oncekey::{Engine, Key};
     /// use oncekey_backends::MysqlBackend;
     ///
+    /// // `C` is `diesel::MysqlConnection`.
+    /// # async fn open<C>() -> Result<(), Box<dyn std::error::Error>>
+    /// # where
+    /// #     C: R2D2Connection + LoadConnection<Backend = Mysql, TransactionManager = AnsiTransactionManager> + 'static,
+    /// # {
     /// let url = "mysql://shop@localhost/shop";
-    /// let pool = Pool::new(ConnectionManager::<MysqlConnection>::new(url))?;
+    /// let pool = Pool::new(ConnectionManager::<C>::new(url))?;
     /// let backend = MysqlBackend::builder(url).blocking_pool(pool.clone()).open().await?;
     /// let engine = Engine::builder(backend).start()?;
-    /// let order = engine.run_in_transaction(Key::new("orders", 17)?, &"book", |tx: &mut MysqlConnection, _claim| {
-    ///     diesel::insert_into(orders::table).values(orders::item.eq("book")).execute(tx)
+    /// let order = engine.run_in_transaction(Key::new("orders", 17)?, &"book", |tx: &mut C, _claim| {
+    ///     tx.batch_execute("INSERT INTO orders (item) VALUES ('book')")?;
+    ///     Ok::<_, diesel::result::Error>(17)
     /// });
     /// order.await?;
+    /// # Ok(()) }
     /// ```
     #[cfg(feature = "blocking")]
     pub fn blocking_pool<M>(mut self, pool: diesel::r2d2::Pool<M>) -> Self

@@ -209,18 +209,22 @@ impl PostgresBackend {
     /// # Errors
     /// [`CompleteInError`]: the transaction is to be rolled back.
     ///
-    /// ```ignore
-    /// let order = engine.run(key, &"book", async move |claim| {
-    ///     let completion = claim.completion(&17)?;
-    ///     web::block(move || {
-    ///         pool.get()?.transaction(|tx| {
-    ///             diesel::insert_into(orders::table).values(orders::item.eq("book")).execute(tx)?;
-    ///             backend.complete_in_blocking(tx, completion)?;
-    ///             Ok::<_, Failure>(17)
-    ///         })
+    /// ```no_run
+    /// use diesel::connection::{AnsiTransactionManager, LoadConnection};
+    /// use diesel::pg::Pg;
+    /// use oncekey::backend::Complete;
+    /// use oncekey_backends::{CompleteInError, PostgresBackend};
+    ///
+    /// // `C` is `diesel::PgConnection`, and the completion comes from `Claim::completion`.
+    /// fn order<C>(backend: &PostgresBackend, connection: &mut C, completion: Complete) -> Result<(), CompleteInError>
+    /// where
+    ///     C: LoadConnection<Backend = Pg, TransactionManager = AnsiTransactionManager>,
+    /// {
+    ///     connection.transaction(|tx| {
+    ///         tx.batch_execute("INSERT INTO orders (item) VALUES ('book')")?;
+    ///         backend.complete_in_blocking(tx, completion)
     ///     })
-    ///     .await?
-    /// });
+    /// }
     /// ```
     #[cfg(feature = "blocking")]
     pub fn complete_in_blocking<C>(&self, connection: &mut C, completion: Complete) -> Result<(), CompleteInError>

@@ -102,21 +102,28 @@ impl PostgresBuilder {
     ///
     /// [`open`](Self::open) checks that the pool reaches the table. A pool that leads to another database commits nothing.
     ///
-    /// ```ignore
-    /// use diesel::PgConnection;
-    /// use diesel::prelude::*;
-    /// use diesel::r2d2::{ConnectionManager, Pool};
+    /// ```no_run
+    /// use diesel::connection::{AnsiTransactionManager, LoadConnection};
+    /// use diesel::pg::Pg;
+    /// use diesel::r2d2::{ConnectionManager, Pool, R2D2Connection};
     /// use oncekey::{Engine, Key};
     /// use oncekey_backends::PostgresBackend;
     ///
+    /// // `C` is `diesel::PgConnection`.
+    /// # async fn open<C>() -> Result<(), Box<dyn std::error::Error>>
+    /// # where
+    /// #     C: R2D2Connection + LoadConnection<Backend = Pg, TransactionManager = AnsiTransactionManager> + 'static,
+    /// # {
     /// let url = "postgres://shop@localhost/shop";
-    /// let pool = Pool::new(ConnectionManager::<PgConnection>::new(url))?;
+    /// let pool = Pool::new(ConnectionManager::<C>::new(url))?;
     /// let backend = PostgresBackend::builder(url).blocking_pool(pool.clone()).open().await?;
     /// let engine = Engine::builder(backend).start()?;
-    /// let order = engine.run_in_transaction(Key::new("orders", 17)?, &"book", |tx: &mut PgConnection, _claim| {
-    ///     diesel::insert_into(orders::table).values(orders::item.eq("book")).execute(tx)
+    /// let order = engine.run_in_transaction(Key::new("orders", 17)?, &"book", |tx: &mut C, _claim| {
+    ///     tx.batch_execute("INSERT INTO orders (item) VALUES ('book')")?;
+    ///     Ok::<_, diesel::result::Error>(17)
     /// });
     /// order.await?;
+    /// # Ok(()) }
     /// ```
     #[cfg(feature = "blocking")]
     pub fn blocking_pool<M>(mut self, pool: diesel::r2d2::Pool<M>) -> Self
