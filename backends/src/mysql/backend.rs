@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 #[cfg(feature = "blocking")]
 use diesel::connection::{AnsiTransactionManager, LoadConnection};
-use diesel_async::pooled_connection::deadpool::{Hook, Object, Pool};
+use diesel_async::pooled_connection::deadpool::{Hook, Pool};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
 use diesel_async::{AsyncMysqlConnection, SimpleAsyncConnection as _};
 use futures_util::future::FutureExt as _;
@@ -25,7 +25,7 @@ use super::session::left_there;
 use super::table::Mysql;
 use super::{MysqlBuilder, MysqlOpenError};
 use crate::ask::by_asking;
-use crate::sql::{BATCHES, Core, Name, lend_clean, of_read, try_if_idle};
+use crate::sql::{BATCHES, Core, DieselPool, Name, Pooled, lend_clean, of_read, try_if_idle};
 #[cfg(feature = "blocking")]
 use crate::sql::{Transactions, complete_in};
 use crate::{CompleteInError, Finding, doctor};
@@ -143,13 +143,13 @@ impl MysqlBackend {
     /// # let _ = builder;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn from_pool(pool: Pool<AsyncMysqlConnection>) -> MysqlBuilder {
-        MysqlBuilder::new(Source::Pool(pool))
+    pub fn from_pool(pool: impl Into<DieselPool<AsyncMysqlConnection>>) -> MysqlBuilder {
+        MysqlBuilder::new(Source::Pool(pool.into()))
     }
 
     /// A pool of connections that are opened as this backend's are, for the application's own queries: each is tried
     /// before it is lent, so that a server's restart is nobody's error. For a backend on
-    /// the application's pool it is that one.
+    /// the application's pool it is that one; if that is bb8's or mobc's, one that lends nothing and says so.
     ///
     /// ```no_run
     /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
@@ -161,7 +161,7 @@ impl MysqlBackend {
     pub fn pool_of_its_own(&self) -> Pool<AsyncMysqlConnection> {
         match &self.shared.connector {
             Some(connector) => pool_of(connector, self.shared.pool_size, RecyclingMethod::Verified),
-            None => self.core.dialect.pool.clone(),
+            None => self.core.dialect.pool.deadpool(),
         }
     }
 
@@ -256,9 +256,9 @@ impl MysqlBackend {
     /// # Ok(()) }
     /// ```
     pub async fn doctor(&self) -> Result<Vec<Finding>, StoreError> {
-        let connection = self.core.dialect.pool.get().await.map_err(StoreError::unavailable)?;
+        let connection = self.core.dialect.pool.lend().await.map_err(StoreError::unavailable)?;
         let (server, owns) = (&self.shared.server, self.shared.connector.is_some());
-        let examined = lend_clean(connection, Object::take, async |connection: &mut AsyncMysqlConnection| {
+        let examined = lend_clean(connection, Pooled::take, async |connection: &mut AsyncMysqlConnection| {
             examine(connection, &server.place, server.frees_locks, owns).await
         });
         examined.await.map_err(|error| of_read::<Mysql>(&error))
@@ -273,11 +273,11 @@ impl MysqlBackend {
                 let connector = Connector::new(&url)?;
                 let mut connection = connector.clone().connect().await.map_err(|error| unreachable(&error))?;
                 let server = prepare(&mut connection, table, migrate, true).await?;
-                (Some(connector.clone()), pool_of(&connector.for_steps(), options.pool_size, UNTRIED), server)
+                (Some(connector.clone()), pool_of(&connector.for_steps(), options.pool_size, UNTRIED).into(), server)
             }
             Source::Pool(pool) => {
-                let connection = pool.get().await.map_err(|error| unreachable(&error))?;
-                let prepared = lend_clean(connection, Object::take, async |connection: &mut AsyncMysqlConnection| {
+                let connection = pool.lend().await.map_err(|error| unreachable(&error))?;
+                let prepared = lend_clean(connection, Pooled::take, async |connection: &mut AsyncMysqlConnection| {
                     Settings::of(connection).await.map_err(|error| unreachable(&error))?.check()?;
                     prepare(connection, table, migrate, false).await
                 });
@@ -356,10 +356,11 @@ fn pool_of(
 }
 
 impl Shared {
-    fn core(&self, pool: Pool<AsyncMysqlConnection>) -> Core<Mysql> {
+    fn core(&self, pool: DieselPool<AsyncMysqlConnection>) -> Core<Mysql> {
         let Server { place, left_there, frees_locks, packet, around, shows_too_early, returns } = &self.server;
         let core = Core::new(Mysql {
             pool,
+            size: self.pool_size,
             table: place.qualified(),
             steps: place.steps(),
             turns: place.flushes(),
@@ -382,7 +383,7 @@ impl Backend for MysqlBackend {
     fn session(&self) -> Self {
         match &self.shared.connector {
             Some(connector) => Self {
-                core: self.shared.core(pool_of(&connector.for_steps(), self.shared.pool_size, UNTRIED)),
+                core: self.shared.core(pool_of(&connector.for_steps(), self.shared.pool_size, UNTRIED).into()),
                 shared: Arc::clone(&self.shared),
             },
             None => self.clone(),

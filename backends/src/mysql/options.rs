@@ -5,14 +5,13 @@ use std::fmt;
 #[cfg(feature = "blocking")]
 use diesel::connection::{AnsiTransactionManager, LoadConnection};
 use diesel_async::AsyncMysqlConnection;
-use diesel_async::pooled_connection::deadpool::Pool;
 
 #[cfg(feature = "blocking")]
 use super::table::Mysql;
 use super::{MysqlBackend, MysqlOpenError};
 #[cfg(feature = "blocking")]
 use crate::sql::Transactions;
-use crate::sql::{InvalidName, Name};
+use crate::sql::{DieselPool, InvalidName, Name};
 
 /// Options for [`MysqlBackend::builder`]. Each has a default that is right for most.
 ///
@@ -40,7 +39,7 @@ pub struct MysqlBuilder {
 /// Where connections come from.
 pub(super) enum Source {
     Url(String),
-    Pool(Pool<AsyncMysqlConnection>),
+    Pool(DieselPool<AsyncMysqlConnection>),
 }
 
 impl MysqlBuilder {
@@ -67,7 +66,7 @@ impl MysqlBuilder {
     }
 
     /// How many connections **each arbiter** (each worker of a server) opens at most; a pool of your own has its own
-    /// size. Default: 8, of which 4 are for claims and settlements, and the others for operations in transactions. At
+    /// size, which this says of one by bb8 or mobc: these don't tell. Default: 8, of which 4 are for claims and settlements, and the others for operations in transactions. At
     /// least 5.
     pub fn pool_size(mut self, connections: usize) -> Self {
         self.pool_size = connections.max(5);

@@ -7,7 +7,6 @@ use diesel::mysql::Mysql as Backend;
 use diesel::query_builder::AstPass;
 use diesel::result::{DatabaseErrorKind, Error};
 use diesel::sql_types::{BigInt, Binary, Integer, Nullable, SmallInt};
-use diesel_async::pooled_connection::deadpool::{Object, Pool};
 use diesel_async::{AnsiTransactionManager, AsyncMysqlConnection, RunQueryDsl, SimpleAsyncConnection as _};
 use oncekey::backend::StoreError;
 use oncekey::record::StoreTime;
@@ -16,8 +15,8 @@ use super::connect::LOCK_WAIT_SECONDS;
 use super::flush::await_flush;
 use super::session::is_as_remembered;
 use crate::sql::{
-    Begun, Claimed, Columns, Completion, Dialect, Expected, Failure, Family, FirstClaim, FirstRun, Fragment, Keyed,
-    Part, Row, StepCompletion, StepRow, Written, from_column, time_of,
+    Begun, Claimed, Columns, Completion, Dialect, DieselPool, Expected, Failure, Family, FirstClaim, FirstRun,
+    Fragment, Keyed, Part, Pooled, Row, StepCompletion, StepRow, Taken, Written, from_column, time_of,
 };
 
 /// The server's time in milliseconds since 1970 when the statement began. By UTC: a local time, from which
@@ -77,7 +76,9 @@ impl Part<Backend> for Bind<'_> {
 
 /// MySQL or MariaDB, by one arbiter's pool, and the tables' quoted names.
 pub(super) struct Mysql {
-    pub(super) pool: Pool<AsyncMysqlConnection>,
+    pub(super) pool: DieselPool<AsyncMysqlConnection>,
+    /// How many connections that has at most, unless it tells.
+    pub(super) size: usize,
     pub(super) table: String,
     /// The quoted name of the table of steps.
     pub(super) steps: String,
@@ -305,18 +306,19 @@ impl Dialect for Mysql {
     }
 
     type Connection = AsyncMysqlConnection;
-    type Pooled = Object<AsyncMysqlConnection>;
+    type Pooled = Pooled<AsyncMysqlConnection>;
+    type Taken = Taken<AsyncMysqlConnection>;
 
     async fn lend(&self) -> Result<Self::Pooled, StoreError> {
-        self.pool.get().await.map_err(|error| StoreError::unavailable(format!("MySQL: {error}")))
+        self.pool.lend().await.map_err(|error| StoreError::unavailable(format!("MySQL: {error}")))
     }
 
-    fn take(pooled: Self::Pooled) -> Self::Connection {
-        Object::take(pooled)
+    fn take(pooled: Self::Pooled) -> Self::Taken {
+        pooled.take()
     }
 
     fn pool_size(&self) -> usize {
-        self.pool.status().max_size
+        self.pool.size().unwrap_or(self.size)
     }
 
     async fn read(&self, connection: &mut AsyncMysqlConnection, keys: &[&str]) -> QueryResult<(StoreTime, Vec<Keyed>)> {

@@ -7,7 +7,6 @@ use diesel::pg::Pg;
 use diesel::query_builder::AstPass;
 use diesel::result::{DatabaseErrorKind, Error};
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Nullable, SmallInt, Text};
-use diesel_async::pooled_connection::deadpool::{Object, Pool};
 use diesel_async::{AnsiTransactionManager, AsyncPgConnection, RunQueryDsl};
 use oncekey::backend::StoreError;
 use oncekey::record::StoreTime;
@@ -15,8 +14,8 @@ use oncekey::record::StoreTime;
 use super::session;
 use super::texts::Texts;
 use crate::sql::{
-    Begun, Claimed, Columns, Completion, Dialect, Expected, Failure, Family, FirstClaim, FirstRun, Fragment, Keyed,
-    Part, Row, StepCompletion, StepRow, Written, from_column, time_of,
+    Begun, Claimed, Columns, Completion, Dialect, DieselPool, Expected, Failure, Family, FirstClaim, FirstRun,
+    Fragment, Keyed, Part, Pooled, Row, StepCompletion, StepRow, Taken, Written, from_column, time_of,
 };
 
 type RowTypes = (
@@ -72,7 +71,9 @@ impl Part<Pg> for Bind<'_> {
 
 /// PostgreSQL, by one arbiter's pool.
 pub(super) struct Postgres {
-    pub(super) pool: Pool<AsyncPgConnection>,
+    pub(super) pool: DieselPool<AsyncPgConnection>,
+    /// How many connections that has at most, unless it tells.
+    pub(super) size: usize,
     pub(super) texts: Texts,
     /// Whether the connections are this backend's own, which do not wait for locks for long.
     pub(super) limits_lock_waits: bool,
@@ -143,18 +144,19 @@ impl Dialect for Postgres {
     const CONTENTION_IS_FINAL: bool = false;
 
     type Connection = AsyncPgConnection;
-    type Pooled = Object<AsyncPgConnection>;
+    type Pooled = Pooled<AsyncPgConnection>;
+    type Taken = Taken<AsyncPgConnection>;
 
     async fn lend(&self) -> Result<Self::Pooled, StoreError> {
-        self.pool.get().await.map_err(|error| StoreError::unavailable(format!("PostgreSQL: {error}")))
+        self.pool.lend().await.map_err(|error| StoreError::unavailable(format!("PostgreSQL: {error}")))
     }
 
-    fn take(pooled: Self::Pooled) -> Self::Connection {
-        Object::take(pooled)
+    fn take(pooled: Self::Pooled) -> Self::Taken {
+        pooled.take()
     }
 
     fn pool_size(&self) -> usize {
-        self.pool.status().max_size
+        self.pool.size().unwrap_or(self.size)
     }
 
     async fn read(&self, connection: &mut AsyncPgConnection, keys: &[&str]) -> QueryResult<(StoreTime, Vec<Keyed>)> {

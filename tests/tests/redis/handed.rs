@@ -6,7 +6,7 @@ use std::time::Instant;
 use oncekey::backend::{Acquired, Backend as _};
 use oncekey::{Engine, Key, OnAbandoned, Outcome};
 use oncekey_backends::redis::{RedisBackend, RedisOpenError};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use redis::aio::ConnectionManager;
 use redis::{Client, ClientTlsConfig, TlsCertificates};
 use tests::process::PATIENCE;
@@ -119,7 +119,10 @@ async fn e27_a_callers_tls_settings_are_used() {
     let issuer = Issuer::new(authority, authority_key);
     let pair = |name: &str| {
         let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        // One that has its authority's name is taken for self-signed.
+        params.distinguished_name.push(DnType::CommonName, name);
+        let certificate = params.signed_by(&key, &issuer).unwrap();
         (certificate.pem(), key.serialize_pem())
     };
     let (certificate, key) = pair("localhost");
