@@ -75,5 +75,7 @@ pub use mysql::MysqlBackend;
 pub use postgres::PostgresBackend;
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 pub use schema::schema;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+pub use sql::DieselPool;
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqliteBackend, SqliteBuilder, SqliteOpenError, Synchronous};

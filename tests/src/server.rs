@@ -15,7 +15,7 @@ pub use nats::Nats;
 pub use pgbouncer::PgBouncer;
 pub use postgres::Postgres;
 pub use rabbitmq::RabbitMqServer;
-pub use redis::{LoneSentinel, Redis, RedisCluster, RedisSentinel};
+pub use redis::{LoneSentinel, Redis, RedisCluster, RedisKind, RedisSentinel};
 
 use std::ffi::OsStr;
 use std::fs::Permissions;
@@ -177,6 +177,14 @@ fn binary(name: &str, folders: &[PathBuf], package: &str) -> PathBuf {
     found.into_iter().find(|path| path.is_file()).unwrap_or_else(|| {
         panic!("{name} is not installed: `apt-get install {package}`, or run the suites by tests/run, which does so")
     })
+}
+
+/// How to get the servers of other versions.
+const ASK_SERVERS: &str = "set ONCEKEY_SERVERS=$(tests/servers), or run the suites by tests/run, which does so";
+
+/// Where the servers of versions other than Debian's are.
+fn further_servers() -> Option<PathBuf> {
+    std::env::var_os("ONCEKEY_SERVERS").map(PathBuf::from)
 }
 
 /// A port that nobody listened on a moment ago.

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use diesel_async::pooled_connection::deadpool::{Hook, Object, Pool};
+#[cfg(feature = "blocking")]
+use diesel::connection::{AnsiTransactionManager, LoadConnection};
+use diesel_async::pooled_connection::deadpool::{Hook, Pool};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
 use diesel_async::{AsyncMysqlConnection, SimpleAsyncConnection as _};
 use futures_util::future::FutureExt as _;
@@ -23,7 +25,9 @@ use super::session::left_there;
 use super::table::Mysql;
 use super::{MysqlBuilder, MysqlOpenError};
 use crate::ask::by_asking;
-use crate::sql::{BATCHES, Core, Name, lend_clean, of_read, try_if_idle};
+use crate::sql::{BATCHES, Core, DieselPool, Name, Pooled, lend_clean, of_read, try_if_idle};
+#[cfg(feature = "blocking")]
+use crate::sql::{Transactions, complete_in};
 use crate::{CompleteInError, Finding, doctor};
 
 /// A store of records in MySQL (8.0 or later) or MariaDB (10.6 or later), by Diesel. No libmysqlclient is needed.
@@ -68,6 +72,8 @@ const UNTRIED: RecyclingMethod<AsyncMysqlConnection> = RecyclingMethod::Fast;
 struct Shared {
     /// `None` where the application's pool is used.
     connector: Option<Connector>,
+    #[cfg(feature = "blocking")]
+    blocking: Option<Transactions<Mysql>>,
     pool_size: usize,
     server: Server,
 }
@@ -137,13 +143,13 @@ impl MysqlBackend {
     /// # let _ = builder;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn from_pool(pool: Pool<AsyncMysqlConnection>) -> MysqlBuilder {
-        MysqlBuilder::new(Source::Pool(pool))
+    pub fn from_pool(pool: impl Into<DieselPool<AsyncMysqlConnection>>) -> MysqlBuilder {
+        MysqlBuilder::new(Source::Pool(pool.into()))
     }
 
     /// A pool of connections that are opened as this backend's are, for the application's own queries: each is tried
     /// before it is lent, so that a server's restart is nobody's error. For a backend on
-    /// the application's pool it is that one.
+    /// the application's pool it is that one; if that is bb8's or mobc's, one that lends nothing and says so.
     ///
     /// ```no_run
     /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
@@ -155,7 +161,7 @@ impl MysqlBackend {
     pub fn pool_of_its_own(&self) -> Pool<AsyncMysqlConnection> {
         match &self.shared.connector {
             Some(connector) => pool_of(connector, self.shared.pool_size, RecyclingMethod::Verified),
-            None => self.core.dialect.pool.clone(),
+            None => self.core.dialect.pool.deadpool(),
         }
     }
 
@@ -204,6 +210,37 @@ impl MysqlBackend {
         self.core.complete_in(connection, &completion).await
     }
 
+    /// [`complete_in`](Self::complete_in) for a transaction of sync Diesel: the connection is a `diesel::MysqlConnection`, from
+    /// any pool or none. It blocks: call it where the transaction's other statements run.
+    ///
+    /// # Errors
+    /// [`CompleteInError`]: the transaction is to be rolled back.
+    ///
+    /// ```no_run
+    /// use diesel::connection::{AnsiTransactionManager, LoadConnection};
+    /// use diesel::mysql::Mysql;
+    /// use oncekey::backend::Complete;
+    /// use oncekey_backends::{CompleteInError, MysqlBackend};
+    ///
+    /// // `C` is `diesel::MysqlConnection`, and the completion comes from `Claim::completion`.
+    /// fn order<C>(backend: &MysqlBackend, connection: &mut C, completion: Complete) -> Result<(), CompleteInError>
+    /// where
+    ///     C: LoadConnection<Backend = Mysql, TransactionManager = AnsiTransactionManager>,
+    /// {
+    ///     connection.transaction(|tx| {
+    ///         tx.batch_execute("INSERT INTO orders (item) VALUES ('book')")?;
+    ///         backend.complete_in_blocking(tx, completion)
+    ///     })
+    /// }
+    /// ```
+    #[cfg(feature = "blocking")]
+    pub fn complete_in_blocking<C>(&self, connection: &mut C, completion: Complete) -> Result<(), CompleteInError>
+    where
+        C: LoadConnection<Backend = diesel::mysql::Mysql, TransactionManager = AnsiTransactionManager>,
+    {
+        complete_in(&*self.core.dialect, connection, &completion)
+    }
+
     /// What the server is set to, where that is not what this store wants. [`open`](MysqlBuilder::open) logs the same.
     ///
     /// # Errors
@@ -219,9 +256,9 @@ impl MysqlBackend {
     /// # Ok(()) }
     /// ```
     pub async fn doctor(&self) -> Result<Vec<Finding>, StoreError> {
-        let connection = self.core.dialect.pool.get().await.map_err(StoreError::unavailable)?;
+        let connection = self.core.dialect.pool.lend().await.map_err(StoreError::unavailable)?;
         let (server, owns) = (&self.shared.server, self.shared.connector.is_some());
-        let examined = lend_clean(connection, Object::take, async |connection: &mut AsyncMysqlConnection| {
+        let examined = lend_clean(connection, Pooled::take, async |connection: &mut AsyncMysqlConnection| {
             examine(connection, &server.place, server.frees_locks, owns).await
         });
         examined.await.map_err(|error| of_read::<Mysql>(&error))
@@ -236,11 +273,11 @@ impl MysqlBackend {
                 let connector = Connector::new(&url)?;
                 let mut connection = connector.clone().connect().await.map_err(|error| unreachable(&error))?;
                 let server = prepare(&mut connection, table, migrate, true).await?;
-                (Some(connector.clone()), pool_of(&connector.for_steps(), options.pool_size, UNTRIED), server)
+                (Some(connector.clone()), pool_of(&connector.for_steps(), options.pool_size, UNTRIED).into(), server)
             }
             Source::Pool(pool) => {
-                let connection = pool.get().await.map_err(|error| unreachable(&error))?;
-                let prepared = lend_clean(connection, Object::take, async |connection: &mut AsyncMysqlConnection| {
+                let connection = pool.lend().await.map_err(|error| unreachable(&error))?;
+                let prepared = lend_clean(connection, Pooled::take, async |connection: &mut AsyncMysqlConnection| {
                     Settings::of(connection).await.map_err(|error| unreachable(&error))?.check()?;
                     prepare(connection, table, migrate, false).await
                 });
@@ -248,8 +285,19 @@ impl MysqlBackend {
                 (None, pool.clone(), server)
             }
         };
-        let shared = Shared { connector, pool_size: options.pool_size, server };
-        Ok(Self { core: shared.core(pool), shared: Arc::new(shared) })
+        let shared = Shared {
+            #[cfg(feature = "blocking")]
+            blocking: options.blocking,
+            connector,
+            pool_size: options.pool_size,
+            server,
+        };
+        let core = shared.core(pool);
+        #[cfg(feature = "blocking")]
+        if let Some(blocking) = &shared.blocking {
+            blocking.check(&core).await.map_err(|error| unreachable(&format!("by the blocking pool: {error}")))?;
+        }
+        Ok(Self { core, shared: Arc::new(shared) })
     }
 
     /// Takes one step by itself.
@@ -308,10 +356,11 @@ fn pool_of(
 }
 
 impl Shared {
-    fn core(&self, pool: Pool<AsyncMysqlConnection>) -> Core<Mysql> {
+    fn core(&self, pool: DieselPool<AsyncMysqlConnection>) -> Core<Mysql> {
         let Server { place, left_there, frees_locks, packet, around, shows_too_early, returns } = &self.server;
-        Core::new(Mysql {
+        let core = Core::new(Mysql {
             pool,
+            size: self.pool_size,
             table: place.qualified(),
             steps: place.steps(),
             turns: place.flushes(),
@@ -323,7 +372,10 @@ impl Shared {
             returns: *returns,
             flushes: shows_too_early.then(|| place.flushes()),
             limits_lock_waits: self.connector.is_some(),
-        })
+        });
+        #[cfg(feature = "blocking")]
+        let core = core.with_blocking(self.blocking.clone());
+        core
     }
 }
 
@@ -331,7 +383,7 @@ impl Backend for MysqlBackend {
     fn session(&self) -> Self {
         match &self.shared.connector {
             Some(connector) => Self {
-                core: self.shared.core(pool_of(&connector.for_steps(), self.shared.pool_size, UNTRIED)),
+                core: self.shared.core(pool_of(&connector.for_steps(), self.shared.pool_size, UNTRIED).into()),
                 shared: Arc::clone(&self.shared),
             },
             None => self.clone(),

@@ -27,10 +27,13 @@ pub(crate) async fn shows_too_early(connection: &mut AsyncMysqlConnection) -> Qu
 ///
 /// A commit of one's own returns when the log is flushed up to itself, and with it all that was shown before.
 pub(crate) async fn await_flush(connection: &mut AsyncMysqlConnection, table: &str) -> QueryResult<()> {
-    // The row is nobody else's, unless two connections' numbers meet.
-    let text = format!(
+    Fragment::<(), Bind<'_>>::new(&flushing(table), &[]).execute(connection).await.map(drop)
+}
+
+/// The statement whose commit waits. The row is nobody else's, unless two connections' numbers meet.
+pub(super) fn flushing(table: &str) -> String {
+    format!(
         "INSERT INTO {table} (slot, flushes) VALUES (CONNECTION_ID() % {SLOTS}, 1) \
          ON DUPLICATE KEY UPDATE flushes = flushes + 1"
-    );
-    Fragment::<(), Bind<'_>>::new(&text, &[]).execute(connection).await.map(drop)
+    )
 }

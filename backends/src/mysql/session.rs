@@ -23,6 +23,10 @@ pub(super) async fn left_there(connection: &mut AsyncMysqlConnection) -> QueryRe
 
 /// Whether the connection is what it was when `@oncekey_was` was set. What the operation locked by name is free again.
 pub(super) async fn is_as_remembered(connection: &mut AsyncMysqlConnection, left_there: &str) -> QueryResult<bool> {
-    let text = format!("SELECT @oncekey_was <=> {left_there}");
-    Fragment::<Bool, Bind<'_>>::new(&text, &[]).get_result(connection).await
+    Fragment::<Bool, Bind<'_>>::new(&as_remembered(left_there), &[]).get_result(connection).await
+}
+
+/// Asks for that.
+pub(super) fn as_remembered(left_there: &str) -> String {
+    format!("SELECT @oncekey_was <=> {left_there}")
 }

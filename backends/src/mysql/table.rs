@@ -7,7 +7,6 @@ use diesel::mysql::Mysql as Backend;
 use diesel::query_builder::AstPass;
 use diesel::result::{DatabaseErrorKind, Error};
 use diesel::sql_types::{BigInt, Binary, Integer, Nullable, SmallInt};
-use diesel_async::pooled_connection::deadpool::{Object, Pool};
 use diesel_async::{AnsiTransactionManager, AsyncMysqlConnection, RunQueryDsl, SimpleAsyncConnection as _};
 use oncekey::backend::StoreError;
 use oncekey::record::StoreTime;
@@ -16,8 +15,8 @@ use super::connect::LOCK_WAIT_SECONDS;
 use super::flush::await_flush;
 use super::session::is_as_remembered;
 use crate::sql::{
-    Begun, Claimed, Columns, Completion, Dialect, Expected, Failure, Family, FirstClaim, FirstRun, Fragment, Keyed,
-    Part, Row, StepCompletion, StepRow, Written, from_column, time_of,
+    Begun, Claimed, Columns, Completion, Dialect, DieselPool, Expected, Failure, Family, FirstClaim, FirstRun,
+    Fragment, Keyed, Part, Pooled, Row, StepCompletion, StepRow, Taken, Written, from_column, time_of,
 };
 
 /// The server's time in milliseconds since 1970 when the statement began. By UTC: a local time, from which
@@ -77,7 +76,9 @@ impl Part<Backend> for Bind<'_> {
 
 /// MySQL or MariaDB, by one arbiter's pool, and the tables' quoted names.
 pub(super) struct Mysql {
-    pub(super) pool: Pool<AsyncMysqlConnection>,
+    pub(super) pool: DieselPool<AsyncMysqlConnection>,
+    /// How many connections that has at most, unless it tells.
+    pub(super) size: usize,
     pub(super) table: String,
     /// The quoted name of the table of steps.
     pub(super) steps: String,
@@ -153,8 +154,13 @@ fn first_claim(row: FirstClaim<'_>) -> [Bind<'_>; 6] {
     ]
 }
 
+pub(super) const RELEASE_BEGUN: &str = "RELEASE SAVEPOINT oncekey_begun";
+pub(super) const SET_AND_RELEASE: &str = "SAVEPOINT oncekey_here; RELEASE SAVEPOINT oncekey_here";
+/// Gives up what a session has locked by name.
+pub(super) const FREE_LOCKS: &str = "DO RELEASE_ALL_LOCKS()";
+
 /// Whether the savepoint was there.
-fn released(result: QueryResult<()>) -> QueryResult<bool> {
+pub(super) fn released(result: QueryResult<()>) -> QueryResult<bool> {
     match result {
         Ok(()) => Ok(true),
         // 1305, in MySQL and in MariaDB. In another language the error itself is told.
@@ -173,7 +179,50 @@ const PURGE_TURN: i64 = -1;
 /// How long a turn is at most, so that one whose process ended is taken over.
 const PURGE_TURN_MS: i64 = 30_000;
 
+/// What [`Mysql::one_completion`] is given.
+pub(super) fn one_completion<'a>(row: &Completion<'a>) -> [Bind<'a>; 4] {
+    let Completion { key, owner, outcome, retention } = *row;
+    [Bind::Bytes(outcome), Bind::BigInt(retention), Bind::Bytes(key.as_bytes()), Bind::Bytes(owner)]
+}
+
 impl Mysql {
+    /// How a completion's statement begins, and where a completion is not too late.
+    fn completing(&self) -> (String, String) {
+        let set = format!(
+            "UPDATE {} FORCE INDEX (PRIMARY) SET state = 2, lease_until = NULL, on_abandoned = NULL",
+            self.table
+        );
+        (set, format!("state IN (1, 3) AND (purge_at IS NULL OR purge_at > {NOW})"))
+    }
+
+    /// Completes one claim that is its owner's.
+    pub(super) fn one_completion(&self) -> String {
+        let (set, is_to_be_completed) = self.completing();
+        format!(
+            "{set}, outcome = ?, purge_at = GREATEST({NOW} + ?, {KEPT_AT_LEAST_UNTIL}) \
+             WHERE record_key = ? AND owner = ? AND {is_to_be_completed}"
+        )
+    }
+
+    /// Opens the transaction of an operation, on a connection of this backend's own or of the application's: see
+    /// [`Dialect::begin`].
+    pub(super) fn transaction_text(&self, is_own: bool) -> String {
+        let lock_wait = if is_own { ", innodb_lock_wait_timeout = @oncekey_lock_wait" } else { "" };
+        let was = &self.left_there;
+        format!(
+            "SET @oncekey_was = {was}, @oncekey_autocommit = @@autocommit, autocommit = 0{lock_wait}; {}BEGIN; \
+             SAVEPOINT oncekey_begun",
+            self.before
+        )
+    }
+
+    /// Sets back what that has set.
+    pub(super) fn set_back_text(&self, is_own: bool) -> String {
+        let lock_wait =
+            if is_own { format!(", innodb_lock_wait_timeout = {LOCK_WAIT_SECONDS}") } else { String::new() };
+        format!("SET autocommit = @oncekey_autocommit{lock_wait}{}", self.after)
+    }
+
     /// Whether this connection is the one that purges now.
     async fn take_turn(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<bool> {
         let turns = &self.turns;
@@ -257,18 +306,19 @@ impl Dialect for Mysql {
     }
 
     type Connection = AsyncMysqlConnection;
-    type Pooled = Object<AsyncMysqlConnection>;
+    type Pooled = Pooled<AsyncMysqlConnection>;
+    type Taken = Taken<AsyncMysqlConnection>;
 
     async fn lend(&self) -> Result<Self::Pooled, StoreError> {
-        self.pool.get().await.map_err(|error| StoreError::unavailable(format!("MySQL: {error}")))
+        self.pool.lend().await.map_err(|error| StoreError::unavailable(format!("MySQL: {error}")))
     }
 
-    fn take(pooled: Self::Pooled) -> Self::Connection {
-        Object::take(pooled)
+    fn take(pooled: Self::Pooled) -> Self::Taken {
+        pooled.take()
     }
 
     fn pool_size(&self) -> usize {
-        self.pool.status().max_size
+        self.pool.size().unwrap_or(self.size)
     }
 
     async fn read(&self, connection: &mut AsyncMysqlConnection, keys: &[&str]) -> QueryResult<(StoreTime, Vec<Keyed>)> {
@@ -376,24 +426,16 @@ impl Dialect for Mysql {
     }
 
     async fn complete(&self, connection: &mut AsyncMysqlConnection, rows: &[Completion<'_>]) -> QueryResult<Written> {
+        if let [row] = rows {
+            let (text, binds) = (self.one_completion(), one_completion(row));
+            let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
+            return Ok(written(counted, 1));
+        }
         fn key<'a>(row: &Completion<'a>) -> Bind<'a> {
             Bind::Bytes(row.key.as_bytes())
         }
 
-        let is_to_be_completed = format!("state IN (1, 3) AND (purge_at IS NULL OR purge_at > {NOW})");
-        let set = format!(
-            "UPDATE {} FORCE INDEX (PRIMARY) SET state = 2, lease_until = NULL, on_abandoned = NULL",
-            self.table
-        );
-        if let [row] = rows {
-            let text = format!(
-                "{set}, outcome = ?, purge_at = GREATEST({NOW} + ?, {KEPT_AT_LEAST_UNTIL}) \
-                 WHERE record_key = ? AND owner = ? AND {is_to_be_completed}"
-            );
-            let binds = [Bind::Bytes(row.outcome), Bind::BigInt(row.retention), key(row), Bind::Bytes(row.owner)];
-            let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
-            return Ok(written(counted, 1));
-        }
+        let (set, is_to_be_completed) = self.completing();
         let text = format!(
             "{set}, outcome = CASE record_key {} END, \
              purge_at = GREATEST({NOW} + CASE record_key {} END, {KEPT_AT_LEAST_UNTIL}) \
@@ -492,40 +534,28 @@ impl Dialect for Mysql {
     /// Without autocommit, so that what an operation does after a deadlock that it has passed over is in a transaction as
     /// well, if another one, and can be rolled back. The savepoint goes with the transaction that it was set in.
     async fn begin(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<()> {
-        let lock_wait = if self.limits_lock_waits { ", innodb_lock_wait_timeout = @oncekey_lock_wait" } else { "" };
-        let was = &self.left_there;
-        let text = format!(
-            "SET @oncekey_was = {was}, @oncekey_autocommit = @@autocommit, autocommit = 0{lock_wait}; {}BEGIN; \
-             SAVEPOINT oncekey_begun",
-            self.before
-        );
+        let text = self.transaction_text(self.limits_lock_waits);
         AnsiTransactionManager::begin_transaction_sql(connection, &text).await
     }
 
     async fn is_as_begun(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<bool> {
-        released(connection.batch_execute("RELEASE SAVEPOINT oncekey_begun").await)
+        released(connection.batch_execute(RELEASE_BEGUN).await)
     }
 
     async fn set_back(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<()> {
-        let lock_wait = if self.limits_lock_waits {
-            format!(", innodb_lock_wait_timeout = {LOCK_WAIT_SECONDS}")
-        } else {
-            String::new()
-        };
-        connection.batch_execute(&format!("SET autocommit = @oncekey_autocommit{lock_wait}{}", self.after)).await
+        connection.batch_execute(&self.set_back_text(self.limits_lock_waits)).await
     }
 
     async fn clean(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<bool> {
         if self.frees_locks {
-            connection.batch_execute("DO RELEASE_ALL_LOCKS()").await?;
+            connection.batch_execute(FREE_LOCKS).await?;
         }
         is_as_remembered(connection, &self.left_there).await
     }
 
     /// Outside of a transaction a savepoint is gone as soon as it is set.
     async fn is_in_transaction(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<bool> {
-        let text = "SAVEPOINT oncekey_here; RELEASE SAVEPOINT oncekey_here";
-        released(connection.batch_execute(text).await)
+        released(connection.batch_execute(SET_AND_RELEASE).await)
     }
 
     async fn unlocked(&self, connection: &mut AsyncMysqlConnection, keys: &[&str]) -> QueryResult<Vec<Vec<u8>>> {

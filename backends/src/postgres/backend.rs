@@ -4,8 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(feature = "blocking")]
+use diesel::connection::{AnsiTransactionManager, LoadConnection};
 use diesel_async::AsyncPgConnection;
-use diesel_async::pooled_connection::deadpool::{Hook, Object, Pool};
+use diesel_async::pooled_connection::deadpool::{Hook, Pool};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
 use futures_util::future::FutureExt as _;
 use oncekey::backend::{
@@ -26,7 +28,9 @@ use super::texts::Texts;
 use super::watch::{Watchers, watch};
 use super::{PostgresBuilder, PostgresOpenError};
 use crate::ask::by_asking;
-use crate::sql::{BATCHES, Core, Name, lend_clean, of_read, try_if_idle};
+use crate::sql::{BATCHES, Core, DieselPool, Name, Pooled, lend_clean, of_read, try_if_idle};
+#[cfg(feature = "blocking")]
+use crate::sql::{Transactions, complete_in};
 use crate::{CompleteInError, Finding, doctor};
 
 /// A store of records in PostgreSQL, by Diesel. No libpq is needed.
@@ -74,6 +78,8 @@ const ANOTHER_WITHIN: Duration = Duration::from_secs(1);
 struct Shared {
     /// `None` where the application's pool is used.
     connector: Option<Connector>,
+    #[cfg(feature = "blocking")]
+    blocking: Option<Transactions<Postgres>>,
     pool_size: usize,
     place: Place,
     channel: String,
@@ -130,13 +136,13 @@ impl PostgresBackend {
     /// # let _ = builder;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn from_pool(pool: Pool<AsyncPgConnection>) -> PostgresBuilder {
-        PostgresBuilder::new(Source::Pool(pool))
+    pub fn from_pool(pool: impl Into<DieselPool<AsyncPgConnection>>) -> PostgresBuilder {
+        PostgresBuilder::new(Source::Pool(pool.into()))
     }
 
     /// A pool of connections that are opened as this backend's are, for the application's own queries: each is tried
     /// before it is lent, so that a server's restart is nobody's error. For a backend on
-    /// the application's pool it is that one.
+    /// the application's pool it is that one; if that is bb8's or mobc's, one that lends nothing and says so.
     ///
     /// ```no_run
     /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
@@ -148,7 +154,7 @@ impl PostgresBackend {
     pub fn pool_of_its_own(&self) -> Pool<AsyncPgConnection> {
         match &self.shared.connector {
             Some(connector) => pool_of(connector, self.shared.pool_size, RecyclingMethod::Verified),
-            None => self.core.dialect.pool.clone(),
+            None => self.core.dialect.pool.deadpool(),
         }
     }
 
@@ -197,6 +203,37 @@ impl PostgresBackend {
         self.core.complete_in(connection, &completion).await
     }
 
+    /// [`complete_in`](Self::complete_in) for a transaction of sync Diesel: the connection is a `diesel::PgConnection`, from
+    /// any pool or none. It blocks: call it where the transaction's other statements run.
+    ///
+    /// # Errors
+    /// [`CompleteInError`]: the transaction is to be rolled back.
+    ///
+    /// ```no_run
+    /// use diesel::connection::{AnsiTransactionManager, LoadConnection};
+    /// use diesel::pg::Pg;
+    /// use oncekey::backend::Complete;
+    /// use oncekey_backends::{CompleteInError, PostgresBackend};
+    ///
+    /// // `C` is `diesel::PgConnection`, and the completion comes from `Claim::completion`.
+    /// fn order<C>(backend: &PostgresBackend, connection: &mut C, completion: Complete) -> Result<(), CompleteInError>
+    /// where
+    ///     C: LoadConnection<Backend = Pg, TransactionManager = AnsiTransactionManager>,
+    /// {
+    ///     connection.transaction(|tx| {
+    ///         tx.batch_execute("INSERT INTO orders (item) VALUES ('book')")?;
+    ///         backend.complete_in_blocking(tx, completion)
+    ///     })
+    /// }
+    /// ```
+    #[cfg(feature = "blocking")]
+    pub fn complete_in_blocking<C>(&self, connection: &mut C, completion: Complete) -> Result<(), CompleteInError>
+    where
+        C: LoadConnection<Backend = diesel::pg::Pg, TransactionManager = AnsiTransactionManager>,
+    {
+        complete_in(&*self.core.dialect, connection, &completion)
+    }
+
     /// What the server is set to, where that is not what this store wants. [`open`](PostgresBuilder::open) logs the same.
     ///
     /// # Errors
@@ -213,10 +250,10 @@ impl PostgresBackend {
     /// ```
     pub async fn doctor(&self) -> Result<Vec<Finding>, StoreError> {
         let pool = &self.core.dialect.pool;
-        let connection = pool.get().await.map_err(StoreError::unavailable)?;
+        let connection = pool.lend().await.map_err(StoreError::unavailable)?;
         let (place, owns) = (&self.shared.place, self.shared.connector.is_some());
         let examine = async |connection: &mut AsyncPgConnection| examine(connection, place, owns).await;
-        lend_clean(connection, Object::take, examine).await.map_err(|error| of_read::<Postgres>(&error))
+        lend_clean(connection, Pooled::take, examine).await.map_err(|error| of_read::<Postgres>(&error))
     }
 
     pub(super) async fn open_with(options: PostgresBuilder) -> Result<Self, PostgresOpenError> {
@@ -233,20 +270,32 @@ impl PostgresBackend {
                 refuse_pooler(&mut connection, &mut another).await?;
                 drop(another);
                 let place = prepare(&mut connection).await?;
-                (Some(connector.clone()), pool_of(&connector.for_steps(), options.pool_size, UNTRIED), place)
+                (Some(connector.clone()), pool_of(&connector.for_steps(), options.pool_size, UNTRIED).into(), place)
             }
             Source::Pool(pool) => {
-                let mut connection = pool.get().await.map_err(|error| unreachable(&error))?;
+                let mut connection = pool.lend().await.map_err(|error| unreachable(&error))?;
                 // A pool of one connection, or one whose others are lent, can't be tried.
-                if let Ok(Ok(mut another)) = timeout(ANOTHER_WITHIN, pool.get()).await {
+                if let Ok(Ok(mut another)) = timeout(ANOTHER_WITHIN, pool.lend()).await {
                     refuse_pooler(&mut connection, &mut another).await?;
                 }
-                let place = lend_clean(connection, Object::take, prepare).await?;
+                let place = lend_clean(connection, Pooled::take, prepare).await?;
                 (None, pool.clone(), place)
             }
         };
-        let shared = Shared { connector, pool_size: options.pool_size, channel: place.channel(), place };
-        Ok(Self { core: shared.core(pool), watchers: Arc::default(), shared: Arc::new(shared) })
+        let shared = Shared {
+            #[cfg(feature = "blocking")]
+            blocking: options.blocking,
+            connector,
+            pool_size: options.pool_size,
+            channel: place.channel(),
+            place,
+        };
+        let core = shared.core(pool);
+        #[cfg(feature = "blocking")]
+        if let Some(blocking) = &shared.blocking {
+            blocking.check(&core).await.map_err(|error| unreachable(&format!("by the blocking pool: {error}")))?;
+        }
+        Ok(Self { core, watchers: Arc::default(), shared: Arc::new(shared) })
     }
 
     /// Takes one step by itself.
@@ -289,9 +338,13 @@ fn pool_of(
 }
 
 impl Shared {
-    fn core(&self, pool: Pool<AsyncPgConnection>) -> Core<Postgres> {
+    fn core(&self, pool: DieselPool<AsyncPgConnection>) -> Core<Postgres> {
         let texts = Texts::new(&self.place.qualified(), &self.place.steps(), &self.channel, self.place.lock("purge"));
-        Core::new(Postgres { pool, texts, limits_lock_waits: self.connector.is_some() })
+        let core =
+            Core::new(Postgres { pool, size: self.pool_size, texts, limits_lock_waits: self.connector.is_some() });
+        #[cfg(feature = "blocking")]
+        let core = core.with_blocking(self.blocking.clone());
+        core
     }
 }
 
@@ -299,7 +352,7 @@ impl Backend for PostgresBackend {
     fn session(&self) -> Self {
         match &self.shared.connector {
             Some(connector) => Self {
-                core: self.shared.core(pool_of(&connector.for_steps(), self.shared.pool_size, UNTRIED)),
+                core: self.shared.core(pool_of(&connector.for_steps(), self.shared.pool_size, UNTRIED).into()),
                 watchers: Arc::default(),
                 shared: Arc::clone(&self.shared),
             },

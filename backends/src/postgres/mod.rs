@@ -1,6 +1,8 @@
 //! Records in PostgreSQL.
 
 mod backend;
+#[cfg(feature = "blocking")]
+mod blocking;
 mod connect;
 mod doctor;
 mod error;

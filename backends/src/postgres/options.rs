@@ -2,11 +2,16 @@
 
 use std::fmt;
 
+#[cfg(feature = "blocking")]
+use diesel::connection::{AnsiTransactionManager, LoadConnection};
 use diesel_async::AsyncPgConnection;
-use diesel_async::pooled_connection::deadpool::Pool;
 
+#[cfg(feature = "blocking")]
+use super::table::Postgres;
 use super::{PostgresBackend, PostgresOpenError};
-use crate::sql::{InvalidName, Name};
+#[cfg(feature = "blocking")]
+use crate::sql::Transactions;
+use crate::sql::{DieselPool, InvalidName, Name};
 
 /// Options for [`PostgresBackend::builder`]. Each has a default that is right for most.
 ///
@@ -29,18 +34,28 @@ pub struct PostgresBuilder {
     pub(super) table: Name,
     pub(super) pool_size: usize,
     pub(super) migrate: bool,
+    #[cfg(feature = "blocking")]
+    pub(super) blocking: Option<Transactions<Postgres>>,
 }
 
 /// Where connections come from.
 pub(super) enum Source {
     Url(String),
-    Pool(Pool<AsyncPgConnection>),
+    Pool(DieselPool<AsyncPgConnection>),
 }
 
 impl PostgresBuilder {
     pub(super) fn new(source: Source) -> Self {
         let table = Name::fixed("oncekey_records");
-        Self { source, schema: None, table, pool_size: 8, migrate: true }
+        Self {
+            source,
+            schema: None,
+            table,
+            pool_size: 8,
+            migrate: true,
+            #[cfg(feature = "blocking")]
+            blocking: None,
+        }
     }
 
     /// The schema of the table, made if there is none. Default: the first in the connection's `search_path`.
@@ -63,7 +78,7 @@ impl PostgresBuilder {
     }
 
     /// How many connections **each arbiter** (each worker of a server) opens at most; a pool of your own has its own
-    /// size. Default: 8, of which 4 are for claims and settlements, and the others for operations in transactions. At
+    /// size, which this says of one by bb8 or mobc: these don't tell. Default: 8, of which 4 are for claims and settlements, and the others for operations in transactions. At
     /// least 5.
     pub fn pool_size(mut self, connections: usize) -> Self {
         self.pool_size = connections.max(5);
@@ -73,6 +88,49 @@ impl PostgresBuilder {
     /// Whether [`open`](Self::open) makes and updates the table; without, it must be there. Default: true.
     pub fn migrate(mut self, migrate: bool) -> Self {
         self.migrate = migrate;
+        self
+    }
+
+    /// The application's r2d2 pool of sync Diesel, for operations that block: [`run_in_transaction`]
+    /// (oncekey::Engine::run_in_transaction) gives them a connection of it, a `diesel::PgConnection`, in the transaction that
+    /// also stores their outcome. Everything else goes by the backend's own connections, which lead to the same database.
+    ///
+    /// One pool may serve any number of engines. An operation runs on a thread for blocking work, and **once**: what the
+    /// database gives up for another's sake (a deadlock) is rolled back and reported as
+    /// [`Overloaded`](oncekey::backend::StoreError::Overloaded). Steps have no transactions by this pool.
+    ///
+    /// [`open`](Self::open) checks that the pool reaches the table. A pool that leads to another database commits nothing.
+    ///
+    /// ```no_run
+    /// use diesel::connection::{AnsiTransactionManager, LoadConnection};
+    /// use diesel::pg::Pg;
+    /// use diesel::r2d2::{ConnectionManager, Pool, R2D2Connection};
+    /// use oncekey::{Engine, Key};
+    /// use oncekey_backends::PostgresBackend;
+    ///
+    /// // `C` is `diesel::PgConnection`.
+    /// # async fn open<C>() -> Result<(), Box<dyn std::error::Error>>
+    /// # where
+    /// #     C: R2D2Connection + LoadConnection<Backend = Pg, TransactionManager = AnsiTransactionManager> + 'static,
+    /// # {
+    /// let url = "postgres://shop@localhost/shop";
+    /// let pool = Pool::new(ConnectionManager::<C>::new(url))?;
+    /// let backend = PostgresBackend::builder(url).blocking_pool(pool.clone()).open().await?;
+    /// let engine = Engine::builder(backend).start()?;
+    /// let order = engine.run_in_transaction(Key::new("orders", 17)?, &"book", |tx: &mut C, _claim| {
+    ///     tx.batch_execute("INSERT INTO orders (item) VALUES ('book')")?;
+    ///     Ok::<_, diesel::result::Error>(17)
+    /// });
+    /// order.await?;
+    /// # Ok(()) }
+    /// ```
+    #[cfg(feature = "blocking")]
+    pub fn blocking_pool<M>(mut self, pool: diesel::r2d2::Pool<M>) -> Self
+    where
+        M: diesel::r2d2::ManageConnection,
+        M::Connection: LoadConnection<Backend = diesel::pg::Pg, TransactionManager = AnsiTransactionManager>,
+    {
+        self.blocking = Some(Transactions::by(pool));
         self
     }
 

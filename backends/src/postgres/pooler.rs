@@ -2,42 +2,75 @@
 //!
 //! What a session is set to does not hold there, nor what it has prepared or locked, and nothing is heard by LISTEN. Two
 //! connections that are open at once have two servers' processes behind them, and each keeps its own: unless there is a
-//! pooler between.
+//! pooler between. A pooler gives a process back with each commit, and lends the one that came back last, or first. So of two
+//! transactions that were open at once the next one, on either connection, gets the other's process.
 
+use diesel::result::Error;
 use diesel::sql_types::Integer;
-use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
+use diesel_async::{AnsiTransactionManager, AsyncPgConnection, RunQueryDsl as _, TransactionManager as _};
+use tokio::time::{Duration, timeout};
 
 use super::PostgresOpenError;
 use super::table::Bind;
 use crate::sql::Fragment;
 
-/// A busy pooler may give two connections two processes by chance.
-const ROUNDS: usize = 3;
+/// Two find a pooler that lends what came back last, and one that lends what came back first. Others' transactions may come
+/// between.
+const ROUNDS: usize = 4;
 
-async fn process(connection: &mut AsyncPgConnection) -> Result<i32, PostgresOpenError> {
-    let asked = Fragment::<Integer, Bind<'_>>::new("SELECT pg_backend_pid()", &[]).get_result(connection).await;
-    asked.map_err(|error| match error {
-        // It was prepared in another process, or another client has prepared one of that name in this.
-        diesel::result::Error::DatabaseError(_, information)
-            if information.message().starts_with("prepared statement") =>
-        {
-            PostgresOpenError::Pooler
+/// How long all of it may take. A pooler by session that has one process never lends a second.
+const LIMIT: Duration = Duration::from_secs(20);
+
+async fn process(connection: &mut AsyncPgConnection) -> Result<i32, Error> {
+    Fragment::<Integer, Bind<'_>>::new("SELECT pg_backend_pid()", &[]).get_result(connection).await
+}
+
+/// Opens a transaction, and tells which process it is in.
+async fn begin(connection: &mut AsyncPgConnection) -> Result<i32, Error> {
+    AnsiTransactionManager::begin_transaction(connection).await?;
+    process(connection).await
+}
+
+async fn commit(connection: &mut AsyncPgConnection) -> Result<(), Error> {
+    AnsiTransactionManager::commit_transaction(connection).await
+}
+
+/// Whether the two connections share a process, or one of them changes it.
+async fn share(one: &mut AsyncPgConnection, other: &mut AsyncPgConnection) -> Result<bool, Error> {
+    let known = (process(one).await?, process(other).await?);
+    // One that has a single process could not have two transactions open.
+    if known.0 == known.1 {
+        return Ok(true);
+    }
+    for round in 0..ROUNDS {
+        let found = (begin(one).await?, begin(other).await?);
+        commit(other).await?;
+        commit(one).await?;
+        let (next, was) = if round % 2 == 0 { (&mut *other, found.1) } else { (&mut *one, found.0) };
+        let is = begin(next).await?;
+        commit(next).await?;
+        if found != known || is != was {
+            return Ok(true);
         }
-        error => PostgresOpenError::Unreachable(error.to_string()),
-    })
+    }
+    Ok(false)
 }
 
 /// # Errors
-/// [`PostgresOpenError::Pooler`] where the two connections share a process, or one of them changes it.
+/// [`PostgresOpenError::Pooler`] where the two connections share a process, or one of them changes it. They may have a
+/// transaction open then.
 pub(super) async fn refuse_pooler(
     one: &mut AsyncPgConnection,
     other: &mut AsyncPgConnection,
 ) -> Result<(), PostgresOpenError> {
-    let (first, second) = (process(one).await?, process(other).await?);
-    for _ in 0..ROUNDS {
-        if first == second || process(other).await? != second || process(one).await? != first {
-            return Err(PostgresOpenError::Pooler);
+    match timeout(LIMIT, share(one, other)).await {
+        Ok(Ok(false)) => Ok(()),
+        Ok(Ok(true)) => Err(PostgresOpenError::Pooler),
+        Err(_) => Err(PostgresOpenError::Unreachable(format!("two connections are not served within {LIMIT:?}"))),
+        // It was prepared in another process, or another client has prepared one of that name in this.
+        Ok(Err(Error::DatabaseError(_, information))) if information.message().starts_with("prepared statement") => {
+            Err(PostgresOpenError::Pooler)
         }
+        Ok(Err(error)) => Err(PostgresOpenError::Unreachable(error.to_string())),
     }
-    Ok(())
 }

@@ -28,11 +28,15 @@ pub(super) fn remember() -> String {
 /// Whether a connection of the application's is what it was before the operation. A setting that was made in a transaction
 /// goes with it, and so does what was to be remembered.
 pub(super) async fn is_as_remembered(connection: &mut AsyncPgConnection) -> QueryResult<bool> {
-    let text = format!(
+    Fragment::<Bool, Bind<'_>>::new(&as_remembered(), &[]).get_result(connection).await
+}
+
+/// Asks for that, and frees what was locked by number.
+pub(super) fn as_remembered() -> String {
+    format!(
         "SELECT coalesce(current_setting('oncekey.was', true), '') IN ('', {LEFT_THERE}) \
          FROM (SELECT pg_advisory_unlock_all()) AS unlocked"
-    );
-    Fragment::<Bool, Bind<'_>>::new(&text, &[]).get_result(connection).await
+    )
 }
 
 /// What Diesel sets on a connection that it takes over.

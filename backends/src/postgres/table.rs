@@ -7,7 +7,6 @@ use diesel::pg::Pg;
 use diesel::query_builder::AstPass;
 use diesel::result::{DatabaseErrorKind, Error};
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Nullable, SmallInt, Text};
-use diesel_async::pooled_connection::deadpool::{Object, Pool};
 use diesel_async::{AnsiTransactionManager, AsyncPgConnection, RunQueryDsl};
 use oncekey::backend::StoreError;
 use oncekey::record::StoreTime;
@@ -15,8 +14,8 @@ use oncekey::record::StoreTime;
 use super::session;
 use super::texts::Texts;
 use crate::sql::{
-    Begun, Claimed, Columns, Completion, Dialect, Expected, Failure, Family, FirstClaim, FirstRun, Fragment, Keyed,
-    Part, Row, StepCompletion, StepRow, Written, from_column, time_of,
+    Begun, Claimed, Columns, Completion, Dialect, DieselPool, Expected, Failure, Family, FirstClaim, FirstRun,
+    Fragment, Keyed, Part, Pooled, Row, StepCompletion, StepRow, Taken, Written, from_column, time_of,
 };
 
 type RowTypes = (
@@ -72,7 +71,9 @@ impl Part<Pg> for Bind<'_> {
 
 /// PostgreSQL, by one arbiter's pool.
 pub(super) struct Postgres {
-    pub(super) pool: Pool<AsyncPgConnection>,
+    pub(super) pool: DieselPool<AsyncPgConnection>,
+    /// How many connections that has at most, unless it tells.
+    pub(super) size: usize,
     pub(super) texts: Texts,
     /// Whether the connections are this backend's own, which do not wait for locks for long.
     pub(super) limits_lock_waits: bool,
@@ -106,6 +107,26 @@ fn expected<'a>(rows: impl Iterator<Item = &'a Expected<'a>> + Clone) -> [Bind<'
     ]
 }
 
+/// What `complete_one` is given.
+pub(super) fn one_completion<'a>(row: &Completion<'a>) -> [Bind<'a>; 4] {
+    let Completion { key, owner, outcome, retention } = *row;
+    [Bind::Blob(outcome), Bind::BigInt(retention), Bind::Text(key), Bind::Blob(owner)]
+}
+
+/// Opens the transaction of an operation, on a connection of this backend's own or of the application's.
+pub(super) fn begin(is_own: bool) -> String {
+    let lock_wait = if is_own { "; SET LOCAL lock_timeout = DEFAULT" } else { "" };
+    let remember = if is_own { String::new() } else { session::remember() };
+    format!("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL oncekey.begun = 'yes'{lock_wait}{remember}")
+}
+
+/// Whether that transaction is still open.
+pub(super) const IS_BEGUN: &str = "SELECT coalesce(current_setting('oncekey.begun', true), '') = 'yes'";
+
+pub(super) const SET_HERE: &str = "SELECT set_config('oncekey.here', 'yes', true)";
+/// Whether the transaction is open in which that was set.
+pub(super) const IS_HERE: &str = "SELECT coalesce(current_setting('oncekey.here', true), '') = 'yes'";
+
 impl Postgres {
     /// Runs a statement that gives the keys that it wrote, and announcements.
     pub(super) async fn announcing(
@@ -123,18 +144,19 @@ impl Dialect for Postgres {
     const CONTENTION_IS_FINAL: bool = false;
 
     type Connection = AsyncPgConnection;
-    type Pooled = Object<AsyncPgConnection>;
+    type Pooled = Pooled<AsyncPgConnection>;
+    type Taken = Taken<AsyncPgConnection>;
 
     async fn lend(&self) -> Result<Self::Pooled, StoreError> {
-        self.pool.get().await.map_err(|error| StoreError::unavailable(format!("PostgreSQL: {error}")))
+        self.pool.lend().await.map_err(|error| StoreError::unavailable(format!("PostgreSQL: {error}")))
     }
 
-    fn take(pooled: Self::Pooled) -> Self::Connection {
-        Object::take(pooled)
+    fn take(pooled: Self::Pooled) -> Self::Taken {
+        pooled.take()
     }
 
     fn pool_size(&self) -> usize {
-        self.pool.status().max_size
+        self.pool.size().unwrap_or(self.size)
     }
 
     async fn read(&self, connection: &mut AsyncPgConnection, keys: &[&str]) -> QueryResult<(StoreTime, Vec<Keyed>)> {
@@ -189,9 +211,7 @@ impl Dialect for Postgres {
 
     async fn complete(&self, connection: &mut AsyncPgConnection, rows: &[Completion<'_>]) -> QueryResult<Written> {
         if let [row] = rows {
-            let Completion { key, owner, outcome, retention } = *row;
-            let binds = [Bind::Blob(outcome), Bind::BigInt(retention), Bind::Text(key), Bind::Blob(owner)];
-            return Self::announcing(connection, &self.texts.complete_one, &binds).await;
+            return Self::announcing(connection, &self.texts.complete_one, &one_completion(row)).await;
         }
         let binds = [
             Bind::Blobs(rows.iter().map(|row| row.outcome).collect()),
@@ -267,16 +287,11 @@ impl Dialect for Postgres {
     /// A setting that is LOCAL ends with the transaction that it was made in. Roles need no right for one whose name has a
     /// prefix of its own. `lock_timeout` goes back to what the connection was opened with by the database's defaults.
     async fn begin(&self, connection: &mut AsyncPgConnection) -> QueryResult<()> {
-        let lock_wait = if self.limits_lock_waits { "; SET LOCAL lock_timeout = DEFAULT" } else { "" };
-        let remember = if self.limits_lock_waits { String::new() } else { session::remember() };
-        let text =
-            format!("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL oncekey.begun = 'yes'{lock_wait}{remember}");
-        AnsiTransactionManager::begin_transaction_sql(connection, &text).await
+        AnsiTransactionManager::begin_transaction_sql(connection, &begin(self.limits_lock_waits)).await
     }
 
     async fn is_as_begun(&self, connection: &mut AsyncPgConnection) -> QueryResult<bool> {
-        const IS_SET: &str = "SELECT coalesce(current_setting('oncekey.begun', true), '') = 'yes'";
-        Fragment::<Bool, Bind<'_>>::new(IS_SET, &[]).get_result(connection).await
+        Fragment::<Bool, Bind<'_>>::new(IS_BEGUN, &[]).get_result(connection).await
     }
 
     async fn clean(&self, connection: &mut AsyncPgConnection) -> QueryResult<bool> {
@@ -288,10 +303,8 @@ impl Dialect for Postgres {
 
     /// Outside of a transaction a LOCAL setting ends with its statement.
     async fn is_in_transaction(&self, connection: &mut AsyncPgConnection) -> QueryResult<bool> {
-        const SET: &str = "SELECT set_config('oncekey.here', 'yes', true)";
-        const IS_SET: &str = "SELECT coalesce(current_setting('oncekey.here', true), '') = 'yes'";
-        let _: String = Fragment::<Text, Bind<'_>>::new(SET, &[]).get_result(connection).await?;
-        Fragment::<Bool, Bind<'_>>::new(IS_SET, &[]).get_result(connection).await
+        let _: String = Fragment::<Text, Bind<'_>>::new(SET_HERE, &[]).get_result(connection).await?;
+        Fragment::<Bool, Bind<'_>>::new(IS_HERE, &[]).get_result(connection).await
     }
 
     fn failure(error: &Error) -> Failure {

@@ -62,6 +62,9 @@ pub(super) struct Texts {
     pub(super) update: String,
     pub(super) complete: String,
     pub(super) complete_one: String,
+    /// Whether a claim was completed by its owner before.
+    #[cfg(feature = "blocking")]
+    pub(super) completed_by: String,
     pub(super) delete: String,
     pub(super) remove: String,
     pub(super) list: String,
@@ -147,6 +150,14 @@ impl Texts {
                 concat!(complete!("?", "?"), "WHERE r.key = ? AND r.owner = ? ", completed!()),
                 table = table,
                 announce = announce_row
+            ),
+            #[cfg(feature = "blocking")]
+            completed_by: format!(
+                concat!(
+                    "SELECT count(*) FROM {table} WHERE key = ? AND owner = ? AND state = 2 AND purge_at > ",
+                    now!()
+                ),
+                table = table
             ),
             delete: format!(
                 "WITH written AS (DELETE FROM {table} AS r USING unnest(?, ?, ?, ?, ?, ?) AS a (key, owner, state, lease, \

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::table::{Bind, Postgres};
-use crate::sql::{Core, Fragment, Lent, of_read};
+use crate::sql::{Core, Fragment, Lent, Taken, of_read};
 use crate::waiters::Waiters;
 
 /// How often a watcher looks for itself: where the announcements don't come through (a pooler between, a connection that
@@ -48,7 +48,7 @@ impl Watchers {
     }
 }
 
-async fn hear(mut connection: AsyncPgConnection, watchers: Weak<Watchers>, _token: Arc<()>) {
+async fn hear(mut connection: Taken<AsyncPgConnection>, watchers: Weak<Watchers>, _token: Arc<()>) {
     {
         let mut announcements = std::pin::pin!(connection.notifications_stream());
         loop {

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use redis::aio::ConnectionManager;
 use redis::cluster::ClusterClient;
 use redis::io::tcp::TcpSettings;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, TlsCertificates, TlsMode,
 };
+use tokio::time::timeout;
 
 use super::RedisOpenError;
 use crate::query::Query;
@@ -16,18 +18,26 @@ use crate::query::Query;
 #[derive(Clone)]
 pub(super) enum Topology {
     Single,
-    Sentinel { master: String, sentinel_user: Option<String>, sentinel_password: Option<String> },
+    Sentinel {
+        master: String,
+        sentinel_user: Option<String>,
+        sentinel_password: Option<String>,
+    },
     Cluster,
+    /// One server, by a connection of the caller's.
+    Managed(ConnectionManager),
 }
 
-/// A URL, taken apart.
+/// A URL, taken apart, or what the caller handed over in its place.
 #[derive(Clone)]
 pub(super) struct Address {
     pub(super) topology: Topology,
     /// The server, the sentinels, or some nodes of the cluster, each with the credentials for Redis.
     pub(super) nodes: Vec<ConnectionInfo>,
     pub(super) options: Vec<(String, String)>,
-    certificates: Option<Vec<u8>>,
+    /// The number of the database, which the caller's own connection does not name.
+    managed_database: i64,
+    tls: Option<TlsCertificates>,
 }
 
 const FORM: RedisOpenError = RedisOpenError::Url(
@@ -75,7 +85,44 @@ impl Address {
         let certificates = options
             .value("sslrootcert")
             .map(|path| std::fs::read(&path).map_err(|error| RedisOpenError::Certificates(format!("{path}: {error}"))));
-        Ok(Self { topology, nodes, options: options.0, certificates: certificates.transpose()? })
+        let certificates: Option<Vec<u8>> = certificates.transpose()?;
+        let tls = certificates.map(|root| TlsCertificates { client_tls: None, root_cert: Some(root) });
+        Ok(Self { topology, nodes, options: options.0, managed_database: 0, tls })
+    }
+
+    /// One server, as a client of the caller's reaches it.
+    pub(super) fn of_client(client: &Client) -> Self {
+        let info = client.get_connection_info().clone();
+        // As in `parse`.
+        let tcp = info.tcp_settings().clone().set_nodelay(true);
+        Self::handed(Topology::Single, vec![info.set_tcp_settings(tcp)], 0)
+    }
+
+    /// The server at the other end of a connection of the caller's.
+    pub(super) async fn of_manager(mut manager: ConnectionManager, limit: Duration) -> Result<Self, RedisOpenError> {
+        let asked = redis::cmd("CLIENT").arg("INFO").take();
+        let unreachable = RedisOpenError::Unreachable;
+        let answer = timeout(limit, manager.send_packed_command(&asked)).await;
+        let answer = answer.map_err(|_| unreachable(format!("no answer within {limit:?}")))?;
+        let answer = answer.and_then(|text| Ok(redis::from_redis_value::<String>(text)?)).map_err(|error| {
+            unreachable(format!("CLIENT INFO, which tells the connection's database, is answered by {error}"))
+        })?;
+        let database = answer.split_ascii_whitespace().find_map(|field| field.strip_prefix("db=")?.parse().ok());
+        let database = database.ok_or_else(|| unreachable("CLIENT INFO tells no database".to_owned()))?;
+        Ok(Self::handed(Topology::Managed(manager), Vec::new(), database))
+    }
+
+    fn handed(topology: Topology, nodes: Vec<ConnectionInfo>, managed_database: i64) -> Self {
+        Self { topology, nodes, options: Vec::new(), managed_database, tls: None }
+    }
+
+    /// Puts the caller's TLS settings in the place of the URL's.
+    pub(super) fn set_tls(&mut self, tls: TlsCertificates) -> Result<(), RedisOpenError> {
+        if !self.is_tls() {
+            return Err(RedisOpenError::Url("there are settings for TLS, and nothing says that TLS is spoken: rediss"));
+        }
+        self.tls = Some(tls);
+        Ok(())
     }
 
     /// What a log may show.
@@ -85,20 +132,19 @@ impl Address {
             Topology::Single => hosts.join(","),
             Topology::Sentinel { master, .. } => format!("{master} by the sentinels at {}", hosts.join(",")),
             Topology::Cluster => format!("the cluster at {}", hosts.join(",")),
+            Topology::Managed(_) => "the server of the caller's ConnectionManager".to_owned(),
         }
     }
 
     /// Messages are heard in every database: the channel has the number in its name.
     pub(super) fn database(&self) -> i64 {
-        self.nodes.first().map_or(0, |node| node.redis_settings().db())
+        self.nodes.first().map_or(self.managed_database, |node| node.redis_settings().db())
     }
 
     /// A client of one server.
     pub(super) fn client(&self, node: &ConnectionInfo) -> redis::RedisResult<Client> {
-        match (node.addr(), self.tls()) {
-            (ConnectionAddr::TcpTls { .. }, certificates @ TlsCertificates { root_cert: Some(_), .. }) => {
-                Client::build_with_tls(node.clone(), certificates)
-            }
+        match (node.addr(), &self.tls) {
+            (ConnectionAddr::TcpTls { .. }, Some(tls)) => Client::build_with_tls(node.clone(), tls.clone()),
             _ => Client::open(node.clone()),
         }
     }
@@ -117,10 +163,6 @@ impl Address {
             _ => ConnectionAddr::Tcp(host, port),
         };
         self.client(&known.clone().set_addr(addr))
-    }
-
-    fn tls(&self) -> TlsCertificates {
-        TlsCertificates { client_tls: None, root_cert: self.certificates.clone() }
     }
 
     pub(super) fn is_tls(&self) -> bool {
@@ -151,9 +193,9 @@ impl Address {
         builder = builder.set_client_to_redis_tcp_settings(TcpSettings::default().set_nodelay(true));
         if self.is_tls() {
             builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
-            if self.certificates.is_some() {
-                builder = builder.set_client_to_redis_certificates(self.tls());
-                builder = builder.set_client_to_sentinel_certificates(self.tls());
+            if let Some(tls) = &self.tls {
+                builder = builder.set_client_to_redis_certificates(tls.clone());
+                builder = builder.set_client_to_sentinel_certificates(tls.clone());
             }
         }
         if let Some(user) = user {
@@ -176,8 +218,8 @@ impl Address {
             .connection_timeout(connect / 4)
             .response_timeout(2 * response)
             .tcp_settings(tcp);
-        if self.certificates.is_some() {
-            builder = builder.certs(self.tls());
+        if let Some(tls) = &self.tls {
+            builder = builder.certs(tls.clone());
         }
         builder.build()
     }

@@ -11,11 +11,13 @@ use oncekey::backend::{
     ResolveStep, Resolved, Stats, StepBegun, StepCompleted, StepFailed, StoreError, StoreStats, Watch, Withdraw,
     Withdrawn,
 };
+use redis::Client;
+use redis::aio::ConnectionManager;
 use tokio::time::timeout;
 
 use super::family_step::WithSteps;
 use super::link::Link;
-use super::options::Accepts;
+use super::options::{Accepts, Source};
 use super::settings::check;
 use super::step::{Names, Step};
 use super::watch::{Watchers, watch};
@@ -98,11 +100,52 @@ impl RedisBackend {
     /// # let _ = builder;
     /// ```
     pub fn builder(url: impl Into<String>) -> RedisBuilder {
-        RedisBuilder::new(url.into())
+        RedisBuilder::new(Source::Url(url.into()))
+    }
+
+    /// Options for a client of the application's own, with its address, credentials and TLS settings. Every arbiter opens
+    /// its own connections by it.
+    ///
+    /// ```no_run
+    /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
+    /// use oncekey_backends::redis::RedisBackend;
+    ///
+    /// let client = redis::Client::open("redis://:secret@localhost/0")?;
+    /// let backend = RedisBackend::from_client(client).prefix("shop:").open().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn from_client(client: Client) -> RedisBuilder {
+        RedisBuilder::new(Source::Client(client))
+    }
+
+    /// Options for a connection of the application's own, which all arbiters then share: its runtime must outlive the
+    /// engine. [`from_client`](Self::from_client) serves better, for three reasons:
+    ///
+    /// - A manager does not open a second connection, on which Redis could announce that an operation has ended. A caller
+    ///   that waits for another process's operation asks for it 30 to 50 times a second instead.
+    /// - A manager keeps a connection whose server has fallen silent. Give its client
+    ///   [TCP settings](redis::io::tcp::TcpSettings) with a user time-out, or calls fail until the kernel gives it up.
+    /// - A manager connects again by itself. The backend looks every ten seconds whether that led to a server that evicts
+    ///   keys.
+    ///
+    /// The manager's own response time-out (0.5 s by default) ends a call before
+    /// [`response_timeout`](RedisBuilder::response_timeout) does.
+    ///
+    /// ```no_run
+    /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
+    /// use oncekey_backends::redis::RedisBackend;
+    /// use redis::aio::ConnectionManager;
+    ///
+    /// let manager = ConnectionManager::new(redis::Client::open("redis://localhost/0")?).await?;
+    /// let backend = RedisBackend::from_connection_manager(manager.clone()).open().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn from_connection_manager(manager: ConnectionManager) -> RedisBuilder {
+        RedisBuilder::new(Source::Manager(manager))
     }
 
     pub(super) async fn open_with(mut options: RedisBuilder) -> Result<Self, RedisOpenError> {
-        let address = options.address()?;
+        let address = options.address().await?;
         if address.is_tls() {
             // The driver takes the process's choice of cryptography; where there is none yet, this is it.
             let _ = rustls::crypto::ring::default_provider().install_default();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use oncekey::backend::{StepState, StoreError};
 use parking_lot::Mutex;
-use redis::aio::{MultiplexedConnection, PubSub};
+use redis::aio::{ConnectionManager, PubSub};
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
 use redis::sentinel::SentinelClient;
@@ -21,6 +21,7 @@ use super::cluster;
 use super::error::Failure;
 use super::options::Accepts;
 use super::settings::{setting, vet};
+use super::single::Single;
 
 /// The longest pause between two tries to connect.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -30,6 +31,9 @@ const SUSPICIOUS: Duration = Duration::from_millis(200);
 /// How long a cluster's connection is kept at least while one of its nodes is silent and others answer. A new one is made
 /// after that: it learns whether the silent node's slots have another home, and all calls wait for it.
 const KEPT_WHILE_OTHERS_ANSWER: Duration = Duration::from_secs(5);
+
+/// How often a connection that makes itself anew is asked for the server's clock and policy.
+const GREETED_EVERY: Duration = Duration::from_secs(10);
 
 /// A read-only server is one whose place another has taken: the next connection may find that one.
 const DEMOTED: &str = "the server can't be written to";
@@ -44,7 +48,7 @@ pub(super) struct Limits {
 /// A connection. Clones share it.
 #[derive(Clone)]
 pub(super) enum Connection {
-    Single(MultiplexedConnection),
+    Single(Single),
     Cluster(ClusterConnection),
 }
 
@@ -53,6 +57,8 @@ enum Maker {
     Single(Client),
     Sentinel(SentinelClient),
     Cluster(ClusterClient),
+    /// The caller's own connection, which makes itself anew.
+    Managed(ConnectionManager),
 }
 
 /// The way to the store. It belongs to one arbiter, since a connection lives on the runtime that opened it.
@@ -109,7 +115,10 @@ impl Link {
 
     /// The connection that there is, or a new one.
     async fn connection(&self) -> Result<(u64, Connection), Failure> {
-        let ready = |current: &Current| current.connection.clone().map(|connection| (current.number, connection));
+        let ready = |current: &Current| {
+            let found = current.connection.clone().filter(|_| !self.is_to_be_greeted_again(current));
+            found.map(|connection| (current.number, connection))
+        };
         if let Some(found) = ready(&self.current.lock()) {
             return Ok(found);
         }
@@ -159,6 +168,11 @@ impl Link {
         }
     }
 
+    /// Whether a connection that makes itself anew may lead to another server by now.
+    fn is_to_be_greeted_again(&self, current: &Current) -> bool {
+        matches!(self.address.topology, Topology::Managed(_)) && current.made.elapsed() >= GREETED_EVERY
+    }
+
     async fn make(&self, maker: &mut Option<Maker>) -> Result<Connection, Failure> {
         let mut connection = self.reach(maker).await.map_err(Failure::of_connecting)?;
         match &mut connection {
@@ -176,13 +190,14 @@ impl Link {
         Ok(match maker {
             Maker::Single(client) => Connection::Single(open(client).await?),
             Maker::Sentinel(sentinels) => Connection::Single(open(&sentinels.async_get_client().await?).await?),
+            Maker::Managed(manager) => Connection::Single(Single::Managed(manager.clone())),
             Maker::Cluster(client) => Connection::Cluster(client.get_async_connection().await?),
         })
     }
 
     /// Asks a server for its clock, without which no claim may leave, and for its policy: it may be another server than the
     /// one that was looked at when the store was opened.
-    async fn greet(&self, connection: &mut MultiplexedConnection) -> Result<(), Failure> {
+    async fn greet(&self, connection: &mut Single) -> Result<(), Failure> {
         let mut questions = Pipeline::with_capacity(2);
         questions.add_command(redis::cmd("TIME")).add_command(setting("maxmemory-policy"));
         let answers = connection.send_packed_commands(&questions, 0, 2).await.map_err(Failure::of_connecting)?;
@@ -197,7 +212,7 @@ impl Link {
     fn read_clock(&self, time: Duration) {
         match self.address.topology {
             Topology::Single => self.clock.set(time),
-            Topology::Sentinel { .. } | Topology::Cluster => self.clock.raise(time),
+            Topology::Sentinel { .. } | Topology::Cluster | Topology::Managed(_) => self.clock.raise(time),
         }
     }
 
@@ -218,6 +233,7 @@ impl Link {
             (Topology::Sentinel { master, sentinel_user, sentinel_password }, _) => {
                 Maker::Sentinel(self.address.sentinels(master, sentinel_user.as_ref(), sentinel_password.as_ref())?)
             }
+            (Topology::Managed(manager), _) => Maker::Managed(manager.clone()),
             _ => Maker::Cluster(self.address.cluster(self.limits.connect, self.limits.response)?),
         })
     }
@@ -460,8 +476,8 @@ impl Drop for Waiting<'_> {
     }
 }
 
-async fn open(client: &Client) -> RedisResult<MultiplexedConnection> {
-    client.get_multiplexed_async_connection_with_config(&without_timeouts()).await
+async fn open(client: &Client) -> RedisResult<Single> {
+    client.get_multiplexed_async_connection_with_config(&without_timeouts()).await.map(Single::Own)
 }
 
 /// The highest clock of a cluster's primaries.

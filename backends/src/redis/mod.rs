@@ -15,6 +15,7 @@ mod options;
 mod scan;
 mod script;
 mod settings;
+mod single;
 mod slot;
 mod step;
 mod value;

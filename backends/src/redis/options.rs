@@ -3,6 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
+use redis::aio::ConnectionManager;
+use redis::{Client, TlsCertificates};
+
 use super::address::Address;
 use super::link::Limits;
 use super::{RedisBackend, RedisOpenError};
@@ -22,10 +25,18 @@ use super::{RedisBackend, RedisOpenError};
 /// ```
 #[must_use]
 pub struct RedisBuilder {
-    url: String,
+    source: Source,
+    tls: Option<TlsCertificates>,
     pub(super) prefix: Option<String>,
     pub(super) limits: Limits,
     pub(super) accepts: Accepts,
+}
+
+/// What the store is reached by.
+pub(super) enum Source {
+    Url(String),
+    Client(Client),
+    Manager(ConnectionManager),
 }
 
 /// What of the server's settings is taken as it is.
@@ -37,14 +48,37 @@ pub(super) struct Accepts {
 }
 
 impl RedisBuilder {
-    pub(super) fn new(url: String) -> Self {
+    pub(super) fn new(source: Source) -> Self {
         let limits = Limits { connect: Duration::from_secs(2), response: Duration::from_secs(2) };
-        Self { url, prefix: None, limits, accepts: Accepts::default() }
+        Self { source, tls: None, prefix: None, limits, accepts: Accepts::default() }
     }
 
     /// What the records' keys begin with. Everything that begins so belongs to the store. Default: `oncekey:`.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = Some(prefix.into());
+        self
+    }
+
+    /// The certificates by which the server is verified, and those by which this client shows who it is (mutual TLS), in
+    /// PEM. They are for `rediss` URLs of every kind, in `?sslrootcert=`'s place.
+    ///
+    /// ```no_run
+    /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
+    /// use oncekey_backends::redis::RedisBackend;
+    /// use redis::{ClientTlsConfig, TlsCertificates};
+    ///
+    /// let client_tls = Some(ClientTlsConfig {
+    ///     client_cert: std::fs::read("shop.crt")?,
+    ///     client_key: std::fs::read("shop.key")?,
+    /// });
+    /// let backend = RedisBackend::builder("rediss://redis.example/0")
+    ///     .tls(TlsCertificates { client_tls, root_cert: Some(std::fs::read("ca.crt")?) })
+    ///     .open()
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn tls(mut self, certificates: TlsCertificates) -> Self {
+        self.tls = Some(certificates);
         self
     }
 
@@ -94,9 +128,16 @@ impl RedisBuilder {
         RedisBackend::open_with(self).await
     }
 
-    /// Reads the URL, whose options fill in what was not said here.
-    pub(super) fn address(&mut self) -> Result<Address, RedisOpenError> {
-        let address = Address::parse(&self.url)?;
+    /// Where the store is. A URL's options fill in what was not said here.
+    pub(super) async fn address(&mut self) -> Result<Address, RedisOpenError> {
+        let mut address = match &self.source {
+            Source::Url(url) => Address::parse(url)?,
+            Source::Client(client) => Address::of_client(client),
+            Source::Manager(manager) => Address::of_manager(manager.clone(), self.limits.connect).await?,
+        };
+        if let Some(tls) = self.tls.take() {
+            address.set_tls(tls)?;
+        }
         for (name, value) in &address.options {
             match name.as_str() {
                 "prefix" if self.prefix.is_none() => self.prefix = Some(value.clone()),

@@ -16,6 +16,8 @@ use tokio::sync::Semaphore;
 use tracing::warn;
 
 use super::batch::{KeysAreNew, rounds, take_round};
+#[cfg(feature = "blocking")]
+use super::blocking::Transactions;
 use super::dialect::{Dialect, Failure, Keyed, Written};
 use super::error::{of_read, of_write};
 use super::family;
@@ -39,6 +41,9 @@ pub(crate) struct Core<D> {
     keys_are_new: Arc<KeysAreNew>,
     /// Users' operations may take long: they never take the last connections from the steps.
     transactions: Arc<Semaphore>,
+    /// The application's pool of connections that block, for operations that do.
+    #[cfg(feature = "blocking")]
+    blocking: Option<Transactions<D>>,
 }
 
 impl<D> Clone for Core<D> {
@@ -47,6 +52,8 @@ impl<D> Clone for Core<D> {
             dialect: Arc::clone(&self.dialect),
             keys_are_new: Arc::clone(&self.keys_are_new),
             transactions: Arc::clone(&self.transactions),
+            #[cfg(feature = "blocking")]
+            blocking: self.blocking.clone(),
         }
     }
 }
@@ -58,7 +65,36 @@ impl<D: Dialect> Core<D> {
             dialect: Arc::new(dialect),
             keys_are_new: Arc::default(),
             transactions: Arc::new(Semaphore::new(transactions)),
+            #[cfg(feature = "blocking")]
+            blocking: None,
         }
+    }
+
+    /// With a pool for operations that block.
+    #[cfg(feature = "blocking")]
+    pub(crate) fn with_blocking(self, blocking: Option<Transactions<D>>) -> Self {
+        Self { blocking, ..self }
+    }
+
+    /// Asks by this store's own connections whether an operation may run.
+    #[cfg(feature = "blocking")]
+    pub(super) async fn may_run<E: transaction::Ending>(
+        &self,
+        ending: &E,
+    ) -> Result<Result<(), transaction::Refusal<E::Answer>>, StoreError> {
+        let key = ending.key();
+        let read = async |dialect: &D, connection: &mut D::Connection| {
+            let (now, rows) = dialect.read(connection, &[key.as_stored()]).await?;
+            let row = rows.into_iter().next().map(|(_, row)| row);
+            Ok((now, family::with_steps(dialect, connection, key, row).await?))
+        };
+        let (now, found) = self.reading(read).await?;
+        Ok(ending.may_run(found?.as_ref(), now))
+    }
+
+    #[cfg(feature = "blocking")]
+    pub(super) async fn await_flush(&self) -> Result<(), StoreError> {
+        self.reading(async |dialect, connection| dialect.await_flush(connection).await).await
     }
 
     /// Takes one step by itself.
@@ -125,6 +161,12 @@ impl<D: Dialect> Core<D> {
         &self,
         message: CompleteInTransaction,
     ) -> Result<CompletedInTransaction, StoreError> {
+        #[cfg(feature = "blocking")]
+        if let Some(blocking) = &self.blocking
+            && message.operation.is_blocking()
+        {
+            return blocking.complete(self, message).await;
+        }
         let permit = Arc::clone(&self.transactions).acquire_owned().await.map_err(StoreError::unavailable)?;
         transaction::complete(&self.dialect, message, permit).await
     }

@@ -71,11 +71,14 @@ pub(crate) trait Dialect: Send + Sync + 'static {
     /// A connection that goes back to its pool when it is dropped.
     type Pooled: DerefMut<Target = Self::Connection> + Send + 'static;
 
+    /// One that was taken out of its pool: it is closed when it is dropped.
+    type Taken: DerefMut<Target = Self::Connection> + Send + 'static;
+
     /// A connection from the pool.
     fn lend(&self) -> impl Future<Output = Result<Self::Pooled, StoreError>> + Send;
 
     /// Takes a connection out of its pool for good.
-    fn take(pooled: Self::Pooled) -> Self::Connection;
+    fn take(pooled: Self::Pooled) -> Self::Taken;
 
     /// How many connections there are at most.
     fn pool_size(&self) -> usize;

@@ -70,7 +70,7 @@ impl<D: Dialect> Lent<D> {
 
     /// Takes it out of the pool for good.
     #[cfg(feature = "postgres")]
-    pub(crate) fn keep(mut self) -> Option<D::Connection> {
+    pub(crate) fn keep(mut self) -> Option<D::Taken> {
         self.pooled.take().map(D::take)
     }
 

@@ -4,9 +4,9 @@ use std::ops::DerefMut;
 
 /// Runs `work` with a connection of a pool. It goes back if `work` succeeds; otherwise `take` takes it out of its pool for
 /// good, and it is closed: what failed on it, or was dropped midway, may have left a transaction open there.
-pub(crate) async fn lend_clean<P, C, T, E>(
+pub(crate) async fn lend_clean<P, C, K, T, E>(
     pooled: P,
-    take: fn(P) -> C,
+    take: fn(P) -> K,
     work: impl AsyncFnOnce(&mut C) -> Result<T, E>,
 ) -> Result<T, E>
 where
@@ -20,12 +20,12 @@ where
     Ok(done)
 }
 
-struct Loan<P, C> {
+struct Loan<P, K> {
     pooled: Option<P>,
-    take: fn(P) -> C,
+    take: fn(P) -> K,
 }
 
-impl<P, C> Drop for Loan<P, C> {
+impl<P, K> Drop for Loan<P, K> {
     fn drop(&mut self) {
         if let Some(pooled) = self.pooled.take() {
             drop((self.take)(pooled));

@@ -242,6 +242,21 @@ impl TransactionOperation {
         self.is_probe
     }
 
+    /// Whether it is an operation on a connection that blocks, and no [`probe`](Self::probe).
+    ///
+    /// ```
+    /// use oncekey::backend::TransactionOperation;
+    ///
+    /// # struct Connection;
+    /// # let outcome = oncekey::record::SealedOutcome::tombstone(&oncekey::Key::new("orders", 17)?);
+    /// assert!(TransactionOperation::new(move |_: &mut Connection| Ok(outcome)).is_blocking());
+    /// assert!(!TransactionOperation::probe().is_blocking());
+    /// # Ok::<(), oncekey::KeyError>(())
+    /// ```
+    pub fn is_blocking(&self) -> bool {
+        !self.is_probe && matches!(self.run, Run::Blocking(_))
+    }
+
     /// An operation on a connection of type `C` that blocks. It runs where the store runs its transactions: for SQLite on
     /// the writer's thread.
     pub fn new<C: Any>(

@@ -330,7 +330,9 @@ pub async fn e14_expired_records_are_purged_in_bounded_batches(store: &Store) {
         assert_eq!(complete(&backend, &last, owner, "1", SHORT).await, Completed::Stored);
     }
     let after = backend.stats(Stats).await.unwrap();
-    assert_eq!(after.completed, before.completed + 26);
+    // On a busy machine some may have expired by now.
+    let fewest = before.completed + if store.capabilities.expires_by_itself { 1 } else { 26 };
+    assert!((fewest..=before.completed + 26).contains(&after.completed), "{before:?}, and then {after:?}");
     assert_eq!(after.in_progress, before.in_progress + 1);
     until("the retention's end", async || lookup(&backend, &last).await.is_none()).await;
     if store.capabilities.expires_by_itself {

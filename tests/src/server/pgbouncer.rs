@@ -20,11 +20,20 @@ impl PgBouncer {
     /// # Panics
     /// If PgBouncer is not installed, or does not start.
     pub fn before(server: &Postgres, mode: &str) -> Self {
+        Self::before_with(server, mode, "")
+    }
+
+    /// The same with more settings, a line each; the last word on each counts.
+    ///
+    /// # Panics
+    /// If PgBouncer is not installed, or does not start.
+    pub fn before_with(server: &Postgres, mode: &str, settings: &str) -> Self {
+        let more = settings;
         let (folder, port) = (folder_for(USER), free_port());
         let settings = format!(
             "[databases]\npostgres = host=127.0.0.1 port={} dbname=postgres user=shop\n\
              [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n\
-             pool_mode = {mode}\ndefault_pool_size = 250\nmax_client_conn = 500\n",
+             pool_mode = {mode}\ndefault_pool_size = 250\nmax_client_conn = 500\n{more}\n",
             server.port()
         );
         let file = folder.join("pgbouncer.ini");

@@ -5,7 +5,10 @@ use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
-use super::{Running, as_user, binary, folder_for, free_port, never_started, os, run, wait_until_ready, write_for};
+use super::{
+    ASK_SERVERS, Running, as_user, binary, folder_for, free_port, further_servers, never_started, os, run,
+    wait_until_ready, write_for,
+};
 
 const USER: &str = "postgres";
 const PACKAGE: &str = "postgresql";
@@ -55,6 +58,11 @@ impl Postgres {
         let port = free_port();
         let running = launch(&folder, port, &settings).unwrap_or_else(|log| never_started(&folder, &log));
         Self { folder, port, settings, running }
+    }
+
+    /// Which version the suites run on where `ONCEKEY_POSTGRES` chooses one, such as 18.
+    pub fn chosen_version() -> Option<String> {
+        version()
     }
 
     /// The URL of a database that every server has.
@@ -149,13 +157,29 @@ fn launch(folder: &std::path::Path, port: u16, settings: &[String]) -> Result<Ru
     running.unless_it_ended(ready)
 }
 
-/// Debian keeps the server's binaries out of the path, in a folder for each version.
+/// Debian keeps the server's binaries out of the path, in a folder for each version, of which this takes the newest.
+/// `ONCEKEY_POSTGRES` chooses a version, there or among [`further_servers`]; `ONCEKEY_POSTGRES_BIN` names any other folder.
 fn find(name: &str) -> PathBuf {
-    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let mut folders: Vec<_> = versions.map(|entry| entry.path().join("bin")).collect();
-    folders.sort();
-    folders.reverse();
-    folders.extend(std::env::var_os("ONCEKEY_POSTGRES_BIN").map(PathBuf::from));
-    folders.rotate_right(usize::from(std::env::var_os("ONCEKEY_POSTGRES_BIN").is_some()));
-    binary(name, &folders, PACKAGE)
+    let chosen = |root: PathBuf| {
+        let versions = std::fs::read_dir(root).into_iter().flatten().flatten();
+        let mut versions: Vec<PathBuf> = versions.map(|entry| entry.path()).collect();
+        if let Some(version) = version() {
+            versions.retain(|folder| folder.ends_with(&version));
+        }
+        versions.sort();
+        versions.into_iter().rev().map(|folder| folder.join("bin"))
+    };
+    let named = std::env::var_os("ONCEKEY_POSTGRES_BIN").map(PathBuf::from);
+    let installed = chosen(PathBuf::from("/usr/lib/postgresql"));
+    let further = further_servers().into_iter().flat_map(|root| chosen(root.join("postgresql")));
+    let mut folders = named.into_iter().chain(installed).chain(further);
+    folders.find(|folder| folder.join(name).is_file()).map(|folder| folder.join(name)).unwrap_or_else(|| {
+        // The path may lead to another version than the chosen one.
+        assert!(version().is_none(), "PostgreSQL {} is not installed: {ASK_SERVERS}", version().unwrap_or_default());
+        binary(name, &[], PACKAGE)
+    })
+}
+
+fn version() -> Option<String> {
+    std::env::var("ONCEKEY_POSTGRES").ok().filter(|version| !version.is_empty())
 }

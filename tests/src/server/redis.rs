@@ -1,5 +1,5 @@
-//! Redis servers: one, one with a replica under Sentinel, and a cluster. `ONCEKEY_REDIS_BIN` names the folder of
-//! another version's binaries, Redis's or Valkey's.
+//! Redis servers: one, one with a replica under Sentinel, and a cluster. `ONCEKEY_REDIS=valkey` makes them Valkey's, and
+//! `ONCEKEY_REDIS_BIN` names the folder of another version's binaries.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use rustix::process::Signal;
 
-use super::{Running, binary, folder_for, free_port, os, wait_until_ready};
+use super::{ASK_SERVERS, Running, binary, folder_for, free_port, further_servers, os, wait_until_ready};
 use crate::process::PATIENCE;
 
 const USER: &str = "redis";
@@ -17,6 +17,29 @@ const PACKAGE: &str = "redis-server";
 const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
 /// The name that the sentinels have for the master.
 const MASTER: &str = "main";
+
+/// What the suites run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RedisKind {
+    /// Redis itself.
+    Redis,
+    /// Its fork.
+    Valkey,
+}
+
+impl RedisKind {
+    /// What `ONCEKEY_REDIS` chooses: `redis`, which is the default, or `valkey`.
+    ///
+    /// # Panics
+    /// If it is neither.
+    pub fn chosen() -> Self {
+        match std::env::var("ONCEKEY_REDIS").unwrap_or_default().as_str() {
+            "" | "redis" => Self::Redis,
+            "valkey" => Self::Valkey,
+            other => panic!("ONCEKEY_REDIS is redis or valkey, and not {other}"),
+        }
+    }
+}
 
 /// A server of its own, which writes every change to the disk before it answers. It can be killed, paused and started
 /// again.
@@ -336,9 +359,16 @@ fn cli(port: u16, command: &[&str]) -> String {
 
 /// `redis-server`, or what Valkey calls it.
 fn find(name: &str) -> PathBuf {
-    let Some(folder) = std::env::var_os("ONCEKEY_REDIS_BIN").map(PathBuf::from) else {
-        return binary(&format!("redis-{name}"), &[], PACKAGE);
-    };
-    let valkey = folder.join(format!("valkey-{name}"));
-    if valkey.is_file() { valkey } else { binary(&format!("redis-{name}"), &[folder], PACKAGE) }
+    if let Some(folder) = std::env::var_os("ONCEKEY_REDIS_BIN").map(PathBuf::from) {
+        let valkey = folder.join(format!("valkey-{name}"));
+        return if valkey.is_file() { valkey } else { binary(&format!("redis-{name}"), &[folder], PACKAGE) };
+    }
+    match RedisKind::chosen() {
+        RedisKind::Redis => binary(&format!("redis-{name}"), &[], PACKAGE),
+        RedisKind::Valkey => {
+            let folders: Vec<_> = further_servers().into_iter().map(|root| root.join("valkey/bin")).collect();
+            let found = folders.iter().map(|folder| folder.join(format!("valkey-{name}"))).find(|path| path.is_file());
+            found.unwrap_or_else(|| panic!("Valkey is not installed: {ASK_SERVERS}"))
+        }
+    }
 }

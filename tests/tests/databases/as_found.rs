@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use diesel_async::pooled_connection::AsyncDieselConnectionManager;
 use diesel_async::pooled_connection::deadpool::Pool;
-use diesel_async::{AsyncMysqlConnection, AsyncPgConnection, SimpleAsyncConnection as _};
+use diesel_async::{AsyncConnection as _, AsyncMysqlConnection, AsyncPgConnection, SimpleAsyncConnection as _};
 use futures_util::future::join_all;
 use oncekey::backend::{
     Acquire, Acquired, Backend, CommitStep, Complete, CompleteInTransaction, CompleteStep, Completed,
@@ -43,20 +43,42 @@ async fn claims(backend: &impl Backend, name: &str) -> Result<Acquire, StoreErro
 #[actix_rt::test]
 async fn e27_a_pooler_by_transaction_is_refused_at_open() {
     let server = Postgres::start();
-    let pooler = PgBouncer::before(&server, "transaction");
-    for _ in 0..3 {
-        let refused = PostgresBackend::open(&pooler.url()).await.unwrap_err();
-        assert!(matches!(refused, PostgresOpenError::Pooler), "{refused}");
-        assert!(refused.to_string().contains("session"), "{refused}");
+    // It lends what came back last, or what came back first; or it has one connection for all.
+    for settings in ["", "server_round_robin = 1", "default_pool_size = 1", "max_prepared_statements = 100"] {
+        let pooler = PgBouncer::before_with(&server, "transaction", settings);
+        let opened = [
+            PostgresBackend::open(&pooler.url()).await,
+            PostgresBackend::from_pool(postgres_pool(&pooler.url(), 5)).open().await,
+        ];
+        for opened in opened {
+            let refused = opened.unwrap_err();
+            assert!(matches!(refused, PostgresOpenError::Pooler), "{settings}: {refused}");
+            assert!(refused.to_string().contains("session"), "{refused}");
+        }
     }
     assert_eq!(server.sql("SELECT to_regclass('oncekey_records') IS NULL"), "t");
-    // Two connections of a caller's pool show it only where the pooler gives them different sessions, which it may not.
-    let mut refused = false;
-    for _ in 0..10 {
+}
+
+/// Others' transactions, which take and give back the server's processes meanwhile, hide a pooler from nobody.
+#[actix_rt::test]
+async fn e27_a_busy_pooler_by_transaction_is_refused_at_open() {
+    let server = Postgres::start();
+    let pooler = PgBouncer::before(&server, "transaction");
+    let others = (0..4).map(|_| {
+        let url = pooler.url();
+        actix_rt::spawn(async move {
+            let mut connection = AsyncPgConnection::establish(&url).await.unwrap();
+            loop {
+                connection.batch_execute("BEGIN; SELECT 1; COMMIT").await.unwrap();
+            }
+        })
+    });
+    let others: Vec<_> = others.collect();
+    for _ in 0..5 {
         let opened = PostgresBackend::from_pool(postgres_pool(&pooler.url(), 5)).open().await;
-        refused |= matches!(opened, Err(PostgresOpenError::Pooler));
+        assert!(matches!(opened, Err(PostgresOpenError::Pooler)), "{opened:?}");
     }
-    assert!(refused, "a pooler was never noticed");
+    others.iter().for_each(actix_rt::task::JoinHandle::abort);
 }
 
 /// One that shares them by session is as good as none.

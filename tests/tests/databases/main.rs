@@ -6,6 +6,7 @@ mod as_found;
 mod common;
 mod mysql;
 mod names;
+mod pools;
 mod postgres;
 mod roles;
 mod sessions;

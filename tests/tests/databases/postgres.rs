@@ -19,7 +19,7 @@ use oncekey_backends::CompleteInError;
 use oncekey_backends::postgres::{PostgresBackend, PostgresOpenError};
 use tests::process::{PATIENCE, until};
 use tests::proxy::Proxy;
-use tests::server::Postgres;
+use tests::server::{PgBouncer, Postgres};
 
 use crate::common::{acquire, fresh_table, on_database};
 use crate::names::names_on_database;
@@ -33,6 +33,23 @@ on_database! {
     open_error: PostgresOpenError,
     connection: AsyncPgConnection,
     key_column: "key",
+}
+
+static POOLER: LazyLock<PgBouncer> = LazyLock::new(|| PgBouncer::before(&SERVER, "session"));
+
+oncekey::conformance_tests!(pooled, Capabilities::all(), {
+    let table = fresh_table();
+    move || {
+        let table = table.clone();
+        async move { PostgresBackend::builder(POOLER.url()).table(&table).unwrap().open().await.unwrap() }
+    }
+});
+
+/// What `ONCEKEY_POSTGRES` asks for is what the suite met.
+#[test]
+fn chosen_version() {
+    let running = SERVER.sql("SELECT current_setting('server_version_num')::int / 10000");
+    assert_eq!(running, Postgres::chosen_version().unwrap_or_else(|| running.clone()));
 }
 
 withdrawals_on_database! {

@@ -6,6 +6,7 @@
 mod failover;
 mod faults;
 mod fencing;
+mod handed;
 mod kills;
 mod opening;
 mod steps;
@@ -22,7 +23,7 @@ use oncekey::conformance::Capabilities;
 use oncekey::record::Owner;
 use oncekey::{Fingerprint, Key, OnAbandoned};
 use oncekey_backends::redis::RedisBackend;
-use tests::server::{Redis, RedisCluster, RedisSentinel};
+use tests::server::{Redis, RedisCluster, RedisKind, RedisSentinel};
 
 static SERVER: LazyLock<Redis> = LazyLock::new(Redis::start);
 static SENTINEL: LazyLock<RedisSentinel> = LazyLock::new(RedisSentinel::start);
@@ -57,6 +58,13 @@ macro_rules! conformance_on {
 conformance_on!(single, SERVER.url());
 conformance_on!(sentinel, SENTINEL.url());
 conformance_on!(cluster, CLUSTER.url());
+
+/// What `ONCEKEY_REDIS` asks for is what the suite met.
+#[test]
+fn chosen_kind() {
+    let server = SERVER.cli(&["info", "server"]);
+    assert_eq!(server.contains("server_name:valkey"), RedisKind::chosen() == RedisKind::Valkey, "{server}");
+}
 
 fn acquire(key: &str, on_abandoned: OnAbandoned) -> Acquire {
     Acquire {

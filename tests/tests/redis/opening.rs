@@ -1,5 +1,6 @@
 //! Honesty at start, and the ways to a server.
 
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -182,4 +183,46 @@ async fn tls_is_verified() {
     let ran = engine.run(Key::new("s", "k").unwrap(), b"", |_| async { Ok::<u32, ()>(1) }).await;
     assert_eq!(ran.unwrap(), Outcome::Ran(1));
     drop(server);
+}
+
+/// A host that drops every SYN, as one behind a firewall does: its backlog is full, and it accepts nobody.
+struct DropsSyns {
+    port: u16,
+    _listener: TcpListener,
+    _queued: Vec<TcpStream>,
+}
+
+impl DropsSyns {
+    fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut queued = Vec::new();
+        while let Ok(connection) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+            queued.push(connection);
+        }
+        Self { port: address.port(), _listener: listener, _queued: queued }
+    }
+}
+
+/// One host of the URL drops SYNs: that costs a part of the limit for connecting, and none of the slots.
+#[actix_rt::test]
+async fn s09_a_host_that_drops_syns_keeps_nobody_from_the_others() {
+    let (cluster, silent) = (RedisCluster::start(), DropsSyns::new());
+    for before in [true, false] {
+        let known = cluster.url();
+        let (scheme, hosts) = known.split_once("://").unwrap();
+        let silent = format!("127.0.0.1:{}", silent.port);
+        let url = if before { format!("{scheme}://{silent},{hosts}") } else { format!("{scheme}://{hosts},{silent}") };
+        let connect = Duration::from_secs(4);
+        let builder = RedisBackend::builder(url).prefix(fresh_prefix()).connect_timeout(connect);
+        let since = Instant::now();
+        let backend = builder.open().await.unwrap();
+        assert!(since.elapsed() < PATIENCE, "it was opened after {:?}", since.elapsed());
+        // Of every slot, so that each primary is met.
+        for number in 0..100 {
+            let claimed = backend.acquire(acquire(&format!("{number}"), OnAbandoned::Rerun)).await;
+            assert!(matches!(claimed, Ok(Acquired::Claimed { .. })), "{claimed:?}");
+        }
+        println!("with a host that drops SYNs: {:?}", since.elapsed());
+    }
 }

@@ -1,0 +1,1 @@
+//! The suite of connections that block is in `tests`.
