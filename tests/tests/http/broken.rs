@@ -56,10 +56,8 @@ async fn fails_in_its_body(runs: Runs, how: web::Path<String>) -> HttpResponse {
     charge(&runs).await;
     let begins = stream::once(async { Ok::<_, std::io::Error>(Bytes::from_static(b"12345")) });
     let breaks = stream::once(async { Err::<Bytes, _>(std::io::Error::other("broken")) });
-    let panics = stream::once(async {
-        let none: Option<Result<Bytes, std::io::Error>> = None;
-        none.expect("this panic is part of a test")
-    });
+    let panics =
+        stream::poll_fn(|_| -> Poll<Option<Result<Bytes, std::io::Error>>> { panic!("this panic is part of a test") });
     let mut created = HttpResponse::Created();
     match how.as_str() {
         "at-once" => created.body(PanicsAtOnce),
