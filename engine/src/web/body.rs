@@ -17,8 +17,8 @@ use futures_util::stream::Stream;
 use futures_util::{FutureExt as _, StreamExt as _, future};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::IdempotencyError;
 use super::guard::RequestGuard;
+use super::{IdempotencyError, settings};
 
 /// How much the guard reads of a body that it has refused.
 const DRAIN_LIMIT: usize = 64 << 20;
@@ -148,7 +148,8 @@ pub(super) enum Found<B> {
 /// The body is code of the user's. Its panic must not reach the server, which would close the connection without an
 /// answer, so it counts as a body that broke off.
 pub(super) async fn look_into<B: MessageBody + 'static>(body: B, headers: &HeaderMap, limit: usize) -> Found<B> {
-    AssertUnwindSafe(find_out(body, headers, limit)).catch_unwind().await.unwrap_or_else(|_| {
+    AssertUnwindSafe(find_out(body, headers, limit)).catch_unwind().await.unwrap_or_else(|payload| {
+        settings::discard(payload);
         tracing::error!(target: "oncekey", "the body of a handler's response panicked");
         Found::Broken
     })

@@ -459,7 +459,10 @@ impl Running {
                     _ => Origin::Panic,
                 },
             },
-            Err(_) => Origin::Panic,
+            Err(payload) => {
+                settings::discard(payload);
+                Origin::Panic
+            }
         };
         self.on_panic(panic_of, head.into_request()).await.map_into_right_body()
     }

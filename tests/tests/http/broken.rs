@@ -29,6 +29,7 @@ on_both_protocols! {
     h20_a_refusal_of_inner_middleware_can_state_its_disposition
     h22_a_405_of_a_handler_that_had_its_effect_is_kept
     h24_an_error_whose_response_panics_is_answered
+    h24_a_panic_that_panics_again_when_it_is_dropped_is_answered
     h02_an_answer_that_is_not_final_is_not_stored
 }
 
@@ -56,10 +57,8 @@ async fn fails_in_its_body(runs: Runs, how: web::Path<String>) -> HttpResponse {
     charge(&runs).await;
     let begins = stream::once(async { Ok::<_, std::io::Error>(Bytes::from_static(b"12345")) });
     let breaks = stream::once(async { Err::<Bytes, _>(std::io::Error::other("broken")) });
-    let panics = stream::once(async {
-        let none: Option<Result<Bytes, std::io::Error>> = None;
-        none.expect("this panic is part of a test")
-    });
+    let panics =
+        stream::poll_fn(|_| -> Poll<Option<Result<Bytes, std::io::Error>>> { panic!("this panic is part of a test") });
     let mut created = HttpResponse::Created();
     match how.as_str() {
         "at-once" => created.body(PanicsAtOnce),
@@ -231,6 +230,44 @@ async fn h24_an_error_whose_response_panics_is_answered(protocol: Protocol) {
         assert_eq!(again.status, second, "{when}: {again:?}");
         assert_eq!(counted.load(Ordering::Relaxed), before + 1, "{when}");
     }
+    running.stop().await;
+}
+
+/// What a panic carries is a value of the user's too.
+struct PanicsWhenDropped;
+
+impl Drop for PanicsWhenDropped {
+    fn drop(&mut self) {
+        panic!("this panic is part of a test");
+    }
+}
+
+async fn h24_a_panic_that_panics_again_when_it_is_dropped_is_answered(protocol: Protocol) {
+    let by_scope = Idempotency::new(engine(), Scope::from_request(|_| std::panic::panic_any(PanicsWhenDropped)));
+    let by_scope = by_scope.required();
+    let by_handler = required();
+    let runs = runs();
+    let counted = runs.clone();
+    let running = Running::start(move || {
+        let pay = || {
+            web::post().to(async |runs: Runs| -> HttpResponse {
+                charge(&runs).await;
+                std::panic::panic_any(PanicsWhenDropped)
+            })
+        };
+        App::new()
+            .app_data(runs.clone())
+            .service(web::resource("/scope").wrap(by_scope.clone()).route(pay()))
+            .service(web::resource("/handler").wrap(by_handler.clone()).route(pay()))
+    })
+    .await;
+    let answer = Request::post("/scope", "").key(&new_key()).by(protocol).send(running.address).await;
+    assert_eq!((answer.status, answer.problem().as_str()), (500, "internal"));
+    assert_eq!(counted.load(Ordering::Relaxed), 0);
+    let request = Request::post("/handler", "").key(&new_key()).by(protocol);
+    assert_eq!(request.send(running.address).await.problem(), "handler-panicked");
+    assert_eq!(request.send(running.address).await.problem(), "indeterminate");
+    assert_eq!(counted.load(Ordering::Relaxed), 1);
     running.stop().await;
 }
 
