@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 #[cfg(feature = "blocking")]
-use diesel::connection::{AnsiTransactionManager, LoadConnection};
+use diesel::connection::LoadConnection;
 use diesel_async::pooled_connection::deadpool::{Hook, Pool};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
 use diesel_async::{AsyncMysqlConnection, SimpleAsyncConnection as _};
@@ -210,14 +210,15 @@ impl MysqlBackend {
         self.core.complete_in(connection, &completion).await
     }
 
-    /// [`complete_in`](Self::complete_in) for a transaction of sync Diesel: the connection is a `diesel::MysqlConnection`, from
+    /// [`complete_in`](Self::complete_in) for a transaction of sync Diesel: the connection is a
+    /// `diesel::MysqlConnection`, from
     /// any pool or none. It blocks: call it where the transaction's other statements run.
     ///
     /// # Errors
     /// [`CompleteInError`]: the transaction is to be rolled back.
     ///
     /// ```no_run
-    /// use diesel::connection::{AnsiTransactionManager, LoadConnection};
+    /// use diesel::connection::LoadConnection;
     /// use diesel::mysql::Mysql;
     /// use oncekey::backend::Complete;
     /// use oncekey_backends::{CompleteInError, MysqlBackend};
@@ -225,7 +226,7 @@ impl MysqlBackend {
     /// // `C` is `diesel::MysqlConnection`, and the completion comes from `Claim::completion`.
     /// fn order<C>(backend: &MysqlBackend, connection: &mut C, completion: Complete) -> Result<(), CompleteInError>
     /// where
-    ///     C: LoadConnection<Backend = Mysql, TransactionManager = AnsiTransactionManager>,
+    ///     C: LoadConnection<Backend = Mysql>,
     /// {
     ///     connection.transaction(|tx| {
     ///         tx.batch_execute("INSERT INTO orders (item) VALUES ('book')")?;
@@ -236,7 +237,7 @@ impl MysqlBackend {
     #[cfg(feature = "blocking")]
     pub fn complete_in_blocking<C>(&self, connection: &mut C, completion: Complete) -> Result<(), CompleteInError>
     where
-        C: LoadConnection<Backend = diesel::mysql::Mysql, TransactionManager = AnsiTransactionManager>,
+        C: LoadConnection<Backend = diesel::mysql::Mysql>,
     {
         complete_in(&*self.core.dialect, connection, &completion)
     }

@@ -8,12 +8,12 @@ use diesel::{QueryResult, RunQueryDsl as _};
 use super::flush::flushing;
 use super::session::as_remembered;
 use super::table::{Bind, FREE_LOCKS, Mysql, NOW, RELEASE_BEGUN, SET_AND_RELEASE, one_completion, released};
-use crate::sql::{BlockingConnection, BlockingDialect, Completion, Fragment};
+use crate::sql::{BlockingConnection, BlockingDialect, Completion, Fragment, Transacting};
 
 impl BlockingDialect for Mysql {
     type Backend = Backend;
 
-    fn begin_on<C: BlockingConnection<Backend>>(&self, connection: &mut C) -> QueryResult<()> {
+    fn begin_on<C: Transacting<Backend>>(&self, connection: &mut C) -> QueryResult<()> {
         AnsiTransactionManager::begin_transaction_sql(connection, &self.transaction_text(false))
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 #[cfg(feature = "blocking")]
-use diesel::connection::{AnsiTransactionManager, LoadConnection};
+use diesel::connection::LoadConnection;
 use diesel_async::AsyncPgConnection;
 use diesel_async::pooled_connection::deadpool::{Hook, Pool};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
@@ -203,14 +203,15 @@ impl PostgresBackend {
         self.core.complete_in(connection, &completion).await
     }
 
-    /// [`complete_in`](Self::complete_in) for a transaction of sync Diesel: the connection is a `diesel::PgConnection`, from
+    /// [`complete_in`](Self::complete_in) for a transaction of sync Diesel: the connection is a
+    /// `diesel::PgConnection`, from
     /// any pool or none. It blocks: call it where the transaction's other statements run.
     ///
     /// # Errors
     /// [`CompleteInError`]: the transaction is to be rolled back.
     ///
     /// ```no_run
-    /// use diesel::connection::{AnsiTransactionManager, LoadConnection};
+    /// use diesel::connection::LoadConnection;
     /// use diesel::pg::Pg;
     /// use oncekey::backend::Complete;
     /// use oncekey_backends::{CompleteInError, PostgresBackend};
@@ -218,7 +219,7 @@ impl PostgresBackend {
     /// // `C` is `diesel::PgConnection`, and the completion comes from `Claim::completion`.
     /// fn order<C>(backend: &PostgresBackend, connection: &mut C, completion: Complete) -> Result<(), CompleteInError>
     /// where
-    ///     C: LoadConnection<Backend = Pg, TransactionManager = AnsiTransactionManager>,
+    ///     C: LoadConnection<Backend = Pg>,
     /// {
     ///     connection.transaction(|tx| {
     ///         tx.batch_execute("INSERT INTO orders (item) VALUES ('book')")?;
@@ -229,7 +230,7 @@ impl PostgresBackend {
     #[cfg(feature = "blocking")]
     pub fn complete_in_blocking<C>(&self, connection: &mut C, completion: Complete) -> Result<(), CompleteInError>
     where
-        C: LoadConnection<Backend = diesel::pg::Pg, TransactionManager = AnsiTransactionManager>,
+        C: LoadConnection<Backend = diesel::pg::Pg>,
     {
         complete_in(&*self.core.dialect, connection, &completion)
     }

@@ -7,7 +7,7 @@ use diesel::{QueryResult, RunQueryDsl as _};
 
 use super::session::as_remembered;
 use super::table::{Bind, IS_BEGUN, IS_HERE, Postgres, SET_HERE, begin, one_completion};
-use crate::sql::{BlockingConnection, BlockingDialect, Completion, Fragment};
+use crate::sql::{BlockingConnection, BlockingDialect, Completion, Fragment, Transacting};
 
 fn ask(connection: &mut impl BlockingConnection<Pg>, text: &str) -> QueryResult<bool> {
     Fragment::<Bool, Bind<'_>>::new(text, &[]).get_result(connection)
@@ -16,7 +16,7 @@ fn ask(connection: &mut impl BlockingConnection<Pg>, text: &str) -> QueryResult<
 impl BlockingDialect for Postgres {
     type Backend = Pg;
 
-    fn begin_on<C: BlockingConnection<Pg>>(&self, connection: &mut C) -> QueryResult<()> {
+    fn begin_on<C: Transacting<Pg>>(&self, connection: &mut C) -> QueryResult<()> {
         AnsiTransactionManager::begin_transaction_sql(connection, &begin(false))
     }
 

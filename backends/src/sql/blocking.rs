@@ -31,13 +31,18 @@ use super::transaction::Refusal;
 use crate::CompleteInError;
 
 /// A connection of sync Diesel to a database.
-pub(crate) trait BlockingConnection<DB: Backend>:
-    LoadConnection<Backend = DB, TransactionManager = AnsiTransactionManager>
+pub(crate) trait BlockingConnection<DB: Backend>: LoadConnection<Backend = DB> {}
+
+impl<DB: Backend, C> BlockingConnection<DB> for C where C: LoadConnection<Backend = DB> {}
+
+/// One whose transactions can be opened by a text of this crate's. A connection with its pool's handle around it is none.
+pub(crate) trait Transacting<DB: Backend>:
+    BlockingConnection<DB> + LoadConnection<TransactionManager = AnsiTransactionManager>
 {
 }
 
-impl<DB: Backend, C> BlockingConnection<DB> for C where
-    C: LoadConnection<Backend = DB, TransactionManager = AnsiTransactionManager>
+impl<DB: Backend, C> Transacting<DB> for C where
+    C: BlockingConnection<DB> + LoadConnection<TransactionManager = AnsiTransactionManager>
 {
 }
 
@@ -47,7 +52,7 @@ impl<ST, P, C> RunQueryDsl<C> for Fragment<'_, ST, P> {}
 pub(crate) trait BlockingDialect: Dialect {
     type Backend: Backend;
 
-    fn begin_on<C: BlockingConnection<Self::Backend>>(&self, connection: &mut C) -> QueryResult<()>;
+    fn begin_on<C: Transacting<Self::Backend>>(&self, connection: &mut C) -> QueryResult<()>;
 
     fn is_as_begun_on<C: BlockingConnection<Self::Backend>>(&self, connection: &mut C) -> QueryResult<bool>;
 
@@ -90,7 +95,7 @@ impl<D, M> Pool<D> for r2d2::Pool<M>
 where
     D: BlockingDialect,
     M: r2d2::ManageConnection,
-    M::Connection: BlockingConnection<D::Backend>,
+    M::Connection: Transacting<D::Backend>,
 {
     fn check(&self, dialect: &D) -> Result<(), String> {
         let mut connection = self.get().map_err(|error| error.to_string())?;
@@ -137,7 +142,7 @@ impl<D: Dialect> Transactions<D> {
     where
         D: BlockingDialect,
         M: r2d2::ManageConnection,
-        M::Connection: BlockingConnection<D::Backend>,
+        M::Connection: Transacting<D::Backend>,
     {
         let permits = usize::try_from(pool.max_size()).unwrap_or(1).clamp(1, Semaphore::MAX_PERMITS);
         Self { pool: Arc::new(pool), permits: Arc::new(Semaphore::new(permits)) }
@@ -193,7 +198,7 @@ fn transact<D, C>(
 ) -> Result<CompletedInTransaction, StoreError>
 where
     D: BlockingDialect,
-    C: BlockingConnection<D::Backend> + Any,
+    C: Transacting<D::Backend> + Any,
 {
     let (contended, stale) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let is_contention: Question = |error| D::failure(error).is_contention();
@@ -229,7 +234,7 @@ fn try_once<D, C>(
 ) -> Result<CompletedInTransaction, StoreError>
 where
     D: BlockingDialect,
-    C: BlockingConnection<D::Backend> + Any,
+    C: Transacting<D::Backend> + Any,
 {
     if given_up.load(Ordering::SeqCst) {
         return Err(StoreError::unavailable("the caller gave up before there was a connection"));
@@ -330,7 +335,7 @@ where
     D: BlockingDialect,
     C: BlockingConnection<D::Backend>,
 {
-    if AnsiTransactionManager::transaction_manager_status_mut(connection).transaction_depth()?.is_none() {
+    if C::TransactionManager::transaction_manager_status_mut(connection).transaction_depth()?.is_none() {
         return Err(CompleteInError::NoTransaction);
     }
     if !dialect.is_in_transaction_on(connection)? {

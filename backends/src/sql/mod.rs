@@ -19,7 +19,7 @@ mod step_row;
 mod transaction;
 
 #[cfg(feature = "blocking")]
-pub(crate) use blocking::{BlockingConnection, BlockingDialect, Transactions, complete_in};
+pub(crate) use blocking::{BlockingConnection, BlockingDialect, Transacting, Transactions, complete_in};
 pub(crate) use core::{BATCHES, Core};
 pub(crate) use dialect::{Begun, Claimed, Dialect, Failure, Keyed, PURGE_LOOKS_AGAIN, Written};
 pub(crate) use error::of_read;

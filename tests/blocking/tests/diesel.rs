@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection as _;
+use diesel::dsl::sql;
 use diesel::r2d2::{ConnectionManager, Pool};
-use diesel::{Connection as _, MysqlConnection, PgConnection, RunQueryDsl as _, SqliteConnection, sql_query};
+use diesel::sql_types::Bool;
+use diesel::{Connection as _, MysqlConnection, PgConnection, RunQueryDsl as _, SqliteConnection};
 use futures_util::future::join_all;
 use oncekey::backend::{
     Acquire, Acquired, Backend as _, Complete, CompleteInTransaction, CompletedInTransaction, StoreError,
@@ -17,9 +19,9 @@ use oncekey::backend::{
 use oncekey::conformance::Capabilities;
 use oncekey::record::{Owner, SealedOutcome};
 use oncekey::{Engine, Error, Fingerprint, Key, OnAbandoned, Outcome, RunError};
+use oncekey_backends::CompleteInError;
 use oncekey_backends::mysql::{MysqlBackend, MysqlOpenError};
 use oncekey_backends::postgres::{PostgresBackend, PostgresOpenError};
-use oncekey_backends::CompleteInError;
 use tests::proxy::Proxy;
 use tests::server::{MariaDb, Postgres};
 
@@ -86,7 +88,7 @@ macro_rules! on_database {
             SERVER.sql("CREATE TABLE orders (item varchar(50))");
             let (table, pool) = (fresh_table(), pool(3));
             let engines = [open(&table, &pool).await, open(&table, &pool).await]
-                .map(|backend| Engine::builder(backend).wait(Duration::from_secs(30)).start().unwrap());
+                .map(|backend| Engine::builder(backend).start().unwrap().with_wait(Duration::from_secs(30)));
             let order = |round: usize, engine: &Engine| {
                 let (engine, key) = (engine.clone(), Key::new("s", round).unwrap());
                 async move {
@@ -124,13 +126,12 @@ macro_rules! on_database {
             let engine = Engine::builder(backend.clone()).on_abandoned(OnAbandoned::Rerun).start().unwrap();
             let order = async |commits: bool| {
                 let (pool, backend) = (pool.clone(), backend.clone());
-                let operation = async move |claim| {
-                    let claim: oncekey::Claim = claim;
+                let operation = async move |claim: oncekey::Claim| {
                     let completion = claim.completion(&17_u32)?;
                     tokio::task::spawn_blocking(move || {
                         let mut connection = pool.get()?;
                         // Outside of a transaction it would commit by itself.
-                        let alone = backend.complete_in_blocking(&mut *connection, completion.clone());
+                        let alone = backend.complete_in_blocking(&mut connection, completion.clone());
                         assert!(matches!(alone, Err(CompleteInError::NoTransaction)), "{alone:?}");
                         connection.transaction(|tx| {
                             tx.batch_execute("INSERT INTO own VALUES ('book')")?;
@@ -195,9 +196,9 @@ macro_rules! on_database {
         async fn e27_a_connection_goes_back_as_it_was() {
             let (table, pool) = (fresh_table(), pool(1));
             let engine = Engine::builder(open(&table, &pool).await).start().unwrap();
-            let left = |pool: &Pool<ConnectionManager<$connection>>| {
-                let text = format!("SELECT 1 FROM (SELECT {} AS found) AS f WHERE found", $what_is_left);
-                sql_query(text).execute(&mut pool.get().unwrap()).unwrap()
+            let is_left = |pool: &Pool<ConnectionManager<$connection>>| {
+                let asked = diesel::select(sql::<Bool>($what_is_left));
+                asked.get_result::<bool>(&mut pool.get().unwrap()).unwrap()
             };
             for (number, leave_behind) in $leave_behind.into_iter().enumerate() {
                 let ran = engine.run_in_transaction(
@@ -206,7 +207,7 @@ macro_rules! on_database {
                     move |tx: &mut $connection, _| tx.batch_execute(leave_behind).map(|()| 1_u32),
                 );
                 assert_eq!(ran.await.unwrap(), Outcome::Ran(1), "{leave_behind}");
-                assert_eq!(left(&pool), 0, "{leave_behind}");
+                assert!(!is_left(&pool), "{leave_behind}");
             }
         }
 
@@ -324,20 +325,30 @@ macro_rules! on_database {
             assert!(matches!(backend.acquire(claim).await, Ok(Acquired::Claimed { .. })));
             let outcome = SealedOutcome::tombstone(&key);
             let lent = pool.get().unwrap();
-            let operation = TransactionOperation::new(move |tx: &mut $connection| {
-                tx.batch_execute("INSERT INTO late VALUES ('late')").unwrap();
-                Ok(outcome)
-            });
+            let inserting = |outcome: SealedOutcome| {
+                TransactionOperation::new(move |tx: &mut $connection| {
+                    tx.batch_execute("INSERT INTO late VALUES ('late')").unwrap();
+                    Ok(outcome)
+                })
+            };
             let retention = Duration::from_secs(60);
-            let message = CompleteInTransaction { key: key.clone(), owner, retention, operation };
-            assert!(tokio::time::timeout(Duration::from_millis(300), backend.complete_in_transaction(message)).await.is_err());
-            let probe = TransactionOperation::probe();
-            let probe = CompleteInTransaction { key, owner, retention, operation: probe };
+            let operation = inserting(outcome);
+            let late = CompleteInTransaction { key: key.clone(), owner, retention, operation };
+            let ended = tokio::time::timeout(Duration::from_millis(300), backend.complete_in_transaction(late)).await;
+            assert!(ended.is_err(), "{ended:?}");
+            let operation = TransactionOperation::probe();
+            let probe = CompleteInTransaction { key, owner, retention, operation };
             assert_eq!(backend.complete_in_transaction(probe).await, Ok(CompletedInTransaction::RolledBack));
             drop(lent);
-            // The pool has one connection, for which the late thread stood first.
-            tokio::task::spawn_blocking(move || drop(pool.get().unwrap())).await.unwrap();
-            assert_eq!(count("late"), "0");
+            // The next operation waits until the late one's thread has ended.
+            let claim = acquire("next");
+            let (key, owner) = (claim.key.clone(), claim.owner);
+            assert!(matches!(backend.acquire(claim).await, Ok(Acquired::Claimed { .. })));
+            let operation = inserting(SealedOutcome::tombstone(&key));
+            let next = CompleteInTransaction { key, owner, retention, operation };
+            let stored = backend.complete_in_transaction(next).await;
+            assert!(matches!(stored, Ok(CompletedInTransaction::Stored { .. })), "{stored:?}");
+            assert_eq!(count("late"), "1");
         }
 
         /// A pool that leads elsewhere is refused.
