@@ -1,6 +1,10 @@
 //! Job processors over real brokers, with consumers that are killed and brokers that are restarted under them.
 //!
-//! A run has 1,000 messages, or as many as `ONCEKEY_BROKER_MESSAGES` says.
+//! A run has 1,000 messages, or as many as `ONCEKEY_BROKER_MESSAGES` says; with `--nocapture` it says what it met:
+//!
+//! ```console
+//! $ ONCEKEY_BROKER_MESSAGES=10000 cargo test -p tests --all-features --test brokers j03 -- --nocapture --test-threads 1
+//! ```
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
 

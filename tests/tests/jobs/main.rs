@@ -14,6 +14,7 @@ mod processor;
 mod refusals;
 mod retries;
 mod sources;
+mod survival;
 mod tap;
 mod tasks;
 mod threads;
