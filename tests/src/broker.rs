@@ -13,6 +13,7 @@ use oncekey::consumer::rabbitmq::lapin::{Connection, ConnectionProperties};
 use oncekey::consumer::rabbitmq::{RabbitMq, RabbitPublisher, lapin};
 use oncekey::consumer::redis_streams::redis::streams::StreamRangeReply;
 use oncekey::consumer::redis_streams::{RedisPublisher, redis};
+use tokio::time::timeout;
 
 use crate::process::PATIENCE;
 use crate::server::{Nats, RabbitMqServer, Redis};
@@ -175,13 +176,18 @@ impl Broker for RabbitMqServer {
     }
 }
 
-/// Asks a RabbitMQ that may have been restarted just now: its queues have no leaders for a while.
-async fn patiently<T>(ask: impl AsyncFn() -> Result<T, lapin::Error>) -> T {
+/// Asks a RabbitMQ that may have been restarted just now: its queues have no leaders for a while. Such a queue refuses, or
+/// never answers at all.
+///
+/// # Panics
+/// If it does not answer for long.
+pub async fn patiently<T>(ask: impl AsyncFn() -> Result<T, lapin::Error>) -> T {
     let deadline = Instant::now() + 2 * PATIENCE;
     loop {
-        match ask().await {
-            Ok(answer) => return answer,
-            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        match timeout(PATIENCE / 3, ask()).await {
+            Ok(Ok(answer)) => return answer,
+            Ok(Err(error)) => assert!(Instant::now() < deadline, "{error}"),
+            Err(silent) => assert!(Instant::now() < deadline, "{silent}"),
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

@@ -6,6 +6,7 @@ mod apalis;
 mod batches;
 mod drain;
 mod ending;
+mod extremes;
 mod faults;
 mod hand_over;
 mod panics;
