@@ -50,6 +50,7 @@ pub use apalis_core;
 use apalis_core::error::{AbortError, BoxDynError, RetryAfterError};
 use apalis_core::layers::{Layer, Service};
 use apalis_core::task::Task;
+use apalis_core::task::status::{AtomicStatus, Status};
 use futures_util::future::BoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -144,19 +145,39 @@ where
         let mut ready = std::mem::replace(&mut self.inner, next);
         let identity = Identity::read(|| (self.once.identify)(&task));
         let (engine, retry) = (self.once.engine.clone(), self.once.retry.clone());
+        // apalis writes a task's status around its function. Where the function does not run, nobody else does, and a storage
+        // would take the task for dead.
+        let status = task.raw_status().clone();
         Box::pin(async move {
-            let Identity { key, fingerprint } = identity.map_err(AbortError::new)?;
+            let identity = identity.map_err(|reason| told(&status, AbortError::new(reason).into()))?;
+            let Identity { key, fingerprint } = identity;
             let operation = move |claim: Claim| async move {
                 task.inject_data(claim);
                 ready.call(task).await.map_err(Into::into)
             };
             match engine.run::<_, BoxDynError, _, _>(key, fingerprint, operation).await {
-                Ok(outcome) => Ok(outcome.into_inner()),
+                Ok(outcome) => {
+                    status.store(Status::Done);
+                    Ok(outcome.into_inner())
+                }
+                // Its status was written where it ran.
                 Err(RunError::Operation(error)) => Err(error),
-                Err(RunError::Engine(error)) => Err(for_apalis(&retry, error)),
+                Err(RunError::Engine(error)) => Err(told(&status, for_apalis(&retry, error))),
             }
         })
     }
+}
+
+/// Writes the status that apalis gives a task with this error.
+fn told(status: &AtomicStatus, error: BoxDynError) -> BoxDynError {
+    status.store(if error.is::<AbortError>() {
+        Status::Killed
+    } else if error.is::<RetryAfterError>() {
+        Status::Pending
+    } else {
+        Status::Failed
+    });
+    error
 }
 
 fn for_apalis(retry: &RetryPolicy, error: Error) -> BoxDynError {

@@ -103,10 +103,7 @@ fn words(folder: &Path, ports: Ports) -> Vec<String> {
         ("RABBITMQ_ALLOW_INPUT", "true".to_owned()),
         // A message that a queue hands on and whose confirm is lost, is handed on again after this; by default after three
         // minutes, which is longer than a test waits.
-        (
-            "RABBITMQ_SERVER_START_ARGS",
-            "-noinput -rabbit dead_letter_worker_publisher_confirm_timeout 5000".to_owned(),
-        ),
+        ("RABBITMQ_SERVER_START_ARGS", "-noinput -rabbit dead_letter_worker_publisher_confirm_timeout 5000".to_owned()),
     ];
     command.extend(own.map(|(name, value)| format!("{name}={value}")));
     command

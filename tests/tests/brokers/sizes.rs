@@ -28,7 +28,13 @@ fn messages(url: &str) -> Vec<Message> {
     // NATS counts the version's line, and the id's header with its line's end.
     let largest = MEBIBYTE - "NATS/1.0\r\nNats-Msg-Id: largest\r\n\r\n".len();
     // A stream of NATS takes 64 KiB of headers, a frame of RabbitMQ 128 KiB, and a script of Redis about 8,000 values.
-    let many = if is_nats { 1_500 } else if url.starts_with("amqp:") { 2_800 } else { 6_000 };
+    let many = if is_nats {
+        1_500
+    } else if url.starts_with("amqp:") {
+        2_800
+    } else {
+        6_000
+    };
     vec![
         Message::new("empty", ""),
         Message::new("small", "mail"),
@@ -93,7 +99,11 @@ async fn consume(source: impl Source<Message = Message>, broker: &impl Broker, m
     let engine = Engine::builder(MemoryBackend::new()).start().unwrap();
     let running = Processor::new(engine, source, mail).retry(retry).run(until);
     let Ok(processed) = timeout(2 * PATIENCE, running).await else {
-        panic!("of {:?} there are {:?}", expected.keys(), broker.dead().await.iter().map(|letter| &letter.id).collect::<Vec<_>>())
+        panic!(
+            "of {:?} there are {:?}",
+            expected.keys(),
+            broker.dead().await.iter().map(|letter| &letter.id).collect::<Vec<_>>()
+        )
     };
     assert_eq!((processed.dead, processed.unsettled), (messages.len() as u64, 0), "{processed:?}");
     let dead = broker.dead().await;

@@ -58,7 +58,8 @@ impl Ledger {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut connection = SqliteConnection::establish(folder.path().join("effects.db").to_str().unwrap()).unwrap();
-        let made = "PRAGMA busy_timeout = 20000; PRAGMA journal_mode = WAL; CREATE TABLE effects (message TEXT NOT NULL);
+        let made =
+            "PRAGMA busy_timeout = 20000; PRAGMA journal_mode = WAL; CREATE TABLE effects (message TEXT NOT NULL);
             CREATE TABLE tries (message TEXT NOT NULL); CREATE TABLE refusals (message TEXT NOT NULL)";
         connection.batch_execute(made).unwrap();
         Self { folder, connection }
@@ -77,9 +78,8 @@ impl Ledger {
 
     /// How many rows a table has after the first ones, and of how many messages these are.
     fn rows(&mut self, table: &str, after: i64) -> Rows {
-        let counted = format!(
-            "SELECT count(*) AS count, count(DISTINCT message) AS messages FROM {table} WHERE rowid > {after}"
-        );
+        let counted =
+            format!("SELECT count(*) AS count, count(DISTINCT message) AS messages FROM {table} WHERE rowid > {after}");
         diesel::sql_query(counted).get_result(&mut self.connection).unwrap()
     }
 }
@@ -166,8 +166,7 @@ async fn run(mut broker: impl Broker, mode: &str, faults: Faults) -> Left {
     let url = broker.url();
     let mut consumers: Vec<Process> = (0..CONSUMERS).map(|number| start(&url, number, mode, &ledger)).collect();
     let (mut kills, mut restarts, mut killed_at, mut last_kill) = (0, 0, 0, Instant::now());
-    let mut refusals =
-        if has_refusals { Refusals::From(count * 4 / 10) } else { Refusals::Over(Refused::default()) };
+    let mut refusals = if has_refusals { Refusals::From(count * 4 / 10) } else { Refusals::Over(Refused::default()) };
     let (began, mut moved) = (Instant::now(), Instant::now());
     let mut settled_before = 0;
     loop {

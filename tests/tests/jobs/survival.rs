@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use oncekey::consumer::in_process::{self, InProcess};
-use oncekey::consumer::{Call, Delivery, Disposition, Identity, Job, JobResult, Processor, RetryPolicy, Source, Unreadable};
+use oncekey::consumer::{
+    Call, Delivery, Disposition, Identity, Job, JobResult, Processor, RetryPolicy, Source, Unreadable,
+};
 use oncekey::{Engine, OnAbandoned, Outcome};
 use oncekey_backends::MemoryBackend;
 use tokio::time::{sleep, timeout};
@@ -87,7 +89,9 @@ impl Job<Task> for Counting {
         let done = if self.is_guarded {
             call.run(move |_| work).await
         } else {
-            work.await.map(Outcome::Ran).map_err(|error| oncekey::RunError::Operation(oncekey::consumer::JobError::Failed(error)))
+            work.await
+                .map(Outcome::Ran)
+                .map_err(|error| oncekey::RunError::Operation(oncekey::consumer::JobError::Failed(error)))
         };
         // Killed here, the outcome is kept and the message is not acknowledged.
         tokio::task::yield_now().await;
@@ -159,7 +163,8 @@ async fn run(is_guarded: bool) -> Left {
     }
     for number in 0..MESSAGES {
         left.doubled += usize::from(!is_poison(number) && counting.ledger.of(number) > 1);
-        left.lost += usize::from(is_poison(number) != left.letters.contains(&number) || counting.ledger.of(number) == 0);
+        left.lost +=
+            usize::from(is_poison(number) != left.letters.contains(&number) || counting.ledger.of(number) == 0);
     }
     left
 }

@@ -59,7 +59,8 @@ pub(super) fn letter(
     let too_large = || failed("putting a message aside")("the server takes no message as large as its headers");
     let room = |limit: usize| limit.checked_sub(own_len).ok_or_else(too_large);
     let headers = message.headers().iter().map(|(name, value)| (format!("{PREFIX}{name}"), line(value)));
-    let parts = split(headers.collect(), message.payload().len(), room(max_payload)?, room(max_payload.min(LONGEST_HEADERS))?);
+    let parts =
+        split(headers.collect(), message.payload().len(), room(max_payload)?, room(max_payload.min(LONGEST_HEADERS))?);
     let parts = parts.ok_or_else(too_large)?;
     let count = parts.len();
     let numbered = parts.into_iter().enumerate().map(|(number, Part { headers, payload })| {
@@ -129,8 +130,8 @@ mod tests {
         for payload in [0, 1, 100, 700, 1_000, 5_000] {
             for count in [0, 1, 20] {
                 let bare = Message::new("17", (0..payload).map(|byte: usize| byte as u8).collect::<Vec<_>>());
-                let message = (0..count)
-                    .fold(bare, |message, number| message.with_header(format!("h{number}"), "v".repeat(40)));
+                let message =
+                    (0..count).fold(bare, |message, number| message.with_header(format!("h{number}"), "v".repeat(40)));
                 let parts = letter(&message, "ORDERS:1", &"no route\n".repeat(1_000), 1_000).unwrap();
                 assert_eq!(whole(&parts), (message.payload().to_vec(), count), "{payload} bytes, {count} headers");
                 for (headers, part) in &parts {
