@@ -7,12 +7,13 @@ use futures_util::stream::StreamExt as _;
 use oncekey::consumer::Message;
 use oncekey::consumer::nats::async_nats::jetstream::{self, stream};
 use oncekey::consumer::nats::{NatsPublisher, async_nats};
-use oncekey::consumer::rabbitmq::lapin::options::{BasicGetOptions, QueueDeclareOptions};
+use oncekey::consumer::rabbitmq::lapin::options::{BasicGetOptions, QueueBindOptions, QueueDeclareOptions};
 use oncekey::consumer::rabbitmq::lapin::types::{AMQPValue, FieldTable};
 use oncekey::consumer::rabbitmq::lapin::{Connection, ConnectionProperties};
 use oncekey::consumer::rabbitmq::{RabbitMq, RabbitPublisher, lapin};
 use oncekey::consumer::redis_streams::redis::streams::StreamRangeReply;
 use oncekey::consumer::redis_streams::{RedisPublisher, redis};
+use tokio::time::timeout;
 
 use crate::process::PATIENCE;
 use crate::server::{Nats, RabbitMqServer, Redis};
@@ -46,8 +47,10 @@ pub trait Broker {
     async fn publish(&self, messages: &[Message]);
     /// How many messages are in the queue, or in somebody's hands as far as the broker tells.
     async fn left(&self) -> usize;
-    /// All dead letters.
+    /// All dead letters. Not while they are refused.
     async fn dead(&self) -> Vec<Letter>;
+    /// Has the broker refuse dead letters, or take them again. It keeps those that it has.
+    async fn refuse_dead_letters(&self, is_refused: bool);
 }
 
 impl Broker for Redis {
@@ -79,6 +82,18 @@ impl Broker for Redis {
         letters
             .map(|entry| Letter { id: entry.get("id").unwrap(), error: entry.get("oncekey-error").unwrap() })
             .collect()
+    }
+
+    async fn refuse_dead_letters(&self, is_refused: bool) {
+        // A key that holds no stream stands in its place.
+        const REFUSE: &str = "if redis.call('TYPE', KEYS[1]).ok == 'string' then return end
+            if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('RENAME', KEYS[1], KEYS[2]) end
+            redis.call('SET', KEYS[1], 'a text')";
+        const TAKE: &str = "redis.call('DEL', KEYS[1])
+            if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('RENAME', KEYS[2], KEYS[1]) end";
+        let (dead, aside) = (format!("{QUEUE}.dead"), format!("{QUEUE}.dead.aside"));
+        let answer = self.cli(&["EVAL", if is_refused { REFUSE } else { TAKE }, "2", &dead, &aside]);
+        assert_eq!(answer, "", "{answer}");
     }
 }
 
@@ -141,15 +156,38 @@ impl Broker for RabbitMqServer {
         })
         .await
     }
+
+    /// No queue takes what is published to their exchange. A consumer that opens binds its queue again.
+    async fn refuse_dead_letters(&self, is_refused: bool) {
+        let dead = format!("{QUEUE}.dead");
+        patiently(async || {
+            let connection = Connection::connect(&self.url(), ConnectionProperties::default()).await?;
+            let channel = connection.create_channel().await?;
+            let none = FieldTable::default();
+            if is_refused {
+                channel.queue_unbind(dead.as_str().into(), dead.as_str().into(), "".into(), none).await?;
+            } else {
+                let as_usual = QueueBindOptions::default();
+                channel.queue_bind(dead.as_str().into(), dead.as_str().into(), "".into(), as_usual, none).await?;
+            }
+            connection.close(200, "told".into()).await
+        })
+        .await
+    }
 }
 
-/// Asks a RabbitMQ that may have been restarted just now: its queues have no leaders for a while.
-async fn patiently<T>(ask: impl AsyncFn() -> Result<T, lapin::Error>) -> T {
+/// Asks a RabbitMQ that may have been restarted just now: its queues have no leaders for a while. Such a queue refuses, or
+/// never answers at all.
+///
+/// # Panics
+/// If it does not answer for long.
+pub async fn patiently<T>(ask: impl AsyncFn() -> Result<T, lapin::Error>) -> T {
     let deadline = Instant::now() + 2 * PATIENCE;
     loop {
-        match ask().await {
-            Ok(answer) => return answer,
-            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        match timeout(PATIENCE / 3, ask()).await {
+            Ok(Ok(answer)) => return answer,
+            Ok(Err(error)) => assert!(Instant::now() < deadline, "{error}"),
+            Err(silent) => assert!(Instant::now() < deadline, "{silent}"),
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -195,6 +233,14 @@ impl Broker for Nats {
             letters.push(Letter { id: header("Oncekey-Id"), error: header("Oncekey-Error") });
         }
         letters
+    }
+
+    /// Their stream listens to another subject.
+    async fn refuse_dead_letters(&self, is_refused: bool) {
+        let context = jetstream::new(async_nats::connect(self.url()).await.unwrap());
+        let subject = format!("{}.{STREAM}.{CONSUMER}", if is_refused { "elsewhere" } else { "dead" });
+        let name = format!("dead_{STREAM}_{CONSUMER}");
+        context.update_stream(stream::Config { name, subjects: vec![subject], ..Default::default() }).await.unwrap();
     }
 }
 

@@ -36,6 +36,9 @@
 //! | in flight elsewhere, a limit, the store is away, shutting down | [`RetryAfterError`]: the task is taken again |
 //! | mismatch, a damaged record, no key in the task, indeterminate, an outcome of an older type | [`AbortError`]: no retry helps |
 //!
+//! The task's function can have the [`Claim`] as apalis' `Data<Claim>`: it derives the keys that go to a provider. The example
+//! `apalis_redis` does so, on apalis' Redis storage.
+//!
 //! The task's id names one enqueuing. It is a key only where each piece of work is enqueued once; else make the key of the
 //! arguments.
 
@@ -47,12 +50,13 @@ pub use apalis_core;
 use apalis_core::error::{AbortError, BoxDynError, RetryAfterError};
 use apalis_core::layers::{Layer, Service};
 use apalis_core::task::Task;
+use apalis_core::task::status::{AtomicStatus, Status};
 use futures_util::future::BoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Disposition, Identity, JobResult, RetryPolicy, Unreadable};
-use crate::{Engine, Error, RunError};
+use crate::{Claim, Engine, Error, RunError};
 
 /// A layer of an apalis worker that does each task's work once. See the [module](self).
 pub struct OncePerTask<I> {
@@ -135,22 +139,45 @@ where
         self.inner.poll_ready(context).map_err(Into::into)
     }
 
-    fn call(&mut self, task: Task<Args>) -> Self::Future {
+    fn call(&mut self, mut task: Task<Args>) -> Self::Future {
         // The service that was polled is the one that is ready.
         let next = self.inner.clone();
         let mut ready = std::mem::replace(&mut self.inner, next);
         let identity = Identity::read(|| (self.once.identify)(&task));
         let (engine, retry) = (self.once.engine.clone(), self.once.retry.clone());
+        // apalis writes a task's status around its function. Where the function does not run, nobody else does, and a storage
+        // would take the task for dead.
+        let status = task.raw_status().clone();
         Box::pin(async move {
-            let Identity { key, fingerprint } = identity.map_err(AbortError::new)?;
-            let operation = move |_claim| async move { ready.call(task).await.map_err(Into::into) };
+            let identity = identity.map_err(|reason| told(&status, AbortError::new(reason).into()))?;
+            let Identity { key, fingerprint } = identity;
+            let operation = move |claim: Claim| async move {
+                task.inject_data(claim);
+                ready.call(task).await.map_err(Into::into)
+            };
             match engine.run::<_, BoxDynError, _, _>(key, fingerprint, operation).await {
-                Ok(outcome) => Ok(outcome.into_inner()),
+                Ok(outcome) => {
+                    status.store(Status::Done);
+                    Ok(outcome.into_inner())
+                }
+                // Its status was written where it ran.
                 Err(RunError::Operation(error)) => Err(error),
-                Err(RunError::Engine(error)) => Err(for_apalis(&retry, error)),
+                Err(RunError::Engine(error)) => Err(told(&status, for_apalis(&retry, error))),
             }
         })
     }
+}
+
+/// Writes the status that apalis gives a task with this error.
+fn told(status: &AtomicStatus, error: BoxDynError) -> BoxDynError {
+    status.store(if error.is::<AbortError>() {
+        Status::Killed
+    } else if error.is::<RetryAfterError>() {
+        Status::Pending
+    } else {
+        Status::Failed
+    });
+    error
 }
 
 fn for_apalis(retry: &RetryPolicy, error: Error) -> BoxDynError {

@@ -4,11 +4,19 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 
+/// Thirty years. A longer delay would pass the end of the clock.
+const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+
+/// The delay, which may be [`Duration::MAX`] for one that never ends, as one that can be added to a time.
+pub(super) fn bounded(delay: Duration) -> Duration {
+    delay.min(FOR_EVER)
+}
+
 /// The delays from `first` to `longest`, each twice the one before. Each is drawn between itself and twice as much, and none
 /// is longer than `longest`.
 pub(super) fn delays(first: Duration, longest: Duration) -> ExponentialBackoff {
     // The crate's jitter adds up to as much again.
-    let before_jitter = longest / 2;
+    let before_jitter = bounded(longest) / 2;
     ExponentialBuilder::new()
         .with_min_delay(first.min(before_jitter))
         .with_max_delay(before_jitter)
@@ -22,12 +30,12 @@ pub(super) fn delays(first: Duration, longest: Duration) -> ExponentialBackoff {
 pub(super) fn delay(first: Duration, longest: Duration, failures: u32) -> Duration {
     // After so many doublings each is the longest.
     let failures = failures.min(64) as usize;
-    delays(first, longest).nth(failures).unwrap_or(longest)
+    delays(first, longest).nth(failures).unwrap_or(bounded(longest))
 }
 
 /// A delay of this length at most, and half of it at least.
 pub(super) fn spread(delay: Duration) -> Duration {
-    delays(delay, delay).next().unwrap_or(delay)
+    delays(delay, delay).next().unwrap_or(bounded(delay))
 }
 
 #[cfg(test)]
@@ -47,5 +55,9 @@ mod tests {
         }
         assert_eq!(delay(Duration::ZERO, longest, 7), Duration::ZERO);
         assert!(delay(longest, first, 0) <= first);
+        for failures in [0, 1, u32::MAX] {
+            assert!((FOR_EVER / 2..=FOR_EVER).contains(&delay(Duration::MAX, Duration::MAX, failures)));
+        }
+        assert!((FOR_EVER / 2..=FOR_EVER).contains(&spread(Duration::MAX)));
     }
 }

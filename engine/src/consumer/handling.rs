@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore, watch};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use super::fault::Affects;
@@ -16,11 +16,12 @@ use super::tally::Tally;
 use super::{Call, Delivery, Disposition, Identity, Job, Processed, RetryPolicy, Source, backoff};
 use crate::{Engine, Error, RunError};
 
-/// How many messages may wait for their source to take their settle before no further ones are taken. They take no job's
-/// place.
+/// How many messages may wait for their source to take their settle, or to answer it, before no further ones are taken. They
+/// take no job's place.
 pub(super) const MAX_RESENDING: usize = 1_000;
 
-/// How long after its first refusal a settle is sent again, at most, and the longest of these delays.
+/// How long after its first refusal a settle is sent again, at most, and the longest of these delays, after which a settle
+/// counts as unanswered.
 const RESEND: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// What the handling of all messages shares.
@@ -49,19 +50,40 @@ pub(super) struct Handled {
     pub(super) affects: Option<Affects>,
 }
 
-/// Messages whose settles were refused.
+/// Messages whose settles were refused, or are not answered.
 #[derive(Debug, Default)]
 pub(super) struct Resending {
     count: AtomicUsize,
     changed: Notify,
+    /// These, and those whose settle has just been sent.
+    settling: AtomicUsize,
 }
 
 /// One of them, until it is dropped.
 struct Resend<'a>(&'a Resending);
 
+/// A message that is being settled, until it is dropped.
+struct Settling<'a>(&'a Resending);
+
+impl Drop for Settling<'_> {
+    fn drop(&mut self) {
+        self.0.settling.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 impl Resending {
     pub(super) fn count(&self) -> usize {
         self.count.load(Ordering::SeqCst)
+    }
+
+    /// How many messages are being settled: their jobs are behind them.
+    pub(super) fn settling(&self) -> usize {
+        self.settling.load(Ordering::SeqCst)
+    }
+
+    fn settle(&self) -> Settling<'_> {
+        self.settling.fetch_add(1, Ordering::SeqCst);
+        Settling(self)
     }
 
     /// Returns after the next message has come.
@@ -95,9 +117,9 @@ impl<S: Source, J: Job<S::Message>> Parts<S, J> {
         }
     }
 
-    pub(super) fn processed(&self, left: usize, resending: usize) -> Processed {
+    pub(super) fn processed(&self, left: usize, unsettled: usize) -> Processed {
         let tally = &self.tally;
-        (0..resending).for_each(|_| tally.unsettled.add());
+        (0..unsettled).for_each(|_| tally.unsettled.add());
         Processed {
             ran: tally.ran.get(),
             replayed: tally.replayed.get(),
@@ -172,6 +194,15 @@ impl<S: Source, J: Job<S::Message>> Parts<S, J> {
     /// Settles a message; sends the settle again while its source refuses it, for as long as its receipt is good. Returns
     /// whether the source has taken it.
     async fn settle(&self, receipt: S::Receipt, disposition: &Disposition) -> bool {
+        let settling = self.resending.settle();
+        let is_settled = self.settle_by(&receipt, disposition).await;
+        drop(settling);
+        // It may hold the last copy of the message.
+        discard_value(receipt);
+        is_settled
+    }
+
+    async fn settle_by(&self, receipt: &S::Receipt, disposition: &Disposition) -> bool {
         match disposition {
             Disposition::DeadLetter { reason } => warn!(reason, "a message becomes a dead letter"),
             disposition => debug!(%disposition, "a message is settled"),
@@ -179,13 +210,29 @@ impl<S: Source, J: Job<S::Message>> Parts<S, J> {
         let mut delays = backoff::delays(RESEND.0, RESEND.1);
         let mut resend = None;
         loop {
-            let settling = guarded(self.source.settle(receipt.clone(), disposition.clone()));
-            let error = match settling.await {
+            // The block, so that a panic before the first await is caught as well.
+            let mut settling = guarded(async { self.source.settle(receipt.clone(), disposition.clone()).await });
+            let answer = match timeout(RESEND.1, &mut settling).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    // Without an answer it takes no job's place either.
+                    if resend.is_none() {
+                        warn!(%disposition, "a source does not answer a settle: the processor goes on meanwhile");
+                        resend = Some(self.resending.begin());
+                    }
+                    settling.await
+                }
+            };
+            let error = match answer {
                 Ok(Ok(())) => return true,
-                Ok(Err(error)) => text(&error),
+                Ok(Err(error)) => {
+                    let told = text(&error);
+                    discard_value(error);
+                    told
+                }
                 Err(Panicked) => "the source panicked".to_owned(),
             };
-            if guard(|| self.source.can_settle(&receipt)) != Ok(true) {
+            if guard(|| self.source.can_settle(receipt)) != Ok(true) {
                 warn!(error, %disposition, "a message could not be settled, and its connection is gone: it comes again");
                 return false;
             }

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::future::Future;
 use std::hash::Hash;
-use std::pin::pin;
 use std::time::Duration;
 
 use futures_util::future::join;
@@ -16,7 +15,7 @@ use super::guard::{Panicked, discard_value, guard, guarded, text};
 use super::handling::{Handled, MAX_RESENDING, Parts, Turn};
 use super::lanes::Lanes;
 use super::pause::Pause;
-use super::{Job, RetryPolicy, Source};
+use super::{Job, RetryPolicy, Source, backoff};
 use crate::Engine;
 
 /// What a [`Processor`] did.
@@ -38,8 +37,8 @@ pub struct Processed {
     pub dead: u64,
     /// Messages that were taken and given back untouched: when the processor ended, or since the engine is shutting down.
     pub given_back: u64,
-    /// Deliveries whose source refused to settle them until their connection ended, or until the limit of the drain: they
-    /// come again by themselves.
+    /// Deliveries whose source refused or did not answer their settle until their connection ended, or until the limit of
+    /// the drain: they come again by themselves.
     pub unsettled: u64,
     /// Jobs that were still running at the limit of the drain. They go on for as long as the process lives; their
     /// messages are not settled, and come again.
@@ -93,7 +92,7 @@ impl<S: Source, J: Job<S::Message>> Processor<S, J> {
     /// How many jobs run at once. Default: 16; at least 1. No further message is taken while all are busy: that is the
     /// back-pressure on the broker.
     pub fn concurrency(mut self, jobs: usize) -> Self {
-        self.parts.concurrency = jobs.max(1);
+        self.parts.concurrency = jobs.clamp(1, Semaphore::MAX_PERMITS);
         self
     }
 
@@ -103,7 +102,7 @@ impl<S: Source, J: Job<S::Message>> Processor<S, J> {
         self
     }
 
-    /// How long messages in hand may take once the processor is told to end. Default: 30 s.
+    /// How long messages in hand may take once the processor is told to end. Default: 30 s. [`Duration::MAX`] is no limit.
     pub fn drain_limit(mut self, limit: Duration) -> Self {
         self.drain_limit = limit;
         self
@@ -142,7 +141,7 @@ impl<S: Source, J: Job<S::Message>> Processor<S, J> {
 
     /// Works until `until` is ready, or the source has no more messages; then it drains: nothing more is taken, what has
     /// not begun is given back, and what runs may finish within the [limit](Self::drain_limit). It ends at most a second
-    /// after that limit.
+    /// after that limit. An `until` that panics is ready.
     ///
     /// The source is dropped. Messages of an [in-process](super::in_process) source are in its memory: for those use
     /// [`run_and_return`](Self::run_and_return), or give the processor an `Arc` of the source.
@@ -176,23 +175,34 @@ impl<S: Source, J: Job<S::Message>> Processor<S, J> {
     /// ```
     pub async fn run_and_return(mut self, until: impl Future<Output = ()>) -> (S, Processed) {
         let parts = &self.parts;
-        let places = if self.lanes.is_some() { parts.concurrency * 4 } else { parts.concurrency };
+        let places = if self.lanes.is_some() { parts.concurrency.saturating_mul(4) } else { parts.concurrency };
         let places = self.in_hand.unwrap_or(places).max(1);
         let (stop, stopped) = watch::channel(false);
         let permits = Semaphore::new(parts.concurrency);
         let mut in_hand = FuturesUnordered::new();
         let mut pause = Pause::default();
-        let mut until = pin!(until);
+        let mut until = guarded(until);
         {
-            let mut next = guarded(parts.source.next());
+            // The block, so that a panic before the first await is caught as well.
+            let ask = || guarded(async { parts.source.next().await });
+            let mut next = ask();
             let mut is_over = false;
             while !(is_over && in_hand.is_empty()) {
                 let resending = parts.resending.count();
                 let has_place = in_hand.len().saturating_sub(resending) < places && resending < MAX_RESENDING;
                 tokio::select! {
                     biased;
-                    () = &mut until => break,
-                    Some(Handled { turn, affects }) = in_hand.next() => {
+                    ended = &mut until => {
+                        if ended == Err(Panicked) {
+                            warn!("what ends a processor panicked: the processor ends");
+                        }
+                        break;
+                    }
+                    Some(handled) = in_hand.next() => {
+                        let Ok(Handled { turn, affects }) = handled else {
+                            warn!("handling a message panicked: it comes again");
+                            continue;
+                        };
                         if let (Some(lanes), Turn::InLane(place)) = (&mut self.lanes, &turn) {
                             lanes.leave(place);
                         }
@@ -204,7 +214,7 @@ impl<S: Source, J: Job<S::Message>> Processor<S, J> {
                     () = parts.resending.changed() => {}
                     () = pause.over(), if pause.is_on() => pause.end(),
                     taken = &mut next, if !is_over && has_place && !pause.is_on() => {
-                        next = guarded(parts.source.next());
+                        next = ask();
                         match taken {
                             Ok(Ok(Some(delivery))) => {
                                 pause.forget_errors();
@@ -213,11 +223,12 @@ impl<S: Source, J: Job<S::Message>> Processor<S, J> {
                                     Some(lanes) => guard(|| lanes.enter(&delivery.message))
                                         .map_or(Turn::Never, Turn::InLane),
                                 };
-                                in_hand.push(parts.handle(delivery, turn, stopped.clone(), &permits));
+                                in_hand.push(guarded(parts.handle(delivery, turn, stopped.clone(), &permits)));
                             }
                             Ok(Ok(None)) => is_over = true,
                             Ok(Err(error)) => {
                                 warn!(error = text(&error), "a source of messages failed: the processor asks again in a moment");
+                                discard_value(error);
                                 pause.after_error();
                             }
                             Err(Panicked) => {
@@ -229,16 +240,16 @@ impl<S: Source, J: Job<S::Message>> Processor<S, J> {
                 }
             }
         }
-        let limit = Instant::now() + self.drain_limit;
+        let limit = Instant::now() + backoff::bounded(self.drain_limit);
         // Nobody left in hand is nobody to tell.
         let _ = stop.send(true);
         let settled = async { while in_hand.next().await.is_some() {} };
-        let _ = timeout_at(limit, join(guarded(parts.source.end_intake()), settled)).await;
-        let resending = parts.resending.count();
-        let left = in_hand.len().saturating_sub(resending);
+        let _ = timeout_at(limit, join(guarded(async { parts.source.end_intake().await }), settled)).await;
+        let unsettled = parts.resending.settling();
+        let left = in_hand.len().saturating_sub(unsettled);
         discard_value(in_hand);
-        let _ = timeout_at(limit.max(Instant::now()) + LAST_WORDS, guarded(parts.source.close())).await;
-        let processed = parts.processed(left, resending);
+        let _ = timeout_at(limit.max(Instant::now()) + LAST_WORDS, guarded(async { parts.source.close().await })).await;
+        let processed = parts.processed(left, unsettled);
         (self.parts.source, processed)
     }
 }

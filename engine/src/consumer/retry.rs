@@ -182,7 +182,7 @@ impl Verdict {
 }
 
 fn again(after: Duration) -> Disposition {
-    Disposition::RetryLater { after, failed: false }
+    Disposition::RetryLater { after: backoff::bounded(after), failed: false }
 }
 
 #[cfg(test)]

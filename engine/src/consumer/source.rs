@@ -53,7 +53,8 @@ pub trait Source: Send + Sync + 'static {
     ///
     /// If it fails, the processor calls it again with the same receipt and the same disposition, a moment later and then
     /// ever more rarely, for as long as the source [can settle](Self::can_settle) by that receipt. The job does not run
-    /// for it. A dead letter must be kept before the message is taken from the queue.
+    /// for it. A dead letter must be kept before the message is taken from the queue. A settle that has no answer after a
+    /// second takes no job's place any more; give it a limit of its own.
     fn settle(
         &self,
         receipt: Self::Receipt,

@@ -7,6 +7,9 @@
 //! - `hold`, `rerun`: in a commit of its own, inside an operation of the engine, with that policy
 //! - `unguarded`: in a commit of its own, with no engine: the control
 //!
+//! A message with the payload `poison` is put aside by its first try, which leaves a row in `tries` instead. A dead letter
+//! that the broker refuses leaves one in `refusals`, each time.
+//!
 //! The acknowledgement of each third message is lost once: it is delivered again after its effect. It says `ready`, and,
 //! told to end by SIGTERM, `ended` with what it did.
 
@@ -22,7 +25,9 @@ use diesel::prelude::*;
 use oncekey::consumer::nats::{NatsJetStream, async_nats};
 use oncekey::consumer::rabbitmq::RabbitMq;
 use oncekey::consumer::redis_streams::{RedisStreams, redis};
-use oncekey::consumer::{Call, Delivery, Disposition, Message, Processor, RetryPolicy, Source, job};
+use oncekey::consumer::{
+    Call, Delivery, Disposition, Identity, Job, JobResult, Message, Processor, RetryPolicy, Source, Unreadable,
+};
 use oncekey::{Engine, OnAbandoned};
 use oncekey_backends::SqliteBackend;
 use tests::broker::{CONSUMER, GROUP, QUEUE, STREAM};
@@ -73,30 +78,92 @@ async fn until_open<T, E: std::fmt::Display>(open: impl AsyncFn() -> Result<T, E
     }
 }
 
-fn insert(connection: &mut SqliteConnection, id: &str) -> QueryResult<usize> {
-    diesel::sql_query("INSERT INTO effects VALUES (?)").bind::<diesel::sql_types::Text, _>(id).execute(connection)
+fn insert(connection: &mut SqliteConnection, table: &str, id: &str) -> QueryResult<usize> {
+    let row = diesel::sql_query(format!("INSERT INTO {table} VALUES (?)"));
+    row.bind::<diesel::sql_types::Text, _>(id).execute(connection)
 }
+
+/// The tables, by commits of their own and off the arbiter.
+#[derive(Clone)]
+struct Tables(Arc<Mutex<SqliteConnection>>);
+
+impl Tables {
+    fn open(file: &str) -> Self {
+        let mut own = SqliteConnection::establish(file).expect("the file opens");
+        own.batch_execute("PRAGMA busy_timeout = 20000").expect("a setting");
+        Self(Arc::new(Mutex::new(own)))
+    }
+
+    async fn insert(&self, table: &'static str, id: String) -> Result<(), String> {
+        let own = self.0.clone();
+        let inserting = move || insert(&mut own.lock().expect("no panic"), table, &id);
+        let inserted = tokio::task::spawn_blocking(inserting).await;
+        inserted.expect("no panic").map(|_| ()).map_err(|error| error.to_string())
+    }
+}
+
+/// Leaves a message's row.
+struct Effect {
+    mode: String,
+    work: Duration,
+    tables: Tables,
+}
+
+impl Job<Message> for Effect {
+    type Output = ();
+    type Error = String;
+
+    fn identify(&self, message: &Message) -> Result<Identity, Unreadable> {
+        Ok(message.identity("effect")?)
+    }
+
+    async fn perform(&self, call: Call, message: Arc<Message>) -> JobResult<(), String> {
+        let (id, work, tables) = (message.id().to_owned(), self.work, self.tables.clone());
+        sleep(work / 2).await;
+        let rerun = |call: Call| call.with(|engine| engine.with_on_abandoned(OnAbandoned::Rerun));
+        let done = if message.payload() == "poison" {
+            let trying = rerun(call).run(move |_| async move {
+                tables.insert("tries", id).await?;
+                Err(NO_ROUTE.to_owned())
+            });
+            trying.await
+        } else if self.mode == "transaction" {
+            call.run_in_transaction(move |tx: &mut SqliteConnection, _| {
+                insert(tx, "effects", &id).map(|_| ()).map_err(|error| error.to_string())
+            })
+            .await
+        } else {
+            let call = if self.mode == "hold" { call } else { rerun(call) };
+            call.run(move |_| async move {
+                tables.insert("effects", id).await?;
+                // Killed here, the effect has happened and nobody knows.
+                sleep(work).await;
+                Ok(())
+            })
+            .await
+        };
+        // Killed here, the outcome is stored and the message not acknowledged.
+        sleep(work / 2).await;
+        done
+    }
+
+    fn is_poison(&self, error: &String) -> bool {
+        error == NO_ROUTE
+    }
+}
+
+const NO_ROUTE: &str = "no route";
 
 async fn consume(source: impl Source<Message = Message>, settings: Settings) {
     let Settings { mode, file, work } = settings;
-    let mut own = SqliteConnection::establish(&file).expect("the file opens");
-    own.batch_execute("PRAGMA busy_timeout = 20000").expect("a setting");
-    let own = Arc::new(Mutex::new(own));
-    // A commit of its own, off the arbiter.
-    let insert_alone = move |id: String| {
-        let own = own.clone();
-        async move {
-            let inserted = tokio::task::spawn_blocking(move || insert(&mut own.lock().expect("no panic"), &id)).await;
-            inserted.expect("no panic").map(|_| ()).map_err(|error| error.to_string())
-        }
-    };
-    let source = Forgetful { source, forgotten: Mutex::default() };
+    let tables = Tables::open(&file);
+    let source = Forgetful { source, forgotten: Mutex::default(), tables: tables.clone() };
     let mut terminate = signal(SignalKind::terminate()).expect("signals can be handled");
     if mode == "unguarded" {
         println!("ready");
         loop {
             let Ok(Some(Delivery { message, receipt, .. })) = source.next().await else { continue };
-            insert_alone(message.id().to_owned()).await.expect("the row");
+            tables.insert("effects", message.id().to_owned()).await.expect("the row");
             // If it can't be settled it comes again.
             let _ = source.settle((receipt.0, message.clone()), Disposition::Ack).await;
         }
@@ -105,40 +172,8 @@ async fn consume(source: impl Source<Message = Message>, settings: Settings) {
     // Short, so that what a killed process held is soon free; the store deadline, two thirds of it, leaves a busy disk time.
     let engine = Engine::builder(backend).lease(Duration::from_secs(3));
     let engine = engine.start().expect("the engine starts");
-    let effect = job(
-        |message: &Message| Ok(message.identity("effect")?),
-        move |call: Call, message: Arc<Message>| {
-            let (mode, insert_alone) = (mode.clone(), insert_alone.clone());
-            async move {
-                let id = message.id().to_owned();
-                if message.payload() == "poison" {
-                    return call.run(|_| async { Err::<(), _>("no effect of this one".to_owned()) }).await;
-                }
-                sleep(work / 2).await;
-                let done = if mode == "transaction" {
-                    call.run_in_transaction(move |tx: &mut SqliteConnection, _| {
-                        insert(tx, &id).map(|_| ()).map_err(|error| error.to_string())
-                    })
-                    .await
-                } else {
-                    let policy = if mode == "hold" { OnAbandoned::Hold } else { OnAbandoned::Rerun };
-                    call.with(|engine| engine.with_on_abandoned(policy))
-                        .run(move |_| async move {
-                            insert_alone(id).await?;
-                            // Killed here, the effect has happened and nobody knows.
-                            sleep(work).await;
-                            Ok(())
-                        })
-                        .await
-                };
-                // Killed here, the outcome is stored and the message not acknowledged.
-                sleep(work / 2).await;
-                done
-            }
-        },
-    );
     println!("ready");
-    let processed = Processor::new(engine.clone(), source, effect)
+    let processed = Processor::new(engine.clone(), source, Effect { mode, work, tables })
         .concurrency(16)
         .retry(RetryPolicy {
             max_attempts: 1_000,
@@ -154,10 +189,11 @@ async fn consume(source: impl Source<Message = Message>, settings: Settings) {
     println!("ended {processed:?}");
 }
 
-/// Loses the first acknowledgement of each third message.
+/// Loses the first acknowledgement of each third message, and notes each dead letter that is refused.
 struct Forgetful<S> {
     source: S,
     forgotten: Mutex<HashSet<String>>,
+    tables: Tables,
 }
 
 impl<S: Source<Message = Message>> Source for Forgetful<S> {
@@ -180,7 +216,12 @@ impl<S: Source<Message = Message>> Source for Forgetful<S> {
             && is_third
             && self.forgotten.lock().expect("no panic").insert(message.id().to_owned());
         let lost = Disposition::RetryLater { after: Duration::ZERO, failed: false };
-        self.source.settle(receipt, if is_lost { lost } else { disposition }).await
+        let is_letter = matches!(disposition, Disposition::DeadLetter { .. });
+        let settled = self.source.settle(receipt, if is_lost { lost } else { disposition }).await;
+        if is_letter && settled.is_err() {
+            self.tables.insert("refusals", message.id().to_owned()).await.expect("the row");
+        }
+        settled
     }
 
     fn can_settle(&self, (receipt, _): &Self::Receipt) -> bool {

@@ -49,6 +49,19 @@ impl RabbitMqServer {
         format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.ports.node)
     }
 
+    /// Runs a command of `rabbitmqctl`, and gives what it says.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn ctl(&self, arguments: &[&str]) -> String {
+        let mut command = words(&self.folder, self.ports);
+        command.push(script("rabbitmqctl").display().to_string());
+        command.extend(arguments.iter().map(ToString::to_string));
+        let told = Command::new(&command[0]).args(&command[1..]).output().unwrap();
+        assert!(told.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&told.stderr));
+        String::from_utf8_lossy(&told.stdout).into_owned()
+    }
+
     /// SIGKILL.
     pub fn kill(&self) {
         self.running.kill();
@@ -88,7 +101,9 @@ fn words(folder: &Path, ports: Ports) -> Vec<String> {
         ("RABBITMQ_PID_FILE", path("pid")),
         // So that the script becomes the node instead of starting it: what is killed is the node.
         ("RABBITMQ_ALLOW_INPUT", "true".to_owned()),
-        ("RABBITMQ_SERVER_START_ARGS", "-noinput".to_owned()),
+        // A message that a queue hands on and whose confirm is lost, is handed on again after this; by default after three
+        // minutes, which is longer than a test waits.
+        ("RABBITMQ_SERVER_START_ARGS", "-noinput -rabbit dead_letter_worker_publisher_confirm_timeout 5000".to_owned()),
     ];
     command.extend(own.map(|(name, value)| format!("{name}={value}")));
     command

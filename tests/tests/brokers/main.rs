@@ -1,13 +1,19 @@
 //! Job processors over real brokers, with consumers that are killed and brokers that are restarted under them.
 //!
-//! A run has 1,000 messages, or as many as `ONCEKEY_BROKER_MESSAGES` says.
+//! A run has 1,000 messages, or as many as `ONCEKEY_BROKER_MESSAGES` says; with `--nocapture` it says what it met:
+//!
+//! ```console
+//! $ ONCEKEY_BROKER_MESSAGES=10000 cargo test -p tests --all-features --test brokers j03 -- --nocapture --test-threads 1
+//! ```
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
 
+mod apalis;
 mod forms;
 mod poison;
 mod refusals;
 mod refused;
+mod sizes;
 mod survival;
 
 macro_rules! on_each_broker {
@@ -15,7 +21,7 @@ macro_rules! on_each_broker {
         mod $broker {
             use tests::server::$server;
 
-            use super::{poison, refused, survival};
+            use super::{poison, refused, sizes, survival};
 
             #[actix_rt::test]
             async fn j03_in_a_transaction_every_effect_is_exactly_once() {
@@ -45,6 +51,11 @@ macro_rules! on_each_broker {
             #[actix_rt::test]
             async fn j08_dead_letters_that_are_refused_for_a_while_run_no_job_again() {
                 refused::for_a_while($server::start()).await;
+            }
+
+            #[actix_rt::test]
+            async fn j08_a_dead_letter_is_kept_whatever_the_size_of_its_message() {
+                sizes::of_dead_letters($server::start()).await;
             }
 
             #[actix_rt::test]

@@ -214,6 +214,76 @@ async fn j08_the_limit_of_deliveries_is_set_at_the_declaration_or_reported() {
     assert!(RabbitMq::builder(&server.url(), "plain").unwrap().classic().open().await.is_err());
 }
 
+/// What waits for long without having failed leaves its place to the others: an indeterminate key, a scope at its limit.
+#[actix_rt::test]
+async fn j09_messages_that_wait_for_long_do_not_use_up_the_prefetch() {
+    const HOUR: std::time::Duration = std::time::Duration::from_secs(3_600);
+
+    let server = RabbitMqServer::start();
+    server.publish(&(0..12).map(|number| Message::new(number.to_string(), "mail")).collect::<Vec<_>>()).await;
+    let source = RabbitMq::builder(&server.url(), QUEUE).unwrap().prefetch(2).open().await.unwrap();
+    for number in 0..12 {
+        let taken = next(&source).await;
+        assert_eq!(taken.message.id(), number.to_string());
+        let waits = Disposition::RetryLater { after: HOUR, failed: false };
+        source.settle(taken.receipt, if number < 10 { waits } else { Disposition::Ack }).await.unwrap();
+    }
+    // Shorter, they come again, and have not failed.
+    server.publish(&[Message::new("12", "mail")]).await;
+    let taken = next(&source).await;
+    let waits = Disposition::RetryLater { after: std::time::Duration::from_secs(3), failed: false };
+    source.settle(taken.receipt, waits).await.unwrap();
+    let again = next(&source).await;
+    assert_eq!((again.message.id(), again.failures), ("12", 0));
+    source.settle(again.receipt, Disposition::Ack).await.unwrap();
+    source.close().await;
+}
+
+/// The broker's limit counts deliveries that ended with their consumer, and not attempts: a job that fails more often than
+/// the limit allows ends as a dead letter, and a message that is given back more often is the broker's to drop.
+#[actix_rt::test]
+async fn j08_a_limit_of_deliveries_below_the_attempts_drops_no_message_whose_job_fails() {
+    const LIMIT: u32 = 3;
+
+    let server = RabbitMqServer::start();
+    let open = async || {
+        let builder = RabbitMq::builder(&server.url(), QUEUE).unwrap().delivery_limit(LIMIT);
+        builder.open().await.unwrap()
+    };
+    let source = open().await;
+    assert_eq!(source.has_delivery_limit_asked_for().await, Some(true));
+    let publisher = oncekey::consumer::rabbitmq::RabbitPublisher::new(&server.url(), "", QUEUE).unwrap();
+    publisher.publish(&Message::new("fails", "mail")).await.unwrap();
+    for failures in 0..3 * LIMIT {
+        let taken = next(&source).await;
+        assert_eq!((taken.message.id(), taken.failures), ("fails", failures));
+        let failed = Disposition::RetryLater { after: std::time::Duration::from_millis(16), failed: true };
+        source.settle(taken.receipt, failed).await.unwrap();
+    }
+    source.settle(next(&source).await.receipt, dead()).await.unwrap();
+    assert_eq!(server.dead().await.len(), 1);
+
+    // A policy has the broker put what it would drop where the dead letters are.
+    let policy = format!(r#"{{"dead-letter-exchange":"{DEAD}"}}"#);
+    server.ctl(&["set_policy", "--apply-to", "queues", "dropped", &format!("^{QUEUE}$"), &policy]);
+    publisher.publish(&Message::new("is given back", "mail")).await.unwrap();
+    let give_back = || Disposition::RetryLater { after: std::time::Duration::ZERO, failed: false };
+    for _ in 0..=LIMIT {
+        source.settle(next(&source).await.receipt, give_back()).await.unwrap();
+    }
+    let channel = open_channel(&server).await;
+    let mut dropped = None;
+    while dropped.as_ref().is_none_or(|id| id != "is given back") {
+        let letter = channel.basic_get(DEAD.into(), BasicGetOptions { no_ack: true }).await.unwrap();
+        match letter {
+            Some(letter) => dropped = letter.properties.message_id().as_ref().map(ToString::to_string),
+            None => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
+        }
+    }
+    source.close().await;
+    assert_eq!(server.left().await, 0);
+}
+
 /// A message that is given back again and again is never dropped by the broker.
 #[actix_rt::test]
 async fn j05_a_message_is_redelivered_as_often_as_it_takes() {

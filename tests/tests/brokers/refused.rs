@@ -14,7 +14,7 @@ use oncekey::consumer::rabbitmq::lapin::{Connection, ConnectionProperties};
 use oncekey::consumer::redis_streams::{RedisStreams, redis};
 use oncekey::consumer::{Call, Message, Processor, RetryPolicy, Source, job};
 use oncekey_backends::MemoryBackend;
-use tests::broker::{Broker, CONSUMER, GROUP, QUEUE, STREAM};
+use tests::broker::{Broker, CONSUMER, GROUP, QUEUE, STREAM, patiently};
 use tests::process::PATIENCE;
 use tokio::time::{sleep, timeout};
 
@@ -78,8 +78,7 @@ async fn consume(source: impl Source<Message = Message>, broker: &impl Broker) {
     };
     // Fewer jobs at once than there are refused letters.
     let running = Processor::new(engine, source, mail).concurrency(4).retry(retry).run(until);
-    // A RabbitMQ that is busy may hand a retry on late, by up to three minutes.
-    let processed = match timeout(10 * PATIENCE, running).await {
+    let processed = match timeout(4 * PATIENCE, running).await {
         Ok(processed) => processed,
         Err(_) => {
             let dead = broker.dead().await;
@@ -108,27 +107,25 @@ async fn set_refused(url: &str, is_refused: bool) {
         };
         command.exec_async(&mut connection).await.unwrap();
     } else if url.starts_with("amqp:") {
-        let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
-        let channel = connection.create_channel().await.unwrap();
-        channel.queue_delete(dead.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
-        let mut arguments = FieldTable::default();
-        arguments
-            .insert("x-queue-type".into(), AMQPValue::LongString(if is_refused { "classic" } else { "quorum" }.into()));
-        if is_refused {
-            // Full.
-            arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(0));
-            arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
-        }
-        let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        channel.queue_declare(dead.as_str().into(), durable, arguments).await.unwrap();
-        let bind = channel.queue_bind(
-            dead.as_str().into(),
-            dead.as_str().into(),
-            "".into(),
-            QueueBindOptions::default(),
-            FieldTable::default(),
-        );
-        bind.await.unwrap();
+        patiently(async || {
+            let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+            let channel = connection.create_channel().await?;
+            channel.queue_delete(dead.as_str().into(), QueueDeleteOptions::default()).await?;
+            let mut arguments = FieldTable::default();
+            let form = if is_refused { "classic" } else { "quorum" };
+            arguments.insert("x-queue-type".into(), AMQPValue::LongString(form.into()));
+            if is_refused {
+                // Full.
+                arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(0));
+                arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+            }
+            let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+            channel.queue_declare(dead.as_str().into(), durable, arguments).await?;
+            let as_usual = (QueueBindOptions::default(), FieldTable::default());
+            channel.queue_bind(dead.as_str().into(), dead.as_str().into(), "".into(), as_usual.0, as_usual.1).await?;
+            connection.close(200, "told".into()).await
+        })
+        .await;
     } else {
         let context = jetstream::new(async_nats::connect(url).await.unwrap());
         let (name, subject) = (format!("dead_{STREAM}_{CONSUMER}"), format!("dead.{STREAM}.{CONSUMER}"));

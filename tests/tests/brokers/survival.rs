@@ -1,4 +1,5 @@
-//! Consumers are killed again and again, the broker twice, and every third message is delivered again.
+//! Consumers are killed again and again, the broker twice, every third message is delivered again, and for a while the broker
+//! refuses dead letters.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -18,12 +19,33 @@ fn messages() -> usize {
     std::env::var("ONCEKEY_BROKER_MESSAGES").map_or(1_000, |count| count.parse().expect("a number of messages"))
 }
 
+/// Each of these is poison, where there is any.
+const POISON_EACH: usize = 25;
+
+/// Messages of which some are poison, by their numbers.
+fn numbered(count: usize, has_poison: bool) -> Vec<Message> {
+    let payload = |number| if has_poison && is_poison(number) { "poison" } else { "mail" };
+    (0..count).map(|number| Message::new(number.to_string(), payload(number))).collect()
+}
+
+fn is_poison(number: usize) -> bool {
+    number % POISON_EACH == 7
+}
+
 #[derive(QueryableByName)]
 struct Effects {
     #[diesel(sql_type = diesel::sql_types::Text)]
     message: String,
     #[diesel(sql_type = diesel::sql_types::BigInt)]
     count: i64,
+}
+
+#[derive(QueryableByName)]
+struct Rows {
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    count: i64,
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    messages: i64,
 }
 
 /// The file in which the consumers' effects and keys are.
@@ -37,7 +59,8 @@ impl Ledger {
         let folder = tempfile::tempdir().unwrap();
         let mut connection = SqliteConnection::establish(folder.path().join("effects.db").to_str().unwrap()).unwrap();
         let made =
-            "PRAGMA busy_timeout = 20000; PRAGMA journal_mode = WAL; CREATE TABLE effects (message TEXT NOT NULL)";
+            "PRAGMA busy_timeout = 20000; PRAGMA journal_mode = WAL; CREATE TABLE effects (message TEXT NOT NULL);
+            CREATE TABLE tries (message TEXT NOT NULL); CREATE TABLE refusals (message TEXT NOT NULL)";
         connection.batch_execute(made).unwrap();
         Self { folder, connection }
     }
@@ -52,6 +75,13 @@ impl Ledger {
         let rows: Vec<Effects> = counted.load(&mut self.connection).unwrap();
         rows.into_iter().map(|row| (row.message, row.count)).collect()
     }
+
+    /// How many rows a table has after the first ones, and of how many messages these are.
+    fn rows(&mut self, table: &str, after: i64) -> Rows {
+        let counted =
+            format!("SELECT count(*) AS count, count(DISTINCT message) AS messages FROM {table} WHERE rowid > {after}");
+        diesel::sql_query(counted).get_result(&mut self.connection).unwrap()
+    }
 }
 
 fn start(url: &str, number: usize, mode: &str, ledger: &Ledger) -> Process {
@@ -60,10 +90,40 @@ fn start(url: &str, number: usize, mode: &str, ledger: &Ledger) -> Process {
     Process::start(&mut command)
 }
 
+/// What strikes besides the kills of consumers.
+#[derive(Clone, Copy)]
+struct Faults {
+    broker_restarts: usize,
+    /// Some messages are poison, and for a while the broker refuses their letters.
+    has_refusals: bool,
+}
+
+/// The while in which dead letters are refused.
+enum Refusals {
+    /// When this many messages are done, it begins.
+    From(usize),
+    On {
+        refusals_before: i64,
+        tries_before: i64,
+        told: Instant,
+    },
+    Over(Refused),
+}
+
+/// What the while of refusals saw.
+#[derive(Debug, Default)]
+struct Refused {
+    refusals: i64,
+    /// Tries of poison, and of how many messages.
+    tries: i64,
+    tried: i64,
+}
+
 /// What a run left.
 struct Left {
     messages: usize,
     kills: usize,
+    refused: Refused,
     effects: HashMap<String, i64>,
     dead: Vec<Letter>,
 }
@@ -77,36 +137,79 @@ impl Left {
         let dead = dead.iter().map(|letter| &letter.id);
         effects.keys().chain(dead).collect::<HashSet<_>>().len()
     }
+
+    fn lost(&self) -> usize {
+        self.messages - Self::settled(&self.effects, &self.dead)
+    }
+
+    #[expect(clippy::print_stderr, reason = "a run of 10,000 by hand reports what it met")]
+    fn report(&self, url: &str, mode: &str, restarts: usize) {
+        let Refused { refusals, tries, tried } = self.refused;
+        let broker = url.split(':').next().unwrap_or_default();
+        eprintln!(
+            "{broker}, {mode}: {} messages; {} kills of a consumer, {restarts} of the broker; {refusals} refusals of dead \
+             letters, {tries} tries of {tried} messages meanwhile; {} doubled, {} lost, {} dead letters",
+            self.messages,
+            self.kills,
+            self.doubled(),
+            self.lost(),
+            self.dead.len(),
+        );
+    }
 }
 
 /// Publishes messages, has them consumed under faults until none is left, and gives what came of them.
-async fn run(mut broker: impl Broker, mode: &str, broker_restarts: usize) -> Left {
+async fn run(mut broker: impl Broker, mode: &str, faults: Faults) -> Left {
+    let Faults { broker_restarts, has_refusals } = faults;
     let (count, mut ledger) = (messages(), Ledger::new());
-    let all: Vec<Message> = (0..count).map(|number| Message::new(number.to_string(), "mail")).collect();
-    broker.publish(&all).await;
+    broker.publish(&numbered(count, has_refusals)).await;
     let url = broker.url();
     let mut consumers: Vec<Process> = (0..CONSUMERS).map(|number| start(&url, number, mode, &ledger)).collect();
     let (mut kills, mut restarts, mut killed_at, mut last_kill) = (0, 0, 0, Instant::now());
+    let mut refusals = if has_refusals { Refusals::From(count * 4 / 10) } else { Refusals::Over(Refused::default()) };
     let (began, mut moved) = (Instant::now(), Instant::now());
     let mut settled_before = 0;
     loop {
         let effects = ledger.effects();
         let done = effects.len();
+        match &mut refusals {
+            Refusals::From(first) if done >= *first => {
+                let (refusals_before, tries_before) = (ledger.rows("refusals", 0).count, ledger.rows("tries", 0).count);
+                broker.refuse_dead_letters(true).await;
+                refusals = Refusals::On { refusals_before, tries_before, told: Instant::now() };
+            }
+            Refusals::On { refusals_before, tries_before, told } => {
+                let seen = ledger.rows("refusals", *refusals_before).count;
+                if seen >= wanted_refusals(count) {
+                    let Rows { count: tries, messages: tried } = ledger.rows("tries", *tries_before);
+                    broker.refuse_dead_letters(false).await;
+                    refusals = Refusals::Over(Refused { refusals: seen, tries, tried });
+                } else if told.elapsed() > Duration::from_secs(1) {
+                    // A consumer that has opened meanwhile may have put it right.
+                    broker.refuse_dead_letters(true).await;
+                    *told = Instant::now();
+                }
+            }
+            Refusals::From(_) | Refusals::Over(_) => {}
+        }
+        // While dead letters are refused nothing else strikes: a consumer that dies has its messages tried again.
+        let is_refusing = matches!(refusals, Refusals::On { .. });
         // Nothing to kill for once nearly all is done: the rest is left in peace.
         if done < count * 9 / 10
             && (done >= killed_at + count / 15 || last_kill.elapsed() > Duration::from_secs(1))
             && done > 0
+            && !is_refusing
         {
             let number = kills % CONSUMERS;
             consumers[number].kill();
             consumers[number] = start(&url, number, mode, &ledger);
             (kills, killed_at, last_kill) = (kills + 1, done, Instant::now());
         }
-        if restarts < broker_restarts && done >= count * (restarts + 1) / (broker_restarts + 1) {
+        if restarts < broker_restarts && done >= count * (restarts + 1) / (broker_restarts + 1) && !is_refusing {
             broker.kill_and_restart();
             restarts += 1;
         }
-        if done >= count * 9 / 10 {
+        if done >= count * 9 / 10 && !is_refusing {
             let settled = Left::settled(&effects, &broker.dead().await);
             if settled == count && broker.left().await == 0 {
                 if mode == "unguarded" {
@@ -138,19 +241,37 @@ async fn run(mut broker: impl Broker, mode: &str, broker_restarts: usize) -> Lef
     }
     assert_eq!(restarts, broker_restarts);
     assert!(kills >= 5, "only {kills} kills: the fault hardly fired");
-    Left { messages: count, kills, effects: ledger.effects(), dead: broker.dead().await }
+    let Refusals::Over(refused) = refusals else { panic!("no dead letter was refused: the fault did not fire") };
+    let left = Left { messages: count, kills, refused, effects: ledger.effects(), dead: broker.dead().await };
+    left.report(&url, mode, restarts);
+    left
+}
+
+/// So many that each letter is refused several times.
+fn wanted_refusals(messages: usize) -> i64 {
+    i64::try_from((messages / POISON_EACH).clamp(20, 400)).unwrap()
 }
 
 pub(crate) async fn exactly_once_in_a_transaction(broker: impl Broker) {
-    let left = run(broker, "transaction", 2).await;
-    assert_eq!((left.effects.len(), left.doubled()), (left.messages, 0), "after {} kills", left.kills);
-    assert_eq!(left.dead, []);
+    let left = run(broker, "transaction", Faults { broker_restarts: 2, has_refusals: true }).await;
+    let (poison, others): (Vec<_>, Vec<_>) = (0..left.messages).partition(|number| is_poison(*number));
+    assert_eq!((left.effects.len(), left.doubled()), (others.len(), 0), "after {} kills", left.kills);
+    assert_eq!(left.lost(), 0);
+    let mut dead: Vec<usize> = left.dead.iter().map(|letter| letter.id.parse().unwrap()).collect();
+    dead.sort_unstable();
+    // A kill between a letter and its message's end leaves the letter twice.
+    dead.dedup();
+    assert_eq!(dead, poison);
+    assert!(left.dead.iter().all(|letter| letter.error == "no route"), "{:?}", left.dead);
+    // The job does not run again for a refusal: only for a message that the broker took from a consumer that was busy.
+    let Refused { refusals, tries, tried } = left.refused;
+    assert!(tries - tried <= 16 + refusals / 10, "{tries} tries of {tried} messages for {refusals} refusals");
 }
 
 pub(crate) async fn at_most_once_under_hold(broker: impl Broker) {
-    let left = run(broker, "hold", 2).await;
+    let left = run(broker, "hold", Faults { broker_restarts: 2, has_refusals: false }).await;
     assert_eq!(left.doubled(), 0, "after {} kills", left.kills);
-    assert_eq!(Left::settled(&left.effects, &left.dead), left.messages);
+    assert_eq!(left.lost(), 0);
     // Those that a kill met midway, and no others.
     assert!(left.dead.iter().all(|letter| letter.error.contains("not known whether")), "{:?}", left.dead);
     let without_effect = left.messages - left.effects.len();
@@ -158,7 +279,7 @@ pub(crate) async fn at_most_once_under_hold(broker: impl Broker) {
 }
 
 pub(crate) async fn at_least_once_under_rerun(broker: impl Broker) {
-    let left = run(broker, "rerun", 2).await;
+    let left = run(broker, "rerun", Faults { broker_restarts: 2, has_refusals: false }).await;
     assert_eq!((left.effects.len(), left.dead.as_slice()), (left.messages, &[][..]), "after {} kills", left.kills);
     // Only what a kill met midway: each kill meets sixteen at most.
     assert!((1..=left.kills * 16).contains(&left.doubled()), "{} doubled by {} kills", left.doubled(), left.kills);
@@ -166,15 +287,14 @@ pub(crate) async fn at_least_once_under_rerun(broker: impl Broker) {
 
 /// The same faults without the engine: each message whose acknowledgement was lost has its effect again.
 pub(crate) async fn control_without_the_engine(broker: impl Broker) {
-    let left = run(broker, "unguarded", 0).await;
+    let left = run(broker, "unguarded", Faults { broker_restarts: 0, has_refusals: false }).await;
     assert!(left.doubled() * 4 > left.messages, "only {} of {} are doubled", left.doubled(), left.messages);
 }
 
 /// SIGTERM for each consumer in turn while messages flow: what was taken is finished or given back.
 pub(crate) async fn sigterm_under_load(broker: impl Broker) {
     let (count, mut ledger) = (messages(), Ledger::new());
-    let all: Vec<Message> = (0..count).map(|number| Message::new(number.to_string(), "mail")).collect();
-    broker.publish(&all).await;
+    broker.publish(&numbered(count, false)).await;
     let url = broker.url();
     let mut ended = 0;
     let began = Instant::now();

@@ -9,6 +9,7 @@ use oncekey::consumer::apalis::apalis_core::error::{AbortError, BoxDynError, Ret
 use oncekey::consumer::apalis::apalis_core::layers::{Layer as _, Service};
 use oncekey::consumer::apalis::apalis_core::task::Task;
 use oncekey::consumer::apalis::apalis_core::task::builder::TaskBuilder;
+use oncekey::consumer::apalis::apalis_core::task::status::Status;
 use oncekey::consumer::apalis::apalis_core::task::task_fn::task_fn;
 use oncekey::{Engine, Key};
 use tokio::sync::Notify;
@@ -25,11 +26,23 @@ fn once(engine: Engine) -> OncePerTask<impl Fn(&Task<Mail>) -> Result<Identity, 
     })
 }
 
+/// The result has the status that a storage reads, though the task's function may not have run.
 async fn call<S>(worker: &mut S, mail: Mail) -> Result<S::Response, BoxDynError>
 where
     S: Service<Task<Mail>, Error = BoxDynError>,
 {
-    worker.call(TaskBuilder::new(mail).build()).await
+    let task = TaskBuilder::new(mail).build();
+    let status = task.raw_status().clone();
+    let called = worker.call(task).await;
+    let expected = match &called {
+        Ok(_) => Some(Status::Done),
+        Err(error) if error.is::<AbortError>() => Some(Status::Killed),
+        Err(error) if error.is::<RetryAfterError>() => Some(Status::Pending),
+        // The lifecycle of a worker writes it.
+        Err(_) => None,
+    };
+    assert!(expected.is_none_or(|expected| status.load() == expected), "{:?} for {mail:?}", status.load());
+    called
 }
 
 #[actix_rt::test]

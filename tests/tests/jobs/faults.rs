@@ -39,15 +39,16 @@ async fn with_damaged_records(numbers: &[u64]) -> (TempDir, Engine) {
     (folder, engine)
 }
 
+/// The bench `consumers` measures what such a record costs.
 #[actix_rt::test]
-async fn j09_damaged_records_are_dead_letters_and_pause_nobody() {
+async fn j09_damaged_records_among_20_000_messages_are_dead_letters_and_pause_nobody() {
     let (_folder, engine) = with_damaged_records(&[700, 701]).await;
     let (ledger, (publisher, source, mut dead)) = (Ledger::default(), queue());
-    let publishing = actix_rt::spawn(all_of((0..2_000).map(|number| task(number, "work")), publisher));
+    let publishing = actix_rt::spawn(all_of((0..20_000).map(|number| task(number, "work")), publisher));
     let running = Processor::new(engine, source, work(&ledger)).retry(patient()).run(std::future::pending());
     let processed = timeout(PATIENCE, running).await.expect("nobody waits for a damaged record");
     publishing.await.unwrap();
-    assert_eq!((processed.ran, processed.dead), (1_998, 2));
+    assert_eq!((processed.ran, processed.dead), (19_998, 2));
     for _ in 0..2 {
         let letter = dead.recv().await.unwrap();
         assert!(letter.reason.contains("corrupt") && letter.message.number / 2 == 350, "{letter:?}");

@@ -177,3 +177,155 @@ fn j07_user_code_that_panics_ends_no_worker() {
         assert_eq!((acknowledged, processed.ran, processed.dead), (96, 96, 24), "batches of {batch}");
     }
 }
+
+/// A message of which the last copy explodes.
+#[derive(Debug)]
+struct Bomb(Task);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking() || self.0.what != "drop", "in Drop, as told");
+    }
+}
+
+#[actix_rt::test]
+async fn j07_a_message_whose_drop_panics_ends_no_processor() {
+    for is_ordered in [false, true] {
+        let (publisher, source) = oncekey::consumer::in_process::channel(1_000);
+        for number in 0..60 {
+            publisher.send(Bomb(task(number, if number % 3 == 0 { "drop" } else { "work" }))).await.unwrap();
+        }
+        drop(publisher);
+        let work = job(
+            |bomb: &Bomb| identify(&bomb.0),
+            |call: Call, bomb: Arc<Bomb>| async move {
+                let number = bomb.0.number;
+                call.run(move |_| async move { Ok::<u64, String>(number) }).await
+            },
+        );
+        let processor = Processor::new(engine(), source, work).concurrency(4).retry(quick());
+        let processor = if is_ordered { processor.in_order_by(|bomb: &Bomb| bomb.0.number % 5) } else { processor };
+        let processed = timeout(PATIENCE, processor.run(std::future::pending())).await.expect("it ends");
+        // One that explodes while its job still holds it has panicked in its job.
+        assert_eq!(processed.ran + processed.replayed + processed.dead, 60, "{processed:?}");
+        assert!(processed.ran >= 40, "{processed:?}");
+    }
+}
+
+/// The end that the user waits for panics: it is an end all the same.
+#[actix_rt::test]
+async fn j07_an_end_that_panics_drains_the_processor() {
+    let (publisher, source, _dead) = queue();
+    all_of((0..10).map(|number| task(number, "work")), publisher).await;
+    let done = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let counted = done.clone();
+    let work = job(identify, move |call: Call, task: Arc<Task>| {
+        let counted = counted.clone();
+        async move {
+            call.run(move |_| async move {
+                counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                Ok::<u64, String>(task.number)
+            })
+            .await
+        }
+    });
+    let running = Processor::new(engine(), source, work).concurrency(2).run_and_return(async {
+        while done.load(std::sync::atomic::Ordering::SeqCst) < 3 {
+            tokio::task::yield_now().await;
+        }
+        panic!("in what ends the processor, as told");
+    });
+    let (source, processed) = timeout(PATIENCE, running).await.expect("it ends");
+    assert!(processed.ran >= 3, "{processed:?}");
+    assert_eq!(processed.ran as usize + source.into_remaining().len(), 10);
+}
+
+/// A source of the user's that panics wherever it is called, each time at first.
+struct Shaky {
+    source: oncekey::consumer::in_process::InProcess<Task>,
+    calls: std::sync::atomic::AtomicU64,
+}
+
+#[derive(Debug)]
+struct Untold;
+
+impl fmt::Display for Untold {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        panic!("in Display, as told")
+    }
+}
+
+impl std::error::Error for Untold {}
+
+impl Drop for Untold {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking(), "in Drop, as told");
+    }
+}
+
+impl Shaky {
+    /// Two of three calls fail: one by its panic, one by an error.
+    fn shake(&self) -> Result<(), Untold> {
+        match self.calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) % 3 {
+            0 => panic!("in a source, as told"),
+            1 => Err(Untold),
+            _ => Ok(()),
+        }
+    }
+}
+
+type InQueue = <oncekey::consumer::in_process::InProcess<Task> as oncekey::consumer::Source>::Receipt;
+
+impl oncekey::consumer::Source for Shaky {
+    type Message = Task;
+    type Receipt = InQueue;
+    type Error = Untold;
+
+    // Not an async fn: it panics before there is a future.
+    #[expect(clippy::manual_async_fn, reason = "what it does before its future is the test")]
+    fn next(&self) -> impl Future<Output = Result<Option<oncekey::consumer::Delivery<Task, InQueue>>, Untold>> + Send {
+        let shaken = self.shake();
+        async move {
+            shaken?;
+            Ok(self.source.next().await.unwrap())
+        }
+    }
+
+    fn settle(&self, receipt: InQueue, disposition: Disposition) -> impl Future<Output = Result<(), Untold>> + Send {
+        let shaken = self.shake();
+        async move {
+            shaken?;
+            self.source.settle(receipt, disposition).await.unwrap();
+            Ok(())
+        }
+    }
+
+    fn can_settle(&self, _: &InQueue) -> bool {
+        true
+    }
+
+    fn end_intake(&self) -> impl Future<Output = ()> + Send {
+        panic!("in a source's end, as told");
+        #[expect(unreachable_code, reason = "the type of the future")]
+        async {}
+    }
+
+    fn close(&self) -> impl Future<Output = ()> + Send {
+        panic!("in a source's close, as told");
+        #[expect(unreachable_code, reason = "the type of the future")]
+        async {}
+    }
+}
+
+#[actix_rt::test]
+async fn j07_a_source_that_panics_ends_no_processor() {
+    let (publisher, source, _dead) = queue();
+    all_of((0..6).map(|number| task(number, "work")), publisher).await;
+    let work = job(identify, |call: Call, task: Arc<Task>| async move {
+        call.run(move |_| async move { Ok::<u64, String>(task.number) }).await
+    });
+    let shaky = Shaky { source, calls: Default::default() };
+    let running = Processor::new(engine(), shaky, work).concurrency(2).retry(quick()).run(std::future::pending());
+    let processed = timeout(PATIENCE, running).await.expect("it ends");
+    assert_eq!((processed.ran, processed.unsettled), (6, 0), "{processed:?}");
+}

@@ -99,3 +99,59 @@ async fn j08_a_broker_that_refuses_dead_letters_holds_up_nobody() {
         assert!(dead.recv().await.unwrap().message.what == "poison");
     }
 }
+
+/// Answers no acknowledgement, of the first messages.
+struct Silent {
+    source: InProcess<Task>,
+    first: u64,
+}
+
+impl Source for Silent {
+    type Message = Task;
+    type Receipt = (<InProcess<Task> as Source>::Receipt, u64);
+    type Error = Refused;
+
+    async fn next(&self) -> Result<Option<Delivery<Task, Self::Receipt>>, Refused> {
+        let taken = self.source.next().await.unwrap();
+        Ok(taken.map(|Delivery { message, receipt, failures }| {
+            let number = message.number;
+            Delivery { message, receipt: (receipt, number), failures }
+        }))
+    }
+
+    async fn settle(&self, (receipt, number): Self::Receipt, disposition: Disposition) -> Result<(), Refused> {
+        if number < self.first {
+            std::future::pending::<()>().await;
+        }
+        self.source.settle(receipt, disposition).await.unwrap();
+        Ok(())
+    }
+}
+
+/// A settle that is never answered takes no job's place, and does not hold up the end.
+#[actix_rt::test]
+async fn j08_a_broker_that_answers_no_settle_holds_up_nobody() {
+    for is_ordered in [false, true] {
+        let ledger = Ledger::default();
+        let (publisher, source, _dead) = queue();
+        all_of((0..100).map(|number| task(number, "work")), publisher.clone()).await;
+        let silent = Silent { source, first: 6 };
+        let until = async {
+            while (0..100).any(|number| ledger.of(number) == 0) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            // The last one's settle.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
+        let processor = Processor::new(engine(), silent, work(&ledger))
+            .concurrency(2)
+            .retry(quick())
+            .drain_limit(Duration::from_millis(500));
+        let processor = if is_ordered { processor.in_order_by(|task: &Task| task.number) } else { processor };
+        let running = timeout(PATIENCE, processor.run_and_return(until));
+        let (silent, processed) = running.await.expect("nobody waits for a settle without an answer");
+        assert_eq!((processed.ran, processed.unsettled, processed.left), (94, 6, 0), "{processed:?}");
+        assert_eq!(silent.source.into_remaining().len(), 6);
+        drop(publisher);
+    }
+}

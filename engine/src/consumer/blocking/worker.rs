@@ -183,7 +183,9 @@ impl<M: Send + 'static, J: BlockingJob<M>> Worker<M, J> {
 
     fn put_back(&self, pending: Pending<M>, after: Duration, failed: bool) {
         let failures = pending.failures.saturating_add(u32::from(failed));
-        if let Err(pending) = self.seat.put_back(Instant::now() + after, Pending { failures, ..pending }) {
+        if let Err(pending) =
+            self.seat.put_back(Instant::now() + backoff::bounded(after), Pending { failures, ..pending })
+        {
             self.tell(pending.message, Disposition::RetryLater { after, failed });
         }
     }

@@ -14,10 +14,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
+use crate::consumer::backoff::bounded;
 use crate::consumer::later::Later;
 use crate::consumer::{Delivery, Disposition, Source};
 
@@ -34,14 +35,20 @@ use crate::consumer::{Delivery, Disposition, Source};
 /// # Ok(()) }
 /// ```
 pub fn channel<M: Send + Sync + 'static>(capacity: usize) -> (Publisher<M>, InProcess<M>) {
-    let (sender, queue) = mpsc::channel(capacity.max(1));
+    let capacity = places(capacity);
+    let (sender, queue) = mpsc::channel(capacity);
     let shared = Arc::new(Shared {
         waiting: Mutex::new(Waiting { later: Later::default(), in_hand: 0 }),
         changed: Notify::new(),
         is_closed: AtomicBool::new(false),
     });
     let publisher = Publisher { queue: sender, shared: Arc::clone(&shared) };
-    (publisher, InProcess { queue: tokio::sync::Mutex::new(queue), shared, capacity: capacity.max(1), dead: None })
+    (publisher, InProcess { queue: tokio::sync::Mutex::new(queue), shared, capacity, dead: None })
+}
+
+/// As many as a channel can have.
+fn places(capacity: usize) -> usize {
+    capacity.clamp(1, Semaphore::MAX_PERMITS)
 }
 
 /// The sending end. Clones share the queue; when the last is dropped, the source ends once all is settled.
@@ -203,7 +210,7 @@ impl<M: Send + Sync + 'static> InProcess<M> {
     /// ```
     #[must_use]
     pub fn with_dead_letters(mut self, capacity: usize) -> (Self, mpsc::Receiver<DeadLetter<M>>) {
-        let (sender, letters) = mpsc::channel(capacity.max(1));
+        let (sender, letters) = mpsc::channel(places(capacity));
         self.dead = Some(sender);
         (self, letters)
     }
@@ -331,7 +338,7 @@ impl<M: Send + Sync + 'static> Source for InProcess<M> {
                 if !in_hand.is_settled.swap(true, Ordering::SeqCst) {
                     let failures = in_hand.failures.saturating_add(u32::from(failed));
                     let again = Again { message: Arc::clone(&in_hand.message), failures };
-                    self.shared.waiting.lock().later.insert(Instant::now() + after, again);
+                    self.shared.waiting.lock().later.insert(Instant::now() + bounded(after), again);
                 }
             }
             Disposition::DeadLetter { reason } => {

@@ -5,11 +5,12 @@
 //! | taken | pulled; what a dead consumer had comes again after [`ack_wait`](NatsJetStreamBuilder::ack_wait) |
 //! | acknowledged | `ACK` |
 //! | retried later | `NAK` with the delay; failures are counted in the stream `oncekey_STREAM_CONSUMER`, since the server counts deliveries, whatever they ended with |
-//! | a dead letter | published to `dead.STREAM.CONSUMER` with the headers `Oncekey-Error` and `Oncekey-Id`, and the original's under the prefix `Oncekey-Header-`; then `TERM` |
+//! | a dead letter | published to `dead.STREAM.CONSUMER` with the headers `Oncekey-Error` and `Oncekey-Id`, and the original's under the prefix `Oncekey-Header-`; then `TERM`. One that is larger than the server takes comes in parts, with the header `Oncekey-Part` |
 //!
 //! The message's id is the header `Nats-Msg-Id`, or where there is none `STREAM:SEQUENCE`. The guide to
 //! [NATS JetStream](crate::guide::nats) has more.
 
+mod letter;
 mod publish;
 mod source;
 
@@ -20,6 +21,8 @@ pub use async_nats;
 
 pub use publish::NatsPublisher;
 pub use source::{NatsJetStream, Receipt};
+
+use crate::consumer::backoff::bounded;
 
 /// What NATS did not do.
 ///
@@ -74,13 +77,13 @@ impl NatsJetStreamBuilder {
     /// How long the server waits for an answer before it delivers a message again. Default: 30 s. Choose it longer than
     /// jobs usually take: a message that comes again meanwhile is found in flight, and waits.
     pub fn ack_wait(mut self, limit: Duration) -> Self {
-        self.ack_wait = limit;
+        self.ack_wait = bounded(limit);
         self
     }
 
     /// How many messages are pulled ahead. Default: 16; at least 1.
     pub fn batch(mut self, messages: usize) -> Self {
-        self.batch = messages.max(1);
+        self.batch = messages.clamp(1, i32::MAX as usize);
         self
     }
 

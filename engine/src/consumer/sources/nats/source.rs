@@ -4,7 +4,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::message::Acker;
 use async_nats::jetstream::stream::{self, LastRawMessageErrorKind};
@@ -13,17 +12,11 @@ use futures_util::future::FutureExt as _;
 use futures_util::stream::StreamExt as _;
 use tokio::sync::Mutex;
 
-use super::publish::{put, send};
+use super::letter::letter;
+use super::publish::send;
 use super::{NatsError, NatsJetStreamBuilder, failed};
+use crate::consumer::backoff::bounded;
 use crate::consumer::{Delivery, Disposition, Message, Source};
-
-/// Why a message is a dead letter.
-const ERROR: &str = "Oncekey-Error";
-/// The message's id.
-const ID: &str = "Oncekey-Id";
-/// Before the name of each header of the original. The server acts on some headers (`Nats-Expected-…`, `Nats-Rollup`), and
-/// those are not to act on a dead letter.
-const PREFIX: &str = "Oncekey-Header-";
 
 /// How long a message's failures are remembered after its last one.
 const FAILURES_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -205,11 +198,10 @@ impl NatsJetStream {
                     let counted = counting.await.map_err(failed("counting a failure"))?;
                     counted.await.map_err(failed("counting a failure"))?;
                 }
-                AckKind::Nak((!after.is_zero()).then_some(after))
+                AckKind::Nak((!after.is_zero()).then_some(bounded(after)))
             }
             Disposition::DeadLetter { reason } => {
-                let letter = self.letter(message, *sequence, &reason)?;
-                send(&self.context, &self.options.dead, letter, message).await?;
+                self.put_aside(message, *sequence, &reason).await?;
                 AckKind::Term
             }
         };
@@ -221,20 +213,13 @@ impl NatsJetStream {
         Ok(())
     }
 
-    /// The headers of a dead letter: this source's own, and the original's under a prefix.
-    fn letter(&self, message: &Message, sequence: u64, reason: &str) -> Result<HeaderMap, NatsError> {
-        // A header is one line.
-        let line = |text: &str| text.replace(['\r', '\n'], " ");
-        let mut headers = HeaderMap::new();
-        for (name, value) in message.headers() {
-            put(&mut headers, &format!("{PREFIX}{name}"), &line(value))?;
-        }
-        put(&mut headers, ERROR, &line(reason))?;
-        put(&mut headers, ID, &line(message.id()))?;
-        // So that one that is put aside twice, its TERM lost, stands there once.
+    /// Publishes a message to the dead letters.
+    async fn put_aside(&self, message: &Message, sequence: u64, reason: &str) -> Result<(), NatsError> {
         let once = format!("{}:{sequence}", self.options.stream);
-        put(&mut headers, async_nats::header::NATS_MESSAGE_ID.as_ref(), &once)?;
-        Ok(headers)
+        for (headers, part) in letter(message, &once, reason, self.options.client.max_payload())? {
+            send(&self.context, &self.options.dead, headers, &part).await?;
+        }
+        Ok(())
     }
 
     /// Ends the pull, and gives back what it has brought.

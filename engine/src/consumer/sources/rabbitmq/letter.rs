@@ -13,8 +13,11 @@ pub(super) const FAILURES: &str = "oncekey-failures";
 pub(super) const ERROR: &str = "oncekey-error";
 /// Before the name of each header of the original.
 const PREFIX: &str = "oncekey-header-";
-/// A table of the original's headers whose names have no room for the prefix.
+/// A table of the original's headers whose names have no room for the prefix, or of all of them where these are many.
 const LONG: &str = "oncekey-long-headers";
+/// So many headers go by their prefix one by one. All properties of a message are in one frame (128 KiB by default), which
+/// the prefixes of more headers might make too long.
+const MOST_PREFIXED: usize = 100;
 /// AMQP's limit for a header's name.
 const LONGEST_NAME: usize = 255;
 
@@ -44,7 +47,7 @@ pub(super) fn named(original: &BasicProperties) -> BasicProperties {
 pub(super) fn wrap(original: &FieldTable, name: &'static str, value: AMQPValue) -> FieldTable {
     let (mut wrapped, mut long) = (FieldTable::default(), FieldTable::default());
     for (name, value) in original.inner() {
-        if PREFIX.len() + name.as_str().len() <= LONGEST_NAME {
+        if original.inner().len() <= MOST_PREFIXED && PREFIX.len() + name.as_str().len() <= LONGEST_NAME {
             wrapped.insert(format!("{PREFIX}{name}").into(), value.clone());
         } else {
             long.insert(name.clone(), value.clone());
@@ -105,6 +108,13 @@ mod tests {
         headers.insert("count".into(), AMQPValue::LongLongInt(3));
         let wrapped = wrap(&headers, FAILURES, AMQPValue::LongLongInt(2));
         assert!(!wrapped.contains_key("CC") && !wrapped.contains_key("BCC") && !wrapped.contains_key("tenant"));
-        assert_eq!(unwrap(&wrapped), (2, headers));
+        assert_eq!(unwrap(&wrapped), (2, headers.clone()));
+
+        for number in 0..=MOST_PREFIXED {
+            headers.insert(format!("h{number}").into(), text("v"));
+        }
+        let wrapped = wrap(&headers, ERROR, text("no route"));
+        assert_eq!(wrapped.inner().keys().map(ShortString::as_str).collect::<Vec<_>>(), [ERROR, LONG]);
+        assert_eq!(unwrap(&wrapped), (0, headers));
     }
 }

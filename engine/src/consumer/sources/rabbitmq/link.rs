@@ -54,6 +54,14 @@ impl Link {
         Ok(publishing.insert(channel).clone())
     }
 
+    /// Has the next publishing open a channel of its own.
+    pub(super) async fn forget(&self, channel: &Channel) {
+        let mut publishing = self.publishing.lock().await;
+        if publishing.as_ref().is_some_and(|open| open.id() == channel.id()) {
+            *publishing = None;
+        }
+    }
+
     pub(super) fn is_connected(&self) -> bool {
         self.connection.status().connected()
     }

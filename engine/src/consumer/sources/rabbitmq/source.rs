@@ -20,6 +20,7 @@ use tracing::warn;
 use super::letter::{ERROR, FAILURES, named, unwrap, wrap};
 use super::link::{Link, connect, declare, publish, text, within};
 use super::{RabbitMqBuilder, RabbitMqError};
+use crate::consumer::backoff::bounded;
 use crate::consumer::later::Later;
 use crate::consumer::{Delivery, Disposition, Message, Source};
 
@@ -41,6 +42,10 @@ pub struct RabbitMq {
     /// A message begins to wait: whoever takes messages may be asleep until a later time, or for ever.
     changed: Notify,
 }
+
+/// How long a message that can't run now is kept in hand. It takes one of the prefetch's places meanwhile: one that waits
+/// longer, for its key or its scope, would have the others wait too.
+const LONGEST_IN_HAND: Duration = Duration::from_secs(2);
 
 /// One connection: what it delivered can be settled by it alone.
 struct Session {
@@ -236,12 +241,12 @@ impl Source for RabbitMq {
                 let requeue = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
                 return within(limit, "giving a message back", receipt.acker.nack(requeue)).await.map(drop);
             }
-            Disposition::RetryLater { after, failed: false } => {
-                self.later.lock().insert(Instant::now() + after, receipt);
+            Disposition::RetryLater { after, failed: false } if after <= LONGEST_IN_HAND => {
+                self.later.lock().insert(Instant::now() + bounded(after), receipt);
                 self.changed.notify_one();
                 return Ok(());
             }
-            Disposition::RetryLater { after, failed: true } => self.put_off(&receipt, after).await?,
+            Disposition::RetryLater { after, failed } => self.put_off(&receipt, after, failed).await?,
             Disposition::DeadLetter { reason } => self.put_aside(&receipt, &reason).await?,
         }
         within(limit, "acknowledging a message", receipt.acker.ack(BasicAckOptions::default())).await.map(drop)
@@ -281,11 +286,11 @@ impl Source for RabbitMq {
 }
 
 impl RabbitMq {
-    /// Publishes a message whose job failed to where it waits for its retry.
-    async fn put_off(&self, receipt: &Receipt, after: Duration) -> Result<(), RabbitMqError> {
+    /// Publishes a message to where it waits for its retry.
+    async fn put_off(&self, receipt: &Receipt, after: Duration, failed: bool) -> Result<(), RabbitMqError> {
         let publishing = receipt.link.publishing(self.options.deadline).await?;
         let queue = self.retry_queue(&publishing, after).await?;
-        let failures = receipt.failures.saturating_add(1);
+        let failures = receipt.failures.saturating_add(u32::from(failed));
         let failures = (FAILURES, AMQPValue::LongLongInt(failures.into()));
         self.publish_again(&publishing, receipt, ("", &queue), failures).await
     }
@@ -299,12 +304,17 @@ impl RabbitMq {
     async fn publish_again(
         &self,
         publishing: &Channel,
-        Receipt { message, properties, headers, .. }: &Receipt,
+        Receipt { link, message, properties, headers, .. }: &Receipt,
         to: (&str, &str),
         (name, value): (&'static str, AMQPValue),
     ) -> Result<(), RabbitMqError> {
         let properties = properties.clone().with_headers(wrap(headers, name, value));
-        publish(publishing, self.options.deadline, to, message.payload(), properties).await
+        let published = publish(publishing, self.options.deadline, to, message.payload(), properties).await;
+        if matches!(published, Err(RabbitMqError::Silent(_))) {
+            // Whatever it is that this channel waits for, the next try does not wait for it.
+            link.forget(publishing).await;
+        }
+        published
     }
 
     /// A queue whose messages live for at least `after`, and then return. One for each power of two of milliseconds: in

@@ -24,6 +24,7 @@ pub use redis;
 pub use publish::RedisPublisher;
 pub use source::{Receipt, RedisStreams};
 
+use crate::consumer::backoff::bounded;
 use link::Link;
 
 /// A command that Redis did not answer, or refused.
@@ -91,13 +92,13 @@ impl RedisStreamsBuilder {
     /// How long a message lies with a consumer that gives no sign of life before another takes it. Default: 30 s; at
     /// least 100 ms. A consumer that lives gives a sign for what it has in hand at a third of this.
     pub fn claim_after(mut self, idle: Duration) -> Self {
-        self.claim_after = idle.max(Duration::from_millis(100));
+        self.claim_after = bounded(idle.max(Duration::from_millis(100)));
         self
     }
 
     /// How many messages are read at once. Default: 16; at least 1.
     pub fn batch(mut self, messages: usize) -> Self {
-        self.batch = messages.max(1);
+        self.batch = messages.clamp(1, i32::MAX as usize);
         self
     }
 
@@ -128,7 +129,7 @@ impl RedisStreamsBuilder {
 
     /// How long a command may take before its connection is given up. Default: 5 s.
     pub fn deadline(mut self, limit: Duration) -> Self {
-        self.deadline = limit;
+        self.deadline = bounded(limit);
         self
     }
 

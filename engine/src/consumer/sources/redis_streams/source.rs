@@ -17,6 +17,7 @@ use tracing::{debug, warn};
 
 use super::link::Link;
 use super::{Names, RedisStreamsBuilder, RedisStreamsError};
+use crate::consumer::backoff::bounded;
 use crate::consumer::{Delivery, Disposition, Message, Source};
 
 /// One consumer of a consumer group of a stream.
@@ -76,6 +77,10 @@ pub struct Receipt {
     message: Arc<Message>,
     failures: u32,
 }
+
+/// How many headers a dead letter has one by one: a script can hand about 8,000 values to a command. More of them are one
+/// JSON object.
+const MOST_HEADERS: usize = 2_000;
 
 /// Before the name of each header of the original, in a dead letter.
 const PREFIX: &str = "oncekey-header-";
@@ -250,7 +255,7 @@ impl Source for RedisStreams {
         let mut held = self.shared.held.lock();
         match disposition {
             Disposition::RetryLater { after, failed } => {
-                let due = Instant::now() + after;
+                let due = Instant::now() + bounded(after);
                 held.later.insert((due, id), (message, failures.saturating_add(u32::from(failed))));
             }
             Disposition::Ack | Disposition::DeadLetter { .. } => drop(held.ids.remove(&id)),
@@ -318,8 +323,12 @@ if ARGV[3] == '1' then redis.call('XDEL', KEYS[2], ARGV[2]) end";
         script.arg(PUT_ASIDE).arg(3).arg(dead).arg(stream).arg(counts);
         script.arg(group).arg(id).arg(u8::from(self.delete_settled));
         script.arg("id").arg(message.id()).arg("payload").arg(message.payload().as_ref());
-        for (name, value) in message.headers() {
-            script.arg(format!("{PREFIX}{name}")).arg(value);
+        if message.headers().len() <= MOST_HEADERS {
+            for (name, value) in message.headers() {
+                script.arg(format!("{PREFIX}{name}")).arg(value);
+            }
+        } else {
+            script.arg("oncekey-headers").arg(serde_json::json!(message.headers()).to_string());
         }
         script.arg("oncekey-error").arg(reason).arg("oncekey-stream").arg(stream).arg("oncekey-entry").arg(id);
         self.commands.ask("putting a message aside", &script).await
