@@ -15,7 +15,7 @@ use super::records::Found;
 use super::registry::Store;
 use super::session::Session;
 use super::steps::Outcomes;
-use super::{records, transaction};
+use super::{records, transaction, unseen};
 
 /// Puts steps into their threads' queues, in order for each key: a look-up of a key that is written before it goes to
 /// the writer, behind that step.
@@ -91,6 +91,10 @@ pub(super) fn queue(store: &Store, request: Request, batch: &mut Batch) {
             })
         }),
         Request::CompleteStep(message, reply) => write(store, batch, reply, move |session| {
+            let now = session.now();
+            if let Some(completed) = unseen::complete(&mut session.connection, &message, now)? {
+                return Ok(completed);
+            }
             session.step(&message.key, Outcomes::Of(&message.name), |found, now| {
                 transition::complete_step(found, now, &message)
             })

@@ -17,6 +17,7 @@ mod schema;
 mod session;
 mod steps;
 mod transaction;
+mod unseen;
 mod watch;
 mod writer;
 

@@ -126,13 +126,13 @@ fn take_over(heir: &mut Process, keys: &[String]) -> HashMap<String, Vec<String>
         let line = heir.next_line();
         match line.split(' ').collect::<Vec<_>>()[..] {
             ["step", key, step, attempt] => ran.get_mut(key).unwrap().push(format!("{step} {attempt}")),
-            // The old holder's lease is not over yet; or the machine is busy, and nothing ran.
-            ["refused" | "failed", key, why, ..] if why == "InProgress" || why.starts_with("Store(") => {
+            ["refused", key, "Indeterminate", ..] => heir.say(&format!("settle {key}")),
+            ["settled", key, _] => ask(heir, key),
+            // The old holder's lease is not over yet; or the machine is busy, and this holder has lost its own.
+            ["refused" | "failed", key, ..] => {
                 std::thread::sleep(Duration::from_millis(5));
                 ask(heir, key);
             }
-            ["refused", key, "Indeterminate", ..] => heir.say(&format!("settle {key}")),
-            ["settled", key, _] => ask(heir, key),
             ["ran", ..] => open -= 1,
             _ => panic!("{line}"),
         }

@@ -7,7 +7,7 @@ use oncekey::{Attempt, FencingToken, StepPolicy};
 use super::*;
 use crate::sqlite::clock::{Clock, Machine};
 use crate::sqlite::session::Session;
-use crate::sqlite::{schema, steps};
+use crate::sqlite::{schema, steps, unseen};
 use crate::step_columns::outcome_of_step;
 
 /// A session on a database in memory that has one claimed key.
@@ -213,4 +213,44 @@ fn e26_a_row_of_another_life_is_no_step() {
     let names: Vec<_> = find(&mut session, &claim.key).steps.unwrap().list.into_iter().map(|step| step.name).collect();
     assert_eq!(names, [name(1), name(2)]);
     assert_eq!(rows(&mut session), 2);
+}
+
+/// Whether the statement without a look took it. If so it did what the protocol decides, and if not it changed nothing.
+fn completes_unseen(session: &mut Session, message: &CompleteStep) -> bool {
+    let (found, now) = (find(session, &message.key), session.now());
+    let decided = transition::complete_step(Some(&found), now, message);
+    let Some(answer) = unseen::complete(&mut session.connection, message, now).unwrap() else {
+        assert_eq!(find(session, &message.key), found);
+        return false;
+    };
+    assert_eq!(answer, decided.answer);
+    assert_eq!(Write::Put(find(session, &message.key)), decided.write);
+    true
+}
+
+#[test]
+fn e26_an_outcome_that_is_stored_without_a_look_is_the_protocols() {
+    let (mut session, claim, life) = session();
+    let complete_of = |number: u32| {
+        let outcome = SealedOutcome::seal(&claim.key, PayloadKind::Json, |bytes| bytes.resize(100, b'1'));
+        CompleteStep { key: claim.key.clone(), life, name: name(number), run: StepRun { token: life, number }, outcome }
+    };
+    assert!(!completes_unseen(&mut session, &complete_of(1)), "it has not begun");
+    for number in 1..=3 {
+        begin(&mut session, &claim, number);
+    }
+    let other_run = CompleteStep { run: StepRun { token: life, number: 9 }, ..complete_of(2) };
+    let other_token = CompleteStep { run: StepRun { token: FencingToken::new(9), number: 2 }, ..complete_of(2) };
+    let other_life = CompleteStep { life: FencingToken::new(life.get() - 1), ..complete_of(2) };
+    for other in [other_run, other_token, other_life, complete_of(6)] {
+        assert!(!completes_unseen(&mut session, &other), "{other:?}");
+    }
+    assert!(completes_unseen(&mut session, &complete_of(2)));
+    assert!(!completes_unseen(&mut session, &complete_of(2)), "it is completed");
+    for no_longer_in_progress in ["lease_until = 1", "lease_until = 9000000000000, state = 3"] {
+        session.connection.batch_execute(&format!("UPDATE oncekey_records SET {no_longer_in_progress}")).unwrap();
+        let now = session.now();
+        let taken = unseen::complete(&mut session.connection, &complete_of(3), now);
+        assert_eq!(taken, Ok(None), "{no_longer_in_progress}");
+    }
 }
