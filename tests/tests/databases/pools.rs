@@ -21,7 +21,7 @@ static MARIADB: LazyLock<MariaDb> = LazyLock::new(MariaDb::start);
 /// More than any check needs at once.
 const SIZE: u32 = 20;
 
-fn manager<C: PoolableConnection>(url: &str) -> AsyncDieselConnectionManager<C> {
+fn manager<C: PoolableConnection + 'static>(url: &str) -> AsyncDieselConnectionManager<C> {
     AsyncDieselConnectionManager::new(url)
 }
 
