@@ -282,7 +282,6 @@ impl oncekey::consumer::Source for Shaky {
     type Error = Untold;
 
     // Not an async fn: it panics before there is a future.
-    #[expect(clippy::manual_async_fn, reason = "what it does before its future is the test")]
     fn next(&self) -> impl Future<Output = Result<Option<oncekey::consumer::Delivery<Task, InQueue>>, Untold>> + Send {
         let shaken = self.shake();
         async move {
