@@ -21,7 +21,8 @@ use server::StartError;
 #[actix_web::main]
 async fn main() -> ExitCode {
     let options = Options::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // What the Redis client warns of is an error of the store as well, and is reported once.
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,redis=error"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A log file is not a terminal: it gets no color codes.
     log.with_ansi(std::io::stderr().is_terminal()).init();

@@ -115,7 +115,7 @@ impl RedisBackend {
     /// # Ok(()) }
     /// ```
     pub fn from_client(client: Client) -> RedisBuilder {
-        RedisBuilder::new(Source::Client(client))
+        RedisBuilder::new(Source::Client(Box::new(client)))
     }
 
     /// Options for a connection of the application's own, which all arbiters then share: its runtime must outlive the

@@ -120,13 +120,13 @@ macro_rules! pools_of {
                 pool.status().max_size
             }
 
-            #[expect(clippy::expect_used, reason = "the only error is a time-out without a runtime, and there is none")]
             fn none(why: &'static str) -> Self::Deadpool {
                 let mut config = ManagerConfig::default();
                 config.recycling_method = RecyclingMethod::Fast;
                 config.custom_setup =
                     Box::new(move |_| ready(Err(diesel::ConnectionError::BadConnection(why.to_owned()))).boxed());
                 let manager = AsyncDieselConnectionManager::<Self>::new_with_config("", config);
+                // The only error is a time-out without a runtime, and there is none.
                 deadpools::Pool::builder(manager).build().expect("a pool without time-outs")
             }
         }
