@@ -259,7 +259,7 @@ impl PostgresBackend {
 
     pub(super) async fn open_with(options: PostgresBuilder) -> Result<Self, PostgresOpenError> {
         let (schema, table, migrate) = (options.schema, options.table, options.migrate);
-        let unreachable = |error: &dyn fmt::Display| PostgresOpenError::Unreachable(error.to_string());
+        let unreachable = |error: &dyn fmt::Display| PostgresOpenError::failed(error.to_string());
         let owns = matches!(options.source, Source::Url(_));
         let prepare =
             async |connection: &mut AsyncPgConnection| prepare(connection, schema, table, migrate, owns).await;
@@ -270,7 +270,7 @@ impl PostgresBackend {
                 let mut another = connector.clone().connect().await.map_err(|error| unreachable(&error))?;
                 refuse_pooler(&mut connection, &mut another).await?;
                 drop(another);
-                let place = prepare(&mut connection).await?;
+                let place = prepare(&mut connection).await.map_err(PostgresOpenError::or_pooler)?;
                 (Some(connector.clone()), pool_of(&connector.for_steps(), options.pool_size, UNTRIED).into(), place)
             }
             Source::Pool(pool) => {
@@ -279,7 +279,8 @@ impl PostgresBackend {
                 if let Ok(Ok(mut another)) = timeout(ANOTHER_WITHIN, pool.lend()).await {
                     refuse_pooler(&mut connection, &mut another).await?;
                 }
-                let place = lend_clean(connection, Pooled::take, prepare).await?;
+                let prepared = lend_clean(connection, Pooled::take, prepare).await;
+                let place = prepared.map_err(PostgresOpenError::or_pooler)?;
                 (None, pool.clone(), place)
             }
         };

@@ -61,6 +61,23 @@ pub enum PostgresOpenError {
     },
 }
 
+impl PostgresOpenError {
+    /// The server refused something.
+    pub(super) fn failed(reason: String) -> Self {
+        Self::Unreachable(reason).or_pooler()
+    }
+
+    /// A statement that was prepared in another process, or a name that another client has prepared in this one: only a
+    /// pooler does that.
+    pub(super) fn or_pooler(self) -> Self {
+        let is_pooler = match &self {
+            Self::Unreachable(reason) | Self::Migration { reason, .. } => reason.contains("prepared statement \""),
+            _ => false,
+        };
+        if is_pooler { Self::Pooler } else { self }
+    }
+}
+
 /// An error and what it came of, in one line. The driver keeps the reason in its sources.
 pub(super) fn chain(error: &tokio_postgres::Error) -> String {
     let mut text = error.to_string();

@@ -16,7 +16,7 @@ use crate::sql::Fragment;
 
 /// Two find a pooler that lends what came back last, and one that lends what came back first. Others' transactions may come
 /// between.
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 12;
 
 /// How long all of it may take. A pooler by session that has one process never lends a second.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -67,10 +67,6 @@ pub(super) async fn refuse_pooler(
         Ok(Ok(false)) => Ok(()),
         Ok(Ok(true)) => Err(PostgresOpenError::Pooler),
         Err(_) => Err(PostgresOpenError::Unreachable(format!("two connections are not served within {LIMIT:?}"))),
-        // It was prepared in another process, or another client has prepared one of that name in this.
-        Ok(Err(Error::DatabaseError(_, information))) if information.message().starts_with("prepared statement") => {
-            Err(PostgresOpenError::Pooler)
-        }
-        Ok(Err(error)) => Err(PostgresOpenError::Unreachable(error.to_string())),
+        Ok(Err(error)) => Err(PostgresOpenError::failed(error.to_string())),
     }
 }

@@ -132,7 +132,7 @@ impl RedisBuilder {
     pub(super) async fn address(&mut self) -> Result<Address, RedisOpenError> {
         let mut address = match &self.source {
             Source::Url(url) => Address::parse(url)?,
-            Source::Client(client) => Address::of_client(*client),
+            Source::Client(client) => Address::of_client(client),
             Source::Manager(manager) => Address::of_manager(manager.clone(), self.limits.connect).await?,
         };
         if let Some(tls) = self.tls.take() {

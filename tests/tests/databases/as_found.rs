@@ -44,7 +44,7 @@ async fn claims(backend: &impl Backend, name: &str) -> Result<Acquire, StoreErro
 async fn e27_a_pooler_by_transaction_is_refused_at_open() {
     let server = Postgres::start();
     // It lends what came back last, or what came back first; or it has one connection for all.
-    for settings in ["", "server_round_robin = 1", "default_pool_size = 1", "max_prepared_statements = 100"] {
+    for settings in ["", "server_round_robin = 1", "default_pool_size = 1"] {
         let pooler = PgBouncer::before_with(&server, "transaction", settings);
         let opened = [
             PostgresBackend::open(&pooler.url()).await,
@@ -67,9 +67,10 @@ async fn e27_a_busy_pooler_by_transaction_is_refused_at_open() {
     let others = (0..4).map(|_| {
         let url = pooler.url();
         actix_rt::spawn(async move {
-            let mut connection = AsyncPgConnection::establish(&url).await.unwrap();
             loop {
-                connection.batch_execute("BEGIN; SELECT 1; COMMIT").await.unwrap();
+                // What the driver prepares at its start may be gone: then it starts again.
+                let Ok(mut connection) = AsyncPgConnection::establish(&url).await else { continue };
+                while connection.batch_execute("BEGIN; SELECT 1; COMMIT").await.is_ok() {}
             }
         })
     });
