@@ -21,8 +21,9 @@ use server::StartError;
 #[actix_web::main]
 async fn main() -> ExitCode {
     let options = Options::parse();
-    // What the Redis client warns of is an error of the store as well, and is reported once.
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,redis=error"));
+    let wanted = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_else(|_| "info".to_owned());
+    // What the Redis client warns of is an error of the store as well, and is reported once. Who wants both names `redis`.
+    let filter = EnvFilter::new(format!("redis=error,{wanted}"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A log file is not a terminal: it gets no color codes.
     log.with_ansi(std::io::stderr().is_terminal()).init();

@@ -79,8 +79,8 @@ impl MysqlBuilder {
         self
     }
 
-    /// The application's r2d2 pool of sync Diesel, for operations that block: [`run_in_transaction`]
-    /// (oncekey::Engine::run_in_transaction) gives them a connection of it, a `diesel::MysqlConnection`, in the transaction that
+    /// The application's r2d2 pool of sync Diesel, for operations that block:
+    /// [`run_in_transaction`](oncekey::Engine::run_in_transaction) gives them a connection of it, a `diesel::MysqlConnection`, in the transaction that
     /// also stores their outcome. Everything else goes by the backend's own connections, which lead to the same database.
     ///
     /// One pool may serve any number of engines. An operation runs on a thread for blocking work, and **once**: what the
