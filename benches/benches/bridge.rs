@@ -6,8 +6,8 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Instant;
 
-use benches::compare::{Side, Turns, take_turns};
-use benches::report::{Report, Row};
+use benches::compare::{Side, Turns, single, take_turns};
+use benches::report::{Report, Row, say};
 use oncekey::consumer::{BlockingProcessor, Identity, blocking_job, crossbeam_channel};
 use oncekey::{Engine, Fingerprint, Key, KeyError};
 use oncekey_backends::MemoryBackend;
@@ -27,11 +27,11 @@ fn main() -> Outcome {
     let quick = std::env::var_os("ONCEKEY_BENCH_QUICK").is_some();
     let (events, rounds) = if quick { (40_000, 1) } else { (1_000_000, 3) };
     let sides: Vec<Side<'_>> = vec![
-        side(move || on_an_arbiter(events)),
-        side(move || on_tokio(events)),
-        side(move || by_processor(events, 1)),
-        side(move || by_processor(events, BATCH)),
-        side(move || by_calls(events)),
+        single(move || on_an_arbiter(events)),
+        single(move || on_tokio(events)),
+        single(move || by_processor(events, 1)),
+        single(move || by_processor(events, BATCH)),
+        single(move || by_calls(events)),
     ];
     let measured: Vec<Turns> = take_turns(rounds, sides).into_iter().flatten().collect();
     let [arbiter, tokio, single, batched, calls] = measured.as_slice() else { return Err("five took turns".into()) };
@@ -48,17 +48,6 @@ fn main() -> Outcome {
     ));
     say(&report.to_string());
     Ok(())
-}
-
-#[expect(clippy::print_stdout, reason = "a bench prints what it found")]
-fn say(text: &str) {
-    println!("{text}");
-}
-
-/// A side whose failure ends the run.
-fn side<'a>(mut turn: impl FnMut() -> Outcome<f64> + 'a) -> Side<'a> {
-    #[expect(clippy::panic, reason = "a side that can't do its work has no figures")]
-    Box::new(move || vec![turn().unwrap_or_else(|error| panic!("a side failed: {error}"))])
 }
 
 fn key(event: usize) -> Result<Key, KeyError> {

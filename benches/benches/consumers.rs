@@ -6,8 +6,8 @@ use std::error::Error;
 use std::path::Path;
 use std::time::Instant;
 
-use benches::compare::{Side, Turns, take_turns};
-use benches::report::{Report, Row};
+use benches::compare::{Side, Turns, single, take_turns};
+use benches::report::{Report, Row, say};
 use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
 use oncekey::consumer::{
@@ -30,8 +30,12 @@ fn main() -> Outcome {
         return Ok(());
     }
     let rounds = if std::env::var_os("ONCEKEY_BENCH_QUICK").is_some() { 1 } else { 7 };
-    let sides: Vec<Side<'_>> =
-        vec![side(|| by_tasks(false)), side(|| by_tasks(true)), side(|| by_threads(false)), side(|| by_threads(true))];
+    let sides: Vec<Side<'_>> = vec![
+        single(|| by_tasks(false)),
+        single(|| by_tasks(true)),
+        single(|| by_threads(false)),
+        single(|| by_threads(true)),
+    ];
     let measured: Vec<Turns> = take_turns(rounds, sides).into_iter().flatten().collect();
     let [tasks, tasks_damaged, threads, threads_damaged] = measured.as_slice() else {
         return Err("four took turns".into());
@@ -51,17 +55,6 @@ fn main() -> Outcome {
     Ok(())
 }
 
-#[expect(clippy::print_stdout, reason = "a bench prints what it found")]
-fn say(text: &str) {
-    println!("{text}");
-}
-
-/// A side whose failure ends the run.
-fn side<'a>(mut turn: impl FnMut() -> Outcome<f64> + 'a) -> Side<'a> {
-    #[expect(clippy::panic, reason = "a side that can't do its work has no figures")]
-    Box::new(move || vec![turn().unwrap_or_else(|error| panic!("a side failed: {error}"))])
-}
-
 fn key(message: u64) -> Result<Key, KeyError> {
     Key::new("message", message)
 }
@@ -70,7 +63,7 @@ fn identity(message: &u64) -> Result<Identity, oncekey::consumer::Unreadable> {
     Ok(Identity { key: key(*message)?, fingerprint: Fingerprint::from_bytes([7; Fingerprint::LEN]) })
 }
 
-/// A store with one record, and what tells whether all messages ended as they should.
+/// Puts one record into the store, sound or damaged.
 fn prepare(file: &Path, is_damaged: bool) -> Outcome {
     let engine = Engine::builder(SqliteBackend::open(file)?).start()?;
     let Identity { key, fingerprint } = identity(&KNOWN)?;

@@ -9,7 +9,9 @@
 use std::error::Error;
 use std::time::Instant;
 
+use benches::compare::median;
 use benches::flows::per_second;
+use benches::report::say;
 use oncekey::{Engine, Key};
 use oncekey_backends::RedisBackend;
 use redis::aio::MultiplexedConnection;
@@ -25,11 +27,6 @@ const RECORD_MILLIS: usize = 86_400_000;
 /// What is stored while the operation runs, and after it: of the sizes that the engine's own values have.
 const PENDING: [u8; 66] = [b'p'; 66];
 const DONE: [u8; 74] = [b'd'; 74];
-
-#[expect(clippy::print_stdout, reason = "a bench prints what it found")]
-fn say(text: &str) {
-    println!("{text}");
-}
 
 fn set(name: &str, value: &[u8], millis: usize) -> Cmd {
     redis::cmd("SET").arg(name).arg(value).arg("PX").arg(millis).take()
@@ -76,11 +73,6 @@ async fn six_steps(mut connection: MultiplexedConnection, name: String) -> Outco
 async fn look_up(mut connection: MultiplexedConnection, name: String) -> Outcome {
     connection.send_packed_command(redis::cmd("GET").arg(format!("idempotency:{name}"))).await?;
     Ok(())
-}
-
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
 }
 
 #[derive(Default)]
@@ -176,8 +168,8 @@ async fn compare(server: &Redis, in_flight: usize, flows: usize) -> Outcome {
 }
 
 fn report(found: Found, in_flight: usize) {
-    let (first, replay) = (median(found.first), median(found.replay));
-    let (client, server) = (median(found.client), median(found.server));
+    let (first, replay) = (median(&found.first), median(&found.replay));
+    let (client, server) = (median(&found.client), median(&found.server));
     let line = |what: &str, beside: f64, ours: f64, wanted: &str| {
         say(&format!("  {what:<42} {beside:>9.0}   engine / this {:>5.2}{wanted}", ours / beside));
     };
@@ -187,13 +179,13 @@ fn report(found: Found, in_flight: usize) {
         "  {:<42} {first:>9.0}   processor: {client:.1} us here, {server:.1} us in the server",
         "engine, first use"
     ));
-    line("six steps, a pool of connections", median(found.six), first, wanted(", wanted 4", ", wanted 2.5"));
-    line("six steps, one multiplexed connection", median(found.six_multiplexed), first, "");
-    line("two bare commands, multiplexed", median(found.bare), first, "");
-    line("two bare commands, in pipelines by hand", median(found.pipelined), first, wanted(", wanted 0.5", ""));
+    line("six steps, a pool of connections", median(&found.six), first, wanted(", wanted 4", ", wanted 2.5"));
+    line("six steps, one multiplexed connection", median(&found.six_multiplexed), first, "");
+    line("two bare commands, multiplexed", median(&found.bare), first, "");
+    line("two bare commands, in pipelines by hand", median(&found.pipelined), first, wanted(", wanted 0.5", ""));
     say(&format!("  {:<42} {replay:>9.0}", "engine, replay"));
-    line("one look-up, a pool of connections", median(found.looked_up), replay, wanted(", wanted 1.5", ""));
-    line("one look-up, one multiplexed connection", median(found.looked_up_multiplexed), replay, "");
+    line("one look-up, a pool of connections", median(&found.looked_up), replay, wanted(", wanted 1.5", ""));
+    line("one look-up, one multiplexed connection", median(&found.looked_up_multiplexed), replay, "");
 }
 
 #[actix_rt::main]

@@ -6,7 +6,9 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use benches::compare::median;
 use benches::flows::per_second;
+use benches::report::say;
 use diesel::prelude::{ExpressionMethods as _, OptionalExtension as _, QueryDsl as _};
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel_async::pooled_connection::deadpool::Pool;
@@ -43,11 +45,6 @@ mod tables {
     }
 }
 use tables::{locks, records};
-
-#[expect(clippy::print_stdout, reason = "a bench prints what it found")]
-fn say(text: &str) {
-    println!("{text}");
-}
 
 /// As the engine's own pools are: no look whether a connection lives before it is used.
 fn without_pings<C: diesel_async::AsyncConnection + 'static>() -> ManagerConfig<C> {
@@ -86,7 +83,7 @@ async fn hot_key(backend: impl Backend) -> Outcome<(f64, f64)> {
         try_join_all((0..64).map(|_| ask(format!("hot-{round}")))).await?;
         together.push(began.elapsed().as_secs_f64());
     }
-    Ok((median(alone), median(together)))
+    Ok((median(&alone), median(&together)))
 }
 
 /// Diesel's own UPDATE is prepared anew for every execution, which would flatter the engine.
@@ -163,11 +160,6 @@ macro_rules! yardsticks {
 yardsticks!(on_postgres, AsyncPgConnection, std::convert::identity);
 yardsticks!(on_mysql, AsyncMysqlConnection, |_| diesel::dsl::DuplicatedKeys);
 
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
-}
-
 /// The sides in turns; each turn with keys of its own.
 macro_rules! compare {
     ($name:literal, $backend:expr, $pool:expr, $module:ident, $in_flight:expr, $flows:expr, $wanted:literal) => {{
@@ -183,7 +175,7 @@ macro_rules! compare {
                 async |number: usize| $module::six_steps(&pool, format!("six-{in_flight}-{round}-{number}")).await;
             six.push(per_second(in_flight, flows / 4, flow).await?);
         }
-        let (ours, replays, bare, six) = (median(ours), median(replays), median(bare), median(six));
+        let (ours, replays, bare, six) = (median(&ours), median(&replays), median(&bare), median(&six));
         say(&format!(
             "{}, {in_flight} in flight, flows a second: engine {ours:.0} (replays {replays:.0}), bare pair {bare:.0} \
              ({:.2} x), six steps {six:.0} ({:.1} x); wanted: {}",

@@ -3,12 +3,12 @@
 use std::error::Error;
 use std::time::Instant;
 
-use benches::compare::{Side, Turns, take_turns};
+use benches::compare::{Turns, side, take_turns};
 use benches::drive::{self, Load};
 use benches::http::Kind;
 use benches::http::client::{CONNECTIONS, Client};
 use benches::http::server::{self, Server};
-use benches::report::{Report, Row, target_folder};
+use benches::report::{Report, Row, say, target_folder};
 use benches::settings::Settings;
 use benches::{memory_use, yardstick};
 
@@ -40,17 +40,6 @@ fn main() -> Outcome {
     say(&format!("\n{report}"));
     say(&format!("{:.0} s; also written to {}", began.elapsed().as_secs_f64(), json.display()));
     Ok(())
-}
-
-#[expect(clippy::print_stdout, reason = "a bench prints what it found")]
-fn say(text: &str) {
-    println!("{text}");
-}
-
-/// A side whose failure ends the run when it is asked for its turns.
-fn side<'a>(mut turn: impl FnMut() -> Outcome<Vec<f64>> + 'a) -> Side<'a> {
-    #[expect(clippy::panic, reason = "a side that can't do its work has no figures")]
-    Box::new(move || turn().unwrap_or_else(|error| panic!("a side failed: {error}")))
 }
 
 fn in_memory(settings: Settings, threads: usize, report: &mut Report) -> Outcome {

@@ -6,7 +6,7 @@ use std::error::Error;
 
 use benches::compare::{median, median_ratio};
 use benches::flows::per_second;
-use benches::report::target_folder;
+use benches::report::{say, target_folder};
 use diesel::prelude::*;
 use oncekey::backend::Backend;
 use oncekey::{Engine, Key, OnAbandoned, StepError};
@@ -18,11 +18,6 @@ type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 const NAMES: [&str; 3] = ["reserve", "charge", "mail"];
 /// What an effect gives back.
 const RECEIPT: &str = "receipt-0017";
-
-#[expect(clippy::print_stdout, reason = "a bench prints what it found")]
-fn say(text: &str) {
-    println!("{text}");
-}
 
 fn failed(error: impl std::fmt::Debug) -> Box<dyn Error> {
     format!("{error:?}").into()
@@ -145,7 +140,8 @@ fn mariadb_bytes(server: &MariaDb) -> Outcome<f64> {
 
 fn redis_bytes(server: &Redis) -> Outcome<f64> {
     let told = server.cli(&["info", "memory"]);
-    let used = told.lines().find_map(|line| line.strip_prefix("used_memory:")).ok_or("no memory is told of")?;
+    let used =
+        told.lines().find_map(|line| line.strip_prefix("used_memory:")).ok_or("INFO memory has no used_memory")?;
     number(used)
 }
 

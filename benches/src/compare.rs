@@ -1,10 +1,29 @@
 //! Sides that take turns, and the median of their ratios.
 
+use std::error::Error;
+
+/// Why a side can't do its work.
+pub type Failure = Box<dyn Error + Send + Sync>;
+
 /// One side: what it measures in a turn, in operations a second. A side may measure several things in one turn.
 pub type Side<'a> = Box<dyn FnMut() -> Vec<f64> + 'a>;
 
 /// What was measured: the rate of one thing, turn by turn.
 pub type Turns = Vec<f64>;
+
+/// A side whose failure ends the run.
+///
+/// # Panics
+/// When it is asked for a turn and fails: a side that can't do its work has no figures.
+pub fn side<'a>(mut turn: impl FnMut() -> Result<Vec<f64>, Failure> + 'a) -> Side<'a> {
+    #[expect(clippy::panic, reason = "a side that can't do its work has no figures")]
+    Box::new(move || turn().unwrap_or_else(|error| panic!("a side failed: {error}")))
+}
+
+/// A [`side`] that measures one thing.
+pub fn single<'a>(mut turn: impl FnMut() -> Result<f64, Failure> + 'a) -> Side<'a> {
+    side(move || turn().map(|rate| vec![rate]))
+}
 
 /// Lets the sides take turns. Gives, for each side and each thing that it measures, its rates in the order of rounds.
 pub fn take_turns(rounds: usize, mut sides: Vec<Side<'_>>) -> Vec<Vec<Turns>> {

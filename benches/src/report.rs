@@ -122,6 +122,12 @@ impl fmt::Display for Report {
     }
 }
 
+/// Prints what a bench found.
+#[expect(clippy::print_stdout, reason = "a bench prints what it found")]
+pub fn say(text: &str) {
+    println!("{text}");
+}
+
 /// Cargo's folder for what it builds, in which this executable is: it is marked by a file.
 ///
 /// # Errors

@@ -4,15 +4,15 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use futures_util::stream::StreamExt as _;
-use oncekey::consumer::Message;
 use oncekey::consumer::nats::async_nats::jetstream::{self, stream};
-use oncekey::consumer::nats::{NatsPublisher, async_nats};
+use oncekey::consumer::nats::{NatsJetStream, NatsPublisher, async_nats};
 use oncekey::consumer::rabbitmq::lapin::options::{BasicGetOptions, QueueBindOptions, QueueDeclareOptions};
 use oncekey::consumer::rabbitmq::lapin::types::{AMQPValue, FieldTable};
 use oncekey::consumer::rabbitmq::lapin::{Connection, ConnectionProperties};
 use oncekey::consumer::rabbitmq::{RabbitMq, RabbitPublisher, lapin};
 use oncekey::consumer::redis_streams::redis::streams::StreamRangeReply;
-use oncekey::consumer::redis_streams::{RedisPublisher, redis};
+use oncekey::consumer::redis_streams::{RedisPublisher, RedisStreams, redis};
+use oncekey::consumer::{Message, Source};
 use tokio::time::timeout;
 
 use crate::process::PATIENCE;
@@ -39,8 +39,12 @@ pub struct Letter {
 /// A broker that is started for a test.
 #[expect(async_fn_in_trait, reason = "for the suites, on one thread")]
 pub trait Broker {
+    /// A consumer of its queue.
+    type Source: Source<Message = Message>;
     /// Where consumers find it.
     fn url(&self) -> String;
+    /// Opens a consumer.
+    async fn source(&self) -> Self::Source;
     /// SIGKILL, and a new start on the same data.
     fn kill_and_restart(&mut self);
     /// Makes the queue, and publishes messages.
@@ -54,6 +58,12 @@ pub trait Broker {
 }
 
 impl Broker for Redis {
+    type Source = RedisStreams;
+
+    async fn source(&self) -> Self::Source {
+        RedisStreams::builder(redis::Client::open(self.url()).unwrap(), QUEUE, GROUP, "mailer-1").open().await.unwrap()
+    }
+
     fn url(&self) -> String {
         self.url()
     }
@@ -98,6 +108,12 @@ impl Broker for Redis {
 }
 
 impl Broker for RabbitMqServer {
+    type Source = RabbitMq;
+
+    async fn source(&self) -> Self::Source {
+        RabbitMq::builder(&self.url(), QUEUE).unwrap().open().await.unwrap()
+    }
+
     fn url(&self) -> String {
         self.url()
     }
@@ -194,6 +210,12 @@ pub async fn patiently<T>(ask: impl AsyncFn() -> Result<T, lapin::Error>) -> T {
 }
 
 impl Broker for Nats {
+    type Source = NatsJetStream;
+
+    async fn source(&self) -> Self::Source {
+        NatsJetStream::builder(async_nats::connect(self.url()).await.unwrap(), STREAM, CONSUMER).open().await.unwrap()
+    }
+
     fn url(&self) -> String {
         self.url()
     }

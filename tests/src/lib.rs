@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a harness, what fails fails the test")]
 
 pub mod broker;
+pub mod claims;
 pub mod http;
 pub mod malformed;
 pub mod model;

@@ -2,7 +2,7 @@
 //! lease. `tests/checkouts` runs the same for as many as are wanted.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test, what fails fails the test")]
-#![expect(clippy::print_stdout, reason = "the report is told")]
+#![expect(clippy::print_stdout, reason = "the test prints its report")]
 
 use std::sync::{Mutex, PoisonError};
 

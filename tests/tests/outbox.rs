@@ -359,7 +359,7 @@ async fn j03_relays_that_wait_open_no_connections() {
     assert!(opened() - before <= 6, "{} connections were opened", opened() - before);
 }
 
-/// Rows 3 and 5 of seven are no messages: the others are published, and the two are parked, until somebody mends them.
+/// Rows 3 and 5 of seven are no messages: the others are published, and the two are parked, until an operator repairs them.
 async fn parks_what_is_no_message<T: Table>(
     relay: impl Fn() -> Relay<T>,
     parked: impl AsyncFn() -> Vec<Parked>,

@@ -22,7 +22,8 @@ use server::StartError;
 async fn main() -> ExitCode {
     let options = Options::parse();
     let wanted = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_else(|_| "info".to_owned());
-    // What the Redis client warns of is an error of the store as well, and is reported once. Who wants both names `redis`.
+    // The store reports what the Redis client warns about as an error, so the log shows it once. To see both, name `redis`
+    // in `RUST_LOG`.
     let filter = EnvFilter::new(format!("redis=error,{wanted}"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A log file is not a terminal: it gets no color codes.

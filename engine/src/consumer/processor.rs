@@ -102,7 +102,7 @@ impl<S: Source, J: Job<S::Message>> Processor<S, J> {
         self
     }
 
-    /// How long messages in hand may take once the processor is told to end. Default: 30 s. [`Duration::MAX`] is no limit.
+    /// The time that messages in hand have to finish after the processor was asked to end. Default: 30 s. [`Duration::MAX`] is no limit.
     pub fn drain_limit(mut self, limit: Duration) -> Self {
         self.drain_limit = limit;
         self

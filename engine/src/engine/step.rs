@@ -415,7 +415,7 @@ pub(super) enum Ready {
 }
 
 impl About<'_> {
-    /// What the caller is to do by the claim's answer. An actor that is gone drops its reply.
+    /// Whether the caller runs the step or replays its outcome, from the claim actor's answer. A stopped actor drops its reply.
     pub(super) fn ready<E>(
         &self,
         claim: &Claim,

@@ -22,26 +22,11 @@ use oncekey::{Engine, Error, Fingerprint, Key, OnAbandoned, Outcome, RunError};
 use oncekey_backends::CompleteInError;
 use oncekey_backends::mysql::{MysqlBackend, MysqlOpenError};
 use oncekey_backends::postgres::{PostgresBackend, PostgresOpenError};
+use tests::claims::{acquire, fresh_table};
 use tests::proxy::Proxy;
 use tests::server::{MariaDb, Postgres};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
-
-fn fresh_table() -> String {
-    static COUNT: AtomicUsize = AtomicUsize::new(0);
-    format!("records_{}", COUNT.fetch_add(1, Ordering::Relaxed))
-}
-
-fn acquire(key: &str) -> Acquire {
-    Acquire {
-        key: Key::new("s", key).unwrap(),
-        fingerprint: Fingerprint::of(b"asked"),
-        owner: Owner::random(),
-        lease: Duration::from_secs(60),
-        on_abandoned: OnAbandoned::Rerun,
-        past_withdrawal: None,
-    }
-}
 
 /// The checks that are made on both databases, in the module of one of them.
 macro_rules! on_database {

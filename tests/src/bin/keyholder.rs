@@ -8,10 +8,9 @@
 //!   `refused KEY WHY`. The value is the process's id.
 //! - `order KEY`: inserts a row into the table `orders` in the transaction that completes the key.
 //! - `order-unguarded KEY`: inserts the row in a transaction of its own, with no engine: the control.
-//! - `checkout KEY hold|rerun|transaction|none|heedless quick|before-STEP|in-STEP`: runs an operation of the steps `reserve`, `charge`
+//! - `checkout KEY hold|rerun|transaction|heedless quick|before-STEP|in-STEP`: runs an operation of the steps `reserve`, `charge`
 //!   and `mail` under Resume, each of which inserts a row into the table `effects`: in its transaction, or in another file,
-//!   `FILE.outside`. `none` has no steps and is run again;
-//!   `heedless` is `hold` by an operation that passes over every error, and goes on to its next step: `lost KEY STEP` when one
+//!   `FILE.outside`. `heedless` is `hold` by an operation that passes over every error, and goes on to its next step: `lost KEY STEP` when one
 //!   was refused.
 //!   `step KEY STEP ATTEMPT` when a step runs; `stalled KEY` before a step, or in it after its effect, until `go`.
 //! - `settle KEY`: settles the key's unsettled step by what the table says, and answers `settled KEY STEP`.
@@ -28,7 +27,7 @@ use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
 use oncekey::record::StoreTime;
 use oncekey::{
-    Attempt, Claim, Engine, Error, Fingerprint, Key, OnAbandoned, Outcome, RunError, StepError, StepOptions, StepPolicy,
+    Claim, Engine, Error, Fingerprint, Key, OnAbandoned, Outcome, RunError, Step, StepError, StepOptions, StepPolicy,
 };
 use tests::shared_store::engine_on;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -109,8 +108,8 @@ impl Checkout {
             });
             return step.await.map(drop);
         }
-        let run = async |attempt: Attempt| {
-            println!("step {key} {name} {attempt}");
+        let run = async |step: Step| {
+            println!("step {key} {name} {}", step.attempt());
             let (outside, of) = (Arc::clone(&self.outside), key.clone());
             // Not on the arbiter, which renews the leases.
             let writing = tokio::task::spawn_blocking(move || effect(&mut outside.lock().unwrap(), &of, name));
@@ -118,20 +117,14 @@ impl Checkout {
             self.stall(format!("in-{name}"), &key).await;
             Ok::<u32, String>(std::process::id())
         };
-        if self.kind == "none" {
-            return run(claim.attempt()).await.map(drop).map_err(StepError::Operation);
-        }
         let policy = if self.kind == "rerun" { StepPolicy::Rerun } else { StepPolicy::Hold };
         let options = StepOptions::new(name).policy(policy);
-        claim.step_with(options, async |step| run(step.attempt()).await).await.map(drop)
+        claim.step_with(options, run).await.map(drop)
     }
 }
 
 async fn checkout(engine: Engine, key: Key, checkout: Checkout) {
-    let engine = engine.with_on_abandoned(match checkout.kind.as_str() {
-        "none" => OnAbandoned::Rerun,
-        _ => OnAbandoned::Resume,
-    });
+    let engine = engine.with_on_abandoned(OnAbandoned::Resume);
     let result = engine.run_local(key.clone(), Fingerprint::of(b"asked"), move |claim| async move {
         let mut result = Ok(std::process::id());
         for name in ["reserve", "charge", "mail"] {

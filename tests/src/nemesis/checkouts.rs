@@ -201,13 +201,17 @@ impl Shared {
                 return done;
             }
             let mut checkout = Checkout { reference: format!("r-{number}"), tries: Vec::new() };
-            let began = Instant::now();
-            while began.elapsed() < PATIENCE && !self.is_over_after_a_try(&mut checkout, number, &mut connections).await
-            {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+            self.ask_until_over(&mut checkout, number, &mut connections).await;
             self.over.fetch_add(1, Ordering::Relaxed);
             done.push(checkout);
+        }
+    }
+
+    /// Retries until the checkout is over, or for as long as patience lasts.
+    async fn ask_until_over(&self, checkout: &mut Checkout, number: usize, by: &mut Connections) {
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE && !self.is_over_after_a_try(checkout, number, by).await {
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
@@ -226,11 +230,8 @@ impl Shared {
     async fn finish_all(&self, checkouts: &mut [Checkout], report: &mut Report) {
         let mut connections = Connections::default();
         for (number, checkout) in checkouts.iter_mut().enumerate().filter(|(_, checkout)| !checkout.has_finished()) {
-            let began = Instant::now();
-            // A shop that is busy answers late, or that nothing ran.
-            while !self.is_over_after_a_try(checkout, number, &mut connections).await && began.elapsed() < PATIENCE {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+            // A busy shop answers late, or answers that nothing ran.
+            self.ask_until_over(checkout, number, &mut connections).await;
             let (reference, last) = (&checkout.reference, checkout.last());
             if !checkout.has_finished() {
                 report.wrong.push(format!("{reference} did not finish with all of its steps settled: {last:?}"));

@@ -64,9 +64,8 @@ pub fn run(plan: Plan) -> Report {
     };
     let (mut paused, mut heir) = (holder(), holder());
     let keys: Vec<String> = (0..plan.count).map(|number| format!("k{number}")).collect();
-    let (before, inside): (Vec<_>, Vec<_>) = keys.iter().enumerate().partition(|(number, _)| number % 2 == 0);
-    let names = |of: Vec<(usize, &String)>| of.into_iter().map(|(_, key)| key.clone()).collect::<Vec<_>>();
-    let (before, inside) = (names(before), names(inside));
+    let every_second = |first| keys.iter().skip(first).step_by(2).cloned().collect::<Vec<_>>();
+    let (before, inside) = (every_second(0), every_second(1));
     for (keys, stalls) in [(&before, "before-charge"), (&inside, "in-charge")] {
         keys.iter().for_each(|key| paused.say(&format!("checkout {key} heedless {stalls}")));
     }
@@ -113,8 +112,8 @@ pub fn run(plan: Plan) -> Report {
     Report { plan, refused, began, kept, wrong }
 }
 
-/// Has a process finish operations that another one holds, and gives the steps that it ran of each. Steps of which nobody
-/// knows are settled first.
+/// Lets a process finish operations that another one holds. Returns the steps that it ran, by key. It first settles the steps
+/// whose result is unknown.
 fn take_over(heir: &mut Process, keys: &[String]) -> HashMap<String, Vec<String>> {
     let mut ran: HashMap<String, Vec<String>> = keys.iter().map(|key| (key.clone(), Vec::new())).collect();
     let mut open = keys.len();

@@ -27,8 +27,7 @@ impl PgBouncer {
     ///
     /// # Panics
     /// If PgBouncer is not installed, or does not start.
-    pub fn before_with(server: &Postgres, mode: &str, settings: &str) -> Self {
-        let more = settings;
+    pub fn before_with(server: &Postgres, mode: &str, more: &str) -> Self {
         let (folder, port) = (folder_for(USER), free_port());
         let settings = format!(
             "[databases]\npostgres = host=127.0.0.1 port={} dbname=postgres user=shop\n\

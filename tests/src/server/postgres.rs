@@ -62,7 +62,7 @@ impl Postgres {
 
     /// Which version the suites run on where `ONCEKEY_POSTGRES` chooses one, such as 18.
     pub fn chosen_version() -> Option<String> {
-        version()
+        std::env::var("ONCEKEY_POSTGRES").ok().filter(|version| !version.is_empty())
     }
 
     /// The URL of a database that every server has.
@@ -163,7 +163,7 @@ fn find(name: &str) -> PathBuf {
     let chosen = |root: PathBuf| {
         let versions = std::fs::read_dir(root).into_iter().flatten().flatten();
         let mut versions: Vec<PathBuf> = versions.map(|entry| entry.path()).collect();
-        if let Some(version) = version() {
+        if let Some(version) = Postgres::chosen_version() {
             versions.retain(|folder| folder.ends_with(&version));
         }
         versions.sort();
@@ -175,11 +175,11 @@ fn find(name: &str) -> PathBuf {
     let mut folders = named.into_iter().chain(installed).chain(further);
     folders.find(|folder| folder.join(name).is_file()).map(|folder| folder.join(name)).unwrap_or_else(|| {
         // The path may lead to another version than the chosen one.
-        assert!(version().is_none(), "PostgreSQL {} is not installed: {ASK_SERVERS}", version().unwrap_or_default());
+        assert!(
+            Postgres::chosen_version().is_none(),
+            "PostgreSQL {} is not installed: {ASK_SERVERS}",
+            Postgres::chosen_version().unwrap_or_default()
+        );
         binary(name, &[], PACKAGE)
     })
-}
-
-fn version() -> Option<String> {
-    std::env::var("ONCEKEY_POSTGRES").ok().filter(|version| !version.is_empty())
 }

@@ -183,7 +183,7 @@ impl Backend for SimulatedStore {
                 return here.is_not_promised(promise);
             }
             here.is_heard(promise);
-            // Whoever hears of a claim begins at once, or after having been busy and a confirmation, or never.
+            // A caller that hears of its claim begins at once, or after it was busy and the engine confirmed the claim, or never.
             actix_rt::spawn(async move {
                 sleep(BUSIEST + 2 * LEASE).await;
                 world.with(|world| world.is_not_promised(promise));

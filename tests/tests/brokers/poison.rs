@@ -5,12 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use oncekey::Engine;
-use oncekey::consumer::nats::{NatsJetStream, async_nats};
-use oncekey::consumer::rabbitmq::RabbitMq;
-use oncekey::consumer::redis_streams::{RedisStreams, redis};
 use oncekey::consumer::{Call, Message, Processed, Processor, RetryPolicy, Source, job};
 use oncekey_backends::MemoryBackend;
-use tests::broker::{Broker, CONSUMER, GROUP, Letter, QUEUE, STREAM};
+use tests::broker::{Broker, Letter};
 use tokio::sync::Notify;
 
 const OTHERS: usize = 200;
@@ -49,19 +46,7 @@ async fn consume_once(
     tries: usize,
     others: usize,
 ) -> Processed {
-    let url = broker.url();
-    if url.starts_with("redis:") {
-        let client = redis::Client::open(url).unwrap();
-        let source = RedisStreams::builder(client, QUEUE, GROUP, "mailer-1").open().await.unwrap();
-        consume(source, broker, engine, tried, tries, others).await
-    } else if url.starts_with("amqp:") {
-        let source = RabbitMq::builder(&url, QUEUE).unwrap().open().await.unwrap();
-        consume(source, broker, engine, tried, tries, others).await
-    } else {
-        let client = async_nats::connect(url).await.unwrap();
-        let source = NatsJetStream::builder(client, STREAM, CONSUMER).open().await.unwrap();
-        consume(source, broker, engine, tried, tries, others).await
-    }
+    consume(broker.source().await, broker, engine, tried, tries, others).await
 }
 
 async fn consume(

@@ -214,7 +214,7 @@ async fn j08_the_limit_of_deliveries_is_set_at_the_declaration_or_reported() {
     assert!(RabbitMq::builder(&server.url(), "plain").unwrap().classic().open().await.is_err());
 }
 
-/// What waits for long without having failed leaves its place to the others: an indeterminate key, a scope at its limit.
+/// A message with a long delay that has not failed (an indeterminate key, a scope at its limit) takes none of the prefetch's places.
 #[actix_rt::test]
 async fn j09_messages_that_wait_for_long_do_not_use_up_the_prefetch() {
     const HOUR: std::time::Duration = std::time::Duration::from_secs(3_600);

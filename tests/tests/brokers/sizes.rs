@@ -4,12 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use oncekey::Engine;
-use oncekey::consumer::nats::{NatsJetStream, async_nats};
-use oncekey::consumer::rabbitmq::RabbitMq;
-use oncekey::consumer::redis_streams::{RedisStreams, redis};
 use oncekey::consumer::{Call, Message, Processor, RetryPolicy, Source, job};
 use oncekey_backends::MemoryBackend;
-use tests::broker::{Broker, CONSUMER, GROUP, QUEUE, STREAM};
+use tests::broker::Broker;
 use tests::process::PATIENCE;
 use tokio::time::{sleep, timeout};
 
@@ -46,21 +43,9 @@ fn messages(url: &str) -> Vec<Message> {
 }
 
 pub(crate) async fn of_dead_letters(broker: impl Broker) {
-    let url = broker.url();
-    let messages = messages(&url);
+    let messages = messages(&broker.url());
     broker.publish(&messages).await;
-    if url.starts_with("redis:") {
-        let client = redis::Client::open(url).unwrap();
-        let source = RedisStreams::builder(client, QUEUE, GROUP, "mailer-1").open().await.unwrap();
-        consume(source, &broker, &messages).await;
-    } else if url.starts_with("amqp:") {
-        let source = RabbitMq::builder(&url, QUEUE).unwrap().open().await.unwrap();
-        consume(source, &broker, &messages).await;
-    } else {
-        let client = async_nats::connect(url).await.unwrap();
-        let source = NatsJetStream::builder(client, STREAM, CONSUMER).open().await.unwrap();
-        consume(source, &broker, &messages).await;
-    }
+    consume(broker.source().await, &broker, &messages).await;
 }
 
 /// Each fails once, is retried as it was, and becomes a dead letter.

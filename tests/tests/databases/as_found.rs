@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use diesel_async::pooled_connection::AsyncDieselConnectionManager;
-use diesel_async::pooled_connection::deadpool::Pool;
 use diesel_async::{AsyncConnection as _, AsyncMysqlConnection, AsyncPgConnection, SimpleAsyncConnection as _};
 use futures_util::future::join_all;
 use oncekey::backend::{
@@ -20,17 +18,9 @@ use oncekey_backends::postgres::{PostgresBackend, PostgresOpenError};
 use tests::server::{MariaDb, PgBouncer, Postgres};
 use tokio::sync::Notify;
 
-use crate::common::acquire;
+use crate::common::{a_while, acquire, mysql_pool, postgres_pool};
 use crate::sessions::{key, long_outcome, reply};
 use crate::steps::{Held, RETENTION, claim, claim_for, name};
-
-fn postgres_pool(url: &str, size: usize) -> Pool<AsyncPgConnection> {
-    Pool::builder(AsyncDieselConnectionManager::new(url)).max_size(size).build().unwrap()
-}
-
-fn mysql_pool(url: &str, size: usize) -> Pool<AsyncMysqlConnection> {
-    Pool::builder(AsyncDieselConnectionManager::new(url)).max_size(size).build().unwrap()
-}
 
 async fn claims(backend: &impl Backend, name: &str) -> Result<Acquire, StoreError> {
     let claim = acquire(name);
@@ -481,7 +471,7 @@ async fn e14_a_galera_node_purges() {
     });
     let outbox = MysqlOutbox::open(backend.pool_of_its_own()).await.unwrap();
     assert_eq!(order.await.unwrap(), Outcome::Ran(1));
-    let sent = outbox.relay().run(async |_| Ok::<_, String>(()), crate::roles::a_while()).await;
+    let sent = outbox.relay().run(async |_| Ok::<_, String>(()), a_while()).await;
     assert_eq!(sent, 1);
 }
 

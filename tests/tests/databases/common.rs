@@ -1,27 +1,23 @@
 //! What holds for each database.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use oncekey::backend::Acquire;
-use oncekey::record::Owner;
-use oncekey::{Fingerprint, Key, OnAbandoned};
+use diesel_async::pooled_connection::AsyncDieselConnectionManager;
+use diesel_async::pooled_connection::deadpool::Pool;
+use diesel_async::{AsyncMysqlConnection, AsyncPgConnection};
+pub(crate) use tests::claims::{acquire, fresh_table};
 
-/// A table of its own for each check.
-pub(crate) fn fresh_table() -> String {
-    static COUNT: AtomicUsize = AtomicUsize::new(0);
-    format!("records_{}", COUNT.fetch_add(1, Ordering::Relaxed))
+pub(crate) fn postgres_pool(url: &str, size: usize) -> Pool<AsyncPgConnection> {
+    Pool::builder(AsyncDieselConnectionManager::new(url)).max_size(size).build().unwrap()
 }
 
-pub(crate) fn acquire(key: &str) -> Acquire {
-    Acquire {
-        key: Key::new("s", key).unwrap(),
-        fingerprint: Fingerprint::of(b"asked"),
-        owner: Owner::random(),
-        lease: Duration::from_secs(60),
-        on_abandoned: OnAbandoned::Rerun,
-        past_withdrawal: None,
-    }
+pub(crate) fn mysql_pool(url: &str, size: usize) -> Pool<AsyncMysqlConnection> {
+    Pool::builder(AsyncDieselConnectionManager::new(url)).max_size(size).build().unwrap()
+}
+
+/// Long enough for a relay's first look.
+pub(crate) async fn a_while() {
+    tokio::time::sleep(Duration::from_secs(2)).await;
 }
 
 /// The conformance suite, and the checks that are made on every database, in the module of one of them.

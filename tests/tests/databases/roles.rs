@@ -1,7 +1,5 @@
 //! Roles that may do little: without the right to make tables, or owners of no more than a schema.
 
-use diesel_async::pooled_connection::AsyncDieselConnectionManager;
-use diesel_async::pooled_connection::deadpool::Pool;
 use diesel_async::{AsyncMysqlConnection, AsyncPgConnection, SimpleAsyncConnection as _};
 use oncekey::backend::{Acquired, Backend as _};
 use oncekey::consumer::Message;
@@ -11,15 +9,7 @@ use oncekey_backends::outbox::{MysqlOutbox, PostgresOutbox};
 use oncekey_backends::postgres::{PostgresBackend, PostgresOpenError};
 use tests::server::{MariaDb, Postgres};
 
-use crate::common::acquire;
-
-fn postgres_pool(url: &str) -> Pool<AsyncPgConnection> {
-    Pool::builder(AsyncDieselConnectionManager::new(url)).max_size(1).build().unwrap()
-}
-
-fn mysql_pool(url: &str) -> Pool<AsyncMysqlConnection> {
-    Pool::builder(AsyncDieselConnectionManager::new(url)).max_size(1).build().unwrap()
-}
+use crate::common::{a_while, acquire, mysql_pool, postgres_pool};
 
 /// The tables are made by the application's own tools, from the DDL that the library gives. The role may use them, and
 /// nothing more.
@@ -47,7 +37,7 @@ async fn e27_a_role_without_ddl_rights_works_in_postgres() {
             Ok::<u32, diesel::result::Error>(1)
         });
     assert_eq!(order.await.unwrap(), Outcome::Ran(1));
-    let sent = outbox.relay().run(async |_| Ok::<_, String>(()), crate::roles::a_while()).await;
+    let sent = outbox.relay().run(async |_| Ok::<_, String>(()), a_while()).await;
     assert_eq!(sent, 1);
 }
 
@@ -78,11 +68,6 @@ async fn e27_a_role_without_ddl_rights_works_in_mysql() {
     assert_eq!(sent, 1);
 }
 
-/// Long enough for a relay's first look.
-pub(crate) async fn a_while() {
-    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-}
-
 /// It owns its schema, and may not make another.
 #[actix_rt::test]
 async fn e27_a_role_that_owns_its_schema_needs_no_more() {
@@ -105,7 +90,7 @@ async fn e27_a_role_that_owns_its_schema_needs_no_more() {
 async fn e27_an_opening_that_fails_leaves_no_transaction_in_the_pool() {
     let server = Postgres::start();
     server.sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC; CREATE ROLE app LOGIN");
-    let pool = postgres_pool(&server.url().replace("shop@", "app@"));
+    let pool = postgres_pool(&server.url().replace("shop@", "app@"), 1);
     for _ in 0..2 {
         let refused = PostgresBackend::from_pool(pool.clone()).open().await.unwrap_err();
         assert!(matches!(refused, PostgresOpenError::Migration { .. }), "{refused}");
@@ -122,7 +107,7 @@ async fn e27_an_opening_that_fails_leaves_no_transaction_in_the_pool() {
 
     let server = MariaDb::start();
     server.sql("CREATE USER app@'127.0.0.1'; GRANT SELECT ON shop.* TO app@'127.0.0.1'");
-    let pool = mysql_pool(&server.url().replace("shop@", "app@"));
+    let pool = mysql_pool(&server.url().replace("shop@", "app@"), 1);
     for _ in 0..2 {
         let refused = MysqlBackend::from_pool(pool.clone()).open().await.unwrap_err();
         assert!(matches!(refused, MysqlOpenError::Migration { .. }), "{refused}");

@@ -5,7 +5,6 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use actix_web::body::{BodySize, MessageBody, SizedStream};
 use actix_web::dev::Service as _;
@@ -22,7 +21,7 @@ use oncekey::web::{
 use tests::http::{Protocol, Request};
 use tests::rows::{Rows, RowsBackend};
 
-use super::running::{Running, Runs, engine, new_key, on_both_protocols, required, runs};
+use super::running::{Running, Runs, charge, engine, new_key, on_both_protocols, required, runs, twice};
 
 on_both_protocols! {
     h14_h24_a_response_whose_body_fails_under_the_guard_is_answered_and_does_not_run_again
@@ -31,11 +30,6 @@ on_both_protocols! {
     h24_an_error_whose_response_panics_is_answered
     h24_a_panic_that_panics_again_when_it_is_dropped_is_answered
     h02_an_answer_that_is_not_final_is_not_stored
-}
-
-async fn charge(runs: &Runs) {
-    tokio::time::sleep(Duration::from_millis(1)).await;
-    runs.fetch_add(1, Ordering::Relaxed);
 }
 
 /// A body that panics when it is asked for its first piece.
@@ -131,11 +125,11 @@ async fn h20_a_refusal_of_inner_middleware_can_state_its_disposition(protocol: P
     })
     .await;
     let kept = Request::post("/keep", "").key(&new_key()).by(protocol);
-    let (first, again) = (kept.send(running.address).await, kept.send(running.address).await);
+    let (first, again) = twice(&running, kept).await;
     assert_eq!((first.status, first.text().as_str()), (502, "refused"));
     assert!(again.is_replay() && again.status == 502 && again.text() == "refused", "{again:?}");
     let held = Request::post("/hold", "").key(&new_key()).by(protocol);
-    let (first, again) = (held.send(running.address).await, held.send(running.address).await);
+    let (first, again) = twice(&running, held).await;
     assert_eq!((first.status, again.problem().as_str()), (403, "indeterminate"));
     assert_eq!(counted.load(Ordering::Relaxed), 0);
     running.stop().await;
@@ -155,7 +149,7 @@ async fn h22_a_405_of_a_handler_that_had_its_effect_is_kept(protocol: Protocol) 
     })
     .await;
     let request = Request::post("/pay", "").key(&new_key()).by(protocol);
-    let (first, again) = (request.send(running.address).await, request.send(running.address).await);
+    let (first, again) = twice(&running, request).await;
     assert_eq!((first.status, again.status, again.is_replay()), (405, 405, true), "{again:?}");
     assert_eq!(counted.load(Ordering::Relaxed), 1, "charged twice");
     // The router's own 405 frees its key.
@@ -310,7 +304,7 @@ async fn h02_an_answer_that_is_not_final_is_not_stored(protocol: Protocol) {
     })
     .await;
     let request = Request::post("/sanitized", "").key(&new_key()).by(protocol);
-    let (first, again) = (request.send(running.address).await, request.send(running.address).await);
+    let (first, again) = twice(&running, request).await;
     assert_eq!((first.status, first.text().as_str()), (201, "sanitized"));
     assert_eq!(again.problem(), "outcome-not-kept");
     assert_eq!(counted.load(Ordering::Relaxed), 1);

@@ -15,12 +15,12 @@ use futures_util::future::LocalBoxFuture;
 use oncekey::web::{FingerprintStrategy, Idempotency, KeyStrategy, RouteRules, Scope, Transaction, TransactionError};
 use oncekey::{Claim, Engine};
 use serde::Deserialize;
-use tests::http::{Answer, Leave, Protocol, Request, read_answer};
+use tests::http::{Leave, Protocol, Request, read_answer};
 use tests::rows::{Rows, RowsBackend};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use super::running::{Running, Runs, engine, new_key, on_both_protocols, required, runs};
+use super::running::{Running, Runs, charge, engine, new_key, on_both_protocols, required, runs, twice};
 
 on_both_protocols! {
     h10_the_error_handler_does_not_decide_about_a_panic
@@ -33,16 +33,6 @@ on_both_protocols! {
     h05_no_bad_request_passes_the_guard_because_its_path_is_unknown
     h06_what_a_client_makes_of_a_custom_key_or_scope_is_its_own_fault
     h26_a_secret_that_is_compressed_is_not_stored
-}
-
-async fn twice(running: &Running, request: Request) -> (Answer, Answer) {
-    (request.send(running.address).await, request.send(running.address).await)
-}
-
-/// An effect that happens while the handler waits for its provider.
-async fn charge(runs: &Runs) {
-    tokio::time::sleep(Duration::from_millis(1)).await;
-    runs.fetch_add(1, Ordering::Relaxed);
 }
 
 /// A handler that has its effect, and then returns an error that extractors return too.

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServerHandle, ServiceFactory};
@@ -9,6 +10,7 @@ use actix_web::{App, HttpServer, web};
 use oncekey::Engine;
 use oncekey::web::{Idempotency, Scope};
 use oncekey_backends::MemoryBackend;
+use tests::http::{Answer, Request};
 
 pub(super) struct Running {
     pub(super) address: SocketAddr,
@@ -46,6 +48,17 @@ pub(super) type Runs = web::Data<AtomicUsize>;
 
 pub(super) fn runs() -> Runs {
     Runs::new(AtomicUsize::new(0))
+}
+
+/// An effect that happens while the handler waits for its provider.
+pub(super) async fn charge(runs: &Runs) {
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    runs.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Sends a request, and sends it again.
+pub(super) async fn twice(running: &Running, request: Request) -> (Answer, Answer) {
+    (request.send(running.address).await, request.send(running.address).await)
 }
 
 pub(super) fn engine() -> Engine {

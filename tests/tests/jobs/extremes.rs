@@ -88,7 +88,7 @@ fn j05_threads_give_back_what_they_would_retry_for_ever() {
     assert_eq!(left, [0, 1, 2, 3]);
 }
 
-/// A source takes any delay, whoever gives it.
+/// A source accepts any delay.
 #[actix_rt::test]
 async fn j05_an_in_process_message_may_wait_for_ever() {
     let (publisher, source) = in_process::channel(10);

@@ -12,7 +12,7 @@ use oncekey::consumer::{
 use serde::{Deserialize, Serialize, Serializer};
 use tokio::time::timeout;
 
-use crate::tasks::{Task, all_of, engine, identify, queue, quick, task};
+use crate::tasks::{Ledger, Task, all_of, engine, identify, queue, quick, task, work};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -320,9 +320,7 @@ impl oncekey::consumer::Source for Shaky {
 async fn j07_a_source_that_panics_ends_no_processor() {
     let (publisher, source, _dead) = queue();
     all_of((0..6).map(|number| task(number, "work")), publisher).await;
-    let work = job(identify, |call: Call, task: Arc<Task>| async move {
-        call.run(move |_| async move { Ok::<u64, String>(task.number) }).await
-    });
+    let work = work(&Ledger::default());
     let shaky = Shaky { source, calls: Default::default() };
     let running = Processor::new(engine(), shaky, work).concurrency(2).retry(quick()).run(std::future::pending());
     let processed = timeout(PATIENCE, running).await.expect("it ends");

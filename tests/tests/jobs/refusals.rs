@@ -8,13 +8,9 @@ use oncekey::consumer::in_process::InProcess;
 use oncekey::consumer::{Delivery, Disposition, Processor, Source};
 use tokio::time::timeout;
 
-use crate::tasks::{Ledger, Task, all_of, engine, queue, quick, task, work};
+use crate::tasks::{Ledger, Numbered, Refused, Task, all_of, engine, next_numbered, queue, quick, task, work};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-
-#[derive(Debug, thiserror::Error)]
-#[error("the broker refuses")]
-struct Refused;
 
 /// Refuses the first settles of some kind.
 struct Refusing {
@@ -108,15 +104,11 @@ struct Silent {
 
 impl Source for Silent {
     type Message = Task;
-    type Receipt = (<InProcess<Task> as Source>::Receipt, u64);
+    type Receipt = Numbered;
     type Error = Refused;
 
     async fn next(&self) -> Result<Option<Delivery<Task, Self::Receipt>>, Refused> {
-        let taken = self.source.next().await.unwrap();
-        Ok(taken.map(|Delivery { message, receipt, failures }| {
-            let number = message.number;
-            Delivery { message, receipt: (receipt, number), failures }
-        }))
+        Ok(next_numbered(&self.source).await)
     }
 
     async fn settle(&self, (receipt, number): Self::Receipt, disposition: Disposition) -> Result<(), Refused> {

@@ -14,17 +14,13 @@ use oncekey::{Engine, OnAbandoned, Outcome};
 use oncekey_backends::MemoryBackend;
 use tokio::time::{sleep, timeout};
 
-use crate::tasks::{Ledger, Task, identify, task};
+use crate::tasks::{Ledger, Numbered, Refused, Task, identify, next_numbered, task};
 
 const MESSAGES: u64 = 10_000;
 const POISON_EACH: u64 = 25;
 const KILLS: u64 = 40;
 const REFUSALS: u64 = 200;
 const PATIENCE: Duration = Duration::from_secs(60);
-
-#[derive(Debug, thiserror::Error)]
-#[error("the broker refuses")]
-struct Refused;
 
 /// Refuses dead letters while it is told to, and loses the first acknowledgement of each third message.
 struct Troubled {
@@ -36,15 +32,11 @@ struct Troubled {
 
 impl Source for Troubled {
     type Message = Task;
-    type Receipt = (<InProcess<Task> as Source>::Receipt, u64);
+    type Receipt = Numbered;
     type Error = Refused;
 
     async fn next(&self) -> Result<Option<Delivery<Task, Self::Receipt>>, Refused> {
-        let taken = self.source.next().await.unwrap();
-        Ok(taken.map(|Delivery { message, receipt, failures }| {
-            let number = message.number;
-            Delivery { message, receipt: (receipt, number), failures }
-        }))
+        Ok(next_numbered(&self.source).await)
     }
 
     async fn settle(&self, (receipt, number): Self::Receipt, disposition: Disposition) -> Result<(), Refused> {

@@ -29,6 +29,21 @@ pub(crate) fn identify(task: &Task) -> Result<Identity, oncekey::consumer::Unrea
     Ok(Identity::new(Key::new("task", task.number)?, task)?)
 }
 
+/// What sources of the tests answer that refuse a settle.
+#[derive(Debug, thiserror::Error)]
+#[error("the broker refuses")]
+pub(crate) struct Refused;
+
+/// A receipt with its task's number.
+pub(crate) type Numbered = (<InProcess<Task> as Source>::Receipt, u64);
+
+/// The next task, with its number in the receipt.
+pub(crate) async fn next_numbered(source: &InProcess<Task>) -> Option<Delivery<Task, Numbered>> {
+    let Delivery { message, receipt, failures } = source.next().await.unwrap()?;
+    let number = message.number;
+    Some(Delivery { message, receipt: (receipt, number), failures })
+}
+
 /// Counts how often each number was worked on.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ledger(Arc<Mutex<HashMap<u64, u32>>>);

@@ -200,7 +200,6 @@ fn retry_until_ran(process: &mut Process) -> bool {
     })
 }
 
-/// An hour of skew between two processes changes nothing: neither a lease nor a retention is judged by their clocks.
 /// Two time namespaces of one machine, as containers may have: the time since boot differs by an hour.
 #[test]
 fn e17_an_hour_between_two_time_namespaces_changes_nothing() {
@@ -248,6 +247,7 @@ fn e17_an_hour_between_two_time_namespaces_changes_nothing() {
     }
 }
 
+/// An hour of skew between two processes changes nothing: neither a lease nor a retention is judged by their clocks.
 #[test]
 fn e17_an_hour_of_skew_changes_nothing() {
     for (skew, seconds) in [("+3600", 3_600), ("-3600", -3_600)] {

@@ -140,8 +140,8 @@ async fn e11_a_shard_fails_over_by_itself() {
     assert!(matches!(run(&Key::new("s", "fresh").unwrap()).await, Ok(Outcome::Ran(17))));
 }
 
-/// One of three primaries falls silent: it answers nothing, and its connections stay open. The keys of the others are served
-/// by whom had been using the cluster, and by whom opens it now.
+/// One of three primaries falls silent: it answers nothing, and its connections stay open. A client that was connected
+/// before and a client that connects now can both use the keys of the other primaries.
 #[actix_rt::test]
 async fn e11_a_silent_primary_costs_its_own_slots_only() {
     let cluster = RedisCluster::start();

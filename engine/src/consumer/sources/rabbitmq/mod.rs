@@ -4,7 +4,7 @@
 //! |---|---|
 //! | taken | a consumer with manual acknowledgements; what a dead consumer had is redelivered by the broker |
 //! | acknowledged | `basic.ack` |
-//! | retried later, since it can't run now | kept in hand until then; for more than two seconds, published like one whose job failed, and not counted |
+//! | retried later, since it can't run now | held by the consumer for up to two seconds; with a longer delay, published like one whose job failed, and not counted |
 //! | retried later, since its job failed | published, confirmed, to the queue `QUEUE.retry.MS` whose messages live that long and then return to `QUEUE` by the internal exchange `QUEUE.retry`; then acknowledged. The header `oncekey-failures` counts |
 //! | a dead letter | published, confirmed, to the exchange `QUEUE.dead` with the header `oncekey-error`; then acknowledged. The queue `QUEUE.dead` is bound to it |
 //!

@@ -43,8 +43,8 @@ pub struct RabbitMq {
     changed: Notify,
 }
 
-/// How long a message that can't run now is kept in hand. It takes one of the prefetch's places meanwhile: one that waits
-/// longer, for its key or its scope, would have the others wait too.
+/// The longest delay for which the consumer holds a message that can't run now. The message takes one of the prefetch's places
+/// meanwhile, so a longer one, for its key or its scope, would stop the others.
 const LONGEST_IN_HAND: Duration = Duration::from_secs(2);
 
 /// One connection: what it delivered can be settled by it alone.
