@@ -274,13 +274,16 @@ impl PostgresBackend {
                 (Some(connector.clone()), pool_of(&connector.for_steps(), options.pool_size, UNTRIED).into(), place)
             }
             Source::Pool(pool) => {
-                let mut connection = pool.lend().await.map_err(|error| unreachable(&error))?;
-                // A pool of one connection, or one whose others are lent, can't be tried.
-                if let Ok(Ok(mut another)) = timeout(ANOTHER_WITHIN, pool.lend()).await {
-                    refuse_pooler(&mut connection, &mut another).await?;
-                }
-                let prepared = lend_clean(connection, Pooled::take, prepare).await;
-                let place = prepared.map_err(PostgresOpenError::or_pooler)?;
+                let connection = pool.lend().await.map_err(|error| unreachable(&error))?;
+                let prepared = lend_clean(connection, Pooled::take, async |connection: &mut AsyncPgConnection| {
+                    // A pool of one connection, or one whose others are lent, can't be tried.
+                    if let Ok(Ok(another)) = timeout(ANOTHER_WITHIN, pool.lend()).await {
+                        let refuse = async |another: &mut AsyncPgConnection| refuse_pooler(connection, another).await;
+                        lend_clean(another, Pooled::take, refuse).await?;
+                    }
+                    prepare(connection).await
+                });
+                let place = prepared.await.map_err(PostgresOpenError::or_pooler)?;
                 (None, pool.clone(), place)
             }
         };

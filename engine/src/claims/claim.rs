@@ -230,7 +230,13 @@ impl Claim {
         arbiter: &Arbiter<'_>,
         claim: &ClaimAddr,
     ) -> Next {
-        match self.wait_for_steps(settlement, reply, arbiter) {
+        // Past the run limit the claim has ended already: nothing waits for its steps.
+        let ready = if self.phase.is_running() {
+            self.wait_for_steps(settlement, reply, arbiter)
+        } else {
+            Some((settlement, reply))
+        };
+        match ready {
             Some((settlement, reply)) => self.settle_now(settlement, reply, arbiter, claim),
             None => Next::Wait,
         }
@@ -305,7 +311,7 @@ impl Claim {
         warn!(key = %arbiter.key, "an operation has passed its run limit; its claim is settled as abandoned");
         arbiter.tell(EventKind::RunLimit);
         self.permit = None;
-        // What becomes of a step that runs is a fact all the same: it reaches the store, past the claim's end.
+        // A step that still runs may report its result. The claim sends that to the store even after its own end.
         self.settle_now(Settlement::Abandon, None, arbiter, claim)
     }
 

@@ -336,6 +336,7 @@ macro_rules! __for_each_conformance_check {
             e21_what_the_process_knows_of_a_step_is_settled_after_a_long_outage
             e26_a_step_whose_caller_left_before_it_began_leaves_nothing
             e26_a_step_that_outlasts_the_run_limit_keeps_its_outcome
+            e23_past_the_run_limit_nobody_waits_for_a_step
             e26_misuse_is_an_error_at_once
             e26_an_outcome_that_cannot_be_kept_is_the_same_error_twice
             e26_the_reconciler_is_asked_per_step

@@ -355,7 +355,7 @@ pub async fn e26_a_step_that_outlasts_the_run_limit_keeps_its_outcome(store: &St
                 engine.run_local(key.clone(), fingerprint(), operation).await
             }
         };
-        // Nobody knows yet what becomes of the step.
+        // The result of the step is not known yet.
         let held = async || {
             let view = engine.lookup(&key).await.unwrap();
             view.is_some_and(|view| matches!(view.state, StateView::Indeterminate))
@@ -370,6 +370,35 @@ pub async fn e26_a_step_that_outlasts_the_run_limit_keeps_its_outcome(store: &St
         assert_eq!(again(&engine, &key).await.unwrap(), Outcome::Ran("mail is done".to_owned()));
         assert_eq!(ledger.names(), ["mail"]);
     }
+}
+
+/// E23: an operation that returns past its run limit is answered at once, although the store has not taken the end of its claim
+/// and a step of it still runs.
+pub async fn e23_past_the_run_limit_nobody_waits_for_a_step(store: &Store) {
+    if !store.capabilities.steps {
+        return;
+    }
+    let faulty = Faulty::new(store.connect().await);
+    let engine = Engine::builder(faulty.clone()).lease(LONG).run_limit(SHORT).start().unwrap();
+    let engine = engine.with_on_abandoned(OnAbandoned::Resume);
+    let (began, has_begun) = oneshot::channel();
+    let operation = async move |claim: Claim| {
+        let charging = actix_rt::spawn(async move {
+            let endless = async |_| {
+                let _ = began.send(());
+                std::future::pending::<Result<(), &str>>().await
+            };
+            claim.step("charge", endless).await
+        });
+        has_begun.await.unwrap();
+        faulty.strike(Steps::All, Fault::Down);
+        sleep(2 * SHORT).await;
+        drop(charging);
+        Err::<(), _>("not now")
+    };
+    let running = engine.run_local(fresh_key(), fingerprint(), operation);
+    let ended = timeout(LONG, running).await.expect("it waits for no step");
+    assert!(ended.is_err(), "{ended:?}");
 }
 
 /// E26: a step in a step, two of one name at once, a bad name, and a step without a claim are errors at once.

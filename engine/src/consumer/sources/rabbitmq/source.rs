@@ -20,7 +20,6 @@ use tracing::warn;
 use super::letter::{ERROR, FAILURES, named, unwrap, wrap};
 use super::link::{Link, connect, declare, publish, text, within};
 use super::{RabbitMqBuilder, RabbitMqError};
-use crate::consumer::backoff::bounded;
 use crate::consumer::later::Later;
 use crate::consumer::{Delivery, Disposition, Message, Source};
 
@@ -242,7 +241,7 @@ impl Source for RabbitMq {
                 return within(limit, "giving a message back", receipt.acker.nack(requeue)).await.map(drop);
             }
             Disposition::RetryLater { after, failed: false } if after <= LONGEST_IN_HAND => {
-                self.later.lock().insert(Instant::now() + bounded(after), receipt);
+                self.later.lock().insert(Instant::now() + after, receipt);
                 self.changed.notify_one();
                 return Ok(());
             }
@@ -288,33 +287,46 @@ impl Source for RabbitMq {
 impl RabbitMq {
     /// Publishes a message to where it waits for its retry.
     async fn put_off(&self, receipt: &Receipt, after: Duration, failed: bool) -> Result<(), RabbitMqError> {
-        let publishing = receipt.link.publishing(self.options.deadline).await?;
-        let queue = self.retry_queue(&publishing, after).await?;
         let failures = receipt.failures.saturating_add(u32::from(failed));
         let failures = (FAILURES, AMQPValue::LongLongInt(failures.into()));
-        self.publish_again(&publishing, receipt, ("", &queue), failures).await
+        let put_off = async |publishing: &Channel| {
+            let queue = self.retry_queue(publishing, after).await?;
+            self.publish_again(publishing, receipt, ("", &queue), failures).await
+        };
+        self.on_publishing(&receipt.link, put_off).await
     }
 
     /// Publishes a message to the dead letters.
     async fn put_aside(&self, receipt: &Receipt, reason: &str) -> Result<(), RabbitMqError> {
-        let publishing = receipt.link.publishing(self.options.deadline).await?;
-        self.publish_again(&publishing, receipt, (&self.options.dead, ""), (ERROR, text(reason))).await
+        let put_aside = async |publishing: &Channel| {
+            self.publish_again(publishing, receipt, (&self.options.dead, ""), (ERROR, text(reason))).await
+        };
+        self.on_publishing(&receipt.link, put_aside).await
+    }
+
+    /// Publishes by the link's channel. Where the broker leaves that without an answer, the next try opens another one.
+    async fn on_publishing(
+        &self,
+        link: &Link,
+        publish: impl AsyncFnOnce(&Channel) -> Result<(), RabbitMqError>,
+    ) -> Result<(), RabbitMqError> {
+        let publishing = link.publishing(self.options.deadline).await?;
+        let published = publish(&publishing).await;
+        if matches!(published, Err(RabbitMqError::Silent(_))) {
+            link.forget(&publishing).await;
+        }
+        published
     }
 
     async fn publish_again(
         &self,
         publishing: &Channel,
-        Receipt { link, message, properties, headers, .. }: &Receipt,
+        Receipt { message, properties, headers, .. }: &Receipt,
         to: (&str, &str),
         (name, value): (&'static str, AMQPValue),
     ) -> Result<(), RabbitMqError> {
         let properties = properties.clone().with_headers(wrap(headers, name, value));
-        let published = publish(publishing, self.options.deadline, to, message.payload(), properties).await;
-        if matches!(published, Err(RabbitMqError::Silent(_))) {
-            // Whatever it is that this channel waits for, the next try does not wait for it.
-            link.forget(publishing).await;
-        }
-        published
+        publish(publishing, self.options.deadline, to, message.payload(), properties).await
     }
 
     /// A queue whose messages live for at least `after`, and then return. One for each power of two of milliseconds: in
