@@ -1,4 +1,4 @@
-//! The tables as statements, for those who migrate with tools of their own.
+//! The tables as statements, for applications that run migrations with their own tools.
 
 /// The statements that make this version's tables, the outbox's included where its feature is on: for `"postgres"`,
 /// `"mysql"` (MariaDB as well) or `"sqlite"`; `None` for any other name, or where the store's feature is off.

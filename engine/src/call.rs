@@ -67,9 +67,11 @@ impl Begin {
     }
 }
 
-/// The time after so long. What is beyond the clock is as good as never: thirty years fit into every system's clock.
+/// Thirty years, which fit into every system's clock. What is longer never ends.
+pub(crate) const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+
+/// The time after so long.
 pub(crate) fn after(time: Duration) -> Instant {
-    const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
     let now = Instant::now();
     now.checked_add(time).unwrap_or_else(|| now + NEVER)
 }

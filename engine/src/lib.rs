@@ -117,6 +117,8 @@ mod key;
 mod key_lock;
 mod neighbours;
 mod node;
+#[cfg(any(feature = "consumer", feature = "web"))]
+mod panics;
 mod pending_settlements;
 mod permit;
 mod policy;

@@ -22,7 +22,7 @@ use super::flush::shows_too_early;
 use super::migration::{Place, bring_up_to_date, number, returns};
 use super::options::Source;
 use super::session::left_there;
-use super::table::Mysql;
+use super::table::{FREE_LOCKS, Mysql};
 use super::{MysqlBuilder, MysqlOpenError};
 use crate::ask::by_asking;
 use crate::sql::{BATCHES, Core, DieselPool, Name, Pooled, lend_clean, of_read, try_if_idle};
@@ -278,11 +278,9 @@ impl MysqlBackend {
             }
             Source::Pool(pool) => {
                 let connection = pool.lend().await.map_err(|error| unreachable(&error))?;
-                let prepared = lend_clean(connection, Pooled::take, async |connection: &mut AsyncMysqlConnection| {
-                    Settings::of(connection).await.map_err(|error| unreachable(&error))?.check()?;
-                    prepare(connection, table, migrate, false).await
-                });
-                let server = prepared.await?;
+                let prepare =
+                    async |connection: &mut AsyncMysqlConnection| prepare(connection, table, migrate, false).await;
+                let server = lend_clean(connection, Pooled::take, prepare).await?;
                 (None, pool.clone(), server)
             }
         };
@@ -322,18 +320,22 @@ async fn prepare(
     owns: bool,
 ) -> Result<Server, MysqlOpenError> {
     let unreachable = |error: diesel::result::Error| MysqlOpenError::Unreachable(error.to_string());
+    let settings = Settings::of(connection).await.map_err(unreachable)?;
+    if !owns {
+        settings.check()?;
+    }
     let place = Place::find(connection, table).await?;
     bring_up_to_date(connection, &place, migrate).await?;
     let shows_too_early = shows_too_early(connection).await.map_err(unreachable)?;
     let returns = returns(connection).await.map_err(unreachable)?;
     let left_there = left_there(connection).await.map_err(unreachable)?;
     // Clusters refuse locks by name, and with them this.
-    let frees_locks = connection.batch_execute("DO RELEASE_ALL_LOCKS()").await.is_ok();
+    let frees_locks = connection.batch_execute(FREE_LOCKS).await.is_ok();
     let findings = examine(connection, &place, frees_locks, owns).await;
     doctor::log(&findings.map_err(unreachable)?);
     let packet = number(connection, "SELECT @@max_allowed_packet").await.map_err(unreachable)?;
     let packet = packet.and_then(|packet| usize::try_from(packet).ok()).unwrap_or(1 << 20);
-    let around = Settings::of(connection).await.map_err(unreachable)?.for_operations();
+    let around = settings.for_operations();
     Ok(Server { place, left_there, frees_locks, packet, around, shows_too_early, returns })
 }
 

@@ -51,7 +51,7 @@ pub trait Table: Send + Sync + 'static {
     fn park(&self, turn: &mut Self::Turn, unfit: &Unfit) -> impl Future<Output = Result<(), OutboxError>> + Send;
 }
 
-/// What hears of parked rows.
+/// The callback for parked rows.
 type OnParked = Arc<dyn Fn(&Unfit) + Send + Sync>;
 
 /// Publishes what is in an outbox, in order, and at least once.

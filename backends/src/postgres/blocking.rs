@@ -41,10 +41,6 @@ impl BlockingDialect for Postgres {
         Ok(found > 0)
     }
 
-    fn set_back_on<C: BlockingConnection<Pg>>(&self, _: &mut C) -> QueryResult<()> {
-        Ok(())
-    }
-
     fn clean_on<C: BlockingConnection<Pg>>(&self, connection: &mut C) -> QueryResult<bool> {
         ask(connection, &as_remembered())
     }

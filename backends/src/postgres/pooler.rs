@@ -25,7 +25,7 @@ async fn process(connection: &mut AsyncPgConnection) -> Result<i32, Error> {
     Fragment::<Integer, Bind<'_>>::new("SELECT pg_backend_pid()", &[]).get_result(connection).await
 }
 
-/// Opens a transaction, and tells which process it is in.
+/// Opens a transaction and returns its server process id.
 async fn begin(connection: &mut AsyncPgConnection) -> Result<i32, Error> {
     AnsiTransactionManager::begin_transaction(connection).await?;
     process(connection).await

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::family_step::WithSteps;
 use super::link::Link;
-use super::options::{Accepts, Source};
+use super::options::Source;
 use super::settings::check;
 use super::step::{Names, Step};
 use super::watch::{Watchers, watch};
@@ -60,7 +60,6 @@ pub struct RedisBackend {
     link: Arc<Link>,
     names: Arc<Names>,
     watchers: Arc<Watchers>,
-    accepts: Accepts,
 }
 
 impl RedisBackend {
@@ -154,8 +153,8 @@ impl RedisBackend {
         let channel = format!("{prefix}changed:{}", address.database());
         let names = Arc::new(Names { prefix, channel, with_steps: WithSteps::default() });
         let link = Link::new(address, options.limits, options.accepts);
-        doctor::log(&check(&link, options.accepts).await?);
-        Ok(Self { link: Arc::new(link), names, watchers: Arc::default(), accepts: options.accepts })
+        doctor::log(&check(&link).await?);
+        Ok(Self { link: Arc::new(link), names, watchers: Arc::default() })
     }
 
     /// What the servers are set to, where that is not what this store wants. [`open`](RedisBuilder::open) logs the same.
@@ -173,7 +172,7 @@ impl RedisBackend {
     /// # Ok(()) }
     /// ```
     pub async fn doctor(&self) -> Result<Vec<Finding>, RedisOpenError> {
-        check(&self.link, self.accepts).await
+        check(&self.link).await
     }
 
     /// Takes steps until all of them are answered: each round is one round trip.
@@ -222,12 +221,7 @@ fn too_long() -> StoreError {
 
 impl Backend for RedisBackend {
     fn session(&self) -> Self {
-        Self {
-            link: Arc::new(self.link.another()),
-            names: Arc::clone(&self.names),
-            watchers: Arc::default(),
-            accepts: self.accepts,
-        }
+        Self { link: Arc::new(self.link.another()), names: Arc::clone(&self.names), watchers: Arc::default() }
     }
 
     /// In a cluster a batch waits for its slowest node: others are not held up by it.

@@ -87,6 +87,10 @@ struct Current {
 }
 
 impl Link {
+    pub(super) fn accepts(&self) -> Accepts {
+        self.accepts
+    }
+
     pub(super) fn new(address: Address, limits: Limits, accepts: Accepts) -> Self {
         let now = Instant::now();
         let current = Current { connection: None, number: 0, made: now, heard: now, failures: 0, last_failure: None };

@@ -14,7 +14,8 @@ use crate::Finding;
 const OLDEST: u32 = 7;
 
 /// Looks at every server that holds records. A cluster's replica is one of them: it may take its primary's place.
-pub(super) async fn check(link: &Link, accepts: Accepts) -> Result<Vec<Finding>, RedisOpenError> {
+pub(super) async fn check(link: &Link) -> Result<Vec<Finding>, RedisOpenError> {
+    let accepts = link.accepts();
     const KILLED: &str = "when this Redis is killed it forgets what it confirmed, and that runs again \
                           (accept_weak_persistence, ?accept=weak-persistence, says that this is known)";
     const FAILED: &str = "when this Redis's machine fails it forgets what it confirmed last, and that runs again \

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use diesel::backend::Backend;
 use diesel::connection::{
-    AnsiTransactionManager, Instrumentation, LoadConnection, TransactionManager as _, get_default_instrumentation,
+    AnsiTransactionManager, LoadConnection, TransactionManager as _, get_default_instrumentation,
 };
 use diesel::r2d2;
 use diesel::result::Error;
@@ -25,7 +25,7 @@ use super::core::{Core, fitting};
 use super::dialect::{Dialect, Failure};
 use super::error::{Fate, fate, of_read, of_unsent, of_write};
 use super::fragment::Fragment;
-use super::noticing::{Noticing, Question};
+use super::noticing::Noticing;
 use super::step::Completion;
 use super::transaction::Refusal;
 use crate::CompleteInError;
@@ -35,7 +35,7 @@ pub(crate) trait BlockingConnection<DB: Backend>: LoadConnection<Backend = DB> {
 
 impl<DB: Backend, C> BlockingConnection<DB> for C where C: LoadConnection<Backend = DB> {}
 
-/// One whose transactions can be opened by a text of this crate's. A connection with its pool's handle around it is none.
+/// One whose transactions can be opened by a text of this crate's. A pool's wrapper around a connection does not qualify.
 pub(crate) trait Transacting<DB: Backend>:
     BlockingConnection<DB> + LoadConnection<TransactionManager = AnsiTransactionManager>
 {
@@ -70,7 +70,9 @@ pub(crate) trait BlockingDialect: Dialect {
         row: &Completion<'_>,
     ) -> QueryResult<bool>;
 
-    fn set_back_on<C: BlockingConnection<Self::Backend>>(&self, connection: &mut C) -> QueryResult<()>;
+    fn set_back_on<C: BlockingConnection<Self::Backend>>(&self, _: &mut C) -> QueryResult<()> {
+        Ok(())
+    }
 
     fn clean_on<C: BlockingConnection<Self::Backend>>(&self, connection: &mut C) -> QueryResult<bool>;
 
@@ -201,14 +203,9 @@ where
     C: Transacting<D::Backend> + Any,
 {
     let (contended, stale) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let is_contention: Question = |error| D::failure(error).is_contention();
-    let is_stale: Question = |error| matches!(D::failure(error), Failure::Disconnected | Failure::ReadOnly);
-    connection.set_instrumentation(Noticing::new([(&contended, is_contention), (&stale, is_stale)]));
+    connection.set_instrumentation(Noticing::of::<D>(&contended, &stale));
     let done = try_once(dialect, connection, complete, operation, given_up, &contended);
-    match get_default_instrumentation() {
-        Some(default) => connection.set_instrumentation(default),
-        None => connection.set_instrumentation(None::<Box<dyn Instrumentation>>),
-    }
+    connection.set_instrumentation(get_default_instrumentation());
     let is_clean = done.is_ok()
         && !stale.load(Ordering::Relaxed)
         && dialect.set_back_on(connection).is_ok()

@@ -9,10 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use diesel::connection::{Instrumentation, InstrumentationEvent, get_default_instrumentation};
 use diesel::result::Error;
 
-/// What is asked of each error.
-pub(crate) type Question = fn(&Error) -> bool;
+use super::dialect::{Dialect, Failure};
 
-/// Tells whether a statement failed in certain ways, such as for another transaction's sake. It passes everything on to the
+/// What is asked of each error.
+type Question = fn(&Error) -> bool;
+
+/// Records whether a statement failed in one of the watched ways. It passes everything on to the
 /// application's default instrumentation, in whose place it stands.
 pub(crate) struct Noticing {
     /// Each is set when its question is answered by yes.
@@ -21,8 +23,12 @@ pub(crate) struct Noticing {
 }
 
 impl Noticing {
-    pub(crate) fn new(watched: [(&Arc<AtomicBool>, Question); 2]) -> Self {
-        let watched = watched.map(|(flag, question)| (Arc::clone(flag), question));
+    /// Watches one transaction for contention, and for a server that a new connection should replace: it is another one by
+    /// now.
+    pub(crate) fn of<D: Dialect>(contended: &Arc<AtomicBool>, stale: &Arc<AtomicBool>) -> Self {
+        let is_contention: Question = |error| D::failure(error).is_contention();
+        let is_stale: Question = |error| matches!(D::failure(error), Failure::Disconnected | Failure::ReadOnly);
+        let watched = [(Arc::clone(contended), is_contention), (Arc::clone(stale), is_stale)];
         Self { watched, default: get_default_instrumentation() }
     }
 }

@@ -24,7 +24,7 @@ use super::dialect::{Dialect, Failure};
 use super::error::{Fate, fate, of_read, of_unsent, of_write};
 use super::family;
 use super::lent::Lent;
-use super::noticing::{Noticing, Question};
+use super::noticing::Noticing;
 use super::step_row::Family;
 
 /// How often a transaction that the database gives up for another's sake is done again.
@@ -221,22 +221,16 @@ async fn run<D: Dialect, E: Ending>(
     permit: OwnedSemaphorePermit,
 ) -> Result<E::Answer, StoreError> {
     let (contended, stale) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let is_contention: Question = |error| D::failure(error).is_contention();
-    // The server is another one by now, to which a new connection may lead.
-    let is_stale: Question = |error| matches!(D::failure(error), Failure::Disconnected | Failure::ReadOnly);
     let mut reruns = 0;
     loop {
         contended.store(false, Ordering::Relaxed);
         let mut lent = begin(&**dialect).await?;
-        lent.connection()?.set_instrumentation(Noticing::new([(&contended, is_contention), (&stale, is_stale)]));
+        lent.connection()?.set_instrumentation(Noticing::of::<D>(&contended, &stale));
         let tried = try_once(&**dialect, &mut lent, ending, &mut operation, &contended).await;
         // After an error the connection is closed with what is open on it.
         let tried = tried?;
         let connection = lent.connection()?;
-        match get_default_instrumentation() {
-            Some(default) => connection.set_instrumentation(default),
-            None => connection.set_instrumentation(None::<Box<dyn diesel::connection::Instrumentation>>),
-        }
+        connection.set_instrumentation(get_default_instrumentation());
         match tried {
             Tried::Contended(_) | Tried::GivenUp if reruns < MAX_RERUNS => clean_up(&**dialect, lent).await,
             // It is not the operation that failed: another try may succeed.

@@ -102,8 +102,8 @@ pub(super) struct StepTable {
     last_number: u32,
     /// The end of the claim, which waits for the steps that run.
     settlement: Option<Waiting>,
-    /// The run limit has passed. No step begins any more, and the claim's end waits for none that runs; what becomes of those
-    /// still reaches the store.
+    /// The run limit has passed. No further step begins, and the claim ends without waiting for running steps. Their results
+    /// still reach the store.
     is_over: bool,
 }
 
@@ -450,9 +450,7 @@ impl Claim {
             Ok(StepBegun::Begun { .. }) if is_over => {
                 // Nothing ran.
                 let _ = reply.send(Err(StepRefusal::Lost));
-                running.work = Work::Failing(None);
-                self.ask_for_step(number, arbiter, claim);
-                return Next::Wait;
+                return self.step(StepCall::End { number, end: StepEnd::NotBegun }, arbiter, claim);
             }
             Ok(StepBegun::Begun { attempt, life, .. }) => {
                 // If its caller has left, or leaves before it reads this, the guard in the message ends the step.
@@ -474,9 +472,7 @@ impl Claim {
                 let _ = reply.send(Err(StepRefusal::Store(error)));
                 if is_unknown && !planted!(UnknownStepTakenForNo) {
                     // It may be in the store, and nothing ran.
-                    running.work = Work::Failing(None);
-                    self.ask_for_step(number, arbiter, claim);
-                    return Next::Wait;
+                    return self.step(StepCall::End { number, end: StepEnd::NotBegun }, arbiter, claim);
                 }
                 return self.step_ended(number, None, arbiter, claim);
             }
@@ -592,7 +588,7 @@ impl Claim {
         has_returned.then(|| self.settle_if_steps_ended(arbiter, claim))
     }
 
-    /// Whether what becomes of a step is still to reach the store.
+    /// Whether the result of a step has yet to reach the store.
     pub(crate) fn has_running_steps(&self) -> bool {
         self.steps().is_some_and(|table| !table.running.is_empty())
     }

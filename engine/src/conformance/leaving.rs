@@ -34,11 +34,11 @@ pub async fn e23_a_run_limit_counts_from_the_begin(store: &Store) {
 /// E08: once a claim is known to be lost, callers of its key ask the store, also while its operation goes on.
 pub async fn e08_a_lost_claim_holds_no_callers(store: &Store) {
     // On a busy machine the waiting caller may claim the key before the other holder does.
-    while !is_other_holders_outcome_told(store).await {}
+    while !another_holder_claims_first(store).await {}
 }
 
-/// Whether another holder could claim the key of a lost claim; then its callers have had that holder's outcome.
-async fn is_other_holders_outcome_told(store: &Store) -> bool {
+/// Returns whether another holder claimed the key of a lost claim. Its callers got that holder's outcome then.
+async fn another_holder_claims_first(store: &Store) -> bool {
     let backend = store.connect().await;
     let engine = store.engine(|builder| builder.lease(SHORT)).await.with_wait(LONG);
     let (key, go, began) = (fresh_key(), Arc::new(Notify::new()), oneshot::channel());

@@ -145,11 +145,11 @@ where
         let mut ready = std::mem::replace(&mut self.inner, next);
         let identity = Identity::read(|| (self.once.identify)(&task));
         let (engine, retry) = (self.once.engine.clone(), self.once.retry.clone());
-        // apalis writes a task's status around its function. Where the function does not run, nobody else does, and a storage
-        // would take the task for dead.
+        // apalis writes a task's status around its function. When the function does not run, this layer writes it. Otherwise a
+        // storage takes the task for dead.
         let status = task.raw_status().clone();
         Box::pin(async move {
-            let identity = identity.map_err(|reason| told(&status, AbortError::new(reason).into()))?;
+            let identity = identity.map_err(|reason| with_status(&status, AbortError::new(reason).into()))?;
             let Identity { key, fingerprint } = identity;
             let operation = move |claim: Claim| async move {
                 task.inject_data(claim);
@@ -162,14 +162,14 @@ where
                 }
                 // Its status was written where it ran.
                 Err(RunError::Operation(error)) => Err(error),
-                Err(RunError::Engine(error)) => Err(told(&status, for_apalis(&retry, error))),
+                Err(RunError::Engine(error)) => Err(with_status(&status, for_apalis(&retry, error))),
             }
         })
     }
 }
 
 /// Writes the status that apalis gives a task with this error.
-fn told(status: &AtomicStatus, error: BoxDynError) -> BoxDynError {
+fn with_status(status: &AtomicStatus, error: BoxDynError) -> BoxDynError {
     status.store(if error.is::<AbortError>() {
         Status::Killed
     } else if error.is::<RetryAfterError>() {

@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 
-/// Thirty years. A longer delay would pass the end of the clock.
-const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+use crate::call::NEVER;
 
 /// The delay, which may be [`Duration::MAX`] for one that never ends, as one that can be added to a time.
 pub(super) fn bounded(delay: Duration) -> Duration {
-    delay.min(FOR_EVER)
+    delay.min(NEVER)
 }
 
 /// The delays from `first` to `longest`, each twice the one before. Each is drawn between itself and twice as much, and none
@@ -56,8 +55,8 @@ mod tests {
         assert_eq!(delay(Duration::ZERO, longest, 7), Duration::ZERO);
         assert!(delay(longest, first, 0) <= first);
         for failures in [0, 1, u32::MAX] {
-            assert!((FOR_EVER / 2..=FOR_EVER).contains(&delay(Duration::MAX, Duration::MAX, failures)));
+            assert!((NEVER / 2..=NEVER).contains(&delay(Duration::MAX, Duration::MAX, failures)));
         }
-        assert!((FOR_EVER / 2..=FOR_EVER).contains(&spread(Duration::MAX)));
+        assert!((NEVER / 2..=NEVER).contains(&spread(Duration::MAX)));
     }
 }

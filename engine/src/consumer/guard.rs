@@ -3,39 +3,16 @@
 //! The processors call every job, key, order and poison test, every `Display` and every `Drop` of a user's value through
 //! [`guard`]. A panic that got past it would end a worker, and with it a batch of messages that did nothing wrong.
 
-use std::any::Any;
 use std::fmt::Display;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-/// User code panicked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Panicked;
+pub(super) use crate::panics::{Panicked, discard_value, guard};
 
 /// How many bytes of an error's text go with a dead letter. Brokers limit a message's headers, and a dead letter that is
 /// refused for its length would be refused for ever.
 const LONGEST_TEXT: usize = 4_096;
-
-/// Calls user code.
-pub(super) fn guard<T>(code: impl FnOnce() -> T) -> Result<T, Panicked> {
-    catch_unwind(AssertUnwindSafe(code)).map_err(discard)
-}
-
-fn discard(payload: Box<dyn Any + Send>) -> Panicked {
-    // What a panic carries is a user's value too, and its `Drop` may panic in turn. That second payload is leaked: there
-    // is no end to dropping such things.
-    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        std::mem::forget(second);
-    }
-    Panicked
-}
-
-/// Drops a user's value.
-pub(super) fn discard_value<T>(value: T) {
-    let _ = guard(|| drop(value));
-}
 
 /// An error's text, of bounded length.
 pub(super) fn text(error: &(impl Display + ?Sized)) -> String {
@@ -55,6 +32,11 @@ pub(super) struct Guarded<F>(Option<Pin<Box<F>>>);
 
 pub(super) fn guarded<F: Future>(future: F) -> Guarded<F> {
     Guarded(Some(Box::pin(future)))
+}
+
+/// Calls user code for a future, and polls and drops that through [`guard`]. A panic before the first await is caught too.
+pub(super) fn guarded_call<F: Future>(call: impl FnOnce() -> F) -> Guarded<impl Future<Output = F::Output>> {
+    guarded(async move { call().await })
 }
 
 impl<F: Future> Future for Guarded<F> {

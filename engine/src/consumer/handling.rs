@@ -9,7 +9,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use super::fault::Affects;
-use super::guard::{Panicked, discard_value, guard, guarded, text};
+use super::guard::{Panicked, discard_value, guard, guarded_call, text};
 use super::lanes::Place;
 use super::retry::Verdict;
 use super::tally::Tally;
@@ -59,15 +59,19 @@ pub(super) struct Resending {
     settling: AtomicUsize,
 }
 
-/// One of them, until it is dropped.
-struct Resend<'a>(&'a Resending);
+/// Counts a message until it is dropped.
+struct Counted<'a>(&'a AtomicUsize);
 
-/// A message that is being settled, until it is dropped.
-struct Settling<'a>(&'a Resending);
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
 
-impl Drop for Settling<'_> {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.0.settling.fetch_sub(1, Ordering::SeqCst);
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -81,9 +85,8 @@ impl Resending {
         self.settling.load(Ordering::SeqCst)
     }
 
-    fn settle(&self) -> Settling<'_> {
-        self.settling.fetch_add(1, Ordering::SeqCst);
-        Settling(self)
+    fn settle(&self) -> Counted<'_> {
+        Counted::new(&self.settling)
     }
 
     /// Returns after the next message has come.
@@ -91,16 +94,10 @@ impl Resending {
         self.changed.notified().await;
     }
 
-    fn begin(&self) -> Resend<'_> {
-        self.count.fetch_add(1, Ordering::SeqCst);
+    fn begin(&self) -> Counted<'_> {
+        let counted = Counted::new(&self.count);
         self.changed.notify_one();
-        Resend(self)
-    }
-}
-
-impl Drop for Resend<'_> {
-    fn drop(&mut self) {
-        self.0.count.fetch_sub(1, Ordering::SeqCst);
+        counted
     }
 }
 
@@ -210,8 +207,7 @@ impl<S: Source, J: Job<S::Message>> Parts<S, J> {
         let mut delays = backoff::delays(RESEND.0, RESEND.1);
         let mut resend = None;
         loop {
-            // The block, so that a panic before the first await is caught as well.
-            let mut settling = guarded(async { self.source.settle(receipt.clone(), disposition.clone()).await });
+            let mut settling = guarded_call(|| self.source.settle(receipt.clone(), disposition.clone()));
             let answer = match timeout(RESEND.1, &mut settling).await {
                 Ok(answer) => answer,
                 Err(_) => {
@@ -256,8 +252,7 @@ impl<S: Source, J: Job<S::Message>> Parts<S, J> {
             failures,
             max_attempts: self.retry.max_attempts,
         };
-        // The block, so that a panic before the first await is caught as well.
-        let performing = guarded(async { self.job.perform(call, message).await });
+        let performing = guarded_call(|| self.job.perform(call, message));
         let decision = performing.await.unwrap_or(Err(RunError::Engine(Error::Panicked)));
         let verdict = self.retry.verdict(&decision, failures, |error| self.job.is_poison(error));
         discard_value(decision);

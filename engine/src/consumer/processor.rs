@@ -11,7 +11,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
-use super::guard::{Panicked, discard_value, guard, guarded, text};
+use super::guard::{Panicked, discard_value, guard, guarded, guarded_call, text};
 use super::handling::{Handled, MAX_RESENDING, Parts, Turn};
 use super::lanes::Lanes;
 use super::pause::Pause;
@@ -141,7 +141,7 @@ impl<S: Source, J: Job<S::Message>> Processor<S, J> {
 
     /// Works until `until` is ready, or the source has no more messages; then it drains: nothing more is taken, what has
     /// not begun is given back, and what runs may finish within the [limit](Self::drain_limit). It ends at most a second
-    /// after that limit. An `until` that panics is ready.
+    /// after that limit. A panic in `until` also ends the processor.
     ///
     /// The source is dropped. Messages of an [in-process](super::in_process) source are in its memory: for those use
     /// [`run_and_return`](Self::run_and_return), or give the processor an `Arc` of the source.
@@ -183,8 +183,7 @@ impl<S: Source, J: Job<S::Message>> Processor<S, J> {
         let mut pause = Pause::default();
         let mut until = guarded(until);
         {
-            // The block, so that a panic before the first await is caught as well.
-            let ask = || guarded(async { parts.source.next().await });
+            let ask = || guarded_call(|| parts.source.next());
             let mut next = ask();
             let mut is_over = false;
             while !(is_over && in_hand.is_empty()) {
@@ -244,11 +243,11 @@ impl<S: Source, J: Job<S::Message>> Processor<S, J> {
         // Nobody left in hand is nobody to tell.
         let _ = stop.send(true);
         let settled = async { while in_hand.next().await.is_some() {} };
-        let _ = timeout_at(limit, join(guarded(async { parts.source.end_intake().await }), settled)).await;
+        let _ = timeout_at(limit, join(guarded_call(|| parts.source.end_intake()), settled)).await;
         let unsettled = parts.resending.settling();
         let left = in_hand.len().saturating_sub(unsettled);
         discard_value(in_hand);
-        let _ = timeout_at(limit.max(Instant::now()) + LAST_WORDS, guarded(async { parts.source.close().await })).await;
+        let _ = timeout_at(limit.max(Instant::now()) + LAST_WORDS, guarded_call(|| parts.source.close())).await;
         let processed = parts.processed(left, unsettled);
         (self.parts.source, processed)
     }

@@ -39,8 +39,6 @@ pub(crate) struct KeyLock {
     neighbours: Arc<Neighbours>,
     fingerprint: Fingerprint,
     role: Role,
-    /// A claim that has ended before its steps, for what is still to reach the store of them. Nobody else is kept waiting by it.
-    ended: Option<Box<Claim>>,
     waiters: Waiters,
     /// For the end of the claim's run limit, where it has one.
     run_limit: Option<SpawnHandle>,
@@ -65,8 +63,8 @@ pub(crate) enum Role {
     Claim(Claim, ClaimPlace),
     Following(Following),
     Reconciling(Reconciling),
-    /// The role has ended.
-    Retired,
+    /// The role has ended. A claim stays here while the store has yet to learn how its steps ended.
+    Retired(Option<Box<Claim>>),
 }
 
 /// What a lock is given to do: at its start, or when it is reused.
@@ -94,7 +92,6 @@ impl Lock {
             neighbours,
             fingerprint,
             role,
-            ended: None,
             waiters,
             run_limit: None,
             is_routed: true,
@@ -123,7 +120,7 @@ impl KeyLock {
             self.join(call, ctx);
         }
         match &self.role {
-            Role::Claim(..) | Role::Retired => {}
+            Role::Claim(..) | Role::Retired(_) => {}
             Role::Following(_) => self.follow(ctx),
             Role::Reconciling(_) => self.reconcile(ctx),
         }
@@ -146,13 +143,11 @@ impl KeyLock {
                 waiter.answer(Ok(Admitted::Replay(outcome.clone())));
             }
         }
-        let claim = match std::mem::replace(&mut self.role, Role::Retired) {
-            Role::Claim(claim, place) => {
-                self.ended = claim.has_running_steps().then(|| Box::new(claim));
-                Some(place)
-            }
-            _ => None,
+        let (claim, ended) = match std::mem::replace(&mut self.role, Role::Retired(None)) {
+            Role::Claim(claim, place) => (Some(place), claim.has_running_steps().then(|| Box::new(claim))),
+            _ => (None, None),
         };
+        self.role = Role::Retired(ended);
         let (key, id, is_reusable) = (self.key.clone(), self.id, self.is_reusable);
         self.neighbours.tell_supervisor(ToSupervisor::Retired { key, id, claim, resubmit, is_reusable });
     }
@@ -171,7 +166,7 @@ impl KeyLock {
     fn join(&mut self, call: Begin, ctx: &mut Context<Self>) {
         match &self.role {
             // The supervisor reads this lock's last message first, and then begins anew with the call.
-            _ if !self.is_routed || matches!(self.role, Role::Retired) => {
+            _ if !self.is_routed || matches!(self.role, Role::Retired(_)) => {
                 self.neighbours.tell_supervisor(ToSupervisor::Resubmit(Box::new(call)));
             }
             // Whether that claim was ever in the store, and so what the key was last used for, nobody here knows.
@@ -199,7 +194,7 @@ impl KeyLock {
                 (EventKind::Conflict, Error::InProgress { lease_left: following.lease_left() })
             }
             // Unreachable by construction, and harmless: a call that meets a retired lock goes back.
-            Role::Retired => {
+            Role::Retired(_) => {
                 return self.neighbours.tell_supervisor(ToSupervisor::Resubmit(Box::new(call)));
             }
         };
@@ -214,9 +209,9 @@ impl KeyLock {
         ctx: &mut Context<Self>,
         act: impl FnOnce(&mut Claim, &Arbiter<'_>, &ClaimAddr) -> Next,
     ) {
-        let claim = match (&mut self.role, &mut self.ended) {
-            (Role::Claim(claim, _), _) => claim,
-            (_, Some(ended)) => &mut **ended,
+        let claim = match &mut self.role {
+            Role::Claim(claim, _) => claim,
+            Role::Retired(Some(claim)) => &mut **claim,
             _ => return,
         };
         let Neighbours { shared, store, .. } = &*self.neighbours;
@@ -301,9 +296,12 @@ impl Handler<ToClaim> for KeyLock {
     type Result = ();
 
     fn handle(&mut self, ToClaim { what, claim: address }: ToClaim, ctx: &mut Self::Context) {
-        let is_of_step = matches!(what, What::Step(_) | What::Answered(Answered::Step(_)));
-        let is_of_ended = self.ended.is_some() && is_of_step;
-        if !matches!(self.role, Role::Claim(..)) && !is_of_ended {
+        let takes = match &self.role {
+            Role::Claim(..) => true,
+            Role::Retired(Some(_)) => matches!(what, What::Step(_) | What::Answered(Answered::Step(_))),
+            _ => false,
+        };
+        if !takes {
             return refuse_late(what);
         }
         if let What::LimitRun(limit) = what {

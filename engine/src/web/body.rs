@@ -17,8 +17,9 @@ use futures_util::stream::Stream;
 use futures_util::{FutureExt as _, StreamExt as _, future};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::IdempotencyError;
 use super::guard::RequestGuard;
-use super::{IdempotencyError, settings};
+use crate::panics;
 
 /// How much the guard reads of a body that it has refused.
 const DRAIN_LIMIT: usize = 64 << 20;
@@ -149,7 +150,7 @@ pub(super) enum Found<B> {
 /// answer, so it counts as a body that broke off.
 pub(super) async fn look_into<B: MessageBody + 'static>(body: B, headers: &HeaderMap, limit: usize) -> Found<B> {
     AssertUnwindSafe(find_out(body, headers, limit)).catch_unwind().await.unwrap_or_else(|payload| {
-        settings::discard(payload);
+        panics::discard(payload);
         tracing::error!(target: "oncekey", "the body of a handler's response panicked");
         Found::Broken
     })

@@ -30,7 +30,7 @@ use crate::claims::{Grant, Settlement};
 use crate::detach::{self, DetachOnDrop};
 use crate::engine::Claim;
 use crate::record::{Payload as Stored, PayloadKind, SealedOutcome};
-use crate::{CallPolicy, CorruptOutcome, Engine, Error, EventKind, Fingerprint, Key, OnAbandoned};
+use crate::{CallPolicy, CorruptOutcome, Engine, Error, EventKind, Fingerprint, Key, OnAbandoned, panics};
 
 /// The middleware's settings, on one worker.
 pub(super) struct Guard {
@@ -322,7 +322,7 @@ fn key_missing(rules: &RouteRules) -> TurnedAway {
 /// The response of an error, with what middleware has added to it, and with the error in it for middleware further out.
 /// `None` if the error's own code panics.
 fn response_of(error: actix_web::Error) -> Option<HttpResponse> {
-    settings::caught("request to an error for its response", || {
+    settings::caught("call of an error's error_response", || {
         let mapped = error.error_response();
         let (status, headers) = (mapped.status(), mapped.headers().clone());
         let disposition = mapped.extensions().get::<ResponseDisposition>().copied();
@@ -460,7 +460,7 @@ impl Running {
                 },
             },
             Err(payload) => {
-                settings::discard(payload);
+                panics::discard(payload);
                 Origin::Panic
             }
         };

@@ -1,8 +1,6 @@
 //! Settings that cannot work, reported at start.
 
-use std::any::Any;
 use std::collections::BTreeSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use actix_web::http::header::{HeaderName, HeaderValue};
 use actix_web::http::{Method, StatusCode};
@@ -11,6 +9,7 @@ use parking_lot::Mutex;
 use super::RecordedResponse;
 use super::fingerprint::{CanonicalJson, FingerprintStrategy};
 use super::rules::{RouteRules, Rules};
+use crate::panics::guard;
 
 /// A setting of a guard that cannot work as it is written.
 ///
@@ -107,19 +106,11 @@ fn of_rules(which: &str, rules: &RouteRules, found: &mut Vec<SettingProblem>) {
 /// Calls a closure of the user's. `None` if it panicked: the panic must not reach the server, which would close the
 /// connection without an answer.
 pub(super) fn caught<T>(name: &'static str, closure: impl FnOnce() -> T) -> Option<T> {
-    let returned = catch_unwind(AssertUnwindSafe(closure)).map_err(discard).ok();
+    let returned = guard(closure).ok();
     if returned.is_none() {
         tracing::error!(target: "oncekey", "the guard's {name} panicked");
     }
     returned
-}
-
-/// Drops what a panic carried. It is a value of the user's, and its `Drop` may panic in turn. That second payload is leaked:
-/// there is no end to dropping such things.
-pub(super) fn discard(payload: Box<dyn Any + Send>) {
-    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        std::mem::forget(second);
-    }
 }
 
 /// Reports it at `warn` level, once in the process, however many workers find it.

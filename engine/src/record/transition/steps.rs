@@ -202,7 +202,7 @@ enum Next {
 fn next(record: &Record, now: StoreTime, name: &StepName, asked: Option<&Fingerprint>, run: StepRun) -> Next {
     let steps = record.steps.as_deref();
     let is_over = |step: &&StepRecord| {
-        let retention = steps.map_or(std::time::Duration::ZERO, |steps| steps.retention);
+        let retention = steps.map_or(Duration::ZERO, |steps| steps.retention);
         planted!(OneStepExpires) && step.began_at.after(retention) <= now
     };
     let Some(step) = steps.and_then(|steps| steps.get(name)).filter(|step| !is_over(step)) else {
