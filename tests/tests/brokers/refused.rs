@@ -5,10 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use oncekey::Engine;
-use oncekey::consumer::nats::async_nats::jetstream::{self, stream};
 use oncekey::consumer::nats::{NatsJetStream, async_nats};
 use oncekey::consumer::rabbitmq::RabbitMq;
-use oncekey::consumer::rabbitmq::lapin::options::{QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
+use oncekey::consumer::rabbitmq::lapin::options::{QueueBindOptions, QueueDeclareOptions};
 use oncekey::consumer::rabbitmq::lapin::types::{AMQPValue, FieldTable};
 use oncekey::consumer::rabbitmq::lapin::{Connection, ConnectionProperties};
 use oncekey::consumer::redis_streams::{RedisStreams, redis};
@@ -43,7 +42,7 @@ pub(crate) async fn for_a_while(broker: impl Broker) {
 }
 
 async fn consume(source: impl Source<Message = Message>, broker: &impl Broker) {
-    set_refused(&broker.url(), true).await;
+    set_refused(broker, true).await;
     let runs: Arc<Mutex<HashMap<String, u32>>> = Arc::default();
     let counted = runs.clone();
     let mail = job(
@@ -71,7 +70,7 @@ async fn consume(source: impl Source<Message = Message>, broker: &impl Broker) {
         }
         // Long enough for many refusals of each, and longer than NATS waits for an answer.
         sleep(Duration::from_secs(8)).await;
-        set_refused(&broker.url(), false).await;
+        set_refused(broker, false).await;
         while broker.dead().await.len() < POISON {
             sleep(Duration::from_millis(50)).await;
         }
@@ -81,8 +80,8 @@ async fn consume(source: impl Source<Message = Message>, broker: &impl Broker) {
     let processed = match timeout(4 * PATIENCE, running).await {
         Ok(processed) => processed,
         Err(_) => {
-            let dead = broker.dead().await;
-            panic!("{:?} ran, and {dead:?} are dead letters", runs.lock().unwrap());
+            let (dead, left) = (broker.dead().await, broker.left().await);
+            panic!("{:?} ran, {dead:?} are dead letters, and {left} are left", runs.lock().unwrap());
         }
     };
     assert_eq!((processed.ran, processed.dead, processed.unsettled), (OTHERS as u64, POISON as u64, 0));
@@ -94,46 +93,37 @@ async fn consume(source: impl Source<Message = Message>, broker: &impl Broker) {
     assert_eq!(broker.left().await, 0);
 }
 
-/// Has the broker refuse dead letters, or take them again.
-async fn set_refused(url: &str, is_refused: bool) {
-    let dead = format!("{QUEUE}.dead");
-    if url.starts_with("redis:") {
-        let mut connection = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
-        // A key that holds no stream.
-        let command = if is_refused {
-            redis::cmd("SET").arg(&dead).arg("a text").to_owned()
-        } else {
-            redis::cmd("DEL").arg(&dead).to_owned()
-        };
-        command.exec_async(&mut connection).await.unwrap();
-    } else if url.starts_with("amqp:") {
-        patiently(async || {
-            let connection = Connection::connect(url, ConnectionProperties::default()).await?;
-            let channel = connection.create_channel().await?;
-            channel.queue_delete(dead.as_str().into(), QueueDeleteOptions::default()).await?;
-            let mut arguments = FieldTable::default();
-            let form = if is_refused { "classic" } else { "quorum" };
-            arguments.insert("x-queue-type".into(), AMQPValue::LongString(form.into()));
-            if is_refused {
-                // Full.
-                arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(0));
-                arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
-            }
-            let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-            channel.queue_declare(dead.as_str().into(), durable, arguments).await?;
-            let as_usual = (QueueBindOptions::default(), FieldTable::default());
-            channel.queue_bind(dead.as_str().into(), dead.as_str().into(), "".into(), as_usual.0, as_usual.1).await?;
-            connection.close(200, "told".into()).await
-        })
-        .await;
-    } else {
-        let context = jetstream::new(async_nats::connect(url).await.unwrap());
-        let (name, subject) = (format!("dead_{STREAM}_{CONSUMER}"), format!("dead.{STREAM}.{CONSUMER}"));
-        if is_refused {
-            context.delete_stream(name).await.unwrap();
-        } else {
-            let again = stream::Config { name, subjects: vec![subject], ..Default::default() };
-            context.create_stream(again).await.unwrap();
-        }
+/// As [`Broker::refuse_dead_letters`]; RabbitMQ says no where it otherwise says that nobody took the letter.
+async fn set_refused(broker: &impl Broker, is_refused: bool) {
+    let is_rabbitmq = broker.url().starts_with("amqp:");
+    // Never bound besides the dead letters' own queue, or a letter that is refused would be kept as well.
+    if is_rabbitmq && !is_refused {
+        bind_full_queue(&broker.url(), false).await;
     }
+    broker.refuse_dead_letters(is_refused).await;
+    if is_rabbitmq && is_refused {
+        bind_full_queue(&broker.url(), true).await;
+    }
+}
+
+/// A queue that takes nothing. It is never deleted: RabbitMQ confirms what it was about to hand to a queue that is deleted.
+async fn bind_full_queue(url: &str, is_bound: bool) {
+    let (full, exchange) = ("full", format!("{QUEUE}.dead"));
+    patiently(async || {
+        let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+        let channel = connection.create_channel().await?;
+        if is_bound {
+            let mut arguments = FieldTable::default();
+            arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(0));
+            arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+            let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+            channel.queue_declare(full.into(), durable, arguments).await?;
+            let (as_usual, none) = (QueueBindOptions::default(), FieldTable::default());
+            channel.queue_bind(full.into(), exchange.as_str().into(), "".into(), as_usual, none).await?;
+        } else {
+            channel.queue_unbind(full.into(), exchange.as_str().into(), "".into(), FieldTable::default()).await?;
+        }
+        connection.close(200, "told".into()).await
+    })
+    .await;
 }
