@@ -15,11 +15,13 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 /// Polls `future` in place; if it is dropped before the future is done, gives it to `detach`.
 pub(crate) struct DetachOnDrop<F: Future, D: FnOnce(Pin<Box<F>>)> {
     running: Option<(Pin<Box<F>>, D)>,
+    /// Still set after a poll that panicked: such a future is not polled again.
+    is_polled: bool,
 }
 
 impl<F: Future, D: FnOnce(Pin<Box<F>>)> DetachOnDrop<F, D> {
     pub(crate) fn new(future: F, detach: D) -> Self {
-        Self { running: Some((Box::pin(future), detach)) }
+        Self { running: Some((Box::pin(future), detach)), is_polled: false }
     }
 }
 
@@ -30,12 +32,16 @@ impl<F: Future, D: FnOnce(Pin<Box<F>>)> Future for DetachOnDrop<F, D> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        // Taken out, so that a future that panics is not polled again by `detach`.
-        let Some((mut future, detach)) = self.running.take() else { return Poll::Pending };
-        let polled = future.as_mut().poll(context);
-        if polled.is_pending() {
-            self.running = Some((future, detach));
+        if self.is_polled {
+            return Poll::Pending;
         }
+        self.is_polled = true;
+        let Some((future, _)) = &mut self.running else { return Poll::Pending };
+        let polled = future.as_mut().poll(context);
+        if polled.is_ready() {
+            self.running = None;
+        }
+        self.is_polled = false;
         polled
     }
 }
@@ -43,6 +49,7 @@ impl<F: Future, D: FnOnce(Pin<Box<F>>)> Future for DetachOnDrop<F, D> {
 impl<F: Future, D: FnOnce(Pin<Box<F>>)> Drop for DetachOnDrop<F, D> {
     fn drop(&mut self) {
         if let Some((future, detach)) = self.running.take()
+            && !self.is_polled
             && !planted!(DroppedCallerStopsTheOperation)
         {
             detach(future);

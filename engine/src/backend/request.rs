@@ -10,8 +10,6 @@ use super::{
     StoreStats, Watch, Withdraw, Withdrawn,
 };
 
-type Deliver<T> = Box<dyn FnOnce(Result<T, StoreError>) + Send>;
-
 /// Where the answer to one message goes. It can be moved to another thread, and answered there.
 ///
 /// It also carries what is known about the step, its [`StepState`]. A backend that sends steps by itself reports
@@ -35,15 +33,43 @@ type Deliver<T> = Box<dyn FnOnce(Result<T, StoreError>) + Send>;
 /// drop(reply);
 /// assert!(rx.recv().unwrap().unwrap_err().is_unknown());
 /// ```
-pub struct Reply<T> {
-    deliver: Option<Deliver<T>>,
+pub struct Reply<T>(Box<dyn Deliver<T>>);
+
+/// A reply behind one pointer: requests are moved from mailbox to mailbox, and each byte of them with them.
+trait Deliver<T>: Send {
+    fn state(&mut self) -> &mut StepState;
+
+    fn is_delivered(&self) -> bool;
+
+    /// Does nothing the second time.
+    fn deliver(&mut self, answer: Result<T, StoreError>);
+}
+
+struct Pending<F> {
     state: StepState,
+    deliver: Option<F>,
+}
+
+impl<T, F: FnOnce(Result<T, StoreError>) + Send> Deliver<T> for Pending<F> {
+    fn state(&mut self) -> &mut StepState {
+        &mut self.state
+    }
+
+    fn is_delivered(&self) -> bool {
+        self.deliver.is_none()
+    }
+
+    fn deliver(&mut self, answer: Result<T, StoreError>) {
+        if let Some(deliver) = self.deliver.take() {
+            deliver(answer.map_err(|error| self.state.judge(error)));
+        }
+    }
 }
 
 impl<T> Reply<T> {
     /// A reply that is given to `deliver`.
     pub fn new(deliver: impl FnOnce(Result<T, StoreError>) + Send + 'static) -> Self {
-        Self { deliver: Some(Box::new(deliver)), state: StepState::default() }
+        Self(Box::new(Pending { state: StepState::default(), deliver: Some(deliver) }))
     }
 
     /// What is known about the step.
@@ -56,32 +82,28 @@ impl<T> Reply<T> {
     /// reply.fail(StoreError::unavailable("no connection could be opened to ask again"));
     /// ```
     pub fn state(&mut self) -> &mut StepState {
-        &mut self.state
+        self.0.state()
     }
 
     /// Gives the store's answer to the step. An error is the store's own: it did not execute the step this time.
     pub fn send(mut self, answer: Result<T, StoreError>) {
         if answer.is_err() {
-            self.state.refused();
+            self.0.state().refused();
         }
-        self.deliver(answer);
+        self.0.deliver(answer);
     }
 
     /// Ends a step that has no answer, with the reason.
     pub fn fail(mut self, error: StoreError) {
-        self.deliver(Err(error));
-    }
-
-    fn deliver(&mut self, answer: Result<T, StoreError>) {
-        if let Some(deliver) = self.deliver.take() {
-            deliver(answer.map_err(|error| self.state.judge(error)));
-        }
+        self.0.deliver(Err(error));
     }
 }
 
 impl<T> Drop for Reply<T> {
     fn drop(&mut self) {
-        self.deliver(Err(StoreError::unavailable("the deadline passed, or the backend dropped the message")));
+        if !self.0.is_delivered() {
+            self.0.deliver(Err(StoreError::unavailable("the deadline passed, or the backend dropped the message")));
+        }
     }
 }
 

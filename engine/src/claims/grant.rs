@@ -91,6 +91,12 @@ pub(crate) enum Settlement {
     Abandon,
 }
 
+impl Settlement {
+    fn is_in_transaction(&self) -> bool {
+        matches!(self, Self::CompleteInTransaction { .. })
+    }
+}
+
 /// What a holder is told of its settlement.
 #[derive(Debug)]
 pub(crate) enum Settled {
@@ -187,24 +193,24 @@ impl Grant {
     /// On `Ok(Settled::RolledBack)` and on errors of a transaction the claim still stands and is to be settled again;
     /// after anything else it is not.
     pub(crate) async fn settle(&mut self, settlement: Settlement) -> Result<Settled, Error> {
-        let stopped = self.stopped(&settlement);
+        let in_transaction = settlement.is_in_transaction();
         let (sender, receiver) = oneshot::channel();
         if self.send(settlement, Answer::Task(sender)).is_err() {
-            return Err(stopped);
+            return Err(self.stopped(in_transaction));
         }
-        let settled = self.unread.insert(receiver).await.unwrap_or(Err(stopped));
+        let settled = self.unread.insert(receiver).await;
+        let settled = settled.unwrap_or_else(|_| Err(self.stopped(in_transaction)));
         self.unread = None;
         self.note(settled)
     }
 
     /// What it means that the claim's actor is gone before it answers: nothing is known of an operation that began.
-    fn stopped(&self, settlement: &Settlement) -> Error {
-        let unknown = || StoreError::unknown("its arbiter has stopped");
-        match settlement {
-            _ if !self.began => Error::Stopped,
-            Settlement::CompleteInTransaction { .. } => Error::CommitUnknown(unknown()),
-            _ => Error::OutcomeNotStored(unknown()),
+    fn stopped(&self, in_transaction: bool) -> Error {
+        if !self.began {
+            return Error::Stopped;
         }
+        let unknown = StoreError::unknown("its arbiter has stopped");
+        if in_transaction { Error::CommitUnknown(unknown) } else { Error::OutcomeNotStored(unknown) }
     }
 
     /// Settles, and has the answer sent to a plain thread, which hands it to [`note`](Self::note).
@@ -214,8 +220,8 @@ impl Grant {
         answers: &crossbeam_channel::Sender<(usize, Result<Settled, Error>)>,
         number: usize,
     ) -> Result<(), Error> {
-        let stopped = self.stopped(&settlement);
-        self.send(settlement, Answer::Thread(answers.clone(), number)).map_err(|_| stopped)
+        let in_transaction = settlement.is_in_transaction();
+        self.send(settlement, Answer::Thread(answers.clone(), number)).map_err(|_| self.stopped(in_transaction))
     }
 
     /// Gives the claim up, if it still stands.
