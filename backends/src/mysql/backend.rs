@@ -19,13 +19,14 @@ use oncekey::backend::{
 use super::connect::{Connector, Settings};
 use super::doctor::examine;
 use super::flush::shows_too_early;
-use super::migration::{Place, bring_up_to_date, number, returns};
+use super::migration::{self, Tables, number, returns};
 use super::options::Source;
 use super::session::left_there;
 use super::table::{FREE_LOCKS, Mysql};
 use super::{MysqlBuilder, MysqlOpenError};
 use crate::ask::by_asking;
-use crate::sql::{BATCHES, Core, DieselPool, Name, Pooled, lend_clean, of_read, try_if_idle};
+use crate::migration::bring_up_to_date;
+use crate::sql::{BATCHES, Core, DieselPool, Name, Place, Pooled, lend_clean, of_read, try_if_idle};
 #[cfg(feature = "blocking")]
 use crate::sql::{Transactions, complete_in};
 use crate::{CompleteInError, Finding, doctor};
@@ -324,8 +325,11 @@ async fn prepare(
     if !owns {
         settings.check()?;
     }
-    let place = Place::find(connection, table).await?;
-    bring_up_to_date(connection, &place, migrate).await?;
+    let name = table.to_string();
+    let place = migration::find(connection, table).await;
+    let place = place.map_err(|reason| MysqlOpenError::Migration { table: name, reason })?;
+    let migrated = bring_up_to_date(&mut Tables::new(connection, &place), migrate).await;
+    migrated.map_err(|error| MysqlOpenError::not_migrated(place.table(), error))?;
     let shows_too_early = shows_too_early(connection).await.map_err(unreachable)?;
     let returns = returns(connection).await.map_err(unreachable)?;
     let left_there = left_there(connection).await.map_err(unreachable)?;
@@ -366,14 +370,14 @@ impl Shared {
             size: self.pool_size,
             table: place.qualified(),
             steps: place.steps(),
-            turns: place.flushes(),
+            turns: place.beside("_flushes"),
             left_there: left_there.clone(),
             frees_locks: *frees_locks,
             packet: *packet,
             before: around.0,
             after: around.1,
             returns: *returns,
-            flushes: shows_too_early.then(|| place.flushes()),
+            flushes: shows_too_early.then(|| place.beside("_flushes")),
             limits_lock_waits: self.connector.is_some(),
         });
         #[cfg(feature = "blocking")]

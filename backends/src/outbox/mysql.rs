@@ -13,9 +13,9 @@ use super::relay::{Relay, Table};
 use super::sql::{PARKED, RELAYS, Texts, outbox_by_texts};
 use super::{OutboxError, Parked, Posted, Row, Unfit, failed, oncekey_outbox, parked, posted, row};
 use crate::mysql::flush;
-use crate::mysql::migration::Place;
+use crate::mysql::migration::{exists, find};
 use crate::mysql::table::{Bind, NOW};
-use crate::sql::{Fragment, Name, lend_clean};
+use crate::sql::{Fragment, Name, Place, lend_clean};
 
 /// An outbox in MySQL or MariaDB, in the table `oncekey_outbox`. See the [module](super).
 #[derive(Clone)]
@@ -51,7 +51,7 @@ impl MysqlOutboxBuilder {
         let connection = self.pool.get().await.map_err(failed("connecting"))?;
         let migrate = self.migrate;
         let opened = lend_clean(connection, Object::take, async |connection: &mut AsyncMysqlConnection| {
-            let place = Place::find(connection, Name::fixed(TABLE)).await.map_err(failed("looking for the table"))?;
+            let place = find(connection, Name::fixed(TABLE)).await.map_err(failed("looking for the table"))?;
             bring_up_to_date(connection, &place, migrate).await?;
             let shows_too_early = flush::shows_too_early(connection).await;
             Ok((place, shows_too_early.map_err(failed("asking for the server's settings"))?))
@@ -94,7 +94,7 @@ async fn bring_up_to_date(
     migrate: bool,
 ) -> Result<(), OutboxError> {
     for (suffix, text) in TABLES {
-        let is_there = place.exists(connection, suffix).await;
+        let is_there = exists(connection, place, suffix).await;
         if is_there.map_err(failed("looking for the tables"))? {
             continue;
         }

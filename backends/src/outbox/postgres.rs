@@ -12,9 +12,10 @@ use oncekey::consumer::Message;
 use super::relay::{Relay, Table};
 use super::sql::{PARKED, RELAYS, Texts, outbox_by_texts};
 use super::{OutboxError, Parked, Posted, Row, Unfit, failed, oncekey_outbox, parked, posted, row};
-use crate::postgres::migration::{make_schema, quoted, schema_of};
+use crate::postgres::migration::{QUOTE, exists, find, make_schema};
 use crate::postgres::table::Bind;
-use crate::sql::{Fragment, InvalidName, Name, lend_clean};
+use crate::postgres::texts::NOW;
+use crate::sql::{Fragment, InvalidName, Name, Place, lend_clean};
 
 /// An outbox in PostgreSQL, in the table `oncekey_outbox`. See the [module](super).
 #[derive(Clone)]
@@ -57,17 +58,14 @@ impl PostgresOutboxBuilder {
     /// The server can't be reached, or refuses; the tables are missing and were not to be made.
     pub async fn open(self) -> Result<PostgresOutbox, OutboxError> {
         let connection = self.pool.get().await.map_err(failed("connecting"))?;
-        let (schema, migrate) = (self.schema.map(|schema| schema.to_string()), self.migrate);
-        let schema = lend_clean(connection, Object::take, async |connection: &mut AsyncPgConnection| {
-            let schema = match schema {
-                Some(schema) => schema,
-                None => schema_of(connection, TABLE).await.map_err(failed("looking for the table"))?,
-            };
-            bring_up_to_date(connection, &schema, migrate).await?;
-            Ok::<_, OutboxError>(schema)
+        let (schema, migrate) = (self.schema, self.migrate);
+        let place = lend_clean(connection, Object::take, async |connection: &mut AsyncPgConnection| {
+            let place = find(connection, schema, Name::fixed(TABLE)).await.map_err(failed("looking for the table"))?;
+            bring_up_to_date(connection, &place, migrate).await?;
+            Ok::<_, OutboxError>(place)
         });
-        let schema = schema.await?;
-        let name = |suffix: &str| name_of(&schema, suffix);
+        let place = place.await?;
+        let name = |suffix: &str| place.beside(suffix);
         let texts = Texts::new(name(""), name(PARKED), name(RELAYS), NOW, |text| format!("convert_to({text}, 'UTF8')"));
         Ok(PostgresOutbox { pool: self.pool, texts: Arc::new(texts) })
     }
@@ -85,35 +83,20 @@ const TABLES: [(&str, &str); 3] = [
     (PARKED, include_str!("../../migrations/outbox/postgres_parked.sql")),
     (RELAYS, include_str!("../../migrations/outbox/postgres_relays.sql")),
 ];
-const NOW: &str = "(extract(epoch from clock_timestamp()) * 1000)::bigint";
 /// The number of an advisory lock, of this library in any version.
 const MAKING: i64 = 0x006f_6e63_656b_6579;
 
-fn name_of(schema: &str, suffix: &str) -> String {
-    format!("{}.{}", quoted(schema), quoted(&format!("{TABLE}{suffix}")))
-}
-
 /// The tables as statements, in the search path.
 pub(crate) fn schema_text() -> String {
-    TABLES
-        .map(|(suffix, text)| {
-            text.replace("{table}", &quoted(&format!("{TABLE}{suffix}"))).trim_end().to_owned() + ";\n"
-        })
-        .concat()
+    let place = Place::anywhere(QUOTE, Name::fixed(TABLE));
+    TABLES.map(|(suffix, text)| text.replace("{table}", &place.beside(suffix)).trim_end().to_owned() + ";\n").concat()
 }
 
-async fn is_there(connection: &mut AsyncPgConnection, table: &str) -> Result<bool, OutboxError> {
-    let binds = [Bind::Text(table)];
-    let text = "SELECT to_regclass(?) IS NOT NULL";
-    let found = Fragment::<diesel::sql_types::Bool, _>::new(text, &binds).get_result(connection).await;
-    found.map_err(failed("looking for the tables"))
-}
-
-async fn bring_up_to_date(connection: &mut AsyncPgConnection, schema: &str, migrate: bool) -> Result<(), OutboxError> {
+async fn bring_up_to_date(connection: &mut AsyncPgConnection, place: &Place, migrate: bool) -> Result<(), OutboxError> {
     let mut missing = Vec::new();
     for (suffix, text) in TABLES {
-        let table = name_of(schema, suffix);
-        if !is_there(connection, &table).await? {
+        let table = place.beside(suffix);
+        if !exists(connection, &table).await.map_err(failed("looking for the tables"))? {
             missing.push((table, text));
         }
     }
@@ -125,7 +108,7 @@ async fn bring_up_to_date(connection: &mut AsyncPgConnection, schema: &str, migr
     // Of ten processes that start at once one makes the tables, and nine find them.
     let made = connection.transaction(async |tx| {
         tx.batch_execute(&format!("SELECT pg_advisory_xact_lock({MAKING})")).await?;
-        make_schema(tx, schema).await?;
+        make_schema(tx, place).await?;
         for (table, text) in &missing {
             tx.batch_execute(&text.replace("{table}", table)).await?;
         }

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use super::connect::Connector;
 use super::doctor::examine;
-use super::migration::{Place, bring_up_to_date};
+use super::migration::{self, Tables};
 use super::options::Source;
 use super::pooler::refuse_pooler;
 use super::table::Postgres;
@@ -28,7 +28,8 @@ use super::texts::Texts;
 use super::watch::{Watchers, watch};
 use super::{PostgresBuilder, PostgresOpenError};
 use crate::ask::by_asking;
-use crate::sql::{BATCHES, Core, DieselPool, Name, Pooled, lend_clean, of_read, try_if_idle};
+use crate::migration::bring_up_to_date;
+use crate::sql::{BATCHES, Core, DieselPool, Name, Place, Pooled, lend_clean, of_read, try_if_idle};
 #[cfg(feature = "blocking")]
 use crate::sql::{Transactions, complete_in};
 use crate::{CompleteInError, Finding, doctor};
@@ -292,7 +293,7 @@ impl PostgresBackend {
             blocking: options.blocking,
             connector,
             pool_size: options.pool_size,
-            channel: place.channel(),
+            channel: super::watch::channel(&place),
             place,
         };
         let core = shared.core(pool);
@@ -316,8 +317,11 @@ async fn prepare(
     migrate: bool,
     owns: bool,
 ) -> Result<Place, PostgresOpenError> {
-    let place = Place::find(connection, schema, table).await?;
-    bring_up_to_date(connection, &place, migrate).await?;
+    let name = table.to_string();
+    let place = migration::find(connection, schema, table).await;
+    let place = place.map_err(|reason| PostgresOpenError::Migration { table: name, reason })?;
+    let migrated = bring_up_to_date(&mut Tables { connection, place: &place }, migrate).await;
+    migrated.map_err(|error| PostgresOpenError::not_migrated(place.qualified(), error))?;
     let found = examine(connection, &place, owns).await;
     doctor::log(&found.map_err(|error| PostgresOpenError::Unreachable(error.to_string()))?);
     Ok(place)
@@ -344,7 +348,12 @@ fn pool_of(
 
 impl Shared {
     fn core(&self, pool: DieselPool<AsyncPgConnection>) -> Core<Postgres> {
-        let texts = Texts::new(&self.place.qualified(), &self.place.steps(), &self.channel, self.place.lock("purge"));
+        let texts = Texts::new(
+            &self.place.qualified(),
+            &self.place.steps(),
+            &self.channel,
+            migration::lock(&self.place, "purge"),
+        );
         let core =
             Core::new(Postgres { pool, size: self.pool_size, texts, limits_lock_waits: self.connector.is_some() });
         #[cfg(feature = "blocking")]

@@ -12,7 +12,7 @@ mod pooler;
 mod session;
 mod steps;
 pub(crate) mod table;
-mod texts;
+pub(crate) mod texts;
 mod watch;
 
 pub use backend::PostgresBackend;
