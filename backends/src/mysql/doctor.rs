@@ -6,9 +6,8 @@ use diesel_async::{AsyncMysqlConnection, RunQueryDsl as _};
 
 use super::connect::Settings;
 use super::migration::number;
-use super::table::Bind;
 use crate::Finding;
-use crate::sql::{Fragment, Place};
+use crate::sql::{Bind, Fragment, Place};
 
 const LOST: &str =
     "after a crash the server may have lost what it confirmed: operations whose outcome was answered run again";

@@ -7,9 +7,8 @@ use diesel_async::{AsyncMysqlConnection, RunQueryDsl, SimpleAsyncConnection as _
 use tracing::info;
 
 use super::flush;
-use super::table::Bind;
 use crate::migration::{Migration, Schema, Statements};
-use crate::sql::{Fragment, Name, Place, lock_number};
+use crate::sql::{Bind, Fragment, Name, Place, lock_number};
 
 /// By which MySQL quotes identifiers.
 const QUOTE: char = '`';

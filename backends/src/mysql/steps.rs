@@ -6,35 +6,17 @@
 use std::fmt::Write as _;
 
 use diesel::QueryResult;
-use diesel::sql_types::{BigInt, Binary, Nullable, SmallInt};
+use diesel::sql_types::{BigInt, Binary};
 use diesel_async::{AsyncMysqlConnection, RunQueryDsl, SimpleAsyncConnection as _};
 use oncekey::record::Steps;
 
-use super::table::{Bind, Mysql, NOW, columns, padded, repeated, written};
+use super::table::{Mysql, NOW, padded, repeated, written};
 use crate::sql::{
-    Begun, Family, FirstRun, Fragment, PURGE_LOOKS_AGAIN, StepChange, StepColumns, StepCompletion, StepRow, Written,
+    Begun, Bind, Family, FirstRun, Fragment, PURGE_LOOKS_AGAIN, StepChange, StepCompletion, StepRow, StepTypes, Written,
 };
-
-type StepTypes =
-    (Binary, BigInt, Nullable<Binary>, BigInt, BigInt, BigInt, BigInt, Nullable<BigInt>, SmallInt, Nullable<Binary>);
 
 const COLUMNS: &str =
     "life, ordinal, fingerprint, attempt, run_token, run_number, began_at, reruns_until, state, outcome";
-
-fn step_columns<'a>(step: &StepColumns<'a>) -> [Bind<'a>; 10] {
-    [
-        Bind::BigInt(step.life),
-        Bind::BigInt(step.ordinal),
-        Bind::MaybeBytes(step.fingerprint),
-        Bind::BigInt(step.attempt),
-        Bind::BigInt(step.run_token),
-        Bind::BigInt(step.run_number),
-        Bind::BigInt(step.began_at),
-        Bind::MaybeBigInt(step.reruns_until),
-        Bind::SmallInt(step.state),
-        Bind::MaybeBytes(step.outcome),
-    ]
-}
 
 /// Bytes in a statement without parameters.
 fn literal(bytes: &[u8]) -> String {
@@ -64,7 +46,7 @@ impl Mysql {
             self.steps,
             repeated("?", ", ", keys.len())
         );
-        let binds: Vec<_> = padded(keys).map(|key| Bind::Bytes(key.as_bytes())).collect();
+        let binds: Vec<_> = padded(keys).map(Bind::Text).collect();
         Fragment::<(Binary, StepTypes), _>::new(&text, &binds).load(connection).await
     }
 
@@ -95,7 +77,7 @@ impl Mysql {
             Bind::BigInt(steps.map_or(0, |steps| steps.added)),
             Bind::Bytes(key),
         ];
-        let binds: Vec<_> = columns(row).into_iter().chain(of_steps).collect();
+        let binds: Vec<_> = row.binds().into_iter().chain(of_steps).collect();
         let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
         Ok(counted > 0)
     }
@@ -124,13 +106,13 @@ impl Mysql {
                 Bind::BigInt(was.run_number),
                 Bind::SmallInt(was.state),
             ];
-            let binds: Vec<_> = step_columns(&change.step).into_iter().chain(expected).collect();
+            let binds: Vec<_> = change.step.binds().into_iter().chain(expected).collect();
             return Ok(Fragment::<(), _>::new(&text, &binds).execute(connection).await? > 0);
         }
         let insert = format!(
             "INSERT IGNORE INTO {steps} (record_key, name, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         );
-        let binds: Vec<_> = [Bind::Bytes(key), name].into_iter().chain(step_columns(&change.step)).collect();
+        let binds: Vec<_> = [Bind::Bytes(key), name].into_iter().chain(change.step.binds()).collect();
         if Fragment::<(), _>::new(&insert, &binds).execute(connection).await? > 0 {
             return Ok(true);
         }
@@ -164,7 +146,7 @@ impl Mysql {
         );
         let binds: Vec<_> = padded(rows)
             .flat_map(|row| {
-                let (key, name) = (Bind::Bytes(row.key.as_bytes()), Bind::Bytes(row.name.as_bytes()));
+                let (key, name) = (Bind::Text(row.key), Bind::Text(row.name));
                 [key, name, Bind::BigInt(row.number), Bind::Bytes(row.owner)]
             })
             .collect();
@@ -231,7 +213,7 @@ impl Mysql {
             [row] => ("?".to_owned(), vec![Bind::Bytes(row.outcome)]),
             rows => {
                 let outcome = repeated("WHEN ? THEN CAST(? AS BINARY)", " ", rows.len());
-                let binds = padded(rows).flat_map(|row| [Bind::Bytes(row.key.as_bytes()), Bind::Bytes(row.outcome)]);
+                let binds = padded(rows).flat_map(|row| [Bind::Text(row.key), Bind::Bytes(row.outcome)]);
                 (format!("CASE s.record_key {outcome} END"), binds.collect())
             }
         };
@@ -244,11 +226,8 @@ impl Mysql {
             repeated("?", ", ", rows.len()),
             repeated(each, " OR ", rows.len())
         );
-        let conditions = padded(rows).flat_map(|row| {
-            let (key, name) = (Bind::Bytes(row.key.as_bytes()), Bind::Bytes(row.name.as_bytes()));
-            [key, Bind::BigInt(row.life), name, Bind::BigInt(row.run_token), Bind::BigInt(row.run_number)]
-        });
-        let keys = padded(rows).map(|row| Bind::Bytes(row.key.as_bytes()));
+        let conditions = padded(rows).flat_map(|row| row.binds().into_iter().take(5));
+        let keys = padded(rows).map(|row| Bind::Text(row.key));
         let binds: Vec<_> = outcomes.into_iter().chain(keys).chain(conditions).collect();
         let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
         Ok(written(counted, 2 * rows.len()))

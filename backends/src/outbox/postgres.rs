@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use diesel::QueryResult;
 use diesel::sql_types::{BigInt, Binary};
-use diesel_async::pooled_connection::deadpool::{Object, Pool};
+use diesel_async::pooled_connection::deadpool::Pool;
 use diesel_async::{AsyncConnection as _, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection as _};
 use oncekey::consumer::Message;
 
@@ -13,21 +13,20 @@ use super::relay::{Relay, Table};
 use super::sql::{PARKED, RELAYS, Texts, outbox_by_texts};
 use super::{OutboxError, Parked, Posted, Row, Unfit, failed, oncekey_outbox, parked, posted, row};
 use crate::postgres::migration::{QUOTE, exists, find, make_schema};
-use crate::postgres::table::Bind;
 use crate::postgres::texts::NOW;
-use crate::sql::{Fragment, InvalidName, Name, Place, lend_clean};
+use crate::sql::{Bind, DieselPool, Fragment, InvalidName, Name, Place, lend_clean};
 
 /// An outbox in PostgreSQL, in the table `oncekey_outbox`. See the [module](super).
 #[derive(Clone)]
 pub struct PostgresOutbox {
-    pool: Pool<AsyncPgConnection>,
+    pool: DieselPool<AsyncPgConnection>,
     texts: Arc<Texts>,
 }
 
 /// Options for [`PostgresOutbox::builder`].
 #[must_use]
 pub struct PostgresOutboxBuilder {
-    pool: Pool<AsyncPgConnection>,
+    pool: DieselPool<AsyncPgConnection>,
     schema: Option<Name>,
     migrate: bool,
 }
@@ -57,9 +56,9 @@ impl PostgresOutboxBuilder {
     /// # Errors
     /// The server can't be reached, or refuses; the tables are missing and were not to be made.
     pub async fn open(self) -> Result<PostgresOutbox, OutboxError> {
-        let connection = self.pool.get().await.map_err(failed("connecting"))?;
+        let connection = self.pool.lend().await.map_err(failed("connecting"))?;
         let (schema, migrate) = (self.schema, self.migrate);
-        let place = lend_clean(connection, Object::take, async |connection: &mut AsyncPgConnection| {
+        let place = lend_clean(connection, async |connection: &mut AsyncPgConnection| {
             let place = find(connection, schema, Name::fixed(TABLE)).await.map_err(failed("looking for the table"))?;
             bring_up_to_date(connection, &place, migrate).await?;
             Ok::<_, OutboxError>(place)
@@ -139,7 +138,7 @@ impl PostgresOutbox {
     /// # Ok(()) }
     /// ```
     pub fn builder(pool: Pool<AsyncPgConnection>) -> PostgresOutboxBuilder {
-        PostgresOutboxBuilder { pool, schema: None, migrate: true }
+        PostgresOutboxBuilder { pool: pool.into(), schema: None, migrate: true }
     }
 
     /// Writes a message by the connection of a transaction: it is published if that commits. The table is the one that the
@@ -158,7 +157,7 @@ impl PostgresOutbox {
     /// The database's.
     pub async fn post(&self, connection: &mut AsyncPgConnection, topic: &str, message: &Message) -> QueryResult<()> {
         let headers = super::headers_of(message)?;
-        let binds = [Bind::Text(message.id()), Bind::Text(topic), Bind::Blob(message.payload()), Bind::Text(&headers)];
+        let binds = [Bind::Text(message.id()), Bind::Text(topic), Bind::Bytes(message.payload()), Bind::Text(&headers)];
         Fragment::<(), _>::new(&self.texts.post, &binds).execute(connection).await.map(drop)
     }
 

@@ -6,9 +6,8 @@ use diesel_async::{
     AnsiTransactionManager, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection as _, TransactionManager as _,
 };
 
-use super::table::Bind;
 use crate::migration::{Migration, Schema, Statements};
-use crate::sql::{Fragment, Name, Place, lock_number, quoted};
+use crate::sql::{Bind, Fragment, Name, Place, lock_number, quoted};
 
 /// By which PostgreSQL quotes identifiers.
 pub(crate) const QUOTE: char = '"';

@@ -7,7 +7,6 @@ mod connect;
 mod doctor;
 mod error;
 pub(crate) mod migration;
-mod options;
 mod pooler;
 mod session;
 mod steps;
@@ -15,14 +14,13 @@ pub(crate) mod table;
 pub(crate) mod texts;
 mod watch;
 
-pub use backend::PostgresBackend;
+pub use backend::{PostgresBackend, PostgresBuilder};
 pub use error::PostgresOpenError;
-pub use options::PostgresBuilder;
 
 pub use crate::sql::InvalidName;
 
 /// For the fuzz targets.
 #[cfg(fuzzing)]
 pub(crate) fn read_url(url: &str) -> Result<(), PostgresOpenError> {
-    connect::Connector::new(url).map(drop)
+    connect::read_url(url).map(drop)
 }

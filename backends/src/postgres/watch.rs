@@ -13,8 +13,8 @@ use oncekey::backend::{Changed, Lookup, StateView, StoreError, Watch};
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::table::{Bind, Postgres};
-use crate::sql::{Core, Fragment, Lent, Place, Taken, of_read};
+use super::table::Postgres;
+use crate::sql::{Bind, Core, Fragment, Lent, Place, Taken, of_read};
 use crate::waiters::Waiters;
 
 /// How often a watcher looks for itself: where the announcements don't come through (a pooler between, a connection that

@@ -1,14 +1,12 @@
 //! What a database must say in its own words.
 
 use std::future::ready;
-use std::ops::DerefMut;
 
 use diesel::QueryResult;
-use diesel::result::Error;
-use diesel_async::{AnsiTransactionManager, AsyncConnection};
-use oncekey::backend::StoreError;
+use diesel::result::{DatabaseErrorKind, Error};
 use oncekey::record::StoreTime;
 
+use super::pool::{Connections, PoolConnection};
 use super::row::{Columns, Expected, Row};
 use super::step::{Completion, FirstClaim, FirstRun, StepCompletion};
 use super::step_row::{Family, StepRow};
@@ -66,22 +64,12 @@ impl Failure {
 /// Each is one atomic statement, committed by itself unless the connection is in a transaction. Rows are given in the
 /// order of their keys, each key once.
 pub(crate) trait Dialect: Send + Sync + 'static {
-    type Connection: AsyncConnection<TransactionManager = AnsiTransactionManager> + 'static;
+    /// The server's name, as messages say it.
+    const NAME: &'static str;
 
-    /// A connection that goes back to its pool when it is dropped.
-    type Pooled: DerefMut<Target = Self::Connection> + Send + 'static;
+    type Connection: PoolConnection;
 
-    /// One that was taken out of its pool: it is closed when it is dropped.
-    type Taken: DerefMut<Target = Self::Connection> + Send + 'static;
-
-    /// A connection from the pool.
-    fn lend(&self) -> impl Future<Output = Result<Self::Pooled, StoreError>> + Send;
-
-    /// Takes a connection out of its pool for good.
-    fn take(pooled: Self::Pooled) -> Self::Taken;
-
-    /// How many connections there are at most.
-    fn pool_size(&self) -> usize;
+    fn connections(&self) -> &Connections<Self::Connection>;
 
     fn read(
         &self,
@@ -201,7 +189,27 @@ pub(crate) trait Dialect: Send + Sync + 'static {
         keys: &[&str],
     ) -> impl Future<Output = QueryResult<Vec<Vec<u8>>>> + Send;
 
-    fn failure(error: &Error) -> Failure;
+    /// What an error means that Diesel knows only by the server's message: it keeps that, and not its number.
+    fn failure_by_message(message: &str) -> Failure;
+
+    fn failure(error: &Error) -> Failure {
+        match error {
+            Error::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => Failure::Contended,
+            Error::DatabaseError(DatabaseErrorKind::ReadOnlyTransaction, _) => Failure::ReadOnly,
+            // It is the connection that spoke, and not the server.
+            Error::DatabaseError(DatabaseErrorKind::UnableToSendCommand | DatabaseErrorKind::ClosedConnection, _)
+            | Error::BrokenTransactionManager => Failure::Disconnected,
+            // Where the server speaks another language a deadlock is not known as one: it is then an error, and never taken
+            // for a success.
+            Error::DatabaseError(DatabaseErrorKind::Unknown, information) => {
+                Self::failure_by_message(information.message())
+            }
+            Error::DatabaseError(..) | Error::DeserializationError(_) | Error::SerializationError(_) => {
+                Failure::Refused
+            }
+            _ => Failure::Other,
+        }
+    }
 
     /// The longest outcome that may share an [`update`](Self::update) with other rows.
     const LONGEST_SHARED_OUTCOME: usize = usize::MAX;
