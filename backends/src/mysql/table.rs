@@ -12,8 +12,8 @@ use super::connect::LOCK_WAIT_SECONDS;
 use super::flush::await_flush;
 use super::session::is_as_remembered;
 use crate::sql::{
-    Begun, Bind, Claimed, Columns, Completion, Connections, Dialect, Expected, Failure, Family, FirstClaim, FirstRun,
-    Fragment, Keyed, Row, RowTypes, StepCompletion, StepRow, TimedTypes, Written, locked, timed,
+    Bind, Claimed, Columns, Completion, Connections, Database, Dialect, Expected, Failure, FirstClaim, Fragment, Keyed,
+    Row, RowTypes, TimedTypes, Written, locked, timed,
 };
 
 /// The server's time in milliseconds since 1970 when the statement began. By UTC: a local time, from which
@@ -193,6 +193,16 @@ impl Mysql {
     }
 }
 
+impl Database for Mysql {
+    const NAME: &'static str = "MySQL";
+
+    type Connection = AsyncMysqlConnection;
+
+    fn connections(&self) -> &Connections<AsyncMysqlConnection> {
+        &self.connections
+    }
+}
+
 impl Dialect for Mysql {
     /// A deadlock rolls the whole transaction back, and the server goes on without one.
     const CONTENTION_IS_FINAL: bool = true;
@@ -214,14 +224,6 @@ impl Dialect for Mysql {
     /// The rest of the statement has a few kilobytes at most.
     fn longest_outcome(&self) -> usize {
         self.packet.saturating_sub(8 << 10)
-    }
-
-    const NAME: &'static str = "MySQL";
-
-    type Connection = AsyncMysqlConnection;
-
-    fn connections(&self) -> &Connections<AsyncMysqlConnection> {
-        &self.connections
     }
 
     async fn read(&self, connection: &mut AsyncMysqlConnection, keys: &[&str]) -> QueryResult<(StoreTime, Vec<Keyed>)> {
@@ -386,34 +388,6 @@ impl Dialect for Mysql {
         let purged = self.purge_locked(connection, limit).await;
         self.end_turn(connection).await?;
         purged
-    }
-
-    async fn read_steps(
-        &self,
-        connection: &mut AsyncMysqlConnection,
-        keys: &[&str],
-    ) -> QueryResult<Vec<(Vec<u8>, StepRow)>> {
-        self.steps_of(connection, keys).await
-    }
-
-    async fn put_family(&self, connection: &mut AsyncMysqlConnection, family: &Family<'_>) -> QueryResult<bool> {
-        self.put(connection, family).await
-    }
-
-    async fn begin_steps(
-        &self,
-        connection: &mut AsyncMysqlConnection,
-        rows: &[FirstRun<'_>],
-    ) -> QueryResult<Vec<Begun>> {
-        self.begin_unseen(connection, rows).await
-    }
-
-    async fn complete_steps(
-        &self,
-        connection: &mut AsyncMysqlConnection,
-        rows: &[StepCompletion<'_>],
-    ) -> QueryResult<Written> {
-        self.complete_unseen(connection, rows).await
     }
 
     async fn stats(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<Vec<(i16, i64)>> {

@@ -7,7 +7,9 @@ use oncekey::record::Steps;
 
 use super::table::{Param, Postgres, columns};
 use super::texts::now;
-use crate::sql::{Begun, Bind, Columns, Family, FirstRun, Fragment, StepCompletion, StepRow, StepTypes, Written};
+use crate::sql::{
+    Begun, Bind, Columns, Family, FirstRun, Fragment, StepCompletion, StepRow, StepStatements, StepTypes, Written,
+};
 
 /// A claim that stands, and holds its lease.
 macro_rules! is_live {
@@ -197,8 +199,8 @@ fn first_run<'a>(row: &FirstRun<'a>) -> [Bind<'a>; 8] {
     ]
 }
 
-impl Postgres {
-    pub(super) async fn steps_of(
+impl StepStatements for Postgres {
+    async fn read_steps(
         &self,
         connection: &mut AsyncPgConnection,
         keys: &[&str],
@@ -207,7 +209,7 @@ impl Postgres {
         Fragment::<(Binary, StepTypes), _>::new(&self.texts.of_steps.read, &binds).load(connection).await
     }
 
-    pub(super) async fn put(&self, connection: &mut AsyncPgConnection, family: &Family<'_>) -> QueryResult<bool> {
+    async fn put_family(&self, connection: &mut AsyncPgConnection, family: &Family<'_>) -> QueryResult<bool> {
         let Family { row, steps, changes, drops_steps } = family;
         let key = || Param::One(Bind::Text(row.key));
         let of_record = [
@@ -233,11 +235,7 @@ impl Postgres {
         Ok(Self::announcing(connection, text, &binds).await? != Written::Only(Vec::new()))
     }
 
-    pub(super) async fn begin_unseen(
-        &self,
-        connection: &mut AsyncPgConnection,
-        rows: &[FirstRun<'_>],
-    ) -> QueryResult<Vec<Begun>> {
+    async fn begin_steps(&self, connection: &mut AsyncPgConnection, rows: &[FirstRun<'_>]) -> QueryResult<Vec<Begun>> {
         let texts = &self.texts.of_steps;
         if let [row] = rows {
             let binds = first_run(row);
@@ -247,7 +245,7 @@ impl Postgres {
         Fragment::<(Binary, BigInt, BigInt), _>::new(&texts.begin, &binds).load(connection).await
     }
 
-    pub(super) async fn complete_unseen(
+    async fn complete_steps(
         &self,
         connection: &mut AsyncPgConnection,
         rows: &[StepCompletion<'_>],

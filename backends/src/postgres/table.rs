@@ -12,8 +12,8 @@ use oncekey::record::StoreTime;
 use super::session;
 use super::texts::Texts;
 use crate::sql::{
-    Begun, Bind, Claimed, Columns, Completion, Connections, Dialect, Expected, Failure, Family, FirstClaim, FirstRun,
-    Fragment, Keyed, Part, Row, RowTypes, StepCompletion, StepRow, TimedTypes, Written, locked, timed,
+    Bind, Claimed, Columns, Completion, Connections, Database, Dialect, Expected, Failure, FirstClaim, Fragment, Keyed,
+    Part, Row, RowTypes, TimedTypes, Written, locked, timed,
 };
 
 /// A parameter: one value, or a column of values.
@@ -117,9 +117,7 @@ impl Postgres {
     }
 }
 
-impl Dialect for Postgres {
-    const CONTENTION_IS_FINAL: bool = false;
-
+impl Database for Postgres {
     const NAME: &'static str = "PostgreSQL";
 
     type Connection = AsyncPgConnection;
@@ -127,6 +125,10 @@ impl Dialect for Postgres {
     fn connections(&self) -> &Connections<AsyncPgConnection> {
         &self.connections
     }
+}
+
+impl Dialect for Postgres {
+    const CONTENTION_IS_FINAL: bool = false;
 
     async fn read(&self, connection: &mut AsyncPgConnection, keys: &[&str]) -> QueryResult<(StoreTime, Vec<Keyed>)> {
         let binds = [Param::Texts(keys.to_vec())];
@@ -198,30 +200,6 @@ impl Dialect for Postgres {
         let (removed, more): (i64, bool) =
             Fragment::<(BigInt, Bool), _>::new(&self.texts.purge, &binds).get_result(connection).await?;
         Ok((usize::try_from(removed).unwrap_or(0), more && limit > 0))
-    }
-
-    async fn read_steps(
-        &self,
-        connection: &mut AsyncPgConnection,
-        keys: &[&str],
-    ) -> QueryResult<Vec<(Vec<u8>, StepRow)>> {
-        self.steps_of(connection, keys).await
-    }
-
-    async fn put_family(&self, connection: &mut AsyncPgConnection, family: &Family<'_>) -> QueryResult<bool> {
-        self.put(connection, family).await
-    }
-
-    async fn begin_steps(&self, connection: &mut AsyncPgConnection, rows: &[FirstRun<'_>]) -> QueryResult<Vec<Begun>> {
-        self.begin_unseen(connection, rows).await
-    }
-
-    async fn complete_steps(
-        &self,
-        connection: &mut AsyncPgConnection,
-        rows: &[StepCompletion<'_>],
-    ) -> QueryResult<Written> {
-        self.complete_unseen(connection, rows).await
     }
 
     async fn stats(&self, connection: &mut AsyncPgConnection) -> QueryResult<Vec<(i16, i64)>> {

@@ -168,3 +168,18 @@ impl<D: Server> SqlBackend<D> {
         lend_clean(connection, examine).await.map_err(|error| of_read::<D>(&error))
     }
 }
+
+#[cfg(all(test, feature = "postgres", feature = "mysql"))]
+mod tests {
+    use crate::mysql::MysqlBackend;
+    use crate::postgres::PostgresBackend;
+
+    /// An application may open its store in a task of its own.
+    #[test]
+    fn an_opening_may_be_sent_to_another_thread() {
+        fn is_send(_: impl Send) {}
+
+        is_send(PostgresBackend::open("postgres://shop@localhost/shop"));
+        is_send(MysqlBackend::open("mysql://shop@localhost/shop"));
+    }
+}

@@ -59,18 +59,57 @@ impl Failure {
     }
 }
 
-/// The statements of one database, on one table.
-///
-/// Each is one atomic statement, committed by itself unless the connection is in a transaction. Rows are given in the
-/// order of their keys, each key once.
-pub(crate) trait Dialect: Send + Sync + 'static {
+/// A kind of database, as one arbiter's connections reach it.
+pub(crate) trait Database: Send + Sync + 'static {
     /// The server's name, as messages say it.
     const NAME: &'static str;
 
     type Connection: PoolConnection;
 
     fn connections(&self) -> &Connections<Self::Connection>;
+}
 
+/// The statements of one database on the table of steps.
+pub(crate) trait StepStatements: Database {
+    /// Reads the steps of these keys, each key's in their order.
+    fn read_steps(
+        &self,
+        connection: &mut Self::Connection,
+        keys: &[&str],
+    ) -> impl Future<Output = QueryResult<Vec<(Vec<u8>, StepRow)>>> + Send;
+
+    /// Writes a record and its steps, inside a transaction that has the record's row [locked](Self::lock). `false` if a step
+    /// is not what was read, where the transaction shows what was before the lock.
+    fn put_family(
+        &self,
+        connection: &mut Self::Connection,
+        family: &Family<'_>,
+    ) -> impl Future<Output = QueryResult<bool>> + Send;
+
+    /// Begins steps that have no row, of claims that hold: what
+    /// [`transition::begin_step`](oncekey::record::transition::begin_step) decides of them, without a look before. It may
+    /// leave any of them out.
+    fn begin_steps(
+        &self,
+        connection: &mut Self::Connection,
+        rows: &[FirstRun<'_>],
+    ) -> impl Future<Output = QueryResult<Vec<Begun>>> + Send;
+
+    /// Completes steps of claims that hold: what
+    /// [`transition::complete_step`](oncekey::record::transition::complete_step) decides of them, without a look before. It
+    /// may leave any of them out.
+    fn complete_steps(
+        &self,
+        connection: &mut Self::Connection,
+        rows: &[StepCompletion<'_>],
+    ) -> impl Future<Output = QueryResult<Written>> + Send;
+}
+
+/// The statements of one database on the table of records, and what it says besides.
+///
+/// Each is one atomic statement, committed by itself unless the connection is in a transaction. Rows are given in the
+/// order of their keys, each key once.
+pub(crate) trait Dialect: StepStatements {
     fn read(
         &self,
         connection: &mut Self::Connection,
@@ -145,39 +184,6 @@ pub(crate) trait Dialect: Send + Sync + 'static {
         connection: &mut Self::Connection,
         limit: usize,
     ) -> impl Future<Output = QueryResult<(usize, bool)>> + Send;
-
-    /// Reads the steps of these keys, each key's in their order.
-    fn read_steps(
-        &self,
-        connection: &mut Self::Connection,
-        keys: &[&str],
-    ) -> impl Future<Output = QueryResult<Vec<(Vec<u8>, StepRow)>>> + Send;
-
-    /// Writes a record and its steps, inside a transaction that has the record's row [locked](Self::lock). `false` if a step
-    /// is not what was read, where the transaction shows what was before the lock.
-    fn put_family(
-        &self,
-        connection: &mut Self::Connection,
-        family: &Family<'_>,
-    ) -> impl Future<Output = QueryResult<bool>> + Send;
-
-    /// Begins steps that have no row, of claims that hold: what
-    /// [`transition::begin_step`](oncekey::record::transition::begin_step) decides of them, without a look before. It may
-    /// leave any of them out.
-    fn begin_steps(
-        &self,
-        connection: &mut Self::Connection,
-        rows: &[FirstRun<'_>],
-    ) -> impl Future<Output = QueryResult<Vec<Begun>>> + Send;
-
-    /// Completes steps of claims that hold: what
-    /// [`transition::complete_step`](oncekey::record::transition::complete_step) decides of them, without a look before. It
-    /// may leave any of them out.
-    fn complete_steps(
-        &self,
-        connection: &mut Self::Connection,
-        rows: &[StepCompletion<'_>],
-    ) -> impl Future<Output = QueryResult<Written>> + Send;
 
     /// Counts by state.
     fn stats(&self, connection: &mut Self::Connection) -> impl Future<Output = QueryResult<Vec<(i16, i64)>>> + Send;

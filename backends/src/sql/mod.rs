@@ -28,7 +28,9 @@ pub(crate) use bind::Bind;
 #[cfg(feature = "blocking")]
 pub(crate) use blocking::{BlockingConnection, BlockingDialect, Transacting, Transactions, complete_in};
 pub(crate) use core::{BATCHES, Core};
-pub(crate) use dialect::{Begun, Claimed, Dialect, Failure, Keyed, PURGE_LOOKS_AGAIN, Written};
+pub(crate) use dialect::{
+    Begun, Claimed, Database, Dialect, Failure, Keyed, PURGE_LOOKS_AGAIN, StepStatements, Written,
+};
 pub(crate) use error::of_read;
 pub(crate) use fragment::{Fragment, Part};
 pub(crate) use handle::{by_core, sql_backend};

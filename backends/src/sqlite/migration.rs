@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 use diesel::connection::SimpleConnection as _;
 use diesel::dsl::sql;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Nullable};
+use diesel::sql_types::{BigInt, Nullable, Text};
 
 use super::clock::NotAnchored;
 use crate::migration::{self, Migration, Schema, Statements};
@@ -76,6 +76,13 @@ pub(super) fn bring_up_to_date(connection: &mut SqliteConnection, migrate: bool)
     }
 }
 
+/// Whether there is a table of that name.
+pub(crate) fn has_table(connection: &mut SqliteConnection, name: &str) -> QueryResult<bool> {
+    let found =
+        sql::<BigInt>("SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ").bind::<Text, _>(name);
+    Ok(found.get_result::<i64>(connection)? > 0)
+}
+
 fn statements() -> Statements {
     let made =
         "CREATE TABLE IF NOT EXISTS oncekey_migrations (version TEXT PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID";
@@ -101,8 +108,7 @@ impl Schema for Tables<'_> {
     }
 
     async fn version(&mut self) -> QueryResult<i64> {
-        let is_there = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'oncekey_migrations'";
-        if sql::<BigInt>(is_there).get_result::<i64>(self.0)? == 0 {
+        if !has_table(self.0, "oncekey_migrations")? {
             return Ok(0);
         }
         let newest = sql::<Nullable<BigInt>>("SELECT max(CAST(version AS INTEGER)) FROM oncekey_migrations");
