@@ -75,10 +75,7 @@ fn can_return(version: &str) -> bool {
 }
 
 fn statements(place: &Place) -> Statements {
-    let versions = place.beside("_migrations");
-    let made = format!("CREATE TABLE IF NOT EXISTS {versions} (version BIGINT NOT NULL PRIMARY KEY) ENGINE = InnoDB");
-    let record = |version| format!("INSERT IGNORE INTO {versions} VALUES ({version})");
-    Statements::new(made, MIGRATIONS, |text| place.fill(text), record)
+    place.statements(MIGRATIONS, "(version BIGINT NOT NULL PRIMARY KEY) ENGINE = InnoDB", "INSERT IGNORE")
 }
 
 /// All of it as statements, for tables with their default names in the database that is used.

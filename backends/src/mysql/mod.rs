@@ -8,6 +8,7 @@ mod doctor;
 mod error;
 pub(crate) mod flush;
 pub(crate) mod migration;
+mod purge;
 mod session;
 mod steps;
 pub(crate) mod table;

@@ -12,8 +12,7 @@ use oncekey::record::Steps;
 
 use super::table::{Mysql, NOW, padded, repeated, written};
 use crate::sql::{
-    Begun, Bind, Family, FirstRun, Fragment, PURGE_LOOKS_AGAIN, StepChange, StepCompletion, StepRow, StepStatements,
-    StepTypes, Written,
+    Begun, Bind, Family, FirstRun, Fragment, StepChange, StepCompletion, StepRow, StepStatements, StepTypes, Written,
 };
 
 const COLUMNS: &str =
@@ -234,27 +233,5 @@ impl Mysql {
             values = values.join(" UNION ALL "),
             max = Steps::MAX
         )
-    }
-
-    /// Removes a record with its steps, whose time is over. A claim is kept for as long as it would be after a release, and
-    /// while one of its steps is not settled: it is looked at again later.
-    pub(super) async fn purge_family(&self, connection: &mut AsyncMysqlConnection, key: &[u8]) -> QueryResult<usize> {
-        let Self { table, steps, .. } = self;
-        let text = format!(
-            "UPDATE {table} AS r SET r.purge_at = {NOW} + {PURGE_LOOKS_AGAIN} WHERE r.record_key = ? \
-             AND r.purge_at <= {NOW} AND r.state = 1 AND (r.lease_until + COALESCE(r.steps_retention, 0) > {NOW} \
-             OR EXISTS (SELECT 1 FROM {steps} AS s WHERE s.record_key = ? AND s.life = r.steps_life AND s.state = 1 \
-             AND COALESCE(s.reruns_until, 0) < {}))",
-            i64::MAX
-        );
-        let kept = Fragment::<(), _>::new(&text, &[Bind::Bytes(key), Bind::Bytes(key)]).execute(connection).await?;
-        if kept > 0 {
-            return Ok(0);
-        }
-        let text = format!(
-            "DELETE r, s FROM {table} AS r LEFT JOIN {steps} AS s ON s.record_key = r.record_key \
-             WHERE r.record_key = ? AND r.purge_at <= {NOW} AND r.steps_life IS NOT NULL"
-        );
-        Fragment::<(), _>::new(&text, &[Bind::Bytes(key)]).execute(connection).await
     }
 }

@@ -4,7 +4,7 @@
 
 use diesel::QueryResult;
 use diesel::result::{DatabaseErrorKind, Error};
-use diesel::sql_types::{BigInt, Binary, Integer, SmallInt};
+use diesel::sql_types::{BigInt, Binary, SmallInt};
 use diesel_async::{AnsiTransactionManager, AsyncMysqlConnection, RunQueryDsl, SimpleAsyncConnection as _};
 use oncekey::record::StoreTime;
 
@@ -37,7 +37,7 @@ pub(super) struct Mysql {
     pub(super) table: String,
     /// The quoted name of the table of steps.
     pub(super) steps: String,
-    /// The table by which the log's flush is awaited, and whose row [`PURGE_TURN`] says until when a process purges.
+    /// The table by which the log's flush is awaited, and whose row [`PURGE_TURN`](super::purge::PURGE_TURN) says until when a process purges.
     pub(super) flushes: String,
     /// Whether a commit is shown before the log is flushed.
     pub(super) shows_too_early: bool,
@@ -88,12 +88,6 @@ pub(super) fn released(result: QueryResult<()>) -> QueryResult<bool> {
     }
 }
 
-/// The row by which processes take turns at purging, in the table whose other rows are for flushes. Locks by name are of one
-/// node only, or refused, where servers form a cluster.
-const PURGE_TURN: i64 = -1;
-/// How long a turn is at most, so that one whose process ended is taken over.
-const PURGE_TURN_MS: i64 = 30_000;
-
 impl Mysql {
     /// How a completion's statement begins, and where a completion is not too late.
     fn completing(&self) -> (String, String) {
@@ -130,66 +124,6 @@ impl Mysql {
         let lock_wait =
             if is_own { format!(", innodb_lock_wait_timeout = {LOCK_WAIT_SECONDS}") } else { String::new() };
         format!("SET autocommit = @oncekey_autocommit{lock_wait}{}", self.after)
-    }
-
-    /// Whether this connection is the one that purges now.
-    async fn take_turn(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<bool> {
-        let flushes = &self.flushes;
-        let text = format!("SELECT flushes > {NOW} FROM {flushes} WHERE slot = {PURGE_TURN}");
-        let taken: Vec<i64> = Fragment::<BigInt, Bind<'_>>::new(&text, &[]).load(connection).await?;
-        let text = match taken.as_slice() {
-            [0, ..] => format!(
-                "UPDATE {flushes} SET flushes = {NOW} + {PURGE_TURN_MS} WHERE slot = {PURGE_TURN} AND flushes <= {NOW}"
-            ),
-            [_, ..] => return Ok(false),
-            [] => {
-                format!("INSERT IGNORE INTO {flushes} (slot, flushes) VALUES ({PURGE_TURN}, {NOW} + {PURGE_TURN_MS})")
-            }
-        };
-        Ok(Fragment::<(), Bind<'_>>::new(&text, &[]).execute(connection).await? == 1)
-    }
-
-    async fn end_turn(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<()> {
-        let text = format!("UPDATE {} SET flushes = 0 WHERE slot = {PURGE_TURN}", self.flushes);
-        Fragment::<(), Bind<'_>>::new(&text, &[]).execute(connection).await.map(drop)
-    }
-
-    /// The keys of rows whose time is over are read, and each row is locked by itself: a delete by the range of times would
-    /// lock what lies between.
-    async fn purge_locked(&self, connection: &mut AsyncMysqlConnection, limit: usize) -> QueryResult<(usize, bool)> {
-        let table = &self.table;
-        let text = format!(
-            "SELECT record_key, COALESCE(steps_count, 0), steps_life IS NOT NULL FROM {table} WHERE purge_at <= {NOW} \
-             ORDER BY purge_at LIMIT ?"
-        );
-        let rows = [Bind::BigInt(i64::try_from(limit).unwrap_or(i64::MAX))];
-        let due: Vec<(Vec<u8>, i64, i32)> =
-            Fragment::<(Binary, BigInt, Integer), _>::new(&text, &rows).load(connection).await?;
-        let (mut plain, mut families, mut counted) = (Vec::new(), Vec::new(), 0);
-        let mut more = due.len() >= limit;
-        for (key, steps, has_steps) in due {
-            let size = usize::try_from(steps).unwrap_or(0).saturating_add(1);
-            if counted > 0 && size.saturating_add(counted) > limit {
-                more = true;
-                break;
-            }
-            counted += size;
-            if has_steps == 0 { plain.push(key) } else { families.push(key) }
-        }
-        let mut removed = 0;
-        for keys in plain.chunks(256) {
-            let marks = repeated("?", ", ", keys.len());
-            let text = format!(
-                "DELETE FROM {table} WHERE record_key IN ({marks}) AND purge_at <= {NOW} AND steps_life IS NULL"
-            );
-            let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
-            let binds: Vec<_> = padded(&keys).map(Bind::Bytes).collect();
-            removed += Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
-        }
-        for key in families {
-            removed += self.purge_family(connection, &key).await?;
-        }
-        Ok((removed, more))
     }
 }
 
@@ -382,12 +316,7 @@ impl Dialect for Mysql {
     }
 
     async fn purge(&self, connection: &mut AsyncMysqlConnection, limit: usize) -> QueryResult<(usize, bool)> {
-        if limit == 0 || !self.take_turn(connection).await? {
-            return Ok((0, false));
-        }
-        let purged = self.purge_locked(connection, limit).await;
-        self.end_turn(connection).await?;
-        purged
+        self.purge_in_turn(connection, limit).await
     }
 
     async fn stats(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<Vec<(i16, i64)>> {

@@ -74,10 +74,7 @@ pub(super) fn lock(place: &Place, purpose: &str) -> i64 {
 }
 
 fn statements(place: &Place) -> Statements {
-    let versions = place.beside("_migrations");
-    let made = format!("CREATE TABLE IF NOT EXISTS {versions} (version bigint PRIMARY KEY)");
-    let record = |version| format!("INSERT INTO {versions} VALUES ({version})");
-    Statements::new(made, MIGRATIONS, |text| place.fill(text), record)
+    place.statements(MIGRATIONS, "(version bigint PRIMARY KEY)", "INSERT")
 }
 
 /// All of it as statements, for tables with their default names in the search path.

@@ -107,7 +107,6 @@ async fn prepare<D: Server>(connection: &mut D::Connection, wanted: Wanted, owns
 /// One arbiter's handle.
 pub(crate) struct SqlBackend<D: Server> {
     pub(crate) core: Core<D>,
-    #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "only PostgreSQL has anything there"))]
     pub(crate) per_arbiter: D::PerArbiter,
     shared: Arc<Shared<D>>,
 }

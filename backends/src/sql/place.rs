@@ -1,6 +1,7 @@
 //! Where the tables are.
 
 use super::name::Name;
+use crate::migration::{Migration, Statements};
 
 /// A table and those beside it, in the schema or database of the opening, whatever a session uses later.
 #[derive(Debug, Clone)]
@@ -57,6 +58,17 @@ impl Place {
         let names = [("{table}", self.qualified()), ("{name}", self.table()), ("{steps}", self.steps())];
         let names = names.into_iter().chain([("{flushes}", self.beside("_flushes"))]);
         names.fold(text.to_owned(), |text, (name, value)| text.replace(name, &value))
+    }
+}
+
+impl Place {
+    /// The texts of a schema here. `columns` are those of the table of versions, and `insert` is the word by which a row
+    /// gets into it.
+    pub(crate) fn statements(&self, migrations: &[Migration], columns: &str, insert: &str) -> Statements {
+        let versions = self.beside("_migrations");
+        let made = format!("CREATE TABLE IF NOT EXISTS {versions} {columns}");
+        let record = |version| format!("{insert} INTO {versions} VALUES ({version})");
+        Statements::new(made, migrations, |text| self.fill(text), record)
     }
 }
 

@@ -22,6 +22,7 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Wanted {
     /// Of the databases that have schemas. `None`: where the connection finds the table.
+    #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "MySQL's schemas are databases"))]
     pub(crate) schema: Option<Name>,
     pub(crate) table: Name,
     /// Whether the tables may be made and updated.
