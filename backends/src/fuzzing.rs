@@ -48,6 +48,8 @@ pub fn record_of_row(columns: Columns) -> Result<Record, StoreError> {
         fencing_token,
         barrier_owner: withdrawn,
         barrier_until: until,
+        steps_life: None,
+        steps_retention: None,
     }
     .decode()
 }

@@ -40,6 +40,8 @@ mod doctor;
 pub mod fuzzing;
 #[cfg(feature = "memory")]
 mod memory;
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+mod migration;
 #[cfg(feature = "mysql")]
 pub mod mysql;
 #[cfg(all(feature = "outbox", any(feature = "mysql", feature = "postgres", feature = "sqlite")))]

@@ -20,7 +20,7 @@ pub fn schema(database: &str) -> Option<String> {
         #[cfg(feature = "mysql")]
         "mysql" => Some(crate::mysql::migration::schema_text() + &outbox(database)),
         #[cfg(feature = "sqlite")]
-        "sqlite" => Some(crate::sqlite::migration::schema_text()? + &outbox(database)),
+        "sqlite" => Some(crate::sqlite::migration::schema_text() + &outbox(database)),
         _ => None,
     }
 }

@@ -7,8 +7,8 @@ use diesel::{QueryResult, RunQueryDsl as _};
 
 use super::flush::flushing;
 use super::session::as_remembered;
-use super::table::{Bind, FREE_LOCKS, Mysql, NOW, RELEASE_BEGUN, SET_AND_RELEASE, one_completion, released};
-use crate::sql::{BlockingConnection, BlockingDialect, Completion, Fragment, Transacting};
+use super::table::{FREE_LOCKS, Mysql, NOW, RELEASE_BEGUN, SET_AND_RELEASE, released};
+use crate::sql::{Bind, BlockingConnection, BlockingDialect, Completion, Fragment, Transacting};
 
 impl BlockingDialect for Mysql {
     type Backend = Backend;
@@ -26,7 +26,7 @@ impl BlockingDialect for Mysql {
         connection: &mut C,
         row: &Completion<'_>,
     ) -> QueryResult<bool> {
-        let (text, binds) = (self.one_completion(), one_completion(row));
+        let (text, binds) = (self.one_completion(), row.binds());
         Ok(Fragment::<(), _>::new(&text, &binds).execute(connection)? > 0)
     }
 
@@ -39,12 +39,10 @@ impl BlockingDialect for Mysql {
             "SELECT COUNT(*) FROM {} WHERE record_key = ? AND owner = ? AND state = 2 AND purge_at > {NOW}",
             self.table
         );
-        let binds = [Bind::Bytes(row.key.as_bytes()), Bind::Bytes(row.owner)];
+        let binds = [Bind::Text(row.key), Bind::Bytes(row.owner)];
         let found: i64 = Fragment::<BigInt, _>::new(&text, &binds).get_result(connection)?;
-        if found > 0
-            && let Some(flushes) = &self.flushes
-        {
-            Fragment::<(), Bind<'_>>::new(&flushing(flushes), &[]).execute(connection)?;
+        if found > 0 && self.shows_too_early {
+            Fragment::<(), Bind<'_>>::new(&flushing(&self.flushes), &[]).execute(connection)?;
         }
         Ok(found > 0)
     }

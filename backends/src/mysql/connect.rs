@@ -1,35 +1,21 @@
 //! Opening connections: the URL, TLS, and what each connection is set to.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use diesel::result::{ConnectionError, ConnectionResult};
 use diesel::sql_types::Text;
 use diesel_async::{AsyncMysqlConnection, RunQueryDsl as _, SimpleAsyncConnection as _};
 use mysql_async::{Opts, OptsBuilder, SslOpts};
-use tokio::time::timeout;
 use tracing::warn;
 
 use super::MysqlOpenError;
-use super::table::Bind;
 use crate::Finding;
 use crate::query::Query;
-use crate::sql::Fragment;
-
-/// How long the server may take to answer a new connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+use crate::sql::{Bind, Fragment, is_loopback};
 
 /// How long a step waits for another session's lock on a row: it must not keep the other rows of its batch waiting past the
 /// store deadline.
 pub(super) const LOCK_WAIT_SECONDS: u32 = 1;
-
-/// How connections are opened.
-#[derive(Clone)]
-pub(super) struct Connector {
-    options: Opts,
-    limits_lock_waits: bool,
-}
 
 /// A session's settings that decide whether records are right.
 pub(super) struct Settings {
@@ -105,7 +91,7 @@ impl Settings {
 /// Without autocommit nothing is committed, and READ UNCOMMITTED would replay an outcome that is rolled back later. With
 /// SERIALIZABLE or with InnoDB's snapshot isolation an operation and the heartbeats of its own claim stand in each other's
 /// way.
-async fn set_up(connection: &mut AsyncMysqlConnection, limits_lock_waits: bool) -> diesel::QueryResult<()> {
+async fn set_up(connection: &mut AsyncMysqlConnection, is_for_steps: bool) -> diesel::QueryResult<()> {
     let found = Settings::of(connection).await?;
     let mut text = "SET autocommit = 1".to_owned();
     if !matches!(found.isolation.as_str(), "REPEATABLE-READ" | "READ-COMMITTED") {
@@ -114,7 +100,7 @@ async fn set_up(connection: &mut AsyncMysqlConnection, limits_lock_waits: bool) 
     if found.snapshot_isolation.is_some() {
         text.push_str("; SET SESSION innodb_snapshot_isolation = OFF");
     }
-    if limits_lock_waits {
+    if is_for_steps {
         // Operations get the server's own limit back.
         let limit = format!(
             "; SET @oncekey_lock_wait = @@innodb_lock_wait_timeout; SET innodb_lock_wait_timeout = {LOCK_WAIT_SECONDS}"
@@ -124,80 +110,63 @@ async fn set_up(connection: &mut AsyncMysqlConnection, limits_lock_waits: bool) 
     connection.batch_execute(&text).await
 }
 
-impl Connector {
-    /// Reads a URL, with the parameters that `mysql_async` takes and `ssl_ca=PATH`. Where nothing is said of TLS a server on this machine
-    /// is spoken to without, and any other only by TLS with a verified certificate.
-    pub(super) fn new(url: &str) -> Result<Self, MysqlOpenError> {
-        let mut query = Query::of(url);
-        let roots = match query.take("ssl_ca") {
-            Some(None) => return Err(MysqlOpenError::Url("a percent sign in ssl_ca stands for no text")),
-            roots => roots.flatten().map(PathBuf::from),
-        };
-        let options = Opts::from_url(&query.rest()).map_err(|_| {
-            MysqlOpenError::Url("it has the form mysql://USER:PASSWORD@HOST:PORT/DATABASE?require_ssl=true")
-        })?;
-        if options.db_name().is_none() {
-            return Err(MysqlOpenError::Url("it names no database"));
+/// Reads a URL, with the parameters that `mysql_async` takes and `ssl_ca=PATH`. Where nothing is said of TLS a server on this machine
+/// is spoken to without, and any other only by TLS with a verified certificate.
+pub(super) fn read_url(url: &str) -> Result<Opts, MysqlOpenError> {
+    let mut query = Query::of(url);
+    let roots = match query.take("ssl_ca") {
+        Some(None) => return Err(MysqlOpenError::Url("a percent sign in ssl_ca stands for no text")),
+        roots => roots.flatten().map(PathBuf::from),
+    };
+    let options = Opts::from_url(&query.rest()).map_err(|_| {
+        MysqlOpenError::Url("it has the form mysql://USER:PASSWORD@HOST:PORT/DATABASE?require_ssl=true")
+    })?;
+    if options.db_name().is_none() {
+        return Err(MysqlOpenError::Url("it names no database"));
+    }
+    let is_local = options.socket().is_some() || is_loopback(options.ip_or_hostname());
+    let asked = options.ssl_opts().cloned();
+    let tls = match asked {
+        Some(asked) => {
+            if !is_local && (asked.skip_domain_validation() || asked.accept_invalid_certs()) {
+                warn!("TLS without verification: whoever answers is taken for the MySQL server");
+            }
+            Some(asked)
         }
-        let is_local = options.socket().is_some() || is_loopback(options.ip_or_hostname());
-        let asked = options.ssl_opts().cloned();
-        let tls = match asked {
-            Some(asked) => {
-                if !is_local && (asked.skip_domain_validation() || asked.accept_invalid_certs()) {
-                    warn!("TLS without verification: whoever answers is taken for the MySQL server");
-                }
-                Some(asked)
-            }
-            None if is_local => None,
-            None if query.value("require_ssl").as_deref() == Some("false") => {
-                warn!("require_ssl=false: the connection to the MySQL server is not encrypted");
-                None
-            }
-            None => Some(SslOpts::default()),
-        };
-        let tls = match roots {
-            Some(roots) => {
-                std::fs::metadata(&roots)
-                    .map_err(|error| MysqlOpenError::Certificates(format!("{}: {error}", roots.display())))?;
-                let tls = tls.unwrap_or_default().with_root_certs(vec![roots.into()]);
-                Some(tls.with_disable_built_in_roots(true))
-            }
-            None => tls,
-        };
-        let options = OptsBuilder::from_opts(options)
-            .ssl_opts(tls)
-            .stmt_cache_size(0) // Diesel keeps the statements.
-            // An UPDATE counts the rows that it finds: one that changes nothing has succeeded all the same.
-            .client_found_rows(true)
-            // What follows is on this machine already: a socket of another server is not looked for.
-            .prefer_socket(false);
-        Ok(Self { options: options.into(), limits_lock_waits: false })
-    }
-
-    /// The same for connections on which steps are taken, which wait for another session's lock for a short while only.
-    pub(super) fn for_steps(&self) -> Self {
-        Self { limits_lock_waits: true, ..self.clone() }
-    }
-
-    /// Connects and sets the connection up, within the time-out: the driver has none, and a server that does not answer would
-    /// hold the caller for ever.
-    pub(super) async fn connect(self) -> ConnectionResult<AsyncMysqlConnection> {
-        let silent = |_| ConnectionError::BadConnection(format!("MySQL did not answer within {CONNECT_TIMEOUT:?}"));
-        timeout(CONNECT_TIMEOUT, self.connect_and_set_up()).await.map_err(silent)?
-    }
-
-    async fn connect_and_set_up(self) -> ConnectionResult<AsyncMysqlConnection> {
-        let connection = mysql_async::Conn::new(self.options).await;
-        let connection = connection.map_err(|error| ConnectionError::BadConnection(error.to_string()))?;
-        let mut connection = AsyncMysqlConnection::try_from(connection).await?;
-        let set_up = set_up(&mut connection, self.limits_lock_waits).await;
-        set_up.map_err(ConnectionError::CouldntSetupConfiguration)?;
-        Ok(connection)
-    }
+        None if is_local => None,
+        None if query.value("require_ssl").as_deref() == Some("false") => {
+            warn!("require_ssl=false: the connection to the MySQL server is not encrypted");
+            None
+        }
+        None => Some(SslOpts::default()),
+    };
+    let tls = match roots {
+        Some(roots) => {
+            std::fs::metadata(&roots)
+                .map_err(|error| MysqlOpenError::Certificates(format!("{}: {error}", roots.display())))?;
+            let tls = tls.unwrap_or_default().with_root_certs(vec![roots.into()]);
+            Some(tls.with_disable_built_in_roots(true))
+        }
+        None => tls,
+    };
+    let options = OptsBuilder::from_opts(options)
+        .ssl_opts(tls)
+        .stmt_cache_size(0) // Diesel keeps the statements.
+        // An UPDATE counts the rows that it finds: one that changes nothing has succeeded all the same.
+        .client_found_rows(true)
+        // What follows is on this machine already: a socket of another server is not looked for.
+        .prefer_socket(false);
+    Ok(options.into())
 }
 
-fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+/// Connects and sets the connection up.
+pub(super) async fn connect(options: Opts, is_for_steps: bool) -> ConnectionResult<AsyncMysqlConnection> {
+    let connection = mysql_async::Conn::new(options).await;
+    let connection = connection.map_err(|error| ConnectionError::BadConnection(error.to_string()))?;
+    let mut connection = AsyncMysqlConnection::try_from(connection).await?;
+    let set_up = set_up(&mut connection, is_for_steps).await;
+    set_up.map_err(ConnectionError::CouldntSetupConfiguration)?;
+    Ok(connection)
 }
 
 #[cfg(test)]
@@ -206,12 +175,12 @@ mod tests {
 
     #[test]
     fn a_server_elsewhere_is_verified_unless_told_otherwise() {
-        let tls = |url: &str| Connector::new(url).unwrap().options.ssl_opts().cloned();
+        let tls = |url: &str| read_url(url).unwrap().ssl_opts().cloned();
         assert!(tls("mysql://u@127.0.0.1/d").is_none());
         assert!(tls("mysql://u@db.example/d?require_ssl=false").is_none());
         let verified = tls("mysql://u@db.example/d").unwrap();
         assert!(!verified.skip_domain_validation() && !verified.accept_invalid_certs());
-        assert!(matches!(Connector::new("mysql://u:secret@h/"), Err(MysqlOpenError::Url(_))));
+        assert!(matches!(read_url("mysql://u:secret@h/"), Err(MysqlOpenError::Url(_))));
         // What a password, a user or a database says is no parameter.
         for url in ["mysql://u:require_ssl=false@h/d", "mysql://require_ssl=false@h/d", "mysql://u@h/require_ssl=false"]
         {
@@ -221,6 +190,6 @@ mod tests {
         let path = folder.path().join("a b.pem");
         std::fs::write(&path, "").unwrap();
         let encoded = path.to_str().unwrap().replace(' ', "%20");
-        assert!(Connector::new(&format!("mysql://u@h/d?ssl_ca={encoded}")).is_ok());
+        assert!(read_url(&format!("mysql://u@h/d?ssl_ca={encoded}")).is_ok());
     }
 }

@@ -5,10 +5,9 @@ use diesel::sql_types::{BigInt, Text};
 use diesel_async::{AsyncMysqlConnection, RunQueryDsl as _};
 
 use super::connect::Settings;
-use super::migration::{Place, number};
-use super::table::Bind;
+use super::migration::number;
 use crate::Finding;
-use crate::sql::Fragment;
+use crate::sql::{Bind, Fragment, Place};
 
 const LOST: &str =
     "after a crash the server may have lost what it confirmed: operations whose outcome was answered run again";

@@ -8,8 +8,7 @@ use diesel::QueryResult;
 use diesel_async::{AsyncMysqlConnection, RunQueryDsl};
 
 use super::migration::number;
-use super::table::Bind;
-use crate::sql::Fragment;
+use crate::sql::{Bind, Fragment};
 
 /// Makes the table `{flushes}`.
 pub(crate) const TABLE: &str = include_str!("../../migrations/mysql/2_flushes.sql");

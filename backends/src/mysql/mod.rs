@@ -8,19 +8,18 @@ mod doctor;
 mod error;
 pub(crate) mod flush;
 pub(crate) mod migration;
-mod options;
+mod purge;
 mod session;
 mod steps;
 pub(crate) mod table;
 
-pub use backend::MysqlBackend;
+pub use backend::{MysqlBackend, MysqlBuilder};
 pub use error::MysqlOpenError;
-pub use options::MysqlBuilder;
 
 pub use crate::sql::InvalidName;
 
 /// For the fuzz targets.
 #[cfg(fuzzing)]
 pub(crate) fn read_url(url: &str) -> Result<(), MysqlOpenError> {
-    connect::Connector::new(url).map(drop)
+    connect::read_url(url).map(drop)
 }

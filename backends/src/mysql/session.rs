@@ -4,8 +4,7 @@ use diesel::QueryResult;
 use diesel::sql_types::{Bool, Text};
 use diesel_async::{AsyncMysqlConnection, RunQueryDsl as _};
 
-use super::table::Bind;
-use crate::sql::Fragment;
+use crate::sql::{Bind, Fragment};
 
 /// Settings that a later user of the connection would trip over, under all their names: servers know different ones.
 const SETTINGS: &str = "'autocommit', 'character_set_client', 'character_set_results', 'collation_connection', \

@@ -6,35 +6,17 @@
 use std::fmt::Write as _;
 
 use diesel::QueryResult;
-use diesel::sql_types::{BigInt, Binary, Nullable, SmallInt};
+use diesel::sql_types::{BigInt, Binary};
 use diesel_async::{AsyncMysqlConnection, RunQueryDsl, SimpleAsyncConnection as _};
 use oncekey::record::Steps;
 
-use super::table::{Bind, Mysql, NOW, columns, padded, repeated, written};
+use super::table::{Mysql, NOW, padded, repeated, written};
 use crate::sql::{
-    Begun, Family, FirstRun, Fragment, PURGE_LOOKS_AGAIN, StepChange, StepColumns, StepCompletion, StepRow, Written,
+    Begun, Bind, Family, FirstRun, Fragment, StepChange, StepCompletion, StepRow, StepStatements, StepTypes, Written,
 };
-
-type StepTypes =
-    (Binary, BigInt, Nullable<Binary>, BigInt, BigInt, BigInt, BigInt, Nullable<BigInt>, SmallInt, Nullable<Binary>);
 
 const COLUMNS: &str =
     "life, ordinal, fingerprint, attempt, run_token, run_number, began_at, reruns_until, state, outcome";
-
-fn step_columns<'a>(step: &StepColumns<'a>) -> [Bind<'a>; 10] {
-    [
-        Bind::BigInt(step.life),
-        Bind::BigInt(step.ordinal),
-        Bind::MaybeBytes(step.fingerprint),
-        Bind::BigInt(step.attempt),
-        Bind::BigInt(step.run_token),
-        Bind::BigInt(step.run_number),
-        Bind::BigInt(step.began_at),
-        Bind::MaybeBigInt(step.reruns_until),
-        Bind::SmallInt(step.state),
-        Bind::MaybeBytes(step.outcome),
-    ]
-}
 
 /// Bytes in a statement without parameters.
 fn literal(bytes: &[u8]) -> String {
@@ -52,8 +34,8 @@ fn or_null<T>(value: Option<T>, text: impl FnOnce(T) -> String) -> String {
     value.map_or_else(|| "NULL".to_owned(), text)
 }
 
-impl Mysql {
-    pub(super) async fn steps_of(
+impl StepStatements for Mysql {
+    async fn read_steps(
         &self,
         connection: &mut AsyncMysqlConnection,
         keys: &[&str],
@@ -64,11 +46,11 @@ impl Mysql {
             self.steps,
             repeated("?", ", ", keys.len())
         );
-        let binds: Vec<_> = padded(keys).map(|key| Bind::Bytes(key.as_bytes())).collect();
+        let binds: Vec<_> = padded(keys).map(Bind::Text).collect();
         Fragment::<(Binary, StepTypes), _>::new(&text, &binds).load(connection).await
     }
 
-    pub(super) async fn put(&self, connection: &mut AsyncMysqlConnection, family: &Family<'_>) -> QueryResult<bool> {
+    async fn put_family(&self, connection: &mut AsyncMysqlConnection, family: &Family<'_>) -> QueryResult<bool> {
         let Family { row, steps, changes, drops_steps } = family;
         let key = row.key.as_bytes();
         for change in changes {
@@ -95,11 +77,72 @@ impl Mysql {
             Bind::BigInt(steps.map_or(0, |steps| steps.added)),
             Bind::Bytes(key),
         ];
-        let binds: Vec<_> = columns(row).into_iter().chain(of_steps).collect();
+        let binds: Vec<_> = row.binds().into_iter().chain(of_steps).collect();
         let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
         Ok(counted > 0)
     }
 
+    /// Begins steps in one transaction, which is one message to the server. A look tells which steps were begun.
+    async fn begin_steps(
+        &self,
+        connection: &mut AsyncMysqlConnection,
+        rows: &[FirstRun<'_>],
+    ) -> QueryResult<Vec<Begun>> {
+        let Self { table, steps, .. } = self;
+        let text = self.begin_text(rows);
+        if let Err(error) = connection.batch_execute(&text).await {
+            // A statement that failed leaves the transaction open. Where this fails too, the connection is closed.
+            let _ = connection.batch_execute("ROLLBACK").await;
+            return Err(error);
+        }
+        let each = "(s.record_key = ? AND s.name = ? AND s.run_number = ? AND r.owner = ?)";
+        let text = format!(
+            "SELECT s.record_key, s.life, s.run_token FROM {steps} AS s JOIN {table} AS r ON r.record_key = s.record_key \
+             WHERE s.state = 1 AND s.attempt = 1 AND s.run_token = r.fencing_token AND s.life = r.steps_life AND ({})",
+            repeated(each, " OR ", rows.len())
+        );
+        let binds: Vec<_> = padded(rows)
+            .flat_map(|row| {
+                let (key, name) = (Bind::Text(row.key), Bind::Text(row.name));
+                [key, name, Bind::BigInt(row.number), Bind::Bytes(row.owner)]
+            })
+            .collect();
+        Fragment::<(Binary, BigInt, BigInt), _>::new(&text, &binds).load(connection).await
+    }
+
+    /// Each pair of rows counts twice: the record is written as it is, so that it is locked whatever the isolation is.
+    async fn complete_steps(
+        &self,
+        connection: &mut AsyncMysqlConnection,
+        rows: &[StepCompletion<'_>],
+    ) -> QueryResult<Written> {
+        let each = "(r.record_key = ? AND r.steps_life = ? AND s.name = ? AND s.run_token = ? AND s.run_number = ?)";
+        let (outcome, outcomes) = match rows {
+            [row] => ("?".to_owned(), vec![Bind::Bytes(row.outcome)]),
+            rows => {
+                let outcome = repeated("WHEN ? THEN CAST(? AS BINARY)", " ", rows.len());
+                let binds = padded(rows).flat_map(|row| [Bind::Text(row.key), Bind::Bytes(row.outcome)]);
+                (format!("CASE s.record_key {outcome} END"), binds.collect())
+            }
+        };
+        let text = format!(
+            "UPDATE {} AS r STRAIGHT_JOIN {} AS s ON s.record_key = r.record_key AND s.life = r.steps_life \
+             SET s.state = 2, s.outcome = {outcome}, r.attempt = r.attempt \
+             WHERE r.state = 1 AND r.lease_until > {NOW} AND s.state = 1 AND r.record_key IN ({}) AND ({})",
+            self.table,
+            self.steps,
+            repeated("?", ", ", rows.len()),
+            repeated(each, " OR ", rows.len())
+        );
+        let conditions = padded(rows).flat_map(|row| row.binds().into_iter().take(5));
+        let keys = padded(rows).map(|row| Bind::Text(row.key));
+        let binds: Vec<_> = outcomes.into_iter().chain(keys).chain(conditions).collect();
+        let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
+        Ok(written(counted, 2 * rows.len()))
+    }
+}
+
+impl Mysql {
     /// A transaction of the application's may show what was before it had the record's lock: so a step must still be what it
     /// was read as.
     async fn put_step(
@@ -124,13 +167,13 @@ impl Mysql {
                 Bind::BigInt(was.run_number),
                 Bind::SmallInt(was.state),
             ];
-            let binds: Vec<_> = step_columns(&change.step).into_iter().chain(expected).collect();
+            let binds: Vec<_> = change.step.binds().into_iter().chain(expected).collect();
             return Ok(Fragment::<(), _>::new(&text, &binds).execute(connection).await? > 0);
         }
         let insert = format!(
             "INSERT IGNORE INTO {steps} (record_key, name, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         );
-        let binds: Vec<_> = [Bind::Bytes(key), name].into_iter().chain(step_columns(&change.step)).collect();
+        let binds: Vec<_> = [Bind::Bytes(key), name].into_iter().chain(change.step.binds()).collect();
         if Fragment::<(), _>::new(&insert, &binds).execute(connection).await? > 0 {
             return Ok(true);
         }
@@ -141,34 +184,6 @@ impl Mysql {
             return Ok(false);
         }
         Ok(Fragment::<(), _>::new(&insert, &binds).execute(connection).await? > 0)
-    }
-
-    /// Begins steps in one transaction, which is one message to the server. A look tells which steps were begun.
-    pub(super) async fn begin_unseen(
-        &self,
-        connection: &mut AsyncMysqlConnection,
-        rows: &[FirstRun<'_>],
-    ) -> QueryResult<Vec<Begun>> {
-        let Self { table, steps, .. } = self;
-        let text = self.begin_text(rows);
-        if let Err(error) = connection.batch_execute(&text).await {
-            // A statement that failed leaves the transaction open. Where this fails too, the connection is closed.
-            let _ = connection.batch_execute("ROLLBACK").await;
-            return Err(error);
-        }
-        let each = "(s.record_key = ? AND s.name = ? AND s.run_number = ? AND r.owner = ?)";
-        let text = format!(
-            "SELECT s.record_key, s.life, s.run_token FROM {steps} AS s JOIN {table} AS r ON r.record_key = s.record_key \
-             WHERE s.state = 1 AND s.attempt = 1 AND s.run_token = r.fencing_token AND s.life = r.steps_life AND ({})",
-            repeated(each, " OR ", rows.len())
-        );
-        let binds: Vec<_> = padded(rows)
-            .flat_map(|row| {
-                let (key, name) = (Bind::Bytes(row.key.as_bytes()), Bind::Bytes(row.name.as_bytes()));
-                [key, name, Bind::BigInt(row.number), Bind::Bytes(row.owner)]
-            })
-            .collect();
-        Fragment::<(Binary, BigInt, BigInt), _>::new(&text, &binds).load(connection).await
     }
 
     /// Marks the records, which locks them, and inserts the steps of those that are marked: a record that has too many steps
@@ -218,61 +233,5 @@ impl Mysql {
             values = values.join(" UNION ALL "),
             max = Steps::MAX
         )
-    }
-
-    /// Each pair of rows counts twice: the record is written as it is, so that it is locked whatever the isolation is.
-    pub(super) async fn complete_unseen(
-        &self,
-        connection: &mut AsyncMysqlConnection,
-        rows: &[StepCompletion<'_>],
-    ) -> QueryResult<Written> {
-        let each = "(r.record_key = ? AND r.steps_life = ? AND s.name = ? AND s.run_token = ? AND s.run_number = ?)";
-        let (outcome, outcomes) = match rows {
-            [row] => ("?".to_owned(), vec![Bind::Bytes(row.outcome)]),
-            rows => {
-                let outcome = repeated("WHEN ? THEN CAST(? AS BINARY)", " ", rows.len());
-                let binds = padded(rows).flat_map(|row| [Bind::Bytes(row.key.as_bytes()), Bind::Bytes(row.outcome)]);
-                (format!("CASE s.record_key {outcome} END"), binds.collect())
-            }
-        };
-        let text = format!(
-            "UPDATE {} AS r STRAIGHT_JOIN {} AS s ON s.record_key = r.record_key AND s.life = r.steps_life \
-             SET s.state = 2, s.outcome = {outcome}, r.attempt = r.attempt \
-             WHERE r.state = 1 AND r.lease_until > {NOW} AND s.state = 1 AND r.record_key IN ({}) AND ({})",
-            self.table,
-            self.steps,
-            repeated("?", ", ", rows.len()),
-            repeated(each, " OR ", rows.len())
-        );
-        let conditions = padded(rows).flat_map(|row| {
-            let (key, name) = (Bind::Bytes(row.key.as_bytes()), Bind::Bytes(row.name.as_bytes()));
-            [key, Bind::BigInt(row.life), name, Bind::BigInt(row.run_token), Bind::BigInt(row.run_number)]
-        });
-        let keys = padded(rows).map(|row| Bind::Bytes(row.key.as_bytes()));
-        let binds: Vec<_> = outcomes.into_iter().chain(keys).chain(conditions).collect();
-        let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
-        Ok(written(counted, 2 * rows.len()))
-    }
-
-    /// Removes a record with its steps, whose time is over. A claim is kept for as long as it would be after a release, and
-    /// while one of its steps is not settled: it is looked at again later.
-    pub(super) async fn purge_family(&self, connection: &mut AsyncMysqlConnection, key: &[u8]) -> QueryResult<usize> {
-        let Self { table, steps, .. } = self;
-        let text = format!(
-            "UPDATE {table} AS r SET r.purge_at = {NOW} + {PURGE_LOOKS_AGAIN} WHERE r.record_key = ? \
-             AND r.purge_at <= {NOW} AND r.state = 1 AND (r.lease_until + COALESCE(r.steps_retention, 0) > {NOW} \
-             OR EXISTS (SELECT 1 FROM {steps} AS s WHERE s.record_key = ? AND s.life = r.steps_life AND s.state = 1 \
-             AND COALESCE(s.reruns_until, 0) < {}))",
-            i64::MAX
-        );
-        let kept = Fragment::<(), _>::new(&text, &[Bind::Bytes(key), Bind::Bytes(key)]).execute(connection).await?;
-        if kept > 0 {
-            return Ok(0);
-        }
-        let text = format!(
-            "DELETE r, s FROM {table} AS r LEFT JOIN {steps} AS s ON s.record_key = r.record_key \
-             WHERE r.record_key = ? AND r.purge_at <= {NOW} AND r.steps_life IS NOT NULL"
-        );
-        Fragment::<(), _>::new(&text, &[Bind::Bytes(key)]).execute(connection).await
     }
 }

@@ -3,20 +3,17 @@
 //! Neither says which rows an UPDATE or a DELETE wrote, so that one that wrote fewer than it was to is followed by a look.
 
 use diesel::QueryResult;
-use diesel::mysql::Mysql as Backend;
-use diesel::query_builder::AstPass;
 use diesel::result::{DatabaseErrorKind, Error};
-use diesel::sql_types::{BigInt, Binary, Integer, Nullable, SmallInt};
+use diesel::sql_types::{BigInt, Binary, SmallInt};
 use diesel_async::{AnsiTransactionManager, AsyncMysqlConnection, RunQueryDsl, SimpleAsyncConnection as _};
-use oncekey::backend::StoreError;
 use oncekey::record::StoreTime;
 
 use super::connect::LOCK_WAIT_SECONDS;
 use super::flush::await_flush;
 use super::session::is_as_remembered;
 use crate::sql::{
-    Begun, Claimed, Columns, Completion, Dialect, DieselPool, Expected, Failure, Family, FirstClaim, FirstRun,
-    Fragment, Keyed, Part, Pooled, Row, StepCompletion, StepRow, Taken, Written, from_column, time_of,
+    Bind, Claimed, Columns, Completion, Connections, Database, Dialect, Expected, Failure, FirstClaim, Fragment, Keyed,
+    Row, RowTypes, TimedTypes, Written, locked, timed,
 };
 
 /// The server's time in milliseconds since 1970 when the statement began. By UTC: a local time, from which
@@ -34,56 +31,16 @@ const ROW: &str = "fingerprint, attempt, owner, state, lease_until, on_abandoned
 const ROW_WITHOUT_STEPS: &str = "fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at, \
                                  fencing_token, barrier_owner, barrier_until";
 
-type RowTypes = (
-    Binary,
-    BigInt,
-    Binary,
-    SmallInt,
-    Nullable<BigInt>,
-    Nullable<SmallInt>,
-    Nullable<Binary>,
-    Nullable<BigInt>,
-    BigInt,
-    Nullable<Binary>,
-    Nullable<BigInt>,
-    Nullable<BigInt>,
-    Nullable<BigInt>,
-);
-
-/// A parameter.
-#[derive(Clone, Copy)]
-pub(crate) enum Bind<'a> {
-    Bytes(&'a [u8]),
-    MaybeBytes(Option<&'a [u8]>),
-    BigInt(i64),
-    MaybeBigInt(Option<i64>),
-    SmallInt(i16),
-    MaybeSmallInt(Option<i16>),
-}
-
-impl Part<Backend> for Bind<'_> {
-    fn push<'b>(&'b self, out: &mut AstPass<'_, 'b, Backend>) -> QueryResult<()> {
-        match self {
-            Self::Bytes(value) => out.push_bind_param::<Binary, _>(*value),
-            Self::MaybeBytes(value) => out.push_bind_param::<Nullable<Binary>, _>(value),
-            Self::BigInt(value) => out.push_bind_param::<BigInt, _>(value),
-            Self::MaybeBigInt(value) => out.push_bind_param::<Nullable<BigInt>, _>(value),
-            Self::SmallInt(value) => out.push_bind_param::<SmallInt, _>(value),
-            Self::MaybeSmallInt(value) => out.push_bind_param::<Nullable<SmallInt>, _>(value),
-        }
-    }
-}
-
-/// MySQL or MariaDB, by one arbiter's pool, and the tables' quoted names.
+/// MySQL or MariaDB, by one arbiter's connections, and the tables' quoted names.
 pub(super) struct Mysql {
-    pub(super) pool: DieselPool<AsyncMysqlConnection>,
-    /// How many connections that has at most, unless it tells.
-    pub(super) size: usize,
+    pub(super) connections: Connections<AsyncMysqlConnection>,
     pub(super) table: String,
     /// The quoted name of the table of steps.
     pub(super) steps: String,
-    /// The table whose row [`PURGE_TURN`] says until when a process purges.
-    pub(super) turns: String,
+    /// The table by which the log's flush is awaited, and whose row [`PURGE_TURN`](super::purge::PURGE_TURN) says until when a process purges.
+    pub(super) flushes: String,
+    /// Whether a commit is shown before the log is flushed.
+    pub(super) shows_too_early: bool,
     /// An expression for what a session has set, and whether it can give up locks by name.
     pub(super) left_there: String,
     pub(super) frees_locks: bool,
@@ -94,10 +51,6 @@ pub(super) struct Mysql {
     pub(super) after: &'static str,
     /// Whether an INSERT can return what it inserted.
     pub(super) returns: bool,
-    /// The table by which the log's flush is awaited, where a commit is shown before it.
-    pub(super) flushes: Option<String>,
-    /// Whether the connections are this backend's own, which wait for locks for [`LOCK_WAIT_SECONDS`] only.
-    pub(super) limits_lock_waits: bool,
 }
 
 /// The rows of a statement are repeated up to a power of two, so that a connection prepares few statements: a repeated
@@ -114,44 +67,6 @@ pub(super) fn repeated(row: &str, separator: &str, rows: usize) -> String {
 
 pub(super) fn written(rows: usize, wanted: usize) -> Written {
     if rows >= wanted { Written::All } else { Written::Some }
-}
-
-pub(super) fn columns<'a>(row: &Columns<'a>) -> [Bind<'a>; 11] {
-    [
-        Bind::Bytes(row.fingerprint),
-        Bind::BigInt(row.attempt),
-        Bind::Bytes(row.owner),
-        Bind::SmallInt(row.state),
-        Bind::MaybeBigInt(row.lease_until),
-        Bind::MaybeSmallInt(row.on_abandoned),
-        Bind::MaybeBytes(row.outcome),
-        Bind::MaybeBigInt(row.purge_at),
-        Bind::BigInt(row.fencing_token),
-        Bind::MaybeBytes(row.barrier_owner),
-        Bind::MaybeBigInt(row.barrier_until),
-    ]
-}
-
-fn expected<'a>(row: &Expected<'a>) -> [Bind<'a>; 6] {
-    [
-        Bind::Bytes(row.key.as_bytes()),
-        Bind::Bytes(row.owner),
-        Bind::SmallInt(row.state),
-        Bind::MaybeBigInt(row.lease_until),
-        Bind::MaybeBytes(row.barrier_owner),
-        Bind::MaybeBigInt(row.steps_life),
-    ]
-}
-
-fn first_claim(row: FirstClaim<'_>) -> [Bind<'_>; 6] {
-    [
-        Bind::Bytes(row.key.as_bytes()),
-        Bind::Bytes(row.fingerprint),
-        Bind::Bytes(row.owner),
-        Bind::BigInt(row.lease),
-        Bind::SmallInt(row.on_abandoned),
-        Bind::MaybeBigInt(row.kept),
-    ]
 }
 
 pub(super) const RELEASE_BEGUN: &str = "RELEASE SAVEPOINT oncekey_begun";
@@ -171,18 +86,6 @@ pub(super) fn released(result: QueryResult<()>) -> QueryResult<bool> {
         }
         Err(error) => Err(error),
     }
-}
-
-/// The row by which processes take turns at purging, in the table whose other rows are for flushes. Locks by name are of one
-/// node only, or refused, where servers form a cluster.
-const PURGE_TURN: i64 = -1;
-/// How long a turn is at most, so that one whose process ended is taken over.
-const PURGE_TURN_MS: i64 = 30_000;
-
-/// What [`Mysql::one_completion`] is given.
-pub(super) fn one_completion<'a>(row: &Completion<'a>) -> [Bind<'a>; 4] {
-    let Completion { key, owner, outcome, retention } = *row;
-    [Bind::Bytes(outcome), Bind::BigInt(retention), Bind::Bytes(key.as_bytes()), Bind::Bytes(owner)]
 }
 
 impl Mysql {
@@ -222,63 +125,15 @@ impl Mysql {
             if is_own { format!(", innodb_lock_wait_timeout = {LOCK_WAIT_SECONDS}") } else { String::new() };
         format!("SET autocommit = @oncekey_autocommit{lock_wait}{}", self.after)
     }
+}
 
-    /// Whether this connection is the one that purges now.
-    async fn take_turn(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<bool> {
-        let turns = &self.turns;
-        let text = format!("SELECT flushes > {NOW} FROM {turns} WHERE slot = {PURGE_TURN}");
-        let taken: Vec<i64> = Fragment::<BigInt, Bind<'_>>::new(&text, &[]).load(connection).await?;
-        let text = match taken.as_slice() {
-            [0, ..] => format!(
-                "UPDATE {turns} SET flushes = {NOW} + {PURGE_TURN_MS} WHERE slot = {PURGE_TURN} AND flushes <= {NOW}"
-            ),
-            [_, ..] => return Ok(false),
-            [] => format!("INSERT IGNORE INTO {turns} (slot, flushes) VALUES ({PURGE_TURN}, {NOW} + {PURGE_TURN_MS})"),
-        };
-        Ok(Fragment::<(), Bind<'_>>::new(&text, &[]).execute(connection).await? == 1)
-    }
+impl Database for Mysql {
+    const NAME: &'static str = "MySQL";
 
-    async fn end_turn(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<()> {
-        let text = format!("UPDATE {} SET flushes = 0 WHERE slot = {PURGE_TURN}", self.turns);
-        Fragment::<(), Bind<'_>>::new(&text, &[]).execute(connection).await.map(drop)
-    }
+    type Connection = AsyncMysqlConnection;
 
-    /// The keys of rows whose time is over are read, and each row is locked by itself: a delete by the range of times would
-    /// lock what lies between.
-    async fn purge_locked(&self, connection: &mut AsyncMysqlConnection, limit: usize) -> QueryResult<(usize, bool)> {
-        let table = &self.table;
-        let text = format!(
-            "SELECT record_key, COALESCE(steps_count, 0), steps_life IS NOT NULL FROM {table} WHERE purge_at <= {NOW} \
-             ORDER BY purge_at LIMIT ?"
-        );
-        let rows = [Bind::BigInt(i64::try_from(limit).unwrap_or(i64::MAX))];
-        let due: Vec<(Vec<u8>, i64, i32)> =
-            Fragment::<(Binary, BigInt, Integer), _>::new(&text, &rows).load(connection).await?;
-        let (mut plain, mut families, mut counted) = (Vec::new(), Vec::new(), 0);
-        let mut more = due.len() >= limit;
-        for (key, steps, has_steps) in due {
-            let size = usize::try_from(steps).unwrap_or(0).saturating_add(1);
-            if counted > 0 && size.saturating_add(counted) > limit {
-                more = true;
-                break;
-            }
-            counted += size;
-            if has_steps == 0 { plain.push(key) } else { families.push(key) }
-        }
-        let mut removed = 0;
-        for keys in plain.chunks(256) {
-            let marks = repeated("?", ", ", keys.len());
-            let text = format!(
-                "DELETE FROM {table} WHERE record_key IN ({marks}) AND purge_at <= {NOW} AND steps_life IS NULL"
-            );
-            let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
-            let binds: Vec<_> = padded(&keys).map(Bind::Bytes).collect();
-            removed += Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
-        }
-        for key in families {
-            removed += self.purge_family(connection, &key).await?;
-        }
-        Ok((removed, more))
+    fn connections(&self) -> &Connections<AsyncMysqlConnection> {
+        &self.connections
     }
 }
 
@@ -305,22 +160,6 @@ impl Dialect for Mysql {
         self.packet.saturating_sub(8 << 10)
     }
 
-    type Connection = AsyncMysqlConnection;
-    type Pooled = Pooled<AsyncMysqlConnection>;
-    type Taken = Taken<AsyncMysqlConnection>;
-
-    async fn lend(&self) -> Result<Self::Pooled, StoreError> {
-        self.pool.lend().await.map_err(|error| StoreError::unavailable(format!("MySQL: {error}")))
-    }
-
-    fn take(pooled: Self::Pooled) -> Self::Taken {
-        pooled.take()
-    }
-
-    fn pool_size(&self) -> usize {
-        self.pool.size().unwrap_or(self.size)
-    }
-
     async fn read(&self, connection: &mut AsyncMysqlConnection, keys: &[&str]) -> QueryResult<(StoreTime, Vec<Keyed>)> {
         let marks = repeated("?", ", ", keys.len());
         // One row without a key, so that the time is known if there is no other.
@@ -330,24 +169,17 @@ impl Dialect for Mysql {
              r.barrier_owner, r.barrier_until, r.steps_life, r.steps_retention FROM (SELECT 1 AS one) AS o LEFT JOIN {} AS r ON r.record_key IN ({marks})",
             self.table
         );
-        let binds: Vec<_> = padded(keys).map(|key| Bind::Bytes(key.as_bytes())).collect();
-        let rows: Vec<(i64, Option<Vec<u8>>, Row)> =
-            Fragment::<(BigInt, Nullable<Binary>, RowTypes), _>::new(&text, &binds).load(connection).await?;
-        let now = time_of(&rows, |(now, ..)| *now);
-        Ok((from_column(now), rows.into_iter().filter_map(|(_, key, row)| Some((key?, row))).collect()))
+        let binds: Vec<_> = padded(keys).map(Bind::Text).collect();
+        Fragment::<TimedTypes, _>::new(&text, &binds).load(connection).await.map(timed)
     }
 
     async fn await_flush(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<()> {
-        let Some(flushes) = &self.flushes else { return Ok(()) };
-        await_flush(connection, flushes).await
+        if self.shows_too_early { await_flush(connection, &self.flushes).await } else { Ok(()) }
     }
 
     async fn lock(&self, connection: &mut AsyncMysqlConnection, key: &str) -> QueryResult<(StoreTime, Option<Row>)> {
         let text = format!("SELECT {NOW}, {ROW} FROM {} WHERE record_key = ? FOR UPDATE", self.table);
-        let binds = [Bind::Bytes(key.as_bytes())];
-        let rows: Vec<(i64, Row)> = Fragment::<(BigInt, RowTypes), _>::new(&text, &binds).load(connection).await?;
-        let found = rows.into_iter().next();
-        Ok(found.map_or((from_column(0), None), |(now, row)| (from_column(now), Some(row))))
+        Fragment::<(BigInt, RowTypes), _>::new(&text, &[Bind::Text(key)]).load(connection).await.map(locked)
     }
 
     async fn claim(&self, connection: &mut AsyncMysqlConnection, rows: &[FirstClaim<'_>]) -> QueryResult<Vec<Claimed>> {
@@ -356,7 +188,7 @@ impl Dialect for Mysql {
         let values = repeated(&each, ", ", rows.len());
         // As in `insert`.
         let text = format!("INSERT IGNORE INTO {table} (record_key, {ROW_WITHOUT_STEPS}) VALUES {values}");
-        let binds: Vec<_> = padded(rows).flat_map(first_claim).collect();
+        let binds: Vec<_> = padded(rows).flat_map(|row| row.binds()).collect();
         if self.returns {
             let text = format!("{text} RETURNING record_key, fencing_token");
             return Fragment::<(Binary, BigInt), _>::new(&text, &binds).load(connection).await;
@@ -368,8 +200,7 @@ impl Dialect for Mysql {
             "SELECT record_key, fencing_token FROM {table} FORCE INDEX (PRIMARY) WHERE {}",
             repeated(each, " OR ", rows.len())
         );
-        let binds: Vec<_> =
-            padded(rows).flat_map(|row| [Bind::Bytes(row.key.as_bytes()), Bind::Bytes(row.owner)]).collect();
+        let binds: Vec<_> = padded(rows).flat_map(|row| [Bind::Text(row.key), Bind::Bytes(row.owner)]).collect();
         Fragment::<(Binary, BigInt), _>::new(&text, &binds).load(connection).await
     }
 
@@ -377,8 +208,7 @@ impl Dialect for Mysql {
         let marks = repeated("(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", ", ", rows.len());
         // IGNORE passes over rows that are there, and would also cut a value that does not fit; all of these do.
         let text = format!("INSERT IGNORE INTO {} (record_key, {ROW_WITHOUT_STEPS}) VALUES {marks}", self.table);
-        let binds: Vec<_> =
-            padded(rows).flat_map(|row| [Bind::Bytes(row.key.as_bytes())].into_iter().chain(columns(&row))).collect();
+        let binds: Vec<_> = padded(rows).flat_map(|row| [Bind::Text(row.key)].into_iter().chain(row.binds())).collect();
         let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
         Ok(written(counted, rows.len()))
     }
@@ -397,7 +227,7 @@ impl Dialect for Mysql {
                  AND steps_life <=> ?",
                 self.table
             );
-            let binds: Vec<_> = columns(row).into_iter().chain(expected(was)).collect();
+            let binds: Vec<_> = row.binds().into_iter().chain(was.binds()).collect();
             let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
             return Ok(written(counted, 1));
         }
@@ -419,20 +249,19 @@ impl Dialect for Mysql {
              r.barrier_owner = a.new_barrier_owner, r.barrier_until = a.new_barrier_until",
             self.table
         );
-        let binds: Vec<_> =
-            padded(rows).flat_map(|(was, row)| expected(&was).into_iter().chain(columns(&row))).collect();
+        let binds: Vec<_> = padded(rows).flat_map(|(was, row)| was.binds().into_iter().chain(row.binds())).collect();
         let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
         Ok(written(counted, rows.len()))
     }
 
     async fn complete(&self, connection: &mut AsyncMysqlConnection, rows: &[Completion<'_>]) -> QueryResult<Written> {
         if let [row] = rows {
-            let (text, binds) = (self.one_completion(), one_completion(row));
+            let (text, binds) = (self.one_completion(), row.binds());
             let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
             return Ok(written(counted, 1));
         }
         fn key<'a>(row: &Completion<'a>) -> Bind<'a> {
-            Bind::Bytes(row.key.as_bytes())
+            Bind::Text(row.key)
         }
 
         let (set, is_to_be_completed) = self.completing();
@@ -456,7 +285,7 @@ impl Dialect for Mysql {
         let each = "(record_key = ? AND owner = ? AND state = ? AND lease_until <=> ? AND barrier_owner <=> ? \
                     AND steps_life <=> ?)";
         let text = format!("DELETE FROM {} WHERE {}", self.table, repeated(each, " OR ", rows.len()));
-        let binds: Vec<_> = padded(rows).flat_map(|row| expected(&row)).collect();
+        let binds: Vec<_> = padded(rows).flat_map(|row| row.binds()).collect();
         let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
         Ok(written(counted, rows.len()))
     }
@@ -466,7 +295,7 @@ impl Dialect for Mysql {
             "DELETE r, s FROM {} AS r LEFT JOIN {} AS s ON s.record_key = r.record_key WHERE r.record_key = ?",
             self.table, self.steps
         );
-        let removed = Fragment::<(), _>::new(&text, &[Bind::Bytes(key.as_bytes())]).execute(connection).await?;
+        let removed = Fragment::<(), _>::new(&text, &[Bind::Text(key)]).execute(connection).await?;
         Ok(removed > 0)
     }
 
@@ -482,48 +311,12 @@ impl Dialect for Mysql {
              ORDER BY record_key LIMIT ?",
             self.table
         );
-        let binds = [Bind::Bytes(after.as_bytes()), Bind::BigInt(i64::try_from(limit).unwrap_or(i64::MAX))];
-        let rows: Vec<(i64, Vec<u8>, Row)> =
-            Fragment::<(BigInt, Binary, RowTypes), _>::new(&text, &binds).load(connection).await?;
-        let now = time_of(&rows, |(now, ..)| *now);
-        Ok((from_column(now), rows.into_iter().map(|(_, key, row)| (key, row)).collect()))
+        let binds = [Bind::Text(after), Bind::BigInt(i64::try_from(limit).unwrap_or(i64::MAX))];
+        Fragment::<TimedTypes, _>::new(&text, &binds).load(connection).await.map(timed)
     }
 
     async fn purge(&self, connection: &mut AsyncMysqlConnection, limit: usize) -> QueryResult<(usize, bool)> {
-        if limit == 0 || !self.take_turn(connection).await? {
-            return Ok((0, false));
-        }
-        let purged = self.purge_locked(connection, limit).await;
-        self.end_turn(connection).await?;
-        purged
-    }
-
-    async fn read_steps(
-        &self,
-        connection: &mut AsyncMysqlConnection,
-        keys: &[&str],
-    ) -> QueryResult<Vec<(Vec<u8>, StepRow)>> {
-        self.steps_of(connection, keys).await
-    }
-
-    async fn put_family(&self, connection: &mut AsyncMysqlConnection, family: &Family<'_>) -> QueryResult<bool> {
-        self.put(connection, family).await
-    }
-
-    async fn begin_steps(
-        &self,
-        connection: &mut AsyncMysqlConnection,
-        rows: &[FirstRun<'_>],
-    ) -> QueryResult<Vec<Begun>> {
-        self.begin_unseen(connection, rows).await
-    }
-
-    async fn complete_steps(
-        &self,
-        connection: &mut AsyncMysqlConnection,
-        rows: &[StepCompletion<'_>],
-    ) -> QueryResult<Written> {
-        self.complete_unseen(connection, rows).await
+        self.purge_in_turn(connection, limit).await
     }
 
     async fn stats(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<Vec<(i16, i64)>> {
@@ -534,7 +327,7 @@ impl Dialect for Mysql {
     /// Without autocommit, so that what an operation does after a deadlock that it has passed over is in a transaction as
     /// well, if another one, and can be rolled back. The savepoint goes with the transaction that it was set in.
     async fn begin(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<()> {
-        let text = self.transaction_text(self.limits_lock_waits);
+        let text = self.transaction_text(self.connections.are_own);
         AnsiTransactionManager::begin_transaction_sql(connection, &text).await
     }
 
@@ -543,7 +336,7 @@ impl Dialect for Mysql {
     }
 
     async fn set_back(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<()> {
-        connection.batch_execute(&self.set_back_text(self.limits_lock_waits)).await
+        connection.batch_execute(&self.set_back_text(self.connections.are_own)).await
     }
 
     async fn clean(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<bool> {
@@ -564,41 +357,30 @@ impl Dialect for Mysql {
             "SELECT record_key FROM {} FORCE INDEX (PRIMARY) WHERE record_key IN ({marks}) FOR UPDATE SKIP LOCKED",
             self.table
         );
-        let binds: Vec<_> = padded(keys).map(|key| Bind::Bytes(key.as_bytes())).collect();
+        let binds: Vec<_> = padded(keys).map(Bind::Text).collect();
         Fragment::<Binary, _>::new(&text, &binds).load(connection).await
     }
 
-    fn failure(error: &Error) -> Failure {
-        match error {
-            Error::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => Failure::Contended,
-            Error::DatabaseError(DatabaseErrorKind::ReadOnlyTransaction, _) => Failure::ReadOnly,
-            Error::DatabaseError(DatabaseErrorKind::UnableToSendCommand | DatabaseErrorKind::ClosedConnection, _)
-            | Error::BrokenTransactionManager => Failure::Disconnected,
-            // Diesel keeps the message and not the number; the driver's own errors come the same way. Where the server
-            // speaks another language a deadlock is not known as one: it is then an error, and never a success.
-            Error::DatabaseError(DatabaseErrorKind::Unknown, information) => match information.message() {
-                message if message.starts_with("Deadlock found") => Failure::Contended,
-                message if message.starts_with("Lock wait timeout exceeded") => Failure::Locked,
-                // MariaDB's snapshot isolation.
-                message if message.starts_with("Record has changed since last read") => Failure::Contended,
-                message if message.starts_with("Input/output error") => Failure::Disconnected,
-                message if message.starts_with("Driver error") => Failure::Disconnected,
-                message if message.starts_with("Server shutdown in progress") => Failure::Disconnected,
-                message if message.starts_with("Connection was killed") => Failure::Disconnected,
-                message if message.starts_with("The client was disconnected by the server because of inactivity") => {
-                    Failure::Disconnected
-                }
-                message if message.contains("read-only option") => Failure::ReadOnly,
-                message if message.starts_with("Running in read-only mode") => Failure::ReadOnly,
-                // A node of a Galera cluster that has lost the others.
-                message if message.starts_with("WSREP has not yet prepared node") => Failure::ReadOnly,
-                message if message.starts_with("The table") && message.ends_with("is full") => Failure::Full,
-                message if message.starts_with("Data too long for column") => Failure::Refused,
-                _ => Failure::Other,
-            },
-            Error::DatabaseError(..) | Error::DeserializationError(_) | Error::SerializationError(_) => {
-                Failure::Refused
+    /// The driver's own errors come the same way.
+    fn failure_by_message(message: &str) -> Failure {
+        match message {
+            message if message.starts_with("Deadlock found") => Failure::Contended,
+            message if message.starts_with("Lock wait timeout exceeded") => Failure::Locked,
+            // MariaDB's snapshot isolation.
+            message if message.starts_with("Record has changed since last read") => Failure::Contended,
+            message if message.starts_with("Input/output error") => Failure::Disconnected,
+            message if message.starts_with("Driver error") => Failure::Disconnected,
+            message if message.starts_with("Server shutdown in progress") => Failure::Disconnected,
+            message if message.starts_with("Connection was killed") => Failure::Disconnected,
+            message if message.starts_with("The client was disconnected by the server because of inactivity") => {
+                Failure::Disconnected
             }
+            message if message.contains("read-only option") => Failure::ReadOnly,
+            message if message.starts_with("Running in read-only mode") => Failure::ReadOnly,
+            // A node of a Galera cluster that has lost the others.
+            message if message.starts_with("WSREP has not yet prepared node") => Failure::ReadOnly,
+            message if message.starts_with("The table") && message.ends_with("is full") => Failure::Full,
+            message if message.starts_with("Data too long for column") => Failure::Refused,
             _ => Failure::Other,
         }
     }

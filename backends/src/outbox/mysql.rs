@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use diesel::QueryResult;
 use diesel::sql_types::{BigInt, Binary};
-use diesel_async::pooled_connection::deadpool::{Object, Pool};
+use diesel_async::pooled_connection::deadpool::Pool;
 use diesel_async::{AsyncConnection as _, AsyncMysqlConnection, RunQueryDsl, SimpleAsyncConnection as _};
 use oncekey::consumer::Message;
 
@@ -13,14 +13,14 @@ use super::relay::{Relay, Table};
 use super::sql::{PARKED, RELAYS, Texts, outbox_by_texts};
 use super::{OutboxError, Parked, Posted, Row, Unfit, failed, oncekey_outbox, parked, posted, row};
 use crate::mysql::flush;
-use crate::mysql::migration::Place;
-use crate::mysql::table::{Bind, NOW};
-use crate::sql::{Fragment, Name, lend_clean};
+use crate::mysql::migration::{exists, find};
+use crate::mysql::table::NOW;
+use crate::sql::{Bind, DieselPool, Fragment, Name, Place, lend_clean};
 
 /// An outbox in MySQL or MariaDB, in the table `oncekey_outbox`. See the [module](super).
 #[derive(Clone)]
 pub struct MysqlOutbox {
-    pool: Pool<AsyncMysqlConnection>,
+    pool: DieselPool<AsyncMysqlConnection>,
     texts: Arc<Texts>,
     /// The table by which the log's flush is awaited, where a commit is shown before it.
     flushes: Option<Arc<str>>,
@@ -29,7 +29,7 @@ pub struct MysqlOutbox {
 /// Options for [`MysqlOutbox::builder`].
 #[must_use]
 pub struct MysqlOutboxBuilder {
-    pool: Pool<AsyncMysqlConnection>,
+    pool: DieselPool<AsyncMysqlConnection>,
     migrate: bool,
 }
 
@@ -48,10 +48,10 @@ impl MysqlOutboxBuilder {
     /// # Errors
     /// The server can't be reached, or refuses; the tables are missing and were not to be made.
     pub async fn open(self) -> Result<MysqlOutbox, OutboxError> {
-        let connection = self.pool.get().await.map_err(failed("connecting"))?;
+        let connection = self.pool.lend().await.map_err(failed("connecting"))?;
         let migrate = self.migrate;
-        let opened = lend_clean(connection, Object::take, async |connection: &mut AsyncMysqlConnection| {
-            let place = Place::find(connection, Name::fixed(TABLE)).await.map_err(failed("looking for the table"))?;
+        let opened = lend_clean(connection, async |connection: &mut AsyncMysqlConnection| {
+            let place = find(connection, Name::fixed(TABLE)).await.map_err(failed("looking for the table"))?;
             bring_up_to_date(connection, &place, migrate).await?;
             let shows_too_early = flush::shows_too_early(connection).await;
             Ok((place, shows_too_early.map_err(failed("asking for the server's settings"))?))
@@ -94,7 +94,7 @@ async fn bring_up_to_date(
     migrate: bool,
 ) -> Result<(), OutboxError> {
     for (suffix, text) in TABLES {
-        let is_there = place.exists(connection, suffix).await;
+        let is_there = exists(connection, place, suffix).await;
         if is_there.map_err(failed("looking for the tables"))? {
             continue;
         }
@@ -132,7 +132,7 @@ impl MysqlOutbox {
     /// # Ok(()) }
     /// ```
     pub fn builder(pool: Pool<AsyncMysqlConnection>) -> MysqlOutboxBuilder {
-        MysqlOutboxBuilder { pool, migrate: true }
+        MysqlOutboxBuilder { pool: pool.into(), migrate: true }
     }
 
     /// Writes a message by the connection of a transaction: it is published if that commits. The table is the one of the

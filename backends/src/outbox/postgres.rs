@@ -5,28 +5,28 @@ use std::time::Duration;
 
 use diesel::QueryResult;
 use diesel::sql_types::{BigInt, Binary};
-use diesel_async::pooled_connection::deadpool::{Object, Pool};
+use diesel_async::pooled_connection::deadpool::Pool;
 use diesel_async::{AsyncConnection as _, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection as _};
 use oncekey::consumer::Message;
 
 use super::relay::{Relay, Table};
 use super::sql::{PARKED, RELAYS, Texts, outbox_by_texts};
 use super::{OutboxError, Parked, Posted, Row, Unfit, failed, oncekey_outbox, parked, posted, row};
-use crate::postgres::migration::{make_schema, quoted, schema_of};
-use crate::postgres::table::Bind;
-use crate::sql::{Fragment, InvalidName, Name, lend_clean};
+use crate::postgres::migration::{QUOTE, exists, find, make_schema};
+use crate::postgres::texts::NOW;
+use crate::sql::{Bind, DieselPool, Fragment, InvalidName, Name, Place, lend_clean};
 
 /// An outbox in PostgreSQL, in the table `oncekey_outbox`. See the [module](super).
 #[derive(Clone)]
 pub struct PostgresOutbox {
-    pool: Pool<AsyncPgConnection>,
+    pool: DieselPool<AsyncPgConnection>,
     texts: Arc<Texts>,
 }
 
 /// Options for [`PostgresOutbox::builder`].
 #[must_use]
 pub struct PostgresOutboxBuilder {
-    pool: Pool<AsyncPgConnection>,
+    pool: DieselPool<AsyncPgConnection>,
     schema: Option<Name>,
     migrate: bool,
 }
@@ -56,18 +56,15 @@ impl PostgresOutboxBuilder {
     /// # Errors
     /// The server can't be reached, or refuses; the tables are missing and were not to be made.
     pub async fn open(self) -> Result<PostgresOutbox, OutboxError> {
-        let connection = self.pool.get().await.map_err(failed("connecting"))?;
-        let (schema, migrate) = (self.schema.map(|schema| schema.to_string()), self.migrate);
-        let schema = lend_clean(connection, Object::take, async |connection: &mut AsyncPgConnection| {
-            let schema = match schema {
-                Some(schema) => schema,
-                None => schema_of(connection, TABLE).await.map_err(failed("looking for the table"))?,
-            };
-            bring_up_to_date(connection, &schema, migrate).await?;
-            Ok::<_, OutboxError>(schema)
+        let connection = self.pool.lend().await.map_err(failed("connecting"))?;
+        let (schema, migrate) = (self.schema, self.migrate);
+        let place = lend_clean(connection, async |connection: &mut AsyncPgConnection| {
+            let place = find(connection, schema, Name::fixed(TABLE)).await.map_err(failed("looking for the table"))?;
+            bring_up_to_date(connection, &place, migrate).await?;
+            Ok::<_, OutboxError>(place)
         });
-        let schema = schema.await?;
-        let name = |suffix: &str| name_of(&schema, suffix);
+        let place = place.await?;
+        let name = |suffix: &str| place.beside(suffix);
         let texts = Texts::new(name(""), name(PARKED), name(RELAYS), NOW, |text| format!("convert_to({text}, 'UTF8')"));
         Ok(PostgresOutbox { pool: self.pool, texts: Arc::new(texts) })
     }
@@ -85,35 +82,20 @@ const TABLES: [(&str, &str); 3] = [
     (PARKED, include_str!("../../migrations/outbox/postgres_parked.sql")),
     (RELAYS, include_str!("../../migrations/outbox/postgres_relays.sql")),
 ];
-const NOW: &str = "(extract(epoch from clock_timestamp()) * 1000)::bigint";
 /// The number of an advisory lock, of this library in any version.
 const MAKING: i64 = 0x006f_6e63_656b_6579;
 
-fn name_of(schema: &str, suffix: &str) -> String {
-    format!("{}.{}", quoted(schema), quoted(&format!("{TABLE}{suffix}")))
-}
-
 /// The tables as statements, in the search path.
 pub(crate) fn schema_text() -> String {
-    TABLES
-        .map(|(suffix, text)| {
-            text.replace("{table}", &quoted(&format!("{TABLE}{suffix}"))).trim_end().to_owned() + ";\n"
-        })
-        .concat()
+    let place = Place::anywhere(QUOTE, Name::fixed(TABLE));
+    TABLES.map(|(suffix, text)| text.replace("{table}", &place.beside(suffix)).trim_end().to_owned() + ";\n").concat()
 }
 
-async fn is_there(connection: &mut AsyncPgConnection, table: &str) -> Result<bool, OutboxError> {
-    let binds = [Bind::Text(table)];
-    let text = "SELECT to_regclass(?) IS NOT NULL";
-    let found = Fragment::<diesel::sql_types::Bool, _>::new(text, &binds).get_result(connection).await;
-    found.map_err(failed("looking for the tables"))
-}
-
-async fn bring_up_to_date(connection: &mut AsyncPgConnection, schema: &str, migrate: bool) -> Result<(), OutboxError> {
+async fn bring_up_to_date(connection: &mut AsyncPgConnection, place: &Place, migrate: bool) -> Result<(), OutboxError> {
     let mut missing = Vec::new();
     for (suffix, text) in TABLES {
-        let table = name_of(schema, suffix);
-        if !is_there(connection, &table).await? {
+        let table = place.beside(suffix);
+        if !exists(connection, &table).await.map_err(failed("looking for the tables"))? {
             missing.push((table, text));
         }
     }
@@ -125,7 +107,7 @@ async fn bring_up_to_date(connection: &mut AsyncPgConnection, schema: &str, migr
     // Of ten processes that start at once one makes the tables, and nine find them.
     let made = connection.transaction(async |tx| {
         tx.batch_execute(&format!("SELECT pg_advisory_xact_lock({MAKING})")).await?;
-        make_schema(tx, schema).await?;
+        make_schema(tx, place).await?;
         for (table, text) in &missing {
             tx.batch_execute(&text.replace("{table}", table)).await?;
         }
@@ -156,7 +138,7 @@ impl PostgresOutbox {
     /// # Ok(()) }
     /// ```
     pub fn builder(pool: Pool<AsyncPgConnection>) -> PostgresOutboxBuilder {
-        PostgresOutboxBuilder { pool, schema: None, migrate: true }
+        PostgresOutboxBuilder { pool: pool.into(), schema: None, migrate: true }
     }
 
     /// Writes a message by the connection of a transaction: it is published if that commits. The table is the one that the
@@ -175,7 +157,7 @@ impl PostgresOutbox {
     /// The database's.
     pub async fn post(&self, connection: &mut AsyncPgConnection, topic: &str, message: &Message) -> QueryResult<()> {
         let headers = super::headers_of(message)?;
-        let binds = [Bind::Text(message.id()), Bind::Text(topic), Bind::Blob(message.payload()), Bind::Text(&headers)];
+        let binds = [Bind::Text(message.id()), Bind::Text(topic), Bind::Bytes(message.payload()), Bind::Text(&headers)];
         Fragment::<(), _>::new(&self.texts.post, &binds).execute(connection).await.map(drop)
     }
 

@@ -109,8 +109,8 @@ macro_rules! outbox_by_texts {
                 what: &'static str,
                 work: impl AsyncFnOnce(&mut $connection) -> QueryResult<T>,
             ) -> Result<T, OutboxError> {
-                let connection = self.pool.get().await.map_err(failed("connecting"))?;
-                lend_clean(connection, Object::take, work).await.map_err(failed(what))
+                let connection = self.pool.lend().await.map_err(failed("connecting"))?;
+                lend_clean(connection, work).await.map_err(failed(what))
             }
 
             /// The rows that were set apart, in their order; up to `limit` of them.

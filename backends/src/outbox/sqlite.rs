@@ -13,6 +13,7 @@ use tokio::task::spawn_blocking;
 use super::relay::{Relay, Table};
 use super::table::as_bytes;
 use super::{OutboxError, Parked, Posted, Unfit, failed, listed, oncekey_outbox, parked, posted, row};
+use crate::sqlite::migration::has_table;
 
 /// An outbox in an SQLite file, in the table `oncekey_outbox`. See the [module](super).
 #[derive(Debug, Clone)]
@@ -43,11 +44,9 @@ impl SqliteOutboxBuilder {
     pub fn open(self) -> Result<SqliteOutbox, OutboxError> {
         let mut connection = connect(&self.path)?;
         let missing = |connection: &mut SqliteConnection| {
-            let text = "SELECT count(*) AS count FROM sqlite_master WHERE type = 'table' AND name = ?";
             let mut missing = Vec::new();
             for (name, made) in TABLES {
-                let found: Count = diesel::sql_query(text).bind::<Text, _>(name).get_result(connection)?;
-                if found.count == 0 {
+                if !has_table(connection, name)? {
                     missing.push((name, made));
                 }
             }
@@ -70,12 +69,6 @@ impl SqliteOutboxBuilder {
         let path = self.path.canonicalize().map_err(failed("following the path"))?;
         Ok(SqliteOutbox { path })
     }
-}
-
-#[derive(QueryableByName)]
-struct Count {
-    #[diesel(sql_type = BigInt)]
-    count: i64,
 }
 
 /// The turn: a lock that the operating system ends with the process.

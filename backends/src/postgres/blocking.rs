@@ -6,8 +6,8 @@ use diesel::sql_types::{BigInt, Binary, Bool, Nullable, Text};
 use diesel::{QueryResult, RunQueryDsl as _};
 
 use super::session::as_remembered;
-use super::table::{Bind, IS_BEGUN, IS_HERE, Postgres, SET_HERE, begin, one_completion};
-use crate::sql::{BlockingConnection, BlockingDialect, Completion, Fragment, Transacting};
+use super::table::{IS_BEGUN, IS_HERE, Postgres, SET_HERE, begin};
+use crate::sql::{Bind, BlockingConnection, BlockingDialect, Completion, Fragment, Transacting};
 
 fn ask(connection: &mut impl BlockingConnection<Pg>, text: &str) -> QueryResult<bool> {
     Fragment::<Bool, Bind<'_>>::new(text, &[]).get_result(connection)
@@ -25,7 +25,7 @@ impl BlockingDialect for Postgres {
     }
 
     fn complete_on<C: BlockingConnection<Pg>>(&self, connection: &mut C, row: &Completion<'_>) -> QueryResult<bool> {
-        let binds = one_completion(row);
+        let binds = row.binds();
         let statement = Fragment::<(Binary, Nullable<Text>), _>::new(&self.texts.complete_one, &binds);
         let written: Vec<(Vec<u8>, Option<String>)> = statement.load(connection)?;
         Ok(!written.is_empty())
@@ -36,7 +36,7 @@ impl BlockingDialect for Postgres {
         connection: &mut C,
         row: &Completion<'_>,
     ) -> QueryResult<bool> {
-        let binds = [Bind::Text(row.key), Bind::Blob(row.owner)];
+        let binds = [Bind::Text(row.key), Bind::Bytes(row.owner)];
         let found: i64 = Fragment::<BigInt, _>::new(&self.texts.completed_by, &binds).get_result(connection)?;
         Ok(found > 0)
     }

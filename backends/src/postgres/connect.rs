@@ -10,15 +10,15 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use tokio::time::timeout;
+use tokio_postgres::NoTls;
 use tokio_postgres::config::{Host, SslMode};
-use tokio_postgres::{Config, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::{debug, warn};
 
 use super::PostgresOpenError;
 use super::error::chain;
 use crate::query::Query;
+use crate::sql::{CONNECT_TIMEOUT, is_loopback};
 
 /// What every connection is set to, whatever the server's, the database's or the role's defaults are.
 ///
@@ -41,124 +41,111 @@ pub(super) const NOTICE_THE_END: &str = "SELECT set_config('client_connection_ch
                               WHERE name = 'client_connection_check_interval'; \
                               SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3";
 
-/// How long the server may take to answer a new connection, unless the URL says so.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// The driver's default, which is too long to notice that the server's machine is gone.
 const DRIVERS_KEEPALIVES_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// How connections are opened.
 #[derive(Clone)]
-pub(super) struct Connector {
-    config: Config,
+pub(super) struct Config {
+    config: tokio_postgres::Config,
     /// `None`: without TLS.
     tls: Option<MakeRustlsConnect>,
-    limits_lock_waits: bool,
 }
 
-impl Connector {
-    /// Reads a URL. Beyond what `tokio_postgres` takes: `sslmode=verify-full`, `sslmode=verify-ca` and
-    /// `sslrootcert=PATH`.
-    ///
-    /// Where nothing is said of TLS a server on this machine is spoken to as it likes, and any other only by TLS with a
-    /// verified certificate. `prefer` and `require` are, as everywhere, without verification.
-    pub(super) fn new(url: &str) -> Result<Self, PostgresOpenError> {
-        // The driver does not know all of their values.
-        let mut query = Query::of(url);
-        let unreadable = PostgresOpenError::Url("a percent sign in its query stands for no text");
-        let (mode, roots) = match (query.take("sslmode"), query.take("sslrootcert")) {
-            (Some(None), _) | (_, Some(None)) => return Err(unreadable),
-            (mode, roots) => (mode.flatten(), roots.flatten()),
-        };
-        let mut config: Config = query.rest().parse().map_err(|_| {
-            PostgresOpenError::Url("it has the form postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=verify-full")
-        })?;
-        if config.get_connect_timeout().is_none() {
-            config.connect_timeout(CONNECT_TIMEOUT);
-        }
-        if config.get_application_name().is_none() {
-            config.application_name("oncekey");
-        }
-        if config.get_keepalives_idle() == DRIVERS_KEEPALIVES_IDLE {
-            config
-                .keepalives_idle(Duration::from_secs(30))
-                .keepalives_interval(Duration::from_secs(10))
-                .keepalives_retries(3);
-        }
-        // Where an address is given, the name is only for the certificate.
-        let is_local = match config.get_hostaddrs() {
-            [] => config.get_hosts().iter().all(is_loopback),
-            addresses => addresses.iter().all(IpAddr::is_loopback),
-        };
-        let tls = match mode.as_deref() {
-            Some("disable") => {
-                if !is_local {
-                    warn!("sslmode=disable: the connection to PostgreSQL is not encrypted");
-                }
-                None
-            }
-            None if is_local => None,
-            Some("verify-full" | "verify-ca") | None => Some(verifying(roots.as_deref())?),
-            Some("prefer" | "allow" | "require") if roots.is_some() => Some(verifying(roots.as_deref())?),
-            Some("prefer" | "allow" | "require") => {
-                if !is_local {
-                    warn!("sslmode without verification: whoever answers is taken for PostgreSQL; use verify-full");
-                }
-                Some(trusting()?)
-            }
-            Some(_) => return Err(PostgresOpenError::Url("sslmode is none of disable, prefer, require, verify-full")),
-        };
-        let optional = matches!(mode.as_deref(), Some("prefer" | "allow"));
-        config.ssl_mode(match tls {
-            None => SslMode::Disable,
-            Some(_) if optional => SslMode::Prefer,
-            Some(_) => SslMode::Require,
-        });
-        Ok(Self { config, tls, limits_lock_waits: false })
-    }
-
-    /// The same for connections on which steps are taken, which wait for another session's lock for a short while only.
-    pub(super) fn for_steps(&self) -> Self {
-        Self { limits_lock_waits: true, ..self.clone() }
-    }
-
-    /// Connects and sets the connection up, within the time-out. The driver's own covers only the socket: a server that
-    /// accepts and says nothing would hold the caller for ever.
-    pub(super) async fn connect(self) -> ConnectionResult<AsyncPgConnection> {
-        let limit = self.config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
-        let silent = |_| ConnectionError::BadConnection(format!("PostgreSQL did not answer within {limit:?}"));
-        timeout(limit, self.connect_and_set_up()).await.map_err(silent)?
-    }
-
-    async fn connect_and_set_up(self) -> ConnectionResult<AsyncPgConnection> {
-        let refused = |error: tokio_postgres::Error| ConnectionError::BadConnection(chain(&error));
-        let mut connection = match self.tls {
-            None => {
-                let (client, connection) = self.config.connect(NoTls).await.map_err(refused)?;
-                AsyncPgConnection::try_from_client_and_connection(client, connection).await?
-            }
-            Some(tls) => {
-                let (client, connection) = self.config.connect(tls).await.map_err(refused)?;
-                AsyncPgConnection::try_from_client_and_connection(client, connection).await?
-            }
-        };
-        connection.batch_execute(SET_UP).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
-        if self.limits_lock_waits {
-            let limited = connection.batch_execute(SET_UP_FOR_STEPS).await;
-            limited.map_err(ConnectionError::CouldntSetupConfiguration)?;
-        }
-        if let Err(error) = connection.batch_execute(NOTICE_THE_END).await {
-            debug!(%error, "PostgreSQL can't be told to notice the end of this process's connections");
-        }
-        Ok(connection)
+impl Config {
+    /// How long the server may take to answer a new connection.
+    pub(super) fn timeout(&self) -> Duration {
+        self.config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT)
     }
 }
 
-fn is_loopback(host: &Host) -> bool {
+/// Reads a URL. Beyond what `tokio_postgres` takes: `sslmode=verify-full`, `sslmode=verify-ca` and
+/// `sslrootcert=PATH`.
+///
+/// Where nothing is said of TLS a server on this machine is spoken to as it likes, and any other only by TLS with a
+/// verified certificate. `prefer` and `require` are, as everywhere, without verification.
+pub(super) fn read_url(url: &str) -> Result<Config, PostgresOpenError> {
+    // The driver does not know all of their values.
+    let mut query = Query::of(url);
+    let unreadable = PostgresOpenError::Url("a percent sign in its query stands for no text");
+    let (mode, roots) = match (query.take("sslmode"), query.take("sslrootcert")) {
+        (Some(None), _) | (_, Some(None)) => return Err(unreadable),
+        (mode, roots) => (mode.flatten(), roots.flatten()),
+    };
+    let mut config: tokio_postgres::Config = query.rest().parse().map_err(|_| {
+        PostgresOpenError::Url("it has the form postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=verify-full")
+    })?;
+    if config.get_connect_timeout().is_none() {
+        config.connect_timeout(CONNECT_TIMEOUT);
+    }
+    if config.get_application_name().is_none() {
+        config.application_name("oncekey");
+    }
+    if config.get_keepalives_idle() == DRIVERS_KEEPALIVES_IDLE {
+        config
+            .keepalives_idle(Duration::from_secs(30))
+            .keepalives_interval(Duration::from_secs(10))
+            .keepalives_retries(3);
+    }
+    // Where an address is given, the name is only for the certificate.
+    let is_here = match config.get_hostaddrs() {
+        [] => config.get_hosts().iter().all(is_local),
+        addresses => addresses.iter().all(IpAddr::is_loopback),
+    };
+    let tls = match mode.as_deref() {
+        Some("disable") => {
+            if !is_here {
+                warn!("sslmode=disable: the connection to PostgreSQL is not encrypted");
+            }
+            None
+        }
+        None if is_here => None,
+        Some("verify-full" | "verify-ca") | None => Some(verifying(roots.as_deref())?),
+        Some("prefer" | "allow" | "require") if roots.is_some() => Some(verifying(roots.as_deref())?),
+        Some("prefer" | "allow" | "require") => {
+            if !is_here {
+                warn!("sslmode without verification: whoever answers is taken for PostgreSQL; use verify-full");
+            }
+            Some(trusting()?)
+        }
+        Some(_) => return Err(PostgresOpenError::Url("sslmode is none of disable, prefer, require, verify-full")),
+    };
+    let optional = matches!(mode.as_deref(), Some("prefer" | "allow"));
+    config.ssl_mode(match tls {
+        None => SslMode::Disable,
+        Some(_) if optional => SslMode::Prefer,
+        Some(_) => SslMode::Require,
+    });
+    Ok(Config { config, tls })
+}
+
+/// Connects and sets the connection up.
+pub(super) async fn connect(config: Config, is_for_steps: bool) -> ConnectionResult<AsyncPgConnection> {
+    let refused = |error: tokio_postgres::Error| ConnectionError::BadConnection(chain(&error));
+    let mut connection = match config.tls {
+        None => {
+            let (client, connection) = config.config.connect(NoTls).await.map_err(refused)?;
+            AsyncPgConnection::try_from_client_and_connection(client, connection).await?
+        }
+        Some(tls) => {
+            let (client, connection) = config.config.connect(tls).await.map_err(refused)?;
+            AsyncPgConnection::try_from_client_and_connection(client, connection).await?
+        }
+    };
+    connection.batch_execute(SET_UP).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
+    if is_for_steps {
+        let limited = connection.batch_execute(SET_UP_FOR_STEPS).await;
+        limited.map_err(ConnectionError::CouldntSetupConfiguration)?;
+    }
+    if let Err(error) = connection.batch_execute(NOTICE_THE_END).await {
+        debug!(%error, "PostgreSQL can't be told to notice the end of this process's connections");
+    }
+    Ok(connection)
+}
+
+fn is_local(host: &Host) -> bool {
     match host {
-        Host::Tcp(name) => {
-            name == "localhost" || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-        }
+        Host::Tcp(name) => is_loopback(name),
         Host::Unix(_) => true,
     }
 }
@@ -247,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_server_elsewhere_is_verified_unless_told_otherwise() {
-        let mode = |url: &str| Connector::new(url).map(|connector| connector.config.get_ssl_mode());
+        let mode = |url: &str| read_url(url).map(|config| config.config.get_ssl_mode());
         assert_eq!(mode("postgres://u@127.0.0.1/d").unwrap(), SslMode::Disable);
         assert_eq!(mode("postgres://u@localhost/d?sslmode=prefer").unwrap(), SslMode::Prefer);
         assert_eq!(mode("postgres://u@db.example/d?sslmode=disable").unwrap(), SslMode::Disable);
@@ -270,8 +257,8 @@ mod tests {
         let path = folder.path().join("a b+c%.pem");
         std::fs::write(&path, "").unwrap();
         let encoded = path.to_str().unwrap().replace('%', "%25").replace(' ', "%20");
-        assert!(Connector::new(&format!("postgres://u@h/d?sslrootcert={encoded}")).is_ok());
-        let missing = Connector::new("postgres://u@h/d?sslrootcert=/no%20such.pem");
+        assert!(read_url(&format!("postgres://u@h/d?sslrootcert={encoded}")).is_ok());
+        let missing = read_url("postgres://u@h/d?sslrootcert=/no%20such.pem");
         assert!(matches!(missing, Err(PostgresOpenError::Certificates(text)) if text.contains("/no such.pem")));
     }
 }

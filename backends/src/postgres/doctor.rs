@@ -4,10 +4,8 @@ use diesel::QueryResult;
 use diesel::sql_types::{Bool, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 
-use super::migration::Place;
-use super::table::Bind;
 use crate::Finding;
-use crate::sql::Fragment;
+use crate::sql::{Bind, Fragment, Place};
 
 const LOST: &str =
     "after a crash PostgreSQL may have lost what it confirmed: operations whose outcome was answered run again";

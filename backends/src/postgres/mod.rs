@@ -7,22 +7,20 @@ mod connect;
 mod doctor;
 mod error;
 pub(crate) mod migration;
-mod options;
 mod pooler;
 mod session;
 mod steps;
 pub(crate) mod table;
-mod texts;
+pub(crate) mod texts;
 mod watch;
 
-pub use backend::PostgresBackend;
+pub use backend::{PostgresBackend, PostgresBuilder};
 pub use error::PostgresOpenError;
-pub use options::PostgresBuilder;
 
 pub use crate::sql::InvalidName;
 
 /// For the fuzz targets.
 #[cfg(fuzzing)]
 pub(crate) fn read_url(url: &str) -> Result<(), PostgresOpenError> {
-    connect::Connector::new(url).map(drop)
+    connect::read_url(url).map(drop)
 }

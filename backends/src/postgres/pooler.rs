@@ -11,8 +11,7 @@ use diesel_async::{AnsiTransactionManager, AsyncPgConnection, RunQueryDsl as _, 
 use tokio::time::{Duration, timeout};
 
 use super::PostgresOpenError;
-use super::table::Bind;
-use crate::sql::Fragment;
+use crate::sql::{Bind, Fragment};
 
 /// Two find a pooler that lends what came back last, and one that lends what came back first. Others' transactions may come
 /// between.

@@ -5,8 +5,7 @@ use diesel::sql_types::Bool;
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _, SimpleAsyncConnection as _};
 
 use super::connect::{NOTICE_THE_END, SET_UP, SET_UP_FOR_STEPS};
-use super::table::Bind;
-use crate::sql::Fragment;
+use crate::sql::{Bind, Fragment};
 
 /// Of an application's own pool: what a later user of the connection would trip over. (Settings that the application made up
 /// itself, such as `app.tenant`, can't be listed.)

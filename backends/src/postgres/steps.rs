@@ -1,16 +1,15 @@
 //! PostgreSQL's statements on the table of steps.
 
 use diesel::QueryResult;
-use diesel::sql_types::{BigInt, Binary, Nullable, SmallInt};
+use diesel::sql_types::{BigInt, Binary};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use oncekey::record::Steps;
 
-use super::table::{Bind, Postgres, columns};
+use super::table::{Param, Postgres, columns};
 use super::texts::now;
-use crate::sql::{Begun, Family, FirstRun, Fragment, StepCompletion, StepRow, Written};
-
-type StepTypes =
-    (Binary, BigInt, Nullable<Binary>, BigInt, BigInt, BigInt, BigInt, Nullable<BigInt>, SmallInt, Nullable<Binary>);
+use crate::sql::{
+    Begun, Bind, Columns, Family, FirstRun, Fragment, StepCompletion, StepRow, StepStatements, StepTypes, Written,
+};
 
 /// A claim that stands, and holds its lease.
 macro_rules! is_live {
@@ -182,115 +181,82 @@ impl StepTexts {
     }
 }
 
-impl Postgres {
-    pub(super) async fn steps_of(
+/// The end of time, or so much from now on, come last.
+fn first_run<'a>(row: &FirstRun<'a>) -> [Bind<'a>; 8] {
+    let (until, lasting) = match row.reruns_for {
+        Some(i64::MAX) => (row.reruns_for, None),
+        lasting => (None, lasting),
+    };
+    [
+        Bind::BigInt(row.retention),
+        Bind::Text(row.key),
+        Bind::Bytes(row.owner),
+        Bind::Text(row.name),
+        Bind::MaybeBytes(row.fingerprint),
+        Bind::BigInt(row.number),
+        Bind::MaybeBigInt(until),
+        Bind::MaybeBigInt(lasting),
+    ]
+}
+
+impl StepStatements for Postgres {
+    async fn read_steps(
         &self,
         connection: &mut AsyncPgConnection,
         keys: &[&str],
     ) -> QueryResult<Vec<(Vec<u8>, StepRow)>> {
-        let binds = [Bind::Texts(keys.to_vec())];
+        let binds = [Param::Texts(keys.to_vec())];
         Fragment::<(Binary, StepTypes), _>::new(&self.texts.of_steps.read, &binds).load(connection).await
     }
 
-    pub(super) async fn put(&self, connection: &mut AsyncPgConnection, family: &Family<'_>) -> QueryResult<bool> {
+    async fn put_family(&self, connection: &mut AsyncPgConnection, family: &Family<'_>) -> QueryResult<bool> {
         let Family { row, steps, changes, drops_steps } = family;
+        let key = || Param::One(Bind::Text(row.key));
         let of_record = [
-            Bind::Texts(vec![row.key]),
-            Bind::MaybeBigInts(vec![steps.map(|steps| steps.life)]),
-            Bind::MaybeBigInts(vec![steps.map(|steps| steps.retention)]),
-            Bind::BigInts(vec![steps.map_or(0, |steps| steps.added)]),
+            Bind::Text(row.key),
+            Bind::MaybeBigInt(steps.map(|steps| steps.life)),
+            Bind::MaybeBigInt(steps.map(|steps| steps.retention)),
+            Bind::BigInt(steps.map_or(0, |steps| steps.added)),
         ];
-        let mut binds: Vec<_> = of_record.into_iter().chain(columns(std::iter::once(row))).collect();
+        let mut binds = columns([of_record].into_iter());
+        binds.extend(columns([row].into_iter().map(Columns::binds)));
         let texts = &self.texts.of_steps;
         let text = if *drops_steps {
-            binds.push(Bind::Text(row.key));
+            binds.push(key());
             &texts.put_without_steps
         } else if changes.is_empty() {
             &texts.put
         } else {
             let steps = changes.iter().map(|change| &change.step);
-            binds.extend([
-                Bind::Text(row.key),
-                Bind::Texts(steps.clone().map(|step| step.name).collect()),
-                Bind::BigInts(steps.clone().map(|step| step.life).collect()),
-                Bind::BigInts(steps.clone().map(|step| step.ordinal).collect()),
-                Bind::MaybeBlobs(steps.clone().map(|step| step.fingerprint).collect()),
-                Bind::BigInts(steps.clone().map(|step| step.attempt).collect()),
-                Bind::BigInts(steps.clone().map(|step| step.run_token).collect()),
-                Bind::BigInts(steps.clone().map(|step| step.run_number).collect()),
-                Bind::BigInts(steps.clone().map(|step| step.began_at).collect()),
-                Bind::MaybeBigInts(steps.clone().map(|step| step.reruns_until).collect()),
-                Bind::SmallInts(steps.clone().map(|step| step.state).collect()),
-                Bind::MaybeBlobs(steps.map(|step| step.outcome).collect()),
-            ]);
+            binds.extend([key(), Param::Texts(steps.clone().map(|step| step.name).collect())]);
+            binds.extend(columns(steps.map(|step| step.binds())));
             &texts.put_with_steps
         };
         Ok(Self::announcing(connection, text, &binds).await? != Written::Only(Vec::new()))
     }
 
-    pub(super) async fn begin_unseen(
-        &self,
-        connection: &mut AsyncPgConnection,
-        rows: &[FirstRun<'_>],
-    ) -> QueryResult<Vec<Begun>> {
-        // The end of time, or so much from now on.
-        let until = |row: &FirstRun<'_>| row.reruns_for.filter(|reruns_for| *reruns_for == i64::MAX);
-        let lasting = |row: &FirstRun<'_>| row.reruns_for.filter(|reruns_for| *reruns_for < i64::MAX);
+    async fn begin_steps(&self, connection: &mut AsyncPgConnection, rows: &[FirstRun<'_>]) -> QueryResult<Vec<Begun>> {
+        let texts = &self.texts.of_steps;
         if let [row] = rows {
-            let binds = [
-                Bind::BigInt(row.retention),
-                Bind::Text(row.key),
-                Bind::Blob(row.owner),
-                Bind::Text(row.name),
-                Bind::MaybeBlob(row.fingerprint),
-                Bind::BigInt(row.number),
-                Bind::MaybeBigInt(until(row)),
-                Bind::MaybeBigInt(lasting(row)),
-            ];
-            let text = &self.texts.of_steps.begin_one;
-            return Fragment::<(Binary, BigInt, BigInt), _>::new(text, &binds).load(connection).await;
+            let binds = first_run(row);
+            return Fragment::<(Binary, BigInt, BigInt), _>::new(&texts.begin_one, &binds).load(connection).await;
         }
-        let binds = [
-            Bind::BigInts(rows.iter().map(|row| row.retention).collect()),
-            Bind::Texts(rows.iter().map(|row| row.key).collect()),
-            Bind::Blobs(rows.iter().map(|row| row.owner).collect()),
-            Bind::Texts(rows.iter().map(|row| row.name).collect()),
-            Bind::MaybeBlobs(rows.iter().map(|row| row.fingerprint).collect()),
-            Bind::BigInts(rows.iter().map(|row| row.number).collect()),
-            Bind::MaybeBigInts(rows.iter().map(until).collect()),
-            Bind::MaybeBigInts(rows.iter().map(lasting).collect()),
-        ];
-        let text = &self.texts.of_steps.begin;
-        Fragment::<(Binary, BigInt, BigInt), _>::new(text, &binds).load(connection).await
+        let binds = columns(rows.iter().map(first_run));
+        Fragment::<(Binary, BigInt, BigInt), _>::new(&texts.begin, &binds).load(connection).await
     }
 
-    pub(super) async fn complete_unseen(
+    async fn complete_steps(
         &self,
         connection: &mut AsyncPgConnection,
         rows: &[StepCompletion<'_>],
     ) -> QueryResult<Written> {
         let texts = &self.texts.of_steps;
         if let [row] = rows {
-            let binds = [
-                Bind::Text(row.key),
-                Bind::BigInt(row.life),
-                Bind::Blob(row.outcome),
-                Bind::Text(row.key),
-                Bind::Text(row.name),
-                Bind::BigInt(row.life),
-                Bind::BigInt(row.run_token),
-                Bind::BigInt(row.run_number),
-            ];
+            let [key, life, name, run_token, run_number, outcome] = row.binds();
+            let binds = [key, life, outcome, key, name, life, run_token, run_number];
             return Fragment::<Binary, _>::new(&texts.complete_one, &binds).load(connection).await.map(Written::Only);
         }
-        let binds = [
-            Bind::Texts(rows.iter().map(|row| row.key).collect()),
-            Bind::BigInts(rows.iter().map(|row| row.life).collect()),
-            Bind::Texts(rows.iter().map(|row| row.name).collect()),
-            Bind::BigInts(rows.iter().map(|row| row.run_token).collect()),
-            Bind::BigInts(rows.iter().map(|row| row.run_number).collect()),
-            Bind::Blobs(rows.iter().map(|row| row.outcome).collect()),
-        ];
+        let binds = columns(rows.iter().map(StepCompletion::binds));
         Fragment::<Binary, _>::new(&texts.complete, &binds).load(connection).await.map(Written::Only)
     }
 }

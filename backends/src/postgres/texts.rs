@@ -11,6 +11,8 @@ macro_rules! now {
 }
 pub(super) use now;
 
+pub(crate) const NOW: &str = now!();
+
 /// The time at which the statement began, which does not change meanwhile, so that an index can be asked for it.
 macro_rules! began {
     () => {

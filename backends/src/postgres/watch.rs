@@ -13,13 +13,18 @@ use oncekey::backend::{Changed, Lookup, StateView, StoreError, Watch};
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::table::{Bind, Postgres};
-use crate::sql::{Core, Fragment, Lent, Taken, of_read};
+use super::table::Postgres;
+use crate::sql::{Bind, Core, Fragment, Lent, Place, Taken, of_read};
 use crate::waiters::Waiters;
 
 /// How often a watcher looks for itself: where the announcements don't come through (a pooler between, a connection that
 /// broke), it learns late, and not never.
 const LOOKS_EVERY: Duration = Duration::from_secs(1);
+
+/// The channel of announcements. Another schema's table of the same name may share it: a wake-up too many.
+pub(super) fn channel(place: &Place) -> String {
+    format!("oncekey_{}", place.table())
+}
 
 /// The keys that are waited for on one arbiter.
 #[derive(Default)]

@@ -373,7 +373,7 @@ async fn set_locked_apart<D: Dialect>(
 async fn read<D: Dialect>(
     dialect: &D,
     open: &[Open],
-) -> Result<(Lent<D>, StoreTime, HashMap<Vec<u8>, Row>), StoreError> {
+) -> Result<(Lent<D::Connection>, StoreTime, HashMap<Vec<u8>, Row>), StoreError> {
     let keys: Vec<&str> = open.iter().map(|open| open.step.key().as_stored()).collect();
     let read = async |connection: &mut D::Connection| dialect.read(connection, &keys).await;
     let (lent, (now, rows)) = Lent::after(dialect, &[Failure::Disconnected], of_read::<D>, read).await?;

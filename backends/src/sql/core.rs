@@ -60,7 +60,7 @@ impl<D> Clone for Core<D> {
 
 impl<D: Dialect> Core<D> {
     pub(crate) fn new(dialect: D) -> Self {
-        let transactions = dialect.pool_size().saturating_sub(STEP_CONNECTIONS).max(1);
+        let transactions = dialect.connections().size().saturating_sub(STEP_CONNECTIONS).max(1);
         Self {
             dialect: Arc::new(dialect),
             keys_are_new: Arc::default(),

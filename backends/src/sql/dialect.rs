@@ -1,14 +1,12 @@
 //! What a database must say in its own words.
 
 use std::future::ready;
-use std::ops::DerefMut;
 
 use diesel::QueryResult;
-use diesel::result::Error;
-use diesel_async::{AnsiTransactionManager, AsyncConnection};
-use oncekey::backend::StoreError;
+use diesel::result::{DatabaseErrorKind, Error};
 use oncekey::record::StoreTime;
 
+use super::pool::{Connections, PoolConnection};
 use super::row::{Columns, Expected, Row};
 use super::step::{Completion, FirstClaim, FirstRun, StepCompletion};
 use super::step_row::{Family, StepRow};
@@ -61,28 +59,57 @@ impl Failure {
     }
 }
 
-/// The statements of one database, on one table.
+/// A kind of database, as one arbiter's connections reach it.
+pub(crate) trait Database: Send + Sync + 'static {
+    /// The server's name, as messages say it.
+    const NAME: &'static str;
+
+    type Connection: PoolConnection;
+
+    fn connections(&self) -> &Connections<Self::Connection>;
+}
+
+/// The statements of one database on the table of steps.
+pub(crate) trait StepStatements: Database {
+    /// Reads the steps of these keys, each key's in their order.
+    fn read_steps(
+        &self,
+        connection: &mut Self::Connection,
+        keys: &[&str],
+    ) -> impl Future<Output = QueryResult<Vec<(Vec<u8>, StepRow)>>> + Send;
+
+    /// Writes a record and its steps, inside a transaction that has the record's row [locked](Self::lock). `false` if a step
+    /// is not what was read, where the transaction shows what was before the lock.
+    fn put_family(
+        &self,
+        connection: &mut Self::Connection,
+        family: &Family<'_>,
+    ) -> impl Future<Output = QueryResult<bool>> + Send;
+
+    /// Begins steps that have no row, of claims that hold: what
+    /// [`transition::begin_step`](oncekey::record::transition::begin_step) decides of them, without a look before. It may
+    /// leave any of them out.
+    fn begin_steps(
+        &self,
+        connection: &mut Self::Connection,
+        rows: &[FirstRun<'_>],
+    ) -> impl Future<Output = QueryResult<Vec<Begun>>> + Send;
+
+    /// Completes steps of claims that hold: what
+    /// [`transition::complete_step`](oncekey::record::transition::complete_step) decides of them, without a look before. It
+    /// may leave any of them out.
+    fn complete_steps(
+        &self,
+        connection: &mut Self::Connection,
+        rows: &[StepCompletion<'_>],
+    ) -> impl Future<Output = QueryResult<Written>> + Send;
+}
+
+/// The statements of one database on the table of records, and what it says besides.
 ///
 /// Each is one atomic statement, committed by itself unless the connection is in a transaction. Rows are given in the
 /// order of their keys, each key once.
-pub(crate) trait Dialect: Send + Sync + 'static {
-    type Connection: AsyncConnection<TransactionManager = AnsiTransactionManager> + 'static;
-
-    /// A connection that goes back to its pool when it is dropped.
-    type Pooled: DerefMut<Target = Self::Connection> + Send + 'static;
-
-    /// One that was taken out of its pool: it is closed when it is dropped.
-    type Taken: DerefMut<Target = Self::Connection> + Send + 'static;
-
-    /// A connection from the pool.
-    fn lend(&self) -> impl Future<Output = Result<Self::Pooled, StoreError>> + Send;
-
-    /// Takes a connection out of its pool for good.
-    fn take(pooled: Self::Pooled) -> Self::Taken;
-
-    /// How many connections there are at most.
-    fn pool_size(&self) -> usize;
-
+pub(crate) trait Dialect: StepStatements {
     fn read(
         &self,
         connection: &mut Self::Connection,
@@ -158,39 +185,6 @@ pub(crate) trait Dialect: Send + Sync + 'static {
         limit: usize,
     ) -> impl Future<Output = QueryResult<(usize, bool)>> + Send;
 
-    /// Reads the steps of these keys, each key's in their order.
-    fn read_steps(
-        &self,
-        connection: &mut Self::Connection,
-        keys: &[&str],
-    ) -> impl Future<Output = QueryResult<Vec<(Vec<u8>, StepRow)>>> + Send;
-
-    /// Writes a record and its steps, inside a transaction that has the record's row [locked](Self::lock). `false` if a step
-    /// is not what was read, where the transaction shows what was before the lock.
-    fn put_family(
-        &self,
-        connection: &mut Self::Connection,
-        family: &Family<'_>,
-    ) -> impl Future<Output = QueryResult<bool>> + Send;
-
-    /// Begins steps that have no row, of claims that hold: what
-    /// [`transition::begin_step`](oncekey::record::transition::begin_step) decides of them, without a look before. It may
-    /// leave any of them out.
-    fn begin_steps(
-        &self,
-        connection: &mut Self::Connection,
-        rows: &[FirstRun<'_>],
-    ) -> impl Future<Output = QueryResult<Vec<Begun>>> + Send;
-
-    /// Completes steps of claims that hold: what
-    /// [`transition::complete_step`](oncekey::record::transition::complete_step) decides of them, without a look before. It
-    /// may leave any of them out.
-    fn complete_steps(
-        &self,
-        connection: &mut Self::Connection,
-        rows: &[StepCompletion<'_>],
-    ) -> impl Future<Output = QueryResult<Written>> + Send;
-
     /// Counts by state.
     fn stats(&self, connection: &mut Self::Connection) -> impl Future<Output = QueryResult<Vec<(i16, i64)>>> + Send;
 
@@ -201,7 +195,27 @@ pub(crate) trait Dialect: Send + Sync + 'static {
         keys: &[&str],
     ) -> impl Future<Output = QueryResult<Vec<Vec<u8>>>> + Send;
 
-    fn failure(error: &Error) -> Failure;
+    /// What an error means that Diesel knows only by the server's message: it keeps that, and not its number.
+    fn failure_by_message(message: &str) -> Failure;
+
+    fn failure(error: &Error) -> Failure {
+        match error {
+            Error::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => Failure::Contended,
+            Error::DatabaseError(DatabaseErrorKind::ReadOnlyTransaction, _) => Failure::ReadOnly,
+            // It is the connection that spoke, and not the server.
+            Error::DatabaseError(DatabaseErrorKind::UnableToSendCommand | DatabaseErrorKind::ClosedConnection, _)
+            | Error::BrokenTransactionManager => Failure::Disconnected,
+            // Where the server speaks another language a deadlock is not known as one: it is then an error, and never taken
+            // for a success.
+            Error::DatabaseError(DatabaseErrorKind::Unknown, information) => {
+                Self::failure_by_message(information.message())
+            }
+            Error::DatabaseError(..) | Error::DeserializationError(_) | Error::SerializationError(_) => {
+                Failure::Refused
+            }
+            _ => Failure::Other,
+        }
+    }
 
     /// The longest outcome that may share an [`update`](Self::update) with other rows.
     const LONGEST_SHARED_OUTCOME: usize = usize::MAX;

@@ -1,4 +1,4 @@
-//! Connections from the pool that don't outlive what went wrong on them.
+//! Connections from a pool that don't outlive what went wrong on them.
 
 use std::time::Duration;
 
@@ -10,6 +10,9 @@ use oncekey::backend::StoreError;
 use tokio::time::timeout;
 
 use super::dialect::{Dialect, Failure};
+#[cfg(feature = "postgres")]
+use super::pool::Taken;
+use super::pool::{PoolConnection, Pooled};
 
 /// A connection that was lent within this time is taken to be alive. So connections at work pay nothing.
 const SURELY_ALIVE: Duration = Duration::from_millis(500);
@@ -35,30 +38,34 @@ where
 
 /// A connection that is at work. Unless it is [given back](Self::give_back) it is closed: a future that was dropped
 /// midway, or an error, may leave a statement or a transaction on it, whose locks would live on in the pool.
-pub(crate) struct Lent<D: Dialect> {
-    pooled: Option<D::Pooled>,
+pub(crate) struct Lent<C: PoolConnection> {
+    pooled: Option<Pooled<C>>,
 }
 
-impl<D: Dialect> Lent<D> {
-    pub(crate) async fn from(dialect: &D) -> Result<Self, StoreError> {
-        Ok(Self { pooled: Some(dialect.lend().await?) })
+impl<C: PoolConnection> Lent<C> {
+    pub(crate) async fn from<D: Dialect<Connection = C>>(dialect: &D) -> Result<Self, StoreError> {
+        let pooled = dialect.connections().pool.lend().await;
+        let pooled = pooled.map_err(|error| StoreError::unavailable(format!("{}: {error}", D::NAME)))?;
+        Ok(Self { pooled: Some(pooled) })
     }
 
     /// Lends a connection and runs a statement on it that is as good done twice as once: where it failed in a `passing`
     /// way it is run again, on another connection. After the server's restart every connection in the pool may be stale;
     /// the one after them is new.
-    pub(crate) async fn after<T>(
+    pub(crate) async fn after<T, D: Dialect<Connection = C>>(
         dialect: &D,
         passing: &[Failure],
         told: fn(&Error) -> StoreError,
-        statement: impl AsyncFn(&mut D::Connection) -> QueryResult<T>,
+        statement: impl AsyncFn(&mut C) -> QueryResult<T>,
     ) -> Result<(Self, T), StoreError> {
         let mut failures = 0;
         loop {
             let mut lent = Self::from(dialect).await?;
             match statement(lent.connection()?).await {
                 Ok(given) => return Ok((lent, given)),
-                Err(error) if failures <= dialect.pool_size() && passing.contains(&D::failure(&error)) => failures += 1,
+                Err(error) if failures <= dialect.connections().size() && passing.contains(&D::failure(&error)) => {
+                    failures += 1;
+                }
                 Err(error) => return Err(told(&error)),
             }
         }
@@ -70,21 +77,34 @@ impl<D: Dialect> Lent<D> {
 
     /// Takes it out of the pool for good.
     #[cfg(feature = "postgres")]
-    pub(crate) fn keep(mut self) -> Option<D::Taken> {
-        self.pooled.take().map(D::take)
+    pub(crate) fn keep(mut self) -> Option<Taken<C>> {
+        self.pooled.take().map(Pooled::take)
     }
 
     /// # Errors
     /// Never: it is there until it is given back or kept, which both take `self`.
-    pub(crate) fn connection(&mut self) -> Result<&mut D::Connection, StoreError> {
+    pub(crate) fn connection(&mut self) -> Result<&mut C, StoreError> {
         self.pooled.as_deref_mut().ok_or_else(|| StoreError::unavailable("the connection was given back"))
     }
 }
 
-impl<D: Dialect> Drop for Lent<D> {
+impl<C: PoolConnection> Drop for Lent<C> {
     fn drop(&mut self) {
         if let Some(pooled) = self.pooled.take() {
-            drop(D::take(pooled));
+            drop(pooled.take());
         }
     }
+}
+
+/// Runs `work` with a connection of a pool, which goes back if `work` succeeds, and is closed otherwise.
+pub(crate) async fn lend_clean<C: PoolConnection, T, E>(
+    pooled: Pooled<C>,
+    work: impl AsyncFnOnce(&mut C) -> Result<T, E>,
+) -> Result<T, E> {
+    let mut lent = Lent { pooled: Some(pooled) };
+    // It is there until it is given back below.
+    let Some(connection) = lent.pooled.as_deref_mut() else { unreachable!("a connection that was just lent") };
+    let done = work(connection).await?;
+    lent.give_back();
+    Ok(done)
 }

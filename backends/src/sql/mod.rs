@@ -1,37 +1,65 @@
-//! What PostgreSQL and MySQL share: the batches, the transactions, and the table's columns.
+//! What PostgreSQL and MySQL share: the public handle, the opening, the batches, the transactions, and the table's columns.
+//!
+//! A dialect is a folder that implements [`Server`] (its URLs, its connections, what it asks at the opening), [`Dialect`] and
+//! [`StepStatements`] (its statements), and names its handle by [`sql_backend!`].
 
+mod backend;
 mod batch;
+mod bind;
 #[cfg(feature = "blocking")]
 mod blocking;
+mod by_core;
 mod core;
 mod dialect;
 mod error;
 mod family;
 mod fragment;
+mod handle;
 mod lent;
-mod loan;
 mod name;
 mod noticing;
+mod open_error;
+mod place;
 mod pool;
 pub(crate) mod row;
+mod server;
 mod step;
 mod step_row;
 mod transaction;
 
+pub(crate) use backend::{Options, Source, SqlBackend};
+pub(crate) use bind::Bind;
 #[cfg(feature = "blocking")]
 pub(crate) use blocking::{BlockingConnection, BlockingDialect, Transacting, Transactions, complete_in};
+pub(crate) use by_core::by_core;
 pub(crate) use core::{BATCHES, Core};
-pub(crate) use dialect::{Begun, Claimed, Dialect, Failure, Keyed, PURGE_LOOKS_AGAIN, Written};
+pub(crate) use dialect::{
+    Begun, Claimed, Database, Dialect, Failure, Keyed, PURGE_LOOKS_AGAIN, StepStatements, Written,
+};
+#[cfg(feature = "postgres")]
 pub(crate) use error::of_read;
-pub(crate) use fragment::{Fragment, Part};
+pub(crate) use fragment::Fragment;
+#[cfg(feature = "postgres")]
+pub(crate) use fragment::Part;
+pub(crate) use handle::sql_backend;
 #[cfg(feature = "postgres")]
 pub(crate) use lent::Lent;
-pub(crate) use lent::try_if_idle;
-pub(crate) use loan::lend_clean;
+pub(crate) use lent::lend_clean;
 pub use name::InvalidName;
 pub(crate) use name::{Name, lock_number};
+pub(crate) use open_error::open_error;
+pub(crate) use place::Place;
+#[cfg(feature = "postgres")]
+pub(crate) use place::quoted;
+pub(crate) use pool::Connections;
 pub use pool::DieselPool;
-pub(crate) use pool::{Pooled, Taken};
-pub(crate) use row::{Columns, Expected, Row, from_column, time_of};
+#[cfg(feature = "postgres")]
+pub(crate) use pool::Taken;
+pub(crate) use row::{Columns, Expected, Row, RowTypes, TimedTypes, locked, timed};
+#[cfg(feature = "postgres")]
+pub(crate) use server::CONNECT_TIMEOUT;
+pub(crate) use server::{Server, Wanted, is_loopback};
 pub(crate) use step::{Completion, FirstClaim, FirstRun, StepCompletion};
-pub(crate) use step_row::{Family, StepChange, StepColumns, StepRow};
+#[cfg(feature = "mysql")]
+pub(crate) use step_row::StepChange;
+pub(crate) use step_row::{Family, StepRow, StepTypes};

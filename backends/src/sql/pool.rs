@@ -4,11 +4,14 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
+use diesel::result::{ConnectionError, ConnectionResult};
 use diesel_async::pooled_connection::{
     AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod, deadpool as deadpools,
 };
 use diesel_async::{AnsiTransactionManager, AsyncConnection, TransactionManager as _};
 use futures_util::future::{BoxFuture, FutureExt as _, ready};
+
+use super::lent::try_if_idle;
 
 /// A pool of diesel-async connections, made by `From` or `into()`: deadpool's, or with the feature `bb8` or `mobc` one of
 /// these.
@@ -44,22 +47,52 @@ pub trait PoolConnection: AsyncConnection<TransactionManager = AnsiTransactionMa
     fn take(object: Self::Object) -> Self;
     #[doc(hidden)]
     fn size(pool: &Self::Deadpool) -> usize;
-    /// A pool that has nothing to lend but `why`.
+    /// A pool that opens its connections when they are asked for. It has no time-outs: every call has the engine's deadline.
     #[doc(hidden)]
-    fn none(why: &'static str) -> Self::Deadpool;
+    fn pool<F>(connect: F, size: usize, tried: Tried) -> Self::Deadpool
+    where
+        F: Fn() -> BoxFuture<'static, ConnectionResult<Self>> + Send + Sync + 'static;
+}
+
+/// Which connections of a pool are tried before they are lent.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tried {
+    /// Each, so that a server's restart is nobody's error.
+    Always,
+    /// Those that lay in the pool for a while: one that is at work is not tried each time that it is lent.
+    IfIdle,
+}
+
+/// One arbiter's connections.
+pub(crate) struct Connections<C: PoolConnection> {
+    pub(crate) pool: DieselPool<C>,
+    /// How many that has at most, unless it tells.
+    pub(crate) size: usize,
+    /// Whether they are this backend's own, which do not wait for locks for long.
+    pub(crate) are_own: bool,
+}
+
+impl<C: PoolConnection> Connections<C> {
+    /// How many there are at most.
+    pub(crate) fn size(&self) -> usize {
+        self.pool.size().unwrap_or(self.size)
+    }
 }
 
 /// A pool of another kind.
 trait Lends<C>: Send + Sync {
-    fn lend(&self) -> BoxFuture<'_, Result<Box<dyn Loan<C>>, String>>;
+    fn lend(&self) -> BoxFuture<'_, Result<OtherPooled<C>, String>>;
 }
 
 /// A connection that goes back to its pool when it is dropped, unless it is marked as broken.
-pub(crate) trait Loan<C>: DerefMut<Target = C> + Send {}
-
-impl<C, P: DerefMut<Target = C> + Send> Loan<C> for P {}
+type OtherPooled<C> = Box<dyn DerefMut<Target = C> + Send>;
 
 impl<C: PoolConnection> DieselPool<C> {
+    pub(crate) fn of(pool: C::Deadpool) -> Self {
+        Self(Kind::Deadpool(pool))
+    }
+
     pub(crate) async fn lend(&self) -> Result<Pooled<C>, String> {
         match &self.0 {
             Kind::Deadpool(pool) => C::lend(pool).await.map(Pooled::Deadpool),
@@ -80,7 +113,9 @@ impl<C: PoolConnection> DieselPool<C> {
         match &self.0 {
             Kind::Deadpool(pool) => pool.clone(),
             Kind::Other(_) => {
-                C::none("this backend is on a pool of the application's that is not deadpool's: use that")
+                let why = "this backend is on a pool of the application's that is not deadpool's: use that";
+                let refuse = move || ready(Err(ConnectionError::BadConnection(why.to_owned()))).boxed();
+                C::pool(refuse, 1, Tried::IfIdle)
             }
         }
     }
@@ -120,14 +155,23 @@ macro_rules! pools_of {
                 pool.status().max_size
             }
 
-            fn none(why: &'static str) -> Self::Deadpool {
+            #[expect(clippy::expect_used, reason = "the only error is a time-out without a runtime: there is none")]
+            fn pool<F>(connect: F, size: usize, tried: Tried) -> Self::Deadpool
+            where
+                F: Fn() -> BoxFuture<'static, ConnectionResult<Self>> + Send + Sync + 'static,
+            {
                 let mut config = ManagerConfig::default();
-                config.recycling_method = RecyclingMethod::Fast;
-                config.custom_setup =
-                    Box::new(move |_| ready(Err(diesel::ConnectionError::BadConnection(why.to_owned()))).boxed());
+                config.recycling_method = match tried {
+                    Tried::Always => RecyclingMethod::Verified,
+                    Tried::IfIdle => RecyclingMethod::Fast,
+                };
+                config.custom_setup = Box::new(move |_| connect());
                 let manager = AsyncDieselConnectionManager::<Self>::new_with_config("", config);
-                // The only error is a time-out without a runtime, and there is none.
-                deadpools::Pool::builder(manager).build().expect("a pool without time-outs")
+                let try_if_idle = deadpools::Hook::async_fn(|connection, metrics| {
+                    Box::pin(try_if_idle(connection, metrics.last_used()))
+                });
+                let pool = deadpools::Pool::builder(manager).max_size(size).pre_recycle(try_if_idle);
+                pool.build().expect("a pool without time-outs")
             }
         }
 
@@ -149,11 +193,10 @@ macro_rules! pools_of {
 macro_rules! other_pool {
     ($pool:ty, $get:ident, $connection:ty) => {
         impl Lends<$connection> for $pool {
-            fn lend(&self) -> BoxFuture<'_, Result<Box<dyn Loan<$connection>>, String>> {
+            fn lend(&self) -> BoxFuture<'_, Result<OtherPooled<$connection>, String>> {
                 async {
-                    let lent = self.$get().await.map_err(|error| error.to_string())?;
-                    let lent: Box<dyn Loan<$connection>> = Box::new(lent);
-                    Ok(lent)
+                    let pooled = self.$get().await.map_err(|error| error.to_string())?;
+                    Ok::<OtherPooled<$connection>, _>(Box::new(pooled))
                 }
                 .boxed()
             }
@@ -173,7 +216,7 @@ pools_of!("mysql", diesel_async::AsyncMysqlConnection);
 /// A connection of a pool.
 pub(crate) enum Pooled<C: PoolConnection> {
     Deadpool(C::Object),
-    Other(Box<dyn Loan<C>>),
+    Other(OtherPooled<C>),
 }
 
 impl<C: PoolConnection> Pooled<C> {
@@ -190,7 +233,7 @@ impl<C: PoolConnection> Pooled<C> {
 pub(crate) enum Taken<C: PoolConnection> {
     Own(C),
     /// It keeps its place in the pool until then.
-    Other(Box<dyn Loan<C>>),
+    Other(OtherPooled<C>),
 }
 
 impl<C: PoolConnection> Drop for Taken<C> {

@@ -1,9 +1,11 @@
 //! A record as a row of a table, in the columns that all dialects share.
 
+use diesel::sql_types::{BigInt, Binary, Nullable, SmallInt};
 use oncekey::Key;
 use oncekey::backend::StoreError;
 use oncekey::record::{Record, State, Steps, StoreTime};
 
+use super::dialect::Keyed;
 use super::step_row::{StepRow, steps_of};
 use crate::columns::{Stored, barrier_of, outcome_of, state_of, to_column, token_of};
 
@@ -63,9 +65,36 @@ pub(crate) fn from_column(millis: i64) -> StoreTime {
     StoreTime::from_millis(u64::try_from(millis).unwrap_or(0))
 }
 
-/// The time that stands in each row. (Diesel would take `rows.first()` for a query.)
-pub(crate) fn time_of<R>(rows: &[R], time: impl Fn(&R) -> i64) -> i64 {
-    rows.iter().map(time).max().unwrap_or(0)
+/// The columns of a [`Row`].
+pub(crate) type RowTypes = (
+    Binary,
+    BigInt,
+    Binary,
+    SmallInt,
+    Nullable<BigInt>,
+    Nullable<SmallInt>,
+    Nullable<Binary>,
+    Nullable<BigInt>,
+    BigInt,
+    Nullable<Binary>,
+    Nullable<BigInt>,
+    Nullable<BigInt>,
+    Nullable<BigInt>,
+);
+
+/// Rows with their keys, each with the server's time. One has no key where a read found nothing, so that the time is known.
+pub(crate) type TimedTypes = (BigInt, Nullable<Binary>, RowTypes);
+
+/// What was read of them.
+pub(crate) fn timed(rows: Vec<(i64, Option<Vec<u8>>, Row)>) -> (StoreTime, Vec<Keyed>) {
+    let now = rows.iter().map(|(now, ..)| *now).max().unwrap_or(0);
+    (from_column(now), rows.into_iter().filter_map(|(_, key, row)| Some((key?, row))).collect())
+}
+
+/// The one row that was locked, with the server's time. There is no time where there is no row.
+pub(crate) fn locked(rows: Vec<(i64, Row)>) -> (StoreTime, Option<Row>) {
+    let found = rows.into_iter().next();
+    found.map_or((from_column(0), None), |(now, row)| (from_column(now), Some(row)))
 }
 
 impl<'a> Columns<'a> {

@@ -1,5 +1,6 @@
 //! A record's steps as rows of their own table, in the columns that all dialects share.
 
+use diesel::sql_types::{BigInt, Binary, Nullable, SmallInt};
 use oncekey::backend::StoreError;
 use oncekey::record::{Record, StepRecord, Steps};
 use oncekey::{FencingToken, Key};
@@ -23,6 +24,10 @@ pub(crate) struct StepRow {
     pub(crate) state: i16,
     pub(crate) outcome: Option<Vec<u8>>,
 }
+
+/// The columns of a [`StepRow`].
+pub(crate) type StepTypes =
+    (Binary, BigInt, Nullable<Binary>, BigInt, BigInt, BigInt, BigInt, Nullable<BigInt>, SmallInt, Nullable<Binary>);
 
 /// What is written of a step.
 #[derive(Debug, Clone, Copy)]

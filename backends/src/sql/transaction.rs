@@ -256,7 +256,7 @@ async fn run<D: Dialect, E: Ending>(
 }
 
 /// Gives a connection back as it was, or closes it.
-async fn clean_up<D: Dialect>(dialect: &D, mut lent: Lent<D>) {
+async fn clean_up<D: Dialect>(dialect: &D, mut lent: Lent<D::Connection>) {
     let Ok(connection) = lent.connection() else { return };
     if dialect.set_back(connection).await.is_ok() && matches!(dialect.clean(connection).await, Ok(true)) {
         lent.give_back();
@@ -264,14 +264,14 @@ async fn clean_up<D: Dialect>(dialect: &D, mut lent: Lent<D>) {
 }
 
 /// Opens a transaction. A connection that broke while it lay in the pool is found out here, where nothing has run yet.
-async fn begin<D: Dialect>(dialect: &D) -> Result<Lent<D>, StoreError> {
+async fn begin<D: Dialect>(dialect: &D) -> Result<Lent<D::Connection>, StoreError> {
     let begin = async |connection: &mut D::Connection| dialect.begin(connection).await;
     Ok(Lent::after(dialect, &[Failure::Disconnected], of_read::<D>, begin).await?.0)
 }
 
 async fn try_once<D: Dialect, E: Ending>(
     dialect: &D,
-    lent: &mut Lent<D>,
+    lent: &mut Lent<D::Connection>,
     ending: &E,
     operation: &mut TransactionOperation,
     contended: &AtomicBool,

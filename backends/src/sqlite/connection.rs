@@ -70,7 +70,6 @@ impl Opener {
                 NotMigrated::Older { found, known } => {
                     SqliteOpenError::NotMigrated { path: self.path.clone(), found, known }
                 }
-                NotMigrated::Failed(reason) => SqliteOpenError::Migration { path: self.path.clone(), reason },
                 NotMigrated::NoBootId => SqliteOpenError::NoBootId { path: self.path.clone() },
                 NotMigrated::Sqlite(error) => self.failed(&error),
             })?;

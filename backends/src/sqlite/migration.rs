@@ -4,18 +4,22 @@
 //! this library has applied stands in a table of its own. All of it happens inside the one write transaction of opening,
 //! so that of ten processes that open a fresh file at once one makes the tables, and nine find them.
 
-use std::fmt;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
 
 use diesel::connection::SimpleConnection as _;
-use diesel::migration::{Migration, MigrationSource as _};
+use diesel::dsl::sql;
 use diesel::prelude::*;
-use diesel::sqlite::Sqlite;
-use diesel_migrations::{EmbeddedMigrations, embed_migrations};
+use diesel::sql_types::{BigInt, Nullable, Text};
 
 use super::clock::NotAnchored;
-use super::schema::oncekey_migrations::dsl::{oncekey_migrations, version};
+use crate::migration::{self, Migration, Schema, Statements};
 
-const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
+const MIGRATIONS: &[Migration] = &[
+    (20_261_124_000_000, include_str!("../../migrations/sqlite/20261124000000_records/up.sql")),
+    (20_261_127_000_000, include_str!("../../migrations/sqlite/20261127000000_fencing/up.sql")),
+    (20_261_128_000_000, include_str!("../../migrations/sqlite/20261128000000_steps/up.sql")),
+];
 
 /// Why the tables are not up to date.
 #[derive(Debug)]
@@ -29,7 +33,6 @@ pub(super) enum NotMigrated {
         found: String,
         known: String,
     },
-    Failed(String),
     Sqlite(diesel::result::Error),
     /// The tables are up to date, and the file's clock can't be read.
     NoBootId,
@@ -50,63 +53,78 @@ impl From<diesel::result::Error> for NotMigrated {
     }
 }
 
+impl From<migration::NotMigrated> for NotMigrated {
+    fn from(error: migration::NotMigrated) -> Self {
+        let named = |version: i64| if version == 0 { "none".to_owned() } else { version.to_string() };
+        match error {
+            migration::NotMigrated::Newer { found, known } => Self::Newer { found: named(found), known: named(known) },
+            migration::NotMigrated::Older { found, known } => Self::Older { found: named(found), known: named(known) },
+            migration::NotMigrated::Failed(error) => Self::Sqlite(error),
+        }
+    }
+}
+
 /// Applies what has not been applied; call it inside a write transaction.
 pub(super) fn bring_up_to_date(connection: &mut SqliteConnection, migrate: bool) -> Result<(), NotMigrated> {
-    let failed = |error: &dyn fmt::Display| NotMigrated::Failed(error.to_string());
-    let mut known: Vec<Box<dyn Migration<Sqlite>>> = MIGRATIONS.migrations().map_err(|error| failed(&error))?;
-    known.sort_unstable_by(|a, b| a.name().version().cmp(&b.name().version()));
-    let version_of = |migration: &dyn Migration<Sqlite>| migration.name().version().to_string();
-    let newest = known.last().map(|migration| version_of(migration.as_ref())).unwrap_or_default();
-
-    if migrate {
-        connection.batch_execute(
-            "CREATE TABLE IF NOT EXISTS oncekey_migrations (version TEXT PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID",
-        )?;
-    } else if !has_table(connection)? {
-        return Err(NotMigrated::Older { found: "none".to_owned(), known: newest });
-    }
-    let applied: Vec<String> = oncekey_migrations.select(version).order(version).load(connection)?;
-    if let Some(found) = applied.last().filter(|last| **last > newest) {
-        return Err(NotMigrated::Newer { found: found.clone(), known: newest });
-    }
-    for migration in known {
-        let this = version_of(migration.as_ref());
-        if applied.contains(&this) {
-            continue;
+    let mut tables = Tables(connection);
+    let mut migrated = pin!(migration::bring_up_to_date(&mut tables, migrate));
+    // Nothing in it waits other than by blocking, so that it is done when it is first polled.
+    loop {
+        if let Poll::Ready(migrated) = migrated.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return Ok(migrated?);
         }
-        if !migrate {
-            let found = applied.last().cloned().unwrap_or_else(|| "none".to_owned());
-            return Err(NotMigrated::Older { found, known: newest });
-        }
-        migration.run(connection).map_err(|error| failed(&error))?;
-        diesel::insert_into(oncekey_migrations).values(version.eq(this)).execute(connection)?;
     }
-    Ok(())
 }
 
-fn has_table(connection: &mut SqliteConnection) -> QueryResult<bool> {
-    let found = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'oncekey_migrations'";
-    Ok(texts(connection, &format!("SELECT CAST(({found}) AS TEXT) AS text"))? == ["1"])
+/// Whether there is a table of that name.
+pub(crate) fn has_table(connection: &mut SqliteConnection, name: &str) -> QueryResult<bool> {
+    let found =
+        sql::<BigInt>("SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ").bind::<Text, _>(name);
+    Ok(found.get_result::<i64>(connection)? > 0)
 }
 
-#[derive(QueryableByName)]
-struct Text {
-    #[diesel(sql_type = diesel::sql_types::Text)]
-    text: String,
+fn statements() -> Statements {
+    let made =
+        "CREATE TABLE IF NOT EXISTS oncekey_migrations (version TEXT PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID";
+    let record = |version| format!("INSERT INTO oncekey_migrations VALUES ('{version}')");
+    Statements::new(made.to_owned(), MIGRATIONS, str::to_owned, record)
 }
 
-fn texts(connection: &mut SqliteConnection, statement: &str) -> QueryResult<Vec<String>> {
-    let found: Vec<Text> = diesel::sql_query(statement).load(connection)?;
-    Ok(found.into_iter().map(|found| found.text).collect())
+/// All of it as statements.
+pub(crate) fn schema_text() -> String {
+    statements().text()
 }
 
-/// All of it as statements: what the migrations make of an empty database. `None` if SQLite has no memory for one.
-pub(crate) fn schema_text() -> Option<String> {
-    let mut connection = SqliteConnection::establish(":memory:").ok()?;
-    bring_up_to_date(&mut connection, true).ok()?;
-    let made = texts(&mut connection, "SELECT sql AS text FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid");
-    let versions =
-        "SELECT format('INSERT INTO oncekey_migrations VALUES (%Q)', version) AS text FROM oncekey_migrations";
-    let statements = made.ok()?.into_iter().chain(texts(&mut connection, versions).ok()?);
-    Some(statements.map(|statement| statement + ";\n").collect())
+/// The tables, by a connection that has the file's write lock.
+struct Tables<'a>(&'a mut SqliteConnection);
+
+impl Schema for Tables<'_> {
+    fn statements(&self) -> Statements {
+        statements()
+    }
+
+    fn table(&self) -> String {
+        "oncekey_records".to_owned()
+    }
+
+    async fn version(&mut self) -> QueryResult<i64> {
+        if !has_table(self.0, "oncekey_migrations")? {
+            return Ok(0);
+        }
+        let newest = sql::<Nullable<BigInt>>("SELECT max(CAST(version AS INTEGER)) FROM oncekey_migrations");
+        Ok(newest.get_result::<Option<i64>>(self.0)?.unwrap_or(0))
+    }
+
+    /// The transaction of the opening is the lock.
+    async fn lock(&mut self) -> QueryResult<()> {
+        Ok(())
+    }
+
+    async fn unlock(&mut self, _: bool) -> QueryResult<()> {
+        Ok(())
+    }
+
+    async fn execute(&mut self, text: &str) -> QueryResult<()> {
+        self.0.batch_execute(text)
+    }
 }

@@ -45,9 +45,3 @@ diesel::table! {
         latest_ms -> BigInt,
     }
 }
-
-diesel::table! {
-    oncekey_migrations (version) {
-        version -> Text,
-    }
-}
