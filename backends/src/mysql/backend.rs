@@ -54,7 +54,7 @@ sql_backend! {
     /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
     /// use oncekey_backends::mysql::MysqlBackend;
     ///
-    /// let backend = MysqlBackend::builder("mysql://shop@localhost/shop")
+    /// let backend = MysqlBackend::builder("mysql://shop@db.example/shop")
     ///     .table("records")?
     ///     .pool_size(10)
     ///     .open()

@@ -155,7 +155,6 @@ macro_rules! pools_of {
                 pool.status().max_size
             }
 
-            #[expect(clippy::expect_used, reason = "the only error is a time-out without a runtime: there is none")]
             fn pool<F>(connect: F, size: usize, tried: Tried) -> Self::Deadpool
             where
                 F: Fn() -> BoxFuture<'static, ConnectionResult<Self>> + Send + Sync + 'static,
@@ -171,6 +170,7 @@ macro_rules! pools_of {
                     Box::pin(try_if_idle(connection, metrics.last_used()))
                 });
                 let pool = deadpools::Pool::builder(manager).max_size(size).pre_recycle(try_if_idle);
+                // The only error is a time-out without a runtime, and there is no time-out.
                 pool.build().expect("a pool without time-outs")
             }
         }
