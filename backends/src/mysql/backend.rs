@@ -434,6 +434,10 @@ impl Backend for MysqlBackend {
         self.core.list(message).await
     }
 
+    async fn examine(&self) -> Result<Vec<Finding>, StoreError> {
+        self.doctor().await
+    }
+
     async fn purge(&self, message: Purge) -> Result<Purged, StoreError> {
         self.core.purge(message).await
     }

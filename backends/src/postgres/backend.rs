@@ -414,6 +414,10 @@ impl Backend for PostgresBackend {
         self.core.stats(message).await
     }
 
+    async fn examine(&self) -> Result<Vec<Finding>, StoreError> {
+        self.doctor().await
+    }
+
     async fn watch(&self, message: Watch) -> Result<Changed, StoreError> {
         watch(&self.core, &self.watchers, &self.shared.channel, message).await
     }
