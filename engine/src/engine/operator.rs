@@ -1,17 +1,20 @@
 //! What an operator asks and decides.
 
+use futures_util::future::join_all;
 use serde::Serialize;
 
 use super::Engine;
-#[cfg(feature = "web")]
-use crate::backend::RecordView;
 use crate::backend::{
-    Filter, Find, Finding, Found, Persist, Request, Resolution, Resolve, ResolveStep, Resolved, StepResolution,
+    Filter, Find, Finding, Found, Persist, RecordView, Removed, Request, Resolution, Resolve, ResolveStep, Resolved,
+    StepResolution, StoreError,
 };
 use crate::record::{Binding, SealedOutcome, StepName};
 #[cfg(feature = "web")]
 use crate::record::{PayloadKind, StepRecord};
 use crate::{Attempt, Error, Event, EventKind, Key};
+
+/// Small enough that other steps do not wait long for a batch of removals.
+const ERASED_AT_ONCE: usize = 200;
 
 impl Engine {
     /// Reads a page of the records that match a filter, in the order of the stored keys. Ask with [`Found::next`] for the
@@ -38,6 +41,42 @@ impl Engine {
     pub async fn find(&self, filter: Filter, after: Option<Key>, limit: usize) -> Result<Found, Error> {
         let message = Find { filter, after, limit };
         Ok(self.nodes.current()?.persist(|reply| Persist::Find(message, reply)).await?)
+    }
+
+    /// Removes all records of a scope, a batch at a time, and returns how many it removed. **A retry of any of its
+    /// operations runs again.** An operation that is running goes on, and its outcome is not kept.
+    ///
+    /// A store may keep a removed key for up to ten minutes without its outcome, so that a late claim can't take effect.
+    /// Dropping the future stops between two removals; call again to go on. Records that are claimed meanwhile may stay.
+    ///
+    /// # Errors
+    /// [`Error::Store`] if the store does not answer, or under [`key_hashing`](crate::EngineBuilder::key_hashing), where a
+    /// stored key does not show its scope.
+    ///
+    /// ```
+    /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use oncekey::Engine;
+    /// # use oncekey_backends::MemoryBackend;
+    /// # let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// assert_eq!(engine.erase_scope("tenant 17").await?, 0);
+    /// # Ok(()) }
+    /// ```
+    pub async fn erase_scope(&self, scope: &str) -> Result<u64, Error> {
+        if self.nodes.shared().settings.at_rest.hides_keys() {
+            return Err(StoreError::Unsupported("finding the records of a scope whose keys are hashed").into());
+        }
+        let filter = Filter { scope: Some(scope.to_owned()), ..Filter::default() };
+        let (mut erased, mut after) = (0, None);
+        loop {
+            let found = self.find(filter.clone(), after, ERASED_AT_ONCE).await?;
+            for removed in join_all(found.records.iter().map(|view| self.remove(&view.key))).await {
+                erased += u64::from(removed? == Removed::Removed);
+            }
+            after = found.next;
+            if after.is_none() {
+                return Ok(erased);
+            }
+        }
     }
 
     /// Reports the settings of the store's servers that are not as they should be. A store without such settings reports
@@ -82,6 +121,30 @@ impl Engine {
         with: Resolution,
     ) -> Result<Resolved, Error> {
         self.send_resolve(Resolve { key: key.clone(), attempt, owner: None, with }, Some(operator)).await
+    }
+
+    /// Settles an indeterminate key only if it still is the claim that `view` shows. No later claim of the key is
+    /// settled, whatever happened since. The event [`EventKind::Resolved`] names the operator.
+    ///
+    /// # Errors
+    /// [`Error::Store`] if the store does not answer.
+    ///
+    /// ```
+    /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use oncekey::backend::{Filter, Resolution, StateName};
+    /// # use oncekey::Engine;
+    /// # use oncekey_backends::MemoryBackend;
+    ///
+    /// # let engine = Engine::builder(MemoryBackend::new()).start()?;
+    /// let stuck = Filter { state: Some(StateName::Indeterminate), ..Filter::default() };
+    /// for view in engine.find(stuck, None, 100).await?.records {
+    ///     engine.settle(&view, Resolution::Release, "ada").await?;
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub async fn settle(&self, view: &RecordView, with: Resolution, operator: &str) -> Result<Resolved, Error> {
+        let (attempt, owner) = (Some(view.attempt), Some(view.owner));
+        self.send_resolve(Resolve { key: view.key.clone(), attempt, owner, with }, Some(operator)).await
     }
 
     /// Settles a step as [`resolve_step`](Self::resolve_step) does. The event [`EventKind::StepResolved`] names the
@@ -159,12 +222,6 @@ impl Engine {
 /// For the console, which settles what its operator has seen and nothing else.
 #[cfg(feature = "web")]
 impl Engine {
-    /// Settles the very claim that the view shows.
-    pub(crate) async fn settle(&self, view: &RecordView, with: Resolution, operator: &str) -> Result<Resolved, Error> {
-        let (attempt, owner) = (Some(view.attempt), Some(view.owner));
-        self.send_resolve(Resolve { key: view.key.clone(), attempt, owner, with }, Some(operator)).await
-    }
-
     /// Settles the very run of a step that the view shows. `json` is the value that the step would have returned; `None` if
     /// its effect did not happen.
     pub(crate) async fn settle_step(

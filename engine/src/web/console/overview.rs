@@ -85,10 +85,10 @@ impl Plot {
             "takeover" => "Takeover",
             "lost" => "Lost claim",
             "store_failed" => "Store failure",
-            _ => "A batch of the store takes",
+            _ => "Store, mean",
         };
         let (sum, peak) = match series.id {
-            "store" => (took(series.sum), took(series.peak())),
+            "store" => (took(series.sum), format!("{} for one batch", took(series.peak()))),
             _ => (grouped(series.sum), format!("{} in ten seconds", grouped(series.peak()))),
         };
         Self { id: series.id, name, sum, peak, points: series.points() }

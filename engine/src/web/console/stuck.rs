@@ -91,7 +91,7 @@ pub(super) fn since(view: &RecordView) -> String {
         return format!("{} ago, when its lease lapsed", span(view.read_at.left(lapsed_at)));
     }
     match view.claimed_at() {
-        Some(claimed_at) => format!("its claim, {} ago", span(view.read_at.left(claimed_at))),
+        Some(claimed_at) => format!("at most {} ago", span(view.read_at.left(claimed_at))),
         None => "unknown".to_owned(),
     }
 }
