@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
 
+#[path = "shop/command_line.rs"]
+mod command_line;
+
 use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
 use futures_util::StreamExt as _;
