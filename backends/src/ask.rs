@@ -8,10 +8,15 @@ pub(crate) async fn ask<T: Send + 'static>(
     request: impl FnOnce(Reply<T>) -> Request,
     take: impl AsyncFnOnce(Request),
 ) -> Result<T, StoreError> {
+    ask_by_reply(async |reply| take(request(reply)).await).await
+}
+
+/// Has `take` give an answer to a reply.
+pub(crate) async fn ask_by_reply<T: Send + 'static>(take: impl AsyncFnOnce(Reply<T>)) -> Result<T, StoreError> {
     let (answer, heard) = oneshot::channel();
     // Nobody hears it if the future was dropped.
     let reply = Reply::new(move |result| drop(answer.send(result)));
-    take(request(reply)).await;
+    take(reply).await;
     heard.await.unwrap_or_else(|_| Err(StoreError::unknown("the answer was lost")))
 }
 

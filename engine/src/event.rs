@@ -3,8 +3,9 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::Key;
 
@@ -14,16 +15,40 @@ use crate::Key;
 /// use oncekey::{Event, EventKind, Key};
 ///
 /// let key = Key::new("mail", 17)?;
-/// let event = Event { kind: EventKind::Hit, key: &key };
-/// assert_eq!(event.kind.name(), "hit");
+/// let event = Event::new(EventKind::Hit, &key);
+/// assert_eq!((event.kind.name(), event.operator), ("hit", None));
 /// # Ok::<(), oncekey::KeyError>(())
 /// ```
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct Event<'a> {
     /// What was done.
     pub kind: EventKind,
     /// For which key.
     pub key: &'a Key,
+    /// The operator who settled the key, of [`EventKind::Resolved`] and [`EventKind::StepResolved`], where the caller of
+    /// the engine named one.
+    pub operator: Option<&'a str>,
+}
+
+impl<'a> Event<'a> {
+    /// An event without an operator.
+    pub fn new(kind: EventKind, key: &'a Key) -> Self {
+        Self { kind, key, operator: None }
+    }
+
+    /// The same event, with the operator who caused it.
+    ///
+    /// ```
+    /// # use oncekey::{Event, EventKind, Key};
+    /// let key = Key::new("mail", 17)?;
+    /// assert_eq!(Event::new(EventKind::Resolved, &key).by("ada").operator, Some("ada"));
+    /// # Ok::<(), oncekey::KeyError>(())
+    /// ```
+    #[must_use]
+    pub fn by(self, operator: impl Into<Option<&'a str>>) -> Self {
+        Self { operator: operator.into(), ..self }
+    }
 }
 
 /// What the engine did.
@@ -88,10 +113,14 @@ pub enum EventKind {
     /// An operation completed under [`OnAbandoned::Resume`](crate::OnAbandoned::Resume) without a step: a crash would have
     /// run all of it again.
     ResumeWithoutSteps,
+    /// An operator settled an indeterminate key.
+    Resolved,
+    /// An operator settled a step whose result was unknown.
+    StepResolved,
 }
 
 impl EventKind {
-    const ALL: [Self; 25] = [
+    pub(crate) const ALL: [Self; 27] = [
         Self::Miss,
         Self::Hit,
         Self::Conflict,
@@ -117,6 +146,8 @@ impl EventKind {
         Self::StepUnsettled,
         Self::StepNotAsked,
         Self::ResumeWithoutSteps,
+        Self::Resolved,
+        Self::StepResolved,
     ];
 
     /// The name, as logs and metrics show it.
@@ -147,6 +178,8 @@ impl EventKind {
             Self::StepUnsettled => "step_unsettled",
             Self::StepNotAsked => "step_not_asked",
             Self::ResumeWithoutSteps => "resume_without_steps",
+            Self::Resolved => "resolved",
+            Self::StepResolved => "step_resolved",
         }
     }
 }
@@ -183,16 +216,39 @@ pub(crate) struct Events {
     observers: Vec<Arc<dyn Observer>>,
     /// Made once, by kind: finding a counter by its name costs more than all else that a replay does.
     counters: [metrics::Counter; EventKind::ALL.len()],
+    /// For the console.
+    #[cfg(feature = "web")]
+    pub(crate) activity: Arc<crate::activity::Activity>,
 }
 
 impl Events {
     pub(crate) fn new(observers: Vec<Arc<dyn Observer>>) -> Self {
         let counters = EventKind::ALL.map(|kind| metrics::counter!("oncekey_events_total", "event" => kind.name()));
-        Self { observers, counters }
+        Self {
+            observers,
+            counters,
+            #[cfg(feature = "web")]
+            activity: Arc::default(),
+        }
     }
 
     pub(crate) fn tell(&self, kind: EventKind, key: &Key) {
+        self.tell_of(Event::new(kind, key));
+    }
+
+    /// A batch of steps was answered after so long.
+    pub(crate) fn batch_took(&self, took: Duration) {
+        #[cfg(feature = "web")]
+        self.activity.count_batch(took);
+        #[cfg(not(feature = "web"))]
+        let _ = took;
+    }
+
+    pub(crate) fn tell_of(&self, event: Event<'_>) {
+        let Event { kind, key, operator } = event;
         self.counters[kind as usize].increment(1);
+        #[cfg(feature = "web")]
+        self.activity.count(kind);
         match kind {
             EventKind::OutcomeNotStored
             | EventKind::Lost
@@ -205,10 +261,11 @@ impl Events {
             | EventKind::ResumeWithoutSteps => {
                 warn!(%key, event = kind.name(), "oncekey");
             }
+            EventKind::Resolved | EventKind::StepResolved => info!(%key, operator, event = kind.name(), "oncekey"),
             _ => debug!(%key, event = kind.name(), "oncekey"),
         }
         for observer in &self.observers {
-            if catch_unwind(AssertUnwindSafe(|| observer.on_event(&Event { kind, key }))).is_err() {
+            if catch_unwind(AssertUnwindSafe(|| observer.on_event(&event))).is_err() {
                 error!(event = kind.name(), "an observer panicked");
             }
         }

@@ -43,6 +43,10 @@ pub mod steps {}
 #[doc = include_str!("../guide/operations.md")]
 pub mod operations {}
 
+#[cfg(feature = "web")]
+#[doc = include_str!("../guide/stuck_keys.md")]
+pub mod stuck_keys {}
+
 #[doc = include_str!("../guide/security.md")]
 pub mod security {}
 

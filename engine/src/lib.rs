@@ -94,6 +94,8 @@ mod planted;
 #[macro_use]
 pub mod planted;
 
+#[cfg(feature = "web")]
+mod activity;
 mod answer;
 pub mod at_rest;
 pub mod backend;

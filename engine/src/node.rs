@@ -44,12 +44,11 @@ pub(crate) struct Node {
 impl Node {
     /// Starts one on the current arbiter.
     fn start<B: Backend>(shared: &Arc<Shared>, backend: &B) -> Arc<Self> {
-        let (session, deadline, at_rest) =
-            (backend.session(), shared.settings.store_deadline, &shared.settings.at_rest);
+        let (session, at_rest) = (backend.session(), &shared.settings.at_rest);
         let store = if at_rest.is_on() {
-            BackendActor::new(at_rest.protect(session), deadline).launch()
+            BackendActor::new(at_rest.protect(session), Arc::clone(shared)).launch()
         } else {
-            BackendActor::new(session, deadline).launch()
+            BackendActor::new(session, Arc::clone(shared)).launch()
         };
         let in_flight = Arc::<AtomicUsize>::default();
         let node = Arc::new(Self {
@@ -83,9 +82,16 @@ impl Node {
         &self,
         request: impl FnOnce(Reply<T>) -> Request,
     ) -> Result<T, StoreError> {
+        self.persist(|reply| Persist::Step(request(reply))).await
+    }
+
+    pub(crate) async fn persist<T: Send + 'static>(
+        &self,
+        message: impl FnOnce(Reply<T>) -> Persist,
+    ) -> Result<T, StoreError> {
         let (sender, receiver) = oneshot::channel();
-        let request = request(Reply::new(move |answer| drop(sender.send(answer))));
-        self.store.try_send(Persist::Step(request)).map_err(|_| StoreError::unavailable("its arbiter has stopped"))?;
+        let message = message(Reply::new(move |answer| drop(sender.send(answer))));
+        self.store.try_send(message).map_err(|_| StoreError::unavailable("its arbiter has stopped"))?;
         receiver.await.unwrap_or_else(|_| Err(StoreError::unknown("its arbiter has stopped")))
     }
 }

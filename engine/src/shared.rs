@@ -49,6 +49,9 @@ pub(crate) struct Shared {
     left_by_arbiters: AtomicUsize,
     /// Key lock actors that are alive, over all arbiters.
     lock_actors: AtomicUsize,
+    /// What all consoles of this engine share, once there is one.
+    #[cfg(feature = "web")]
+    console: std::sync::OnceLock<Arc<crate::web::ConsoleHub>>,
 }
 
 /// Counts a key lock actor for as long as it lives.
@@ -79,7 +82,15 @@ impl Shared {
             pending,
             left_by_arbiters: AtomicUsize::new(0),
             lock_actors: AtomicUsize::new(0),
+            #[cfg(feature = "web")]
+            console: std::sync::OnceLock::new(),
         }
+    }
+
+    /// What all consoles of this engine show. From the first call on, activity is counted.
+    #[cfg(feature = "web")]
+    pub(crate) fn console(&self) -> &Arc<crate::web::ConsoleHub> {
+        self.console.get_or_init(|| crate::web::ConsoleHub::start(Arc::clone(&self.events.activity)))
     }
 
     /// An arbiter has stopped with so many claims in flight.

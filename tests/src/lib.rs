@@ -4,6 +4,7 @@
 
 pub mod broker;
 pub mod claims;
+pub mod command_line;
 pub mod http;
 pub mod malformed;
 pub mod model;

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
 
+#[path = "shop/command_line.rs"]
+mod command_line;
+
 use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
 use futures_util::StreamExt as _;
@@ -420,4 +423,92 @@ fn weak_settings_are_warned_of() {
 async fn e05_control_without_a_key_kill_9_orders_twice() {
     let rows = order_under_kill_9("sqlite:keys.db", 500, false).await;
     assert!(rows > 500, "{rows} rows for 500 orders: the kills prove nothing");
+}
+
+/// The forms of the console, as a page of it sends them.
+fn form(target: &str, body: &str) -> Request {
+    Request::post(target, body)
+        .header("Content-Type", "application/x-www-form-urlencoded")
+        .header("Origin", "http://shop")
+        .header("Sec-Fetch-Site", "same-origin")
+}
+
+#[actix_rt::test]
+async fn h10_an_operator_settles_a_payment_on_the_console() {
+    let folder = tempfile::tempdir().unwrap();
+    let shop = Shop::open(folder.path(), &["--store=sqlite:keys.db"]);
+    let page = Request::new("GET", "/", "").send(shop.address).await;
+    assert!(page.text().contains("href=\"/admin/\""), "the page leads to the console");
+    let request = payment("tok_unsure", "r", "pay-1");
+    assert_eq!(request.send(shop.address).await.status, 504);
+    assert_eq!(request.send(shop.address).await.status, 409);
+    for target in ["/admin", "/admin/"] {
+        let overview = Request::new("GET", target, "").send(shop.address).await;
+        assert_eq!(overview.status, 200, "{overview:?}");
+        assert!(overview.header("content-security-policy").is_some());
+    }
+    let list = Request::new("GET", "/admin/stuck", "").send(shop.address).await;
+    assert!(list.text().contains("pay-1"), "{}", list.text());
+    let confirm = form("/admin/confirm", "act=complete&key=6:public:pay-1").send(shop.address).await;
+    let text = confirm.text();
+    let item = text.split("name=\"item\" value=\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap();
+    let outcome = format!("act=complete&item={item}&kind=http&status=201&content_type=text/plain&body=charged by hand");
+    let settled = form("/admin/settle", &outcome).send(shop.address).await;
+    assert!(settled.text().contains("1 of 1 settled"), "{}", settled.text());
+    let retry = request.send(shop.address).await;
+    assert_eq!((retry.status, retry.text().as_str(), retry.is_replay()), (201, "charged by hand", true));
+    assert_eq!(count(&shop, "/payments?reference=r").await, 1);
+}
+
+#[actix_rt::test]
+async fn the_console_is_for_who_has_the_token_or_sits_at_the_machine() {
+    use base64::Engine as _;
+
+    let folder = tempfile::tempdir().unwrap();
+    let basic = |text: &str| format!("Basic {}", base64::prelude::BASE64_STANDARD.encode(text));
+    let shop = Shop::open(folder.path(), &["--store=memory:", "--admin-token=s3cret"]);
+    let status = async |headers: &[(&str, &str)]| {
+        let request = Request::new("GET", "/admin/", "");
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(name, value));
+        request.send(shop.address).await.status
+    };
+    for (authorization, wanted) in [
+        ("Bearer s3cret".to_owned(), 200),
+        (basic("ada:s3cret"), 200),
+        ("Bearer other".to_owned(), 403),
+        ("Bearer".to_owned(), 403),
+        (basic("s3cret:ada"), 403),
+        (basic("ada:"), 403),
+    ] {
+        assert_eq!(status(&[("Authorization", &authorization)]).await, wanted, "{authorization}");
+    }
+    assert_eq!(status(&[]).await, 403);
+    // A browser asks its user.
+    let asked = Request::new("GET", "/admin/", "").header("Accept", "text/html,*/*").send(shop.address).await;
+    assert_eq!(asked.status, 401);
+    assert!(asked.header("www-authenticate").unwrap().starts_with("Basic "));
+    assert!(asked.header("content-security-policy").is_some());
+
+    let shop = Shop::open(folder.path(), &["--store=memory:"]);
+    let status = async |headers: &[(&str, &str)]| {
+        let request = Request::new("GET", "/admin/stuck", "");
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(name, value));
+        request.send(shop.address).await.status
+    };
+    assert_eq!(status(&[]).await, 200);
+    // What a proxy on this machine passes on comes from elsewhere.
+    for header in [("X-Forwarded-For", "203.0.113.7"), ("Forwarded", "for=203.0.113.7"), ("Via", "1.1 proxy")] {
+        assert_eq!(status(&[header]).await, 403, "{header:?}");
+    }
+    // A page of another site leads its own name to this machine.
+    let by_name = async |host: &str| {
+        let request = format!("GET /admin/stuck HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        let mut stream = tokio::net::TcpStream::connect(shop.address).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes()).await.unwrap();
+        tests::http::read_answer(&mut stream).await.unwrap().status
+    };
+    for (host, wanted) in [("localhost:8080", 200), ("127.0.0.1", 200), ("[::1]:8080", 200), ("evil.example:8080", 403)]
+    {
+        assert_eq!(by_name(host).await, wanted, "{host}");
+    }
 }

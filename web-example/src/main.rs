@@ -2,6 +2,7 @@
 //!
 //! `cargo run --release -p web-example` listens on <http://127.0.0.1:8080> and keeps its records in an SQLite file.
 
+mod admin;
 mod options;
 mod page;
 mod server;

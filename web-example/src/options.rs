@@ -48,6 +48,15 @@ pub(crate) struct Options {
     /// What a lapsed lease means; if not given: rerun for orders in the store's transaction, hold for the rest
     #[arg(long, env = "ONCEKEY_ON_ABANDONED")]
     pub(crate) on_abandoned: Option<Abandoned>,
+    /// What opens the operator's console at /admin/, as a password; without it the console lets this machine alone in
+    #[arg(
+        long,
+        env = "ONCEKEY_ADMIN_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN",
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
+    pub(crate) admin_token: Option<String>,
     /// Performs the effects of a checkout without steps, and all of them again after a crash: to see what steps are for
     #[arg(long)]
     pub(crate) bare_checkouts: bool,
@@ -96,11 +105,19 @@ mod tests {
     #[test]
     fn bad_flags_are_refused() {
         use clap::CommandFactory as _;
-        for name in ["store", "mail_stream"] {
+        for name in ["store", "mail_stream", "admin_token"] {
             let flag = Options::command().get_arguments().find(|flag| flag.get_id() == name).cloned().unwrap();
             assert!(flag.is_hide_env_values_set(), "the help would print a password");
         }
-        for bad in ["--worker", "--bind=here", "--workers=0", "--lease=soon", "--on-abandoned=maybe", "--nothing"] {
+        for bad in [
+            "--admin-token=",
+            "--worker",
+            "--bind=here",
+            "--workers=0",
+            "--lease=soon",
+            "--on-abandoned=maybe",
+            "--nothing",
+        ] {
             assert!(Options::try_parse_from(["web-example", bad]).is_err(), "{bad}");
         }
     }

@@ -14,6 +14,7 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
+use crate::admin;
 use crate::options::Options;
 use crate::page;
 use crate::shop::{self, Shop};
@@ -62,7 +63,8 @@ pub(crate) async fn serve(
     };
     // A checkout's effects are steps: after a crash the next try continues. Without steps it can only run again.
     let on_crash = if options.bare_checkouts { OnAbandoned::Rerun } else { OnAbandoned::Resume };
-    // Elsewhere a POST needs no key: it is 404 or 405, or `/echo`, whose key is optional.
+    let (operated, admin_token) = (engine.clone(), options.admin_token.clone());
+    // Elsewhere a POST needs no key: it is 404 or 405, a form of the console, or `/echo`, whose key is optional.
     let guard = Idempotency::new(engine, Scope::header_or("X-Api-Key", "public"))
         .route("/orders", orders)
         .route("/checkouts", move |rules: RouteRules| rules.required().on_abandoned(on_crash))
@@ -100,6 +102,7 @@ pub(crate) async fn serve(
             .service(resource("/readyz", "GET").route(web::get().to(readyz)))
             .service(resource("/metrics", "GET").route(web::get().to(prometheus)))
             .configure(shop::routes)
+            .service(admin::console(operated.clone(), admin_token.as_deref()))
             .default_service(web::to(|| async {
                 problem(StatusCode::NOT_FOUND, "There is nothing here", &"look at / for what there is")
             }))
@@ -139,6 +142,7 @@ fn greet(address: std::net::SocketAddr, store: &str) {
          -H 'Content-Type: application/json' \
          -d '{{\"amount\": 1999, \"currency\": \"usd\", \"card\": \"tok_visa\", \"reference\": \"r-1\"}}'"
     );
+    println!("Find and settle stuck keys: http://{address}/admin/");
 }
 
 fn mail_stream(options: &Options) -> Result<Option<redis::Client>, StartError> {

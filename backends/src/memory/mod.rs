@@ -18,10 +18,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use oncekey::Key;
 use oncekey::backend::{
-    Acquire, Acquired, Backend, BeginStep, Changed, Complete, CompleteStep, Completed, FailStep, Held, Hold, List,
-    Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Request, Resolve,
-    ResolveStep, Resolved, Stats, StepBegun, StepCompleted, StepFailed, StoreError, StoreStats, Watch, Withdraw,
-    Withdrawn,
+    Acquire, Acquired, Backend, BeginStep, Changed, Complete, CompleteStep, Completed, FailStep, Find, Found, Held,
+    Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove, Removed, Renew, Renewed, Request,
+    Resolve, ResolveStep, Resolved, Stats, StepBegun, StepCompleted, StepFailed, StoreError, StoreStats, Watch,
+    Withdraw, Withdrawn,
 };
 use oncekey::record::{Record, StoreTime, transition};
 use parking_lot::{Mutex, MutexGuard};
@@ -262,6 +262,21 @@ impl Store {
         views
     }
 
+    /// Looks through the shards for the records of one page, and for one more, which tells whether there is another page.
+    fn find(&self, now: StoreTime, message: &Find) -> Found {
+        let wanted = message.limit.saturating_add(1);
+        let mut records = Vec::new();
+        for shard in &self.shards {
+            records.extend(shard.lock().find_page(now, message, wanted));
+            records.sort_unstable_by(|one: &RecordView, other| one.key.cmp(&other.key));
+            records.truncate(wanted);
+        }
+        let is_last = records.len() < wanted;
+        records.truncate(message.limit);
+        let next = if is_last { None } else { records.last().map(|last| last.key.clone()) };
+        Found { records, next }
+    }
+
     fn stats(&self) -> StoreStats {
         let mut stats = StoreStats::default();
         self.shards.iter().for_each(|shard| shard.lock().count(&mut stats));
@@ -344,6 +359,10 @@ impl Backend for MemoryBackend {
 
     async fn list(&self, message: List) -> Result<Vec<RecordView>, StoreError> {
         Ok(self.store.list(self.store.now(), &message))
+    }
+
+    async fn find(&self, message: Find) -> Result<Found, StoreError> {
+        Ok(self.store.find(self.store.now(), &message))
     }
 
     async fn purge(&self, message: Purge) -> Result<Purged, StoreError> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hashbrown::{HashMap, HashTable};
-use oncekey::backend::{List, RecordView, StoreStats};
+use oncekey::backend::{Find, List, RecordView, StateName, StoreStats};
 use oncekey::record::transition::Write;
 use oncekey::record::{Record, State, StoreTime};
 use oncekey::{Key, KeyHasher};
@@ -203,6 +203,32 @@ impl Shard {
         found.sort_unstable_by_key(|entry| &entry.key);
         let views = found.into_iter().filter_map(|entry| RecordView::of(entry.key.clone(), entry.record.clone(), now));
         views.take(message.limit).collect()
+    }
+
+    /// The `wanted` smallest records after a key that a filter takes.
+    pub(super) fn find_page(&self, now: StoreTime, message: &Find, wanted: usize) -> Vec<RecordView> {
+        let Find { filter, after, .. } = message;
+        // Without a copy of the record, since most are none of these.
+        let may_be_it = |entry: &&Entry| {
+            let is_of_state = match filter.state {
+                None => true,
+                Some(StateName::InProgress) => matches!(entry.record.state, State::InProgress { .. }),
+                Some(StateName::Completed) => matches!(entry.record.state, State::Completed { .. }),
+                Some(StateName::Released) => matches!(entry.record.state, State::Released { .. }),
+                Some(StateName::Indeterminate) => match entry.record.state {
+                    State::InProgress { lease_until, .. } => lease_until <= now,
+                    State::Indeterminate => true,
+                    State::Completed { .. } | State::Released { .. } | State::Vacant { .. } => false,
+                },
+            };
+            is_of_state
+                && filter.scope.as_deref().is_none_or(|scope| scope == entry.key.scope())
+                && after.as_ref().is_none_or(|after| entry.key > *after)
+        };
+        let mut found: Vec<_> = self.claimed.iter().chain(self.settled.iter()).filter(may_be_it).collect();
+        found.sort_unstable_by_key(|entry| &entry.key);
+        let views = found.into_iter().filter_map(|entry| RecordView::of(entry.key.clone(), entry.record.clone(), now));
+        views.filter(|view| filter.takes(view)).take(wanted).collect()
     }
 
     pub(super) fn count(&self, stats: &mut StoreStats) {

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use oncekey::backend::{RecordView, StateView, StoreError};
+use oncekey::record::StoreTime;
 use oncekey::{Key, OnAbandoned};
 use redis::Value as Answer;
 
+use super::clock::read_time;
 use super::field::corrupt;
-use super::value::{Claim, Stored, Value, window};
+use super::value::{Claim, Stored, Value, millis, window};
 
 /// What `READ` shows.
 pub(super) enum Found {
@@ -20,7 +22,9 @@ pub(super) enum Found {
 /// A record as `READ` gives it.
 pub(super) fn read_record(key: &Key, answer: Answer) -> Result<Found, StoreError> {
     let Answer::Array(parts) = answer else { return Err(unexpected()) };
-    let Ok([value, ttl]) = <[Answer; 2]>::try_from(parts) else { return Err(unexpected()) };
+    let Ok([value, ttl, time]) = <[Answer; 3]>::try_from(parts) else { return Err(unexpected()) };
+    let now = read_time(time).map_err(|_| unexpected())?.as_millis();
+    let now = u64::try_from(now).map_err(|_| unexpected())?;
     let (Some(bytes), Answer::Int(ttl)) = (bytes_or_nil(value)?, ttl) else {
         return Ok(Found::Nothing);
     };
@@ -28,6 +32,13 @@ pub(super) fn read_record(key: &Key, answer: Answer) -> Result<Found, StoreError
     if has_steps {
         return Ok(Found::Family);
     }
+    let lapsed_at = match &state {
+        // The key outlives the lease by its window.
+        Stored::InProgress(on_abandoned) => {
+            u64::try_from(ttl).ok().and_then(|ttl| millis(window(*on_abandoned)).checked_sub(ttl))
+        }
+        _ => None,
+    };
     let left = |longer: Duration| Duration::from_millis(u64::try_from(ttl).unwrap_or(0)).saturating_sub(longer);
     let state = match state {
         // Who is released has steps.
@@ -40,8 +51,11 @@ pub(super) fn read_record(key: &Key, answer: Answer) -> Result<Found, StoreError
             (lease_left, _) => StateView::InProgress { lease_left },
         },
     };
-    let Claim { fingerprint, attempt, token, .. } = claim;
-    Ok(Found::Record(RecordView { key: key.clone(), fingerprint, attempt, token, steps: None, state }))
+    let Claim { owner, fingerprint, attempt, token } = claim;
+    let lapsed_at = lapsed_at.map(|ago| StoreTime::from_millis(now.saturating_sub(ago)));
+    let (key, read_at) = (key.clone(), StoreTime::from_millis(now));
+    let view = RecordView { key, fingerprint, attempt, token, owner, steps: None, state, lapsed_at, read_at };
+    Ok(Found::Record(view))
 }
 
 /// What an owner's script did.

@@ -262,6 +262,10 @@ impl Backend for RedisBackend {
         self.scan_stats().await
     }
 
+    async fn examine(&self) -> Result<Vec<Finding>, StoreError> {
+        self.doctor().await.map_err(StoreError::unavailable)
+    }
+
     async fn watch(&self, message: Watch) -> Result<Changed, StoreError> {
         watch(&self.link, &self.names, &self.watchers, message).await
     }

@@ -326,8 +326,8 @@ steps! {
         announce(ARGV[3])
         return { 'resolved' }");
 
-    /// The value and its time to live, at one time.
-    READ = other("return { redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1]) }");
+    /// The value, its time to live and the server's clock, at one time.
+    READ = other("return { redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1]), redis.call('TIME') }");
 
     /// Puts a tombstone in the place of what was met, if it is still that. Nothing, the value met, channel, the tombstone
     /// and its time to live. The key of the steps too, where there may be some.

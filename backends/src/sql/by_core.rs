@@ -67,6 +67,10 @@ macro_rules! by_core {
                     self.0.core.list(message).await
                 }
 
+                async fn examine(&self) -> Result<Vec<$crate::Finding>, StoreError> {
+                    self.doctor().await
+                }
+
                 async fn purge(&self, message: Purge) -> Result<Purged, StoreError> {
                     self.0.core.purge(message).await
                 }

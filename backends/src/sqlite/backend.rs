@@ -8,9 +8,10 @@ use diesel::connection::{AnsiTransactionManager, TransactionManager as _};
 use diesel::sqlite::SqliteConnection;
 use oncekey::backend::{
     Acquire, Acquired, Backend, BeginStep, Changed, Complete, CompleteInTransaction, CompleteStep, Completed,
-    CompletedInTransaction, FailStep, Held, Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove,
-    Removed, Renew, Renewed, Reply, Request, Resolve, ResolveStep, Resolved, StateView, Stats, StepBegun,
-    StepCommitted, StepCompleted, StepFailed, StepInTransaction, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
+    CompletedInTransaction, FailStep, Find, Found, Held, Hold, List, Lookup, Purge, Purged, RecordView, Release,
+    Released, Remove, Removed, Renew, Renewed, Reply, Request, Resolve, ResolveStep, Resolved, StateView, Stats,
+    StepBegun, StepCommitted, StepCompleted, StepFailed, StepInTransaction, StoreError, StoreStats, Watch, Withdraw,
+    Withdrawn,
 };
 use oncekey::record::transition::{self, Write};
 use tokio::time::timeout;
@@ -20,7 +21,7 @@ use super::registry::{self, Store};
 use super::session::is_in_transaction;
 use super::steps::Outcomes;
 use super::{SqliteBuilder, SqliteOpenError, dispatch, records};
-use crate::ask::{ask, by_asking};
+use crate::ask::{ask, ask_by_reply, by_asking};
 use crate::{CompleteInError, Finding, doctor};
 
 /// A store of records in an SQLite file, by Diesel.
@@ -200,6 +201,19 @@ impl Backend for SqliteBackend {
         list: List -> Vec<RecordView>,
         purge: Purge -> Purged,
         stats: Stats -> StoreStats,
+    }
+
+    async fn find(&self, message: Find) -> Result<Found, StoreError> {
+        ask_by_reply(async |reply| {
+            let mut batch = Batch::with_capacity(1);
+            dispatch::queue_find(&self.store, message, reply, &mut batch);
+            batch.answered().await;
+        })
+        .await
+    }
+
+    async fn examine(&self) -> Result<Vec<Finding>, StoreError> {
+        Ok(self.doctor())
     }
 
     async fn watch(&self, message: Watch) -> Result<Changed, StoreError> {

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use crossbeam_channel::{Sender, TrySendError};
 use oncekey::backend::{
-    Changed, CompletedInTransaction, Purge, Purged, RecordView, Remove, Removed, Reply, Request, Stats, StepCommitted,
-    StoreError,
+    Changed, CompletedInTransaction, Find, Found as Page, Purge, Purged, RecordView, Remove, Removed, Reply, Request,
+    Stats, StepCommitted, StoreError,
 };
 use oncekey::record::transition;
 use oncekey::{Key, KeyHasher};
@@ -129,6 +129,14 @@ pub(super) fn queue(store: &Store, request: Request, batch: &mut Batch) {
         // Never part of a batch; if it is, the hint to ask again is allowed at any time.
         Request::Watch(_, reply) => reply.send(Ok(Changed)),
     }
+}
+
+/// Puts an operator's question into a reader's queue.
+pub(super) fn queue_find(store: &Store, message: Find, reply: Reply<Page>, batch: &mut Batch) {
+    read(store, batch, reply, move |session| {
+        let now = session.now();
+        records::find_page(&mut session.connection, &message, now)
+    });
 }
 
 fn write<Answer: Send + 'static>(

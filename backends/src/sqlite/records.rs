@@ -6,14 +6,17 @@ use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel::sql_types::{BigInt, Binary, Nullable};
 use diesel::sqlite::Sqlite;
 use oncekey::Key;
-use oncekey::backend::{Purged, RecordView, StoreError, StoreStats};
+use oncekey::backend::{Filter, Find, Found as Page, Purged, RecordView, StateName, StoreError, StoreStats};
 use oncekey::record::{Record, StoreTime};
 
 use super::error::not_taken;
 use super::schema::oncekey_records;
 use super::schema::oncekey_records::dsl;
 use super::steps::{self, Outcomes};
-use crate::columns::{Stored, VACANT, barrier_of, outcome_of, state_of, stats_of, to_column, token_of};
+use crate::columns::{
+    COMPLETED, IN_PROGRESS, INDETERMINATE, RELEASED, Stored, VACANT, barrier_of, outcome_of, state_of, stats_of,
+    to_column, token_of,
+};
 use crate::step_columns::{life_of, steps_of};
 
 /// A record and its row.
@@ -227,6 +230,79 @@ pub(super) fn list(
         }
         Ok(views)
     })
+}
+
+/// How many rows are read at once for a page.
+const ROWS_AT_ONCE: usize = 500;
+/// The most rows that one page reads: with few that match, a page ends before it is full.
+const ROWS_READ: usize = 20_000;
+
+/// Reads a page of the records that a filter takes.
+pub(super) fn find_page(connection: &mut SqliteConnection, message: &Find, now: StoreTime) -> Result<Page, StoreError> {
+    let Find { filter, after, limit } = message;
+    let mut after = after.as_ref().map_or_else(String::new, |key| key.as_stored().to_owned());
+    in_snapshot(connection, |connection| {
+        let (mut records, mut next, mut read) = (Vec::new(), None, 0);
+        loop {
+            let rows = candidates(connection, filter, after, now)?;
+            let is_last = rows.len() < ROWS_AT_ONCE;
+            read += rows.len();
+            for (stored, row) in rows {
+                if records.len() == *limit {
+                    return Ok(Page { records, next });
+                }
+                let key = Key::from_stored(&stored)
+                    .map_err(|error| StoreError::corrupt(format!("a record's key: {error}")))?;
+                let (id, mut record) = (row.id, decode(row)?);
+                if let Some(steps) = &mut record.steps {
+                    steps::load(connection, id, steps, Outcomes::All)?;
+                }
+                next = Some(key.clone());
+                records.extend(RecordView::of(key, record, now).filter(|view| filter.takes(view)));
+            }
+            if is_last {
+                return Ok(Page { records, next: None });
+            }
+            if read >= ROWS_READ {
+                return Ok(Page { records, next });
+            }
+            after = next.as_ref().map_or_else(String::new, |key| key.as_stored().to_owned());
+        }
+    })
+}
+
+/// The rows among which a page's records are. What else the filter asks, each record is asked by itself.
+fn candidates(
+    connection: &mut SqliteConnection,
+    filter: &Filter,
+    after: String,
+    now: StoreTime,
+) -> Result<Vec<(String, Row)>, StoreError> {
+    let kept = dsl::purge_at.is_null().or(dsl::purge_at.gt(to_column(now)));
+    let mut rows = dsl::oncekey_records
+        .select((dsl::key, Row::as_select()))
+        .filter(dsl::key.gt(after).and(kept).and(dsl::state.ne(i64::from(VACANT))))
+        .order(dsl::key)
+        .limit(ROWS_AT_ONCE as i64)
+        .into_boxed();
+    rows = match filter.state {
+        None => rows,
+        Some(StateName::InProgress) => rows.filter(dsl::state.eq(i64::from(IN_PROGRESS))),
+        Some(StateName::Completed) => rows.filter(dsl::state.eq(i64::from(COMPLETED))),
+        Some(StateName::Released) => rows.filter(dsl::state.eq(i64::from(RELEASED))),
+        // A claim that lapsed may be indeterminate, which is written nowhere.
+        Some(StateName::Indeterminate) => rows.filter(
+            dsl::state
+                .eq(i64::from(INDETERMINATE))
+                .or(dsl::state.eq(i64::from(IN_PROGRESS)).and(dsl::lease_until.assume_not_null().le(to_column(now)))),
+        ),
+    };
+    if let Some(scope) = &filter.scope {
+        // The stored keys of a scope lie together.
+        let (first, behind) = (format!("{}:{scope}:", scope.len()), format!("{}:{scope};", scope.len()));
+        rows = rows.filter(dsl::key.ge(first).and(dsl::key.lt(behind)));
+    }
+    rows.load(connection).map_err(|error| not_taken(&error))
 }
 
 /// Removes records whose time is over: as many as have, with their steps, up to `limit` rows, and at least one.

@@ -104,6 +104,11 @@ impl AtRest {
         self.hashing.is_some()
     }
 
+    /// Whether a stored key does not show its scope.
+    pub(crate) fn hides_keys(&self) -> bool {
+        self.hashing.is_some()
+    }
+
     /// Whether it can't be told which secret is meant.
     pub(crate) fn is_ambiguous(&self) -> bool {
         #[cfg(feature = "encryption")]

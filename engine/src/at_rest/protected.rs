@@ -3,9 +3,10 @@
 use super::{AtRest, Names};
 use crate::backend::{
     Acquire, Acquired, Backend, BeginStep, Changed, Complete, CompleteInTransaction, CompleteStep, Completed,
-    CompletedInTransaction, FailStep, Held, Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove,
-    Removed, Renew, Renewed, Reply, Request, Resolution, Resolve, ResolveStep, Resolved, Stats, StepBegun,
-    StepCommitted, StepCompleted, StepFailed, StepInTransaction, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
+    CompletedInTransaction, FailStep, Find, Finding, Found, Held, Hold, List, Lookup, Purge, Purged, RecordView,
+    Release, Released, Remove, Removed, Renew, Renewed, Reply, Request, Resolution, Resolve, ResolveStep, Resolved,
+    Stats, StepBegun, StepCommitted, StepCompleted, StepFailed, StepInTransaction, StoreError, StoreStats, Watch,
+    Withdraw, Withdrawn,
 };
 
 /// A backend whose store sees no keys, or no outcomes, or neither: what [`AtRest::protect`] gives.
@@ -292,6 +293,16 @@ impl<B: Backend> Backend for Protected<B> {
 
     async fn list(&self, message: List) -> Result<Vec<RecordView>, StoreError> {
         Ok(self.at_rest.listed(self.backend.list(self.at_rest.list(message)).await?))
+    }
+
+    async fn find(&self, message: Find) -> Result<Found, StoreError> {
+        let after = message.after.map(|key| self.at_rest.names(key).stored);
+        let found = self.backend.find(Find { after, ..message }).await?;
+        Ok(Found { records: self.at_rest.listed(found.records), ..found })
+    }
+
+    async fn examine(&self) -> Result<Vec<Finding>, StoreError> {
+        self.backend.examine().await
     }
 
     async fn purge(&self, message: Purge) -> Result<Purged, StoreError> {

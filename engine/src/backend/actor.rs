@@ -3,6 +3,7 @@
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
 
@@ -15,8 +16,9 @@ use tokio::time::timeout;
 use tracing::error;
 
 use super::transaction::Progress;
-use super::{Backend, Changed, Lookup, Reply, Request, Watch};
+use super::{Backend, Changed, Find, Finding, Found, Lookup, Reply, Request, StoreError, Watch};
 use crate::Key;
+use crate::shared::Shared;
 
 /// One message for the store.
 #[derive(Debug)]
@@ -24,6 +26,9 @@ pub(crate) enum Persist {
     Step(Request),
     /// A watch that ends when the sender's other half is dropped.
     Watch(Watch, Reply<Changed>, oneshot::Receiver<()>),
+    /// An operator's question. It takes long, so no step waits for it.
+    Find(Find, Reply<Found>),
+    Examine(Reply<Vec<Finding>>),
 }
 
 impl Message for Persist {
@@ -38,22 +43,26 @@ pub(crate) struct BackendActor<B> {
     gathered: Vec<Request>,
     batches: FuturesUnordered<LocalBoxFuture<'static, ()>>,
     watches: FuturesUnordered<LocalBoxFuture<'static, ()>>,
+    questions: FuturesUnordered<LocalBoxFuture<'static, ()>>,
     transactions: FuturesUnordered<LocalBoxFuture<'static, ()>>,
     batch_seconds: metrics::Histogram,
     batch_size: metrics::Histogram,
+    shared: Arc<Shared>,
 }
 
 impl<B: Backend> BackendActor<B> {
-    pub(crate) fn new(backend: B, deadline: Duration) -> Self {
+    pub(crate) fn new(backend: B, shared: Arc<Shared>) -> Self {
         Self {
             backend: Rc::new(backend),
-            deadline,
+            deadline: shared.settings.store_deadline,
             gathered: Vec::new(),
             batches: FuturesUnordered::new(),
             watches: FuturesUnordered::new(),
+            questions: FuturesUnordered::new(),
             transactions: FuturesUnordered::new(),
             batch_seconds: metrics::histogram!("oncekey_store_batch_seconds"),
             batch_size: metrics::histogram!("oncekey_store_batch_size"),
+            shared,
         }
     }
 
@@ -76,6 +85,22 @@ impl<B: Backend> BackendActor<B> {
                 // At its limit the hint to ask again is right as well.
                 watched = watched => reply.send(watched.unwrap_or(Ok(Ok(Changed))).unwrap_or(Ok(Changed))),
                 _ = ended => {}
+            }
+        }));
+    }
+
+    /// Asks a question of an operator's, within the deadline. Past it the reply says that the store did not answer.
+    fn ask<T: 'static>(
+        &mut self,
+        reply: Reply<T>,
+        question: impl AsyncFnOnce(Rc<B>) -> Result<T, StoreError> + 'static,
+    ) {
+        let (backend, deadline) = (Rc::clone(&self.backend), self.deadline);
+        self.questions.push(Box::pin(async move {
+            match AssertUnwindSafe(timeout(deadline, question(backend))).catch_unwind().await {
+                Ok(Ok(answer)) => reply.send(answer),
+                Ok(Err(_)) => drop(reply),
+                Err(_) => report_panic(),
             }
         }));
     }
@@ -148,13 +173,16 @@ impl<B: Backend> BackendActor<B> {
             Poll::Ready(Err(_)) => report_panic(),
             Poll::Pending => {
                 let (deadline, seconds, started) = (self.deadline, self.batch_seconds.clone(), Instant::now());
+                let shared = Arc::clone(&self.shared);
                 self.batch_size.record(size as f64);
                 self.batches.push(Box::pin(async move {
                     // Past the deadline the batch is dropped, and with it its replies: they say what is known of each step.
                     if let Ok(Err(_)) = timeout(deadline, steps).await {
                         report_panic();
                     }
-                    seconds.record(started.elapsed().as_secs_f64());
+                    let took = started.elapsed();
+                    seconds.record(took.as_secs_f64());
+                    shared.events.batch_took(took);
                 }));
             }
         }
@@ -191,6 +219,10 @@ impl<B: Backend> Handler<Persist> for BackendActor<B> {
     fn handle(&mut self, persist: Persist, _: &mut Self::Context) {
         let request = match persist {
             Persist::Watch(message, reply, ended) => return self.watch(message, reply, ended),
+            Persist::Find(message, reply) => {
+                return self.ask(reply, async move |backend| backend.find(message).await);
+            }
+            Persist::Examine(reply) => return self.ask(reply, async |backend| backend.examine().await),
             Persist::Step(request) => request,
         };
         let operation = match &request {
@@ -222,11 +254,13 @@ impl<B: Backend> ActorFuture<BackendActor<B>> for Pump {
     ) -> Poll<()> {
         actor.finish_batch(task);
         finish(&mut actor.watches, task);
+        finish(&mut actor.questions, task);
         finish(&mut actor.transactions, task);
         actor.send_batches(task);
         let idle = actor.gathered.is_empty()
             && actor.batches.is_empty()
             && actor.watches.is_empty()
+            && actor.questions.is_empty()
             && actor.transactions.is_empty();
         if idle && !ctx.connected() { Poll::Ready(()) } else { Poll::Pending }
     }

@@ -323,17 +323,22 @@ pub struct Lookup {
 ///
 /// ```
 /// # use oncekey::{Attempt, FencingToken, Fingerprint, Key, backend::{RecordView, StateView}};
+/// # use oncekey::record::{Owner, StoreTime};
 /// let view = RecordView {
 ///     key: Key::new("mail", 17)?,
 ///     fingerprint: Fingerprint::of(b"to: ada"),
 ///     attempt: Attempt::FIRST,
-///     token: FencingToken::new(1),
+///     token: FencingToken::new(1_000),
+///     owner: Owner::random(),
 ///     steps: None,
 ///     state: StateView::Indeterminate,
+///     lapsed_at: None,
+///     read_at: StoreTime::from_millis(5),
 /// };
+/// assert_eq!(view.claimed_at(), Some(StoreTime::from_millis(1)));
 /// # Ok::<(), oncekey::KeyError>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct RecordView {
     /// The key.
     pub key: Key,
@@ -343,13 +348,35 @@ pub struct RecordView {
     pub attempt: Attempt,
     /// The fencing token of the last claim.
     pub token: FencingToken,
+    /// The holder of the last claim.
+    pub owner: Owner,
     /// The steps of the operation, where it has any.
     pub steps: Option<Box<Steps>>,
     /// Where in its life the record is.
     pub state: StateView,
+    /// When the lease lapsed, of a claim that nobody has taken over.
+    pub lapsed_at: Option<StoreTime>,
+    /// The store's time at which the record was read. Two views of one record are equal whenever they were read.
+    pub read_at: StoreTime,
 }
 
+impl PartialEq for RecordView {
+    fn eq(&self, other: &Self) -> bool {
+        let Self { key, fingerprint, attempt, token, owner, steps, state, lapsed_at, read_at: _ } = self;
+        (key, fingerprint, attempt, token) == (&other.key, &other.fingerprint, &other.attempt, &other.token)
+            && (owner, steps, state, lapsed_at) == (&other.owner, &other.steps, &other.state, &other.lapsed_at)
+    }
+}
+
+impl Eq for RecordView {}
+
 impl RecordView {
+    /// When the last claim was made. It is read from the fencing token, which follows the store's clock. `None` for a
+    /// record from before fencing tokens.
+    pub fn claimed_at(&self) -> Option<StoreTime> {
+        (self.token > FencingToken::ZERO).then(|| StoreTime::from_millis(self.token.get() / 1_000))
+    }
+
     /// A record as it stands at `now`; `None` if its time is over.
     ///
     /// ```
@@ -370,6 +397,10 @@ impl RecordView {
     /// # Ok::<(), oncekey::KeyError>(())
     /// ```
     pub fn of(key: Key, record: Record, now: StoreTime) -> Option<Self> {
+        let lapsed_at = match record.state {
+            State::InProgress { lease_until, .. } => Some(lease_until).filter(|until| *until <= now),
+            _ => None,
+        };
         let record = record.at(now)?;
         let state = match record.state {
             State::InProgress { lease_until, .. } => StateView::InProgress { lease_left: lease_until.left(now) },
@@ -380,8 +411,8 @@ impl RecordView {
             State::Released { expires_at } => StateView::Released { expires_in: expires_at.left(now) },
             State::Vacant { .. } => return None,
         };
-        let Record { fingerprint, attempt, token, steps, .. } = record;
-        Some(Self { key, fingerprint, attempt, token, steps, state })
+        let Record { fingerprint, attempt, token, owner, steps, .. } = record;
+        Some(Self { key, fingerprint, attempt, token, owner, steps, state, lapsed_at, read_at: now })
     }
 }
 

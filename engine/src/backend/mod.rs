@@ -7,6 +7,8 @@
 
 mod actor;
 mod error;
+mod find;
+mod finding;
 mod message;
 mod request;
 mod step_message;
@@ -15,6 +17,8 @@ mod transaction;
 
 pub(crate) use actor::{BackendActor, Persist};
 pub use error::StoreError;
+pub use find::{Filter, Find, Found, StateName, find_by_listing};
+pub use finding::Finding;
 pub use message::{
     Acquire, Acquired, Changed, Complete, Completed, Held, Hold, List, Lookup, Purge, Purged, RecordView, Release,
     Released, Remove, Removed, Renew, Renewed, Resolution, Resolve, Resolved, StateView, Stats, StoreStats, Watch,
@@ -153,6 +157,19 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// Reads up to `limit` records after a key, in the order of the stored keys.
     fn list(&self, message: List) -> impl Future<Output = Result<Vec<RecordView>, StoreError>>;
+
+    /// Reads a page of the records that match a filter, in the order of the stored keys.
+    ///
+    /// The default looks through all records. A store with an index for the filter does better.
+    fn find(&self, message: Find) -> impl Future<Output = Result<Found, StoreError>> {
+        find_by_listing(self, message)
+    }
+
+    /// Reads the settings of the store's servers, and reports those that are not as they should be. The default reports
+    /// none.
+    fn examine(&self) -> impl Future<Output = Result<Vec<Finding>, StoreError>> {
+        std::future::ready(Ok(Vec::new()))
+    }
 
     /// Removes up to `limit` records whose time is over.
     fn purge(&self, message: Purge) -> impl Future<Output = Result<Purged, StoreError>>;

@@ -8,9 +8,9 @@ use futures_util::future::LocalBoxFuture;
 
 use crate::backend::{
     Acquire, Acquired, Backend, BeginStep, Changed, Complete, CompleteInTransaction, CompleteStep, Completed,
-    CompletedInTransaction, FailStep, Held, Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove,
-    Removed, Renew, Renewed, Request, Resolve, ResolveStep, Resolved, Stats, StepBegun, StepCommitted, StepCompleted,
-    StepFailed, StepInTransaction, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
+    CompletedInTransaction, FailStep, Find, Finding, Found, Held, Hold, List, Lookup, Purge, Purged, RecordView,
+    Release, Released, Remove, Removed, Renew, Renewed, Request, Resolve, ResolveStep, Resolved, Stats, StepBegun,
+    StepCommitted, StepCompleted, StepFailed, StepInTransaction, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
 };
 
 /// Any backend. Every method is the backend's own, its overridden defaults too.
@@ -31,6 +31,7 @@ macro_rules! any_backend {
             fn batches_under_way(&self) -> usize;
             fn smallest_batch(&self) -> usize;
             fn execute(&self, batch: Vec<Request>) -> LocalBoxFuture<'_, ()>;
+            fn examine(&self) -> LocalBoxFuture<'_, Result<Vec<Finding>, StoreError>>;
             $(fn $method(&self, message: $message) -> LocalBoxFuture<'_, Result<$answer, StoreError>>;)*
         }
 
@@ -49,6 +50,10 @@ macro_rules! any_backend {
 
             fn execute(&self, batch: Vec<Request>) -> LocalBoxFuture<'_, ()> {
                 Box::pin(Backend::execute(self, batch))
+            }
+
+            fn examine(&self) -> LocalBoxFuture<'_, Result<Vec<Finding>, StoreError>> {
+                Box::pin(Backend::examine(self))
             }
 
             $(
@@ -73,6 +78,10 @@ macro_rules! any_backend {
 
             fn execute(&self, batch: Vec<Request>) -> impl Future<Output = ()> {
                 self.0.execute(batch)
+            }
+
+            fn examine(&self) -> impl Future<Output = Result<Vec<Finding>, StoreError>> {
+                self.0.examine()
             }
 
             $(
@@ -101,6 +110,7 @@ any_backend! {
     lookup(Lookup) -> Option<RecordView>;
     remove(Remove) -> Removed;
     list(List) -> Vec<RecordView>;
+    find(Find) -> Found;
     purge(Purge) -> Purged;
     stats(Stats) -> StoreStats;
     watch(Watch) -> Changed;

@@ -10,9 +10,9 @@ use parking_lot::Mutex;
 use super::{LONG, SHORT, Store, fingerprint, fresh_key, until};
 use crate::backend::{
     Acquire, Acquired, Backend, BeginStep, Changed, Complete, CompleteInTransaction, CompleteStep, Completed,
-    CompletedInTransaction, FailStep, Held, Hold, List, Lookup, Purge, Purged, RecordView, Release, Released, Remove,
-    Removed, Renew, Renewed, Resolve, ResolveStep, Resolved, Stats, StepBegun, StepCommitted, StepCompleted,
-    StepFailed, StepInTransaction, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
+    CompletedInTransaction, FailStep, Find, Finding, Found, Held, Hold, List, Lookup, Purge, Purged, RecordView,
+    Release, Released, Remove, Removed, Renew, Renewed, Resolve, ResolveStep, Resolved, Stats, StepBegun,
+    StepCommitted, StepCompleted, StepFailed, StepInTransaction, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
 };
 use crate::{Engine, Error, EventKind, OnAbandoned, OnStoreFailure, Outcome, RunError};
 
@@ -208,6 +208,14 @@ impl<B: Backend> Backend for Faulty<B> {
 
     async fn list(&self, message: List) -> Result<Vec<RecordView>, StoreError> {
         self.take(Steps::All, self.store.list(message)).await
+    }
+
+    async fn find(&self, message: Find) -> Result<Found, StoreError> {
+        self.take(Steps::All, self.store.find(message)).await
+    }
+
+    async fn examine(&self) -> Result<Vec<Finding>, StoreError> {
+        self.take(Steps::All, self.store.examine()).await
     }
 
     async fn purge(&self, message: Purge) -> Result<Purged, StoreError> {

@@ -28,6 +28,7 @@
 mod any;
 mod claims;
 mod faults;
+mod finding;
 mod leaving;
 mod limits;
 mod operations;
@@ -39,6 +40,7 @@ mod waiting;
 
 pub use claims::*;
 pub use faults::*;
+pub use finding::*;
 pub use leaving::*;
 pub use limits::*;
 pub use operations::*;
@@ -298,6 +300,7 @@ macro_rules! __for_each_conformance_check {
             e13_a_corrupt_outcome_is_an_error
             e14_expired_records_are_purged_in_bounded_batches
             e14_list_pages_through_the_records
+            e14_find_pages_by_state
             e15_a_reached_limit_is_overloaded_at_once
             e16_shutdown_lets_what_is_in_flight_finish
             e16_shutdown_leaves_the_rest_at_its_limit

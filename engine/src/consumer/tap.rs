@@ -13,7 +13,7 @@ use crate::{Event, EventKind, Key, Observer};
 /// ```
 /// use oncekey::{EventKind, Key, consumer::TappedEvent};
 ///
-/// let event = TappedEvent { kind: EventKind::Hit, key: Key::new("mail", 17)? };
+/// let event = TappedEvent { kind: EventKind::Hit, key: Key::new("mail", 17)?, operator: None };
 /// assert_eq!(event.kind.name(), "hit");
 /// # Ok::<(), oncekey::KeyError>(())
 /// ```
@@ -23,6 +23,8 @@ pub struct TappedEvent {
     pub kind: EventKind,
     /// For which key.
     pub key: Key,
+    /// The operator who caused it: see [`Event::operator`].
+    pub operator: Option<String>,
 }
 
 /// The receiving end of [`event_tap`].
@@ -81,7 +83,8 @@ struct Tapped {
 
 impl Observer for Tapped {
     fn on_event(&self, event: &Event<'_>) {
-        let tapped = TappedEvent { kind: event.kind, key: event.key.clone() };
+        let tapped =
+            TappedEvent { kind: event.kind, key: event.key.clone(), operator: event.operator.map(str::to_owned) };
         if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.sender.try_send(tapped) {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }

@@ -8,10 +8,8 @@ use tokio::time::timeout;
 
 use super::Engine;
 use crate::backend::{
-    List, Lookup, Purge, Purged, RecordView, Remove, Removed, Request, Resolution, Resolve, ResolveStep, Resolved,
-    Stats, StepResolution, StoreStats,
+    List, Lookup, Purge, Purged, RecordView, Remove, Removed, Request, Resolution, Resolve, Resolved, Stats, StoreStats,
 };
-use crate::record::{Binding, SealedOutcome, StepName};
 use crate::supervisor::CountInFlight;
 use crate::{Attempt, Error, Key};
 
@@ -40,6 +38,7 @@ impl Engine {
     /// Settles an indeterminate key, by the word of somebody who has found out what happened.
     ///
     /// With an `attempt` the word is taken only if it is about the claim that stands there.
+    /// [`resolve_by`](Self::resolve_by) also tells observers who settled it.
     ///
     /// # Errors
     /// [`Error::Store`] if the store can't be asked.
@@ -54,8 +53,7 @@ impl Engine {
     /// # Ok(()) }
     /// ```
     pub async fn resolve(&self, key: &Key, attempt: Option<Attempt>, with: Resolution) -> Result<Resolved, Error> {
-        let message = Resolve { key: key.clone(), attempt, owner: None, with };
-        Ok(self.nodes.current()?.ask_store(|reply| Request::Resolve(message, reply)).await?)
+        self.send_resolve(Resolve { key: key.clone(), attempt, owner: None, with }, None).await
     }
 
     /// Settles a step whose result is unknown. Pass the value that the step would have returned, or `None` if its effect did
@@ -81,21 +79,7 @@ impl Engine {
         name: &str,
         with: Option<&T>,
     ) -> Result<Resolved, Error> {
-        let unserializable = |error: &dyn std::fmt::Display| Error::Unserializable(error.to_string());
-        let Some(steps) = self.lookup(key).await?.and_then(|view| view.steps) else {
-            return Ok(Resolved::NotIndeterminate);
-        };
-        let name = StepName::from_stored(name).map_err(|error| unserializable(&error))?;
-        let name = self.nodes.shared().settings.at_rest.step_name(key, name);
-        let with = match with {
-            Some(value) => {
-                let outcome = SealedOutcome::of_value(Binding::step(key, steps.life, &name), value);
-                StepResolution::Complete { outcome: outcome.map_err(|error| unserializable(&error))? }
-            }
-            None => StepResolution::Release,
-        };
-        let message = Box::new(ResolveStep { key: key.clone(), name, run: None, life: Some(steps.life), with });
-        Ok(self.nodes.current()?.ask_store(|reply| Request::ResolveStep(message, reply)).await?)
+        self.resolve_any_step(None, key, name, with).await
     }
 
     /// Removes a record, whatever its state. **Removing a claim lets its operation run again**, beside the one that may

@@ -4,6 +4,7 @@ mod admin;
 mod blocking;
 mod builder;
 mod claim;
+mod operator;
 mod run;
 mod shutdown;
 mod step;

@@ -47,12 +47,17 @@
 //! # Ok(()) }
 //! ```
 //!
+//! # The operator's console
+//! [`console`] is a scope with pages for your operators: they find stuck keys there, and settle them. See the guide to
+//! [stuck keys](crate::guide::stuck_keys).
+//!
 //! # Where to wrap
 //! The guide [middleware around the guard](crate::guide::http) has the order by example. Of two guards, one inside the
 //! other, the outer one guards.
 
 mod body;
 mod canonical;
+mod console;
 mod disposition;
 mod error;
 mod extract;
@@ -67,6 +72,8 @@ mod rules;
 mod scope;
 mod settings;
 
+pub(crate) use console::ConsoleHub;
+pub use console::{ConsoleAccess, console};
 pub use disposition::{ResponseDisposition, WithDisposition};
 pub use error::IdempotencyError;
 pub use extract::{Transaction, TransactionError};

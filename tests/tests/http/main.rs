@@ -8,6 +8,7 @@
 mod broken;
 mod careful;
 mod configured;
+mod console;
 mod edges;
 mod ended;
 mod everywhere;

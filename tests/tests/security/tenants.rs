@@ -1,7 +1,7 @@
 //! One tenant's tries at another's records.
 
-use oncekey::at_rest::AtRest;
-use oncekey::backend::Backend;
+use oncekey::at_rest::{AtRest, KeyHashing};
+use oncekey::backend::{Backend, Filter, StoreError};
 use oncekey::{Engine, Error, Key, KeyError, KeyPart, Outcome, RunError};
 use tests::http::Request;
 use tests::shop::Shop;
@@ -59,6 +59,38 @@ fn lookalikes() -> Vec<(String, String)> {
 on_every_store! {
     h12_no_scope_and_key_reach_another_record
     h12_hashed_and_encrypted_no_scope_and_key_reach_another_record
+    h12_a_scope_is_erased_and_no_other
+}
+
+async fn h12_a_scope_is_erased_and_no_other(backend: impl Backend) {
+    let engine = Engine::builder(backend.clone()).start().unwrap();
+    let mut pairs = lookalikes();
+    for (scope, key) in &pairs {
+        let key = Key::new(scope, key).unwrap();
+        engine.run(key, &(), |_| async { Ok::<_, String>(1) }).await.unwrap();
+    }
+    for erased in ["a:b", "1:a", "%", "missing"] {
+        let count = pairs.iter().filter(|(scope, _)| scope == erased).count();
+        assert_eq!(engine.erase_scope(erased).await, Ok(count as u64), "{erased}");
+        pairs.retain(|(scope, _)| scope != erased);
+        let mut left = Vec::new();
+        let mut after = None;
+        loop {
+            let page = engine.find(Filter::default(), after, 100).await.unwrap();
+            left.extend(
+                page.records.iter().map(|view| (view.key.scope().to_owned(), view.key.idempotency_key().to_owned())),
+            );
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        left.sort();
+        assert_eq!(left, pairs, "{erased}");
+    }
+    // A hashed key does not show its scope: nothing would be found, and that is said.
+    let hashed = Engine::builder(backend).key_hashing(KeyHashing::hmac([7; 32]).unwrap()).start().unwrap();
+    assert!(matches!(hashed.erase_scope("a").await, Err(Error::Store(StoreError::Unsupported(_)))));
 }
 
 async fn h12_no_scope_and_key_reach_another_record(backend: impl Backend) {

@@ -1,0 +1,66 @@
+//! Who may do what in the console.
+
+/// What one request may do in the [console](super::console). Your closure returns it.
+///
+/// The operator's name goes into the event and the log line of each key that the operator settles.
+///
+/// ```
+/// use oncekey::web::ConsoleAccess;
+///
+/// let support = ConsoleAccess::view("ada");
+/// let on_call = ConsoleAccess::settle("grace").with_outcomes();
+/// assert!(!support.may_settle() && on_call.may_settle());
+/// assert_eq!(ConsoleAccess::none().operator(), None);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub struct ConsoleAccess(Option<Operator>);
+
+/// Somebody who may see the console.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Operator {
+    pub(super) name: String,
+    pub(super) settles: bool,
+    pub(super) sees_outcomes: bool,
+}
+
+impl ConsoleAccess {
+    /// No right. The answer is 403, and is the same whatever was asked for.
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    /// The operator sees keys, states and times, and can't change anything.
+    pub fn view(operator: impl Into<String>) -> Self {
+        Self(Some(Operator { name: operator.into(), settles: false, sees_outcomes: false }))
+    }
+
+    /// The operator also settles keys.
+    pub fn settle(operator: impl Into<String>) -> Self {
+        Self(Some(Operator { name: operator.into(), settles: true, sees_outcomes: false }))
+    }
+
+    /// The operator also reads stored outcomes, which may hold what your customers told you.
+    pub fn with_outcomes(self) -> Self {
+        Self(self.0.map(|operator| Operator { sees_outcomes: true, ..operator }))
+    }
+
+    /// The operator's name; `None` for a request without a right.
+    pub fn operator(&self) -> Option<&str> {
+        self.0.as_ref().map(|operator| operator.name.as_str())
+    }
+
+    /// Whether the operator may settle keys.
+    pub fn may_settle(&self) -> bool {
+        self.0.as_ref().is_some_and(|operator| operator.settles)
+    }
+
+    /// Whether the operator may read stored outcomes.
+    pub fn may_see_outcomes(&self) -> bool {
+        self.0.as_ref().is_some_and(|operator| operator.sees_outcomes)
+    }
+
+    pub(super) fn into_operator(self) -> Option<Operator> {
+        self.0
+    }
+}
