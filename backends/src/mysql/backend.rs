@@ -16,7 +16,7 @@ use oncekey::backend::{
     StepCompleted, StepFailed, StepInTransaction, StoreError, StoreStats, Withdraw, Withdrawn,
 };
 
-use super::connect::{Connector, Settings};
+use super::connect::{Checked, Connector, Settings};
 use super::doctor::examine;
 use super::flush::shows_too_early;
 use super::migration::{Place, bring_up_to_date, number, returns};
@@ -375,6 +375,7 @@ impl Shared {
             returns: *returns,
             flushes: shows_too_early.then(|| place.flushes()),
             limits_lock_waits: self.connector.is_some(),
+            checked: Checked::default(),
         });
         #[cfg(feature = "blocking")]
         let core = core.with_blocking(self.blocking.clone());

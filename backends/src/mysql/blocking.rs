@@ -2,13 +2,17 @@
 
 use diesel::connection::AnsiTransactionManager;
 use diesel::mysql::Mysql as Backend;
-use diesel::sql_types::{BigInt, Bool};
+use diesel::sql_types::{BigInt, Binary, Bool};
 use diesel::{QueryResult, RunQueryDsl as _};
+use oncekey::record::StoreTime;
 
 use super::flush::flushing;
 use super::session::as_remembered;
-use super::table::{Bind, FREE_LOCKS, Mysql, NOW, RELEASE_BEGUN, SET_AND_RELEASE, one_completion, released};
-use crate::sql::{BlockingConnection, BlockingDialect, Completion, Fragment, Transacting};
+use super::steps::{Put, Puts, StepTypes};
+use super::table::{Bind, FREE_LOCKS, Mysql, NOW, RELEASE_BEGUN, RowTypes, SET_AND_RELEASE, one_completion, released};
+use crate::sql::{
+    BlockingConnection, BlockingDialect, Completion, Family, Fragment, Row, StepRow, Transacting, from_column,
+};
 
 impl BlockingDialect for Mysql {
     type Backend = Backend;
@@ -47,6 +51,40 @@ impl BlockingDialect for Mysql {
             Fragment::<(), Bind<'_>>::new(&flushing(flushes), &[]).execute(connection)?;
         }
         Ok(found > 0)
+    }
+
+    fn lock_on<C: BlockingConnection<Backend>>(
+        &self,
+        connection: &mut C,
+        key: &str,
+    ) -> QueryResult<(StoreTime, Option<Row>)> {
+        let (text, binds) = (self.locking(), [Bind::Bytes(key.as_bytes())]);
+        let rows: Vec<(i64, Row)> = Fragment::<(BigInt, RowTypes), _>::new(&text, &binds).load(connection)?;
+        let found = rows.into_iter().next();
+        Ok(found.map_or((from_column(0), None), |(now, row)| (from_column(now), Some(row))))
+    }
+
+    fn read_steps_on<C: BlockingConnection<Backend>>(
+        &self,
+        connection: &mut C,
+        key: &str,
+    ) -> QueryResult<Vec<StepRow>> {
+        let (text, binds) = (self.reading_steps(1), [Bind::Bytes(key.as_bytes())]);
+        let steps: Vec<(Vec<u8>, StepRow)> = Fragment::<(Binary, StepTypes), _>::new(&text, &binds).load(connection)?;
+        Ok(steps.into_iter().map(|(_, step)| step).collect())
+    }
+
+    fn put_family_on<C: BlockingConnection<Backend>>(
+        &self,
+        connection: &mut C,
+        family: &Family<'_>,
+    ) -> QueryResult<bool> {
+        let mut puts = Puts::of(self.put_statements(family));
+        while let Some(Put { text, binds, .. }) = puts.next() {
+            let rows = Fragment::<(), _>::new(text, binds).execute(connection)?;
+            puts.wrote(rows);
+        }
+        Ok(puts.are_done())
     }
 
     fn set_back_on<C: BlockingConnection<Backend>>(&self, connection: &mut C) -> QueryResult<()> {

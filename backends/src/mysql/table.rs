@@ -11,7 +11,7 @@ use diesel_async::{AnsiTransactionManager, AsyncMysqlConnection, RunQueryDsl, Si
 use oncekey::backend::StoreError;
 use oncekey::record::StoreTime;
 
-use super::connect::LOCK_WAIT_SECONDS;
+use super::connect::{Checked, LOCK_WAIT_SECONDS};
 use super::flush::await_flush;
 use super::session::is_as_remembered;
 use crate::sql::{
@@ -34,7 +34,7 @@ const ROW: &str = "fingerprint, attempt, owner, state, lease_until, on_abandoned
 const ROW_WITHOUT_STEPS: &str = "fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at, \
                                  fencing_token, barrier_owner, barrier_until";
 
-type RowTypes = (
+pub(super) type RowTypes = (
     Binary,
     BigInt,
     Binary,
@@ -98,6 +98,8 @@ pub(super) struct Mysql {
     pub(super) flushes: Option<String>,
     /// Whether the connections are this backend's own, which wait for locks for [`LOCK_WAIT_SECONDS`] only.
     pub(super) limits_lock_waits: bool,
+    /// Which of the others have been looked at.
+    pub(super) checked: Checked,
 }
 
 /// The rows of a statement are repeated up to a power of two, so that a connection prepares few statements: a repeated
@@ -202,6 +204,11 @@ impl Mysql {
             "{set}, outcome = ?, purge_at = GREATEST({NOW} + ?, {KEPT_AT_LEAST_UNTIL}) \
              WHERE record_key = ? AND owner = ? AND {is_to_be_completed}"
         )
+    }
+
+    /// Reads a record's row and locks it.
+    pub(super) fn locking(&self) -> String {
+        format!("SELECT {NOW}, {ROW} FROM {} WHERE record_key = ? FOR UPDATE", self.table)
     }
 
     /// Opens the transaction of an operation, on a connection of this backend's own or of the application's: see
@@ -310,7 +317,15 @@ impl Dialect for Mysql {
     type Taken = Taken<AsyncMysqlConnection>;
 
     async fn lend(&self) -> Result<Self::Pooled, StoreError> {
-        self.pool.lend().await.map_err(|error| StoreError::unavailable(format!("MySQL: {error}")))
+        let lent = self.pool.lend().await;
+        let mut lent = lent.map_err(|error| StoreError::unavailable(format!("MySQL: {error}")))?;
+        if !self.limits_lock_waits
+            && let Err(error) = self.checked.check(&mut lent).await
+        {
+            drop(lent.take());
+            return Err(error);
+        }
+        Ok(lent)
     }
 
     fn take(pooled: Self::Pooled) -> Self::Taken {
@@ -325,7 +340,7 @@ impl Dialect for Mysql {
         let marks = repeated("?", ", ", keys.len());
         // One row without a key, so that the time is known if there is no other.
         let text = format!(
-            "SELECT {NOW}, r.record_key, COALESCE(r.fingerprint, ''), COALESCE(r.attempt, 0), COALESCE(r.owner, ''), \
+            "SELECT {NOW}, r.record_key, COALESCE(r.fingerprint, X''), COALESCE(r.attempt, 0), COALESCE(r.owner, X''), \
              COALESCE(r.state, 0), r.lease_until, r.on_abandoned, r.outcome, r.purge_at, COALESCE(r.fencing_token, 0), \
              r.barrier_owner, r.barrier_until, r.steps_life, r.steps_retention FROM (SELECT 1 AS one) AS o LEFT JOIN {} AS r ON r.record_key IN ({marks})",
             self.table
@@ -343,7 +358,7 @@ impl Dialect for Mysql {
     }
 
     async fn lock(&self, connection: &mut AsyncMysqlConnection, key: &str) -> QueryResult<(StoreTime, Option<Row>)> {
-        let text = format!("SELECT {NOW}, {ROW} FROM {} WHERE record_key = ? FOR UPDATE", self.table);
+        let text = self.locking();
         let binds = [Bind::Bytes(key.as_bytes())];
         let rows: Vec<(i64, Row)> = Fragment::<(BigInt, RowTypes), _>::new(&text, &binds).load(connection).await?;
         let found = rows.into_iter().next();
@@ -482,7 +497,9 @@ impl Dialect for Mysql {
              ORDER BY record_key LIMIT ?",
             self.table
         );
-        let binds = [Bind::Bytes(after.as_bytes()), Bind::BigInt(i64::try_from(limit).unwrap_or(i64::MAX))];
+        // Before every key. An SQL mode of MariaDB's takes what is empty for NULL.
+        let after = if after.is_empty() { &[0][..] } else { after.as_bytes() };
+        let binds = [Bind::Bytes(after), Bind::BigInt(i64::try_from(limit).unwrap_or(i64::MAX))];
         let rows: Vec<(i64, Vec<u8>, Row)> =
             Fragment::<(BigInt, Binary, RowTypes), _>::new(&text, &binds).load(connection).await?;
         let now = time_of(&rows, |(now, ..)| *now);

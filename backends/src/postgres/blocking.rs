@@ -4,10 +4,14 @@ use diesel::connection::AnsiTransactionManager;
 use diesel::pg::Pg;
 use diesel::sql_types::{BigInt, Binary, Bool, Nullable, Text};
 use diesel::{QueryResult, RunQueryDsl as _};
+use oncekey::record::StoreTime;
 
 use super::session::as_remembered;
-use super::table::{Bind, IS_BEGUN, IS_HERE, Postgres, SET_HERE, begin, one_completion};
-use crate::sql::{BlockingConnection, BlockingDialect, Completion, Fragment, Transacting};
+use super::steps::StepTypes;
+use super::table::{Bind, IS_BEGUN, IS_HERE, Postgres, RowTypes, SET_HERE, begin, one_completion};
+use crate::sql::{
+    BlockingConnection, BlockingDialect, Completion, Family, Fragment, Row, StepRow, Transacting, from_column,
+};
 
 fn ask(connection: &mut impl BlockingConnection<Pg>, text: &str) -> QueryResult<bool> {
     Fragment::<Bool, Bind<'_>>::new(text, &[]).get_result(connection)
@@ -39,6 +43,32 @@ impl BlockingDialect for Postgres {
         let binds = [Bind::Text(row.key), Bind::Blob(row.owner)];
         let found: i64 = Fragment::<BigInt, _>::new(&self.texts.completed_by, &binds).get_result(connection)?;
         Ok(found > 0)
+    }
+
+    fn lock_on<C: BlockingConnection<Pg>>(
+        &self,
+        connection: &mut C,
+        key: &str,
+    ) -> QueryResult<(StoreTime, Option<Row>)> {
+        let binds = [Bind::Text(key)];
+        let rows: Vec<(i64, Row)> =
+            Fragment::<(BigInt, RowTypes), _>::new(&self.texts.lock, &binds).load(connection)?;
+        let found = rows.into_iter().next();
+        Ok(found.map_or((from_column(0), None), |(now, row)| (from_column(now), Some(row))))
+    }
+
+    fn read_steps_on<C: BlockingConnection<Pg>>(&self, connection: &mut C, key: &str) -> QueryResult<Vec<StepRow>> {
+        let binds = [Bind::Texts(vec![key])];
+        let read = Fragment::<(Binary, StepTypes), _>::new(&self.texts.of_steps.read, &binds);
+        let steps: Vec<(Vec<u8>, StepRow)> = read.load(connection)?;
+        Ok(steps.into_iter().map(|(_, step)| step).collect())
+    }
+
+    fn put_family_on<C: BlockingConnection<Pg>>(&self, connection: &mut C, family: &Family<'_>) -> QueryResult<bool> {
+        let (text, binds) = self.put_statement(family);
+        let put = Fragment::<(Binary, Nullable<Text>), _>::new(text, &binds);
+        let written: Vec<(Vec<u8>, Option<String>)> = put.load(connection)?;
+        Ok(!written.is_empty())
     }
 
     fn clean_on<C: BlockingConnection<Pg>>(&self, connection: &mut C) -> QueryResult<bool> {

@@ -9,7 +9,7 @@ use super::table::{Bind, Postgres, columns};
 use super::texts::now;
 use crate::sql::{Begun, Family, FirstRun, Fragment, StepCompletion, StepRow, Written};
 
-type StepTypes =
+pub(super) type StepTypes =
     (Binary, BigInt, Nullable<Binary>, BigInt, BigInt, BigInt, BigInt, Nullable<BigInt>, SmallInt, Nullable<Binary>);
 
 /// A claim that stands, and holds its lease.
@@ -74,7 +74,7 @@ macro_rules! begin {
 
 /// The texts of the statements, with the tables' names.
 pub(super) struct StepTexts {
-    read: String,
+    pub(super) read: String,
     /// Writes a record alone, with steps that were added or changed, and without those that it had.
     put: String,
     put_with_steps: String,
@@ -193,6 +193,12 @@ impl Postgres {
     }
 
     pub(super) async fn put(&self, connection: &mut AsyncPgConnection, family: &Family<'_>) -> QueryResult<bool> {
+        let (text, binds) = self.put_statement(family);
+        Ok(Self::announcing(connection, text, &binds).await? != Written::Only(Vec::new()))
+    }
+
+    /// Writes a record with its steps.
+    pub(super) fn put_statement<'a>(&'a self, family: &'a Family<'a>) -> (&'a str, Vec<Bind<'a>>) {
         let Family { row, steps, changes, drops_steps } = family;
         let of_record = [
             Bind::Texts(vec![row.key]),
@@ -225,7 +231,7 @@ impl Postgres {
             ]);
             &texts.put_with_steps
         };
-        Ok(Self::announcing(connection, text, &binds).await? != Written::Only(Vec::new()))
+        (text, binds)
     }
 
     pub(super) async fn begin_unseen(

@@ -18,7 +18,7 @@ use crate::sql::{
     Fragment, Keyed, Part, Pooled, Row, StepCompletion, StepRow, Taken, Written, from_column, time_of,
 };
 
-type RowTypes = (
+pub(super) type RowTypes = (
     Binary,
     BigInt,
     Binary,

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::time::Instant;
 
 use diesel_async::pooled_connection::{
     AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod, deadpool as deadpools,
@@ -11,7 +12,7 @@ use diesel_async::{AnsiTransactionManager, AsyncConnection, TransactionManager a
 use futures_util::future::{BoxFuture, FutureExt as _, ready};
 
 /// A pool of diesel-async connections, made by `From` or `into()`: deadpool's, or with the feature `bb8` or `mobc` one of
-/// these.
+/// these. Those two don't tell their size: say it by the builder's `pool_size`.
 ///
 /// ```
 /// use diesel_async::AsyncPgConnection;
@@ -44,6 +45,9 @@ pub trait PoolConnection: AsyncConnection<TransactionManager = AnsiTransactionMa
     fn take(object: Self::Object) -> Self;
     #[doc(hidden)]
     fn size(pool: &Self::Deadpool) -> usize;
+    /// When it was opened.
+    #[doc(hidden)]
+    fn made(object: &Self::Object) -> Instant;
     /// A pool that has nothing to lend but `why`.
     #[doc(hidden)]
     fn none(why: &'static str) -> Self::Deadpool;
@@ -120,6 +124,10 @@ macro_rules! pools_of {
                 pool.status().max_size
             }
 
+            fn made(object: &Self::Object) -> Instant {
+                deadpools::Object::metrics(object).created
+            }
+
             fn none(why: &'static str) -> Self::Deadpool {
                 let mut config = ManagerConfig::default();
                 config.recycling_method = RecyclingMethod::Fast;
@@ -177,6 +185,15 @@ pub(crate) enum Pooled<C: PoolConnection> {
 }
 
 impl<C: PoolConnection> Pooled<C> {
+    /// When it was opened, by which it is told from the others of its pool; only deadpool tells.
+    #[cfg(feature = "mysql")]
+    pub(crate) fn made(&self) -> Option<Instant> {
+        match self {
+            Self::Deadpool(connection) => Some(C::made(connection)),
+            Self::Other(_) => None,
+        }
+    }
+
     /// Takes it out of its pool for good.
     pub(crate) fn take(self) -> Taken<C> {
         match self {
