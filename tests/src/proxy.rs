@@ -153,6 +153,12 @@ impl Proxy {
     }
 }
 
+/// Whether a statement of these is a COMMIT. `READ COMMITTED` is none.
+fn has_commit(bytes: &[u8]) -> bool {
+    let found = bytes.windows(6).enumerate().filter(|(_, window)| *window == b"COMMIT");
+    found.map(|(at, _)| at).any(|at| !bytes[at..].starts_with(b"COMMITTED"))
+}
+
 fn pass_on(client: &TcpStream, server: &TcpStream, faults: &Arc<Faults>) {
     let (is_dead, commits) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     for (from, to, is_answer) in [(client, server, false), (server, client, true)] {
@@ -173,7 +179,7 @@ fn pass_on(client: &TcpStream, server: &TcpStream, faults: &Arc<Faults>) {
                     faults.hold_back(&buffer[..read]);
                 }
                 // One small message, which comes in one piece.
-                let is_commit = !is_answer && buffer[..read].windows(6).any(|window| window == b"COMMIT");
+                let is_commit = !is_answer && has_commit(&buffer[..read]);
                 if is_commit && take_one(&faults.commits) {
                     commits.store(true, Ordering::SeqCst);
                 }

@@ -6,7 +6,7 @@ use diesel_async::{AsyncMysqlConnection, SimpleAsyncConnection as _};
 use mysql_async::Opts;
 
 use super::MysqlOpenError;
-use super::connect::{self, Settings};
+use super::connect::{self, Checked, Settings};
 use super::doctor::examine;
 use super::flush::shows_too_early;
 use super::migration::{self, Tables, number, returns};
@@ -174,6 +174,7 @@ impl Server for Mysql {
             before,
             after,
             returns: *returns,
+            checked: Checked::default(),
         }
     }
 }

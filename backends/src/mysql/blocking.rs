@@ -2,13 +2,18 @@
 
 use diesel::connection::AnsiTransactionManager;
 use diesel::mysql::Mysql as Backend;
-use diesel::sql_types::{BigInt, Bool};
+use diesel::sql_types::{BigInt, Binary, Bool};
 use diesel::{QueryResult, RunQueryDsl as _};
+use oncekey::record::StoreTime;
 
 use super::flush::flushing;
 use super::session::as_remembered;
+use super::steps::{Put, Puts};
 use super::table::{FREE_LOCKS, Mysql, NOW, RELEASE_BEGUN, SET_AND_RELEASE, released};
-use crate::sql::{Bind, BlockingConnection, BlockingDialect, Completion, Fragment, Transacting};
+use crate::sql::{
+    Bind, BlockingConnection, BlockingDialect, Completion, Family, Fragment, Row, RowTypes, StepRow, StepTypes,
+    Transacting, locked,
+};
 
 impl BlockingDialect for Mysql {
     type Backend = Backend;
@@ -45,6 +50,38 @@ impl BlockingDialect for Mysql {
             Fragment::<(), Bind<'_>>::new(&flushing(&self.flushes), &[]).execute(connection)?;
         }
         Ok(found > 0)
+    }
+
+    fn lock_on<C: BlockingConnection<Backend>>(
+        &self,
+        connection: &mut C,
+        key: &str,
+    ) -> QueryResult<(StoreTime, Option<Row>)> {
+        let (text, binds) = (self.locking(), [Bind::Bytes(key.as_bytes())]);
+        Fragment::<(BigInt, RowTypes), _>::new(&text, &binds).load(connection).map(locked)
+    }
+
+    fn read_steps_on<C: BlockingConnection<Backend>>(
+        &self,
+        connection: &mut C,
+        key: &str,
+    ) -> QueryResult<Vec<StepRow>> {
+        let (text, binds) = (self.reading_steps(1), [Bind::Bytes(key.as_bytes())]);
+        let steps: Vec<(Vec<u8>, StepRow)> = Fragment::<(Binary, StepTypes), _>::new(&text, &binds).load(connection)?;
+        Ok(steps.into_iter().map(|(_, step)| step).collect())
+    }
+
+    fn put_family_on<C: BlockingConnection<Backend>>(
+        &self,
+        connection: &mut C,
+        family: &Family<'_>,
+    ) -> QueryResult<bool> {
+        let mut puts = Puts::of(self.put_statements(family));
+        while let Some(Put { text, binds, .. }) = puts.next() {
+            let rows = Fragment::<(), _>::new(text, binds).execute(connection)?;
+            puts.wrote(rows);
+        }
+        Ok(puts.are_done())
     }
 
     fn set_back_on<C: BlockingConnection<Backend>>(&self, connection: &mut C) -> QueryResult<()> {

@@ -1,17 +1,22 @@
 //! Opening connections: the URL, TLS, and what each connection is set to.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use diesel::result::{ConnectionError, ConnectionResult};
-use diesel::sql_types::Text;
+use diesel::sql_types::{BigInt, Text, Unsigned};
 use diesel_async::{AsyncMysqlConnection, RunQueryDsl as _, SimpleAsyncConnection as _};
 use mysql_async::{Opts, OptsBuilder, SslOpts};
+use oncekey::backend::StoreError;
+use parking_lot::Mutex;
 use tracing::warn;
 
 use super::MysqlOpenError;
+use super::table::Mysql;
 use crate::Finding;
 use crate::query::Query;
-use crate::sql::{Bind, Fragment, is_loopback};
+use crate::sql::{Bind, Fragment, Pooled, is_loopback, of_read};
 
 /// How long a step waits for another session's lock on a row: it must not keep the other rows of its batch waiting past the
 /// store deadline.
@@ -23,13 +28,20 @@ pub(super) struct Settings {
     isolation: String,
     /// `None` on a server that has no such setting.
     snapshot_isolation: Option<String>,
+    completion_type: String,
+    sql_mode: String,
+    is_read_only: bool,
+    select_limit: u64,
 }
 
 impl Settings {
     pub(super) async fn of(connection: &mut AsyncMysqlConnection) -> diesel::QueryResult<Self> {
-        // The isolation has two names: MariaDB before 11.1 knows only the first, MySQL 8 only the second.
-        let text = "SHOW VARIABLES WHERE Variable_name IN \
-                    ('autocommit', 'tx_isolation', 'transaction_isolation', 'innodb_snapshot_isolation')";
+        // Alone, since it might cut the rest short.
+        let select_limit = Fragment::<Unsigned<BigInt>, Bind<'_>>::new("SELECT @@sql_select_limit", &[]);
+        let select_limit: u64 = select_limit.get_result(connection).await?;
+        // Some have two names: MariaDB before 11.1 knows only those with `tx`, MySQL 8 only the others.
+        let text = "SHOW VARIABLES WHERE Variable_name IN ('autocommit', 'completion_type', 'sql_mode', 'tx_isolation', \
+                    'transaction_isolation', 'tx_read_only', 'transaction_read_only', 'innodb_snapshot_isolation')";
         let rows: Vec<(String, String)> = Fragment::<(Text, Text), Bind<'_>>::new(text, &[]).load(connection).await?;
         let value = |names: &[&str]| {
             let found = rows.iter().find(|(name, _)| names.contains(&name.as_str()));
@@ -39,6 +51,10 @@ impl Settings {
             autocommit: value(&["autocommit"]).unwrap_or_default(),
             isolation: value(&["transaction_isolation", "tx_isolation"]).unwrap_or_default(),
             snapshot_isolation: value(&["innodb_snapshot_isolation"]),
+            completion_type: value(&["completion_type"]).unwrap_or_default(),
+            sql_mode: value(&["sql_mode"]).unwrap_or_default(),
+            is_read_only: value(&["transaction_read_only", "tx_read_only"]).as_deref() == Some("ON"),
+            select_limit,
         })
     }
 
@@ -54,6 +70,13 @@ impl Settings {
             findings.push(Finding::new("innodb_snapshot_isolation", "ON", "OFF", why));
         }
         findings
+    }
+
+    /// What the connections of this backend have as well.
+    pub(super) fn findings_everywhere(&self) -> Vec<Finding> {
+        let why = "sessions begin with it, and every claim is refused";
+        let finding = Finding::new("transaction_read_only", "ON", "OFF", why);
+        self.is_read_only.then_some(finding).into_iter().collect()
     }
 
     /// Statements before an operation's BEGIN, and what is set back after it, on a pool of the application's: by neither
@@ -74,26 +97,78 @@ impl Settings {
 
     /// Refuses the settings of an application's pool by which operations would run twice.
     pub(super) fn check(&self) -> Result<(), MysqlOpenError> {
+        let refused = |setting: &'static str, found: &str, wanted: &'static str| {
+            Err(MysqlOpenError::Setting { setting, found: found.to_owned(), wanted })
+        };
+        // First, since it cuts short what is told of the others.
+        if self.select_limit < SELECT_LIMIT {
+            return refused("sql_select_limit", &self.select_limit.to_string(), "its default, which is no limit");
+        }
         if self.autocommit != "ON" {
-            let (found, wanted) = (self.autocommit.clone(), "ON");
-            return Err(MysqlOpenError::Setting { setting: "autocommit", found, wanted });
+            return refused("autocommit", &self.autocommit, "ON");
+        }
+        // After a COMMIT that opens the next transaction nothing is committed by itself.
+        if !matches!(self.completion_type.as_str(), "NO_CHAIN" | "0") {
+            return refused("completion_type", &self.completion_type, "NO_CHAIN");
         }
         if self.isolation == "READ-UNCOMMITTED" {
-            let (found, wanted) = (self.isolation.clone(), "REPEATABLE-READ or READ-COMMITTED");
-            return Err(MysqlOpenError::Setting { setting: "transaction_isolation", found, wanted });
+            return refused("transaction_isolation", &self.isolation, "REPEATABLE-READ or READ-COMMITTED");
+        }
+        // BEGIN opens a block there, and no transaction.
+        if self.sql_mode.split(',').any(|mode| mode == "ORACLE") {
+            return refused("sql_mode", "ORACLE", "without ORACLE");
         }
         Ok(())
     }
 }
 
+/// Which connections of an application's pool have been looked at: each is once. A server's defaults may change after the
+/// opening, and a pool may set its connections differently.
+#[derive(Default)]
+pub(super) struct Checked {
+    made: Mutex<HashSet<Instant>>,
+}
+
+impl Checked {
+    /// So many are remembered at most.
+    const MOST: usize = 10_000;
+
+    /// # Errors
+    /// The setting by which operations would run twice; the connection is to be closed.
+    pub(super) async fn check(&self, pooled: &mut Pooled<AsyncMysqlConnection>) -> Result<(), StoreError> {
+        let made = pooled.made();
+        if made.is_some_and(|made| self.made.lock().contains(&made)) {
+            return Ok(());
+        }
+        let found = Settings::of(pooled).await.map_err(|error| of_read::<Mysql>(&error))?;
+        found.check().map_err(StoreError::unavailable)?;
+        if let Some(made) = made {
+            let mut all = self.made.lock();
+            if all.len() >= Self::MOST {
+                all.clear();
+            }
+            all.insert(made);
+        }
+        Ok(())
+    }
+}
+
+/// The least number of rows that a statement must be able to return: more than any of this backend's does.
+const SELECT_LIMIT: u64 = u32::MAX as u64;
+
 /// Sets a connection, whatever the server's defaults are.
 ///
-/// Without autocommit nothing is committed, and READ UNCOMMITTED would replay an outcome that is rolled back later. With
-/// SERIALIZABLE or with InnoDB's snapshot isolation an operation and the heartbeats of its own claim stand in each other's
-/// way.
+/// Without autocommit nothing is committed, nor after a COMMIT that opens the next transaction (`completion_type`). READ
+/// UNCOMMITTED would replay an outcome that is rolled back later. With SERIALIZABLE or with InnoDB's snapshot isolation an
+/// operation and the heartbeats of its own claim stand in each other's way. A limit for rows would hide records from a batch.
+/// In the SQL mode ORACLE `BEGIN` opens no transaction.
 async fn set_up(connection: &mut AsyncMysqlConnection, is_for_steps: bool) -> diesel::QueryResult<()> {
+    // A transaction that was opened at the connection's start ends here. Diesel sets PIPES_AS_CONCAT in any case.
+    let always = "SET completion_type = 0; commit; SET autocommit = 1, sql_select_limit = 18446744073709551615, \
+                  sql_mode = REPLACE(@@sql_mode, 'ORACLE', 'PIPES_AS_CONCAT')";
+    connection.batch_execute(always).await?;
     let found = Settings::of(connection).await?;
-    let mut text = "SET autocommit = 1".to_owned();
+    let mut text = "DO 0".to_owned();
     if !matches!(found.isolation.as_str(), "REPEATABLE-READ" | "READ-COMMITTED") {
         text.push_str("; SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ");
     }

@@ -54,8 +54,10 @@ pub(super) async fn examine(
             findings.push(Finding::new(format!("the engine of {table}"), "another", "InnoDB", why));
         }
     }
+    let settings = Settings::of(connection).await?;
+    findings.extend(settings.findings_everywhere());
     if !owns {
-        findings.extend(Settings::of(connection).await?.findings());
+        findings.extend(settings.findings());
         let waits = "SELECT CAST(@@innodb_lock_wait_timeout AS SIGNED)";
         let waits: i64 = Fragment::<BigInt, Bind<'_>>::new(waits, &[]).get_result(connection).await?;
         if waits > 2 {

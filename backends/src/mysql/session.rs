@@ -8,9 +8,10 @@ use crate::sql::{Bind, Fragment};
 
 /// Settings that a later user of the connection would trip over, under all their names: servers know different ones.
 const SETTINGS: &str = "'autocommit', 'character_set_client', 'character_set_results', 'collation_connection', \
-                        'foreign_key_checks', 'group_concat_max_len', 'innodb_lock_wait_timeout', 'lock_wait_timeout', \
-                        'max_execution_time', 'max_statement_time', 'sql_mode', 'sql_select_limit', 'time_zone', \
-                        'transaction_isolation', 'transaction_read_only', 'tx_isolation', 'tx_read_only', 'unique_checks'";
+                        'completion_type', 'foreign_key_checks', 'group_concat_max_len', 'innodb_lock_wait_timeout', \
+                        'lock_wait_timeout', 'max_execution_time', 'max_statement_time', 'sql_log_bin', 'sql_mode', \
+                        'sql_safe_updates', 'sql_select_limit', 'time_zone', 'transaction_isolation', \
+                        'transaction_read_only', 'tx_isolation', 'tx_read_only', 'unique_checks', 'wsrep_on'";
 
 /// An expression for all that a session has set, as this server knows it.
 pub(super) async fn left_there(connection: &mut AsyncMysqlConnection) -> QueryResult<String> {

@@ -34,52 +34,70 @@ fn or_null<T>(value: Option<T>, text: impl FnOnce(T) -> String) -> String {
     value.map_or_else(|| "NULL".to_owned(), text)
 }
 
+/// One of the statements by which a record and its steps are written.
+pub(super) struct Put<'a> {
+    pub(super) text: String,
+    pub(super) binds: Vec<Bind<'a>>,
+    /// Whether a row that is not there means that what was read has changed.
+    must_write: bool,
+    /// How many of the statements after it are not needed if it writes something.
+    then_skips: usize,
+}
+
+impl<'a> Put<'a> {
+    fn must_write(text: String, binds: Vec<Bind<'a>>) -> Self {
+        Self { text, binds, must_write: true, then_skips: 0 }
+    }
+}
+
+/// All of them, one after the other, on a connection that is awaited or one that blocks.
+pub(super) struct Puts<'a> {
+    puts: Vec<Put<'a>>,
+    next: usize,
+    has_changed: bool,
+}
+
+impl<'a> Puts<'a> {
+    pub(super) fn of(puts: Vec<Put<'a>>) -> Self {
+        Self { puts, next: 0, has_changed: false }
+    }
+
+    /// The statement whose turn it is.
+    pub(super) fn next(&self) -> Option<&Put<'a>> {
+        self.puts.get(self.next).filter(|_| !self.has_changed)
+    }
+
+    /// It wrote that many rows.
+    pub(super) fn wrote(&mut self, rows: usize) {
+        let Some(put) = self.puts.get(self.next) else { return };
+        self.has_changed = rows == 0 && put.must_write;
+        self.next += 1 + if rows > 0 { put.then_skips } else { 0 };
+    }
+
+    /// Whether all of it is written.
+    pub(super) fn are_done(&self) -> bool {
+        !self.has_changed
+    }
+}
+
 impl StepStatements for Mysql {
     async fn read_steps(
         &self,
         connection: &mut AsyncMysqlConnection,
         keys: &[&str],
     ) -> QueryResult<Vec<(Vec<u8>, StepRow)>> {
-        let text = format!(
-            "SELECT record_key, name, life, fingerprint, attempt, run_token, run_number, began_at, reruns_until, state, \
-             outcome FROM {} FORCE INDEX (PRIMARY) WHERE record_key IN ({}) ORDER BY record_key, ordinal",
-            self.steps,
-            repeated("?", ", ", keys.len())
-        );
-        let binds: Vec<_> = padded(keys).map(Bind::Text).collect();
+        let text = self.reading_steps(keys.len());
+        let binds: Vec<_> = padded(keys).map(|key| Bind::Bytes(key.as_bytes())).collect();
         Fragment::<(Binary, StepTypes), _>::new(&text, &binds).load(connection).await
     }
 
     async fn put_family(&self, connection: &mut AsyncMysqlConnection, family: &Family<'_>) -> QueryResult<bool> {
-        let Family { row, steps, changes, drops_steps } = family;
-        let key = row.key.as_bytes();
-        for change in changes {
-            if !self.put_step(connection, key, change).await? {
-                return Ok(false);
-            }
+        let mut puts = Puts::of(self.put_statements(family));
+        while let Some(Put { text, binds, .. }) = puts.next() {
+            let rows = Fragment::<(), _>::new(text, binds).execute(connection).await?;
+            puts.wrote(rows);
         }
-        if *drops_steps {
-            let text = format!("DELETE FROM {} WHERE record_key = ?", self.steps);
-            Fragment::<(), _>::new(&text, &[Bind::Bytes(key)]).execute(connection).await?;
-        }
-        let text = format!(
-            "UPDATE {} SET fingerprint = ?, attempt = ?, owner = ?, state = ?, lease_until = ?, on_abandoned = ?, \
-             outcome = ?, purge_at = ?, fencing_token = ?, barrier_owner = ?, barrier_until = ?, steps_life = ?, \
-             steps_retention = ?, steps_count = CASE WHEN CAST(? AS SIGNED) IS NOT NULL \
-             THEN COALESCE(steps_count, 0) + CAST(? AS SIGNED) END \
-             WHERE record_key = ?",
-            self.table
-        );
-        let of_steps = [
-            Bind::MaybeBigInt(steps.map(|steps| steps.life)),
-            Bind::MaybeBigInt(steps.map(|steps| steps.retention)),
-            Bind::MaybeBigInt(steps.map(|steps| steps.life)),
-            Bind::BigInt(steps.map_or(0, |steps| steps.added)),
-            Bind::Bytes(key),
-        ];
-        let binds: Vec<_> = row.binds().into_iter().chain(of_steps).collect();
-        let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
-        Ok(counted > 0)
+        Ok(puts.are_done())
     }
 
     /// Begins steps in one transaction, which is one message to the server. A look tells which steps were begun.
@@ -143,14 +161,47 @@ impl StepStatements for Mysql {
 }
 
 impl Mysql {
+    /// Reads the steps of that many keys.
+    pub(super) fn reading_steps(&self, keys: usize) -> String {
+        format!(
+            "SELECT record_key, name, life, fingerprint, attempt, run_token, run_number, began_at, reruns_until, state, \
+             outcome FROM {} FORCE INDEX (PRIMARY) WHERE record_key IN ({}) ORDER BY record_key, ordinal",
+            self.steps,
+            repeated("?", ", ", keys)
+        )
+    }
+
+    /// Writes a record with its steps.
+    pub(super) fn put_statements<'a>(&self, family: &Family<'a>) -> Vec<Put<'a>> {
+        let Family { row, steps, changes, drops_steps } = family;
+        let key = row.key.as_bytes();
+        let mut puts: Vec<_> = changes.iter().flat_map(|change| self.put_step(key, change)).collect();
+        if *drops_steps {
+            let text = format!("DELETE FROM {} WHERE record_key = ?", self.steps);
+            puts.push(Put { text, binds: vec![Bind::Bytes(key)], must_write: false, then_skips: 0 });
+        }
+        let text = format!(
+            "UPDATE {} SET fingerprint = ?, attempt = ?, owner = ?, state = ?, lease_until = ?, on_abandoned = ?, \
+             outcome = ?, purge_at = ?, fencing_token = ?, barrier_owner = ?, barrier_until = ?, steps_life = ?, \
+             steps_retention = ?, steps_count = CASE WHEN CAST(? AS SIGNED) IS NOT NULL \
+             THEN COALESCE(steps_count, 0) + CAST(? AS SIGNED) END \
+             WHERE record_key = ?",
+            self.table
+        );
+        let of_steps = [
+            Bind::MaybeBigInt(steps.map(|steps| steps.life)),
+            Bind::MaybeBigInt(steps.map(|steps| steps.retention)),
+            Bind::MaybeBigInt(steps.map(|steps| steps.life)),
+            Bind::BigInt(steps.map_or(0, |steps| steps.added)),
+            Bind::Bytes(key),
+        ];
+        puts.push(Put::must_write(text, row.binds().into_iter().chain(of_steps).collect()));
+        puts
+    }
+
     /// A transaction of the application's may show what was before it had the record's lock: so a step must still be what it
     /// was read as.
-    async fn put_step(
-        &self,
-        connection: &mut AsyncMysqlConnection,
-        key: &[u8],
-        change: &StepChange<'_>,
-    ) -> QueryResult<bool> {
+    fn put_step<'a>(&self, key: &'a [u8], change: &StepChange<'a>) -> Vec<Put<'a>> {
         let steps = &self.steps;
         let name = Bind::Bytes(change.step.name.as_bytes());
         if let Some(was) = &change.was {
@@ -167,23 +218,20 @@ impl Mysql {
                 Bind::BigInt(was.run_number),
                 Bind::SmallInt(was.state),
             ];
-            let binds: Vec<_> = change.step.binds().into_iter().chain(expected).collect();
-            return Ok(Fragment::<(), _>::new(&text, &binds).execute(connection).await? > 0);
+            return vec![Put::must_write(text, change.step.binds().into_iter().chain(expected).collect())];
         }
         let insert = format!(
             "INSERT IGNORE INTO {steps} (record_key, name, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         );
         let binds: Vec<_> = [Bind::Bytes(key), name].into_iter().chain(change.step.binds()).collect();
-        if Fragment::<(), _>::new(&insert, &binds).execute(connection).await? > 0 {
-            return Ok(true);
-        }
         // What stands there of another life gives way.
         let text = format!("DELETE FROM {steps} WHERE record_key = ? AND name = ? AND life <> ?");
-        let other_life = [Bind::Bytes(key), name, Bind::BigInt(change.step.life)];
-        if Fragment::<(), _>::new(&text, &other_life).execute(connection).await? == 0 {
-            return Ok(false);
-        }
-        Ok(Fragment::<(), _>::new(&insert, &binds).execute(connection).await? > 0)
+        let other_life = vec![Bind::Bytes(key), name, Bind::BigInt(change.step.life)];
+        vec![
+            Put { text: insert.clone(), binds: binds.clone(), must_write: false, then_skips: 2 },
+            Put::must_write(text, other_life),
+            Put::must_write(insert, binds),
+        ]
     }
 
     /// Marks the records, which locks them, and inserts the steps of those that are marked: a record that has too many steps

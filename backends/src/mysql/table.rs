@@ -6,14 +6,15 @@ use diesel::QueryResult;
 use diesel::result::{DatabaseErrorKind, Error};
 use diesel::sql_types::{BigInt, Binary, SmallInt};
 use diesel_async::{AnsiTransactionManager, AsyncMysqlConnection, RunQueryDsl, SimpleAsyncConnection as _};
+use oncekey::backend::StoreError;
 use oncekey::record::StoreTime;
 
-use super::connect::LOCK_WAIT_SECONDS;
+use super::connect::{Checked, LOCK_WAIT_SECONDS};
 use super::flush::await_flush;
 use super::session::is_as_remembered;
 use crate::sql::{
     Bind, Claimed, Columns, Completion, Connections, Database, Dialect, Expected, Failure, FirstClaim, Fragment, Keyed,
-    Row, RowTypes, TimedTypes, Written, locked, timed,
+    Pooled, Row, RowTypes, TimedTypes, Written, locked, timed,
 };
 
 /// The server's time in milliseconds since 1970 when the statement began. By UTC: a local time, from which
@@ -51,6 +52,8 @@ pub(super) struct Mysql {
     pub(super) after: &'static str,
     /// Whether an INSERT can return what it inserted.
     pub(super) returns: bool,
+    /// Which connections of an application's pool have been looked at.
+    pub(super) checked: Checked,
 }
 
 /// The rows of a statement are repeated up to a power of two, so that a connection prepares few statements: a repeated
@@ -107,6 +110,11 @@ impl Mysql {
         )
     }
 
+    /// Reads a record's row and locks it.
+    pub(super) fn locking(&self) -> String {
+        format!("SELECT {NOW}, {ROW} FROM {} WHERE record_key = ? FOR UPDATE", self.table)
+    }
+
     /// Opens the transaction of an operation, on a connection of this backend's own or of the application's: see
     /// [`Dialect::begin`].
     pub(super) fn transaction_text(&self, is_own: bool) -> String {
@@ -134,6 +142,10 @@ impl Database for Mysql {
 
     fn connections(&self) -> &Connections<AsyncMysqlConnection> {
         &self.connections
+    }
+
+    async fn check(&self, pooled: &mut Pooled<AsyncMysqlConnection>) -> Result<(), StoreError> {
+        if self.connections.are_own { Ok(()) } else { self.checked.check(pooled).await }
     }
 }
 
@@ -164,7 +176,7 @@ impl Dialect for Mysql {
         let marks = repeated("?", ", ", keys.len());
         // One row without a key, so that the time is known if there is no other.
         let text = format!(
-            "SELECT {NOW}, r.record_key, COALESCE(r.fingerprint, ''), COALESCE(r.attempt, 0), COALESCE(r.owner, ''), \
+            "SELECT {NOW}, r.record_key, COALESCE(r.fingerprint, X''), COALESCE(r.attempt, 0), COALESCE(r.owner, X''), \
              COALESCE(r.state, 0), r.lease_until, r.on_abandoned, r.outcome, r.purge_at, COALESCE(r.fencing_token, 0), \
              r.barrier_owner, r.barrier_until, r.steps_life, r.steps_retention FROM (SELECT 1 AS one) AS o LEFT JOIN {} AS r ON r.record_key IN ({marks})",
             self.table
@@ -178,8 +190,8 @@ impl Dialect for Mysql {
     }
 
     async fn lock(&self, connection: &mut AsyncMysqlConnection, key: &str) -> QueryResult<(StoreTime, Option<Row>)> {
-        let text = format!("SELECT {NOW}, {ROW} FROM {} WHERE record_key = ? FOR UPDATE", self.table);
-        Fragment::<(BigInt, RowTypes), _>::new(&text, &[Bind::Text(key)]).load(connection).await.map(locked)
+        let (text, binds) = (self.locking(), [Bind::Bytes(key.as_bytes())]);
+        Fragment::<(BigInt, RowTypes), _>::new(&text, &binds).load(connection).await.map(locked)
     }
 
     async fn claim(&self, connection: &mut AsyncMysqlConnection, rows: &[FirstClaim<'_>]) -> QueryResult<Vec<Claimed>> {
@@ -311,7 +323,9 @@ impl Dialect for Mysql {
              ORDER BY record_key LIMIT ?",
             self.table
         );
-        let binds = [Bind::Text(after), Bind::BigInt(i64::try_from(limit).unwrap_or(i64::MAX))];
+        // Before every key. An SQL mode of MariaDB's takes what is empty for NULL.
+        let after = if after.is_empty() { &[0][..] } else { after.as_bytes() };
+        let binds = [Bind::Bytes(after), Bind::BigInt(i64::try_from(limit).unwrap_or(i64::MAX))];
         Fragment::<TimedTypes, _>::new(&text, &binds).load(connection).await.map(timed)
     }
 

@@ -46,6 +46,10 @@ pub(super) async fn examine(
         let why = "this server is a standby: every claim is refused until it is promoted, or the address leads to the primary";
         findings.push(Finding::new("pg_is_in_recovery", "true", "false", why));
     }
+    if text(connection, "current_setting('default_transaction_read_only')").await? == "on" {
+        let why = "sessions begin with it, by their role, their database or the server, and every claim is refused";
+        findings.push(Finding::new("default_transaction_read_only", "on", "off", why));
+    }
     if !owns {
         if text(connection, "current_setting('lock_timeout')").await? == "0" {
             let why = "a row that another session has locked keeps the other rows of its batch waiting for as long";

@@ -65,6 +65,8 @@ pub(super) async fn refuse_pooler(
     match timeout(LIMIT, share(one, other)).await {
         Ok(Ok(false)) => Ok(()),
         Ok(Ok(true)) => Err(PostgresOpenError::Pooler),
+        // Where it shares them by statement it takes no transaction.
+        Ok(Err(error)) if error.to_string().contains("statement pooling mode") => Err(PostgresOpenError::Pooler),
         Err(_) => Err(PostgresOpenError::Unreachable(format!("two connections are not served within {LIMIT:?}"))),
         Ok(Err(error)) => Err(PostgresOpenError::failed(error.to_string())),
     }

@@ -73,7 +73,7 @@ macro_rules! begin {
 
 /// The texts of the statements, with the tables' names.
 pub(super) struct StepTexts {
-    read: String,
+    pub(super) read: String,
     /// Writes a record alone, with steps that were added or changed, and without those that it had.
     put: String,
     put_with_steps: String,
@@ -210,28 +210,7 @@ impl StepStatements for Postgres {
     }
 
     async fn put_family(&self, connection: &mut AsyncPgConnection, family: &Family<'_>) -> QueryResult<bool> {
-        let Family { row, steps, changes, drops_steps } = family;
-        let key = || Param::One(Bind::Text(row.key));
-        let of_record = [
-            Bind::Text(row.key),
-            Bind::MaybeBigInt(steps.map(|steps| steps.life)),
-            Bind::MaybeBigInt(steps.map(|steps| steps.retention)),
-            Bind::BigInt(steps.map_or(0, |steps| steps.added)),
-        ];
-        let mut binds = columns([of_record].into_iter());
-        binds.extend(columns([row].into_iter().map(Columns::binds)));
-        let texts = &self.texts.of_steps;
-        let text = if *drops_steps {
-            binds.push(key());
-            &texts.put_without_steps
-        } else if changes.is_empty() {
-            &texts.put
-        } else {
-            let steps = changes.iter().map(|change| &change.step);
-            binds.extend([key(), Param::Texts(steps.clone().map(|step| step.name).collect())]);
-            binds.extend(columns(steps.map(|step| step.binds())));
-            &texts.put_with_steps
-        };
+        let (text, binds) = self.put_statement(family);
         Ok(Self::announcing(connection, text, &binds).await? != Written::Only(Vec::new()))
     }
 
@@ -258,5 +237,34 @@ impl StepStatements for Postgres {
         }
         let binds = columns(rows.iter().map(StepCompletion::binds));
         Fragment::<Binary, _>::new(&texts.complete, &binds).load(connection).await.map(Written::Only)
+    }
+}
+
+impl Postgres {
+    /// Writes a record with its steps.
+    pub(super) fn put_statement<'a>(&'a self, family: &'a Family<'a>) -> (&'a str, Vec<Param<'a>>) {
+        let Family { row, steps, changes, drops_steps } = family;
+        let key = || Param::One(Bind::Text(row.key));
+        let of_record = [
+            Bind::Text(row.key),
+            Bind::MaybeBigInt(steps.map(|steps| steps.life)),
+            Bind::MaybeBigInt(steps.map(|steps| steps.retention)),
+            Bind::BigInt(steps.map_or(0, |steps| steps.added)),
+        ];
+        let mut binds = columns([of_record].into_iter());
+        binds.extend(columns([row].into_iter().map(Columns::binds)));
+        let texts = &self.texts.of_steps;
+        let text = if *drops_steps {
+            binds.push(key());
+            &texts.put_without_steps
+        } else if changes.is_empty() {
+            &texts.put
+        } else {
+            let steps = changes.iter().map(|change| &change.step);
+            binds.extend([key(), Param::Texts(steps.clone().map(|step| step.name).collect())]);
+            binds.extend(columns(steps.map(|step| step.binds())));
+            &texts.put_with_steps
+        };
+        (text, binds)
     }
 }

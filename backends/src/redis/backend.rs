@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use super::family_step::WithSteps;
 use super::link::Link;
 use super::options::Source;
+use super::rights;
 use super::settings::check;
 use super::step::{Names, Step};
 use super::watch::{Watchers, watch};
@@ -154,6 +155,7 @@ impl RedisBackend {
         let names = Arc::new(Names { prefix, channel, with_steps: WithSteps::default() });
         let link = Link::new(address, options.limits, options.accepts);
         doctor::log(&check(&link).await?);
+        rights::check(&link, &names.prefix).await?;
         Ok(Self { link: Arc::new(link), names, watchers: Arc::default() })
     }
 

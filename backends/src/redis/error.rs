@@ -56,6 +56,27 @@ pub enum RedisOpenError {
         /// What the server said.
         reason: String,
     },
+    /// The user may not run what ends a claim, or the server has no such command: operations would run, and their outcomes
+    /// could not be stored.
+    #[error(
+        "what ends a claim can't be run on {server}: {commands}; allow EVAL, EVALSHA and the commands that the guide of Redis \
+         lists, for keys with the store's prefix"
+    )]
+    Forbidden {
+        /// Which of the servers.
+        server: String,
+        /// The commands, or what the server said.
+        commands: String,
+    },
+    /// The server is a replica that takes writes. Its primary knows nothing of them, and would let others claim the same
+    /// keys.
+    #[error(
+        "{server} is a replica that takes writes (replica-read-only no), of which its primary never hears: name the primary"
+    )]
+    WritableReplica {
+        /// Which of the servers.
+        server: String,
+    },
 }
 
 /// Why a command has no answer.
@@ -80,6 +101,8 @@ pub(super) enum Failure {
 pub(super) enum Unfit {
     Eviction { server: String, found: String },
     UnreadSettings { server: String, reason: String },
+    Forbidden { server: String, commands: String },
+    WritableReplica { server: String },
 }
 
 impl From<Unfit> for RedisOpenError {
@@ -87,6 +110,8 @@ impl From<Unfit> for RedisOpenError {
         match unfit {
             Unfit::Eviction { server, found } => Self::Eviction { server, found },
             Unfit::UnreadSettings { server, reason } => Self::UnreadSettings { server, reason },
+            Unfit::Forbidden { server, commands } => Self::Forbidden { server, commands },
+            Unfit::WritableReplica { server } => Self::WritableReplica { server },
         }
     }
 }

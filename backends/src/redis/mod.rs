@@ -12,6 +12,7 @@ mod family_step;
 mod field;
 mod link;
 mod options;
+mod rights;
 mod scan;
 mod script;
 mod settings;

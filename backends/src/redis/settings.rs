@@ -22,6 +22,14 @@ pub(super) async fn check(link: &Link) -> Result<Vec<Finding>, RedisOpenError> {
                           (accept_weak_persistence, ?accept=weak-persistence, says that this is known)";
 
     let mut findings = Vec::new();
+    if !link.is_cluster() {
+        for (server, info) in ask(link, redis::cmd("INFO").arg("replication").take()).await? {
+            // One that does not show it refuses writes, as replicas do, or is none.
+            if text(info).is_ok_and(|info| is_writable_replica(&info)) {
+                return Err(Unfit::WritableReplica { server }.into());
+            }
+        }
+    }
     for (server, info) in ask(link, redis::cmd("INFO").arg("server").take()).await? {
         // One that does not show its version shows it at the first claim.
         if let Some(found) = text(info).ok().as_deref().and_then(version) {
@@ -65,7 +73,7 @@ pub(super) async fn check(link: &Link) -> Result<Vec<Finding>, RedisOpenError> {
 
 /// Asks every server. Of one that is silent nothing is known, which is no reason not to use the others; if all are, the
 /// store can't be opened.
-async fn ask(link: &Link, command: Cmd) -> Result<Vec<(String, Value)>, RedisOpenError> {
+pub(super) async fn ask(link: &Link, command: Cmd) -> Result<Vec<(String, Value)>, RedisOpenError> {
     let answers = link.each_node(command).await.map_err(|failure| match failure {
         Failure::Unfit(unfit) => RedisOpenError::from(unfit),
         failure => RedisOpenError::Unreachable(reason(failure)),
@@ -123,6 +131,12 @@ fn value(answer: Value) -> Result<String, String> {
         other => redis::from_redis_value(other).map_err(|error| error.to_string())?,
     };
     found.into_iter().nth(1).ok_or_else(|| "CONFIG GET shows nothing of it".to_owned())
+}
+
+/// In a cluster the driver writes to primaries only.
+fn is_writable_replica(info: &str) -> bool {
+    let has = |line: &str| info.lines().any(|found| found.trim_end() == line);
+    has("role:slave") && has("slave_read_only:0")
 }
 
 fn version(info: &str) -> Option<&str> {

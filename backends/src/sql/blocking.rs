@@ -1,7 +1,7 @@
 //! Transactions on connections that block: the application's own, of sync Diesel.
 //!
-//! The store's own steps go on by its own connections. Only an operation with its outcome, or an outcome in the
-//! application's own transaction, is written here.
+//! The store's own steps go on by its own connections. Only an operation or a step of one with its outcome, or an outcome in
+//! the application's own transaction, is written here.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,10 +15,12 @@ use diesel::connection::{
 use diesel::r2d2;
 use diesel::result::Error;
 use diesel::{QueryResult, RunQueryDsl};
+use oncekey::Key;
 use oncekey::backend::{
-    Complete, CompleteInTransaction, CompletedInTransaction, OperationFailure, StoreError, TransactionOperation,
+    CommitStep, Complete, CompleteInTransaction, CompletedInTransaction, OperationFailure, StepCommitted,
+    StepInTransaction, StoreError, TransactionOperation,
 };
-use oncekey::record::{Binding, SealedOutcome};
+use oncekey::record::{Binding, Record, SealedOutcome, StoreTime};
 use tokio::sync::Semaphore;
 
 use super::core::{Core, fitting};
@@ -26,8 +28,10 @@ use super::dialect::{Dialect, Failure};
 use super::error::{Fate, fate, of_read, of_unsent, of_write};
 use super::fragment::Fragment;
 use super::noticing::Noticing;
+use super::row::Row;
 use super::step::Completion;
-use super::transaction::Refusal;
+use super::step_row::{Family, StepRow};
+use super::transaction::{Ended, Ending, Refusal};
 use crate::CompleteInError;
 
 /// A connection of sync Diesel to a database.
@@ -70,6 +74,24 @@ pub(crate) trait BlockingDialect: Dialect {
         row: &Completion<'_>,
     ) -> QueryResult<bool>;
 
+    fn lock_on<C: BlockingConnection<Self::Backend>>(
+        &self,
+        connection: &mut C,
+        key: &str,
+    ) -> QueryResult<(StoreTime, Option<Row>)>;
+
+    fn read_steps_on<C: BlockingConnection<Self::Backend>>(
+        &self,
+        connection: &mut C,
+        key: &str,
+    ) -> QueryResult<Vec<StepRow>>;
+
+    fn put_family_on<C: BlockingConnection<Self::Backend>>(
+        &self,
+        connection: &mut C,
+        family: &Family<'_>,
+    ) -> QueryResult<bool>;
+
     fn set_back_on<C: BlockingConnection<Self::Backend>>(&self, _: &mut C) -> QueryResult<()> {
         Ok(())
     }
@@ -79,18 +101,96 @@ pub(crate) trait BlockingDialect: Dialect {
     fn is_in_transaction_on<C: BlockingConnection<Self::Backend>>(&self, connection: &mut C) -> QueryResult<bool>;
 }
 
+/// What a transaction writes besides its operation's rows, on such a connection.
+trait BlockingEnding<D: BlockingDialect>: Ending {
+    /// Locks the record and writes what is decided on it.
+    fn write_on<C: BlockingConnection<D::Backend>>(
+        &self,
+        dialect: &D,
+        connection: &mut C,
+        outcome: &SealedOutcome,
+    ) -> QueryResult<Ended<Self::Answer>>;
+}
+
+impl<D: BlockingDialect> BlockingEnding<D> for Complete {
+    /// In one statement, which finds the claim by its owner.
+    fn write_on<C: BlockingConnection<D::Backend>>(
+        &self,
+        dialect: &D,
+        connection: &mut C,
+        outcome: &SealedOutcome,
+    ) -> QueryResult<Ended<CompletedInTransaction>> {
+        let complete = Self { outcome: outcome.clone(), ..self.clone() };
+        Ok(if dialect.complete_on(connection, &Completion::of(&complete))? {
+            Ended::Written(CompletedInTransaction::Stored { outcome: complete.outcome })
+        } else {
+            // The claim is another's by now, or the operation has changed the record.
+            Ended::Refused(Refusal::Answer(CompletedInTransaction::Lost))
+        })
+    }
+}
+
+impl<D: BlockingDialect> BlockingEnding<D> for CommitStep {
+    fn write_on<C: BlockingConnection<D::Backend>>(
+        &self,
+        dialect: &D,
+        connection: &mut C,
+        outcome: &SealedOutcome,
+    ) -> QueryResult<Ended<StepCommitted>> {
+        let (now, found) = match lock(dialect, connection, &self.key)? {
+            Ok(found) => found,
+            Err(corrupt) => return Ok(Ended::Corrupt(corrupt)),
+        };
+        let (record, answer) = match self.decide(found.as_ref(), now, outcome) {
+            Ok(decided) => decided,
+            Err(refusal) => return Ok(Ended::Refused(refusal)),
+        };
+        let Some(found) = found else { return Ok(Ended::Refused(Refusal::Answer(Self::lost()))) };
+        let is_written = dialect.put_family_on(connection, &Family::of(&self.key, &found, &record))?;
+        Ok(if is_written { Ended::Written(answer) } else { Ended::Changed })
+    }
+}
+
+/// Locks a record's row and reads the record with its steps. There is no time where there is no row.
+fn lock<D: BlockingDialect, C: BlockingConnection<D::Backend>>(
+    dialect: &D,
+    connection: &mut C,
+    key: &Key,
+) -> QueryResult<Result<(StoreTime, Option<Record>), StoreError>> {
+    let (now, row) = dialect.lock_on(connection, key.as_stored())?;
+    let steps = match &row {
+        Some(Row { steps_life: Some(_), .. }) => dialect.read_steps_on(connection, key.as_stored())?,
+        _ => Vec::new(),
+    };
+    let found = row.map(|row| row.decode_with(steps)).transpose();
+    Ok(found.map(|found| (now, found)))
+}
+
+/// A transaction to run: what it ends with, the operation, and a flag that is set when nobody waits for it any more.
+struct Work<'a, E> {
+    ending: &'a E,
+    operation: TransactionOperation,
+    given_up: &'a AtomicBool,
+}
+
+/// How a transaction ended.
+enum Transacted<Answer> {
+    Committed(Answer),
+    /// It was rolled back.
+    Refused(Refusal<Answer>),
+    /// It was rolled back, since the record has changed since the operation's snapshot.
+    Changed,
+}
+
 /// A pool of connections whose type only the pool knows.
 trait Pool<D>: Send + Sync {
     /// Whether its connections reach the table of records.
     fn check(&self, dialect: &D) -> Result<(), String>;
 
-    fn transact(
-        &self,
-        dialect: &D,
-        complete: Complete,
-        operation: TransactionOperation,
-        given_up: &AtomicBool,
-    ) -> Result<CompletedInTransaction, StoreError>;
+    fn complete(&self, dialect: &D, work: Work<'_, Complete>)
+    -> Result<Transacted<CompletedInTransaction>, StoreError>;
+
+    fn commit_step(&self, dialect: &D, work: Work<'_, CommitStep>) -> Result<Transacted<StepCommitted>, StoreError>;
 }
 
 impl<D, M> Pool<D> for r2d2::Pool<M>
@@ -105,19 +205,20 @@ where
         dialect.is_completed_on(&mut *connection, &none).map(drop).map_err(|error| error.to_string())
     }
 
-    fn transact(
+    fn complete(
         &self,
         dialect: &D,
-        complete: Complete,
-        operation: TransactionOperation,
-        given_up: &AtomicBool,
-    ) -> Result<CompletedInTransaction, StoreError> {
-        let mut connection = self.get().map_err(StoreError::unavailable)?;
-        transact(dialect, &mut *connection, complete, operation, given_up)
+        work: Work<'_, Complete>,
+    ) -> Result<Transacted<CompletedInTransaction>, StoreError> {
+        transact(dialect, &mut *self.get().map_err(StoreError::unavailable)?, work)
+    }
+
+    fn commit_step(&self, dialect: &D, work: Work<'_, CommitStep>) -> Result<Transacted<StepCommitted>, StoreError> {
+        transact(dialect, &mut *self.get().map_err(StoreError::unavailable)?, work)
     }
 }
 
-/// The application's pool, for operations in transactions.
+/// The application's pool, for operations and steps in transactions.
 pub(crate) struct Transactions<D> {
     pool: Arc<dyn Pool<D>>,
     /// As many as the pool has connections: an operation that waits for one blocks no thread.
@@ -168,43 +269,79 @@ impl<D: Dialect> Transactions<D> {
         core: &Core<D>,
         message: CompleteInTransaction,
     ) -> Result<CompletedInTransaction, StoreError> {
-        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(StoreError::unavailable)?;
         let CompleteInTransaction { key, owner, retention, operation } = message;
         let outcome = SealedOutcome::tombstone(&key);
-        let complete = Complete { key, owner, outcome, retention };
-        match core.may_run(&complete).await? {
-            Ok(()) => {}
-            Err(Refusal::Answer(answer)) => return Ok(answer),
-            Err(Refusal::Stored(answer)) => return core.await_flush().await.map(|()| answer),
+        let ending = Complete { key, owner, outcome, retention };
+        self.run(core, ending, operation, |pool, dialect, work| pool.complete(dialect, work)).await
+    }
+
+    /// The same of an operation's step. The record is locked for the commit alone, so that its renewals and its other steps
+    /// go on meanwhile.
+    pub(crate) async fn commit_step(
+        &self,
+        core: &Core<D>,
+        message: StepInTransaction,
+    ) -> Result<StepCommitted, StoreError> {
+        let StepInTransaction { step, operation } = message;
+        self.run(core, step, operation, |pool, dialect, work| pool.commit_step(dialect, work)).await
+    }
+
+    async fn run<E>(
+        &self,
+        core: &Core<D>,
+        ending: E,
+        operation: TransactionOperation,
+        transact: fn(&dyn Pool<D>, &D, Work<'_, E>) -> Result<Transacted<E::Answer>, StoreError>,
+    ) -> Result<E::Answer, StoreError>
+    where
+        E: Ending + Send + Sync + 'static,
+        E::Answer: Send + 'static,
+    {
+        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(StoreError::unavailable)?;
+        if let Err(refusal) = core.may_run(&ending).await? {
+            return told(core, refusal).await;
         }
-        let (pool, dialect) = (Arc::clone(&self.pool), Arc::clone(&core.dialect));
+        let (pool, dialect, ending) = (Arc::clone(&self.pool), Arc::clone(&core.dialect), Arc::new(ending));
         let given_up = Arc::new(AtomicBool::new(false));
         let _sets = Sets(Arc::clone(&given_up));
+        let asked = Arc::clone(&ending);
         let transacted = tokio::task::spawn_blocking(move || {
-            let answer = pool.transact(&dialect, complete, operation, &given_up);
+            let work = Work { ending: &*asked, operation, given_up: &given_up };
+            let answer = transact(&*pool, &dialect, work);
             drop(permit);
             answer
         });
-        transacted.await.unwrap_or_else(|error| Err(StoreError::unknown(error)))
+        match transacted.await.unwrap_or_else(|error| Err(StoreError::unknown(error)))? {
+            Transacted::Committed(answer) => Ok(answer),
+            Transacted::Refused(refusal) => told(core, refusal).await,
+            // Nothing was written. What has changed may be what the caller waits for.
+            Transacted::Changed => match core.may_run(&*ending).await? {
+                Ok(()) => Err(contended_away()),
+                Err(refusal) => told(core, refusal).await,
+            },
+        }
     }
 }
 
-/// Runs the operation and completes its record. Afterwards the connection is as it was, or marked as broken, so that its
+/// Tells why a transaction was not committed, once the outcome of which that tells is on the disk.
+async fn told<D: Dialect, Answer>(core: &Core<D>, refusal: Refusal<Answer>) -> Result<Answer, StoreError> {
+    match refusal {
+        Refusal::Answer(answer) => Ok(answer),
+        Refusal::Stored(answer) => core.await_flush().await.map(|()| answer),
+    }
+}
+
+/// Runs the operation and writes what it ends with. Afterwards the connection is as it was, or marked as broken, so that its
 /// pool closes it.
-fn transact<D, C>(
-    dialect: &D,
-    connection: &mut C,
-    complete: Complete,
-    operation: TransactionOperation,
-    given_up: &AtomicBool,
-) -> Result<CompletedInTransaction, StoreError>
+fn transact<D, C, E>(dialect: &D, connection: &mut C, work: Work<'_, E>) -> Result<Transacted<E::Answer>, StoreError>
 where
     D: BlockingDialect,
     C: Transacting<D::Backend> + Any,
+    E: BlockingEnding<D>,
 {
     let (contended, stale) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     connection.set_instrumentation(Noticing::of::<D>(&contended, &stale));
-    let done = try_once(dialect, connection, complete, operation, given_up, &contended);
+    let done = try_once(dialect, connection, work, &contended);
     connection.set_instrumentation(get_default_instrumentation());
     let is_clean = done.is_ok()
         && !stale.load(Ordering::Relaxed)
@@ -221,18 +358,19 @@ fn contended_away() -> StoreError {
     StoreError::Overloaded(what.to_owned())
 }
 
-fn try_once<D, C>(
+fn try_once<D, C, E>(
     dialect: &D,
     connection: &mut C,
-    mut complete: Complete,
-    operation: TransactionOperation,
-    given_up: &AtomicBool,
+    work: Work<'_, E>,
     contended: &AtomicBool,
-) -> Result<CompletedInTransaction, StoreError>
+) -> Result<Transacted<E::Answer>, StoreError>
 where
     D: BlockingDialect,
     C: Transacting<D::Backend> + Any,
+    E: BlockingEnding<D>,
 {
+    let Work { ending, operation, given_up } = work;
+    let refused = |answer: E::Answer| Ok(Transacted::Refused(Refusal::Answer(answer)));
     if given_up.load(Ordering::SeqCst) {
         return Err(StoreError::unavailable("the caller gave up before there was a connection"));
     }
@@ -252,12 +390,14 @@ where
         Ok(Ok(outcome)) if matches!(depth, Ok(Some(depth)) if depth.get() == 1) => outcome,
         Ok(Err(OperationFailure::WrongConnection { wanted })) => {
             roll_back(connection)?;
-            return Ok(CompletedInTransaction::WrongConnection { wanted });
+            return refused(E::wrong_connection(wanted));
         }
+        // Diesel learns from libpq that a statement of the operation has ended the transaction: what it wrote may be committed.
+        Ok(Ok(_)) if matches!(depth, Ok(None)) => return Err(StoreError::TransactionEnded),
         // Where it left a transaction of its own open, what it meant to be committed is not known.
         Ok(Ok(_) | Err(OperationFailure::RollBack)) | Err(_) => {
             roll_back(connection)?;
-            return Ok(CompletedInTransaction::RolledBack);
+            return refused(E::rolled_back());
         }
     };
     match dialect.is_as_begun_on(connection) {
@@ -272,17 +412,23 @@ where
         Err(_) => {
             roll_back(connection)?;
             let is_contended = contended.load(Ordering::Relaxed);
-            return if is_contended { Err(contended_away()) } else { Ok(CompletedInTransaction::RolledBack) };
+            return if is_contended { Err(contended_away()) } else { refused(E::rolled_back()) };
         }
     }
-    let fitted = fitting(dialect, Binding::from(&complete.key), &outcome);
-    complete.outcome = fitted.unwrap_or_else(|| outcome.clone());
-    match dialect.complete_on(connection, &Completion::of(&complete)) {
-        Ok(true) => {}
-        // The claim is another's by now, or the operation has changed the record.
-        Ok(false) => {
+    let fitted = fitting(dialect, ending.bound_to(), &outcome);
+    let answer = match ending.write_on(dialect, connection, fitted.as_ref().unwrap_or(&outcome)) {
+        Ok(Ended::Written(answer)) => answer,
+        Ok(Ended::Refused(refusal)) => {
             roll_back(connection)?;
-            return Ok(CompletedInTransaction::Lost);
+            return Ok(Transacted::Refused(refusal));
+        }
+        Ok(Ended::Changed) => {
+            roll_back(connection)?;
+            return Ok(Transacted::Changed);
+        }
+        Ok(Ended::Corrupt(error)) => {
+            roll_back(connection)?;
+            return Err(error);
         }
         Err(error) if D::failure(&error).is_contention() => {
             roll_back(connection)?;
@@ -290,18 +436,22 @@ where
         }
         // COMMIT was not sent: the server rolls back when the connection is closed.
         Err(error) => return Err(of_unsent::<D>(&error)),
-    }
+    };
     // From here on the record is locked: whoever asks how this ended waits until it has.
     if given_up.load(Ordering::SeqCst) {
         roll_back(connection)?;
         return Err(StoreError::unavailable("the caller gave up before the commit"));
     }
     match AnsiTransactionManager::commit_transaction(connection) {
-        Ok(()) => Ok(CompletedInTransaction::Stored { outcome }),
+        // This caller gets what the operation returned, also where it was too large to be kept.
+        Ok(()) => Ok(Transacted::Committed(match fitted {
+            Some(fitted) => E::telling(answer, &fitted, outcome),
+            None => answer,
+        })),
         // COMMIT was sent. Only what the server says of it counts.
         Err(error) => match (fate::<D>(&error), D::failure(&error)) {
             (Fate::NotWritten, Failure::Contended | Failure::Locked) => Err(contended_away()),
-            (Fate::NotWritten, Failure::Refused) => Ok(CompletedInTransaction::RolledBack),
+            (Fate::NotWritten, Failure::Refused) => refused(E::rolled_back()),
             _ => Err(of_write::<D>(&error)),
         },
     }

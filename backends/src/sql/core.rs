@@ -172,6 +172,12 @@ impl<D: Dialect> Core<D> {
     }
 
     pub(crate) async fn step_in_transaction(&self, message: StepInTransaction) -> Result<StepCommitted, StoreError> {
+        #[cfg(feature = "blocking")]
+        if let Some(blocking) = &self.blocking
+            && message.operation.is_blocking()
+        {
+            return blocking.commit_step(self, message).await;
+        }
         let permit = Arc::clone(&self.transactions).acquire_owned().await.map_err(StoreError::unavailable)?;
         transaction::commit_step(&self.dialect, message, permit).await
     }

@@ -4,9 +4,10 @@ use std::future::ready;
 
 use diesel::QueryResult;
 use diesel::result::{DatabaseErrorKind, Error};
+use oncekey::backend::StoreError;
 use oncekey::record::StoreTime;
 
-use super::pool::{Connections, PoolConnection};
+use super::pool::{Connections, PoolConnection, Pooled};
 use super::row::{Columns, Expected, Row};
 use super::step::{Completion, FirstClaim, FirstRun, StepCompletion};
 use super::step_row::{Family, StepRow};
@@ -67,6 +68,14 @@ pub(crate) trait Database: Send + Sync + 'static {
     type Connection: PoolConnection;
 
     fn connections(&self) -> &Connections<Self::Connection>;
+
+    /// Looks at a connection that was just lent.
+    ///
+    /// # Errors
+    /// A setting by which operations would run twice; the connection is to be closed.
+    fn check(&self, _: &mut Pooled<Self::Connection>) -> impl Future<Output = Result<(), StoreError>> + Send {
+        ready(Ok(()))
+    }
 }
 
 /// The statements of one database on the table of steps.

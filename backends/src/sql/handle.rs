@@ -218,9 +218,9 @@ macro_rules! sql_backend {
                 Ok(self)
             }
 
-            /// How many connections **each arbiter** (each worker of a server) opens at most; a pool of your own has its own
-            /// size, which this says of one by bb8 or mobc: these don't tell. Default: 8, of which 4 are for claims and
-            /// settlements, and the others for operations in transactions. At least 5.
+            /// How many connections **each arbiter** (each worker of a server) opens at most. Default: 8, of which 4 are for
+            /// claims and settlements, and the others for operations in transactions. At least 5. A pool of your own has its own
+            /// size, which this says only where [the pool does not tell it](crate::DieselPool).
             pub fn pool_size(mut self, connections: usize) -> Self {
                 self.0.pool_size = connections.max(5);
                 self
@@ -239,7 +239,10 @@ macro_rules! sql_backend {
             ///
             /// One pool may serve any number of engines. An operation runs on a thread for blocking work, and **once**: what the
             /// database gives up for another's sake (a deadlock) is rolled back and reported as
-            /// [`Overloaded`](oncekey::backend::StoreError::Overloaded). Steps have no transactions by this pool.
+            /// [`Overloaded`](oncekey::backend::StoreError::Overloaded).
+            ///
+            /// [`Claim::step_in_transaction`](oncekey::Claim::step_in_transaction) gives a step a connection of it in the same
+            /// way.
             ///
             /// [`open`](Self::open) checks that the pool reaches the table. A pool that leads to another database commits nothing.
             ///

@@ -46,7 +46,12 @@ impl<C: PoolConnection> Lent<C> {
     pub(crate) async fn from<D: Dialect<Connection = C>>(dialect: &D) -> Result<Self, StoreError> {
         let pooled = dialect.connections().pool.lend().await;
         let pooled = pooled.map_err(|error| StoreError::unavailable(format!("{}: {error}", D::NAME)))?;
-        Ok(Self { pooled: Some(pooled) })
+        // Closed where it is refused.
+        let mut lent = Self { pooled: Some(pooled) };
+        if let Some(pooled) = &mut lent.pooled {
+            dialect.check(pooled).await?;
+        }
+        Ok(lent)
     }
 
     /// Lends a connection and runs a statement on it that is as good done twice as once: where it failed in a `passing`

@@ -36,7 +36,6 @@ pub(crate) use core::{BATCHES, Core};
 pub(crate) use dialect::{
     Begun, Claimed, Database, Dialect, Failure, Keyed, PURGE_LOOKS_AGAIN, StepStatements, Written,
 };
-#[cfg(feature = "postgres")]
 pub(crate) use error::of_read;
 pub(crate) use fragment::Fragment;
 #[cfg(feature = "postgres")]
@@ -53,6 +52,8 @@ pub(crate) use place::Place;
 pub(crate) use place::quoted;
 pub(crate) use pool::Connections;
 pub use pool::DieselPool;
+#[cfg(feature = "mysql")]
+pub(crate) use pool::Pooled;
 #[cfg(feature = "postgres")]
 pub(crate) use pool::Taken;
 pub(crate) use row::{Columns, Expected, Row, RowTypes, TimedTypes, locked, timed};

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::time::Instant;
 
 use diesel::result::{ConnectionError, ConnectionResult};
 use diesel_async::pooled_connection::{
@@ -14,7 +15,7 @@ use futures_util::future::{BoxFuture, FutureExt as _, ready};
 use super::lent::try_if_idle;
 
 /// A pool of diesel-async connections, made by `From` or `into()`: deadpool's, or with the feature `bb8` or `mobc` one of
-/// these.
+/// these. Those two don't tell their size: say it by the builder's `pool_size`.
 ///
 /// ```
 /// use diesel_async::AsyncPgConnection;
@@ -47,6 +48,9 @@ pub trait PoolConnection: AsyncConnection<TransactionManager = AnsiTransactionMa
     fn take(object: Self::Object) -> Self;
     #[doc(hidden)]
     fn size(pool: &Self::Deadpool) -> usize;
+    /// When it was opened.
+    #[doc(hidden)]
+    fn made(object: &Self::Object) -> Instant;
     /// A pool that opens its connections when they are asked for. It has no time-outs: every call has the engine's deadline.
     #[doc(hidden)]
     fn pool<F>(connect: F, size: usize, tried: Tried) -> Self::Deadpool
@@ -155,6 +159,10 @@ macro_rules! pools_of {
                 pool.status().max_size
             }
 
+            fn made(object: &Self::Object) -> Instant {
+                deadpools::Object::metrics(object).created
+            }
+
             fn pool<F>(connect: F, size: usize, tried: Tried) -> Self::Deadpool
             where
                 F: Fn() -> BoxFuture<'static, ConnectionResult<Self>> + Send + Sync + 'static,
@@ -220,6 +228,15 @@ pub(crate) enum Pooled<C: PoolConnection> {
 }
 
 impl<C: PoolConnection> Pooled<C> {
+    /// When it was opened, by which it is told from the others of its pool; only deadpool tells.
+    #[cfg(feature = "mysql")]
+    pub(crate) fn made(&self) -> Option<Instant> {
+        match self {
+            Self::Deadpool(connection) => Some(C::made(connection)),
+            Self::Other(_) => None,
+        }
+    }
+
     /// Takes it out of its pool for good.
     pub(crate) fn take(self) -> Taken<C> {
         match self {

@@ -380,7 +380,7 @@ async fn keep<D: Dialect, E: Ending>(
 }
 
 /// What became of the record in the open transaction.
-enum Ended<Answer> {
+pub(super) enum Ended<Answer> {
     Written(Answer),
     Refused(Refusal<Answer>),
     /// A step has changed since the transaction's snapshot.

@@ -79,7 +79,9 @@ impl Opener {
     /// A connection that only reads, on tables that a writer has seen to.
     pub(super) fn reader(&self, clock: &Clock) -> Result<Session, SqliteOpenError> {
         let mut connection = self.connect()?;
-        connection.batch_execute("PRAGMA query_only = ON").map_err(|error| self.failed(&error))?;
+        // A connection has the file's log open once it has read something.
+        let settings = "PRAGMA query_only = ON; PRAGMA schema_version";
+        connection.batch_execute(settings).map_err(|error| self.failed(&error))?;
         Ok(Session::new(connection, clock.clone()))
     }
 

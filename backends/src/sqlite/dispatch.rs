@@ -63,9 +63,7 @@ fn written_key(request: &Request) -> Option<&Key> {
 /// Puts one step into its thread's queue. `batch` hears of its answer.
 pub(super) fn queue(store: &Store, request: Request, batch: &mut Batch) {
     match request {
-        Request::Acquire(message, reply) => write(store, batch, reply, move |session| {
-            session.step(&message.key, Outcomes::All, |found, now| transition::acquire(found, now, &message))
-        }),
+        Request::Acquire(message, reply) => write(store, batch, reply, move |session| session.acquire(&message)),
         Request::Renew(message, reply) => write(store, batch, reply, move |session| {
             session.step(&message.key, Outcomes::None, |found, now| transition::renew(found, now, &message))
         }),

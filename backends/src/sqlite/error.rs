@@ -69,6 +69,19 @@ pub enum SqliteOpenError {
         /// The file.
         path: PathBuf,
     },
+    /// The file has more than one name (hard links). SQLite keeps a write-ahead log and locks for each name: processes that
+    /// open the file by different names would claim the same keys.
+    #[error(
+        "the file {} has {names} names (hard links), and SQLite keeps a log and locks for each: remove the others, or copy \
+         the file",
+        path.display()
+    )]
+    Linked {
+        /// The file.
+        path: PathBuf,
+        /// How many names it has.
+        names: u64,
+    },
     /// The file can't be put into the write-ahead-log mode that readers beside a writer need, e.g. on a file system
     /// without shared memory.
     #[error("the file {} can't use a write-ahead log; its journal mode stays {mode:?}", path.display())]

@@ -2,6 +2,9 @@
 //!
 //! A process keeps the file that it opened. Once another stands at its path (a backup that was put back, a deployment that
 //! brought a fresh one, a link that leads elsewhere), the next process claims the same keys there, and both run.
+//!
+//! The same happens where the files beside it are deleted, or where it has a second name: SQLite keeps what was committed
+//! last in the write-ahead log, and its locks in the shared memory, both under the name that the file was opened by.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,6 +13,8 @@ use std::time::{Duration, Instant};
 use oncekey::backend::StoreError;
 use parking_lot::Mutex;
 use tracing::error;
+
+use super::log::log_of;
 
 /// How long an answer is taken for granted.
 const CHECKED_EVERY: Duration = Duration::from_secs(1);
@@ -26,6 +31,19 @@ impl FileId {
         std::fs::metadata(path).map(|found| Self(found.dev(), found.ino()))
     }
 
+    /// How many names the file has: each hard link is one more. A folder counts its own.
+    #[cfg(unix)]
+    pub(super) fn names_of(path: &Path) -> io::Result<u64> {
+        use std::os::unix::fs::MetadataExt as _;
+
+        std::fs::metadata(path).map(|found| if found.is_file() { found.nlink() } else { 1 })
+    }
+
+    #[cfg(not(unix))]
+    pub(super) fn names_of(_: &Path) -> io::Result<u64> {
+        Ok(1)
+    }
+
     /// Where files have no such numbers, any that is there is taken for the same.
     #[cfg(not(unix))]
     pub(super) fn of(path: &Path) -> io::Result<Self> {
@@ -33,10 +51,19 @@ impl FileId {
     }
 }
 
+/// Where the shared memory of a database is.
+fn shared_memory_of(database: &Path) -> PathBuf {
+    let mut path = database.to_owned().into_os_string();
+    path.push("-shm");
+    PathBuf::from(path)
+}
+
 /// The open file, and the paths by which it was opened.
 #[derive(Debug)]
 pub(super) struct Identity {
     file: FileId,
+    /// The write-ahead log and the shared memory. They are there for as long as a connection is open.
+    beside: [(PathBuf, FileId); 2],
     state: Mutex<State>,
 }
 
@@ -48,10 +75,18 @@ struct State {
 }
 
 impl Identity {
-    /// Of the file that is open and stands at `path`.
+    /// Of the file that is open and stands at `path`. One connection to it must stay open and have read from it: the last
+    /// one that closes removes the files beside it.
     pub(super) fn of(path: &Path) -> io::Result<Self> {
         let state = State { paths: vec![path.to_owned()], checked: Instant::now(), found: Ok(()) };
-        Ok(Self { file: FileId::of(path)?, state: Mutex::new(state) })
+        let beside = |path: PathBuf| FileId::of(&path).map(|file| (path, file));
+        let beside = [beside(log_of(path))?, beside(shared_memory_of(path))?];
+        Ok(Self { file: FileId::of(path)?, beside, state: Mutex::new(state) })
+    }
+
+    /// Whether the file that is open stands at `path`, whatever stands beside it.
+    pub(super) fn stands_at(&self, path: &Path) -> bool {
+        FileId::of(path).is_ok_and(|found| found == self.file)
     }
 
     /// The file was opened by this path as well, which may be a link.
@@ -69,7 +104,7 @@ impl Identity {
     pub(super) fn check(&self) -> Result<(), StoreError> {
         let mut state = self.state.lock();
         if state.checked.elapsed() >= CHECKED_EVERY {
-            state.look(self.file);
+            state.look(self);
         }
         state.found.clone().map_err(StoreError::Replaced)
     }
@@ -77,14 +112,16 @@ impl Identity {
     /// The same, now.
     pub(super) fn check_now(&self) -> Result<(), StoreError> {
         let mut state = self.state.lock();
-        state.look(self.file);
+        state.look(self);
         state.found.clone().map_err(StoreError::Replaced)
     }
 }
 
 impl State {
-    fn look(&mut self, file: FileId) {
-        let found = self.paths.iter().try_for_each(|path| match FileId::of(path) {
+    fn look(&mut self, identity: &Identity) {
+        let paths = self.paths.iter().map(|path| (path, identity.file));
+        let mut all = paths.chain(identity.beside.iter().map(|(path, file)| (path, *file)));
+        let found = all.try_for_each(|(path, file)| match FileId::of(path) {
             Ok(found) if found == file => Ok(()),
             Ok(_) => Err(format!("another file stands at {}", path.display())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

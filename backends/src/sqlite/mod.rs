@@ -8,6 +8,7 @@ mod dispatch;
 mod error;
 mod identity;
 mod job;
+mod log;
 pub(crate) mod migration;
 mod options;
 mod reader;

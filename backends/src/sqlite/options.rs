@@ -45,6 +45,7 @@ pub struct SqliteBuilder {
     pub(super) synchronous: Synchronous,
     pub(super) readers: usize,
     pub(super) migrate: bool,
+    pub(super) wal_limit: u64,
 }
 
 impl SqliteBuilder {
@@ -57,6 +58,7 @@ impl SqliteBuilder {
             synchronous: Synchronous::Full,
             readers: 2,
             migrate: true,
+            wal_limit: 4 << 30,
         }
     }
 
@@ -83,6 +85,32 @@ impl SqliteBuilder {
     /// When commits are forced to the disk. Default: [`Synchronous::Full`].
     pub fn synchronous(mut self, when: Synchronous) -> Self {
         self.synchronous = when;
+        self
+    }
+
+    /// How many bytes the write-ahead log may have before new claims are refused. Default: 4 GiB; at least 64 KiB;
+    /// `u64::MAX` for no limit.
+    ///
+    /// SQLite can't write its log back while a connection stays in a read transaction: a long SELECT or backup, a tool that
+    /// was left open. The log then grows with every commit until the disk is full, and a full disk refuses the outcomes of
+    /// operations that have happened. Beyond this limit a new claim, a takeover included, ends as
+    /// [`StoreError::Full`](oncekey::backend::StoreError::Full), and nothing runs. Everything that continues or ends a claim
+    /// still goes through, and a replay is answered. When the reader has ended the backend writes the log back and takes
+    /// claims again, within a second.
+    ///
+    /// The backend warns once, at a quarter of the limit and at 256 MiB at the latest. It looks once a second, so the log may
+    /// get somewhat longer than this. What your application writes to the same file by itself counts, and is not refused.
+    ///
+    /// ```
+    /// use oncekey_backends::SqliteBackend;
+    ///
+    /// let folder = tempfile::tempdir()?;
+    /// let backend = SqliteBackend::builder(folder.path().join("keys.db")).wal_limit(1 << 30).open()?;
+    /// # let _ = backend;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn wal_limit(mut self, bytes: u64) -> Self {
+        self.wal_limit = bytes.max(64 << 10);
         self
     }
 

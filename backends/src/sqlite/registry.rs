@@ -13,9 +13,11 @@ use parking_lot::Mutex;
 
 use super::clock::Clock;
 use super::connection::Opener;
-use super::identity::Identity;
+use super::identity::{FileId, Identity};
 use super::job::Job;
+use super::log::{self, Log};
 use super::reader::Reader;
+use super::session::Session;
 use super::watch::Lookout;
 use super::writer::Writer;
 use super::{SqliteBuilder, SqliteOpenError, Synchronous};
@@ -24,21 +26,21 @@ use crate::waiters::Waiters;
 
 /// One open file. Its threads end when it is dropped, each when it has done what waits for it.
 pub(super) struct Store {
+    /// Stays open, so that no other connection is the last one, which would remove the files beside the database.
+    _kept_open: Mutex<Session>,
     pub(super) path: PathBuf,
     pub(super) writes: Sender<Box<dyn Job>>,
     pub(super) reads: Sender<Box<dyn Job>>,
     pub(super) clock: Clock,
     pub(super) identity: Arc<Identity>,
     synchronous: Synchronous,
+    wal_limit: u64,
     pub(super) waiters: Arc<Waiters<Key>>,
     pub(super) lookout: Sender<()>,
     /// How many transactions were committed.
     #[cfg_attr(not(test), expect(dead_code, reason = "the tests of group commit read it"))]
     pub(super) commits: Arc<AtomicU64>,
 }
-
-/// A log that has grown beyond this is kept from being written back, by a reader that does not end.
-const LONGEST_LOG: u64 = 256 << 20;
 
 impl Store {
     pub(super) fn examine(&self) -> Vec<Finding> {
@@ -47,13 +49,12 @@ impl Store {
             let why = "steps are refused, since another process may find other records there";
             findings.push(Finding::new("the file", replaced.to_string(), "the one that was opened", why));
         }
-        let mut log = self.path.clone().into_os_string();
-        log.push("-wal");
-        let length = std::fs::metadata(PathBuf::from(log)).map_or(0, |log| log.len());
-        if length > LONGEST_LOG {
-            let (found, wanted) = (format!("{length} bytes"), format!("under {LONGEST_LOG} bytes"));
-            let why = "a reader that stays in its transaction keeps the write-ahead log from being written back: it fills the \
-                       disk, and reads get slower";
+        let length = std::fs::metadata(log::log_of(&self.path)).map_or(0, |log| log.len());
+        let long = log::long(self.wal_limit);
+        if length > long {
+            let (found, wanted) = (format!("{length} bytes"), format!("under {long} bytes"));
+            let why = "a reader that stays in its transaction keeps the write-ahead log from being written back: reads get \
+                       slower, and beyond wal_limit new claims are refused";
             findings.push(Finding::new("the write-ahead log", found, wanted, why));
         }
         if self.synchronous == Synchronous::Normal {
@@ -82,11 +83,19 @@ pub(super) fn open(options: &SqliteBuilder) -> Result<Arc<Store>, SqliteOpenErro
         Arc::clone(open.entry(path.clone()).or_default())
     };
     let mut store = opening.lock();
-    // A file that was moved away is still open here, and another is to be opened.
-    if let Some(store) = store.upgrade().filter(|store| store.identity.check_now().is_ok()) {
-        store.identity.add(named);
-        return Ok(store);
+    if let Some(store) = store.upgrade() {
+        match store.identity.check_now() {
+            Ok(()) => {
+                store.identity.add(named);
+                return Ok(store);
+            }
+            // A file that was moved away is still open here, and another is to be opened.
+            Err(_) if !store.identity.stands_at(&path) => {}
+            // It has lost its log. Within a process SQLite would lend the new connections what the old ones have of it.
+            Err(error) => return Err(SqliteOpenError::Replaced { path, reason: error.to_string() }),
+        }
     }
+    refuse_second_name(&path)?;
     let opened = Arc::new(start(Opener::new(path, options)?, options)?);
     opened.identity.add(named);
     *store = Arc::downgrade(&opened);
@@ -110,8 +119,18 @@ fn canonical(path: &Path) -> Result<PathBuf, SqliteOpenError> {
     }
 }
 
+/// SQLite keeps a log and locks for each name of a file: by two names two processes would claim the same keys.
+fn refuse_second_name(path: &Path) -> Result<(), SqliteOpenError> {
+    match FileId::names_of(path) {
+        Ok(names) if names > 1 => Err(SqliteOpenError::Linked { path: path.to_owned(), names }),
+        // It is still to be made, or SQLite says what is wrong with it.
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
 fn start(mut opener: Opener, options: &SqliteBuilder) -> Result<Store, SqliteOpenError> {
     let session = opener.writer()?;
+    let kept_open = opener.reader(session.clock())?;
     let found = Identity::of(&opener.path);
     let identity = Arc::new(found.map_err(|source| SqliteOpenError::Path { path: opener.path.clone(), source })?);
     // From here on only this file is opened.
@@ -130,17 +149,20 @@ fn start(mut opener: Opener, options: &SqliteBuilder) -> Result<Store, SqliteOpe
     let watching = Lookout { calls, waiters: Arc::clone(&waiters), opener: opener.clone(), clock: clock.clone() };
     spawn("oncekey-sqlite-watch", move || watching.run())?;
     let path = opener.path.clone();
+    let log = Log::new(&path, options.wal_limit, options.busy_timeout);
     let writer = Writer {
         queue: write_queue,
         max_batch: options.max_batch,
         opener,
         session: Some(session),
+        log,
         waiters: Arc::clone(&waiters),
         commits: Arc::clone(&commits),
     };
     spawn("oncekey-sqlite-writer", move || writer.run())?;
-    let synchronous = options.synchronous;
-    Ok(Store { path, writes, reads, clock, identity, synchronous, waiters, lookout, commits })
+    let SqliteBuilder { synchronous, wal_limit, .. } = *options;
+    let _kept_open = Mutex::new(kept_open);
+    Ok(Store { _kept_open, path, writes, reads, clock, identity, synchronous, wal_limit, waiters, lookout, commits })
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), SqliteOpenError> {

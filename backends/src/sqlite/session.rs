@@ -4,8 +4,8 @@ use diesel::connection::{AnsiTransactionManager, SimpleConnection as _, Transact
 use diesel::prelude::*;
 use diesel::result::Error;
 use oncekey::Key;
-use oncekey::backend::StoreError;
-use oncekey::record::transition::{Step, Write};
+use oncekey::backend::{Acquire, Acquired, StoreError};
+use oncekey::record::transition::{self, Step, Write};
 use oncekey::record::{Record, State, StoreTime};
 
 use super::clock::Clock;
@@ -25,6 +25,8 @@ pub(super) struct Session {
     pub(super) operations_alone: bool,
     /// Set when the connection refuses to write, whatever the reason: the next batch gets another.
     pub(super) worn: bool,
+    /// What new claims of this batch are refused with, if they are.
+    pub(super) claims_are_refused: Option<StoreError>,
 }
 
 /// Why what a transaction did is not known to be committed.
@@ -40,7 +42,15 @@ pub(super) enum NotCommitted {
 
 impl Session {
     pub(super) fn new(connection: SqliteConnection, clock: Clock) -> Self {
-        Self { connection, clock, settled: Vec::new(), broken: false, operations_alone: false, worn: false }
+        Self {
+            connection,
+            clock,
+            settled: Vec::new(),
+            broken: false,
+            operations_alone: false,
+            worn: false,
+            claims_are_refused: None,
+        }
     }
 
     pub(super) fn clock(&self) -> &Clock {
@@ -61,6 +71,23 @@ impl Session {
         let found = records::find(&mut self.connection, key, outcomes)?;
         let step = transition(found.as_ref().map(|found| &found.record), self.now());
         self.write(key, found.as_ref(), &step.write)?;
+        Ok(step.answer)
+    }
+
+    /// Claims a key, unless it would be a new claim and these are refused. What is known of the key is told all the same.
+    pub(super) fn acquire(&mut self, message: &Acquire) -> Result<Acquired, StoreError> {
+        let found = records::find(&mut self.connection, &message.key, Outcomes::All)?;
+        let step = transition::acquire(found.as_ref().map(|found| &found.record), self.now(), message);
+        if let (Some(refusal), Acquired::Claimed { .. }) = (&self.claims_are_refused, &step.answer) {
+            // The answer to its claim was lost.
+            let is_asked_again = |found: &Found| {
+                found.record.owner == message.owner && matches!(found.record.state, State::InProgress { .. })
+            };
+            if !found.as_ref().is_some_and(is_asked_again) {
+                return Err(refusal.clone());
+            }
+        }
+        self.write(&message.key, found.as_ref(), &step.write)?;
         Ok(step.answer)
     }
 

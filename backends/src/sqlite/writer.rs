@@ -16,6 +16,7 @@ use tracing::{error, warn};
 use super::connection::Opener;
 use super::error::{Kind, kind, not_opened, not_taken};
 use super::job::{Job, Ran};
+use super::log::Log;
 use super::session::{NotCommitted, Session};
 use crate::waiters::Waiters;
 
@@ -25,6 +26,7 @@ pub(super) struct Writer {
     pub(super) opener: Opener,
     /// `None` after an error that a connection does not survive, until the next batch.
     pub(super) session: Option<Session>,
+    pub(super) log: Log,
     pub(super) waiters: Arc<Waiters<Key>>,
     pub(super) commits: Arc<AtomicU64>,
 }
@@ -34,6 +36,9 @@ impl Writer {
     pub(super) fn run(mut self) {
         let mut batch = VecDeque::with_capacity(self.max_batch);
         while let Ok(first) = self.queue.recv() {
+            if self.log.is_to_be_looked_at_first() {
+                self.watch_log();
+            }
             batch.push_back(first);
             batch.extend(self.queue.try_iter().take(self.max_batch - 1));
             batch.retain(|job| job.is_wanted());
@@ -46,6 +51,16 @@ impl Writer {
                     batch.clear();
                 }
             }
+            // Whoever waited has its answer by now.
+            self.watch_log();
+        }
+    }
+
+    fn watch_log(&mut self) {
+        if let Some(session) = &mut self.session
+            && let Err(error) = self.log.watch(&mut session.connection)
+        {
+            self.give_up(&error);
         }
     }
 
@@ -72,6 +87,7 @@ impl Writer {
             }
             return;
         }
+        session.claims_are_refused = self.log.refusal();
         let mut taken = Vec::with_capacity(batch.len());
         let lost = take(session, batch, &mut taken);
         let fate = match lost {

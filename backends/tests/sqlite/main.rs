@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "clippy takes only functions with #[test] for tests")]
 
 mod files;
+mod files_beside;
 mod locks;
+mod long_readers;
 mod operation_steps;
 mod own_transaction;
 mod processes;

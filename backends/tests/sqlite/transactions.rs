@@ -24,8 +24,13 @@ fn in_transaction(
 pub(super) async fn on_writer(backend: &SqliteBackend, sql: &'static str) {
     let (key, owner) = (key("on the writer"), Owner::random());
     assert!(is_claimed(backend, claim(&key, owner)).await);
-    let sealed = outcome(&key, "1");
-    let message = in_transaction(&key, owner, move |connection| {
+    on_writer_as(backend, &key, owner, sql).await;
+}
+
+/// The same in an operation of a claim that there is.
+pub(super) async fn on_writer_as(backend: &SqliteBackend, key: &Key, owner: Owner, sql: &'static str) {
+    let sealed = outcome(key, "1");
+    let message = in_transaction(key, owner, move |connection| {
         connection.batch_execute(sql).unwrap();
         Ok(sealed)
     });

@@ -22,7 +22,8 @@ type Given<T, E> = Arc<Mutex<Option<Result<T, StepError<E>>>>>;
 
 impl Claim {
     /// Runs a step in a transaction of the store's own database: what it writes and its outcome commit together. **It happens
-    /// exactly once.** For stores whose connections block: `diesel::SqliteConnection` for SQLite.
+    /// exactly once.** For connections that block: `diesel::SqliteConnection` for SQLite, and with an r2d2 pool
+    /// (`blocking_pool`) `diesel::PgConnection` for PostgreSQL, `diesel::MysqlConnection` for MySQL and MariaDB.
     ///
     /// The claim is checked before the step, and again under the record's lock before the commit. A holder that has lost
     /// its claim commits nothing. The lock is held for the commit alone, so that the claim's renewals and its other steps

@@ -60,6 +60,22 @@ impl Postgres {
         Self { folder, port, settings, running }
     }
 
+    /// A hot standby that follows this server.
+    ///
+    /// # Panics
+    /// If it can't be copied, or does not start.
+    pub fn standby(&self) -> Self {
+        let folder = folder_for(USER);
+        let data = folder.join("data").display().to_string();
+        let mut copy = as_user(USER);
+        copy.push(find("pg_basebackup").display().to_string());
+        copy.extend(["-d", &self.url(), "-D", &data, "-R", "-N", "-X", "stream", "-c", "fast"].map(str::to_owned));
+        run(&os(&copy));
+        let (port, settings) = (free_port(), self.settings.clone());
+        let running = launch(&folder, port, &settings).unwrap_or_else(|log| never_started(&folder, &log));
+        Self { folder, port, settings, running }
+    }
+
     /// Which version the suites run on where `ONCEKEY_POSTGRES` chooses one, such as 18.
     pub fn chosen_version() -> Option<String> {
         std::env::var("ONCEKEY_POSTGRES").ok().filter(|version| !version.is_empty())

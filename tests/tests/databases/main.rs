@@ -10,5 +10,6 @@ mod pools;
 mod postgres;
 mod roles;
 mod sessions;
+mod settings;
 mod steps;
 mod withdrawals;

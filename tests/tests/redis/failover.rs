@@ -197,7 +197,13 @@ async fn e11_a_silent_primary_costs_its_own_slots_only() {
         (early, late, served)
     };
     let (_, (early, late, served)) = futures_util::future::join(asking, serving).await;
-    println!("{served} served, {early} refused within the first deadline, {late} after it");
+    let share = |part: usize, of: usize| 100.0 * part as f64 / of as f64;
+    println!(
+        "{served} served, {early} refused within the first deadline, {late} after it: {:.1} % of the load on the other \
+         primaries was kept, which have {:.0} % of the keys",
+        share(served, served + early + late),
+        share(others.len(), keys.len())
+    );
     assert_eq!(late, 0, "keys of the other primaries were refused");
     assert!(served > 10 * others.len(), "only {served} were served");
 }

@@ -1,15 +1,22 @@
 //! kill -9 under load, of the server and of the shop. Every payment is retried until it is settled, and the shop's own
 //! ledger says how often a card was charged. `ONCEKEY_KILLS` sets how often is killed.
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
+use futures_util::future::{join, join_all};
 use futures_util::stream::FuturesUnordered;
+use oncekey::OnAbandoned;
+use oncekey::backend::{Backend as _, StoreError};
+use oncekey_backends::redis::RedisBackend;
 use tests::http::{Answer, Request};
 use tests::process::PATIENCE;
 use tests::server::Redis;
 use tests::shop::Shop;
+
+use super::acquire;
 
 const AT_ONCE: usize = 40;
 
@@ -18,7 +25,11 @@ fn kills() -> usize {
 }
 
 fn payment(number: usize, key: &str) -> Request {
-    let body = format!(r#"{{"amount": 1999, "currency": "usd", "card": "tok_visa", "reference": "r-{number}"}}"#);
+    payment_by("tok_visa", number, key)
+}
+
+fn payment_by(card: &str, number: usize, key: &str) -> Request {
+    let body = format!(r#"{{"amount": 1999, "currency": "usd", "card": "{card}", "reference": "r-{number}"}}"#);
     Request::post("/payments", body).header("Content-Type", "application/json").key(key)
 }
 
@@ -101,6 +112,63 @@ async fn e11_payments_survive_kill_9_of_the_server() {
     let Kills { payments, doubles, lost, missing } = pay_under_kills_of_the_server(&[], kills()).await;
     println!("{} kills of the server: {payments} payments, {doubles} charged twice, {lost} outcomes lost", kills());
     assert_eq!((doubles, lost, missing), (0, 0, 0), "of {payments} payments");
+}
+
+/// The server's memory is full under load, for longer than a lease, and under the policy by which a lost outcome is charged
+/// again. Nothing new is charged meanwhile, and what was under way is stored.
+#[actix_rt::test]
+async fn s10_payments_survive_a_server_without_memory() {
+    const PAYMENTS: usize = 120;
+    let folder = tempfile::tempdir().unwrap();
+    let server = Redis::start();
+    let shop = Shop::open(folder.path(), &["--store", &server.url(), "--lease=1s", "--on-abandoned=rerun"]);
+    let backend = RedisBackend::open(&server.url()).await.unwrap();
+    // Each third takes two seconds.
+    let card = |number: usize| if number.is_multiple_of(3) { "tok_slow" } else { "tok_visa" };
+    let refused = Cell::new(0);
+    let pay = async |number: usize| {
+        let (request, deadline) = (payment_by(card(number), number, &format!("k-{number}")), Instant::now() + PATIENCE);
+        loop {
+            let answer = request.send(shop.address).await;
+            match answer.status {
+                201 => return (number, answer),
+                503 => refused.set(refused.get() + 1),
+                409 if answer.problem() == "in-progress" => {}
+                _ => panic!("payment {number}: {answer:?}"),
+            }
+            assert!(Instant::now() < deadline, "payment {number} is stuck: {answer:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let filling = async {
+        // Slow ones are under way, and others wait to be sent.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(server.cli(&["config", "set", "maxmemory", "1"]), "OK");
+        tokio::time::sleep(Duration::from_millis(2_500)).await;
+        let full = backend.acquire(acquire("while full", OnAbandoned::Rerun)).await;
+        assert!(matches!(full, Err(StoreError::Full(_))), "{full:?}");
+        assert_eq!(server.cli(&["config", "set", "maxmemory", "0"]), "OK");
+    };
+    let paying = async {
+        // Half of them at once, the others while the server is full.
+        let late = |number: usize| Duration::from_millis(if number < PAYMENTS / 2 { 0 } else { 500 });
+        let sent = (0..PAYMENTS).map(async |number| {
+            tokio::time::sleep(late(number)).await;
+            pay(number).await
+        });
+        join_all(sent).await
+    };
+    let (answers, ()) = join(paying, filling).await;
+    let again: HashMap<usize, Answer> = join_all((0..PAYMENTS).map(pay)).await.into_iter().collect();
+    let lost = answers.iter().filter(|(number, first)| !again[number].is_replay() || again[number].body != first.body);
+    let (lost, charges) = (lost.count(), ledger(&shop).await);
+    let doubles = charges.values().filter(|count| **count > 1).count();
+    println!(
+        "a server without memory: {PAYMENTS} payments, {} refusals, {doubles} charged twice, {lost} outcomes lost",
+        refused.get()
+    );
+    assert_eq!((doubles, lost, PAYMENTS - charges.len()), (0, 0, 0));
+    assert!(refused.get() > PAYMENTS / 2, "only {} were refused: this shows nothing", refused.get());
 }
 
 /// The control: a server that keeps nothing forgets at each kill, and cards are charged twice.

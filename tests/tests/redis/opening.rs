@@ -4,7 +4,8 @@ use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use oncekey::backend::{Acquired, Backend as _, Lookup};
+use oncekey::backend::{Acquired, Backend as _, Complete, Completed, Lookup, StoreError};
+use oncekey::record::SealedOutcome;
 use oncekey::{Engine, Key, OnAbandoned, Outcome};
 use oncekey_backends::redis::{RedisBackend, RedisOpenError};
 use tests::process::PATIENCE;
@@ -19,6 +20,11 @@ async fn a_server_that_evicts_is_refused_by_name() {
     let refused = RedisBackend::open(&server.url()).await.unwrap_err();
     assert!(matches!(&refused, RedisOpenError::Eviction { found, .. } if found == "allkeys-lru"), "{refused}");
     assert!(refused.to_string().contains("accept_eviction"), "{refused}");
+    for policy in ["allkeys-lfu", "allkeys-random", "volatile-lru", "volatile-lfu", "volatile-random", "volatile-ttl"] {
+        server.cli(&["config", "set", "maxmemory-policy", policy]);
+        let refused = RedisBackend::open(&server.url()).await;
+        assert!(matches!(&refused, Err(RedisOpenError::Eviction { found, .. }) if found == policy), "{refused:?}");
+    }
     RedisBackend::builder(server.url()).accept_eviction().open().await.unwrap();
     RedisBackend::open(&format!("{}?accept=eviction,weak-persistence", server.url())).await.unwrap();
 }
@@ -111,6 +117,99 @@ async fn settings_that_are_not_shown_are_asked_for() {
     let claimed = backend.acquire(acquire("k", OnAbandoned::Hold)).await;
     assert!(matches!(claimed, Ok(Acquired::Claimed { .. })), "{claimed:?}");
     assert!(!format!("{backend:?}").contains("secret"));
+}
+
+/// A claim needs no script, and its end does. A user who may claim and not complete is refused before anything runs.
+#[actix_rt::test]
+async fn s13_a_user_who_may_not_end_a_claim_is_refused_at_open() {
+    let server = Redis::start_with(&["--requirepass", "root"]);
+    let user = |rules: &[&str]| {
+        let set = ["-a", "root", "acl", "setuser", "shop", "reset", "on", ">shop", "&*", "+@all"];
+        assert_eq!(server.cli(&[&set, rules].concat()), "OK");
+        format!("redis://shop:shop@127.0.0.1:{}/0", server.port())
+    };
+    for rules in [
+        &["~*", "-eval"][..],
+        &["~*", "-evalsha"],
+        &["~*", "-@scripting"],
+        &["~*", "-getrange"],
+        &["~*", "-pttl"],
+        &["~*", "-pexpire"],
+        &["~other:*"],
+        &["%R~*"],
+    ] {
+        let refused = RedisBackend::open(&user(rules)).await;
+        assert!(matches!(&refused, Err(RedisOpenError::Forbidden { .. })), "{rules:?}: {refused:?}");
+        let told = refused.unwrap_err().to_string();
+        assert!(told.contains("EVAL") && !told.contains("shop:shop"), "{told}");
+    }
+    // These are not needed to guard anything.
+    for rules in [
+        &["~*", "-info"][..],
+        &["~*", "-script"],
+        &["~*", "-wait"],
+        &["~*", "-publish", "-subscribe"],
+        &["~*", "-scan", "-dbsize", "-keys"],
+        &["~*", "-role", "-replicaof", "-client"],
+        &["~oncekey:*"],
+    ] {
+        let backend = RedisBackend::open(&user(rules)).await;
+        let engine = Engine::builder(backend.unwrap_or_else(|error| panic!("{rules:?}: {error}"))).start().unwrap();
+        let key = Key::new("s", rules.concat().replace(['*', '~'], "")).unwrap();
+        let run = async || engine.run(key.clone(), b"", |_| async { Ok::<u32, ()>(1) }).await;
+        assert_eq!(run().await.unwrap(), Outcome::Ran(1), "{rules:?}");
+        assert_eq!(run().await.unwrap(), Outcome::Replayed(1), "{rules:?}");
+    }
+    for command in ["EVAL", "EVALSHA", "GETRANGE"] {
+        let server = Redis::start_with(&["--rename-command", command, "hidden"]);
+        let refused = RedisBackend::open(&server.url()).await;
+        assert!(matches!(refused, Err(RedisOpenError::Forbidden { .. })), "{command}: {refused:?}");
+    }
+    let server = Redis::start_with(&["--rename-command", "CONFIG", "hidden"]);
+    let refused = RedisBackend::open(&server.url()).await;
+    assert!(matches!(refused, Err(RedisOpenError::UnreadSettings { .. })), "{refused:?}");
+    RedisBackend::builder(server.url()).accept_unread_settings().open().await.unwrap();
+}
+
+/// A replica refuses every claim until it is promoted; one that takes writes would guard nothing.
+#[actix_rt::test]
+async fn s13_a_replica_takes_no_claim() {
+    let (primary, replica) = (Redis::start(), Redis::start());
+    let follow = |of: &[&str]| assert_eq!(replica.cli(&[&["replicaof"], of].concat()), "OK");
+    let port = primary.port().to_string();
+    follow(&["127.0.0.1", &port]);
+    let backend = RedisBackend::open(&replica.url()).await.unwrap();
+    let refused = backend.acquire(acquire("k", OnAbandoned::Hold)).await;
+    assert!(matches!(refused, Err(StoreError::ReadOnly(_) | StoreError::Unavailable(_))), "{refused:?}");
+    replica.cli(&["config", "set", "replica-read-only", "no"]);
+    let refused = RedisBackend::open(&replica.url()).await;
+    assert!(matches!(refused, Err(RedisOpenError::WritableReplica { .. })), "{refused:?}");
+    replica.cli(&["config", "set", "replica-read-only", "yes"]);
+    follow(&["no", "one"]);
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = backend.acquire(acquire("k", OnAbandoned::Hold)).await {
+        assert!(Instant::now() < deadline, "it does not go on: {error}");
+    }
+}
+
+/// A primary that has lost its replicas refuses to write: no claim begins, and the end of one is stored as soon as it may be.
+#[actix_rt::test]
+async fn s10_a_primary_without_its_replicas_takes_no_claim() {
+    let server = Redis::start();
+    let backend = RedisBackend::open(&server.url()).await.unwrap();
+    let claim = acquire("before", OnAbandoned::Hold);
+    assert!(matches!(backend.acquire(claim.clone()).await, Ok(Acquired::Claimed { .. })));
+    server.cli(&["config", "set", "min-replicas-to-write", "1"]);
+    RedisBackend::open(&server.url()).await.unwrap();
+    let refused = backend.acquire(acquire("during", OnAbandoned::Hold)).await;
+    assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+    let (key, owner, outcome) = (claim.key.clone(), claim.owner, SealedOutcome::tombstone(&claim.key));
+    let complete = Complete { key, owner, outcome, retention: Duration::from_secs(60) };
+    let refused = backend.complete(complete.clone()).await;
+    assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+    server.cli(&["config", "set", "min-replicas-to-write", "0"]);
+    assert_eq!(backend.complete(complete).await, Ok(Completed::Stored));
+    assert!(matches!(backend.acquire(acquire("during", OnAbandoned::Hold)).await, Ok(Acquired::Claimed { .. })));
 }
 
 #[actix_rt::test]

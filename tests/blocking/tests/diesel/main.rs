@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test, what fails fails the test")]
 
+mod steps;
+
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection as _;
@@ -18,7 +19,7 @@ use oncekey::backend::{
 };
 use oncekey::conformance::Capabilities;
 use oncekey::record::{Owner, SealedOutcome};
-use oncekey::{Engine, Error, Fingerprint, Key, OnAbandoned, Outcome, RunError};
+use oncekey::{Engine, Error, Key, OnAbandoned, Outcome, RunError};
 use oncekey_backends::CompleteInError;
 use oncekey_backends::mysql::{MysqlBackend, MysqlOpenError};
 use oncekey_backends::postgres::{PostgresBackend, PostgresOpenError};
@@ -367,6 +368,8 @@ mod postgres {
             OR current_setting('default_transaction_read_only') = 'on' OR to_regclass('pg_temp.left_there') IS NOT NULL \
             OR EXISTS (SELECT 1 FROM pg_cursors WHERE name = 'left_there')",
     }
+
+    crate::steps::steps_on_database!(PostgresBackend, PgConnection);
 }
 
 mod mysql {
@@ -386,4 +389,6 @@ mod mysql {
         what_is_left: "@@time_zone = '+09:00' OR @@foreign_key_checks = 0 OR @@innodb_lock_wait_timeout = 3 \
             OR DATABASE() = 'mysql' OR @@autocommit = 0",
     }
+
+    crate::steps::steps_on_database!(MysqlBackend, MysqlConnection);
 }
