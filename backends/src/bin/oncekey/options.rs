@@ -115,10 +115,10 @@ pub(crate) struct Resolve {
     #[command(flatten)]
     pub(crate) with: With,
     /// The body of the HTTP response
-    #[arg(long, value_name = "TEXT", requires = "http_status", default_value = "")]
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["release", "outcome"], default_value = "")]
     pub(crate) http_body: String,
     /// The content type of the HTTP response
-    #[arg(long, value_name = "TYPE", requires = "http_status", default_value = "application/json")]
+    #[arg(long, value_name = "TYPE", conflicts_with_all = ["release", "outcome"], default_value = "application/json")]
     pub(crate) http_content_type: String,
     /// How long the outcome is kept
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "24h")]

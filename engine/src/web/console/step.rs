@@ -28,8 +28,8 @@ impl Open {
     async fn find(engine: &Engine, id: &str, name: &str) -> Result<Option<Self>, Error> {
         let Ok(key) = Key::from_stored(id) else { return Ok(None) };
         let Some(view) = engine.lookup(&key).await? else { return Ok(None) };
-        let steps = view.steps.iter().flat_map(|steps| &steps.list);
-        let step = steps.filter(|step| step.name.as_str() == name && step.progress == Progress::Begun).next().cloned();
+        let mut steps = view.steps.iter().flat_map(|steps| &steps.list);
+        let step = steps.find(|step| step.name.as_str() == name && step.progress == Progress::Begun).cloned();
         Ok(step.filter(|_| view.state == StateView::Indeterminate).map(|step| Self { view, step }))
     }
 
