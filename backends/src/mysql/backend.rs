@@ -72,9 +72,10 @@ sql_backend! {
     /// it must speak TLS and show a certificate that is trusted, or one that `?ssl_ca=PATH` does;
     /// `?require_ssl=false` says otherwise, and the other parameters of `mysql_async` are taken as well.
     url,
-    /// Its connections must count found rows, as Diesel's own do, and be at autocommit, and at READ COMMITTED or REPEATABLE
-    /// READ: [`open`](MysqlBuilder::open) checks both on one connection. Set `innodb_lock_wait_timeout` to a second or two
-    /// there: a row that another session has locked keeps the other rows of its batch waiting for as long.
+    /// Its connections must count found rows, as Diesel's own do, be at autocommit, and be at READ COMMITTED or REPEATABLE READ;
+    /// the guide to databases lists every setting. [`open`](MysqlBuilder::open) checks one connection, and each other one is
+    /// checked when it is first used. Set `innodb_lock_wait_timeout` to a second or two there: a row that another session has
+    /// locked keeps the other rows of its batch waiting for as long.
     pool,
     /// The table's name. Its migrations are recorded beside it, in `NAME_migrations`, its steps are in `NAME_steps`, and
     /// `NAME_flushes` is for replays on a server without a binary log. Default: `oncekey_records`.
