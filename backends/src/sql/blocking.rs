@@ -182,6 +182,9 @@ enum Transacted<Answer> {
     Changed,
 }
 
+/// One of a [`Pool`]'s methods.
+type Transact<D, E> = fn(&dyn Pool<D>, &D, Work<'_, E>) -> Result<Transacted<<E as Ending>::Answer>, StoreError>;
+
 /// A pool of connections whose type only the pool knows.
 trait Pool<D>: Send + Sync {
     /// Whether its connections reach the table of records.
@@ -291,7 +294,7 @@ impl<D: Dialect> Transactions<D> {
         core: &Core<D>,
         ending: E,
         operation: TransactionOperation,
-        transact: fn(&dyn Pool<D>, &D, Work<'_, E>) -> Result<Transacted<E::Answer>, StoreError>,
+        transact: Transact<D, E>,
     ) -> Result<E::Answer, StoreError>
     where
         E: Ending + Send + Sync + 'static,
