@@ -71,7 +71,7 @@ async fn s11_the_files_beside_a_database_outlive_its_connections() {
     assert!(is_claimed(&backend, claim(&key("k"), owner)).await);
     // The writer's connection is given up.
     transactions::rolled_back_on_writer(&backend, "PRAGMA query_only = ON").await;
-    assert_eq!(backend.acquire(claim(&key("l"), Owner::random())).await.is_err(), true);
+    assert!(backend.acquire(claim(&key("l"), Owner::random())).await.is_err());
     drop(beside(&backend));
     until_looked().await;
     assert_eq!(backend.complete(completion(&key("k"), owner)).await, Ok(Completed::Stored));
