@@ -6,6 +6,7 @@ use oncekey::backend::StoreError;
 use oncekey::record::{Attempt, Progress, SealedOutcome, StepName, StepRecord, StepRun, Steps, StoreTime};
 use oncekey::{FencingToken, Fingerprint};
 
+#[cfg(any(feature = "sqlite", test))]
 use crate::columns::to_column;
 
 pub(crate) const BEGUN: i16 = 1;

@@ -19,11 +19,12 @@ use crate::sql::{Connections, Place, Server, Wanted, sql_backend};
 sql_backend! {
     /// A store of records in MySQL (8.0 or later) or MariaDB (10.6 or later), by Diesel. No libmysqlclient is needed.
     ///
-    /// What waits in an arbiter's backend actor becomes a few statements for all of it. Claims of keys that nobody has used are
-    /// one, completions by their claims' owners another; where that meets something else, one reads the batch's rows, and one
-    /// each inserts, replaces and deletes what was decided, if the row is still what it was decided on. So a commit, which is
-    /// what a claim costs, serves many. A replay writes nothing where the server has a binary log; one without shows commits
-    /// before they are on the disk, and a batch's replays share a commit that waits until they are. Time is the server's.
+    /// The backend combines the requests that are waiting on an arbiter into a few statements. One statement claims all keys
+    /// that are new, and one completes all claims of their owners. Where that meets anything else, the backend reads the
+    /// batch's rows, decides, and writes with one INSERT, one UPDATE and one DELETE, each of which applies only to rows that
+    /// have not changed since. So one commit, which is the cost of a claim, serves many requests. On a server with a binary log
+    /// a replay writes nothing. A server without one shows commits before they are on the disk, so the replays of a batch share
+    /// one commit that waits for the disk. Time is the server's.
     ///
     /// **Each arbiter has connections of its own** (see [`MysqlBuilder::pool_size`]), since a connection lives on the runtime
     /// that opened it. An application that has a Diesel pool [hands it over](Self::from_pool) instead.
@@ -35,7 +36,7 @@ sql_backend! {
     /// does here without a word. When the server gives it up for another's sake (a deadlock, a lock wait that takes too long)
     /// it is rolled back and done again, up to five times.
     ///
-    /// The server can't tell of changes: one who waits for another process looks every 30 ms or so.
+    /// MySQL can't notify its clients of changes: a caller that waits for another process polls about every 30 ms.
     ///
     /// ```no_run
     /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {

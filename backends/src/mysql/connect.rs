@@ -100,7 +100,7 @@ impl Settings {
         let refused = |setting: &'static str, found: &str, wanted: &'static str| {
             Err(MysqlOpenError::Setting { setting, found: found.to_owned(), wanted })
         };
-        // First, since it cuts short what is told of the others.
+        // Checked first: a low limit truncates the list of the other settings.
         if self.select_limit < SELECT_LIMIT {
             return refused("sql_select_limit", &self.select_limit.to_string(), "its default, which is no limit");
         }
@@ -168,21 +168,19 @@ async fn set_up(connection: &mut AsyncMysqlConnection, is_for_steps: bool) -> di
                   sql_mode = REPLACE(@@sql_mode, 'ORACLE', 'PIPES_AS_CONCAT')";
     connection.batch_execute(always).await?;
     let found = Settings::of(connection).await?;
-    let mut text = "DO 0".to_owned();
+    let mut texts = Vec::new();
     if !matches!(found.isolation.as_str(), "REPEATABLE-READ" | "READ-COMMITTED") {
-        text.push_str("; SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ");
+        texts.push("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ".to_owned());
     }
     if found.snapshot_isolation.is_some() {
-        text.push_str("; SET SESSION innodb_snapshot_isolation = OFF");
+        texts.push("SET SESSION innodb_snapshot_isolation = OFF".to_owned());
     }
     if is_for_steps {
         // Operations get the server's own limit back.
-        let limit = format!(
-            "; SET @oncekey_lock_wait = @@innodb_lock_wait_timeout; SET innodb_lock_wait_timeout = {LOCK_WAIT_SECONDS}"
-        );
-        text.push_str(&limit);
+        texts.push("SET @oncekey_lock_wait = @@innodb_lock_wait_timeout".to_owned());
+        texts.push(format!("SET innodb_lock_wait_timeout = {LOCK_WAIT_SECONDS}"));
     }
-    connection.batch_execute(&text).await
+    if texts.is_empty() { Ok(()) } else { connection.batch_execute(&texts.join("; ")).await }
 }
 
 /// Reads a URL, with the parameters that `mysql_async` takes and `ssl_ca=PATH`. Where nothing is said of TLS a server on this machine

@@ -23,10 +23,11 @@ use crate::sql::{Connections, InvalidName, Name, Place, Server, Wanted, sql_back
 sql_backend! {
     /// A store of records in PostgreSQL, by Diesel. No libpq is needed.
     ///
-    /// What waits in an arbiter's backend actor becomes a few statements for all of it. Claims of keys that nobody has used are
-    /// one, completions by their claims' owners another; where that meets something else, one reads the batch's rows, and one
-    /// each inserts, replaces and deletes what was decided, if the row is still what it was decided on. So a commit, which is
-    /// what a claim costs, serves many, and a replay writes nothing. Time is the server's.
+    /// The backend combines the requests that are waiting on an arbiter into a few statements. One statement claims all keys
+    /// that are new, and one completes all claims of their owners. Where that meets anything else, the backend reads the
+    /// batch's rows, decides, and writes with one INSERT, one UPDATE and one DELETE, each of which applies only to rows that
+    /// have not changed since. So one commit, which is the cost of a claim, serves many requests. A replay writes nothing.
+    /// Time is the server's.
     ///
     /// **Each arbiter has connections of its own** (see [`PostgresBuilder::pool_size`]), since a connection lives on the
     /// runtime that opened it. An application that has a Diesel pool [hands it over](Self::from_pool) instead.

@@ -11,6 +11,7 @@ macro_rules! now {
 }
 pub(super) use now;
 
+#[cfg(feature = "outbox")]
 pub(crate) const NOW: &str = now!();
 
 /// The time at which the statement began, which does not change meanwhile, so that an index can be asked for it.

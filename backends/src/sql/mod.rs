@@ -32,7 +32,9 @@ pub(crate) use bind::Bind;
 #[cfg(feature = "blocking")]
 pub(crate) use blocking::{BlockingConnection, BlockingDialect, Transacting, Transactions, complete_in};
 pub(crate) use by_core::by_core;
-pub(crate) use core::{BATCHES, Core};
+pub(crate) use core::BATCHES;
+#[cfg(feature = "postgres")]
+pub(crate) use core::Core;
 pub(crate) use dialect::{
     Begun, Claimed, Database, Dialect, Failure, Keyed, PURGE_LOOKS_AGAIN, StepStatements, Written,
 };
@@ -43,6 +45,7 @@ pub(crate) use fragment::Part;
 pub(crate) use handle::sql_backend;
 #[cfg(feature = "postgres")]
 pub(crate) use lent::Lent;
+#[cfg(feature = "outbox")]
 pub(crate) use lent::lend_clean;
 pub use name::InvalidName;
 pub(crate) use name::{Name, lock_number};

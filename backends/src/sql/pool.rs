@@ -32,6 +32,7 @@ pub struct DieselPool<C: PoolConnection>(Kind<C>);
 
 enum Kind<C: PoolConnection> {
     Deadpool(C::Deadpool),
+    #[cfg_attr(not(any(feature = "bb8", feature = "mobc")), expect(dead_code, reason = "of the features bb8 and mobc"))]
     Other(Arc<dyn Lends<C>>),
 }
 

@@ -14,8 +14,6 @@ use oncekey::backend::StoreError;
 use parking_lot::Mutex;
 use tracing::error;
 
-use super::log::log_of;
-
 /// How long an answer is taken for granted.
 const CHECKED_EVERY: Duration = Duration::from_secs(1);
 
@@ -51,10 +49,10 @@ impl FileId {
     }
 }
 
-/// Where the shared memory of a database is.
-fn shared_memory_of(database: &Path) -> PathBuf {
+/// A file that SQLite keeps beside a database, by the end of its name.
+pub(super) fn beside(database: &Path, end: &str) -> PathBuf {
     let mut path = database.to_owned().into_os_string();
-    path.push("-shm");
+    path.push(end);
     PathBuf::from(path)
 }
 
@@ -79,8 +77,8 @@ impl Identity {
     /// one that closes removes the files beside it.
     pub(super) fn of(path: &Path) -> io::Result<Self> {
         let state = State { paths: vec![path.to_owned()], checked: Instant::now(), found: Ok(()) };
-        let beside = |path: PathBuf| FileId::of(&path).map(|file| (path, file));
-        let beside = [beside(log_of(path))?, beside(shared_memory_of(path))?];
+        let known = |path: PathBuf| FileId::of(&path).map(|file| (path, file));
+        let beside = [known(beside(path, "-wal"))?, known(beside(path, "-shm"))?];
         Ok(Self { file: FileId::of(path)?, beside, state: Mutex::new(state) })
     }
 

@@ -14,6 +14,8 @@ use diesel::sql_types::BigInt;
 use oncekey::backend::StoreError;
 use tracing::{error, info, warn};
 
+use super::identity::beside;
+
 /// How often its length is looked at.
 const LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
 
@@ -28,9 +30,7 @@ const ALWAYS_LONG: u64 = 256 << 20;
 
 /// Where the log of a database is.
 pub(super) fn log_of(database: &Path) -> PathBuf {
-    let mut path = database.to_owned().into_os_string();
-    path.push("-wal");
-    PathBuf::from(path)
+    beside(database, "-wal")
 }
 
 /// From which length a log with this limit is warned of.

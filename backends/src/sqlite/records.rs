@@ -210,26 +210,25 @@ pub(super) fn list(
     limit: usize,
     now: StoreTime,
 ) -> Result<Vec<RecordView>, StoreError> {
-    let kept = dsl::purge_at.is_null().or(dsl::purge_at.gt(to_column(now)));
-    let page = dsl::oncekey_records
-        .filter(dsl::key.gt(after).and(kept).and(dsl::state.ne(i64::from(VACANT))))
-        .order(dsl::key)
-        .limit(i64::try_from(limit).unwrap_or(i64::MAX))
-        .select((dsl::key, Row::as_select()));
     in_snapshot(connection, |connection| {
-        let rows: Vec<(String, Row)> = page.load(connection).map_err(|error| not_taken(&error))?;
+        let rows = candidates(connection, &Filter::default(), after.to_owned(), limit, now)?;
         let mut views = Vec::with_capacity(rows.len());
-        for (key, row) in rows {
-            let key =
-                Key::from_stored(&key).map_err(|error| StoreError::corrupt(format!("a record's key: {error}")))?;
-            let (id, mut record) = (row.id, decode(row)?);
-            if let Some(steps) = &mut record.steps {
-                steps::load(connection, id, steps, Outcomes::All)?;
-            }
+        for row in rows {
+            let (key, record) = decode_listed(connection, row)?;
             views.extend(RecordView::of(key, record, now));
         }
         Ok(views)
     })
+}
+
+/// A row of a page, as its key and its record with the steps.
+fn decode_listed(connection: &mut SqliteConnection, (stored, row): (String, Row)) -> Result<(Key, Record), StoreError> {
+    let key = Key::from_stored(&stored).map_err(|error| StoreError::corrupt(format!("a record's key: {error}")))?;
+    let (id, mut record) = (row.id, decode(row)?);
+    if let Some(steps) = &mut record.steps {
+        steps::load(connection, id, steps, Outcomes::All)?;
+    }
+    Ok((key, record))
 }
 
 /// How many rows are read at once for a page.
@@ -244,19 +243,14 @@ pub(super) fn find_page(connection: &mut SqliteConnection, message: &Find, now: 
     in_snapshot(connection, |connection| {
         let (mut records, mut next, mut read) = (Vec::new(), None, 0);
         loop {
-            let rows = candidates(connection, filter, after, now)?;
+            let rows = candidates(connection, filter, after, ROWS_AT_ONCE, now)?;
             let is_last = rows.len() < ROWS_AT_ONCE;
             read += rows.len();
-            for (stored, row) in rows {
+            for row in rows {
                 if records.len() == *limit {
                     return Ok(Page { records, next });
                 }
-                let key = Key::from_stored(&stored)
-                    .map_err(|error| StoreError::corrupt(format!("a record's key: {error}")))?;
-                let (id, mut record) = (row.id, decode(row)?);
-                if let Some(steps) = &mut record.steps {
-                    steps::load(connection, id, steps, Outcomes::All)?;
-                }
+                let (key, record) = decode_listed(connection, row)?;
                 next = Some(key.clone());
                 records.extend(RecordView::of(key, record, now).filter(|view| filter.takes(view)));
             }
@@ -271,11 +265,12 @@ pub(super) fn find_page(connection: &mut SqliteConnection, message: &Find, now: 
     })
 }
 
-/// The rows among which a page's records are. What else the filter asks, each record is asked by itself.
+/// Up to `limit` rows among which a page's records are: none that is vacant, or whose time is over. What else the filter asks, each record is asked by itself.
 fn candidates(
     connection: &mut SqliteConnection,
     filter: &Filter,
     after: String,
+    limit: usize,
     now: StoreTime,
 ) -> Result<Vec<(String, Row)>, StoreError> {
     let kept = dsl::purge_at.is_null().or(dsl::purge_at.gt(to_column(now)));
@@ -283,7 +278,7 @@ fn candidates(
         .select((dsl::key, Row::as_select()))
         .filter(dsl::key.gt(after).and(kept).and(dsl::state.ne(i64::from(VACANT))))
         .order(dsl::key)
-        .limit(ROWS_AT_ONCE as i64)
+        .limit(i64::try_from(limit).unwrap_or(i64::MAX))
         .into_boxed();
     rows = match filter.state {
         None => rows,

@@ -68,27 +68,36 @@ impl Session {
         outcomes: Outcomes<'_>,
         transition: impl FnOnce(Option<&Record>, StoreTime) -> Step<Answer>,
     ) -> Result<Answer, StoreError> {
+        self.step_if(key, outcomes, |found, now| Ok(transition(found, now)))
+    }
+
+    /// [`step`](Self::step), with a transition that may be refused.
+    fn step_if<Answer>(
+        &mut self,
+        key: &Key,
+        outcomes: Outcomes<'_>,
+        transition: impl FnOnce(Option<&Record>, StoreTime) -> Result<Step<Answer>, StoreError>,
+    ) -> Result<Answer, StoreError> {
         let found = records::find(&mut self.connection, key, outcomes)?;
-        let step = transition(found.as_ref().map(|found| &found.record), self.now());
+        let step = transition(found.as_ref().map(|found| &found.record), self.now())?;
         self.write(key, found.as_ref(), &step.write)?;
         Ok(step.answer)
     }
 
     /// Claims a key, unless it would be a new claim and these are refused. What is known of the key is told all the same.
     pub(super) fn acquire(&mut self, message: &Acquire) -> Result<Acquired, StoreError> {
-        let found = records::find(&mut self.connection, &message.key, Outcomes::All)?;
-        let step = transition::acquire(found.as_ref().map(|found| &found.record), self.now(), message);
-        if let (Some(refusal), Acquired::Claimed { .. }) = (&self.claims_are_refused, &step.answer) {
+        let refusal = self.claims_are_refused.clone();
+        self.step_if(&message.key, Outcomes::All, |found, now| {
+            let step = transition::acquire(found, now, message);
             // The answer to its claim was lost.
-            let is_asked_again = |found: &Found| {
-                found.record.owner == message.owner && matches!(found.record.state, State::InProgress { .. })
-            };
-            if !found.as_ref().is_some_and(is_asked_again) {
-                return Err(refusal.clone());
+            let is_asked_again = found.is_some_and(|record| {
+                record.owner == message.owner && matches!(record.state, State::InProgress { .. })
+            });
+            match refusal {
+                Some(refusal) if matches!(step.answer, Acquired::Claimed { .. }) && !is_asked_again => Err(refusal),
+                _ => Ok(step),
             }
-        }
-        self.write(&message.key, found.as_ref(), &step.write)?;
-        Ok(step.answer)
+        })
     }
 
     fn write(&mut self, key: &Key, found: Option<&Found>, write: &Write) -> Result<(), StoreError> {

@@ -101,7 +101,7 @@ impl AtRest {
         if self.encryption.is_some() {
             return true;
         }
-        self.hashing.is_some()
+        self.hides_keys()
     }
 
     /// Whether a stored key does not show its scope.

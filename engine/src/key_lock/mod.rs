@@ -143,20 +143,11 @@ impl KeyLock {
                 waiter.answer(Ok(Admitted::Replay(outcome.clone())));
             }
         }
-        let claim = match &self.role {
-            Role::Claim(_, place) => Some(*place),
-            _ => None,
+        let (claim, ended) = match std::mem::replace(&mut self.role, Role::Retired(None)) {
+            Role::Claim(claim, place) => (Some(place), claim.has_running_steps().then(|| Box::new(claim))),
+            _ => (None, None),
         };
-        let has_running_steps = matches!(&self.role, Role::Claim(claim, _) if claim.has_running_steps());
-        let role = if has_running_steps {
-            std::mem::replace(&mut self.role, Role::Retired(None))
-        } else {
-            Role::Retired(None)
-        };
-        self.role = match role {
-            Role::Claim(claim, _) => Role::Retired(Some(Box::new(claim))),
-            ended => ended,
-        };
+        self.role = Role::Retired(ended);
         let (key, id, is_reusable) = (self.key.clone(), self.id, self.is_reusable);
         self.neighbours.tell_supervisor(ToSupervisor::Retired { key, id, claim, resubmit, is_reusable });
     }

@@ -56,7 +56,7 @@ pub(super) async fn page(
     };
     let Asked { mut scope, mut key, .. } = asked.into_inner();
     if let Some(found) = &found {
-        (scope, key) = (found.scope.clone(), found.key.clone());
+        (scope, key) = (found.key.scope().to_owned(), found.key.idempotency_key().to_owned());
     }
     pages::show(status, &OneKey { page, scope, key, message, found })
 }
@@ -80,9 +80,7 @@ fn found(view: &RecordView, operator: &Operator) -> Found {
         _ => None,
     };
     Found {
-        id: view.key.as_stored().to_owned(),
-        scope: view.key.scope().to_owned(),
-        key: view.key.idempotency_key().to_owned(),
+        key: view.key.clone(),
         state: StateName::of(&view.state).name(),
         stages: stages(&view.state),
         facts: facts(view, operator),

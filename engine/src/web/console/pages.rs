@@ -6,7 +6,7 @@ use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
 
 use super::access::Operator;
-use crate::Error;
+use crate::{Error, Key};
 
 /// What the frame of a page needs.
 #[derive(Debug)]
@@ -91,10 +91,8 @@ pub(super) struct Overview {
 /// A key in a list.
 #[derive(Debug)]
 pub(super) struct Row {
-    /// As it is stored, which names it in links and forms.
-    pub(super) id: String,
-    pub(super) scope: String,
-    pub(super) key: String,
+    /// Links and forms name it by its stored form.
+    pub(super) key: Key,
     pub(super) attempt: u64,
     pub(super) since: String,
     pub(super) steps: String,
@@ -114,9 +112,7 @@ pub(super) struct Stuck {
 /// A key that is about to be settled.
 #[derive(Debug)]
 pub(super) struct Item {
-    pub(super) id: String,
-    pub(super) scope: String,
-    pub(super) key: String,
+    pub(super) key: Key,
     pub(super) attempt: String,
     pub(super) token: u64,
     pub(super) state: String,
@@ -138,9 +134,7 @@ pub(super) struct Confirm {
 /// What became of a key.
 #[derive(Debug)]
 pub(super) struct SettledKey {
-    pub(super) id: String,
-    pub(super) scope: String,
-    pub(super) key: String,
+    pub(super) key: Key,
     pub(super) result: String,
     pub(super) is_done: bool,
 }
@@ -197,9 +191,7 @@ pub(super) struct Outcome {
 
 #[derive(Debug)]
 pub(super) struct Found {
-    pub(super) id: String,
-    pub(super) scope: String,
-    pub(super) key: String,
+    pub(super) key: Key,
     pub(super) state: &'static str,
     pub(super) stages: Vec<Stage>,
     pub(super) facts: Vec<Fact>,
@@ -223,9 +215,7 @@ pub(super) struct OneKey {
 #[template(path = "step.html")]
 pub(super) struct SettleStep {
     pub(super) page: Page,
-    pub(super) id: String,
-    pub(super) scope: String,
-    pub(super) key: String,
+    pub(super) key: Key,
     pub(super) name: String,
     pub(super) run: String,
     pub(super) act: String,

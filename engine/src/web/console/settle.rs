@@ -104,9 +104,7 @@ fn item(key: &Key, view: Option<&RecordView>, act: Act) -> Item {
         },
     };
     Item {
-        id: key.as_stored().to_owned(),
-        scope: key.scope().to_owned(),
-        key: key.idempotency_key().to_owned(),
+        key: key.clone(),
         attempt: view.map(|view| view.attempt.to_string()).unwrap_or_default(),
         token: view.map(|view| view.token.get()).unwrap_or_default(),
         state,
@@ -185,8 +183,7 @@ async fn settle_one(
         Err(error) => Err(error),
     };
     let (result, is_done) = told(&resolved, if given.is_some() { "completed" } else { "released" });
-    let (id, scope) = (key.as_stored().to_owned(), key.scope().to_owned());
-    pages::SettledKey { id, scope, key: key.idempotency_key().to_owned(), result, is_done }
+    pages::SettledKey { key: key.clone(), result, is_done }
 }
 
 pub(super) fn told(resolved: &Result<Resolved, Error>, done: &str) -> (String, bool) {

@@ -39,12 +39,9 @@ impl Open {
     }
 
     fn ask(&self, page: Page, status: StatusCode, act: &str, json: &str, problem: String) -> HttpResponse {
-        let key = &self.view.key;
         let form = SettleStep {
             page,
-            id: key.as_stored().to_owned(),
-            scope: key.scope().to_owned(),
-            key: key.idempotency_key().to_owned(),
+            key: self.view.key.clone(),
             name: self.step.name.to_string(),
             run: self.run(),
             act: act.to_owned(),
@@ -97,8 +94,6 @@ pub(super) async fn settle(
     let resolved = engine.settle_step(&open.view, &open.step, value.as_deref(), &operator.name).await;
     engine.console().forget_census().await;
     let (result, is_done) = told(&resolved, if value.is_some() { "step completed" } else { "step released" });
-    let key = &open.view.key;
-    let (scope, name) = (key.scope().to_owned(), key.idempotency_key().to_owned());
-    let item = pages::SettledKey { id: key.as_stored().to_owned(), scope, key: name, result, is_done };
+    let item = pages::SettledKey { key: open.view.key, result, is_done };
     pages::show(StatusCode::OK, &Settled { page, settled: usize::from(is_done), items: vec![item] })
 }

@@ -75,9 +75,7 @@ fn row(view: &RecordView) -> Row {
     };
     let stuck = steps.and_then(|steps| steps.unsettled(view.read_at));
     Row {
-        id: view.key.as_stored().to_owned(),
-        scope: view.key.scope().to_owned(),
-        key: view.key.idempotency_key().to_owned(),
+        key: view.key.clone(),
         attempt: view.attempt.get(),
         since: since(view),
         steps: steps.map(done).unwrap_or_default(),
