@@ -173,19 +173,25 @@ impl Broker for RabbitMqServer {
         .await
     }
 
-    /// No queue takes what is published to their exchange. A consumer that opens binds its queue again.
+    /// Their exchange has a queue that is full instead of theirs. A consumer that opens binds theirs again: until this is
+    /// said once more, a letter is then refused and kept as well.
     async fn refuse_dead_letters(&self, is_refused: bool) {
-        let dead = format!("{QUEUE}.dead");
+        let exchange = format!("{QUEUE}.dead");
+        let (dead, full) = (exchange.as_str(), "full");
         patiently(async || {
             let connection = Connection::connect(&self.url(), ConnectionProperties::default()).await?;
             let channel = connection.create_channel().await?;
-            let none = FieldTable::default();
-            if is_refused {
-                channel.queue_unbind(dead.as_str().into(), dead.as_str().into(), "".into(), none).await?;
-            } else {
-                let as_usual = QueueBindOptions::default();
-                channel.queue_bind(dead.as_str().into(), dead.as_str().into(), "".into(), as_usual, none).await?;
-            }
+            let mut takes_nothing = FieldTable::default();
+            takes_nothing.insert("x-max-length".into(), AMQPValue::LongLongInt(0));
+            takes_nothing.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+            let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+            // Never deleted: RabbitMQ confirms what it was about to hand to a queue that is deleted.
+            channel.queue_declare(full.into(), durable, takes_nothing).await?;
+            let (bound, unbound) = if is_refused { (full, dead) } else { (dead, full) };
+            let (as_usual, none) = (QueueBindOptions::default(), FieldTable::default());
+            // Never both, or a letter that is refused would be kept as well.
+            channel.queue_unbind(unbound.into(), dead.into(), "".into(), none.clone()).await?;
+            channel.queue_bind(bound.into(), dead.into(), "".into(), as_usual, none).await?;
             connection.close(200, "told".into()).await
         })
         .await
@@ -194,10 +200,7 @@ impl Broker for RabbitMqServer {
 
 /// Asks a RabbitMQ that may have been restarted just now: its queues have no leaders for a while. Such a queue refuses, or
 /// never answers at all.
-///
-/// # Panics
-/// If it does not answer for long.
-pub async fn patiently<T>(ask: impl AsyncFn() -> Result<T, lapin::Error>) -> T {
+async fn patiently<T>(ask: impl AsyncFn() -> Result<T, lapin::Error>) -> T {
     let deadline = Instant::now() + 2 * PATIENCE;
     loop {
         match timeout(PATIENCE / 3, ask()).await {

@@ -6,6 +6,7 @@
 mod mariadb;
 mod nats;
 mod pgbouncer;
+mod port;
 mod postgres;
 mod rabbitmq;
 mod redis;
@@ -13,6 +14,7 @@ mod redis;
 pub use mariadb::MariaDb;
 pub use nats::Nats;
 pub use pgbouncer::PgBouncer;
+pub use port::free_port;
 pub use postgres::Postgres;
 pub use rabbitmq::RabbitMqServer;
 pub use redis::{LoneSentinel, Redis, RedisCluster, RedisKind, RedisSentinel};
@@ -20,7 +22,7 @@ pub use redis::{LoneSentinel, Redis, RedisCluster, RedisKind, RedisSentinel};
 use std::ffi::OsStr;
 use std::fs::Permissions;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -185,14 +187,6 @@ const ASK_SERVERS: &str = "set ONCEKEY_SERVERS=$(tests/servers), or run the suit
 /// Where the servers of versions other than Debian's are.
 fn further_servers() -> Option<PathBuf> {
     std::env::var_os("ONCEKEY_SERVERS").map(PathBuf::from)
-}
-
-/// A port that nobody listened on a moment ago.
-///
-/// # Panics
-/// If there is none.
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Waits until somebody accepts connections there and `is_ready`; says what the server said if it ended instead.

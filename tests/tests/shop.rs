@@ -283,8 +283,8 @@ async fn order_under_kill_9(store: &str, orders: usize, same_key: bool) -> usize
                 async move { (number, order("book", &key).try_send(address).await) }
             })
             .collect();
-        // Killed once a few of them have been answered, the rest on their way; the last round is left in peace.
-        let kill_at = (open.len() > AT_ONCE).then_some(AT_ONCE / 6);
+        // Killed once half of them have been answered, the rest on their way; the last round is left in peace.
+        let kill_at = (open.len() > AT_ONCE).then_some(AT_ONCE / 2);
         let (mut ordered, mut is_killed) = (0, false);
         while let Some((number, answer)) = ordering.next().await {
             match answer {

@@ -7,13 +7,10 @@ use std::time::Duration;
 use oncekey::Engine;
 use oncekey::consumer::nats::{NatsJetStream, async_nats};
 use oncekey::consumer::rabbitmq::RabbitMq;
-use oncekey::consumer::rabbitmq::lapin::options::{QueueBindOptions, QueueDeclareOptions};
-use oncekey::consumer::rabbitmq::lapin::types::{AMQPValue, FieldTable};
-use oncekey::consumer::rabbitmq::lapin::{Connection, ConnectionProperties};
 use oncekey::consumer::redis_streams::{RedisStreams, redis};
 use oncekey::consumer::{Call, Message, Processor, RetryPolicy, Source, job};
 use oncekey_backends::MemoryBackend;
-use tests::broker::{Broker, CONSUMER, GROUP, QUEUE, STREAM, patiently};
+use tests::broker::{Broker, CONSUMER, GROUP, QUEUE, STREAM};
 use tests::process::PATIENCE;
 use tokio::time::{sleep, timeout};
 
@@ -42,7 +39,7 @@ pub(crate) async fn for_a_while(broker: impl Broker) {
 }
 
 async fn consume(source: impl Source<Message = Message>, broker: &impl Broker) {
-    set_refused(broker, true).await;
+    broker.refuse_dead_letters(true).await;
     let runs: Arc<Mutex<HashMap<String, u32>>> = Arc::default();
     let counted = runs.clone();
     let mail = job(
@@ -70,7 +67,7 @@ async fn consume(source: impl Source<Message = Message>, broker: &impl Broker) {
         }
         // Long enough for many refusals of each, and longer than NATS waits for an answer.
         sleep(Duration::from_secs(8)).await;
-        set_refused(broker, false).await;
+        broker.refuse_dead_letters(false).await;
         while broker.dead().await.len() < POISON {
             sleep(Duration::from_millis(50)).await;
         }
@@ -91,39 +88,4 @@ async fn consume(source: impl Source<Message = Message>, broker: &impl Broker) {
     dead.sort_unstable();
     assert_eq!(dead, (0..POISON).map(|number| format!("poison-{number}")).collect::<Vec<_>>());
     assert_eq!(broker.left().await, 0);
-}
-
-/// As [`Broker::refuse_dead_letters`]; RabbitMQ says no where it otherwise says that nobody took the letter.
-async fn set_refused(broker: &impl Broker, is_refused: bool) {
-    let is_rabbitmq = broker.url().starts_with("amqp:");
-    // Never bound besides the dead letters' own queue, or a letter that is refused would be kept as well.
-    if is_rabbitmq && !is_refused {
-        bind_full_queue(&broker.url(), false).await;
-    }
-    broker.refuse_dead_letters(is_refused).await;
-    if is_rabbitmq && is_refused {
-        bind_full_queue(&broker.url(), true).await;
-    }
-}
-
-/// A queue that takes nothing. It is never deleted: RabbitMQ confirms what it was about to hand to a queue that is deleted.
-async fn bind_full_queue(url: &str, is_bound: bool) {
-    let (full, exchange) = ("full", format!("{QUEUE}.dead"));
-    patiently(async || {
-        let connection = Connection::connect(url, ConnectionProperties::default()).await?;
-        let channel = connection.create_channel().await?;
-        if is_bound {
-            let mut arguments = FieldTable::default();
-            arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(0));
-            arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
-            let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-            channel.queue_declare(full.into(), durable, arguments).await?;
-            let (as_usual, none) = (QueueBindOptions::default(), FieldTable::default());
-            channel.queue_bind(full.into(), exchange.as_str().into(), "".into(), as_usual, none).await?;
-        } else {
-            channel.queue_unbind(full.into(), exchange.as_str().into(), "".into(), FieldTable::default()).await?;
-        }
-        connection.close(200, "told".into()).await
-    })
-    .await;
 }

@@ -165,7 +165,10 @@ impl Left {
 async fn run(mut broker: impl Broker, mode: &str, faults: Faults) -> Left {
     let Faults { broker_restarts, has_refusals } = faults;
     let (count, mut ledger) = (messages(), Ledger::new());
-    broker.publish(&numbered(count, has_refusals)).await;
+    let messages = numbered(count, has_refusals);
+    // With refusals in three parts: so there is poison to refuse, and there are messages left to kill for afterwards.
+    let (first, second) = if has_refusals { (count / 2, count * 3 / 4) } else { (count, count) };
+    broker.publish(&messages[..first]).await;
     let url = broker.url();
     let mut consumers: Vec<Process> = (0..CONSUMERS).map(|number| start(&url, number, mode, &ledger)).collect();
     let (mut kills, mut restarts, mut killed_at, mut last_kill) = (0, 0, 0, Instant::now());
@@ -176,10 +179,10 @@ async fn run(mut broker: impl Broker, mode: &str, faults: Faults) -> Left {
         let effects = ledger.effects();
         let done = effects.len();
         match &mut refusals {
-            // Hardly anything is left to kill for afterwards: the others' messages go on meanwhile.
-            Refusals::From(first) if done >= *first && kills >= FEWEST_KILLS => {
+            Refusals::From(begin) if done >= *begin => {
                 let (refusals_before, tries_before) = (ledger.rows("refusals", 0).count, ledger.rows("tries", 0).count);
                 broker.refuse_dead_letters(true).await;
+                broker.publish(&messages[first..second]).await;
                 refusals = Refusals::On { refusals_before, tries_before, told: Instant::now() };
             }
             Refusals::On { refusals_before, tries_before, told } => {
@@ -187,6 +190,7 @@ async fn run(mut broker: impl Broker, mode: &str, faults: Faults) -> Left {
                 if seen >= wanted_refusals(count) {
                     let Rows { count: tries, messages: tried } = ledger.rows("tries", *tries_before);
                     broker.refuse_dead_letters(false).await;
+                    broker.publish(&messages[second..]).await;
                     refusals = Refusals::Over(Refused { refusals: seen, tries, tried });
                 } else if told.elapsed() > Duration::from_secs(1) {
                     // A consumer that has opened meanwhile may have put it right.
