@@ -1,9 +1,9 @@
-//! One step by itself: a request whose reply is awaited.
+//! One request by itself, for the methods of a backend that send a request and await its reply.
 
 use oncekey::backend::{Reply, Request, StoreError};
 use tokio::sync::oneshot;
 
-/// Has `take` take one request, and gives its answer.
+/// Passes one request to `take` and returns its answer.
 pub(crate) async fn ask<T: Send + 'static>(
     request: impl FnOnce(Reply<T>) -> Request,
     take: impl AsyncFnOnce(Request),
@@ -11,17 +11,17 @@ pub(crate) async fn ask<T: Send + 'static>(
     ask_by_reply(async |reply| take(request(reply)).await).await
 }
 
-/// Has `take` give an answer to a reply.
+/// Passes a reply to `take` and returns the answer that is sent to it.
 pub(crate) async fn ask_by_reply<T: Send + 'static>(take: impl AsyncFnOnce(Reply<T>)) -> Result<T, StoreError> {
     let (answer, heard) = oneshot::channel();
-    // Nobody hears it if the future was dropped.
+    // The send fails only if the caller's future was dropped.
     let reply = Reply::new(move |result| drop(answer.send(result)));
     take(reply).await;
     heard.await.unwrap_or_else(|_| Err(StoreError::unknown("the answer was lost")))
 }
 
-/// Methods of a [`Backend`](oncekey::backend::Backend) that only ask: each makes a request of its message, which has the
-/// request's name, and hands it to the handle's own `ask`.
+/// Implements methods of a [`Backend`](oncekey::backend::Backend) that only send a request. Each method wraps its
+/// message in the request of the same name and passes it to the handle's own `ask`.
 macro_rules! by_asking {
     ($($method:ident: $message:ident -> $answer:ty),* $(,)?) => {
         $(

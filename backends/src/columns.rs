@@ -1,4 +1,4 @@
-//! A record's state as columns of a table, which all SQL stores share.
+//! A record's state as the columns of a table. All SQL stores share this encoding.
 
 use oncekey::backend::{StoreError, StoreStats};
 use oncekey::record::{Attempt, Barrier, Owner, Record, SealedOutcome, State, StoreTime};
@@ -7,14 +7,14 @@ use oncekey::{FencingToken, Fingerprint, OnAbandoned};
 pub(crate) const IN_PROGRESS: i16 = 1;
 pub(crate) const COMPLETED: i16 = 2;
 pub(crate) const INDETERMINATE: i16 = 3;
-/// The key is free: the row stands for its barrier or its token, until `purge_at`.
+/// The key is free: the row only keeps its barrier or its token, until `purge_at`.
 pub(crate) const VACANT: i16 = 4;
 pub(crate) const RELEASED: i16 = 5;
 const RERUN: i16 = 1;
 const HOLD: i16 = 2;
 const RESUME: i16 = 3;
 
-/// What is read of a record's row, the key aside.
+/// A record's row as read, without the key.
 #[derive(Debug, Clone)]
 pub(crate) struct Stored {
     pub(crate) fingerprint: Vec<u8>,
@@ -34,7 +34,7 @@ pub(crate) fn to_column(time: StoreTime) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// What a lapsed lease means.
+/// Returns the number for what a lapsed lease means.
 pub(crate) fn word_of(on_abandoned: OnAbandoned) -> i16 {
     match on_abandoned {
         OnAbandoned::Rerun => RERUN,
@@ -43,7 +43,7 @@ pub(crate) fn word_of(on_abandoned: OnAbandoned) -> i16 {
     }
 }
 
-/// State, end of the lease, and word on a lapsed lease.
+/// Returns the state, the end of the lease, and the policy for a lapsed lease.
 pub(crate) fn state_of(record: &Record) -> (i16, Option<i64>, Option<i16>) {
     match &record.state {
         State::InProgress { lease_until, on_abandoned } => {
@@ -56,18 +56,18 @@ pub(crate) fn state_of(record: &Record) -> (i16, Option<i64>, Option<i16>) {
     }
 }
 
-/// The number of the fencing token.
+/// Returns the fencing token's number.
 pub(crate) fn token_of(record: &Record) -> i64 {
     i64::try_from(record.token.get()).unwrap_or(i64::MAX)
 }
 
-/// The owner that the barrier names, and its end.
+/// Returns the owner that the barrier names, and the barrier's end.
 pub(crate) fn barrier_of(record: &Record) -> (Option<&[u8]>, Option<i64>) {
     let barrier = record.barrier.as_deref();
     (barrier.map(|barrier| barrier.withdrawn.as_bytes().as_slice()), barrier.map(|barrier| to_column(barrier.until)))
 }
 
-/// The outcome's bytes, of a completed record.
+/// Returns the outcome's bytes if the record is completed.
 pub(crate) fn outcome_of(record: &Record) -> Option<&[u8]> {
     match &record.state {
         State::Completed { outcome, .. } => Some(outcome.as_stored()),
@@ -125,7 +125,7 @@ impl Stored {
     }
 }
 
-/// How many records there are of each state, from counts by the state's number. Vacant rows are no records.
+/// Sums up counts by the state's number as the number of records in each state. Vacant rows are not records.
 pub(crate) fn stats_of(counts: impl IntoIterator<Item = (i64, i64)>) -> Result<StoreStats, StoreError> {
     let mut stats = StoreStats::default();
     for (state, count) in counts {
@@ -180,7 +180,7 @@ mod tests {
         }
     }
 
-    /// What is written of a record is read back as that record.
+    /// A record that was written is read back as the same record.
     #[test]
     fn a_record_comes_back_from_its_columns() {
         let key = oncekey::Key::new("s", "k").unwrap();

@@ -1,10 +1,10 @@
-//! What a store's server is set to, where that is not what this library wants.
+//! Reports settings of a store's server that differ from what this library wants.
 
 use tracing::warn;
 
 pub use oncekey::backend::Finding;
 
-/// Puts what was found at the opening into the log.
+/// Logs the findings of `open`.
 pub(crate) fn log(findings: &[Finding]) {
     for Finding { server, setting, found, wanted, why, .. } in findings {
         let server = server.as_deref();

@@ -1,4 +1,4 @@
-//! Doors for the fuzz targets, which are built with `--cfg fuzzing`; no other build has them.
+//! Entry points for the fuzz targets. Only builds with `--cfg fuzzing` have them.
 
 use oncekey::Key;
 use oncekey::backend::StoreError;
@@ -6,7 +6,7 @@ use oncekey::record::Record;
 
 use crate::sql::row::Row;
 
-/// A row's columns, in their order.
+/// A row's columns, in order.
 pub type Columns = (
     Vec<u8>,
     i64,
@@ -21,7 +21,7 @@ pub type Columns = (
     Option<i64>,
 );
 
-/// Reads a row as a record.
+/// Decodes a row as a record.
 pub fn record_of_row(columns: Columns) -> Result<Record, StoreError> {
     let (
         fingerprint,
@@ -54,17 +54,17 @@ pub fn record_of_row(columns: Columns) -> Result<Record, StoreError> {
     .decode()
 }
 
-/// Reads the value of a Redis key.
+/// Decodes the value of a Redis key.
 pub fn redis_value(key: &Key, bytes: Vec<u8>) {
     crate::redis::read_value(key, bytes);
 }
 
-/// Reads the URL of a PostgreSQL server, and gives what a refusal says.
+/// Parses the URL of a PostgreSQL server, and returns the text of a refusal.
 pub fn postgres_url(url: &str) -> Result<(), String> {
     crate::postgres::read_url(url).map_err(|error| format!("{error} {error:?}"))
 }
 
-/// The same for MySQL.
+/// Does the same for a MySQL URL.
 pub fn mysql_url(url: &str) -> Result<(), String> {
     crate::mysql::read_url(url).map_err(|error| format!("{error} {error:?}"))
 }

@@ -4,14 +4,15 @@
 //! |---|---|---|---|
 //! | [`MemoryBackend`] | `memory` | one process | nothing |
 //! | [`SqliteBackend`] | `sqlite` | the processes of one machine | kill -9; with `synchronous=FULL`, the default, a power cut |
-//! | `PostgresBackend` | `postgres` | all that reach the server | what the server does |
-//! | `MysqlBackend` | `mysql` | all that reach the server (MySQL or MariaDB) | what the server does |
-//! | `RedisBackend` | `redis` | all that reach the server (Redis or Valkey) | what the server does, which is less: see its page |
+//! | `PostgresBackend` | `postgres` | every client of the server | what the server survives |
+//! | `MysqlBackend` | `mysql` | every client of the server (MySQL or MariaDB) | what the server survives |
+//! | `RedisBackend` | `redis` | every client of the server (Redis or Valkey) | what the server survives: less, see its page |
 //!
-//! With the feature `outbox` a job's messages commit with its rows, on the three SQL stores, and a relay publishes them.
+//! With the feature `outbox`, a job's messages commit with its rows on the three SQL stores, and a relay publishes
+//! them.
 //!
-//! Each passes the public conformance suite, `oncekey::conformance`. The engine's
-//! guide to choosing a store says what each keeps in which failure.
+//! Each backend passes the public conformance suite, `oncekey::conformance`. The engine's guide to choosing a store
+//! says what each store keeps in which failure.
 //!
 //! ```
 //! use oncekey::Engine;

@@ -1,4 +1,4 @@
-//! The query of a connection URL: our own parameters are taken off it, and the driver reads the rest.
+//! The query of a connection URL: this module removes our own parameters, and the driver reads the rest.
 
 /// A URL and its parameters.
 pub(crate) struct Query<'a> {
@@ -7,7 +7,7 @@ pub(crate) struct Query<'a> {
 }
 
 impl<'a> Query<'a> {
-    /// Finds the query. A password may hold a question mark, and a parameter an at sign.
+    /// Finds the query. A password may contain a question mark, and a parameter an at sign.
     pub(crate) fn of(url: &'a str) -> Self {
         let place = url.find("://").map_or(0, |scheme| scheme + 3);
         let authority = url[place..].find('/').map_or(url.len(), |path| place + path);
@@ -19,7 +19,7 @@ impl<'a> Query<'a> {
         Self { base, pairs: query.split('&').filter(|pair| !pair.is_empty()).collect() }
     }
 
-    /// Takes parameters off, in their order, with their values decoded; `None` where one is no text.
+    /// Removes parameters and returns them in order, with decoded values; `None` where a value is not valid text.
     pub(crate) fn take_all(&mut self, names: &[&str]) -> Vec<(String, Option<String>)> {
         let split = |pair: &'a str| pair.split_once('=').unwrap_or((pair, ""));
         let (ours, rest): (Vec<&str>, Vec<&str>) = self.pairs.iter().partition(|pair| names.contains(&split(pair).0));
@@ -27,34 +27,35 @@ impl<'a> Query<'a> {
         ours.into_iter().map(split).map(|(name, value)| (name.to_owned(), decoded(value))).collect()
     }
 
-    /// Takes one off; its last value counts.
+    /// Removes one parameter and returns its last value.
     #[cfg(any(feature = "mysql", feature = "postgres"))]
     pub(crate) fn take(&mut self, name: &str) -> Option<Option<String>> {
         self.take_all(&[name]).pop().map(|(_, value)| value)
     }
 
-    /// The value of a parameter, which stays for the driver.
+    /// Returns the value of a parameter and leaves it for the driver.
     #[cfg(feature = "mysql")]
     pub(crate) fn value(&self, name: &str) -> Option<String> {
         let mut pairs = self.pairs.iter().rev().filter_map(|pair| pair.split_once('='));
         pairs.find(|(found, _)| *found == name).and_then(|(_, value)| decoded(value))
     }
 
-    /// What is left for the driver, in which an at sign would end the credentials for some.
+    /// Returns the rest of the URL for the driver. At signs in the query are escaped: some drivers would end the
+    /// credentials there.
     #[cfg(any(feature = "mysql", feature = "postgres"))]
     pub(crate) fn rest(&self) -> String {
         let (base, query) = self.parts();
         format!("{base}{query}")
     }
 
-    /// The same in two: the second is empty, or begins with its question mark.
+    /// Returns the rest in two parts. The second is empty, or begins with the question mark.
     pub(crate) fn parts(&self) -> (&'a str, String) {
         let query = self.pairs.join("&").replace('@', "%40");
         (self.base, if query.is_empty() { query } else { format!("?{query}") })
     }
 }
 
-/// Takes percent signs apart; `None` where what they stand for is no text.
+/// Decodes percent escapes; `None` where the result is not valid text.
 pub(crate) fn decoded(text: &str) -> Option<String> {
     let is_whole = |after: &str| after.len() >= 2 && after.bytes().take(2).all(|digit| digit.is_ascii_hexdigit());
     if !text.split('%').skip(1).all(is_whole) {

@@ -1,11 +1,12 @@
-//! The tables as statements, for applications that run migrations with their own tools.
+//! The tables as DDL statements, for applications that migrate with their own tools.
 
-/// The statements that make this version's tables, the outbox's included where its feature is on: for `"postgres"`,
-/// `"mysql"` (MariaDB as well) or `"sqlite"`; `None` for any other name, or where the store's feature is off.
+/// Returns the statements that create this version's tables, including the outbox's if its feature is on. `database` is
+/// `"postgres"`, `"mysql"` (also for MariaDB) or `"sqlite"`. Returns `None` for any other name, or if the store's
+/// feature is off.
 ///
-/// Have your own tool run them in an empty database, and open the store by a role that may only read and write, with
-/// `migrate(false)`. The tables have their default names. A later version's text is that version's whole schema:
-/// what it adds to yours are the migrations behind the version that you have, in `backends/migrations`.
+/// Run them in an empty database with your own tool. Then open the store with `migrate(false)`, as a role that may only
+/// read and write. The tables have their default names. A later version returns its whole schema again. To upgrade,
+/// apply the migrations that follow your version, from `backends/migrations`.
 ///
 /// ```
 /// let text = oncekey_backends::schema("sqlite").ok_or("no such database")?;

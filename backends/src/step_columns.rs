@@ -1,4 +1,4 @@
-//! A step as columns of a table, which all SQL stores share.
+//! A step as the columns of a table. All SQL stores share this encoding.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ pub(crate) const BEGUN: i16 = 1;
 const COMPLETED: i16 = 2;
 pub(crate) const FAILED: i16 = 3;
 
-/// What is read of a step's row.
+/// A step's row as read.
 #[derive(Debug, Clone)]
 pub(crate) struct StoredStep {
     pub(crate) name: String,
@@ -27,7 +27,7 @@ pub(crate) struct StoredStep {
     pub(crate) outcome: Option<Vec<u8>>,
 }
 
-/// The number of a step's progress.
+/// Returns the number of a step's progress.
 pub(crate) fn progress_of(step: &StepRecord) -> i16 {
     match step.progress {
         Progress::Begun => BEGUN,
@@ -36,7 +36,7 @@ pub(crate) fn progress_of(step: &StepRecord) -> i16 {
     }
 }
 
-/// The outcome's bytes, of a completed step.
+/// Returns the outcome's bytes if the step is completed.
 pub(crate) fn outcome_of_step(step: &StepRecord) -> Option<&[u8]> {
     match &step.progress {
         Progress::Completed(outcome) => Some(outcome.as_stored()),
@@ -44,19 +44,19 @@ pub(crate) fn outcome_of_step(step: &StepRecord) -> Option<&[u8]> {
     }
 }
 
-/// A token, or an attempt, as every store can keep it.
+/// Converts a token or an attempt to a number that every store can keep.
 pub(crate) fn number_column(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// The life of a record's steps, and how long a release keeps them, in milliseconds.
+/// Returns the life of a record's steps, and how long a release keeps them, in milliseconds.
 #[cfg(feature = "sqlite")]
 pub(crate) fn life_of(steps: Option<&Steps>) -> (Option<i64>, Option<i64>) {
     let retention = |steps: &Steps| to_column(StoreTime::from_millis(0).after(steps.retention));
     (steps.map(|steps| number_column(steps.life.get())), steps.map(retention))
 }
 
-/// The steps of a record, without their list; `None` if the columns say that it has none.
+/// Returns the steps of a record, with an empty list; `None` if the columns say that it has none.
 pub(crate) fn steps_of(life: Option<i64>, retention: Option<i64>) -> Result<Option<Steps>, StoreError> {
     let Some(life) = life else { return Ok(None) };
     let retention = retention.and_then(|millis| u64::try_from(millis).ok());
@@ -66,7 +66,8 @@ pub(crate) fn steps_of(life: Option<i64>, retention: Option<i64>) -> Result<Opti
 }
 
 impl StoredStep {
-    /// `has_outcome`: whether the row was read with its outcome. One that was read without it has an empty one.
+    /// Decodes the row. `has_outcome` says whether it was read with its outcome. A completed step that was read without
+    /// one gets an empty outcome.
     pub(crate) fn decode(self, has_outcome: bool) -> Result<StepRecord, StoreError> {
         let fingerprint = self.fingerprint.map(|bytes| {
             let length = bytes.len();
@@ -126,7 +127,7 @@ mod tests {
         }
     }
 
-    /// What is written of a step is read back as that step.
+    /// A step that was written is read back as the same step.
     #[test]
     fn e26_a_step_comes_back_from_its_columns() {
         let outcome = SealedOutcome::of_value(&oncekey::Key::new("s", "k").unwrap(), &17).unwrap();
@@ -197,7 +198,7 @@ mod tests {
         for stored in bad {
             assert!(matches!(stored.clone().decode(true), Err(StoreError::Corrupt(_))), "{stored:?}");
         }
-        // Read without its outcome, a completed step is one all the same.
+        // A completed step that is read without its outcome is still completed.
         let completed = StoredStep { progress: COMPLETED.into(), ..stored() };
         assert!(matches!(completed.decode(false).unwrap().progress, Progress::Completed(_)));
     }

@@ -1,4 +1,4 @@
-//! Who waits for which key in this process.
+//! The waiting callers of this process, by key. A backend registers a caller here, and wakes it when the key changes.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-/// The keys that somebody waits for, by the names that the store has for them.
+/// The keys with waiting callers, under the store's names for them.
 pub(crate) struct Waiters<K: Eq + Hash> {
     keys: Mutex<HashMap<K, Waiting>>,
 }
@@ -18,7 +18,7 @@ struct Waiting {
     waiters: usize,
 }
 
-/// One who waits. Dropping it ends the wait.
+/// One waiting caller's registration. Dropping it ends the wait.
 pub(crate) struct Waiter<K: Eq + Hash> {
     waiters: Arc<Waiters<K>>,
     key: K,
@@ -39,7 +39,7 @@ impl<K: Eq + Hash + Clone> Waiters<K> {
         Waiter { waiters: Arc::clone(self), key, signal: Arc::clone(&waiting.signal) }
     }
 
-    /// Wakes those who wait for this key.
+    /// Wakes the waiting callers of this key.
     #[cfg(any(feature = "postgres", feature = "redis"))]
     pub(crate) fn wake<Q: Eq + Hash + ?Sized>(&self, key: &Q)
     where
@@ -50,7 +50,7 @@ impl<K: Eq + Hash + Clone> Waiters<K> {
         }
     }
 
-    /// Wakes those who wait for any of these keys.
+    /// Wakes the waiting callers of each of these keys.
     #[cfg(feature = "sqlite")]
     pub(crate) fn wake_each(&self, settled: impl Iterator<Item = K>) {
         let keys = self.keys.lock();
@@ -77,7 +77,7 @@ impl<K: Eq + Hash> Waiter<K> {
         &self.key
     }
 
-    /// Resolves at the next change after this was called, whether it is polled by then or not.
+    /// Returns a future that resolves at the next change after this call, even if it has not been polled by then.
     pub(crate) fn changed(&self) -> Notified<'_> {
         self.signal.notified()
     }

@@ -1,4 +1,5 @@
-//! In-process events on memory: plain threads against the async handle, 8 of either, in turns, in one run.
+//! Compares plain threads with the async handle for in-process events on memory. There are 8 threads or 8 tasks; the
+//! sides take turns in one run.
 //!
 //! `cargo bench -p benches --bench bridge`
 
@@ -8,13 +9,13 @@ use std::time::Instant;
 
 use benches::compare::{Side, Turns, single, take_turns};
 use benches::report::{Report, Row, say};
-use oncekey::consumer::{BlockingProcessor, Identity, blocking_job, crossbeam_channel};
+use oncekey::consumer::{BlockingProcessor, MessageKey, blocking_job, crossbeam_channel};
 use oncekey::{Engine, Fingerprint, Key, KeyError};
 use oncekey_backends::MemoryBackend;
 
 type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Threads, or tasks.
+/// The number of threads or tasks.
 const WORKERS: usize = 8;
 /// How many messages a thread of the processor takes at once.
 const BATCH: usize = 64;
@@ -73,7 +74,7 @@ async fn run(engine: Engine, first: usize, events: usize) -> Outcome {
     Ok(())
 }
 
-/// The async handle where nothing crosses a thread.
+/// Runs the async handle where nothing crosses a thread.
 fn on_an_arbiter(events: usize) -> Outcome<f64> {
     actix_rt::System::new().block_on(async {
         let (engine, began) = (engine()?, Instant::now());
@@ -85,7 +86,7 @@ fn on_an_arbiter(events: usize) -> Outcome<f64> {
     })
 }
 
-/// The async handle from tasks that are on no arbiter, as the threads are.
+/// Runs the async handle from tasks outside any arbiter, where the plain threads are too.
 fn on_tokio(events: usize) -> Outcome<f64> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build()?;
     let (engine, began) = (engine()?, Instant::now());
@@ -98,10 +99,10 @@ fn on_tokio(events: usize) -> Outcome<f64> {
     })
 }
 
-/// The blocking processor, from the channel to the last outcome.
+/// Runs the blocking processor, from the channel to the last outcome.
 fn by_processor(events: usize, batch: usize) -> Outcome<f64> {
     let work = blocking_job(
-        |event: &usize| Ok(Identity { key: key(*event)?, fingerprint: asked() }),
+        |event: &usize| Ok(MessageKey { key: key(*event)?, fingerprint: asked() }),
         |event, _claim| Ok::<usize, std::fmt::Error>(*event),
     );
     let (messages, taken) = crossbeam_channel::bounded(QUEUE);
@@ -118,7 +119,7 @@ fn by_processor(events: usize, batch: usize) -> Outcome<f64> {
     Ok(rate(events, began))
 }
 
-/// Each thread calls the engine by itself.
+/// Lets each thread call the engine directly.
 fn by_calls(events: usize) -> Outcome<f64> {
     let (engine, began) = (Arc::new(engine()?), Instant::now());
     let thread = |first: usize| {

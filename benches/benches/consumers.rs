@@ -1,4 +1,5 @@
-//! What one damaged record costs a consumer: 20,000 messages with it and without, in turns, in one run.
+//! Measures what one damaged record costs a consumer. It processes 20,000 messages with and without the damage, in
+//! turns, in one run.
 //!
 //! `cargo bench -p benches --bench consumers`
 
@@ -11,7 +12,7 @@ use benches::report::{Report, Row, say};
 use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
 use oncekey::consumer::{
-    BlockingProcessor, Disposition, Identity, Processor, blocking_job, crossbeam_channel, in_process, job,
+    BlockingProcessor, Disposition, MessageKey, Processor, blocking_job, crossbeam_channel, in_process, job,
 };
 use oncekey::{Engine, Fingerprint, Key, KeyError};
 use oncekey_backends::SqliteBackend;
@@ -19,10 +20,10 @@ use oncekey_backends::SqliteBackend;
 type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
 const MESSAGES: u64 = 20_000;
-/// Its record stands in the store before, sound or damaged.
+/// The message whose record is already in the store, intact or damaged.
 const KNOWN: u64 = MESSAGES / 2;
 const CONCURRENCY: usize = 64;
-/// Threads, and how many messages each takes at once.
+/// The number of threads, and how many messages each takes at once.
 const THREADS: (usize, usize) = (8, 8);
 
 fn main() -> Outcome {
@@ -59,14 +60,14 @@ fn key(message: u64) -> Result<Key, KeyError> {
     Key::new("message", message)
 }
 
-fn identity(message: &u64) -> Result<Identity, oncekey::consumer::Unreadable> {
-    Ok(Identity { key: key(*message)?, fingerprint: Fingerprint::from_bytes([7; Fingerprint::LEN]) })
+fn identity(message: &u64) -> Result<MessageKey, oncekey::consumer::IdentifyError> {
+    Ok(MessageKey { key: key(*message)?, fingerprint: Fingerprint::from_bytes([7; Fingerprint::LEN]) })
 }
 
-/// Puts one record into the store, sound or damaged.
+/// Puts one record into the store, intact or damaged.
 fn prepare(file: &Path, is_damaged: bool) -> Outcome {
     let engine = Engine::builder(SqliteBackend::open(file)?).start()?;
-    let Identity { key, fingerprint } = identity(&KNOWN)?;
+    let MessageKey { key, fingerprint } = identity(&KNOWN)?;
     engine.run_blocking(key, fingerprint, |_| Ok::<u64, std::fmt::Error>(KNOWN))?;
     if is_damaged {
         let mut beside = SqliteConnection::establish(file.to_str().ok_or("a path of UTF-8")?)?;
@@ -75,7 +76,8 @@ fn prepare(file: &Path, is_damaged: bool) -> Outcome {
     Ok(())
 }
 
-/// One letter with its reason, or none, and all others acknowledged.
+/// Checks that the damaged record gave one dead letter with its reason, or that there was none, and that all other
+/// messages were acknowledged.
 fn check(is_damaged: bool, (ran, replayed): (u64, u64), reasons: &[String]) -> Outcome {
     let is_right = if is_damaged {
         (ran, replayed) == (MESSAGES - 1, 0) && matches!(reasons, [reason] if reason.contains("corrupt"))
@@ -130,7 +132,7 @@ fn by_threads(is_damaged: bool) -> Outcome<f64> {
         .batch(THREADS.1)
         .on_settled(move |_, disposition| {
             if let Disposition::DeadLetter { reason } = disposition {
-                // The other end is there until all is settled.
+                // The receiver exists until all messages are settled.
                 let _ = letters.send(reason);
             }
         })

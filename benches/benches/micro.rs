@@ -1,4 +1,4 @@
-//! What each part of a call costs by itself.
+//! Measures what each part of a call costs by itself.
 
 use std::cell::Cell;
 use std::hint::black_box;
@@ -16,7 +16,7 @@ use oncekey::web::RecordedResponse;
 use oncekey::{Engine, Fingerprint};
 use oncekey_backends::MemoryBackend;
 
-/// What needs no actor.
+/// Measures the parts that need no actor.
 fn parts(criterion: &mut Criterion) {
     let numbers = Cell::new(0);
     let number = || numbers.replace(numbers.get() + 1);
@@ -37,7 +37,7 @@ fn parts(criterion: &mut Criterion) {
     });
 }
 
-/// Answers a message with nothing: what a hop between two actors of an arbiter costs, there and back.
+/// Answers a message with nothing. It measures one round trip between two actors of an arbiter.
 struct Echo;
 
 impl Actor for Echo {
@@ -87,7 +87,7 @@ fn actors(criterion: &mut Criterion) {
     });
 }
 
-/// Whole calls, one after the other, on a store that keeps what they leave.
+/// Measures whole calls, one after the other, on a store that keeps their records.
 fn calls(criterion: &mut Criterion) {
     let engine = || Engine::builder(MemoryBackend::new()).start().unwrap_or_else(|_| unreachable!("by its defaults"));
     criterion.bench_function("engine: first use", |bencher| {
@@ -121,7 +121,7 @@ fn calls(criterion: &mut Criterion) {
     criterion.bench_function("yardstick: replay", |bencher| bencher.iter(|| memory.replay(&key_text(0, 0), BODY)));
 }
 
-/// Short enough that the whole of `cargo bench` stays a matter of minutes.
+/// Returns settings with which the whole of `cargo bench` takes only minutes.
 fn settings() -> Criterion {
     let quick = std::env::var_os("ONCEKEY_BENCH_QUICK").is_some();
     let (warm_up, measurement) = if quick { (50, 200) } else { (500, 2_000) };

@@ -1,10 +1,10 @@
-//! First use and replay of a key over Redis, with 64 and with one in flight: the engine, the six-step sequence (get, lock,
-//! set, get, set, unlock) that it replaces, and two bare commands a flow, `SET NX GET PX` and `SET PX`. All on one thread, by
-//! the same driver; the server is started here.
+//! First use and replay of a key over Redis, with 64 and with one in flight. It compares the engine, the six-step
+//! sequence that the engine replaces (get, lock, set, get, set, unlock), and two bare commands per flow, `SET NX GET
+//! PX` and `SET PX`. All run on one thread with the same driver. The bench starts the server.
 //!
-//! The sequence has a pool of connections, one for each in flight, and every step is a round trip on one of them, which is
-//! how it is made by those who make it; over one multiplexed connection, which sends together what is ready together, it
-//! is shown as well.
+//! The sequence uses a pool of connections, one for each flow in flight, and every step is a round trip. This is how
+//! such sequences are usually written. The bench also shows it over one multiplexed connection, which sends ready
+//! commands together.
 
 use std::error::Error;
 use std::time::Instant;
@@ -21,10 +21,10 @@ use tests::server::Redis;
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
 const ROUNDS: usize = 5;
-/// A minute and a day, as the seed has it.
+/// A minute for the lock, and a day for the record.
 const LOCK_MILLIS: usize = 60_000;
 const RECORD_MILLIS: usize = 86_400_000;
-/// What is stored while the operation runs, and after it: of the sizes that the engine's own values have.
+/// The values stored during the operation and after it. They have the same sizes as the engine's values.
 const PENDING: [u8; 66] = [b'p'; 66];
 const DONE: [u8; 74] = [b'd'; 74];
 
@@ -32,7 +32,7 @@ fn set(name: &str, value: &[u8], millis: usize) -> Cmd {
     redis::cmd("SET").arg(name).arg(value).arg("PX").arg(millis).take()
 }
 
-/// Two commands a flow, each flow by itself; the driver sends together what is ready together.
+/// Sends two commands per flow, each flow by itself. The driver sends ready commands together.
 async fn bare(mut connection: MultiplexedConnection, name: String) -> Outcome {
     let mut claim = redis::cmd("SET");
     claim.arg(&name).arg(&PENDING).arg("NX").arg("GET").arg("PX").arg(RECORD_MILLIS);
@@ -41,7 +41,8 @@ async fn bare(mut connection: MultiplexedConnection, name: String) -> Outcome {
     Ok(())
 }
 
-/// The same, made by hand into one pipeline of claims and one of outcomes for as many flows as are in flight: the limit.
+/// Sends the same commands in one explicit pipeline of claims and one of outcomes, for as many flows as are in flight.
+/// This is the upper limit.
 async fn bare_pipelined(connection: &mut MultiplexedConnection, names: &[String]) -> Outcome {
     let mut claims = Pipeline::with_capacity(names.len());
     let mut outcomes = Pipeline::with_capacity(names.len());
@@ -54,7 +55,7 @@ async fn bare_pipelined(connection: &mut MultiplexedConnection, names: &[String]
     Ok(())
 }
 
-/// A first use as the seed does it: each step a round trip.
+/// A first use by the six-step sequence: each step is a round trip.
 async fn six_steps(mut connection: MultiplexedConnection, name: String) -> Outcome {
     let (record, lock) = (format!("idempotency:{name}"), format!("idempotency:{name}:lock"));
     let get = redis::cmd("GET").arg(&record).take();
@@ -69,7 +70,7 @@ async fn six_steps(mut connection: MultiplexedConnection, name: String) -> Outco
     Ok(())
 }
 
-/// A replay as the seed does it: one look-up.
+/// A replay by the same sequence: one lookup.
 async fn look_up(mut connection: MultiplexedConnection, name: String) -> Outcome {
     connection.send_packed_command(redis::cmd("GET").arg(format!("idempotency:{name}"))).await?;
     Ok(())
@@ -85,29 +86,29 @@ struct Found {
     looked_up_multiplexed: Vec<f64>,
     bare: Vec<f64>,
     pipelined: Vec<f64>,
-    /// Microseconds of processor time that the client, and the server, take for a first use by the engine.
+    /// Processor time, in microseconds, that the client and the server take for a first use by the engine.
     client: Vec<f64>,
     server: Vec<f64>,
 }
 
-/// The seconds of processor time that this process has taken.
+/// Returns the processor time of this process, in seconds.
 fn own_seconds() -> f64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-/// The same of the server.
+/// Returns the processor time of the server, in seconds.
 async fn server_seconds(connection: &mut MultiplexedConnection) -> Outcome<f64> {
     let info: redis::InfoDict = redis::cmd("INFO").arg("cpu").query_async(connection).await?;
     let used = |name| info.get::<f64>(name).unwrap_or_default();
     Ok(used("used_cpu_user") + used("used_cpu_sys"))
 }
 
-/// The sides in turns, each turn with keys of its own; the server is emptied between them.
+/// Lets the sides take turns, each turn with fresh keys. The server is emptied between turns.
 async fn compare(server: &Redis, in_flight: usize, flows: usize) -> Outcome {
     let mut found = Found::default();
     let client = redis::Client::open(server.url())?;
-    // Every side waits for as long as the server takes.
+    // No side has a response timeout.
     let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
     let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
     let mut pool = Vec::new();
@@ -128,7 +129,7 @@ async fn compare(server: &Redis, in_flight: usize, flows: usize) -> Outcome {
         found.server.push((server_seconds(&mut connection).await? - its) / flows as f64 * 1e6);
         found.replay.push(per_second(in_flight, flows, &run).await?);
 
-        // Whose turn it is has a connection of the pool.
+        // The side whose turn it is takes its connections from the pool.
         let pooled = std::cell::RefCell::new(pool.clone());
         let take = || pooled.borrow_mut().pop().ok_or("more in flight than connections");
         let fewer = flows / 4;
@@ -190,7 +191,7 @@ fn report(found: Found, in_flight: usize) {
 
 #[actix_rt::main]
 async fn main() -> Outcome {
-    // As a test there is nothing to see.
+    // A test run has nothing to measure.
     if std::env::args().any(|argument| argument == "--test" || argument == "--list") {
         return Ok(());
     }

@@ -1,6 +1,7 @@
-//! First use of a key over PostgreSQL and MariaDB, with 64 and with 1 in flight: the engine, a bare loop of one INSERT and one
-//! UPDATE, and the six-step sequence (get, lock, set, get, set, unlock) that the engine replaces. All three on one
-//! thread, by the same driver, with pools of the same size; the servers are started here, with durable settings.
+//! First use of a key over PostgreSQL and MariaDB, with 64 and with 1 in flight. It compares the engine, a bare loop of
+//! one INSERT and one UPDATE, and the six-step sequence that the engine replaces (get, lock, set, get, set, unlock).
+//! All three run on one thread with the same driver and with pools of the same size. The bench starts the servers with
+//! durable settings.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -46,14 +47,14 @@ mod tables {
 }
 use tables::{locks, records};
 
-/// As the engine's own pools are: no look whether a connection lives before it is used.
+/// Returns the engine's own pool setting: no check whether a connection is alive before it is used.
 fn without_pings<C: diesel_async::AsyncConnection + 'static>() -> ManagerConfig<C> {
     let mut config = ManagerConfig::default();
     config.recycling_method = RecyclingMethod::Fast;
     config
 }
 
-/// The engine, by its whole way: key, claim, operation, completion.
+/// Runs the whole path of the engine: key, claim, operation, completion.
 async fn engine(backend: impl Backend, round: usize, in_flight: usize, flows: usize) -> Outcome<(f64, f64)> {
     let engine = Engine::builder(backend).start()?;
     let run = async |number: usize| {
@@ -65,8 +66,8 @@ async fn engine(backend: impl Backend, round: usize, in_flight: usize, flows: us
     Ok((first, per_second(in_flight, flows, &run).await?))
 }
 
-/// How long one caller of a fresh key takes, and how long until 64 callers of one fresh key all have their answer. The
-/// store gets one claim in both cases.
+/// Measures how long one caller of a fresh key takes, and how long it takes until 64 callers of one fresh key all have
+/// their answer. The store gets one claim in both cases.
 async fn hot_key(backend: impl Backend) -> Outcome<(f64, f64)> {
     let engine = Engine::builder(backend).start()?.with_wait(Duration::from_secs(10));
     let ask = async |name: String| {
@@ -86,7 +87,7 @@ async fn hot_key(backend: impl Backend) -> Outcome<(f64, f64)> {
     Ok((median(&alone), median(&together)))
 }
 
-/// Diesel's own UPDATE is prepared anew for every execution, which would flatter the engine.
+/// Diesel prepares its own UPDATE anew for every execution, which would flatter the engine.
 struct Update<'a> {
     name: &'a str,
 }
@@ -112,7 +113,7 @@ macro_rules! yardsticks {
         mod $module {
             use super::*;
 
-            /// What any guard must do at least: one INSERT before, one UPDATE after.
+            /// The minimum that any guard must do: one INSERT before the operation, one UPDATE after it.
             pub(super) async fn bare(pool: &Pool<$connection>, name: String) -> Outcome {
                 let row = (records::name.eq(&name), records::data.eq(&b"pending"[..]), records::expires_at.eq(1));
                 diesel::insert_into(records::table).values(row).execute(&mut pool.get().await?).await?;
@@ -137,7 +138,7 @@ macro_rules! yardsticks {
                 Ok(())
             }
 
-            /// Each step a statement and a commit of its own.
+            /// Runs each step as its own statement and commit.
             pub(super) async fn six_steps(pool: &Pool<$connection>, name: String) -> Outcome {
                 get(pool, &name).await?;
                 diesel::insert_into(locks::table)
@@ -160,7 +161,7 @@ macro_rules! yardsticks {
 yardsticks!(on_postgres, AsyncPgConnection, std::convert::identity);
 yardsticks!(on_mysql, AsyncMysqlConnection, |_| diesel::dsl::DuplicatedKeys);
 
-/// The sides in turns; each turn with keys of its own.
+/// Lets the sides take turns, each turn with fresh keys.
 macro_rules! compare {
     ($name:literal, $backend:expr, $pool:expr, $module:ident, $in_flight:expr, $flows:expr, $wanted:literal) => {{
         let (pool, in_flight, flows) = (Arc::clone(&$pool), $in_flight, $flows);
@@ -189,7 +190,7 @@ macro_rules! compare {
 
 #[actix_rt::main]
 async fn main() -> Outcome {
-    // As a test there is nothing to see.
+    // A test run has nothing to measure.
     if std::env::args().any(|argument| argument == "--test" || argument == "--list") {
         return Ok(());
     }

@@ -1,4 +1,4 @@
-//! The engine against the yardstick, and a guarded route against the same route unguarded; one table at the end.
+//! The engine against the yardstick, and a guarded route against the same route unguarded, with one table at the end.
 
 use std::error::Error;
 use std::time::Instant;
@@ -19,7 +19,7 @@ fn main() -> Outcome {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [server::ARGUMENT] => return Ok(server::serve()?),
         [memory_use::ARGUMENT, keys] => return Ok(memory_use::measure_and_print(keys.parse()?)?),
-        // As a test there is nothing to see: what is measured is tested in the library.
+        // A test run has nothing to measure: the library's own tests cover the measured code.
         arguments if arguments.contains(&"--test") || arguments.contains(&"--list") => return Ok(()),
         _ => {}
     }

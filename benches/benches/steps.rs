@@ -1,6 +1,7 @@
-//! An operation of three steps beside the same by hand: three `run`s with keys made by hand, inside of a `run`. On memory,
-//! SQLite, PostgreSQL, MariaDB and Redis, with 64 and with 1 in flight; both sides on one engine, on one thread, in turns. The
-//! servers are started here, with durable settings. Then the bytes that a step takes, beside those of a `run` by hand.
+//! An operation of three steps against the same operation by hand: three `run`s inside a `run`, with explicit keys. It
+//! runs on memory, SQLite, PostgreSQL, MariaDB and Redis, with 64 and with 1 in flight. Both sides use one engine on
+//! one thread, and take turns. The bench starts the servers with durable settings. At the end it compares the bytes
+//! that a step takes with those of a `run` by hand.
 
 use std::error::Error;
 
@@ -16,7 +17,7 @@ use tests::server::{MariaDb, Postgres, Redis};
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
 const NAMES: [&str; 3] = ["reserve", "charge", "mail"];
-/// What an effect gives back.
+/// The result of each effect.
 const RECEIPT: &str = "receipt-0017";
 
 fn failed(error: impl std::fmt::Debug) -> Box<dyn Error> {
@@ -38,7 +39,8 @@ async fn by_steps(engine: &Engine, name: &str) -> Outcome {
     Ok(())
 }
 
-/// As a user writes it who has no steps: after a crash the whole runs again, and what was done answers by its own key.
+/// The operation as users write it without steps. After a crash all of it runs again, and completed effects replay
+/// under their own keys.
 async fn by_hand(engine: &Engine, name: &str) -> Outcome {
     let (inner, outer) = (engine.clone(), name.to_owned());
     let operation = async move |_: oncekey::Claim| {
@@ -111,7 +113,7 @@ fn number(text: &str) -> Outcome<f64> {
     Ok(text.trim().parse::<f64>()?)
 }
 
-/// What the file holds, without its free pages.
+/// Returns the size of the file's contents, without its free pages.
 fn sqlite_bytes(file: &str) -> Outcome<f64> {
     #[derive(QueryableByName)]
     struct Bytes {
@@ -124,7 +126,7 @@ fn sqlite_bytes(file: &str) -> Outcome<f64> {
     Ok(found.bytes as f64)
 }
 
-/// What the tables and their indexes hold once what updates have left is gone.
+/// Returns the size of the tables and their indexes, after the remains of updates are gone.
 fn postgres_bytes(server: &Postgres) -> Outcome<f64> {
     server.sql("VACUUM FULL");
     let of_tables = "FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace";
@@ -147,7 +149,7 @@ fn redis_bytes(server: &Redis) -> Outcome<f64> {
 
 #[actix_rt::main]
 async fn main() -> Outcome {
-    // As a test there is nothing to see.
+    // A test run has nothing to measure.
     if std::env::args().any(|argument| argument == "--test" || argument == "--list") {
         return Ok(());
     }

@@ -2,36 +2,38 @@
 
 use std::error::Error;
 
-/// Why a side can't do its work.
+/// Why a side cannot do its work.
 pub type Failure = Box<dyn Error + Send + Sync>;
 
-/// One side: what it measures in a turn, in operations a second. A side may measure several things in one turn.
+/// One side. It returns the rates that it measures in a turn, in operations per second. A side may measure several
+/// things in one turn.
 pub type Side<'a> = Box<dyn FnMut() -> Vec<f64> + 'a>;
 
-/// What was measured: the rate of one thing, turn by turn.
+/// The rates of one measured thing, turn by turn.
 pub type Turns = Vec<f64>;
 
-/// A side whose failure ends the run.
+/// Returns a side whose failure ends the run.
 ///
 /// # Panics
-/// When it is asked for a turn and fails: a side that can't do its work has no figures.
+/// The side panics if its turn fails: a side that cannot do its work has no figures.
 pub fn side<'a>(mut turn: impl FnMut() -> Result<Vec<f64>, Failure> + 'a) -> Side<'a> {
     #[expect(clippy::panic, reason = "a side that can't do its work has no figures")]
     Box::new(move || turn().unwrap_or_else(|error| panic!("a side failed: {error}")))
 }
 
-/// A [`side`] that measures one thing.
+/// Returns a [`side`] that measures one thing.
 pub fn single<'a>(mut turn: impl FnMut() -> Result<f64, Failure> + 'a) -> Side<'a> {
     side(move || turn().map(|rate| vec![rate]))
 }
 
-/// Lets the sides take turns. Gives, for each side and each thing that it measures, its rates in the order of rounds.
+/// Lets the sides take turns. Returns, for each side and each thing that it measures, its rates in the order of rounds.
 pub fn take_turns(rounds: usize, mut sides: Vec<Side<'_>>) -> Vec<Vec<Turns>> {
     let mut measured: Vec<Vec<Turns>> = sides.iter().map(|_| Vec::new()).collect();
     let count = sides.len();
     for round in 0..rounds {
         for turn in 0..count {
-            // Forth and back: what one side leaves behind (a warm cache, a full disk queue) meets each neighbour.
+            // The order alternates, so that what one side leaves behind (a warm cache, a full disk queue) affects each
+            // neighbour.
             let side = if round % 2 == 0 { turn } else { count - 1 - turn };
             let rates = sides[side]();
             measured[side].resize_with(rates.len(), Vec::new);
@@ -41,7 +43,7 @@ pub fn take_turns(rounds: usize, mut sides: Vec<Side<'_>>) -> Vec<Vec<Turns>> {
     measured
 }
 
-/// The middle of some figures; zero of none.
+/// Returns the median of the figures, or zero if there are none.
 pub fn median(figures: &[f64]) -> f64 {
     let mut sorted = figures.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -52,7 +54,7 @@ pub fn median(figures: &[f64]) -> f64 {
     }
 }
 
-/// The median of the ratios of turns that were taken in the same round.
+/// Returns the median of the ratios of turns in the same round.
 pub fn median_ratio(ours: &[f64], yardstick: &[f64]) -> f64 {
     let ratios: Vec<f64> = ours.iter().zip(yardstick).map(|(ours, yardstick)| ours / yardstick).collect();
     median(&ratios)

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-/// Runs `flow` over and over in as many tasks as are in flight, and gives how many a second.
+/// Runs `flow` repeatedly in `in_flight` tasks, and returns the flows per second.
 ///
 /// # Errors
 /// The first error of a flow.

@@ -1,4 +1,4 @@
-//! What a completed key costs in memory, measured in a process of its own.
+//! The memory that a completed key takes, measured in a separate process.
 
 use std::io::{self, Write as _};
 use std::process::Command;
@@ -10,38 +10,38 @@ use serde::{Deserialize, Serialize};
 
 use crate::drive::{call, key};
 
-/// The argument by which the executable is told to measure.
+/// The argument that makes the executable measure.
 pub const ARGUMENT: &str = "memory-use";
 
 /// Calls in flight while the keys are completed.
 const IN_FLIGHT: usize = 64;
 
-/// What was measured.
+/// The result of the measurement.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct MemoryUse {
     /// How many keys were completed.
     pub completed_keys: usize,
-    /// By how much the process's resident memory grew, for each key.
+    /// How much the process's resident memory grew per key.
     pub resident_bytes_per_key: f64,
-    /// What the memory backend says that a record takes.
+    /// How much a record takes, as the memory backend reports it.
     pub backend_bytes_per_key: f64,
     /// How many KeyLock actors the idle engine has.
     pub key_locks_when_idle: usize,
 }
 
-/// Starts this executable again to measure, so that what ran before has left no memory that could be used again.
+/// Starts this executable again to measure, so that earlier work has left no free memory to reuse.
 ///
 /// # Errors
-/// A process that does not start, or does not say what it measured.
+/// The process does not start, or does not report its result.
 pub fn measure_apart(completed_keys: usize) -> io::Result<MemoryUse> {
     let said = Command::new(std::env::current_exe()?).args([ARGUMENT, &completed_keys.to_string()]).output()?;
     serde_json::from_slice(&said.stdout).map_err(io::Error::other)
 }
 
-/// Measures, and prints it as JSON.
+/// Measures, and prints the result as JSON.
 ///
 /// # Errors
-/// An engine that does not start, or a system that does not say how much memory a process has.
+/// The engine does not start, or the system does not report the memory of a process.
 pub fn measure_and_print(completed_keys: usize) -> io::Result<()> {
     let measured = measure(completed_keys)?;
     writeln!(io::stdout(), "{}", serde_json::to_string(&measured)?)
@@ -51,11 +51,11 @@ fn measure(completed_keys: usize) -> io::Result<MemoryUse> {
     actix_rt::System::new().block_on(async {
         let backend = MemoryBackend::new();
         let engine = Engine::builder(backend.clone()).start().map_err(io::Error::other)?;
-        // The actors and the allocator's first blocks are there before it counts.
+        // Creates the actors and the allocator's first blocks before the measurement.
         complete(&engine, 1, 1_000).await?;
         let (resident, bytes) = (resident_bytes()?, backend.bytes());
         complete(&engine, 0, completed_keys).await?;
-        // The last locks rest for up to a second: then the engine is idle.
+        // The last KeyLocks stay for up to a second. After that the engine is idle.
         tokio::time::sleep(Duration::from_secs(2)).await;
         let grown = |now: usize, before: usize| now.saturating_sub(before) as f64 / completed_keys as f64;
         Ok(MemoryUse {
@@ -84,7 +84,8 @@ async fn complete(engine: &Engine, thread: usize, keys: usize) -> io::Result<()>
     Ok(())
 }
 
-/// The second figure of `/proc/self/statm` is in pages, which have 4096 bytes where this is run.
+/// Returns the resident memory in bytes. The second figure of `/proc/self/statm` is in pages, which have 4096 bytes on
+/// these machines.
 fn resident_bytes() -> io::Result<usize> {
     let statm = std::fs::read_to_string("/proc/self/statm")?;
     let pages = statm.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse::<usize>().ok());

@@ -13,22 +13,22 @@ use crate::compare::{median, median_ratio};
 pub struct Row {
     /// What was measured.
     pub what: String,
-    /// What the figures are: operations a second, requests a second, bytes.
+    /// The unit of the figures: operations per second, requests per second, or bytes.
     pub unit: &'static str,
     /// Oncekey's figure: the median of its turns.
     pub ours: f64,
-    /// The other side's.
+    /// The other side's figure.
     pub yardstick: Option<f64>,
     /// The median of the rounds' ratios.
     pub ratio: Option<f64>,
-    /// The ratio that is wanted, or for a figure without another side, the figure.
+    /// The ratio that we want or, for a figure without another side, the figure.
     pub wanted: Option<f64>,
-    /// Whether it is reached.
+    /// Whether the wanted value is reached.
     pub reached: Option<bool>,
 }
 
 impl Row {
-    /// A line with both sides.
+    /// Returns a line with both sides.
     pub fn ratio(what: &str, unit: &'static str, ours: &[f64], yardstick: &[f64], wanted: Option<f64>) -> Self {
         let ratio = median_ratio(ours, yardstick);
         Self {
@@ -42,12 +42,12 @@ impl Row {
         }
     }
 
-    /// A line with a figure of ours alone.
+    /// Returns a line with only our own figure.
     pub fn figure(what: &str, unit: &'static str, ours: f64) -> Self {
         Self { what: what.to_owned(), unit, ours, yardstick: None, ratio: None, wanted: None, reached: None }
     }
 
-    /// The figure must be exactly this.
+    /// Requires the figure to be exactly this.
     #[must_use]
     pub fn exactly(mut self, wanted: f64) -> Self {
         self.wanted = Some(wanted);
@@ -71,7 +71,7 @@ impl Row {
     }
 }
 
-/// A figure without decimals, its thousands apart.
+/// Formats a figure without decimals, with separated thousands.
 fn whole(figure: f64) -> String {
     let digits = format!("{figure:.0}");
     let mut apart = String::new();
@@ -84,20 +84,20 @@ fn whole(figure: f64) -> String {
     apart
 }
 
-/// All lines of a run, and what must be known to read them.
+/// All lines of a run, and the notes that explain them.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
     /// The table.
     pub rows: Vec<Row>,
-    /// What is said below it.
+    /// The notes below the table.
     pub notes: Vec<String>,
 }
 
 impl Report {
-    /// Writes the report as JSON under the folder of the build, and gives its path.
+    /// Writes the report as JSON under the build folder, and returns its path.
     ///
     /// # Errors
-    /// A folder that can't be written to.
+    /// The folder cannot be written to.
     pub fn write_json(&self) -> io::Result<PathBuf> {
         let path = target_folder()?.join("oncekey-bench.json");
         std::fs::write(&path, serde_json::to_vec_pretty(self)?)?;
@@ -128,10 +128,10 @@ pub fn say(text: &str) {
     println!("{text}");
 }
 
-/// Cargo's folder for what it builds, in which this executable is: it is marked by a file.
+/// Returns Cargo's build folder, which contains this executable and is marked by a file.
 ///
 /// # Errors
-/// An executable that was moved out of it.
+/// The executable was moved out of it.
 pub fn target_folder() -> io::Result<PathBuf> {
     let executable = std::env::current_exe()?;
     let marked = executable.ancestors().find(|folder| folder.join("CACHEDIR.TAG").is_file());

@@ -6,22 +6,22 @@ use std::time::Duration;
 /// The sizes of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// How often each side takes its turn where nothing waits for a disk.
+    /// How many turns each side takes where nothing waits for a disk.
     pub rounds: usize,
-    /// Operations in one turn, of each thread.
+    /// Operations per thread in one turn.
     pub operations: usize,
     /// The length of one turn over HTTP.
     pub http_turn: Duration,
-    /// How often each side takes its turn at SQLite.
+    /// How many turns each side takes on SQLite.
     pub sqlite_rounds: usize,
-    /// The length of one turn at SQLite.
+    /// The length of one turn on SQLite.
     pub sqlite_turn: Duration,
-    /// How many completed keys the memory of a key is measured on.
+    /// How many completed keys the memory measurement uses.
     pub completed_keys: usize,
 }
 
 impl Settings {
-    /// The full sizes, or small ones if `ONCEKEY_BENCH_QUICK` is set.
+    /// Returns the full sizes, or small ones if `ONCEKEY_BENCH_QUICK` is set.
     pub fn from_env() -> Self {
         if env::var_os("ONCEKEY_BENCH_QUICK").is_some() {
             return Self {

@@ -19,7 +19,7 @@ use std::time::Duration;
 use apalis_redis::{Config, RedisStorage};
 use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
-use oncekey::consumer::Identity;
+use oncekey::consumer::MessageKey;
 use oncekey::consumer::apalis::OncePerTask;
 use oncekey::consumer::apalis::apalis_core::backend::TaskSink as _;
 use oncekey::consumer::apalis::apalis_core::error::BoxDynError;
@@ -88,7 +88,7 @@ async fn main() -> Result<(), BoxDynError> {
         .on_abandoned(OnAbandoned::Rerun)
         .start()?;
     let once = OncePerTask::new(engine, |task: &Task<Mail>| {
-        Ok(Identity::new(Key::new("mail", task.args.order)?, &task.args)?)
+        Ok(MessageKey::new(Key::new("mail", task.args.order)?, &task.args)?)
     });
     // apalis refuses a name whose last worker may still be alive.
     let worker = WorkerBuilder::new(format!("mailer-{}", std::process::id()))

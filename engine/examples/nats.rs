@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use oncekey::consumer::nats::async_nats::jetstream::{self, stream};
 use oncekey::consumer::nats::{NatsJetStream, NatsPublisher, async_nats};
-use oncekey::consumer::{Identity, Message, Processor, job};
+use oncekey::consumer::{Message, MessageKey, Processor, job};
 use oncekey::{Engine, Key};
 use oncekey_backends::MemoryBackend;
 use serde::{Deserialize, Serialize};
@@ -41,7 +41,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mail = job(
         |message: &Message| {
             let order: Order = message.parse()?;
-            Ok(Identity::new(Key::new("mail", order.number)?, &order)?)
+            Ok(MessageKey::new(Key::new("mail", order.number)?, &order)?)
         },
         |call, message| async move {
             call.run(move |claim| async move {

@@ -10,7 +10,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use oncekey::consumer::redis_streams::{RedisPublisher, RedisStreams, redis};
-use oncekey::consumer::{Identity, Message, Processor, job};
+use oncekey::consumer::{Message, MessageKey, Processor, job};
 use oncekey::{Engine, Key};
 use oncekey_backends::MemoryBackend;
 use serde::{Deserialize, Serialize};
@@ -37,7 +37,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mail = job(
         |message: &Message| {
             let order: Order = message.parse()?;
-            Ok(Identity::new(Key::new("mail", order.number)?, &order)?)
+            Ok(MessageKey::new(Key::new("mail", order.number)?, &order)?)
         },
         |call, message| async move {
             call.run(move |claim| async move {

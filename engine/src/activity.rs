@@ -1,6 +1,6 @@
 //! Counts for the console: what the engine did, and how long its store took.
 //!
-//! Nothing is counted before a console exists. From then on an event costs one relaxed addition to a cache line that few
+//! Counting starts with the first console. From then on, an event costs one relaxed addition to a cache line that few
 //! other threads write.
 
 use std::cell::Cell;
@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use crate::EventKind;
 
-/// Enough that the threads of most machines do not share one.
+/// Enough stripes that the threads of most machines do not share one.
 const STRIPES: usize = 16;
 
-/// What is counted, in the order in which the console shows it.
+/// The counted events, in the order in which the console shows them.
 pub(crate) const KINDS: [EventKind; 7] = [
     EventKind::Miss,
     EventKind::Hit,
@@ -42,13 +42,13 @@ struct StoreTime {
     micros: AtomicU64,
 }
 
-/// How much was counted so far.
+/// The counts so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Totals {
     /// In the order of [`KINDS`].
     pub(crate) events: [u64; KINDS.len()],
     pub(crate) batches: u64,
-    /// How long these batches took together.
+    /// How long these batches took in total.
     pub(crate) micros: u64,
 }
 
@@ -56,10 +56,10 @@ thread_local! {
     static STRIPE: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
-/// The stripe of this thread.
+/// Returns the stripe of this thread.
 fn stripe() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    // A thread that is ending has no local value any more. Any stripe will do.
+    // An ending thread has no thread-local value any more. Any stripe will do.
     let found = STRIPE.try_with(|stripe| {
         stripe.get().unwrap_or_else(|| {
             let taken = NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES;
@@ -71,7 +71,7 @@ fn stripe() -> usize {
 }
 
 impl Activity {
-    /// Begins to count.
+    /// Starts counting.
     pub(crate) fn turn_on(&self) {
         self.is_on.store(true, Ordering::Relaxed);
     }

@@ -1,17 +1,17 @@
-//! Where an answer goes: to a task, or to a plain thread that waits.
+//! Carries an answer back to its asker: a task, or a plain thread that waits.
 
 use tokio::sync::oneshot;
 
-/// One answer's way back to its asker.
+/// Sends one answer back to its asker.
 #[derive(Debug)]
 pub(crate) enum Answer<T> {
     Task(oneshot::Sender<T>),
-    /// One of several that the thread waits for, by its number.
+    /// One of several answers that a thread waits for, identified by its number.
     Thread(crossbeam_channel::Sender<(usize, T)>, usize),
 }
 
 impl<T> Answer<T> {
-    /// Answers, and tells whether somebody listens.
+    /// Sends the answer. Returns whether the asker still listens.
     pub(crate) fn send(self, answer: T) -> bool {
         match self {
             Self::Task(sender) => sender.send(answer).is_ok(),
@@ -19,7 +19,7 @@ impl<T> Answer<T> {
         }
     }
 
-    /// Whether the asker is known to have gone.
+    /// Returns whether the asker is known to have left.
     pub(crate) fn is_closed(&self) -> bool {
         match self {
             Self::Task(sender) => sender.is_closed(),

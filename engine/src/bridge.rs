@@ -1,4 +1,4 @@
-//! How plain threads reach the engine: by a bounded crossbeam channel that the home arbiter drains.
+//! The bridge from plain threads to the engine: a bounded crossbeam channel that the home arbiter drains.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::Error;
 use crate::call::Begin;
 use crate::supervisor::Supervisor;
 
-/// The threads' end. A thread that finds the channel full waits: that is its back-pressure.
+/// The threads' end of the channel. A thread that finds the channel full waits; this is the back-pressure.
 #[derive(Debug, Clone)]
 pub(crate) struct Bridge {
     calls: Sender<Begin>,
@@ -18,7 +18,7 @@ pub(crate) struct Bridge {
 }
 
 impl Bridge {
-    /// Starts the arbiter's end on the current arbiter.
+    /// Starts the receiving end on the current arbiter.
     pub(crate) fn start(supervisor: Arc<Addr<Supervisor>>, depth: usize) -> Self {
         let (calls, taken) = bounded(depth);
         let wake = Arc::new(Notify::new());
@@ -43,11 +43,12 @@ impl Bridge {
     }
 }
 
-/// Hands on what the threads send. On the arbiter only `try_recv` is allowed: a blocked arbiter serves nobody.
+/// Forwards the threads' calls to the supervisor. On the arbiter, only `try_recv` is allowed, because a blocked arbiter
+/// serves no caller.
 async fn carry(calls: Receiver<Begin>, wake: Arc<Notify>, supervisor: Arc<Addr<Supervisor>>) {
     while supervisor.connected() {
         for call in calls.try_iter() {
-            // A supervisor that has just ended drops the call, and the thread hears that the engine stopped.
+            // A supervisor that has just ended drops the call, and the thread gets `Error::Stopped`.
             let _ = supervisor.try_send(call);
         }
         wake.notified().await;

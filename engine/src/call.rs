@@ -1,4 +1,4 @@
-//! A call on its way through the engine: what it asks, and what it is told.
+//! A call on its way through the engine: the request and its decision.
 
 use std::time::Duration;
 
@@ -18,11 +18,11 @@ pub(crate) struct Begin {
     pub(crate) fingerprint: Fingerprint,
     pub(crate) on_abandoned: OnAbandoned,
     pub(crate) on_store_failure: OnStoreFailure,
-    /// Until when the call waits for another at work on its key; `None` if it does not wait.
+    /// When the call stops waiting for the holder of its key; `None` if it does not wait.
     pub(crate) wait_until: Option<Instant>,
     pub(crate) run_limit: Option<Duration>,
     pub(crate) reply: Answer<Decision>,
-    /// Counted while the call is anywhere in the engine.
+    /// Counts the call while it is anywhere in the engine.
     pub(crate) permit: Permit,
 }
 
@@ -54,8 +54,8 @@ impl Begin {
         }
     }
 
-    /// Answers a call that is over. Its place is free before its caller can know: a caller that is answered on another
-    /// thread may be back at once.
+    /// Answers a finished call. It frees the call's permit first: a caller on another thread may call again as soon as
+    /// it has the answer.
     pub(crate) fn answer(self, decision: Decision) {
         let Self { reply, permit, .. } = self;
         drop(permit);
@@ -67,16 +67,16 @@ impl Begin {
     }
 }
 
-/// Thirty years, which fit into every system's clock. What is longer never ends.
+/// Thirty years, which every system's clock can represent. Anything longer counts as no limit.
 pub(crate) const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
-/// The time after so long.
+/// Returns the instant `time` from now.
 pub(crate) fn after(time: Duration) -> Instant {
     let now = Instant::now();
     now.checked_add(time).unwrap_or_else(|| now + NEVER)
 }
 
-/// What a call is told.
+/// The decision on a call.
 pub(crate) type Decision = Result<Admitted, Error>;
 
 /// What a call may do.
@@ -84,8 +84,8 @@ pub(crate) type Decision = Result<Admitted, Error>;
 pub(crate) enum Admitted {
     /// Run the operation, and settle the grant.
     Granted(Grant),
-    /// Take this outcome: it was done before.
+    /// Return this outcome of an earlier call.
     Replay(SealedOutcome),
-    /// Run the operation without a guard.
+    /// Run the operation unguarded.
     Unguarded,
 }

@@ -1,9 +1,9 @@
-//! Where the engine leaves something to chance: owners, and pauses that are not to fall together.
+//! The engine's random numbers: owner tokens, and jitter for its pauses.
 
 #[cfg(not(feature = "simulation"))]
 pub(crate) use rand::random as bits;
 
-/// A number from `low` up to `high`.
+/// Returns a random number from `low` up to `high`.
 pub(crate) fn between(low: f64, high: f64) -> f64 {
     low + (high - low) * bits::<f64>()
 }

@@ -1,4 +1,4 @@
-//! Keys for the effects of an operation, derived from the key of the operation.
+//! Derived keys: idempotency keys for the effects of an operation, derived from the operation's own key.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use sha2::{Digest as _, Sha256};
 use crate::Key;
 use crate::at_rest::AtRest;
 
-/// An idempotency key for one effect of an operation, to pass to the provider that performs it. See
+/// An idempotency key for one effect of an operation. Pass it to the provider that performs the effect. See
 /// [`Claim::derive_key`](crate::Claim::derive_key).
 ///
-/// It is 52 characters of `A-Z a-z 0-9 - _`. The same namespace, scope, key and name give the same derived key on every
-/// machine and in every version of this crate.
+/// It has 52 characters from `A-Z a-z 0-9 - _`. The same namespace, scope, key and name give the same derived key on
+/// every machine and in every version of this crate.
 ///
 /// ```
 /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -36,7 +36,7 @@ use crate::at_rest::AtRest;
 pub struct DerivedKey(String);
 
 impl DerivedKey {
-    /// The key as text.
+    /// Returns the key as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -60,14 +60,16 @@ impl fmt::Display for DerivedKey {
     }
 }
 
-/// What the keys of an engine are derived with. Without a namespace and without key hashing, a clone costs nothing.
+/// The inputs that all derived keys of an engine share. Without a namespace and without key hashing, a clone costs
+/// nothing.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct KeyDerivation {
     namespace: Option<Arc<str>>,
     at_rest: AtRest,
 }
 
-/// Names the form of the derivation, which may never change: under another one, every provider would run every effect again.
+/// Names the version of the derivation, which may never change: with another one, providers would run every effect
+/// again.
 const PREFIX: &str = "oncekey1-";
 const PURPOSE: &[u8] = b"oncekey: derived key 1";
 
@@ -85,7 +87,7 @@ impl KeyDerivation {
         let mut parts = Vec::with_capacity(PURPOSE.len() + namespace.len() + key.as_stored().len() + name.len() + 40);
         let (scope, idempotency_key) =
             if planted!(StepsShareAName) { ("", "") } else { (key.scope(), key.idempotency_key()) };
-        // Each part with its length, so that nothing can move from one part into the next.
+        // Each part is preceded by its length, so that nothing can move from one part into the next.
         for part in [PURPOSE, namespace.as_bytes(), scope.as_bytes(), idempotency_key.as_bytes(), name.as_bytes()] {
             parts.extend_from_slice(&(part.len() as u64).to_be_bytes());
             parts.extend_from_slice(part);
@@ -117,7 +119,8 @@ mod tests {
         derivation(namespace, secret).derive(&Key::new(scope, key).unwrap(), name).to_string()
     }
 
-    /// The derivation is a promise. Checked by another implementation (Python's `hashlib` and `hmac`).
+    /// The derivation is a promise. The expected values come from another implementation (Python's `hashlib` and
+    /// `hmac`).
     #[test]
     fn e26_the_derivation_never_changes() {
         assert_eq!(derive("", None, "mail", "17", "send"), "oncekey1-lDy1M4Di2fOVM-J1gO_Dqv1BrZpebgEnT--rl3IfkC4");

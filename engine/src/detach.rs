@@ -1,8 +1,8 @@
-//! Operations outlive the callers that began them.
+//! Lets operations outlive the callers that began them.
 //!
-//! A caller polls its operation itself: a task of its own for each would cost more than everything else that the engine
-//! does. Only when the caller is dropped midway, because a client left or a `select!` chose otherwise, is the operation
-//! moved to a task.
+//! A caller polls its operation itself, because a separate task for each operation would cost more than everything else
+//! that the engine does. Only when the caller is dropped midway (a client disconnected, or a `select!` took another
+//! branch) does the operation move to a task.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -12,10 +12,10 @@ use std::task::{Context, Poll};
 use futures_util::future::LocalBoxFuture;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-/// Polls `future` in place; if it is dropped before the future is done, gives it to `detach`.
+/// Polls `future` in place. If it is dropped before the future is done, it passes the future to `detach`.
 pub(crate) struct DetachOnDrop<F: Future, D: FnOnce(Pin<Box<F>>)> {
     running: Option<(Pin<Box<F>>, D)>,
-    /// Still set after a poll that panicked: such a future is not polled again.
+    /// Still set after a poll that panicked. Such a future is not polled again.
     is_polled: bool,
 }
 
@@ -25,7 +25,7 @@ impl<F: Future, D: FnOnce(Pin<Box<F>>)> DetachOnDrop<F, D> {
     }
 }
 
-// The future is boxed, and `detach` is only ever moved out: nothing in here is pinned in place.
+// The future is boxed, and `detach` is only ever moved out, so nothing in here is pinned in place.
 impl<F: Future, D: FnOnce(Pin<Box<F>>)> Unpin for DetachOnDrop<F, D> {}
 
 impl<F: Future, D: FnOnce(Pin<Box<F>>)> Future for DetachOnDrop<F, D> {
@@ -58,12 +58,12 @@ impl<F: Future, D: FnOnce(Pin<Box<F>>)> Drop for DetachOnDrop<F, D> {
 }
 
 thread_local! {
-    /// Takes futures that can't leave this thread. Spawning one from a destructor could panic, where the arbiter's tasks
-    /// are being torn down; sending it to a task can't.
+    /// Receives the futures that can't leave this thread. Spawning one from a destructor could panic while the
+    /// arbiter's tasks are being dropped; sending it to a task can't.
     static LEFT_BEHIND: RefCell<Option<UnboundedSender<LocalBoxFuture<'static, ()>>>> = const { RefCell::new(None) };
 }
 
-/// Lets this arbiter go on with what its callers leave behind.
+/// Starts the task of this arbiter that continues the futures of dropped callers.
 pub(crate) fn start_on_this_thread() {
     LEFT_BEHIND.with_borrow_mut(|sender| {
         if sender.as_ref().is_some_and(|sender| !sender.is_closed()) {
@@ -79,7 +79,7 @@ pub(crate) fn start_on_this_thread() {
     });
 }
 
-/// Goes on with `future` on this arbiter. On a thread that is no arbiter, or is ending, the future is dropped.
+/// Continues `future` on this arbiter. On a thread that is not an arbiter, or is ending, the future is dropped.
 pub(crate) fn go_on_here(future: LocalBoxFuture<'static, ()>) {
     let _ = LEFT_BEHIND.try_with(|sender| {
         if let Some(sender) = &*sender.borrow() {

@@ -1,4 +1,4 @@
-//! What the engine did, told to the user's observers, to `tracing` and to the `metrics` facade.
+//! The engine's events. The engine reports each one to the user's observers, to `tracing` and to the `metrics` facade.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,22 +22,22 @@ use crate::Key;
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Event<'a> {
-    /// What was done.
+    /// What the engine did.
     pub kind: EventKind,
-    /// For which key.
+    /// The key that the event concerns.
     pub key: &'a Key,
-    /// The operator who settled the key, of [`EventKind::Resolved`] and [`EventKind::StepResolved`], where the caller of
-    /// the engine named one.
+    /// The operator who settled the key, if the caller named one. Set only for [`EventKind::Resolved`] and
+    /// [`EventKind::StepResolved`].
     pub operator: Option<&'a str>,
 }
 
 impl<'a> Event<'a> {
-    /// An event without an operator.
+    /// Creates an event without an operator.
     pub fn new(kind: EventKind, key: &'a Key) -> Self {
         Self { kind, key, operator: None }
     }
 
-    /// The same event, with the operator who caused it.
+    /// Returns the same event with the operator who caused it.
     ///
     /// ```
     /// # use oncekey::{Event, EventKind, Key};
@@ -61,57 +61,57 @@ impl<'a> Event<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum EventKind {
-    /// A fresh key was claimed: its operation runs.
+    /// A caller claimed a fresh key, and its operation runs.
     Miss,
-    /// A stored outcome was replayed.
+    /// The engine replayed a stored outcome.
     Hit,
-    /// A call met another at work on its key, and was turned away.
+    /// The engine refused a call because another caller holds its key.
     Conflict,
-    /// A call met another at work on its key, and waits.
+    /// A call waits because another caller holds its key.
     Wait,
-    /// A call asked for something else under a used key.
+    /// A call reused a key with a different fingerprint.
     Mismatch,
-    /// A lapsed claim of another holder was taken over.
+    /// A caller took over another holder's lapsed claim.
     Takeover,
-    /// An outcome was stored.
+    /// The store has stored an outcome.
     Completed,
-    /// A claim was given up: the key is free.
+    /// A claim was released, and its key is free.
     Released,
-    /// A claim was made indeterminate by its holder's word.
+    /// The holder of a claim made it indeterminate.
     Held,
-    /// A call met an indeterminate key.
+    /// A call found its key indeterminate.
     Indeterminate,
-    /// An indeterminate key was settled by the reconciler.
+    /// The reconciler settled an indeterminate key.
     Reconciled,
-    /// A holder found that its claim was lost.
+    /// A holder found that it had lost its claim.
     Lost,
-    /// An outcome could not be stored within the settling limit. The engine keeps trying.
+    /// An outcome could not be stored within the settling limit. The engine keeps retrying.
     OutcomeNotStored,
     /// The store failed to answer a call.
     StoreFailed,
-    /// A claim whose answer was lost is withdrawn: nothing began on it, and it can no longer arrive.
+    /// The engine withdrew a claim whose answer was lost. Nothing began under the claim, and it can no longer arrive.
     Withdrawn,
-    /// An operation has passed its run limit; its claim was settled as abandoned.
+    /// An operation passed its run limit, and the engine settled its claim as abandoned.
     RunLimit,
-    /// A settlement that the store did not take is given up, because too many are pending. Its claim is left to its
-    /// lease.
+    /// The engine gave up a settlement that the store had not accepted, because too many are pending. The claim is left
+    /// to its lease.
     SettlementDropped,
-    /// An operation runs without a guard, because the store is away and the call's policy says so.
+    /// An operation runs unguarded, because the store is unavailable and the call's policy allows it.
     Unguarded,
     /// An operation panicked.
     Panicked,
-    /// A call was turned away at a limit.
+    /// The engine refused a call because a limit was reached.
     Overloaded,
     /// A step ran, and its outcome is stored.
     StepCompleted,
-    /// A step was answered with the outcome of an earlier run.
+    /// The engine replayed the outcome of an earlier run of a step.
     StepReplayed,
     /// A step ended without an outcome: it panicked, its future was dropped, or its outcome could not be stored.
     StepUnsettled,
-    /// An operation completed, and did not ask for a step that an earlier attempt left.
+    /// An operation completed without calling a step that an earlier attempt had recorded.
     StepNotAsked,
-    /// An operation completed under [`OnAbandoned::Resume`](crate::OnAbandoned::Resume) without a step: a crash would have
-    /// run all of it again.
+    /// An operation completed under [`OnAbandoned::Resume`](crate::OnAbandoned::Resume) without a step. After a crash,
+    /// all of it would have run again.
     ResumeWithoutSteps,
     /// An operator settled an indeterminate key.
     Resolved,
@@ -150,7 +150,7 @@ impl EventKind {
         Self::StepResolved,
     ];
 
-    /// The name, as logs and metrics show it.
+    /// Returns the event's name in logs and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Miss => "miss",
@@ -184,7 +184,7 @@ impl EventKind {
     }
 }
 
-/// Hears of every [`Event`]. It is called on the arbiter that did the thing, and must not block.
+/// Receives every [`Event`]. The engine calls it on the arbiter that caused the event, so it must not block.
 ///
 /// Closures are observers:
 ///
@@ -201,7 +201,7 @@ impl EventKind {
 /// # let _ = alarm();
 /// ```
 pub trait Observer: Send + Sync + 'static {
-    /// Takes notice. A panic in here is caught and logged.
+    /// Handles one event. The engine catches and logs a panic.
     fn on_event(&self, event: &Event<'_>);
 }
 
@@ -211,12 +211,12 @@ impl<F: Fn(&Event<'_>) + Send + Sync + 'static> Observer for F {
     }
 }
 
-/// Tells everybody who listens.
+/// Sends events to the observers, to `tracing` and to the metrics.
 pub(crate) struct Events {
     observers: Vec<Arc<dyn Observer>>,
-    /// Made once, by kind: finding a counter by its name costs more than all else that a replay does.
+    /// One counter per kind, created once: looking a counter up by its name costs more than the rest of a replay.
     counters: [metrics::Counter; EventKind::ALL.len()],
-    /// For the console.
+    /// The console's counts.
     #[cfg(feature = "web")]
     pub(crate) activity: Arc<crate::activity::Activity>,
 }
@@ -236,7 +236,7 @@ impl Events {
         self.tell_of(Event::new(kind, key));
     }
 
-    /// A batch of steps was answered after so long.
+    /// Records how long the store took to answer a batch of steps.
     pub(crate) fn batch_took(&self, took: Duration) {
         #[cfg(feature = "web")]
         self.activity.count_batch(took);

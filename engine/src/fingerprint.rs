@@ -1,4 +1,4 @@
-//! What was asked, as a digest: a retry must ask the same.
+//! Fingerprints: digests of what callers ask for. A retry must have the same fingerprint.
 
 use std::fmt;
 
@@ -7,8 +7,8 @@ use sha2::{Digest, Sha256};
 
 /// A 256-bit digest (SHA-256) of what an operation was asked to do.
 ///
-/// It is stored with the claim and compared on every later use of the key: another fingerprint under the same key is
-/// a mismatch, never a replay.
+/// The store keeps it with the claim, and the engine compares it on every later use of the key. Another fingerprint
+/// under the same key is a mismatch, never a replay.
 ///
 /// ```
 /// use oncekey::Fingerprint;
@@ -24,7 +24,7 @@ impl Fingerprint {
     /// The length in bytes.
     pub const LEN: usize = 32;
 
-    /// The fingerprint of one field.
+    /// Returns the fingerprint of one field.
     ///
     /// ```
     /// # use oncekey::Fingerprint;
@@ -34,17 +34,17 @@ impl Fingerprint {
         Self::builder().field(bytes).finish()
     }
 
-    /// A fingerprint over several fields.
+    /// Returns a builder for a fingerprint over several fields.
     pub fn builder() -> FingerprintBuilder {
         FingerprintBuilder(Sha256::new())
     }
 
-    /// The digest's bytes, as a store keeps them.
+    /// Returns the digest's bytes, as a store keeps them.
     pub fn as_bytes(&self) -> &[u8; Self::LEN] {
         &self.0
     }
 
-    /// Takes a digest back from a store, or one that the caller made by a hash of their own.
+    /// Creates a fingerprint from the bytes that a store keeps, or from a digest that the caller computed.
     ///
     /// ```
     /// # use oncekey::Fingerprint;
@@ -64,8 +64,8 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
-/// Collects the fields of a [`Fingerprint`]. Each is hashed with its length, so that a byte moved from one field to the
-/// next changes the digest.
+/// Collects the fields of a [`Fingerprint`]. It hashes each field with its length, so that moving a byte from one field
+/// to the next changes the digest.
 ///
 /// ```
 /// use oncekey::Fingerprint;
@@ -86,17 +86,17 @@ impl FingerprintBuilder {
         self
     }
 
-    /// The digest of all fields.
+    /// Returns the digest of all fields.
     pub fn finish(self) -> Fingerprint {
         Fingerprint(self.0.finalize().into())
     }
 }
 
-/// What can be given to [`Engine::run`](crate::Engine::run) as "what was asked": a [`Fingerprint`], or a reference to
+/// A value that [`Engine::run`](crate::Engine::run) accepts as its `fingerprint`: a [`Fingerprint`], or a reference to
 /// anything that `serde` can serialize.
 ///
-/// A serialized value is digested in a canonical form, its maps sorted by key: a `HashMap` in the request does not make
-/// a retry a mismatch.
+/// A serialized value is digested in a canonical form, with its maps sorted by key. A `HashMap` in the request
+/// therefore does not make a retry a mismatch.
 ///
 /// ```
 /// use oncekey::{Fingerprint, ToFingerprint};
@@ -107,14 +107,14 @@ impl FingerprintBuilder {
 /// # Ok::<(), oncekey::FingerprintError>(())
 /// ```
 pub trait ToFingerprint {
-    /// The digest of what was asked.
+    /// Returns the digest of the request.
     ///
     /// # Errors
-    /// A value that JSON can't hold (a map whose keys are no strings, a failing `Serialize`).
+    /// [`FingerprintError`] for a value that JSON can't hold (a map whose keys are not strings, a failing `Serialize`).
     fn to_fingerprint(&self) -> Result<Fingerprint, FingerprintError>;
 }
 
-/// A value could not be serialized to make its fingerprint.
+/// The error for a value that can't be serialized to compute its fingerprint.
 ///
 /// ```
 /// use std::collections::HashMap;
@@ -141,8 +141,8 @@ impl<T: Serialize + ?Sized> ToFingerprint for &T {
     }
 }
 
-/// Every node begins with a byte for its type, and every string and collection with its length: no two values share
-/// what is hashed.
+/// Every node begins with a byte for its type, and every string and collection with its length, so that no two values
+/// have the same hash input.
 fn digest_json(value: &serde_json::Value, hasher: &mut Sha256) {
     use serde_json::Value;
     let text = |tag: u8, text: &str, hasher: &mut Sha256| {

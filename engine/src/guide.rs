@@ -1,4 +1,8 @@
-//! The guides: what is promised, which store, how to run it, how to extend it.
+//! The guides: what the engine promises, which store to choose, how to operate the engine and how to extend it.
+
+#[cfg(feature = "web")]
+#[doc = include_str!("../guide/tutorial.md")]
+pub mod tutorial {}
 
 #[doc = include_str!("../guide/guarantees.md")]
 pub mod guarantees {}

@@ -1,8 +1,8 @@
-//! Locks whose key is settled, kept for a moment for the next key.
+//! The pool of idle locks: locks whose key is settled, kept briefly for the next key.
 //!
-//! Starting an actor is the most expensive part of a first use: its task is allocated at an alignment that allocators
-//! serve slowly, and taken apart again some microseconds later. Under load the next key arrives before that, and reuses an
-//! idle lock. Nothing is kept beyond the supervisor's next sweep: an idle engine has no locks.
+//! Starting an actor is the most expensive part of a first use. Its task is allocated at an alignment that allocators
+//! serve slowly, and freed again some microseconds later. Under load the next key arrives before that, and reuses an
+//! idle lock. The pool keeps nothing beyond the supervisor's next sweep, so an idle engine has no locks.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::key_lock::Lock;
 #[derive(Default)]
 pub(crate) struct IdleLocks(VecDeque<Lock>);
 
-/// More than are settled between two turns of a busy arbiter are of no use.
+/// A larger pool is of no use: a busy arbiter settles fewer keys between two turns.
 const LIMIT: usize = 256;
 
 impl IdleLocks {
@@ -24,14 +24,14 @@ impl IdleLocks {
         }
     }
 
-    /// Gives a lock that nobody else has the address of, so that no message to it can be about the key that it had. The
-    /// one that has been idle for longest comes first; if its last holder still has it, it is let go.
+    /// Takes the lock that has been idle longest, if nothing else holds its address: then no message to it can concern
+    /// its previous key. If its last holder still has the address, the lock is dropped.
     pub(crate) fn take(&mut self) -> Option<Lock> {
         let mut lock = self.0.pop_front()?;
         (Arc::get_mut(&mut lock.claim).is_some() && lock.address.connected()).then_some(lock)
     }
 
-    /// Ends those that are idle.
+    /// Ends the idle locks.
     pub(crate) fn dismiss(&mut self) {
         self.0.clear();
     }

@@ -1,4 +1,4 @@
-//! What an operation is named by: a scope and the caller's idempotency key, never one without the other.
+//! The [`Key`] that names an operation: a scope and the caller's idempotency key, never one without the other.
 
 use std::fmt::{self, Display, Write as _};
 use std::hash::{BuildHasher, Hash, Hasher};
@@ -6,16 +6,15 @@ use std::sync::Arc;
 #[cfg(not(feature = "simulation"))]
 use std::sync::LazyLock;
 
-/// The longest scope and the longest caller's key, in bytes. Stripe's limit for `Idempotency-Key` is the same.
+/// The longest scope and the longest idempotency key, in bytes. Stripe's limit for `Idempotency-Key` is the same.
 pub const MAX_PART_LEN: usize = 255;
 
 /// The name of one operation: a **scope** (a tenant, a job queue, …) and the caller's **idempotency key**.
 ///
-/// Two keys are equal only if both parts are. The stored form, `4:mail:order-17`, carries the scope's length, so that
-/// no choice of scope and key can be mistaken for another: a tenant `a` with key `b:c` is not a tenant `a:b` with
-/// key `c`.
+/// Two keys are equal only if both parts are. The stored form, `4:mail:order-17`, starts with the scope's length, so no
+/// scope and key can be mistaken for another pair: tenant `a` with key `b:c` differs from tenant `a:b` with key `c`.
 ///
-/// Cloning is cheap: the text is shared.
+/// Cloning is cheap, because clones share the text.
 ///
 /// ```
 /// use oncekey::Key;
@@ -29,7 +28,7 @@ pub const MAX_PART_LEN: usize = 255;
 #[derive(Clone)]
 pub struct Key {
     stored: Arc<str>,
-    /// Of `stored`, made once: the supervisor and the memory backend look the same key up several times.
+    /// The hash of `stored`, computed once: the supervisor and the memory backend look the same key up several times.
     hash: u64,
 }
 
@@ -42,22 +41,22 @@ pub struct Key {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// The part has no characters.
+    /// The part is empty.
     #[error("the {0} is empty")]
     Empty(KeyPart),
     /// The part is longer than [`MAX_PART_LEN`] bytes.
     #[error("the {0} has {1} bytes; the limit is {MAX_PART_LEN}")]
     TooLong(KeyPart, usize),
-    /// The part has a control character, a separator of lines or a mark of writing direction, with which a line of a log
-    /// could be forged or be made to read as another.
+    /// The part contains a control character, a line or paragraph separator, or a directional mark. With these, a
+    /// caller could forge a log line or make it read as another.
     #[error("the {0} contains a control character")]
     ControlCharacter(KeyPart),
-    /// The text is not one that [`Key::as_stored`] gives.
+    /// The text is not in the form that [`Key::as_stored`] returns.
     #[error("this is not the stored form of a key, which is LENGTH:SCOPE:KEY")]
     NotStoredForm,
 }
 
-/// Which half of a [`Key`] an error speaks of.
+/// The half of a [`Key`] that an error concerns.
 ///
 /// ```
 /// assert_eq!(oncekey::KeyPart::Scope.to_string(), "scope");
@@ -79,24 +78,24 @@ impl Display for KeyPart {
     }
 }
 
-/// One seed for the process: every table that looks a key up shares its hash, and no caller can choose keys that
-/// collide in them.
+/// The seed is chosen once per process, so every table that looks a key up shares its hash, and no caller can choose
+/// keys that collide.
 #[cfg(not(feature = "simulation"))]
 static HASHER: LazyLock<foldhash::quality::RandomState> = LazyLock::new(foldhash::quality::RandomState::default);
-/// The same in every run, so that a simulation meets its keys in the same order again.
+/// The seed is the same in every run, so that a simulation meets its keys in the same order again.
 #[cfg(feature = "simulation")]
 static HASHER: foldhash::quality::FixedState = foldhash::quality::FixedState::with_seed(0);
 
 impl Key {
-    /// Names an operation by its scope and its idempotency key.
+    /// Creates the key of an operation from its scope and its idempotency key.
     ///
     /// # Errors
-    /// A part that is empty, longer than [`MAX_PART_LEN`] bytes, or has a control character is refused.
+    /// [`KeyError`] if a part is empty, longer than [`MAX_PART_LEN`] bytes, or contains a control character.
     pub fn new(scope: impl AsRef<str>, idempotency_key: impl Display) -> Result<Self, KeyError> {
         let scope = scope.as_ref();
         check(KeyPart::Scope, scope)?;
         let mut stored = String::with_capacity(64);
-        // Writing to a String fails only if the Display of the key does: then what it wrote is checked below.
+        // Writing to a String fails only if the key's `Display` does. The part written so far is then checked below.
         let scope = if planted!(ScopeLeftOut) { "any" } else { scope };
         let _ = write!(stored, "{}:{scope}:", scope.len());
         let key_start = stored.len();
@@ -105,8 +104,8 @@ impl Key {
         Ok(Self::assemble(&stored))
     }
 
-    /// Reads what [`as_stored`](Self::as_stored) gave: for backends and operators. A text that a caller sends is for
-    /// [`new`](Self::new): here it would choose its own scope.
+    /// Parses the text that [`as_stored`](Self::as_stored) returned, for backends and operators. Pass a caller's text
+    /// to [`new`](Self::new) instead: here the caller could choose its own scope.
     ///
     /// # Errors
     /// [`KeyError::NotStoredForm`] for any other text, and the errors of [`Key::new`] for its parts.
@@ -124,7 +123,7 @@ impl Key {
         }
         let (length, rest) = stored.split_once(':').ok_or(KeyError::NotStoredForm)?;
         let scope_len: usize = length.parse().map_err(|_| KeyError::NotStoredForm)?;
-        // "+4", "04": another text for the same key would be a second record of it.
+        // "+4" or "04" would be a second text, and so a second record, for the same key.
         if length.starts_with(['+', '0']) || rest.as_bytes().get(scope_len) != Some(&b':') {
             return Err(KeyError::NotStoredForm);
         }
@@ -133,13 +132,14 @@ impl Key {
         Ok(Self::assemble(stored))
     }
 
-    /// The name under which a store knows a key that it must not see.
+    /// Creates the name under which a store keeps a key that it must not see.
     pub(crate) fn hashed(secret_id: &str, digest: &str) -> Self {
         Self::assemble(&format!("{HASHED}{secret_id}-{digest}"))
     }
 
-    /// Whether this is a digest of a key, as [`KeyHashing`](crate::at_rest::KeyHashing) has it stored. Its scope is empty, and
-    /// its idempotency key the digest behind the secret's name.
+    /// Returns whether this is a digest of a key, which the store keeps under
+    /// [`KeyHashing`](crate::at_rest::KeyHashing). Its scope is empty, and its idempotency key is the secret's name
+    /// followed by the digest.
     ///
     /// ```
     /// # use oncekey::Key;
@@ -154,29 +154,30 @@ impl Key {
         Self { stored: Arc::from(stored), hash: HASHER.hash_one(stored) }
     }
 
-    /// The scope.
+    /// Returns the scope.
     pub fn scope(&self) -> &str {
         self.parts().0
     }
 
-    /// The caller's idempotency key.
+    /// Returns the caller's idempotency key.
     pub fn idempotency_key(&self) -> &str {
         self.parts().1
     }
 
-    /// Found again in the stored form when they are asked for: a key is moved far more often than it is read.
+    /// Finds the parts in the stored form on each call, because a key is moved far more often than it is read.
     fn parts(&self) -> (&str, &str) {
         let (length, rest) = self.stored.split_once(':').unwrap_or_default();
         let scope_len = length.parse().unwrap_or(0);
         (&rest[..scope_len], &rest[scope_len + 1..])
     }
 
-    /// The text under which a store keeps the record: the scope's length, the scope and the idempotency key.
+    /// Returns the text under which a store keeps the record: the scope's length, the scope and the idempotency key.
     pub fn as_stored(&self) -> &str {
         &self.stored
     }
 
-    /// A hash of the whole key, seeded once a process: for a backend's own tables, not for storing.
+    /// Returns a hash of the whole key, with a seed chosen once per process. Use it for a backend's own tables, not for
+    /// storage.
     ///
     /// ```
     /// # use oncekey::Key;
@@ -188,17 +189,17 @@ impl Key {
     }
 }
 
-/// How the stored form of a digest begins: with an empty scope, which no caller can name.
+/// The prefix of a digest's stored form: an empty scope, which no caller can name.
 const HASHED: &str = "0::";
 
-/// Eight digits that name the secret, and 64 of the digest.
+/// A digest is eight hex digits that name the secret, a hyphen, and 64 hex digits.
 fn is_digest(text: &str) -> bool {
     let is_hex = |text: &str| text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     text.split_once('-').is_some_and(|(id, digest)| (id.len(), digest.len()) == (8, 64) && is_hex(id) && is_hex(digest))
 }
 
-/// Line and paragraph separators, and what turns the direction of writing: no control characters to Unicode, but to whoever
-/// reads a log.
+/// Line and paragraph separators, and characters that change the writing direction. Unicode does not class them as
+/// control characters, but they can mislead a person who reads a log.
 fn is_deceptive(character: char) -> bool {
     matches!(
         character,
@@ -238,7 +239,7 @@ impl PartialOrd for Key {
     }
 }
 
-/// By the bytes of the stored form: the order in which a store lists its records.
+/// Orders keys by the bytes of the stored form, the order in which a store lists its records.
 impl Ord for Key {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         self.stored.as_bytes().cmp(other.stored.as_bytes())
@@ -260,7 +261,7 @@ impl fmt::Debug for Key {
     }
 }
 
-/// A hasher for tables whose keys are [`Key`]s: it passes on the hash that the key has made already.
+/// A hasher for tables whose keys are [`Key`]s: it passes on the hash that the key has already computed.
 ///
 /// ```
 /// use std::collections::HashMap;
@@ -286,7 +287,7 @@ impl Hasher for KeyHasher {
         self.0 = hash;
     }
 
-    /// Only for keys of other types, which this hasher is not for: correct, and slow.
+    /// Correct but slow for keys of other types, for which this hasher is not meant.
     fn write(&mut self, bytes: &[u8]) {
         self.0 = HASHER.hash_one((self.0, bytes));
     }
@@ -321,7 +322,7 @@ mod tests {
         let hashed = Key::from_stored(&digest).unwrap();
         assert!(hashed.is_hashed());
         assert_eq!((hashed.scope(), hashed.idempotency_key()), ("", &digest[3..]));
-        // What comes nearest to it is something else.
+        // The texts that come nearest to a digest are not digests.
         for scope in ["0", "0:", ":", "0::"] {
             assert!(!Key::new(scope, &digest[3..]).unwrap().is_hashed());
         }

@@ -1,7 +1,8 @@
 //! *Do it once, answer every time.* Oncekey is an actor-based, embedded idempotency engine.
 //!
-//! A caller names an operation with a [`Key`]. The engine makes sure that it happens once, keeps its outcome, and answers
-//! every retry with it: from the actix-web middleware, from job processors, and from events inside one process.
+//! A caller names an operation with a [`Key`]. The engine runs the operation, keeps its outcome, and returns that
+//! outcome to every retry. You use it from an actix-web middleware, from job processors, and from event consumers
+//! inside one process.
 //!
 //! # A guarded route
 //!
@@ -54,37 +55,41 @@
 //! caller ──Begin──▶ Supervisor ──owns──▶ KeyLock (one actor per key in flight)
 //!                      │                     │ heartbeat, waiters, fencing token
 //!                      │                     ▼
-//!                      └────────────▶ backend actor ──▶ memory | SQLite | yours
+//!                      └────────────▶ backend actor ──▶ memory | SQL | Redis | yours
 //! ```
 //!
-//! Every arbiter, and each actix-web worker is one, has its own supervisor, key locks and backend actor: on the way of a
-//! call nothing crosses a thread. Two workers of a process meet in the store, as two machines do, by the same atomic
-//! steps.
+//! Every arbiter, including each actix-web worker, is a node with its own supervisor, key locks and backend actor.
+//! Nothing on the path of a call crosses threads. Two workers of one process meet in the store, through the same atomic
+//! steps as two machines.
 //!
-//! # Where to read on
+//! # Guides and modules
 //!
-//! - [`guide::guarantees`]: what is promised under which failure, and what is not.
-//! - [`guide::choosing_a_store`]: memory, SQLite, or your own.
-//! - [`web`]: the middleware, and what it answers.
-//! - [`guide::answers`]: what a handler's answer means for its key.
-//! - [`guide::http`]: the order of middleware, CORS, uploads, tests, and upgrading.
-//! - [`guide::steps`]: several effects, each once; a retry continues.
-//! - [`guide::jobs_and_threads`]: without HTTP.
-//! - [`guide::security`] and [`at_rest`]: who sees what, hashed keys, encrypted outcomes.
-//! - [`guide::consumers`]: messages from a broker, each with its effect once.
-//! - [`guide::operations`]: settings, metrics, stuck keys, shutdown.
-//! - [`guide::proof`]: what is proven of it, by which means, and how to run it again.
-//! - [`guide::writing_a_backend`] and [`conformance`]: a store of your own.
+//! - [`guide::tutorial`]: build a payment service that charges each order once.
+//! - [`guide::guarantees`]: what the engine promises under each failure, and what it does not promise.
+//! - [`guide::choosing_a_store`]: the stores compared, and what each keeps in each failure.
+//! - [`web`]: the middleware and its responses.
+//! - [`guide::answers`]: what a handler's response means for its key, and what a retry gets.
+//! - [`guide::http`]: middleware order, CORS, uploads, tests and upgrading.
+//! - [`guide::steps`]: operations with several external effects; a retry continues where the last attempt ended.
+//! - [`guide::jobs_and_threads`]: the engine without HTTP.
+//! - [`guide::consumers`]: processing each broker message once, with [`guide::redis_streams`], [`guide::rabbitmq`] and
+//!   [`guide::nats`] for each broker.
+//! - [`guide::writing_a_source`]: messages from another broker.
+//! - [`guide::security`] and [`at_rest`]: who can see and do what, hashed keys, encrypted outcomes.
+//! - [`guide::operations`]: settings, metrics and shutdown.
+//! - [`guide::stuck_keys`]: finding and settling stuck keys, on the console or from the command line.
+//! - [`guide::proof`]: what is tested, by which means, and how to repeat it.
+//! - [`guide::writing_a_backend`] and [`conformance`]: your own store.
 //! - [`Engine`], [`EngineBuilder`], [`CallPolicy`]: the handle and its settings.
 //!
 //! # Features
 //!
-//! - `web`: the actix-web middleware.
+//! - `web`: the actix-web middleware, and the operator's console.
 //! - `encryption`: encryption of stored outcomes.
-//! - `consumer`: job processors and event consumers; with `redis-streams`, `rabbitmq` and `nats` their brokers.
-//! - `apalis`: a layer for workers of apalis.
-//! - `conformance`: the suite for authors of backends.
-//! - `simulation`: chance that a test can seed, for whoever tests with an engine on a virtual clock.
+//! - `consumer`: job processors and event consumers. `redis-streams`, `rabbitmq` and `nats` add the brokers.
+//! - `apalis`: a layer for apalis workers.
+//! - `conformance`: the test suite for backend authors.
+//! - `simulation`: seeded randomness, for tests that run an engine on a virtual clock.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(not(any(test, oncekey_planted_bugs)))]
@@ -142,11 +147,11 @@ pub use event::{Event, EventKind, Observer};
 pub use fingerprint::{Fingerprint, FingerprintBuilder, FingerprintError, ToFingerprint};
 pub use key::{Key, KeyError, KeyHasher, KeyPart, MAX_PART_LEN};
 pub use policy::{CallPolicy, OnAbandoned, OnFailure, OnInProgress, OnStoreFailure, StepPolicy};
-pub use reconcile::{Abandoned, AbandonedStep, Verdict};
+pub use reconcile::{AbandonedClaim, AbandonedStep, ReconcileOutcome};
 pub use record::{Attempt, CorruptOutcome, FencingToken};
 pub use unreadable::UnreadableOutcome;
 
-/// The examples of the README, compiled.
+/// Compiles the examples of the README.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 mod readme {}

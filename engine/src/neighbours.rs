@@ -1,4 +1,4 @@
-//! Whom the key locks of one arbiter talk to.
+//! The addresses that the key locks of one arbiter send to.
 
 use std::sync::Arc;
 
@@ -10,29 +10,29 @@ use crate::claims::ClaimPlace;
 use crate::shared::Shared;
 use crate::{EventKind, Key};
 
-/// Each arbiter has its own, so that counting the references to it is nobody else's affair: what two threads count
-/// together costs each of them more than a message does.
+/// Each arbiter has its own, so that no other thread touches its reference count: a count that two threads share costs
+/// each of them more than a message does.
 pub(crate) struct Neighbours {
     pub(crate) shared: Arc<Shared>,
     pub(crate) store: Recipient<Persist>,
     pub(crate) supervisor: Recipient<ToSupervisor>,
 }
 
-/// What a key lock tells its supervisor.
+/// A key lock's message to its supervisor.
 pub(crate) enum ToSupervisor {
-    /// The lock answers no more for its key. These calls are to be begun again.
+    /// The lock no longer answers for its key. These calls must begin again.
     Retired {
         key: Key,
         id: u64,
         claim: Option<ClaimPlace>,
         resubmit: Vec<Begin>,
-        /// Whether the lock may be given another key.
+        /// Whether the lock may be assigned another key.
         is_reusable: bool,
     },
-    /// The lock's claim is lost. It keeps the claim until its operation ends, but answers no more for its key. These calls
-    /// are to be begun again.
+    /// The lock's claim is lost. The lock keeps the claim until its operation ends, but no longer answers for its key.
+    /// These calls must begin again.
     LetGo { key: Key, id: u64, resubmit: Vec<Begin> },
-    /// A call that met a retired lock is to be begun again.
+    /// A call that met a retired lock must begin again.
     Resubmit(Box<Begin>),
 }
 
@@ -42,11 +42,11 @@ impl Message for ToSupervisor {
 
 impl Neighbours {
     pub(crate) fn ask_store(&self, request: Request) {
-        // A request that a dead backend can't take is dropped, and its reply says so.
+        // If the backend has ended, the request is dropped, and its reply reports that.
         let _ = self.store.try_send(Persist::Step(request));
     }
 
-    /// Tells the supervisor, which outlives its locks; at its own end nobody is left to care.
+    /// Sends to the supervisor, which outlives its locks. Once the supervisor has ended, nothing needs the message.
     pub(crate) fn tell_supervisor(&self, message: ToSupervisor) {
         let _ = self.supervisor.try_send(message);
     }

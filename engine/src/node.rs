@@ -1,8 +1,8 @@
-//! An engine's presence on one arbiter, and how a caller finds the one to talk to.
+//! An engine's presence on one arbiter, and how a caller finds the right one.
 //!
-//! An arbiter is a node: its callers talk to its own supervisor, and nothing on the way crosses a thread. Callers that
-//! are on no arbiter (a plain tokio runtime, a plain thread) share one *home*: an arbiter thread of the engine's own,
-//! started at the first such call.
+//! An arbiter is a node: its callers talk to its own supervisor, and no message crosses threads. Callers that are not
+//! on an arbiter (on a plain tokio runtime or a plain thread) share one *home*, an arbiter thread that the engine owns
+//! and starts at the first such call.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -25,7 +25,7 @@ use crate::shared::Shared;
 use crate::supervisor::{Drain, End, Supervisor};
 use crate::{Error, Key, detach};
 
-/// What an arbiter at its limit has too many of. It concerns every caller, unlike the limits of a scope or a key.
+/// Names the limit of all calls on an arbiter. Unlike the limit of a scope or a key, it concerns every caller.
 pub(crate) const ALL_CALLS: &str = "calls on this arbiter";
 
 /// One supervisor and one backend actor, on one arbiter.
@@ -33,7 +33,7 @@ pub(crate) struct Node {
     pub(crate) shared: Arc<Shared>,
     pub(crate) supervisor: Arc<Addr<Supervisor>>,
     store: Recipient<Persist>,
-    /// Of the arbiter: operations whose caller went away go on there.
+    /// The arbiter's runtime, on which operations continue after their caller has left.
     pub(crate) runtime: Handle,
     taken: Arc<AtomicUsize>,
     limit: usize,
@@ -42,7 +42,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Starts one on the current arbiter.
+    /// Starts a node on the current arbiter.
     fn start<B: Backend>(shared: &Arc<Shared>, backend: &B) -> Arc<Self> {
         let (session, at_rest) = (backend.session(), &shared.settings.at_rest);
         let store = if at_rest.is_on() {
@@ -65,14 +65,14 @@ impl Node {
         node
     }
 
-    /// How many keys were in flight when the supervisor last swept.
+    /// Returns how many keys were in flight at the supervisor's last sweep.
     pub(crate) fn in_flight_at_last_sweep(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Counts a call in, before any message is sent for it.
+    /// Admits a call, before any message is sent for it.
     pub(crate) fn admit(&self, key: &Key) -> Result<Permit, Error> {
-        // Its scope first: a tenant that is over its limit does not touch what all share.
+        // The scope's limit comes first, so that a tenant over its limit takes nothing from the shared limit.
         let share = self.scopes.as_ref().map(|scopes| scopes.admit(key)).transpose()?;
         Permit::take(&self.taken, self.limit, share).ok_or(Error::Overloaded { what: ALL_CALLS, limit: self.limit })
     }
@@ -115,17 +115,17 @@ pub(crate) struct Nodes {
     shared: Arc<Shared>,
     start: StartNode,
     home: Mutex<Option<Home>>,
-    /// Over all arbiters of the process. Locked only when an arbiter joins, or when all are asked.
+    /// The nodes of all arbiters of the process. Locked only when an arbiter joins, or when all are asked.
     all: Arc<Mutex<Vec<Weak<Node>>>>,
 }
 
-/// How many calls of plain threads wait for the home arbiter, at most. The channel is allocated whole.
+/// The most calls of plain threads that may wait for the home arbiter. The channel is allocated at its full size.
 const BRIDGE_DEPTH: usize = 10_000;
 
 struct Home {
     node: Arc<Node>,
     bridge: Bridge,
-    /// Dropped to tell the thread to end.
+    /// Dropping it tells the thread to end.
     _stop: oneshot::Sender<()>,
 }
 
@@ -158,14 +158,14 @@ impl Nodes {
         self.all.lock().iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// The node that serves the current thread.
+    /// Returns the node that serves the current thread.
     pub(crate) fn current(&self) -> Result<Arc<Node>, Error> {
         if let Some(node) = self.here() {
             return Ok(node);
         }
         if actix_rt::Arbiter::try_current().is_some() {
             // Actors can't start where an arbiter's thread runs another runtime, outside the arbiter's task set. Tokio
-            // tells that by a panic alone.
+            // reports that only by a panic.
             if let Ok(node) = catch_unwind(AssertUnwindSafe(|| self.start_here())) {
                 return Ok(node);
             }
@@ -173,8 +173,8 @@ impl Nodes {
         self.home().map(|(node, _)| node)
     }
 
-    /// The node of this arbiter, started if it is not there yet. The current thread must be inside a `LocalSet`, as
-    /// every arbiter and every worker of actix-web is.
+    /// Returns the node of this arbiter, and starts it if needed. The current thread must be inside a `LocalSet`, like
+    /// every arbiter and every actix-web worker.
     #[cfg(feature = "web")]
     pub(crate) fn attach(&self) -> Arc<Node> {
         self.here().unwrap_or_else(|| self.start_here())
@@ -184,7 +184,7 @@ impl Nodes {
         let found = |nodes: &RefCell<Vec<(u64, Arc<Node>)>>| {
             let nodes = nodes.borrow();
             let (_, node) = nodes.iter().find(|(id, _)| *id == self.engine_id)?;
-            // A supervisor that is gone, by a panic, is replaced.
+            // A supervisor that has ended in a panic is replaced.
             node.supervisor.connected().then(|| Arc::clone(node))
         };
         NODES.try_with(found).ok().flatten()
@@ -199,7 +199,7 @@ impl Nodes {
         node
     }
 
-    /// The node for threads that are no arbiters, and the bridge for those that block.
+    /// Returns the node for threads that are not arbiters, and the bridge for those that block.
     pub(crate) fn home(&self) -> Result<(Arc<Node>, Bridge), Error> {
         let mut home = self.home.lock();
         if let Some(Home { node, bridge, .. }) = &*home
@@ -228,7 +228,7 @@ impl Nodes {
                 if ready.send((node, bridge)).is_err() {
                     return;
                 }
-                // Whether the sender says so or is dropped: the engine has ended.
+                // The engine has ended, whether the sender sent a value or was dropped.
                 let _ = stopped.await;
                 let (drained, all_settled) = oneshot::channel();
                 if supervisor.try_send(Drain(drained)).is_ok() {
@@ -249,7 +249,7 @@ impl Drop for Nodes {
     fn drop(&mut self) {
         self.shared.close();
         for node in self.all() {
-            // A node whose supervisor is gone needs no telling.
+            // A node whose supervisor is gone needs no message.
             let _ = node.supervisor.try_send(End);
         }
     }

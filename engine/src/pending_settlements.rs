@@ -1,14 +1,16 @@
-//! Settlements that the store has not taken within the settling limit. The engine goes on trying, within bounds.
+//! Settlements that the store has not accepted within the settling limit. The engine keeps retrying them, within
+//! bounds.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Counts them over all arbiters of an engine.
+/// Counts the pending settlements over all arbiters of an engine.
 #[derive(Debug)]
 pub(crate) struct PendingSettlements {
     max_count: usize,
     max_bytes: usize,
-    /// By [`PendingKind`]. A long outage makes many claims on which nothing ran: they take no place of an outcome.
+    /// Counted by [`PendingKind`]. A long outage leaves many claims on which nothing ran; they do not use up the places
+    /// for outcomes.
     counts: [AtomicUsize; 2],
     bytes: AtomicUsize,
     gauge: metrics::Gauge,
@@ -23,7 +25,7 @@ pub(crate) enum PendingKind {
     Frees,
 }
 
-/// One pending settlement; no longer counted when it is dropped.
+/// One pending settlement, which counts until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Pending {
     all: Arc<PendingSettlements>,
@@ -37,9 +39,9 @@ impl PendingSettlements {
         Arc::new(Self { max_count, max_bytes, counts: Default::default(), bytes: AtomicUsize::new(0), gauge })
     }
 
-    /// Counts one that keeps so many bytes; `None` if that would pass a bound.
+    /// Counts a settlement that keeps `bytes` bytes. Returns `None` if it would exceed a bound.
     pub(crate) fn take(self: &Arc<Self>, kind: PendingKind, bytes: usize) -> Option<Pending> {
-        // Added first, so that two arbiters never pass a bound together.
+        // Added before the check, so that two arbiters never exceed a bound together.
         let count = self.counts[kind as usize].fetch_add(1, Ordering::Relaxed) + 1;
         let kept = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let pending = Pending { all: Arc::clone(self), kind, bytes };

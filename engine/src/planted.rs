@@ -1,12 +1,12 @@
-//! Errors planted on purpose, to see that the suites find them.
+//! Planted bugs: errors made on purpose, to verify that the test suites find them.
 //!
-//! The ordinary build has nothing of this: `planted!(…)` is `false` there. With `--cfg oncekey_planted_bugs` the
-//! environment variable `ONCEKEY_PLANTED_BUG` names the one error that the process makes. `tests/planted` builds so, and
-//! runs the suites against each until one fails.
+//! The ordinary build contains none of them: there, `planted!(…)` is `false`. With `--cfg oncekey_planted_bugs`, the
+//! environment variable `ONCEKEY_PLANTED_BUG` names the one bug that the process has. `tests/planted` builds the crates
+//! this way, and runs the suites against each bug until one fails.
 //!
-//! This crate's own unit tests have the errors as well: [`with`] makes one for as long as a test's function runs.
+//! This crate's own unit tests contain the bugs as well: [`with`] turns one on while a test's function runs.
 
-/// Whether the named error is to be made.
+/// Returns whether the named bug is on.
 #[cfg(not(any(test, oncekey_planted_bugs)))]
 #[doc(hidden)]
 #[macro_export]
@@ -16,7 +16,7 @@ macro_rules! __planted {
     };
 }
 
-/// Whether the named error is to be made.
+/// Returns whether the named bug is on.
 #[cfg(any(test, oncekey_planted_bugs))]
 #[doc(hidden)]
 #[macro_export]
@@ -26,7 +26,7 @@ macro_rules! __planted {
     };
 }
 
-/// The same inside of this crate.
+/// The same macro, for use inside this crate.
 macro_rules! planted {
     ($bug:ident) => {
         $crate::__planted!($bug)
@@ -46,147 +46,148 @@ mod there {
 
     macro_rules! bugs {
         ($($(#[$meaning:meta])* $bug:ident)*) => {
-            /// What can be broken.
+            /// The bugs that can be planted.
             #[derive(Debug, Clone, Copy, PartialEq, Eq)]
             pub enum Bug { $($(#[$meaning])* $bug),* }
 
             impl Bug {
-                /// All of them.
+                /// All planted bugs.
                 pub const ALL: &[Self] = &[$(Self::$bug),*];
             }
         };
     }
 
     bugs! {
-        /// A completion counts whoever sends it.
+        /// Any owner can complete a claim.
         CompleteByAnyone
-        /// A lease is renewed for anyone.
+        /// Any owner can renew a lease.
         RenewByAnyone
-        /// Anyone releases a claim.
+        /// Any owner can release a claim.
         ReleaseByAnyone
-        /// Anyone puts a claim on hold.
+        /// Any owner can put a claim on hold.
         HoldByAnyone
-        /// A take-over keeps the attempt's number.
+        /// A takeover keeps the attempt number.
         AttemptNotRaised
         /// An abandoned claim is taken over under Hold.
         HeldTakenOver
-        /// A key is claimed while its lease lasts.
+        /// A key is claimed before its lease lapses.
         ClaimedWhileHeld
-        /// Another request under a key in flight is no mismatch.
+        /// Another fingerprint under a key in flight is not a mismatch.
         FingerprintIgnoredInFlight
-        /// Another request under a completed key is no mismatch.
+        /// Another fingerprint under a completed key is not a mismatch.
         FingerprintIgnoredWhenCompleted
         /// A release does nothing.
         ReleaseLeavesTheRecord
-        /// A record is never past its retention.
+        /// A record's retention never ends.
         RetentionForgotten
         /// Retention counts from the claim, not from its completion.
         RetentionFromTheStart
-        /// The owner of a held key may not complete it any more.
+        /// The owner of a held key may no longer complete it.
         LateOwnerRefused
-        /// A word about one attempt settles another.
+        /// A resolution of one attempt settles another.
         ResolvesAnotherAttempt
-        /// A word about one claim settles a later one of the same number.
+        /// A resolution of one claim settles a later claim with the same attempt number.
         LateWordTaken
-        /// A claim that was withdrawn lands when it arrives late.
+        /// A withdrawn claim takes effect when it arrives late.
         WithdrawnClaimLands
-        /// A step that was sent twice is judged by its second time.
+        /// A message that was sent twice is judged by its second arrival.
         LostAnswerForgotten
-        /// A key that was released starts again at a low fencing token.
+        /// After a release, a key starts again at a low fencing token.
         TokenForgotten
-        /// Keys of all scopes are the same.
+        /// The same key in different scopes is one key.
         ScopeLeftOut
         /// A step begins for a holder that has lost its claim.
         StaleParentBeginsStep
-        /// The steps of a key's earlier life are those of the next one.
+        /// A key's next life replays the steps of its earlier life.
         OlderLifeReplays
-        /// A step goes away while its parent is there.
+        /// A step expires before its parent.
         OneStepExpires
-        /// Another request claims a key that was released with steps.
+        /// Another fingerprint claims a key that was released with steps.
         ReleasedKeyTakesAnotherBody
-        /// A key is released although nobody knows what became of a step.
+        /// A key is released although the result of a step is unknown.
         DroppedStepReleased
         /// A release forgets the steps.
         StepsForgottenAtRelease
-        /// The steps of two keys are told apart by their names alone.
+        /// Steps of different keys are distinguished only by their names.
         StepsShareAName
-        /// A record goes, and its steps stay.
+        /// A record is removed, and its steps stay.
         OrphanLeft
-        /// A value is stored that is read back as another.
+        /// A value is stored although it reads back as another value.
         AnyValueStored
         /// A damaged outcome is replayed.
         ChecksumIgnored
-        /// A claim of unknown fate is taken for refused.
+        /// A claim whose result is unknown counts as refused.
         UnknownTakenForNo
-        /// A step whose begin has no answer is taken for not begun.
+        /// A step whose begin was not answered counts as not begun.
         UnknownStepTakenForNo
-        /// A grant that is heard after its lease is used.
+        /// A grant that arrives after its lease is used.
         LateGrantUsed
-        /// A claim that is being taken back makes a mismatch.
+        /// A claim that is being withdrawn causes a mismatch.
         MismatchWhileTakingBack
-        /// A completion of unknown fate is taken for refused.
+        /// A completion whose result is unknown counts as refused.
         UnknownCommitTakenForNo
-        /// Operations run while the store is away, though nobody allowed it.
+        /// Operations run unguarded while the store is unavailable, although the policy does not allow it.
         UnguardedWithoutLeave
         /// A claim whose hold is not stored yet is not renewed.
         HoldNotRenewed
-        /// A renewal that was asked for long ago confirms a claim.
+        /// A renewal requested long ago confirms a claim.
         OldRenewalConfirms
         /// A settlement is given up at the settling limit.
         PendingSettlementDropped
-        /// What a caller held who has left stays until its limit.
+        /// What a waiting caller held is kept until its limit after the caller has left.
         LeftWaitersKept
         /// An operation that has passed its run limit keeps its key.
         RunLimitForgotten
-        /// An operation that passes over a conflict, at which the database has rolled its rows back, is completed.
+        /// An operation is completed although it ignored a conflict at which the database rolled its rows back.
         ContentionSwallowed
         /// A completion does not prove that its transaction is the one that began.
         TransactionNotProven
-        /// An operation that has ended its transaction by itself is taken for one that was rolled back.
+        /// An operation that ended its transaction itself counts as rolled back.
         EndedTransactionReleased
-        /// Two calls of one key ask the store side by side, and the later answer's claim takes the earlier one's place.
+        /// Two calls of one key ask the store at the same time, and the claim of the later answer replaces the earlier
+        /// one.
         ClaimFollowsTheRoute
         /// Leases are not renewed.
         HeartbeatStopped
         /// A completion that fails once is given up.
         CompletionNotRetried
-        /// A lost claim is told as a success.
+        /// A lost claim is reported as a success.
         LostCompletionSwallowed
-        /// Who waits is not told of the end.
+        /// Waiting callers are not notified when the claim ends.
         WaitersNotWoken
         /// Any number of calls may wait.
         WaitersNotCapped
-        /// A panic leaves its claim.
+        /// A panic does not settle its claim.
         PanicLeavesTheKey
-        /// A call that is dropped leaves its claim.
+        /// A dropped call does not settle its claim.
         DroppedGrantForgotten
         /// An operation ends with its caller.
         DroppedCallerStopsTheOperation
-        /// The limit of calls is none.
+        /// The limit of calls is not enforced.
         AdmissionNotCounted
-        /// A shutdown does not wait for claims that are on their way.
+        /// A shutdown does not wait for claims that the store is still being asked for.
         ClaimOnItsWayForgotten
-        /// Calls are taken after the end was told.
+        /// Calls are accepted after the shutdown has begun.
         ShutdownTakesCalls
-        /// A response of 500 is an outcome.
+        /// A response with status 500 is stored as an outcome.
         ServerErrorStored
-        /// Another's cookie is replayed.
+        /// Another caller's cookie is replayed.
         SetCookieReplayed
-        /// A response that is too large releases its key.
+        /// A response over the size limit releases its key.
         LargeResponseForgotten
         /// The body is not part of the fingerprint.
         FingerprintWithoutTheBody
-        /// Of several keys the first is taken.
+        /// The first of several keys is used.
         SeveralKeysTaken
-        /// A purge takes claims that are held.
+        /// A purge removes claims that are held.
         PurgeTakesLiveClaims
-        /// A key is looked at in one step, and claimed in another.
+        /// A key is looked up in one step and claimed in another.
         CheckThenLock
-        /// Leases end by the machine's date.
+        /// Leases end by the machine's clock.
         LeaseByTheWallClock
-        /// A watch never tells.
+        /// A watch never reports a change.
         WatchNeverTells
-        /// A worker that leaves wakes nobody.
+        /// A worker that leaves wakes no other.
         LastRingsNobody
     }
 
@@ -195,7 +196,7 @@ mod there {
         static HERE: Cell<Option<Bug>> = const { Cell::new(None) };
     }
 
-    /// Makes this error on this thread while `run` runs.
+    /// Turns `bug` on for this thread while `run` runs.
     #[cfg(test)]
     pub(crate) fn with<T>(bug: Bug, run: impl FnOnce() -> T) -> T {
         struct Reset;
@@ -211,7 +212,7 @@ mod there {
         run()
     }
 
-    /// Whether this process makes this error.
+    /// Returns whether this process has the bug.
     pub fn is(bug: Bug) -> bool {
         #[cfg(test)]
         if HERE.get() == Some(bug) {

@@ -1,8 +1,8 @@
-//! What a call says about the cases in which it can't simply run.
+//! The policies of a call: what happens when the operation can't simply run.
 
 use std::time::Duration;
 
-/// What becomes of a call whose key another caller is working on.
+/// What happens to a call whose key another caller holds.
 ///
 /// ```
 /// use std::time::Duration;
@@ -14,17 +14,18 @@ use std::time::Duration;
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OnInProgress {
-    /// It is told so at once: [`Error::InProgress`](crate::Error::InProgress). The default.
+    /// The call returns [`Error::InProgress`](crate::Error::InProgress) at once. The default.
     #[default]
     Reject,
-    /// It waits for the outcome, up to this long. If the other's operation fails, a waiting call takes its turn.
+    /// The call waits up to this long for the outcome. If the other caller's operation fails, one of the waiting calls
+    /// claims the key.
     Wait(Duration),
 }
 
-/// What a lapsed lease means: its holder has crashed, hangs, or has lost the store, and the effect of its operation may
-/// or may not have happened.
+/// What a lapsed lease means. The holder has crashed, hangs, or can't reach the store, so the effect of its operation
+/// may or may not have happened.
 ///
-/// The word of the call that made the claim is stored with it, and decides.
+/// The store keeps the policy of the call that made the claim, and that policy decides.
 ///
 /// ```
 /// use oncekey::OnAbandoned;
@@ -33,21 +34,21 @@ pub enum OnInProgress {
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum OnAbandoned {
-    /// The next call takes the claim over, with the next attempt number: **at least once**. For operations that may run
-    /// twice, or whose effect is fenced by the attempt, or that commit nothing before their outcome.
+    /// The next call takes the claim over with the next attempt number: **at least once**. Use it for operations that
+    /// may run twice, that fence their effect by the attempt, or that commit nothing before their outcome.
     Rerun,
     /// The key becomes indeterminate until the reconciler or an operator resolves it: **at most once**. The default.
     #[default]
     Hold,
-    /// The next call claims the key again, its completed [steps](crate::Claim::step) replay, and the operation continues.
-    /// A step that was running follows its own [`StepPolicy`]: under Hold it makes the key indeterminate.
+    /// The next call claims the key again, the completed [steps](crate::Claim::step) replay, and the operation
+    /// continues. A step that was running follows its own [`StepPolicy`]; under `Hold` it makes the key indeterminate.
     ///
-    /// It is for operations whose every effect is a step. What an operation does outside of its steps is repeated.
+    /// Use it for operations whose every effect is a step: the operation repeats whatever it does outside its steps.
     Resume,
 }
 
-/// What to do when a step began and its result is unknown: its process crashed, the step panicked, its future
-/// was dropped, or its outcome could not be stored.
+/// What to do when a step began and its result is unknown: its process crashed, it panicked, its future was dropped, or
+/// its outcome could not be stored.
 ///
 /// ```
 /// use oncekey::StepPolicy;
@@ -56,19 +57,20 @@ pub enum OnAbandoned {
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum StepPolicy {
-    /// The step is not run again, and its operation's key is indeterminate until the step is resolved: **at most once**.
+    /// The step does not run again. The operation's key is indeterminate until the step is resolved: **at most once**.
     /// The default.
     #[default]
     Hold,
-    /// The step is run again: **at least once**, or exactly once where the provider takes the step's
+    /// The step runs again: **at least once**, or exactly once if the provider accepts the step's
     /// [derived key](crate::Step::key) as its idempotency key.
     Rerun,
-    /// As `Rerun`, for so long from the step's first attempt on, by the store's clock. Later, `Hold` applies. Use the time
-    /// for which the provider remembers idempotency keys.
+    /// The step runs again, as under `Rerun`, until this long after its first attempt, by the store's clock. After
+    /// that, `Hold` applies. Use the time for which the provider remembers idempotency keys.
     RerunWithin(Duration),
 }
 
-/// What becomes of a claim whose operation returned an error or panicked. The caller gets the error either way.
+/// What happens to a claim whose operation returned an error. The caller gets the error either way. After a panic,
+/// [`OnAbandoned`] decides.
 ///
 /// ```
 /// use oncekey::OnFailure;
@@ -77,14 +79,14 @@ pub enum StepPolicy {
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OnFailure {
-    /// The key is free at once: a retry runs the operation again. The default.
+    /// The key is free at once, and a retry runs the operation again. The default.
     #[default]
     Release,
     /// The key becomes indeterminate: the operation may have had its effect before it failed.
     Hold,
 }
 
-/// What becomes of a call when the store can't be asked.
+/// What happens to a call when the store is unavailable.
 ///
 /// ```
 /// use oncekey::OnStoreFailure;
@@ -93,15 +95,15 @@ pub enum OnFailure {
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OnStoreFailure {
-    /// It fails with [`Error::Store`](crate::Error::Store), and nothing runs. The default.
+    /// The call fails with [`Error::Store`](crate::Error::Store), and nothing runs. The default.
     #[default]
     Reject,
-    /// The operation runs **without a guard**: it may run twice, and its outcome is not kept.
+    /// The operation runs **unguarded**: it may run twice, and its outcome is not kept.
     Run,
 }
 
-/// The policies of a call. An [`Engine`](crate::Engine) handle carries them; its `with_…` methods give a handle with
-/// others.
+/// The policies of a call. An [`Engine`](crate::Engine) handle carries them; its `with_…` methods return a handle with
+/// other policies.
 ///
 /// ```
 /// use oncekey::CallPolicy;
@@ -110,20 +112,21 @@ pub enum OnStoreFailure {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CallPolicy {
-    /// How long the outcome is kept, counted from its completion. Default: 24 hours.
+    /// How long the store keeps the outcome, counted from its completion. Default: 24 hours.
     pub retention: Duration,
     /// See [`OnInProgress`].
     pub on_in_progress: OnInProgress,
-    /// See [`OnAbandoned`]. `None`, the default, is [`Rerun`](OnAbandoned::Rerun) for operations in a transaction of the
-    /// store, whose crash commits nothing, and [`Hold`](OnAbandoned::Hold) for all others.
+    /// See [`OnAbandoned`]. `None`, the default, means [`Rerun`](OnAbandoned::Rerun) for operations in a transaction of
+    /// the store, which commit nothing when they crash, and [`Hold`](OnAbandoned::Hold) for all others.
     pub on_abandoned: Option<OnAbandoned>,
     /// See [`OnFailure`].
     pub on_failure: OnFailure,
     /// See [`OnStoreFailure`].
     pub on_store_failure: OnStoreFailure,
-    /// How long an operation may run, from its begin, before its claim is settled as abandoned. The engine cannot stop it; it
-    /// stops renewing the lease, settles the key by [`OnAbandoned`], and tells waiting callers. What the operation reports
-    /// later is [`Error::ClaimLost`](crate::Error::ClaimLost). `None`, the default, is no limit. A transaction of the store has none.
+    /// How long an operation may run, from its start, before the engine settles its claim as abandoned. The engine
+    /// can't stop the operation. It stops renewing the lease, settles the key by [`OnAbandoned`], and notifies the
+    /// waiting callers. If the operation returns later, its caller gets [`Error::ClaimLost`](crate::Error::ClaimLost).
+    /// `None`, the default, means no limit. Operations in a transaction of the store have no run limit.
     pub run_limit: Option<Duration>,
 }
 

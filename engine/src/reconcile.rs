@@ -1,4 +1,4 @@
-//! The user's word on keys whose holder went away without one.
+//! The reconciler: user code that settles keys whose holder ended without reporting what happened.
 
 use std::fmt;
 use std::future::Future;
@@ -10,22 +10,22 @@ use serde::Serialize;
 use crate::record::{Binding, SealedOutcome, StepName};
 use crate::{Attempt, DerivedKey, FencingToken, Key};
 
-/// A key, or a step of it, whose effect may or may not have happened.
+/// A key, or one of its steps, whose effect may or may not have happened.
 ///
 /// ```
-/// use oncekey::{Abandoned, Attempt, Key};
+/// use oncekey::{AbandonedClaim, Attempt, Key};
 ///
-/// let abandoned = Abandoned { key: Key::new("charge", "r-1")?, attempt: Attempt::FIRST, step: None };
+/// let abandoned = AbandonedClaim { key: Key::new("charge", "r-1")?, attempt: Attempt::FIRST, step: None };
 /// assert!(abandoned.outcome(&"charge 17").is_ok());
 /// # Ok::<(), oncekey::KeyError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Abandoned {
+pub struct AbandonedClaim {
     /// The key.
     pub key: Key,
-    /// The claim whose outcome nobody knows.
+    /// The attempt whose outcome is unknown.
     pub attempt: Attempt,
-    /// The step of the operation that is asked about; `None` where it is the operation itself.
+    /// The step in question; `None` if it is the operation itself.
     pub step: Option<AbandonedStep>,
 }
 
@@ -44,19 +44,19 @@ pub struct Abandoned {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AbandonedStep {
-    /// Its name, as the store has it: a digest under [`key_hashing`](crate::EngineBuilder::key_hashing).
+    /// The step's name, as the store has it: a digest under [`key_hashing`](crate::EngineBuilder::key_hashing).
     pub name: StepName,
-    /// How often it has begun.
+    /// How often the step has begun.
     pub attempt: Attempt,
-    /// The key that it handed to its provider: ask the provider about this one. `None` where the store has only a digest of
-    /// the name, which the key can't be derived from.
+    /// The derived key that the step passed to its provider: ask the provider about this key. `None` if the store has
+    /// only a digest of the name, from which the key can't be derived.
     pub key: Option<DerivedKey>,
-    /// The parent's life, which the step's outcome is bound to.
+    /// The fencing token of the parent's life, to which the step's outcome is bound.
     pub life: FencingToken,
 }
 
-impl Abandoned {
-    /// The outcome to answer with, for a value that the operation or the step would have returned.
+impl AbandonedClaim {
+    /// Returns the outcome to resolve with, from a value that the operation or the step would have returned.
     ///
     /// # Errors
     /// A value that JSON can't hold: see [`SealedOutcome::of_value`].
@@ -68,42 +68,42 @@ impl Abandoned {
     }
 }
 
-/// What a reconciler found out.
+/// The finding of a reconciler.
 ///
 /// ```
-/// use oncekey::{Key, Verdict};
+/// use oncekey::{Key, ReconcileOutcome};
 /// use oncekey::record::SealedOutcome;
 ///
 /// let key = Key::new("charge", "r-1")?;
-/// let happened = Verdict::Completed(SealedOutcome::of_value(&key, &"charge 17")?);
+/// let happened = ReconcileOutcome::Completed(SealedOutcome::of_value(&key, &"charge 17")?);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
-    /// The effect happened, and this is its outcome: retries replay it.
+pub enum ReconcileOutcome {
+    /// The effect happened, and this is its outcome. Retries replay it.
     Completed(SealedOutcome),
-    /// The effect did not happen, and never will: the key is free.
+    /// The effect did not happen and never will. The key becomes free.
     NotDone,
-    /// It can't be told yet: the key stays indeterminate.
+    /// The result is still unknown. The key stays indeterminate.
     Unknown,
 }
 
-type Reconciling = Pin<Box<dyn Future<Output = Verdict> + Send>>;
+type Reconciling = Pin<Box<dyn Future<Output = ReconcileOutcome> + Send>>;
 
-/// The user's reconciler, as the builder took it.
+/// The user's reconciler, as passed to the builder.
 #[derive(Clone)]
-pub(crate) struct Reconciler(Arc<dyn Fn(Abandoned) -> Reconciling + Send + Sync>);
+pub(crate) struct Reconciler(Arc<dyn Fn(AbandonedClaim) -> Reconciling + Send + Sync>);
 
 impl Reconciler {
     pub(crate) fn new<F, Fut>(reconcile: F) -> Self
     where
-        F: Fn(Abandoned) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Verdict> + Send + 'static,
+        F: Fn(AbandonedClaim) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ReconcileOutcome> + Send + 'static,
     {
         Self(Arc::new(move |abandoned| Box::pin(reconcile(abandoned))))
     }
 
-    pub(crate) fn ask(&self, abandoned: Abandoned) -> Reconciling {
+    pub(crate) fn ask(&self, abandoned: AbandonedClaim) -> Reconciling {
         (self.0)(abandoned)
     }
 }

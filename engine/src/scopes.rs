@@ -1,4 +1,4 @@
-//! The calls of each scope, counted where one tenant must not take up what all share.
+//! Counts the calls of each scope, so that one tenant cannot use up the limit that all share.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,15 +7,15 @@ use parking_lot::Mutex;
 
 use crate::{Error, Key};
 
-/// One for each arbiter, so that on the way of a call nobody else is waited for: only callers on plain threads share the home's.
+/// One per arbiter, so that calls do not contend for it. Only callers on plain threads share the home's.
 #[derive(Debug)]
 pub(crate) struct Scopes {
     limit: usize,
-    /// A scope without calls has no entry: what was asked for once is not kept for ever.
+    /// A scope without calls has no entry, so scopes that were used once do not accumulate.
     taken: Mutex<HashMap<Box<str>, usize, foldhash::quality::RandomState>>,
 }
 
-/// One place among the calls of its scope; given back when it is dropped.
+/// One place among the calls of its scope. Dropping it frees the place.
 #[derive(Debug)]
 pub(crate) struct Share {
     scopes: Arc<Scopes>,
@@ -27,7 +27,7 @@ impl Scopes {
         Arc::new(Self { limit, taken: Mutex::default() })
     }
 
-    /// Takes a place, or tells that all of this scope are taken.
+    /// Takes a place, or returns an error if all places of this scope are taken.
     pub(crate) fn admit(self: &Arc<Self>, key: &Key) -> Result<Share, Error> {
         let mut taken = self.taken.lock();
         match taken.get_mut(key.scope()) {

@@ -1,4 +1,4 @@
-//! What all arbiters of an engine share: its settings, and the switches of its life.
+//! The state that all arbiters of an engine share: its settings, its counts, and whether it is shutting down.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -13,14 +13,14 @@ use crate::pending_settlements::PendingSettlements;
 use crate::reconcile::Reconciler;
 use crate::{CallPolicy, chance};
 
-/// Fixed when the engine starts.
+/// The settings, fixed when the engine starts.
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) policy: CallPolicy,
     pub(crate) lease: Duration,
-    /// How long one call of the store may take.
+    /// How long one store call may take.
     pub(crate) store_deadline: Duration,
-    /// How long a settlement that the store does not take is tried again before that is reported.
+    /// How long the engine retries a settlement that the store does not accept before it reports that.
     pub(crate) settling_limit: Duration,
     pub(crate) reconcile_limit: Duration,
     pub(crate) max_calls_per_arbiter: usize,
@@ -41,20 +41,20 @@ pub(crate) struct Shared {
     pub(crate) events: Events,
     closing: AtomicBool,
     started: Instant,
-    /// When one of the arbiters may next purge, in milliseconds since `started`.
+    /// The earliest time at which one of the arbiters may purge next, in milliseconds since `started`.
     next_purge: AtomicU64,
-    /// Settlements that are tried past the settling limit.
+    /// The settlements that the engine retries past the settling limit.
     pub(crate) pending: Arc<PendingSettlements>,
-    /// Claims that were in flight on arbiters that have stopped.
+    /// How many claims were in flight on arbiters that have stopped.
     left_by_arbiters: AtomicUsize,
-    /// Key lock actors that are alive, over all arbiters.
+    /// How many key lock actors are alive, over all arbiters.
     lock_actors: AtomicUsize,
     /// What all consoles of this engine share, once there is one.
     #[cfg(feature = "web")]
     console: std::sync::OnceLock<Arc<crate::web::ConsoleHub>>,
 }
 
-/// Counts a key lock actor for as long as it lives.
+/// Counts a key lock actor while it is alive.
 #[derive(Debug)]
 pub(crate) struct CountedLock(Arc<Shared>);
 
@@ -87,13 +87,13 @@ impl Shared {
         }
     }
 
-    /// What all consoles of this engine show. From the first call on, activity is counted.
+    /// Returns what all consoles of this engine show. The first call starts the counting of activity.
     #[cfg(feature = "web")]
     pub(crate) fn console(&self) -> &Arc<crate::web::ConsoleHub> {
         self.console.get_or_init(|| crate::web::ConsoleHub::start(Arc::clone(&self.events.activity)))
     }
 
-    /// An arbiter has stopped with so many claims in flight.
+    /// Records that an arbiter has stopped with this many claims in flight.
     pub(crate) fn leave_to_their_lease(&self, claims: usize) {
         self.left_by_arbiters.fetch_add(claims, Ordering::Relaxed);
     }
@@ -106,7 +106,7 @@ impl Shared {
         self.lock_actors.load(Ordering::Relaxed)
     }
 
-    /// Whether the engine takes no new claims.
+    /// Returns whether the engine refuses new claims.
     pub(crate) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Relaxed) && !planted!(ShutdownTakesCalls)
     }
@@ -115,12 +115,12 @@ impl Shared {
         self.closing.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it is this caller's turn to purge: one arbiter of the process at a time, at intervals.
+    /// Returns whether it is this caller's turn to purge: one arbiter of the process at a time, at intervals.
     pub(crate) fn takes_purge_turn(&self) -> bool {
         let Some(every) = self.settings.purge_every else { return false };
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let due = self.next_purge.load(Ordering::Relaxed);
-        // Processes that share a store drift apart by the jitter.
+        // The jitter makes processes that share a store drift apart.
         let next = now.saturating_add((every.as_millis() as f64 * chance::between(0.8, 1.2)) as u64);
         now >= due && self.next_purge.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }

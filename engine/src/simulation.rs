@@ -1,8 +1,9 @@
-//! An engine whose chance comes from a seed, so that a run on a virtual clock can be had again exactly.
+//! Seeded randomness, so that a run of an engine on a virtual clock can be repeated exactly.
 //!
-//! The engine reads the time from tokio alone: on a runtime whose clock is paused (`tokio::time::pause`) it lives in
-//! virtual time. What is left to chance, its owners and the jitter of its pauses, is seeded here. Keys hash alike in
-//! every run, so that no order depends on it: **for tests alone**, where nobody chooses keys that collide.
+//! The engine reads the time only from tokio. On a runtime whose clock is paused (`tokio::time::pause`), it runs in
+//! virtual time. This feature seeds the engine's random values, which are owner tokens and the jitter of its pauses. It
+//! also makes keys hash alike in every run, so that no order depends on the hash. **For tests only**, where nobody
+//! chooses keys that collide.
 
 use std::cell::RefCell;
 
@@ -14,9 +15,9 @@ thread_local! {
     static SEEDED: RefCell<Option<SmallRng>> = const { RefCell::new(None) };
 }
 
-/// From now on, the engine's chance on this thread comes from `seed`.
+/// Makes the engine's random values on this thread come from `seed` from now on.
 ///
-/// **For tests alone**: owners must not be guessable where an attacker can write to the store.
+/// **For tests only**: where an attacker can write to the store, owner tokens must not be guessable.
 ///
 /// ```
 /// use oncekey::record::Owner;

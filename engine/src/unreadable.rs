@@ -1,4 +1,4 @@
-//! Finished work whose outcome is of another type than its reader expects.
+//! The error for finished work whose stored outcome has another type than the caller expects.
 
 use std::any::type_name;
 use std::fmt;
@@ -8,10 +8,10 @@ use serde::de::DeserializeOwned;
 use crate::Key;
 use crate::record::{CorruptOutcome, SealedOutcome};
 
-/// The outcome of finished work, which can't be read as the type that the caller asked for: the type has changed since
-/// the outcome was stored, by a deploy for example.
+/// The outcome of finished work that can't be read as the type that the caller asked for. The type has changed since
+/// the outcome was stored, for example by a deploy.
 ///
-/// The work is not run again. Read the outcome as the type that it was stored as, or give the new type's added fields
+/// The work does not run again. Read the outcome as the type that it was stored as, or give the new type's added fields
 /// defaults (`#[serde(default)]`).
 ///
 /// ```
@@ -47,12 +47,12 @@ impl UnreadableOutcome {
         Self { key: key.clone(), type_name: type_name::<T>(), outcome: outcome.clone() }
     }
 
-    /// Whose outcome it is.
+    /// Returns the key of the finished work.
     pub fn key(&self) -> &Key {
         &self.key
     }
 
-    /// The type that it can't be read as.
+    /// Returns the name of the type that the outcome can't be read as.
     pub fn type_name(&self) -> &'static str {
         self.type_name
     }
@@ -60,7 +60,7 @@ impl UnreadableOutcome {
     /// Reads the outcome as another type.
     ///
     /// # Errors
-    /// It can't be read as this type either.
+    /// [`CorruptOutcome`] if the outcome can't be read as this type either.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, CorruptOutcome> {
         self.outcome.value(&self.key)?.ok_or(CorruptOutcome::Content)
     }
@@ -77,7 +77,7 @@ impl fmt::Display for UnreadableOutcome {
     }
 }
 
-/// The outcome itself may hold what no log should.
+/// Leaves the outcome out, because it may hold data that belongs in no log.
 impl fmt::Debug for UnreadableOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("UnreadableOutcome")

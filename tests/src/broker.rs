@@ -1,4 +1,4 @@
-//! Brokers as the suites use them: one queue each, whatever it is called there.
+//! Brokers as the suites use them, with one queue each, whatever the broker calls it.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -18,13 +18,13 @@ use tokio::time::timeout;
 use crate::process::PATIENCE;
 use crate::server::{Nats, RabbitMqServer, Redis};
 
-/// Of Redis and RabbitMQ.
+/// The queue of RabbitMQ, and the stream of Redis.
 pub const QUEUE: &str = "orders";
-/// Of Redis.
+/// The consumer group of Redis.
 pub const GROUP: &str = "mailers";
-/// Of NATS.
+/// The stream of NATS.
 pub const STREAM: &str = "ORDERS";
-/// Of NATS.
+/// The consumer of NATS.
 pub const CONSUMER: &str = "mailers";
 
 /// A dead letter, by the message's id.
@@ -32,7 +32,7 @@ pub const CONSUMER: &str = "mailers";
 pub struct Letter {
     /// The message's id.
     pub id: String,
-    /// Why it was put aside.
+    /// Why the message was dead-lettered.
     pub error: String,
 }
 
@@ -41,19 +41,19 @@ pub struct Letter {
 pub trait Broker {
     /// A consumer of its queue.
     type Source: Source<Message = Message>;
-    /// Where consumers find it.
+    /// Returns the URL for consumers.
     fn url(&self) -> String;
     /// Opens a consumer.
     async fn source(&self) -> Self::Source;
-    /// SIGKILL, and a new start on the same data.
+    /// Kills the broker with SIGKILL, and starts it again on the same data.
     fn kill_and_restart(&mut self);
-    /// Makes the queue, and publishes messages.
+    /// Creates the queue, and publishes messages.
     async fn publish(&self, messages: &[Message]);
-    /// How many messages are in the queue, or in somebody's hands as far as the broker tells.
+    /// Returns how many messages are in the queue or delivered and unsettled, as far as the broker reports it.
     async fn left(&self) -> usize;
-    /// All dead letters. Not while they are refused.
+    /// Returns all dead letters. Do not call it while they are refused.
     async fn dead(&self) -> Vec<Letter>;
-    /// Has the broker refuse dead letters, or take them again. It keeps those that it has.
+    /// Makes the broker refuse dead letters, or accept them again. It keeps those that it has.
     async fn refuse_dead_letters(&self, is_refused: bool);
 }
 
@@ -95,7 +95,7 @@ impl Broker for Redis {
     }
 
     async fn refuse_dead_letters(&self, is_refused: bool) {
-        // A key that holds no stream stands in its place.
+        // A key with the same name that holds no stream makes the broker refuse them.
         const REFUSE: &str = "if redis.call('TYPE', KEYS[1]).ok == 'string' then return end
             if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('RENAME', KEYS[1], KEYS[2]) end
             redis.call('SET', KEYS[1], 'a text')";
@@ -124,7 +124,7 @@ impl Broker for RabbitMqServer {
     }
 
     async fn publish(&self, messages: &[Message]) {
-        // It makes the queue.
+        // Opening the source creates the queue.
         let source = RabbitMq::builder(&self.url(), QUEUE).unwrap().open().await.unwrap();
         oncekey::consumer::Source::close(&source).await;
         let publisher = RabbitPublisher::new(&self.url(), "", QUEUE).unwrap();
@@ -137,7 +137,7 @@ impl Broker for RabbitMqServer {
             let retries = (4..=17).map(|power| format!("{QUEUE}.retry.{}", 1_u32 << power));
             let mut left = 0;
             for queue in std::iter::once(QUEUE.to_owned()).chain(retries) {
-                // A channel for each: asking for a queue that is not there closes it.
+                // Each queue gets its own channel, because asking for a missing queue closes the channel.
                 let channel = connection.create_channel().await?;
                 let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
                 match channel.queue_declare(queue.as_str().into(), passive, FieldTable::default()).await {
@@ -164,7 +164,7 @@ impl Broker for RabbitMqServer {
                 let Some(AMQPValue::LongString(error)) = headers.inner().get("oncekey-error") else {
                     panic!("a dead letter without its error: {headers:?}")
                 };
-                // It is not acknowledged: the connection's end puts it back.
+                // The letter is not acknowledged: the end of the connection puts it back.
                 letters.push(Letter { id, error: error.to_string() });
             }
             connection.close(200, "read".into()).await?;
@@ -173,8 +173,8 @@ impl Broker for RabbitMqServer {
         .await
     }
 
-    /// Their exchange has a queue that is full instead of theirs. A consumer that opens binds theirs again: until this is
-    /// said once more, a letter is then refused and kept as well.
+    /// Binds the exchange of the dead letters to a full queue instead of theirs. A consumer that opens binds theirs
+    /// again. Until this is called once more, a letter is then both refused and kept.
     async fn refuse_dead_letters(&self, is_refused: bool) {
         let exchange = format!("{QUEUE}.dead");
         let (dead, full) = (exchange.as_str(), "full");
@@ -185,11 +185,11 @@ impl Broker for RabbitMqServer {
             takes_nothing.insert("x-max-length".into(), AMQPValue::LongLongInt(0));
             takes_nothing.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
             let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-            // Never deleted: RabbitMQ confirms what it was about to hand to a queue that is deleted.
+            // The queue is never deleted: RabbitMQ confirms messages that it was about to route to a deleted queue.
             channel.queue_declare(full.into(), durable, takes_nothing).await?;
             let (bound, unbound) = if is_refused { (full, dead) } else { (dead, full) };
             let (as_usual, none) = (QueueBindOptions::default(), FieldTable::default());
-            // Never both, or a letter that is refused would be kept as well.
+            // The queues are never bound at the same time, because a refused letter would be kept as well.
             channel.queue_unbind(unbound.into(), dead.into(), "".into(), none.clone()).await?;
             channel.queue_bind(bound.into(), dead.into(), "".into(), as_usual, none).await?;
             connection.close(200, "told".into()).await
@@ -198,8 +198,8 @@ impl Broker for RabbitMqServer {
     }
 }
 
-/// Asks a RabbitMQ that may have been restarted just now: its queues have no leaders for a while. Such a queue refuses, or
-/// never answers at all.
+/// Retries a request to a RabbitMQ that may have just restarted. Its queues have no leaders for a while, and such a
+/// queue refuses requests or never answers.
 async fn patiently<T>(ask: impl AsyncFn() -> Result<T, lapin::Error>) -> T {
     let deadline = Instant::now() + 2 * PATIENCE;
     loop {
@@ -260,7 +260,7 @@ impl Broker for Nats {
         letters
     }
 
-    /// Their stream listens to another subject.
+    /// Makes the stream of the dead letters listen to another subject.
     async fn refuse_dead_letters(&self, is_refused: bool) {
         let context = jetstream::new(async_nats::connect(self.url()).await.unwrap());
         let subject = format!("{}.{STREAM}.{CONSUMER}", if is_refused { "elsewhere" } else { "dead" });
@@ -269,13 +269,13 @@ impl Broker for Nats {
     }
 }
 
-/// Publishes side by side.
+/// Publishes concurrently.
 async fn all<Fut, E>(messages: &[Message], publish: impl Fn(&'static Message) -> Fut)
 where
     Fut: Future<Output = Result<(), E>>,
     E: std::fmt::Display,
 {
-    // For as long as the test's process lives.
+    // The messages live as long as the test's process.
     let messages: &'static [Message] = Box::leak(messages.to_vec().into_boxed_slice());
     let mut publishing = futures_util::stream::iter(messages).map(publish).buffer_unordered(200);
     while let Some(published) = publishing.next().await {

@@ -1,4 +1,4 @@
-//! Claims as the suites of the databases ask for them.
+//! Claims for the suites of the databases.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -7,16 +7,16 @@ use oncekey::backend::Acquire;
 use oncekey::record::Owner;
 use oncekey::{Fingerprint, Key, OnAbandoned};
 
-/// A table of its own for each check.
+/// Returns a new table name for each check.
 pub fn fresh_table() -> String {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     format!("records_{}", COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A claim for a minute, under Rerun.
+/// Returns a claim for one minute, under Rerun.
 ///
 /// # Panics
-/// If `key` is no key.
+/// If `key` is not a valid key.
 pub fn acquire(key: &str) -> Acquire {
     Acquire {
         key: Key::new("s", key).unwrap(),

@@ -4,21 +4,21 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-/// What a call of the command line gave.
+/// The result of running the command line.
 #[derive(Debug)]
 pub struct Called {
     /// Its exit code.
     pub code: i32,
-    /// Its output.
+    /// Its standard output.
     pub told: String,
-    /// What it said of errors.
+    /// Its standard error.
     pub errors: String,
 }
 
-/// The binary: the one that was built with the tests, or else built now.
+/// Returns the binary that was built with the tests, or builds it now.
 ///
 /// # Panics
-/// If it can't be built.
+/// If it cannot be built.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
@@ -37,10 +37,10 @@ pub fn binary() -> &'static Path {
     })
 }
 
-/// Calls it on a store. Nobody can answer its questions.
+/// Runs the command line on a store. Standard input is empty, so questions get no answer.
 ///
 /// # Panics
-/// If it can't be started.
+/// If it cannot be started.
 pub fn call(store: &str, arguments: &[&str]) -> Called {
     let mut command = Command::new(binary());
     command.args(arguments).env("ONCEKEY_STORE", store).env("USER", "ada").stdin(Stdio::null());

@@ -1,5 +1,5 @@
-//! A plain HTTP client on one connection, which sends exactly what it is told and can leave at any moment: HTTP/1.1, or
-//! HTTP/2 by prior knowledge.
+//! A plain HTTP client on one connection, over HTTP/1.1 or over HTTP/2 by prior knowledge. It sends exactly the given
+//! bytes and can disconnect at any moment.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,43 +15,43 @@ use tokio::task::JoinHandle;
 pub struct Answer {
     /// The status code.
     pub status: u16,
-    /// Names in lower case, and values, in their order.
+    /// Names in lower case with their values, in order.
     pub headers: Vec<(String, String)>,
-    /// The body, its framing taken off.
+    /// The body, without its framing.
     pub body: Vec<u8>,
 }
 
 impl Answer {
-    /// The first value of a header.
+    /// Returns the first value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
     }
 
-    /// All values of a header.
+    /// Returns all values of a header.
     pub fn all(&self, name: &str) -> Vec<&str> {
         self.headers.iter().filter(|(found, _)| found == name).map(|(_, value)| value.as_str()).collect()
     }
 
-    /// The body as text.
+    /// Returns the body as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// Whether it is marked as a replay.
+    /// Returns whether the answer is marked as a replay.
     pub fn is_replay(&self) -> bool {
         self.header("idempotent-replayed") == Some("true")
     }
 
-    /// The same as [`problem`](Self::problem); `None` if the answer is no problem of the engine's.
+    /// Like [`problem`](Self::problem), but returns `None` if the answer is not a problem of the engine.
     pub fn problem_name(&self) -> Option<String> {
         let problem: serde_json::Value = serde_json::from_slice(&self.body).ok()?;
         problem["type"].as_str()?.strip_prefix("urn:oncekey:problem:").map(str::to_owned)
     }
 
-    /// The last part of the `type` of a problem in the form of RFC 9457.
+    /// Returns the last part of the `type` of a problem in the form of RFC 9457.
     ///
     /// # Panics
-    /// If the answer is no such problem.
+    /// If the answer is not such a problem.
     pub fn problem(&self) -> String {
         assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
         let problem: serde_json::Value = serde_json::from_slice(&self.body).unwrap();
@@ -62,7 +62,7 @@ impl Answer {
     }
 }
 
-/// The version of HTTP that a request is sent by.
+/// The HTTP version of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     /// HTTP/1.1.
@@ -71,22 +71,22 @@ pub enum Protocol {
     Http2,
 }
 
-/// Both of them.
+/// Both versions.
 pub const PROTOCOLS: [Protocol; 2] = [Protocol::Http1, Protocol::Http2];
 
 /// How a client leaves before it has its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leave {
-    /// It closes the connection (FIN).
+    /// Closes the connection (FIN).
     Close,
-    /// It resets the connection (RST).
+    /// Resets the connection (RST).
     Reset,
-    /// It resets the stream (`RST_STREAM`), which HTTP/1.1 does not have, and stays until the server has seen that.
+    /// Resets the stream (`RST_STREAM`), and stays until the server has seen that. HTTP/1.1 does not have this.
     ResetStream,
 }
 
 impl Leave {
-    /// All that a client of this version of HTTP can do.
+    /// Returns every way that a client of this HTTP version can leave.
     pub fn all(protocol: Protocol) -> &'static [Self] {
         match protocol {
             Protocol::Http1 => &[Self::Close, Self::Reset],
@@ -95,40 +95,40 @@ impl Leave {
     }
 }
 
-/// A request to be sent.
+/// A request to send.
 #[derive(Debug, Clone)]
 pub struct Request {
     method: String,
     target: String,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
-    /// The pieces of a body whose length is not announced.
+    /// The chunks of a body whose length is not announced.
     chunks: Option<Vec<String>>,
-    /// Whether only half of the body is sent, though all of it is announced.
+    /// Whether only half of the announced body is sent.
     is_cut: bool,
     protocol: Protocol,
 }
 
 impl Request {
-    /// A request with a body.
+    /// Returns a request with a body.
     pub fn new(method: &str, target: &str, body: impl Into<Vec<u8>>) -> Self {
         let (method, target) = (method.to_owned(), target.to_owned());
         let (headers, body, protocol) = (Vec::new(), body.into(), Protocol::Http1);
         Self { method, target, headers, body, chunks: None, is_cut: false, protocol }
     }
 
-    /// A POST.
+    /// Returns a POST.
     pub fn post(target: &str, body: impl Into<Vec<u8>>) -> Self {
         Self::new("POST", target, body)
     }
 
-    /// A POST whose body comes in chunks, its length not announced.
+    /// Returns a POST whose body arrives in chunks, without an announced length.
     pub fn post_in_chunks(target: &str, chunks: &[&str]) -> Self {
         let chunks = chunks.iter().map(|&chunk| chunk.to_owned()).collect();
         Self { chunks: Some(chunks), ..Self::new("POST", target, "") }
     }
 
-    /// Adds a header, as it is.
+    /// Adds a header, unchanged.
     #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
@@ -141,14 +141,14 @@ impl Request {
         self.header("Idempotency-Key", key)
     }
 
-    /// Sends it by another version of HTTP; 1.1 unless this says otherwise.
+    /// Sends the request over another HTTP version. The default is 1.1.
     #[must_use]
     pub fn by(mut self, protocol: Protocol) -> Self {
         self.protocol = protocol;
         self
     }
 
-    /// Announces the whole body, and sends half of it.
+    /// Announces the whole body but sends only half of it.
     #[must_use]
     pub fn cut(mut self) -> Self {
         self.is_cut = true;
@@ -199,28 +199,28 @@ impl Request {
         Ok(Begun { leave, connection: Connection::Http2 { response, stream, ping, driver, client } })
     }
 
-    /// Sends it on a connection of its own and reads the answer.
+    /// Sends the request on a new connection and reads the answer.
     ///
     /// # Panics
-    /// If the server can't be reached or its answer is no HTTP.
+    /// If the server cannot be reached or its answer is not HTTP.
     pub async fn send(&self, server: SocketAddr) -> Answer {
         self.try_send(server)
             .await
             .unwrap_or_else(|error| panic!("{} {} got no answer: {error}", self.method, self.target))
     }
 
-    /// The same, where the server may be gone.
+    /// Like [`send`](Self::send), for a server that may be gone.
     ///
     /// # Errors
-    /// What the connection failed with.
+    /// The connection's error.
     pub async fn try_send(&self, server: SocketAddr) -> io::Result<Answer> {
         self.begin(server, Leave::Close).await?.answer().await
     }
 
-    /// Sends it, and leaves the answer for later, or for ever.
+    /// Sends the request, and leaves the answer for later or forever.
     ///
     /// # Errors
-    /// What the connection failed with.
+    /// The connection's error.
     pub async fn begin(&self, server: SocketAddr, leave: Leave) -> io::Result<Begun> {
         let mut stream = TcpStream::connect(server).await?;
         if leave == Leave::Reset {
@@ -233,26 +233,26 @@ impl Request {
         Ok(Begun { leave, connection: Connection::Http1(stream) })
     }
 
-    /// Sends it on a connection that is open, by HTTP/1.1, and reads no answer.
+    /// Sends the request on an open HTTP/1.1 connection, and reads no answer.
     ///
     /// # Errors
-    /// What the connection failed with.
+    /// The connection's error.
     pub async fn send_on(&self, stream: &mut TcpStream) -> io::Result<()> {
         stream.write_all(&self.bytes()).await
     }
 
-    /// Sends it and gives the connection, to be left at will.
+    /// Sends the request and returns the connection, which the caller can close at any time.
     ///
     /// # Panics
-    /// If the server can't be reached.
+    /// If the server cannot be reached.
     pub async fn send_only(&self, server: SocketAddr) -> TcpStream {
         self.try_send_only(server).await.unwrap()
     }
 
-    /// The same, where the server may be gone.
+    /// Like [`send_only`](Self::send_only), for a server that may be gone.
     ///
     /// # Errors
-    /// What the connection failed with.
+    /// The connection's error.
     pub async fn try_send_only(&self, server: SocketAddr) -> io::Result<TcpStream> {
         let mut stream = TcpStream::connect(server).await?;
         self.send_on(&mut stream).await?;
@@ -260,7 +260,7 @@ impl Request {
     }
 }
 
-/// A request that is under way.
+/// A request in flight.
 #[derive(Debug)]
 pub struct Begun {
     leave: Leave,
@@ -283,11 +283,11 @@ impl Begun {
     /// Reads the answer.
     ///
     /// # Errors
-    /// What the connection failed with.
+    /// The connection's error.
     pub async fn answer(self) -> io::Result<Answer> {
         match self.connection {
             Connection::Http1(mut stream) => read_answer(&mut stream).await,
-            // The handles stay until the answer is there: without them, the connection ends.
+            // The handles stay until the answer has arrived, because the connection ends without them.
             Connection::Http2 { response, stream: _stream, ping: _ping, driver, client: _client } => {
                 let answer = read_answer_by_http2(response).await;
                 driver.abort();
@@ -305,7 +305,8 @@ impl Begun {
             Connection::Http1(stream) => drop(stream),
             Connection::Http2 { response, mut stream, mut ping, driver, client } => {
                 if self.leave == Leave::ResetStream {
-                    // A server answers frames in their order: it has the request, and then it has seen the reset.
+                    // A server answers frames in order. The first answer shows that it has the request, and the second
+                    // that it has seen the reset.
                     ping.ping(h2::Ping::opaque()).await.unwrap();
                     stream.send_reset(h2::Reason::CANCEL);
                     ping.ping(h2::Ping::opaque()).await.unwrap();
@@ -321,7 +322,7 @@ impl Begun {
 /// Reads an HTTP/2 answer.
 ///
 /// # Errors
-/// What the connection failed with.
+/// The connection's error.
 pub async fn read_answer_by_http2(response: ResponseFuture) -> io::Result<Answer> {
     let (head, mut body) = response.await.map_err(io::Error::other)?.into_parts();
     let headers = head
@@ -340,7 +341,7 @@ pub async fn read_answer_by_http2(response: ResponseFuture) -> io::Result<Answer
 /// Reads an HTTP/1.1 answer.
 ///
 /// # Errors
-/// What the connection failed with.
+/// The connection's error.
 pub async fn read_answer(stream: &mut TcpStream) -> io::Result<Answer> {
     let mut bytes = Vec::new();
     let head_len = loop {
@@ -378,7 +379,7 @@ pub async fn read_answer(stream: &mut TcpStream) -> io::Result<Answer> {
     }
 }
 
-/// Takes the chunks apart; `None` while the last is missing.
+/// Decodes a chunked body. Returns `None` while the last chunk is missing.
 fn unchunk(mut bytes: &[u8]) -> Option<Vec<u8>> {
     let mut body = Vec::new();
     loop {

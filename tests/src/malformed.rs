@@ -1,14 +1,14 @@
-//! Requests that are none, from a seed: what a scanner, a broken client or an attacker sends.
+//! Malformed requests, generated from a seed, such as a scanner, a broken client or an attacker sends.
 //!
-//! Each is made from an order or a payment that would be taken, broken in one way that no lenient reading mends.
+//! Each one starts as a valid order or payment, and is broken in one way that no lenient parser repairs.
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-/// What is sent on one connection, and then the sending side is closed.
+/// The bytes to send on one connection, after which the sending side is closed.
 #[derive(Debug, Clone)]
 pub struct Malformed {
-    /// In which way it is broken.
+    /// How the request is broken.
     pub kind: &'static str,
     /// The bytes.
     pub bytes: Vec<u8>,
@@ -32,12 +32,12 @@ const KINDS: [(&str, Break); 12] = [
     ("another protocol", another_protocol),
 ];
 
-/// The names of all kinds.
+/// Returns the names of all kinds.
 pub fn kinds() -> impl Iterator<Item = &'static str> {
     KINDS.iter().map(|(name, _)| *name)
 }
 
-/// The malformed request with this number: the same for the same seed, always.
+/// Returns the malformed request with this number. The same seed always gives the same request.
 pub fn nth(seed: u64, number: u64) -> Malformed {
     let mut rng = rng(seed, number);
     let (kind, make) = KINDS[(number % KINDS.len() as u64) as usize];
@@ -45,8 +45,8 @@ pub fn nth(seed: u64, number: u64) -> Malformed {
     Malformed { kind, bytes: make(&mut rng, draft) }
 }
 
-/// What the malformed request with this number was before it was broken, under a key of its own: it is taken. (The same key
-/// may have a refusal by now, which is an outcome like any other.)
+/// Returns the malformed request with this number as it was before it was broken, under a fresh key. It is accepted.
+/// (The old key may have a refusal by now, which is an outcome like any other.)
 pub fn unbroken(seed: u64, number: u64) -> Vec<u8> {
     let draft = Draft::new(&mut rng(seed, number), seed, number);
     Draft { key: format!("Idempotency-Key: unbroken-{seed}-{number}"), ..draft }.sound()
@@ -56,11 +56,11 @@ fn rng(seed: u64, number: u64) -> StdRng {
     StdRng::seed_from_u64(seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
-/// A request that would be taken.
+/// A request that would be accepted.
 #[derive(Clone)]
 struct Draft {
     line: String,
-    /// Without framing and key.
+    /// The headers without framing and key.
     headers: Vec<String>,
     key: String,
     body: String,
@@ -105,7 +105,7 @@ impl Draft {
         format!("{}{}", self.head(), self.body).into_bytes()
     }
 
-    /// As it should be.
+    /// Returns the valid request.
     fn sound(self) -> Vec<u8> {
         self.keyed().length().whole()
     }
@@ -160,7 +160,7 @@ fn header_line(rng: &mut StdRng, draft: Draft) -> Vec<u8> {
         8 => format!("X-A: {}", "a".repeat(rng.random_range(140_000..200_000))),
         _ => format!("{}: 1", "X".repeat(rng.random_range(140_000..150_000))),
     };
-    // Anywhere among the headers.
+    // The broken header is anywhere among the headers.
     let mut draft = draft.keyed().length();
     let at = rng.random_range(0..=draft.headers.len());
     draft.headers.insert(at, broken);
@@ -198,11 +198,11 @@ fn content_length(rng: &mut StdRng, draft: Draft) -> Vec<u8> {
             "Content-Length: {}",
             pick(rng, &["18446744073709551616", "99999999999999999999999", "9223372036854775808"])
         ),
-        // More than comes: the rest never does.
+        // Announces more than it sends. The rest never arrives.
         6 => format!("Content-Length: {}", length + rng.random_range(1..500_000)),
-        // Less than comes: what is left is no request.
+        // Announces less than it sends. The rest is not a request.
         7 => format!("Content-Length: {}", rng.random_range(0..length)),
-        // None: there is no body, and what comes is no request.
+        // Announces no length, so there is no body, and the rest is not a request.
         _ => "X-No-Length: 1".to_owned(),
     };
     draft.keyed().with(named).whole()
@@ -227,7 +227,8 @@ fn chunks(rng: &mut StdRng, draft: Draft) -> Vec<u8> {
     [head.into_bytes(), framed.into_bytes()].concat()
 }
 
-/// Two readings of where the request ends; by either, a sound one hides behind it, and must not be read.
+/// Frames a request so that it has two readings of where it ends. By either one, a valid request hides behind it, and
+/// must not be read.
 fn smuggling(rng: &mut StdRng, draft: Draft) -> Vec<u8> {
     let hidden = String::from_utf8_lossy(&draft.clone().sound()).into_owned();
     let chunked = format!("0\r\n\r\n{hidden}");
@@ -274,7 +275,7 @@ fn truncated(rng: &mut StdRng, draft: Draft) -> Vec<u8> {
 }
 
 fn oversized(rng: &mut StdRng, mut draft: Draft) -> Vec<u8> {
-    // Mostly announced and not sent; now and then all of it.
+    // Mostly announces the body without sending it, and sometimes sends all of it.
     let announced = rng.random_range((1 << 20) + 1..1_u64 << 40);
     if rng.random_range(0..200) != 0 {
         return draft.keyed().with(format!("Content-Length: {announced}")).whole();
@@ -283,11 +284,11 @@ fn oversized(rng: &mut StdRng, mut draft: Draft) -> Vec<u8> {
     draft.sound()
 }
 
-/// Several on one connection, the first already broken beyond its end: a sound one behind it must not be read.
+/// Sends several requests on one connection. After the first one with a broken end, a valid request must not be read.
 fn pipelined(rng: &mut StdRng, draft: Draft) -> Vec<u8> {
     let sound = draft.clone().sound();
     let mut bytes = Vec::new();
-    // Well framed, and each refused.
+    // These are well framed, and each is refused.
     for _ in 0..rng.random_range(0..4) {
         bytes.extend(match rng.random_bool(0.5) {
             true => draft.clone().length().whole(),
@@ -310,12 +311,12 @@ fn pipelined(rng: &mut StdRng, draft: Draft) -> Vec<u8> {
 fn binary(rng: &mut StdRng, draft: Draft) -> Vec<u8> {
     let len = rng.random_range(1..2_000);
     let mut bytes = noise(rng, len);
-    // No byte of a method, so that nothing in it can begin one.
+    // This is no byte of a method name, so no method can begin in it.
     bytes[0] |= 0x80;
     if rng.random_bool(0.5) {
         return bytes;
     }
-    // In the middle of a sound head.
+    // The noise is in the middle of a valid head.
     let mut sound = draft.sound();
     let head = sound.windows(4).position(|window| window == b"\r\n\r\n").unwrap_or(0);
     let at = rng.random_range(0..head);

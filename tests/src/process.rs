@@ -1,4 +1,4 @@
-//! Child processes that speak by lines, and can be killed, paused and resumed.
+//! Child processes that communicate in lines, and can be killed, paused and resumed.
 
 use std::fmt;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Long enough for a loaded machine; a test that waits this long has failed.
+/// Long enough for a loaded machine. A test that waits this long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Lets other tasks run until the condition holds.
 ///
 /// # Panics
-/// If it does not within [`PATIENCE`].
+/// If it does not hold within [`PATIENCE`].
 pub async fn until(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
@@ -23,20 +23,20 @@ pub async fn until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// A child process whose standard input and output are lines. It is killed when this is dropped.
+/// A child process whose standard input and output are lines. It is killed when this value is dropped.
 pub struct Process {
     child: Child,
     input: Option<ChildStdin>,
     lines: Receiver<String>,
-    /// What it said, for the message of a failure.
+    /// Its output, for failure messages.
     heard: Vec<String>,
 }
 
 impl Process {
-    /// Starts it. Its standard error is the test's.
+    /// Starts a process. It shares the test's standard error.
     ///
     /// # Panics
-    /// If it can't be started.
+    /// If it cannot be started.
     pub fn start(command: &mut Command) -> Self {
         let mut child = command
             .stdin(Stdio::piped())
@@ -70,15 +70,15 @@ impl Process {
         self.input = None;
     }
 
-    /// Waits for a line that begins with `word`, and gives what follows. Lines before it are passed over.
+    /// Waits for a line that begins with `word`, and returns the rest of it. Earlier lines are skipped.
     ///
     /// # Panics
-    /// If it does not come within [`PATIENCE`].
+    /// If the line does not arrive within [`PATIENCE`].
     pub fn expect(&mut self, word: &str) -> String {
         self.expect_within(word, PATIENCE).unwrap_or_else(|| panic!("{word:?} was not said, but {:?}", self.heard))
     }
 
-    /// The same, within `limit`; `None` if it did not come.
+    /// Like [`expect`](Self::expect), within `limit`. Returns `None` if the line did not arrive.
     pub fn expect_within(&mut self, word: &str, limit: Duration) -> Option<String> {
         let deadline = Instant::now() + limit;
         loop {
@@ -95,15 +95,15 @@ impl Process {
         }
     }
 
-    /// The next line, whatever it is.
+    /// Returns the next line, whatever it is.
     ///
     /// # Panics
-    /// If none comes within [`PATIENCE`].
+    /// If none arrives within [`PATIENCE`].
     pub fn next_line(&mut self) -> String {
         self.expect("")
     }
 
-    /// Its id.
+    /// Returns its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -113,28 +113,28 @@ impl Process {
         kill_process(pid, signal).unwrap_or_else(|error| panic!("{signal:?} could not be sent: {error}"));
     }
 
-    /// SIGKILL: it has no chance to do anything. Returns once it is gone.
+    /// Kills the process with SIGKILL, so it cannot do anything more. Returns once it is gone.
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
         self.child.wait().unwrap();
     }
 
-    /// SIGSTOP: all its threads stand still, its timers run on.
+    /// Pauses the process with SIGSTOP. All its threads stop, but time passes for its timers.
     pub fn pause(&self) {
         self.signal(Signal::STOP);
     }
 
-    /// SIGCONT.
+    /// Resumes the process with SIGCONT.
     pub fn resume(&self) {
         self.signal(Signal::CONT);
     }
 
-    /// SIGTERM: a polite end.
+    /// Asks the process to end with SIGTERM.
     pub fn terminate(&self) {
         self.signal(Signal::TERM);
     }
 
-    /// Waits for its end and gives its exit code; `None` if a signal ended it.
+    /// Waits for the process to end and returns its exit code, or `None` if a signal ended it.
     ///
     /// # Panics
     /// If it does not end within [`PATIENCE`].
@@ -152,7 +152,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // One that has ended already can't be killed again.
+        // A process that has already ended cannot be killed again.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

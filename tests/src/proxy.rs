@@ -1,5 +1,5 @@
-//! A proxy before a server that loses what passes through it: it swallows everything without a word, or cuts a connection
-//! when an answer is on its way, to anything or to a COMMIT. It can also hold a statement back and let it through later.
+//! A proxy in front of a server that loses data. It can swallow everything silently, or cut a connection when an answer
+//! is on its way, either any answer or that to a COMMIT. It can also hold a statement back and let it through later.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
-/// Stands before a server on 127.0.0.1. It ends with the process. Clones are handles of the same.
+/// A proxy in front of a server on 127.0.0.1. It ends with the process. Clones are handles of the same proxy.
 #[derive(Debug, Clone)]
 pub struct Proxy {
     port: u16,
@@ -19,25 +19,25 @@ pub struct Proxy {
 struct Faults {
     swallows: AtomicBool,
     refuses: AtomicBool,
-    /// Connections that were refused.
+    /// The number of refused connections.
     refused: AtomicUsize,
-    /// Connections that have swallowed something.
+    /// The number of connections that have swallowed something.
     swallowed: AtomicUsize,
-    /// Answers that are still to be cut off.
+    /// The number of answers still to cut off.
     cuts: AtomicUsize,
-    /// Commits whose answers are still to be cut off.
+    /// The number of commits whose answers are still to be cut off.
     commits: AtomicUsize,
-    /// Commits after which their connections are still to be closed.
+    /// The number of commits after which their connections are still to be closed.
     left_alone: AtomicUsize,
-    /// What a connection is held back by.
+    /// The word on which a connection is held back.
     word: Mutex<Option<&'static str>>,
     let_go: Condvar,
-    /// Connections that are held back.
+    /// The number of connections held back.
     held: AtomicUsize,
 }
 
 impl Faults {
-    /// Waits if this is to be held back.
+    /// Waits if this message must be held back.
     fn hold_back(&self, message: &[u8]) {
         let mut word = self.word.lock();
         let holds = |word: &str| message.windows(word.len()).any(|window| window == word.as_bytes());
@@ -50,16 +50,16 @@ impl Faults {
     }
 }
 
-/// Takes one from what is left.
+/// Takes one from the remaining count.
 fn take_one(left: &AtomicUsize) -> bool {
     left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
 }
 
 impl Proxy {
-    /// Starts one before the server at `port`. It passes everything on until it is told otherwise.
+    /// Starts a proxy in front of the server at `port`. At first it passes everything on.
     ///
     /// # Panics
-    /// If it can't listen.
+    /// If it cannot listen.
     pub fn before(server: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -78,82 +78,83 @@ impl Proxy {
         Self { port, faults }
     }
 
-    /// Where it listens on 127.0.0.1.
+    /// Returns its port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// From now on whatever comes is swallowed. A connection that has lost something never speaks again, as one whose
-    /// peer's machine is gone.
+    /// Swallows all data from now on. A connection that has lost something stays silent forever, as if the peer's
+    /// machine were gone.
     pub fn swallow(&self) {
         self.faults.swallows.store(true, Ordering::SeqCst);
     }
 
-    /// From now on new connections are closed at once.
+    /// Closes new connections at once from now on.
     pub fn refuse(&self) {
         self.faults.refuses.store(true, Ordering::SeqCst);
     }
 
-    /// From now on new connections pass.
+    /// Lets new connections pass from now on.
     pub fn heal(&self) {
         self.faults.refuses.store(false, Ordering::SeqCst);
         self.faults.swallows.store(false, Ordering::SeqCst);
     }
 
-    /// How many connections were refused.
+    /// Returns how many connections were refused.
     pub fn refused(&self) -> usize {
         self.faults.refused.load(Ordering::SeqCst)
     }
 
-    /// From now on a connection on which this word is sent to the server is held back, that message and all that follows.
+    /// Holds back, from now on, every connection on which this word is sent to the server: that message and all that
+    /// follows.
     pub fn hold(&self, word: &'static str) {
         *self.faults.word.lock() = Some(word);
     }
 
-    /// What is held back goes on to the server.
+    /// Lets what was held back continue to the server.
     pub fn let_go(&self) {
         *self.faults.word.lock() = None;
         self.faults.let_go.notify_all();
     }
 
-    /// How many connections have been held back.
+    /// Returns how many connections have been held back.
     pub fn held(&self) -> usize {
         self.faults.held.load(Ordering::SeqCst)
     }
 
-    /// The connections of the next commits are closed as soon as the commit is passed on, while the server is at it.
+    /// Closes the connections of the next commits as soon as the commit is passed on, while the server executes it.
     pub fn leave_commits_alone(&self, commits: usize) {
         self.faults.left_alone.store(commits, Ordering::SeqCst);
     }
 
-    /// How many connections have lost something.
+    /// Returns how many connections have lost something.
     pub fn swallowed(&self) -> usize {
         self.faults.swallowed.load(Ordering::SeqCst)
     }
 
-    /// The next answers are kept, and their connections closed.
+    /// Drops the next answers, and closes their connections.
     pub fn cut_answers(&self, answers: usize) {
         self.faults.cuts.store(answers, Ordering::SeqCst);
     }
 
-    /// How many answers are still to be cut off.
+    /// Returns how many answers are still to be cut off.
     pub fn cuts_left(&self) -> usize {
         self.faults.cuts.load(Ordering::SeqCst)
     }
 
-    /// The answers to the next commits are kept, and their connections closed: whether they took place is known to the
-    /// server alone.
+    /// Drops the answers to the next commits, and closes their connections. Only the server knows whether they took
+    /// place.
     pub fn cut_commits(&self, commits: usize) {
         self.faults.commits.store(commits, Ordering::SeqCst);
     }
 
-    /// How many commits' answers are still to be cut off.
+    /// Returns how many commits' answers are still to be cut off.
     pub fn commits_left(&self) -> usize {
         self.faults.commits.load(Ordering::SeqCst)
     }
 }
 
-/// Whether a statement of these is a COMMIT. `READ COMMITTED` is none.
+/// Returns whether one of these statements is a COMMIT. `READ COMMITTED` is not one.
 fn has_commit(bytes: &[u8]) -> bool {
     let found = bytes.windows(6).enumerate().filter(|(_, window)| *window == b"COMMIT");
     found.map(|(at, _)| at).any(|at| !bytes[at..].starts_with(b"COMMITTED"))
@@ -178,7 +179,7 @@ fn pass_on(client: &TcpStream, server: &TcpStream, faults: &Arc<Faults>) {
                 if !is_answer {
                     faults.hold_back(&buffer[..read]);
                 }
-                // One small message, which comes in one piece.
+                // A COMMIT is a small message, which arrives in one piece.
                 let is_commit = !is_answer && has_commit(&buffer[..read]);
                 if is_commit && take_one(&faults.commits) {
                     commits.store(true, Ordering::SeqCst);

@@ -1,4 +1,5 @@
-//! A store in memory with transactions on rows of its own: what the engine promises for them, without a database.
+//! A memory store with transactions on its own rows. It tests what the engine promises for transactions, without a
+//! database.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,12 +14,12 @@ use parking_lot::Mutex;
 
 /// What an operation writes.
 ///
-/// [`COMMIT`](Self::COMMIT) as a row ends the transaction by itself, as a statement of that name does in a database.
+/// [`COMMIT`](Self::COMMIT) as a row ends the transaction by itself, like that statement in a database.
 #[derive(Debug, Clone, Default)]
 pub struct Rows(pub Vec<String>);
 
 impl Rows {
-    /// The rows before this one are committed; the record is not completed with them.
+    /// Commits the rows before it, without completing the record.
     pub const COMMIT: &str = "COMMIT";
 }
 
@@ -30,13 +31,13 @@ pub struct RowsBackend {
 }
 
 impl RowsBackend {
-    /// An empty one.
+    /// Returns an empty store.
     #[must_use]
     pub fn new() -> Self {
         Self { records: MemoryBackend::new(), rows: Arc::default() }
     }
 
-    /// The rows that were committed.
+    /// Returns the committed rows.
     pub fn committed(&self) -> Vec<String> {
         self.rows.lock().0.clone()
     }

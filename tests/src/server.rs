@@ -1,7 +1,7 @@
-//! Real servers, of databases and of messages, from the binaries that are installed: on free ports, in temporary folders.
+//! Real servers for databases and messages, from the installed binaries, on free ports and in temporary folders.
 //!
-//! A server is stopped and its folder removed when the test's process ends, however it ends: a shell holds both, and
-//! waits for its input to close.
+//! When the test's process ends, however it ends, its servers stop and their folders are removed. A shell holds both,
+//! and waits for its input to close.
 
 mod mariadb;
 mod nats;
@@ -33,8 +33,9 @@ use tempfile::TempDir;
 
 use crate::process::PATIENCE;
 
-/// Prints its child's id and waits for its end, so that a killed server does not linger as a zombie, which its own lock
-/// file would take for a server. When its input closes it kills the child, and clears up; a line dismisses it.
+/// Prints the id of its child and waits for it to end. A killed server therefore does not linger as a zombie, which its
+/// own lock file would treat as a running server. When the input closes, the shell kills the child and cleans up; a
+/// line on the input dismisses it.
 const KEEPER: &str = r#"folder=$1; shift; exec 3<&0
 "$@" >"$folder/log" 2>&1 </dev/null 3<&- & server=$!
 { read -r dismissed <&3 || { kill -KILL $server 2>/dev/null; rm -rf "$folder"; }; } & echo $server
@@ -43,7 +44,7 @@ exec >/dev/null; wait $server; wait"#;
 /// A server's process under its keeper.
 #[derive(Debug)]
 struct Running {
-    /// Ends the server when this closes its input.
+    /// The keeper. It ends the server when its input closes.
     keeper: Child,
     pid: Pid,
 }
@@ -63,7 +64,7 @@ impl Running {
         Self { keeper, pid: Pid::from_raw(line.trim().parse().unwrap()).unwrap() }
     }
 
-    /// Launches it again after it was killed, as soon as what its processes held is free.
+    /// Launches the server again after it was killed, once its former processes have released everything.
     fn relaunch(&mut self, launch: impl Fn() -> Result<Self, String>) {
         let deadline = Instant::now() + PATIENCE;
         let relaunched = loop {
@@ -75,7 +76,7 @@ impl Running {
         std::mem::replace(self, relaunched).dismiss();
     }
 
-    /// Lets the keeper of a server go that has ended, and leaves its folder to the next one.
+    /// Dismisses the keeper of a server that has ended, and leaves its folder to the next one.
     fn dismiss(mut self) {
         if let Some(input) = &mut self.keeper.stdin {
             writeln!(input, "dismissed").unwrap();
@@ -83,7 +84,7 @@ impl Running {
         self.keeper.wait().unwrap();
     }
 
-    /// Itself, if it got ready; one that ended leaves its folder to the next try.
+    /// Returns the server if it became ready. A server that ended leaves its folder to the next attempt.
     fn unless_it_ended(self, ready: Result<(), String>) -> Result<Self, String> {
         match ready {
             Ok(()) => Ok(self),
@@ -98,7 +99,7 @@ impl Running {
         kill_process(self.pid, signal).unwrap_or_else(|error| panic!("{signal:?} could not be sent: {error}"));
     }
 
-    /// For the process, and then for its children: the first, stopped, makes no more of them.
+    /// Signals the process, and then its children. A stopped process starts no more of them.
     fn signal_all(&self, signal: Signal) {
         self.signal(signal);
         let parent = self.pid.as_raw_nonzero().to_string();
@@ -106,11 +107,11 @@ impl Running {
             let Some(pid) = entry.file_name().to_str().and_then(|name| Pid::from_raw(name.parse().ok()?)) else {
                 continue;
             };
-            // Behind the command's name, which stands in parentheses: the state, and the parent.
+            // After the command's name, which is in parentheses, come the state and the parent.
             let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
             let is_child = stat.rsplit(')').next().and_then(|rest| rest.split(' ').nth(2)) == Some(&parent);
             if is_child {
-                // One that has just ended needs no signal.
+                // A process that has just ended needs no signal.
                 let _ = kill_process(pid, signal);
             }
         }
@@ -120,7 +121,7 @@ impl Running {
         Path::new(&format!("/proc/{}", self.pid.as_raw_nonzero())).exists()
     }
 
-    /// SIGKILL, and waits until it is gone.
+    /// Kills the process with SIGKILL, and waits until it is gone.
     fn kill(&self) {
         self.signal(Signal::KILL);
         let deadline = Instant::now() + PATIENCE;
@@ -131,7 +132,7 @@ impl Running {
     }
 }
 
-/// A folder that a server's user may use. Its keeper removes it.
+/// Creates a folder that a server's user may use. Its keeper removes it.
 fn folder_for(user: &str) -> PathBuf {
     let folder = TempDir::with_prefix("oncekey-").unwrap().keep();
     if getuid().is_root() {
@@ -141,7 +142,7 @@ fn folder_for(user: &str) -> PathBuf {
     folder
 }
 
-/// Writes a file that only the server's user may read, as servers ask of keys.
+/// Writes a file that only the server's user may read, as servers require of keys.
 fn write_for(user: &str, path: &Path, text: &str) {
     std::fs::write(path, text).unwrap();
     std::fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
@@ -151,7 +152,8 @@ fn write_for(user: &str, path: &Path, text: &str) {
     }
 }
 
-/// Runs as `user` what servers refuse to be run as root; anybody else runs them as himself.
+/// Returns the words that run a server as `user` if we are root, which servers refuse. Other users run it as
+/// themselves.
 fn as_user(user: &str) -> Vec<String> {
     if !getuid().is_root() {
         return Vec::new();
@@ -172,7 +174,7 @@ fn ids_of(user: &str) -> (u32, u32) {
     find(user).or_else(|| find("nobody")).expect("a user for the server")
 }
 
-/// A binary from the given folders or the path.
+/// Finds a binary in the given folders or in the path.
 fn binary(name: &str, folders: &[PathBuf], package: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = folders.iter().cloned().chain(std::env::split_paths(&path)).map(|folder| folder.join(name));
@@ -184,12 +186,12 @@ fn binary(name: &str, folders: &[PathBuf], package: &str) -> PathBuf {
 /// How to get the servers of other versions.
 const ASK_SERVERS: &str = "set ONCEKEY_SERVERS=$(tests/servers), or run the suites by tests/run, which does so";
 
-/// Where the servers of versions other than Debian's are.
+/// Returns the folder of servers whose versions differ from Debian's.
 fn further_servers() -> Option<PathBuf> {
     std::env::var_os("ONCEKEY_SERVERS").map(PathBuf::from)
 }
 
-/// Waits until somebody accepts connections there and `is_ready`; says what the server said if it ended instead.
+/// Waits until the port accepts connections and `is_ready` holds. If the server ended instead, the error is its log.
 fn wait_until_ready(
     running: &Running,
     folder: &Path,

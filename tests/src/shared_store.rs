@@ -1,4 +1,4 @@
-//! Stores that several processes share: each started from the installed binaries, with a URL, and an engine on it.
+//! Stores that several processes share. Each is started from the installed binaries, and has a URL and an engine.
 
 use std::any::Any;
 use std::fmt;
@@ -14,7 +14,7 @@ use oncekey_backends::redis::RedisBackend;
 
 use crate::server::{MariaDb, Postgres, RedisCluster};
 
-/// Which store.
+/// The kind of store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreKind {
     /// A file.
@@ -28,7 +28,7 @@ pub enum StoreKind {
 }
 
 impl StoreKind {
-    /// The store of this name.
+    /// Returns the store with this name.
     pub fn named(name: &str) -> Option<Self> {
         match name {
             "sqlite" => Some(Self::Sqlite),
@@ -40,14 +40,14 @@ impl StoreKind {
     }
 }
 
-/// A store with its server, which ends with it.
+/// A store with its server. The server ends when this value is dropped.
 pub struct SharedStore {
     url: String,
     _server: Box<dyn Any + Send + Sync>,
 }
 
 impl SharedStore {
-    /// Starts it; a store that is a file lies in the folder.
+    /// Starts the store. If it is a file, the file is in `folder`.
     ///
     /// # Panics
     /// If its server is not installed, or does not start.
@@ -71,7 +71,7 @@ impl SharedStore {
         }
     }
 
-    /// Where it is, in the shop's words.
+    /// Returns its URL in the shop's format.
     pub fn url(&self) -> &str {
         &self.url
     }
@@ -83,10 +83,10 @@ impl fmt::Debug for SharedStore {
     }
 }
 
-/// An engine on the store at a URL. A path is an SQLite file.
+/// Starts an engine on the store at a URL. A path names an SQLite file.
 ///
 /// # Panics
-/// If the store can't be opened.
+/// If the store cannot be opened.
 pub async fn engine_on(url: &str, lease: Duration) -> Engine {
     match url.split_once(':') {
         Some(("postgres", _)) => start(PostgresBackend::open(url).await.unwrap(), lease),

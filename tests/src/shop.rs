@@ -1,4 +1,4 @@
-//! The shop as a process: built once, started on a free port, in a folder of its own.
+//! The shop as a process. It is built once, and started on a free port in its own folder.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -7,10 +7,10 @@ use std::sync::OnceLock;
 
 use crate::process::Process;
 
-/// The shop's binary: the one that `ONCEKEY_SHOP` names, or else built by the cargo that runs the tests.
+/// Returns the shop's binary: the one that `ONCEKEY_SHOP` names, or one built by the cargo that runs the tests.
 ///
 /// # Panics
-/// If it can't be built.
+/// If it cannot be built.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
@@ -34,7 +34,7 @@ pub fn binary() -> &'static Path {
     })
 }
 
-/// A command that starts the shop in `folder`.
+/// Returns a command that starts the shop in `folder`.
 pub fn command(folder: &Path, flags: &[&str]) -> Command {
     let mut command = Command::new(binary());
     command.current_dir(folder).arg("--bind=127.0.0.1:0").args(flags).env("RUST_LOG", "off");
@@ -51,7 +51,7 @@ pub struct Shop {
 }
 
 impl Shop {
-    /// Starts one and waits until it is open.
+    /// Starts a shop and waits until it is open.
     ///
     /// # Panics
     /// If it does not open.

@@ -1,5 +1,5 @@
-//! Operations of several steps on every store that processes share: killed between and inside of steps, and paused past their
-//! lease. `tests/checkouts` runs the same for as many as are wanted.
+//! Operations of several steps on every store that processes share, killed between and inside steps, and paused past
+//! their lease. `tests/checkouts` runs the same with any number of checkouts.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test, what fails fails the test")]
 #![expect(clippy::print_stdout, reason = "the test prints its report")]
@@ -9,11 +9,11 @@ use std::sync::{Mutex, PoisonError};
 use tests::nemesis::{checkouts, stale};
 use tests::shared_store::StoreKind;
 
-/// How many of each shop's checkouts are enough, and how often it may take until the kills struck where they have to: that is
-/// chance.
+/// How many checkouts per shop are enough, and how many runs may be needed until the kills struck where they must,
+/// which is chance.
 const COUNT: usize = 60;
 const RUNS: usize = 5;
-/// By turns: what is slow beside another run lets leases lapse that no kill has struck.
+/// The runs take turns: a run that is slow beside another one lets leases lapse without a kill.
 static TURN: Mutex<()> = Mutex::new(());
 
 fn under_kill_9(store: StoreKind, control: bool) {

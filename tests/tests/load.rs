@@ -12,7 +12,7 @@ use oncekey_backends::MemoryBackend;
 
 const DUPLICATES: usize = 16;
 
-/// 100,000 keys, 16 duplicates of each at once, half of them on either of two arbiters: none runs twice.
+/// 100,000 keys with 16 concurrent duplicates each, half of them on either of two arbiters: none runs twice.
 #[test]
 fn e01_100_000_keys_with_16_duplicates_each_run_once() {
     const KEYS: usize = 100_000;
@@ -29,7 +29,7 @@ fn e01_100_000_keys_with_16_duplicates_each_run_once() {
                     let mut calls = FuturesUnordered::new();
                     for number in 0..KEYS {
                         if number % 1_000 == 0 {
-                            // Both arbiters at the same keys at the same time.
+                            // Both arbiters work on the same keys at the same time.
                             barrier.wait();
                         }
                         for _ in 0..DUPLICATES / 2 {
@@ -38,7 +38,7 @@ fn e01_100_000_keys_with_16_duplicates_each_run_once() {
                                 let key = Key::new("load", number).unwrap();
                                 let work = move |_| async move {
                                     runs[number].fetch_add(1, Ordering::Relaxed);
-                                    // The operation takes a while: its duplicates meet it in flight.
+                                    // The operation takes a while, so its duplicates find it in flight.
                                     tokio::task::yield_now().await;
                                     Ok::<usize, ()>(number)
                                 };
@@ -99,7 +99,7 @@ async fn e14_an_idle_engine_with_a_million_keys_holds_no_lock() {
         }
     }
     while calls.next().await.is_some() {}
-    // The last farewells are on their way, and the last locks rest until the next sweep.
+    // The last retirements are on their way, and the last locks stay idle until the next sweep.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     while engine.key_lock_actors() > 0 {
         assert!(std::time::Instant::now() < deadline, "{} key locks of an idle engine", engine.key_lock_actors());

@@ -1,4 +1,4 @@
-//! The shop's mails: one for each order, whoever is killed.
+//! The shop's mails: one for each order, whichever process is killed.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
 
@@ -32,8 +32,8 @@ fn start_worker(folder: &Path, flags: &[&str]) -> Process {
     worker
 }
 
-/// Orders while the shop, and the worker if there is one, are killed with SIGKILL in turn. Each order is retried until it
-/// is answered.
+/// Orders while the shop, and the worker if there is one, are killed with SIGKILL in turn. Each order is retried until
+/// it gets an answer.
 async fn each_order_is_mailed_once(store: &str, stream: Option<&Redis>) {
     let folder = tempfile::tempdir().unwrap();
     let url = stream.map(Redis::url);
@@ -85,7 +85,7 @@ async fn each_order_is_mailed_once(store: &str, stream: Option<&Redis>) {
         tokio::time::sleep(Duration::from_millis(50)).await;
         mails = rows(&shop, "/mails").await;
     }
-    // What is still on its way, in the outbox or in the stream, finds its key.
+    // Messages that are still in the outbox or in the stream find their key.
     if let Some(stream) = stream {
         while stream.cli(&["XPENDING", "mails", "mailers"]).lines().next() != Some("0") {
             assert!(began.elapsed() < 2 * PATIENCE, "mails are stuck in the stream");

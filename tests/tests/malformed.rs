@@ -1,4 +1,5 @@
-//! Malformed requests over real sockets against the running shop: each is answered with 4xx or closed, and nothing happens.
+//! Malformed requests over real sockets against the running shop. Each one is answered with 4xx or closed, and nothing
+//! happens.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
 #![expect(clippy::print_stdout, reason = "what was measured is told")]
@@ -15,24 +16,26 @@ use tests::shop::Shop;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
 
-/// A server that takes this long over one has failed.
+/// A server that takes this long for one request has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
 const AT_ONCE: u64 = 48;
 
-/// How many: 20,000, or what `ONCEKEY_MALFORMED` says; from the seed `ONCEKEY_SEED`, or 1.
+/// Returns a number from the environment. `ONCEKEY_MALFORMED` is the number of requests (20,000 by default), and
+/// `ONCEKEY_SEED` the seed (1 by default).
 fn from_environment(name: &str, default: u64) -> u64 {
     std::env::var(name)
         .map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name} is no number: {value}")))
 }
 
-/// Sends it, closes the sending side, and gives all that came back.
+/// Sends a request, closes the sending side, and returns everything that came back.
 async fn exchange(server: SocketAddr, number: u64, request: &Malformed) -> Vec<u8> {
     let socket = TcpSocket::new_v4().unwrap();
-    // From many addresses of this machine: one has too few ports for a million connections.
+    // The requests come from many addresses of this machine, because one address has too few ports for a million
+    // connections.
     let [.., a, b] = (number as u32).to_be_bytes();
     socket.bind(SocketAddr::from((Ipv4Addr::new(127, 1, a, b.max(1)), 0))).unwrap();
     let mut stream = socket.connect(server).await.unwrap_or_else(|error| panic!("the server is gone: {error}"));
-    // A server that has heard enough closes before the end: then not all of it can be sent.
+    // A server that has read enough closes the connection early, and then not everything can be sent.
     let _ = stream.write_all(&request.bytes).await;
     let _ = stream.shutdown().await;
     let mut answer = Vec::new();
@@ -43,7 +46,7 @@ async fn exchange(server: SocketAddr, number: u64, request: &Malformed) -> Vec<u
     answer
 }
 
-/// The status of every answer among the bytes.
+/// Returns the status of every answer among the bytes.
 fn statuses(bytes: &[u8]) -> Vec<u16> {
     let text = String::from_utf8_lossy(bytes);
     text.match_indices("HTTP/1.1 ")
@@ -51,7 +54,7 @@ fn statuses(bytes: &[u8]) -> Vec<u16> {
         .collect()
 }
 
-/// Resident memory, in bytes.
+/// Returns the resident memory, in bytes.
 fn resident(shop: &Shop) -> u64 {
     let statm = std::fs::read_to_string(format!("/proc/{}/statm", shop.process.id())).unwrap();
     statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4_096
@@ -102,7 +105,7 @@ async fn send_all() {
             })
         })
         .collect();
-    // Memory, once all that is allocated once has been, and then until the end.
+    // Compares the memory after the one-time allocations with the memory at the end.
     let (mut first, mut largest) = (None, 0);
     let deadline = Instant::now() + PATIENCE + Duration::from_millis(total * 20);
     while !senders.iter().all(tokio::task::JoinHandle::is_finished) {
@@ -139,7 +142,7 @@ async fn send_all() {
         );
     }
 
-    // Nothing happened, the server is well, and what is sound is taken.
+    // Nothing happened, the server is healthy, and valid requests are accepted.
     assert_eq!((count(&shop, "/orders").await, count(&shop, "/payments").await), (0, 0));
     let health = Request::new("GET", "/healthz", "").send(server).await;
     assert!(health.status == 200 && health.text().contains(r#""store":"up""#), "{health:?}");
@@ -148,7 +151,7 @@ async fn send_all() {
     assert_eq!(order.clone().key("sound").send(server).await.status, 201);
     assert!(order.key("sound").send(server).await.is_replay());
     assert_eq!(count(&shop, "/orders").await, 1);
-    // The control: unbroken, the same requests are taken, so that it was the break that was refused.
+    // The control: the same requests are accepted unbroken, so the server refused them because they were broken.
     let before = count(&shop, "/orders").await + count(&shop, "/payments").await;
     for number in 0..200 {
         let request = Malformed { kind: "unbroken", bytes: malformed::unbroken(seed, number) };

@@ -1,4 +1,4 @@
-//! The nemesis, shortly: `tests/nemesis` runs it for as long as is wanted.
+//! A short run of the nemesis. `tests/nemesis` runs it for any length of time.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test, what fails fails the test")]
 #![expect(clippy::print_stdout, reason = "the report is told")]

@@ -1,4 +1,4 @@
-//! Messages that commit with the rows of their job, and are published afterwards, on real databases.
+//! Messages that commit with the rows of their job and are published afterwards, on real databases.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
 
@@ -13,7 +13,7 @@ use diesel_async::pooled_connection::deadpool::Pool;
 use diesel_async::{AsyncConnection, AsyncMysqlConnection, AsyncPgConnection, SimpleAsyncConnection as _};
 use oncekey::consumer::{Message, Processor, in_process, job};
 use oncekey::{Engine, Key, Outcome, RunError};
-use oncekey_backends::outbox::{MysqlOutbox, Parked, Posted, PostgresOutbox, Relay, SqliteOutbox, Table};
+use oncekey_backends::outbox::{MysqlOutbox, OutboxMessage, Parked, PostgresOutbox, Relay, SqliteOutbox, Table};
 use oncekey_backends::{MemoryBackend, MysqlBackend, PostgresBackend, SqliteBackend};
 use parking_lot::Mutex;
 use tests::process::until;
@@ -25,10 +25,10 @@ fn message(number: usize) -> Message {
     Message::new(format!("mail-{number}"), format!("to: {number}")).with_header("tenant", "ada")
 }
 
-/// Publishes until `count` messages were, and gives them as they came.
-async fn publish<T: Table>(relay: Relay<T>, count: usize) -> Vec<Posted> {
+/// Publishes until `count` messages have been published, and returns them in order.
+async fn publish<T: Table>(relay: Relay<T>, count: usize) -> Vec<OutboxMessage> {
     let (published, all) = (RefCell::new(Vec::new()), Notify::new());
-    let publish = async |posted: &Posted| {
+    let publish = async |posted: &OutboxMessage| {
         published.borrow_mut().push(posted.clone());
         if published.borrow().len() >= count {
             all.notify_one();
@@ -41,20 +41,20 @@ async fn publish<T: Table>(relay: Relay<T>, count: usize) -> Vec<Posted> {
         } else {
             tokio::time::sleep(Duration::from_millis(600)).await;
         }
-        // The batch is removed behind it.
+        // The batch is removed after it is published.
         tokio::time::sleep(Duration::from_millis(300)).await;
     };
     relay.run(publish, until).await;
     published.into_inner()
 }
 
-/// What every outbox must do, whatever its database: `write` commits messages, each in a transaction of its own.
+/// Checks what every outbox must do, whatever its database. `write` commits messages, each in its own transaction.
 async fn keeps_its_word<T: Table>(relay: impl Fn() -> Relay<T>, write: impl AsyncFn(std::ops::Range<usize>)) {
     write(0..250).await;
-    // One that can't be published holds up those after it, and is tried again.
+    // A message that cannot be published delays the later ones, and is tried again.
     let (tries, came) = (Cell::new(0), RefCell::new(Vec::new()));
     let all = Notify::new();
-    let publish_moody = async |posted: &Posted| {
+    let publish_moody = async |posted: &OutboxMessage| {
         if posted.message.id() == "mail-100" && tries.replace(tries.get() + 1) < 3 {
             return Err("the broker is away");
         }
@@ -75,10 +75,11 @@ async fn keeps_its_word<T: Table>(relay: impl Fn() -> Relay<T>, write: impl Asyn
     assert!(came.is_sorted_by_key(|posted| posted.number) && came.iter().all(|posted| posted.topic == "mails"));
     assert_eq!(publish(relay(), 0).await, [], "what is published is gone");
 
-    // One that is torn down midway published some, and removed none: they come again, with the same ids.
+    // A relay that is dropped midway has published some messages and removed none. They are published again, with the
+    // same ids.
     write(250..260).await;
     let halfway = Notify::new();
-    let stuck = async |posted: &Posted| {
+    let stuck = async |posted: &OutboxMessage| {
         if posted.message.id() == "mail-255" {
             halfway.notify_one();
             std::future::pending::<()>().await;
@@ -86,9 +87,9 @@ async fn keeps_its_word<T: Table>(relay: impl Fn() -> Relay<T>, write: impl Asyn
         Ok::<_, String>(())
     };
     assert_eq!(relay().run(stuck, halfway.notified()).await, 0);
-    // While one is at work, another waits for its turn; when it ends, the other goes on.
+    // While one relay works, another waits for its turn. When the first one ends, the other continues.
     let (began, go) = (Notify::new(), Notify::new());
-    let holding = async |_: &Posted| {
+    let holding = async |_: &OutboxMessage| {
         began.notify_one();
         go.notified().await;
         Err::<(), _>("not me")
@@ -121,7 +122,7 @@ async fn j03_the_outbox_in_sqlite_keeps_its_word() {
 #[actix_rt::test]
 async fn j03_the_outbox_in_postgres_keeps_its_word() {
     let server = Postgres::start();
-    let pool = PostgresBackend::open(&server.url()).await.unwrap().pool_of_its_own();
+    let pool = PostgresBackend::open(&server.url()).await.unwrap().pool();
     let outbox = PostgresOutbox::open(pool.clone()).await.unwrap();
     let write = async |numbers: std::ops::Range<usize>| {
         let mut connection = pool.get().await.unwrap();
@@ -135,7 +136,7 @@ async fn j03_the_outbox_in_postgres_keeps_its_word() {
 #[actix_rt::test]
 async fn j03_the_outbox_in_mysql_keeps_its_word() {
     let server = MariaDb::start();
-    let pool = MysqlBackend::open(&server.url()).await.unwrap().pool_of_its_own();
+    let pool = MysqlBackend::open(&server.url()).await.unwrap().pool();
     let outbox = MysqlOutbox::open(pool.clone()).await.unwrap();
     let write = async |numbers: std::ops::Range<usize>| {
         let mut connection = pool.get().await.unwrap();
@@ -146,23 +147,23 @@ async fn j03_the_outbox_in_mysql_keeps_its_word() {
     keeps_its_word(|| outbox.relay(), write).await;
 }
 
-/// Where a commit is shown before it is on the disk, no message is published that a crash can still take back.
+/// Where a commit is visible before it is on disk, no message is published that a crash can still take back.
 #[actix_rt::test]
 async fn j03_a_message_is_published_once_it_is_on_the_disk() {
     let mut server = MariaDb::start_with_log_to_hold(&["--table-open-cache-instances=1"]);
-    let pool = MysqlBackend::open(&server.url()).await.unwrap().pool_of_its_own();
+    let pool = MysqlBackend::open(&server.url()).await.unwrap().pool();
     let outbox = MysqlOutbox::open(pool.clone()).await.unwrap();
     let posted = |server: &MariaDb| server.sql("SELECT count(*) FROM oncekey_outbox");
     let published = Cell::new(0);
-    let publish = async |_: &Posted| {
+    let publish = async |_: &OutboxMessage| {
         published.set(published.get() + 1);
         Ok::<_, String>(())
     };
     let told = async {
-        // The relay has its turn before the log is held: a renewal would wait for it.
+        // The relay gets its turn before the log is held, because a renewal would wait for the log.
         let turns = "SELECT count(*) FROM oncekey_outbox_relays WHERE lease_until > 0";
         until("the relay's turn", || server.sql(turns) == "1").await;
-        // While the log is held no table can be opened: those that are read are open before.
+        // While the log is held no table can be opened, so the tables that are read are opened before.
         server.sql("SELECT 1 FROM oncekey_outbox a, oncekey_outbox b, oncekey_outbox c, oncekey_outbox d");
         server.hold_log();
         let mut connection = pool.get().await.unwrap();
@@ -181,7 +182,7 @@ async fn j03_a_message_is_published_once_it_is_on_the_disk() {
     assert_eq!(published.get(), 0, "a message was published that is gone");
 }
 
-/// A job's message commits with its outcome, or not at all; the next consumer has its effect once.
+/// A job's message commits with its outcome, or not at all. The next consumer has its effect once.
 #[actix_rt::test]
 async fn j03_a_jobs_message_commits_with_its_outcome_and_the_next_consumer_dedups_it() {
     let folder = tempfile::tempdir().unwrap();
@@ -201,7 +202,7 @@ async fn j03_a_jobs_message_commits_with_its_outcome_and_the_next_consumer_dedup
     assert_eq!(order(false).await.unwrap(), Outcome::Ran(17));
     assert_eq!(order(false).await.unwrap(), Outcome::Replayed(17));
 
-    // Published twice, as by a relay that died before it removed it.
+    // The message is published twice, as by a relay that died before it removed the message.
     let (publisher, source) = in_process::channel::<Message>(10);
     let posted = publish(outbox.relay(), 1).await;
     for posted in posted.iter().chain(&posted) {
@@ -218,7 +219,7 @@ async fn j03_a_jobs_message_commits_with_its_outcome_and_the_next_consumer_dedup
     assert_eq!((processed.ran, processed.replayed), (1, 1));
 }
 
-/// The same on the databases whose connections are awaited.
+/// The same for databases with async connections.
 async fn commits_with_its_job<C>(engine: Engine, write: impl AsyncFn(&mut C) -> QueryResult<()> + Copy + Send + 'static)
 where
     C: AsyncConnection + 'static,
@@ -238,7 +239,7 @@ where
 async fn j03_a_jobs_message_commits_with_its_outcome_in_postgres_and_mysql() {
     let postgres = Postgres::start();
     let backend = PostgresBackend::open(&postgres.url()).await.unwrap();
-    let pool: Pool<AsyncPgConnection> = backend.pool_of_its_own();
+    let pool: Pool<AsyncPgConnection> = backend.pool();
     let outbox = PostgresOutbox::open(pool).await.unwrap();
     let engine = Engine::builder(backend).start().unwrap();
     let write = async |tx: &mut AsyncPgConnection| PostgresOutbox::write(tx, "mails", &message(1)).await;
@@ -247,7 +248,7 @@ async fn j03_a_jobs_message_commits_with_its_outcome_in_postgres_and_mysql() {
 
     let mysql = MariaDb::start();
     let backend = MysqlBackend::open(&mysql.url()).await.unwrap();
-    let pool: Pool<AsyncMysqlConnection> = backend.pool_of_its_own();
+    let pool: Pool<AsyncMysqlConnection> = backend.pool();
     let outbox = MysqlOutbox::open(pool.clone()).await.unwrap();
     let engine = Engine::builder(backend).start().unwrap();
     let write = async |tx: &mut AsyncMysqlConnection| MysqlOutbox::write(tx, "mails", &message(1)).await;
@@ -256,8 +257,8 @@ async fn j03_a_jobs_message_commits_with_its_outcome_in_postgres_and_mysql() {
     pool.get().await.unwrap().batch_execute("DO 0").await.unwrap();
 }
 
-/// The relay's machine dies, and nothing of it reaches the server any more: its connections stay open there. Another relay
-/// goes on when the lease is over, and the first one has stopped by then.
+/// The relay's machine dies, and nothing from it reaches the server any more, while its connections there stay open.
+/// Another relay continues when the lease has lapsed, and the first one has stopped by then.
 async fn is_replaced_within_its_lease<T: Table>(dead: Relay<T>, proxy: &Proxy, alive: Relay<T>, write: impl AsyncFn()) {
     struct Ended<'a>(&'a Cell<Option<Instant>>);
     impl Drop for Ended<'_> {
@@ -268,7 +269,7 @@ async fn is_replaced_within_its_lease<T: Table>(dead: Relay<T>, proxy: &Proxy, a
 
     write().await;
     let (began, ended, published) = (Notify::new(), Cell::new(None), Cell::new(None));
-    let stuck = async |_: &Posted| {
+    let stuck = async |_: &OutboxMessage| {
         let _ended = Ended(&ended);
         began.notify_one();
         std::future::pending::<Result<(), String>>().await
@@ -277,12 +278,12 @@ async fn is_replaced_within_its_lease<T: Table>(dead: Relay<T>, proxy: &Proxy, a
     let dies = dead.lease(Duration::from_secs(2)).run(stuck, done.notified());
     let other = async {
         began.notified().await;
-        // Longer than the lease: it is renewed while its publisher is at work.
+        // This is longer than the lease, which is renewed while its publisher works.
         tokio::time::sleep(Duration::from_secs(3)).await;
         assert!(ended.get().is_none(), "it lost its turn");
         proxy.swallow();
         let cut = Instant::now();
-        let publish = async |_: &Posted| {
+        let publish = async |_: &OutboxMessage| {
             published.set(Some(Instant::now()));
             Ok::<_, String>(())
         };
@@ -324,9 +325,9 @@ fn mysql_pool(url: String) -> Pool<AsyncMysqlConnection> {
     Pool::builder(AsyncDieselConnectionManager::new(url)).max_size(8).build().unwrap()
 }
 
-/// Relays with nothing to do, one of them in its turn, for some seconds.
+/// Runs relays with nothing to do, one of them in its turn, for a few seconds.
 async fn idle<T: Table>(relays: Vec<Relay<T>>) {
-    let nothing = async |_: &Posted| Ok::<_, String>(());
+    let nothing = async |_: &OutboxMessage| Ok::<_, String>(());
     let idle = relays.into_iter().map(|relay| relay.run(nothing, tokio::time::sleep(Duration::from_secs(3))));
     futures_util::future::join_all(idle).await;
 }
@@ -342,7 +343,7 @@ async fn j03_relays_that_wait_open_no_connections() {
     }
     let before = opened();
     idle(relays).await;
-    // Those of `opened` itself are among them.
+    // The connections of `opened` itself are among them.
     assert!(opened() - before <= 6, "{} connections were opened", opened() - before);
 
     let server = MariaDb::start();
@@ -359,7 +360,8 @@ async fn j03_relays_that_wait_open_no_connections() {
     assert!(opened() - before <= 6, "{} connections were opened", opened() - before);
 }
 
-/// Rows 3 and 5 of seven are no messages: the others are published, and the two are parked, until an operator repairs them.
+/// Rows 3 and 5 of seven are not valid messages. The others are published, and the two are parked until an operator
+/// repairs them.
 async fn parks_what_is_no_message<T: Table>(
     relay: impl Fn() -> Relay<T>,
     parked: impl AsyncFn() -> Vec<Parked>,
@@ -377,7 +379,7 @@ async fn parks_what_is_no_message<T: Table>(
     let numbers: Vec<_> = set_apart.iter().map(|row| row.number).collect();
     assert_eq!(*heard.lock(), numbers);
     assert!(set_apart.iter().all(|row| row.reason.contains("headers") && row.topic == "mails"), "{set_apart:?}");
-    // Not mended yet: parked again.
+    // They are not repaired yet, so they are parked again.
     retry(numbers.clone()).await;
     assert_eq!(publish(relay(), 0).await, []);
     assert_eq!(parked().await, set_apart);
@@ -427,7 +429,7 @@ async fn j03_a_row_that_is_no_message_is_parked() {
     let parked = async || outbox.parked(100).await.unwrap();
     parks_what_is_no_message(|| outbox.relay(), parked, mend, async |rows| outbox.retry(rows).await.unwrap()).await;
 
-    // Bytes that are no text keep nobody either.
+    // Bytes that are not valid text do not stop the relay either.
     let spoil = "INSERT INTO oncekey_outbox (message_id, topic, payload, headers) \
                  VALUES (CAST(x'ff' AS TEXT), 'mails', x'', '{}')";
     connection.borrow_mut().batch_execute(spoil).unwrap();
@@ -436,7 +438,7 @@ async fn j03_a_row_that_is_no_message_is_parked() {
     assert!(outbox.parked(1).await.unwrap()[0].reason.contains("id is not UTF-8"));
 }
 
-/// A message that its broker refuses for ever holds up the others for as long as the application wants.
+/// A message that its broker refuses forever delays the others for as long as the application allows.
 #[actix_rt::test]
 async fn j03_a_message_that_is_refused_too_often_is_parked_where_that_is_wanted() {
     let folder = tempfile::tempdir().unwrap();
@@ -447,7 +449,7 @@ async fn j03_a_message_that_is_refused_too_often_is_parked_where_that_is_wanted(
         SqliteOutbox::write(&mut connection, "mails", &message(number)).unwrap();
     }
     let (tries, came) = (Cell::new(0), Cell::new(0));
-    let publish = async |posted: &Posted| {
+    let publish = async |posted: &OutboxMessage| {
         if posted.message.id() == "mail-2" {
             tries.set(tries.get() + 1);
             return Err("too large");
@@ -462,7 +464,7 @@ async fn j03_a_message_that_is_refused_too_often_is_parked_where_that_is_wanted(
     assert!(parked[0].reason.contains("too large"), "{parked:?}");
 }
 
-/// Two sessions find the same table by different search paths: one relay has the turn.
+/// Two sessions find the same table through different search paths, and one relay has the turn.
 #[actix_rt::test]
 async fn j03_two_search_paths_lead_to_one_active_relay() {
     let server = Postgres::start();
@@ -474,7 +476,7 @@ async fn j03_two_search_paths_lead_to_one_active_relay() {
     let second = PostgresOutbox::open(other).await.unwrap();
     first.post(&mut pool.get().await.unwrap(), "mails", &message(1)).await.unwrap();
     let began = Notify::new();
-    let holding = async |_: &Posted| {
+    let holding = async |_: &OutboxMessage| {
         began.notify_one();
         std::future::pending::<Result<(), String>>().await
     };
@@ -499,7 +501,7 @@ async fn j03_two_names_of_a_file_lead_to_one_active_relay() {
     let mut connection = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
     SqliteOutbox::write(&mut connection, "mails", &message(1)).unwrap();
     let began = Notify::new();
-    let holding = async |_: &Posted| {
+    let holding = async |_: &OutboxMessage| {
         began.notify_one();
         std::future::pending::<Result<(), String>>().await
     };

@@ -1,4 +1,4 @@
-//! The model in its short form, and the controls that show that it notices.
+//! The model in its short form, and the controls that show that it notices errors.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
 #![expect(clippy::print_stdout, reason = "what was explored is told")]
@@ -13,8 +13,8 @@ fn short(keys: &'static [Mode], calls: u8, faults: u8) -> Bounds {
     Bounds { processes: 3, keys, calls, faults }
 }
 
-/// All orders of what two calls and one fault can lead to, on one key of each kind and on two keys, and of two faults on a
-/// key with transactions. The program `model` goes further.
+/// Explores every order of the results of two calls and one fault, on one key of each kind and on two keys, and of two
+/// faults on a key with transactions. The program `model` goes further.
 #[test]
 fn e06_the_protocol_holds_in_every_state_of_the_model() {
     let mut seen = vec![0; Transition::ALL.len()];
@@ -29,12 +29,12 @@ fn e06_the_protocol_holds_in_every_state_of_the_model() {
     assert!(unseen.is_empty(), "the model never takes {unseen:?}");
 }
 
-/// The model must notice each error that is planted in it, or what it says of the product is worth nothing.
+/// The model must notice each planted bug, because otherwise its verdict on the product proves nothing.
 #[test]
 fn e06_the_model_notices_every_planted_error() {
     for mutation in Mutation::ALL {
-        // With as few faults as it takes: the states grow by a factor with each. Two withdrawals and a repeated one are
-        // three.
+        // This uses the fewest faults that suffice, because each fault multiplies the states. Two withdrawals and a
+        // repeated one are three faults.
         let fewest = if mutation == Mutation::BarrierNameComesBack { 3 } else { 0 };
         let found = (fewest..=3)
             .flat_map(|faults| EACH.map(|keys| short(keys, 2, faults)))
@@ -49,7 +49,7 @@ macro_rules! names {
 }
 oncekey::__for_each_conformance_check!(names, (KNOWN));
 
-/// What the model does is what the conformance suite checks on every backend.
+/// The conformance suite checks on every backend what the model does.
 #[test]
 fn e06_every_transition_of_the_model_has_its_conformance_checks() {
     for transition in Transition::ALL {
@@ -58,7 +58,7 @@ fn e06_every_transition_of_the_model_has_its_conformance_checks() {
             assert!(KNOWN.contains(check), "{transition:?} names {check}, which the suite does not have");
         }
     }
-    // The other way round: what the suite says of the record's own life has its arrow in the model.
+    // Conversely, each check of the record's own life has its transition in the model.
     let named: Vec<_> = Transition::ALL.iter().flat_map(|transition| transition.checks()).collect();
     let of_the_life = ["e02_", "e04_", "e05_a", "e05_resolve", "e06_", "e07_", "e18_"];
     for check in KNOWN.iter().filter(|check| of_the_life.iter().any(|line| check.starts_with(line))) {

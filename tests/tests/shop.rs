@@ -1,4 +1,4 @@
-//! The shop as its users meet it: started badly, ended politely, killed, and run twice on one store.
+//! The shop as its users run it: started with bad settings, shut down in order, killed, and run twice on one store.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
 
@@ -35,9 +35,9 @@ async fn until_claimed(shop: &Shop, keys: usize) {
     while !Request::new("GET", "/metrics", "").send(shop.address).await.text().contains(&claimed) {}
 }
 
-/// Starts it badly, and gives what it says and its exit code.
+/// Starts the shop with bad settings, and returns its error output and its exit code.
 fn start_badly(folder: &std::path::Path, flags: &[&str]) -> (String, Option<i32>) {
-    // With the log that users have: what it says counts as well.
+    // The log is on, as users have it, because its output counts as well.
     let ended = command(folder, flags).env("RUST_LOG", "info").output().unwrap();
     (String::from_utf8(ended.stderr).unwrap(), ended.status.code())
 }
@@ -74,7 +74,7 @@ fn e13_a_bad_store_is_one_clear_line_and_exit_code_2() {
     assert!(code == Some(2) && told.contains("lease"), "{told}");
 }
 
-/// At once: a pool would try for ten seconds.
+/// The error comes at once, while a pool would retry for ten seconds.
 #[test]
 fn e13_a_shop_database_that_can_not_be_opened_is_one_clear_line() {
     let folder = tempfile::tempdir().unwrap();
@@ -124,7 +124,7 @@ async fn h22_h24_the_shop_answers_with_problems_and_headers() {
     let health: serde_json::Value =
         serde_json::from_slice(&Request::new("GET", "/healthz", "").send(shop.address).await.body).unwrap();
     assert_eq!(health["contract"], 3);
-    // None of these used the key up.
+    // None of these used up the key.
     assert_eq!(payment("tok_visa", "r", "k").send(shop.address).await.status, 201);
 }
 
@@ -160,7 +160,7 @@ async fn e16_the_shop_is_not_ready_before_it_drains() {
     let paying = actix_rt::spawn(async move { payment("tok_slow", "r", "k").send(address).await });
     until_claimed(&shop, 1).await;
     shop.process.terminate();
-    // While the payment is in flight, it still answers.
+    // The shop still answers while the payment is in flight.
     while ready.send(address).await.status == 200 {}
     let answer = ready.send(address).await;
     assert_eq!((answer.status, answer.header("content-type")), (503, Some("application/problem+json")));
@@ -203,7 +203,7 @@ async fn e16_a_polite_end_lets_a_slow_payment_finish() {
         actix_rt::spawn(async move { request.send(address).await })
     };
     until_claimed(&shop, 1).await;
-    // And one whose client has left before the end.
+    // A request whose client disconnects before the end.
     drop(payment("tok_slow", "left", "k-left").send_only(address).await);
     until_claimed(&shop, 2).await;
     shop.process.terminate();
@@ -219,7 +219,7 @@ async fn e16_a_polite_end_lets_a_slow_payment_finish() {
     }
 }
 
-/// Two shops on one store: 16 at once, 40 times over.
+/// Sends 16 concurrent requests to two shops on one store, 40 times over.
 async fn two_shops_order_once(store: &str) {
     let folder = tempfile::tempdir().unwrap();
     let shops = [(); 2].map(|()| Shop::open(folder.path(), &["--store", store, "--wait=20s"]));
@@ -263,8 +263,8 @@ async fn e01_two_shops_on_a_redis_cluster_order_once() {
     two_shops_order_once(&RedisCluster::start().url()).await;
 }
 
-/// Orders while the shop is killed with SIGKILL again and again, each order retried until it is answered. Gives the count
-/// of rows. `same_key`: whether a retry carries the key of its order.
+/// Orders while the shop is killed with SIGKILL again and again, and retries each order until it gets an answer.
+/// Returns the number of rows. `same_key` says whether a retry has the key of its order.
 async fn order_under_kill_9(store: &str, orders: usize, same_key: bool) -> usize {
     const AT_ONCE: usize = 60;
     let folder = tempfile::tempdir().unwrap();
@@ -283,7 +283,8 @@ async fn order_under_kill_9(store: &str, orders: usize, same_key: bool) -> usize
                 async move { (number, order("book", &key).try_send(address).await) }
             })
             .collect();
-        // Killed once half of them have been answered, the rest on their way; the last round is left in peace.
+        // The shop is killed once half of the orders have answers, while the rest are in flight. There is no kill in
+        // the last round.
         let kill_at = (open.len() > AT_ONCE).then_some(AT_ONCE / 2);
         let (mut ordered, mut is_killed) = (0, false);
         while let Some((number, answer)) = ordering.next().await {
@@ -292,8 +293,8 @@ async fn order_under_kill_9(store: &str, orders: usize, same_key: bool) -> usize
                     open.retain(|other| *other != number);
                     ordered += 1;
                 }
-                // Claimed by the process before: its lease is not over yet. Or the store was slower than the deadline,
-                // which a short lease makes short: nothing ran.
+                // The killed process claimed the key, and its lease has not lapsed yet. Or the store was slower than
+                // the deadline, which a short lease makes short; then nothing ran.
                 Ok(answer) => assert!(matches!(answer.status, 409 | 503), "{answer:?}"),
                 Err(_) => {}
             }
@@ -325,8 +326,8 @@ async fn e05_orders_in_mysql_survive_kill_9_of_the_shop_exactly_once() {
     assert_eq!(order_under_kill_9(&MariaDb::start().url(), 2_000, true).await, 2_000);
 }
 
-/// Orders while the store's server is killed with SIGKILL and started again, each order retried until it is answered. Gives
-/// the count of rows.
+/// Orders while the store's server is killed with SIGKILL and restarted, and retries each order until it gets an
+/// answer. Returns the number of rows.
 async fn order_under_server_kills(store: &str, orders: usize, mut kill_and_restart: impl FnMut()) -> usize {
     const AT_ONCE: usize = 100;
     let folder = tempfile::tempdir().unwrap();
@@ -342,7 +343,7 @@ async fn order_under_server_kills(store: &str, orders: usize, mut kill_and_resta
                 async move { (number, order("book", &format!("order-{number}")).send(address).await) }
             })
             .collect();
-        // In every other round it is killed once a few have been answered, the rest on their way.
+        // In every other round the server is killed once a few orders have answers, while the rest are in flight.
         let kill_at = (rounds % 2 == 0 && open.len() > AT_ONCE).then_some(AT_ONCE / 8);
         rounds += 1;
         let mut ordered = 0;
@@ -356,7 +357,7 @@ async fn order_under_server_kills(store: &str, orders: usize, mut kill_and_resta
                         kills += 1;
                     }
                 }
-                // Its claim waits for its lease to lapse, or its store was away.
+                // The order waits for its claim's lease to lapse, or its store was unavailable.
                 409 | 500 | 503 => failed += 1,
                 _ => panic!("{answer:?}"),
             }
@@ -388,7 +389,7 @@ async fn e11_orders_survive_kill_9_of_mysql_exactly_once() {
     assert_eq!(order_under_server_kills(&url, 2_000, kill_and_restart).await, 2_000);
 }
 
-/// A setting that can lose what was answered is told by its name.
+/// A warning names each setting with which answered outcomes can be lost.
 #[test]
 fn weak_settings_are_warned_of() {
     let folder = tempfile::tempdir().unwrap();
@@ -410,7 +411,7 @@ fn weak_settings_are_warned_of() {
         let told = std::fs::read_to_string(folder.path().join("log")).unwrap();
         assert!(told.contains(setting), "{url}: {told}");
     }
-    // And what is said to be known is not.
+    // There is no warning about a setting that is declared as known.
     let log = std::fs::File::create(folder.path().join("log")).unwrap();
     let url = format!("{}?accept=weak-persistence", lazy.url());
     let mut command = command(folder.path(), &["--store", &url]);
@@ -418,14 +419,14 @@ fn weak_settings_are_warned_of() {
     assert_eq!(std::fs::read_to_string(folder.path().join("log")).unwrap(), "");
 }
 
-/// The control: with a new key for each try there is no guard, and the same kills order twice.
+/// The control: with a new key for each attempt there is no guard, and the same kills order twice.
 #[actix_rt::test]
 async fn e05_control_without_a_key_kill_9_orders_twice() {
     let rows = order_under_kill_9("sqlite:keys.db", 500, false).await;
     assert!(rows > 500, "{rows} rows for 500 orders: the kills prove nothing");
 }
 
-/// The forms of the console, as a page of it sends them.
+/// Returns a form of the console, as one of its pages sends it.
 fn form(target: &str, body: &str) -> Request {
     Request::post(target, body)
         .header("Content-Type", "application/x-www-form-urlencoded")
@@ -483,7 +484,7 @@ async fn the_console_is_for_who_has_the_token_or_sits_at_the_machine() {
         assert_eq!(status(&[("Authorization", &authorization)]).await, wanted, "{authorization}");
     }
     assert_eq!(status(&[]).await, 403);
-    // A browser asks its user.
+    // A browser asks its user for the credentials.
     let asked = Request::new("GET", "/admin/", "").header("Accept", "text/html,*/*").send(shop.address).await;
     assert_eq!(asked.status, 401);
     assert!(asked.header("www-authenticate").unwrap().starts_with("Basic "));
@@ -496,11 +497,11 @@ async fn the_console_is_for_who_has_the_token_or_sits_at_the_machine() {
         request.send(shop.address).await.status
     };
     assert_eq!(status(&[]).await, 200);
-    // What a proxy on this machine passes on comes from elsewhere.
+    // Requests that a proxy on this machine forwards come from elsewhere.
     for header in [("X-Forwarded-For", "203.0.113.7"), ("Forwarded", "for=203.0.113.7"), ("Via", "1.1 proxy")] {
         assert_eq!(status(&[header]).await, 403, "{header:?}");
     }
-    // A page of another site leads its own name to this machine.
+    // A page of another site resolves its own name to this machine.
     let by_name = async |host: &str| {
         let request = format!("GET /admin/stuck HTTP/1.1\r\nHost: {host}\r\n\r\n");
         let mut stream = tokio::net::TcpStream::connect(shop.address).await.unwrap();

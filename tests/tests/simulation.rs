@@ -12,7 +12,7 @@ use std::time::Duration;
 use oncekey::{Engine, Error, OnAbandoned, Outcome, RunError};
 use tests::simulation::{LEASE, Mode, Process, Sabotage, SimulatedStore, call, keys, on_virtual_time, run};
 
-/// No effect twice, no outcome lost or changed, no key stuck, whatever went wrong before.
+/// No effect happens twice, no outcome is lost or changed, and no key is stuck, whatever went wrong before.
 #[test]
 fn e06_no_promise_breaks_in_a_simulated_world() {
     let seeds = std::env::var("ONCEKEY_SIMULATION_SEEDS").map_or(500, |seeds| seeds.parse().unwrap());
@@ -30,7 +30,7 @@ fn e06_no_promise_breaks_in_a_simulated_world() {
     assert!(answered * 3 >= calls, "{answered} of {calls} calls had an outcome: the faults leave nothing to look at");
 }
 
-/// A seed that fails can be had again: here, and in another process.
+/// A failing seed can be reproduced, here and in another process.
 #[test]
 fn e06_a_seed_replays_exactly() {
     let report = run(7, None);
@@ -42,7 +42,7 @@ fn e06_a_seed_replays_exactly() {
     assert_eq!(elsewhere.lines().next(), Some(&*report.to_string()));
 }
 
-/// The control: with the guard taken away the same runs break promises.
+/// The control: with the guard removed, the same runs break promises.
 #[test]
 fn e06_the_simulation_notices_a_store_that_breaks_its_word() {
     for sabotage in [
@@ -58,8 +58,8 @@ fn e06_the_simulation_notices_a_store_that_breaks_its_word() {
     }
 }
 
-/// A claim whose grant was heard only after its lease is not used: somebody may have resolved the key meanwhile, who saw
-/// no holder.
+/// A claim whose grant arrives only after its lease is not used: a resolver that saw no holder may have resolved the
+/// key in the meantime.
 #[test]
 fn e06_a_grant_that_is_heard_after_its_lease_is_given_back() {
     on_virtual_time(1, async |world| {
@@ -83,7 +83,7 @@ fn e06_a_grant_that_is_heard_after_its_lease_is_given_back() {
     });
 }
 
-/// A key whose claim is on its way to the store is in flight: a shutdown waits for it, as for those that hold theirs.
+/// A key whose claim is on its way to the store is in flight. A shutdown waits for it, as it does for granted claims.
 #[test]
 fn e16_a_shutdown_waits_for_a_claim_that_is_on_its_way() {
     on_virtual_time(1, async |world| {
@@ -99,15 +99,15 @@ fn e16_a_shutdown_waits_for_a_claim_that_is_on_its_way() {
         tokio::time::sleep(LEASE / 12).await;
         assert_eq!(process.engine.keys_in_flight().await, 1);
         let ended = process.engine.shutdown(LEASE).await;
-        assert_eq!(ended.left_to_their_lease, 0);
-        // It was settled before the shutdown said that nothing is in flight.
+        assert_eq!(ended.unfinished, 0);
+        // It was settled before the shutdown reported that nothing is in flight.
         assert!(running.is_finished());
         assert!(!running.await.unwrap().unwrap().is_replay());
     });
 }
 
-/// A transaction whose commit went through and whose answer was lost is found again: its caller has the outcome, and nothing
-/// runs twice.
+/// A transaction whose commit succeeded and whose answer was lost is found again: its caller has the outcome, and
+/// nothing runs twice.
 #[test]
 fn e12_a_lost_answer_to_a_commit_is_found_again() {
     on_virtual_time(1, async |world| {
@@ -123,8 +123,8 @@ fn e12_a_lost_answer_to_a_commit_is_found_again() {
     });
 }
 
-/// An operation that commits by itself has ended its transaction, and nobody can say what of it was kept. The key is held
-/// until somebody finds out, and nothing runs twice.
+/// An operation that commits by itself has ended its transaction, and it is unknown which writes were kept. The key is
+/// held until it is resolved, and nothing runs twice.
 #[test]
 fn e12_a_transaction_that_its_operation_has_ended_is_held() {
     on_virtual_time(1, async |world| {
@@ -136,7 +136,7 @@ fn e12_a_transaction_that_its_operation_has_ended_is_held() {
         world.ends_a_transaction();
         let told = call().await;
         assert!(matches!(told, Err(RunError::Engine(Error::OutcomeNotStored(_)))), "{told:?}");
-        // The reconciler, who knows the ledger, is asked by the first of them.
+        // The first of these calls invokes the reconciler, which knows the ledger.
         let mut told = call().await;
         for _ in 0..5 {
             tokio::time::sleep(LEASE).await;
@@ -147,7 +147,7 @@ fn e12_a_transaction_that_its_operation_has_ended_is_held() {
     });
 }
 
-/// What a waiting caller held is free when the caller leaves: here its place among the arbiter's calls.
+/// What a waiting caller held is freed when the caller leaves: here its place among the arbiter's calls.
 #[test]
 fn e28_callers_that_leave_give_their_places_back() {
     on_virtual_time(1, async |world| {
@@ -178,7 +178,7 @@ fn e28_callers_that_leave_give_their_places_back() {
     });
 }
 
-/// A step stays for as long as its operation is under way, and goes with it: by the next life of the key it is run again.
+/// A step stays while its operation is in progress, and disappears with it. In the next life of the key it runs again.
 #[test]
 fn e26_steps_have_the_life_of_their_key() {
     on_virtual_time(1, async |world| {

@@ -1,4 +1,4 @@
-//! TLS to the databases: a server elsewhere is spoken to when its certificate is trusted, and not otherwise.
+//! TLS to the databases: a remote server is used if its certificate is trusted, and not otherwise.
 
 #![allow(clippy::unwrap_used, reason = "in a test, what fails fails the test")]
 
@@ -8,7 +8,7 @@ use oncekey_backends::{MysqlBackend, PostgresBackend};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tests::server::{MariaDb, Postgres};
 
-/// A certificate for `localhost` with its key, and the files of the authority that signed it and of one that did not.
+/// A certificate for `localhost` with its key, and the files of the authority that signed it and of another one.
 struct Certificates {
     certificate: String,
     key: String,
@@ -49,11 +49,11 @@ async fn postgres_shows_a_certificate_that_is_verified() {
     open("localhost", "verify-full", &certificates.trusted).await.unwrap();
     let encrypted = "SELECT count(*) > 0 FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE ssl";
     let backend = open("localhost", "verify-full", &certificates.trusted).await.unwrap();
-    let pool = backend.pool_of_its_own();
+    let pool = backend.pool();
     let connection = pool.get().await.unwrap();
     assert_eq!(server.sql(encrypted), "t");
     drop(connection);
-    // Another authority, another name, and no such file.
+    // Another authority, another name, and a missing file.
     for (host, roots) in [
         ("localhost", certificates.stranger.as_path()),
         ("127.0.0.1", certificates.trusted.as_path()),
@@ -62,7 +62,7 @@ async fn postgres_shows_a_certificate_that_is_verified() {
         let refused = open(host, "verify-full", roots).await.unwrap_err().to_string();
         assert!(refused.contains("certificate") || refused.contains("/no/such/file.pem"), "{host}: {refused}");
     }
-    // Encrypted, and nobody is asked who he is.
+    // The connection is encrypted, and no certificate is checked.
     let url = format!("postgres://shop@127.0.0.1:{}/postgres?sslmode=require", server.port());
     PostgresBackend::open(&url).await.unwrap();
 }
@@ -84,7 +84,7 @@ async fn mysql_shows_a_certificate_that_is_verified() {
         ("localhost", with(&certificates.stranger)),
         ("127.0.0.1", with(&certificates.trusted)),
         ("localhost", with(Path::new("/no/such/file.pem"))),
-        // Without TLS the server itself refuses: what was opened above was encrypted.
+        // Without TLS the server itself refuses, so the connection above was encrypted.
         ("localhost", String::new()),
     ] {
         open(host, &query).await.unwrap_err();

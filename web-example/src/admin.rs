@@ -1,4 +1,4 @@
-//! The operator's console, and who may open it: with a token whoever knows it, without one this machine alone.
+//! The operator's console and its access rules: with a token, anyone who knows it; without one, only this machine.
 
 use actix_web::body::MessageBody;
 use actix_web::dev::{HttpServiceFactory, ServiceRequest, ServiceResponse};
@@ -12,9 +12,9 @@ use oncekey::Engine;
 use oncekey::web::ConsoleAccess;
 use sha2::{Digest as _, Sha256};
 
-/// The console, at `/admin/`.
+/// Returns the console, at `/admin/`.
 pub(crate) fn console(engine: Engine, token: Option<&str>) -> impl HttpServiceFactory + use<> {
-    // Digests are compared: how long that takes says nothing about the token.
+    // Comparing digests keeps the duration from revealing the token.
     let token = token.map(Sha256::digest);
     let access = move |request: &HttpRequest| match &token {
         Some(token) => match credentials(request.headers()) {
@@ -30,7 +30,7 @@ pub(crate) fn console(engine: Engine, token: Option<&str>) -> impl HttpServiceFa
         .service(oncekey::web::console(engine, access))
 }
 
-/// The operator's name and the token, from `Authorization: Basic` or `Authorization: Bearer`.
+/// Returns the operator's name and the token, from `Authorization: Basic` or `Authorization: Bearer`.
 fn credentials(headers: &HeaderMap) -> Option<(String, String)> {
     let (scheme, given) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     if scheme.eq_ignore_ascii_case("bearer") {
@@ -43,7 +43,7 @@ fn credentials(headers: &HeaderMap) -> Option<(String, String)> {
     Some((name.to_owned(), token.to_owned()))
 }
 
-/// Makes a browser ask its user for a name and the token. Whatever else has no right gets the console's plain 403.
+/// Makes a browser ask its user for a name and the token. Any other unauthorized request gets the console's plain 403.
 async fn sign_in<B: MessageBody>(
     asks: bool,
     request: ServiceRequest,
@@ -61,8 +61,8 @@ async fn sign_in<B: MessageBody>(
     Ok(response)
 }
 
-/// Whether the request comes from this machine, and straight from it: a proxy on this machine passes requests of others
-/// on. A page of another site can lead its own name to this machine, so the host must not be a public name.
+/// Returns whether the request comes directly from this machine. A proxy on this machine forwards the requests of
+/// others. A page of another site can also resolve its own name to this machine, so the host must not be a public name.
 fn is_local(request: &HttpRequest) -> bool {
     let headers = request.headers();
     let is_passed_on = ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via"];
@@ -78,7 +78,7 @@ fn is_local_name(host: &str) -> bool {
     let name = authority.host().trim_start_matches('[').trim_end_matches(']');
     match name.parse::<std::net::IpAddr>() {
         Ok(address) => address.to_canonical().is_loopback(),
-        // No public name is without a dot.
+        // Every public name contains a dot.
         Err(_) => !name.is_empty() && (!name.contains('.') || name.to_ascii_lowercase().ends_with(".localhost")),
     }
 }

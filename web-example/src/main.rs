@@ -23,8 +23,8 @@ use server::StartError;
 async fn main() -> ExitCode {
     let options = Options::parse();
     let wanted = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_else(|_| "info".to_owned());
-    // The store reports what the Redis client warns about as an error, so the log shows it once. To see both, name `redis`
-    // in `RUST_LOG`.
+    // The store returns an error for what the Redis client logs as a warning, so without this filter the log would show
+    // it twice. To see both, name `redis` in `RUST_LOG`.
     let filter = EnvFilter::new(format!("redis=error,{wanted}"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A log file is not a terminal: it gets no color codes.
@@ -44,7 +44,7 @@ fn report(error: &StartError) {
 }
 
 async fn start(options: Options) -> Result<(), StartError> {
-    // Before the engine, which takes its counters from the recorder that it finds.
+    // The recorder must exist before the engine, which takes its counters from it.
     let metrics = PrometheusBuilder::new().install_recorder()?;
     let store = store::Store::open(&options).await?;
     let shop = shop::Shop::open(&store, &options).await?;

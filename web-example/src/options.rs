@@ -1,4 +1,4 @@
-//! The command line, and its twins in the environment.
+//! The command line, and its environment variables.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use oncekey::OnAbandoned;
 #[derive(Clone, Parser)]
 #[command(version, about)]
 pub(crate) struct Options {
-    /// Where to listen; port 0 takes a free one
+    /// Where to listen; port 0 takes a free port
     #[arg(long, env = "ONCEKEY_BIND", default_value = "127.0.0.1:8080")]
     pub(crate) bind: SocketAddr,
     /// Where the idempotency records are: memory:, sqlite:PATH, postgres://…, mysql://… or redis://…
@@ -24,10 +24,10 @@ pub(crate) struct Options {
         value_name = "URL"
     )]
     pub(crate) store: String,
-    /// The shop's own database, where the store is no SQL database
+    /// The shop's own database, if the store is not an SQL database
     #[arg(long, env = "ONCEKEY_SHOP_DB", default_value = "shop.db", value_name = "PATH")]
     pub(crate) shop_db: PathBuf,
-    /// How many worker threads; as many as there are cores if not given
+    /// The number of worker threads; by default, the number of cores
     #[arg(long, env = "ONCEKEY_WORKERS", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) workers: Option<u16>,
     /// How long a claim holds without a heartbeat
@@ -36,19 +36,19 @@ pub(crate) struct Options {
     /// How long responses are kept
     #[arg(long, env = "ONCEKEY_RETENTION", default_value = "24h", value_parser = humantime::parse_duration)]
     pub(crate) retention: Duration,
-    /// How long a request waits for another at work on its key; if not given it is turned away at once
+    /// How long a request waits for another request with the same key; by default, it gets 409 at once
     #[arg(long, env = "ONCEKEY_WAIT", value_parser = humantime::parse_duration)]
     pub(crate) wait: Option<Duration>,
     /// A Redis server, redis://…, whose stream carries the mails to a worker; without one the shop sends them itself
     #[arg(long, env = "ONCEKEY_MAIL_STREAM", hide_env_values = true, value_name = "URL")]
     pub(crate) mail_stream: Option<String>,
-    /// Sends the mails of the stream, and serves nothing; the store is to be the shop's, in SQL
+    /// Only sends the mails of the stream, without serving HTTP; the store must be the shop's SQL database
     #[arg(long, requires = "mail_stream")]
     pub(crate) worker: bool,
-    /// What a lapsed lease means; if not given: rerun for orders in the store's transaction, hold for the rest
+    /// What a lapsed lease means; by default, rerun for orders in the store's transaction, hold for everything else
     #[arg(long, env = "ONCEKEY_ON_ABANDONED")]
     pub(crate) on_abandoned: Option<Abandoned>,
-    /// What opens the operator's console at /admin/, as a password; without it the console lets this machine alone in
+    /// The password for the operator's console at /admin/; without it, only this machine can open the console
     #[arg(
         long,
         env = "ONCEKEY_ADMIN_TOKEN",
@@ -57,7 +57,8 @@ pub(crate) struct Options {
         value_parser = clap::builder::NonEmptyStringValueParser::new()
     )]
     pub(crate) admin_token: Option<String>,
-    /// Performs the effects of a checkout without steps, and all of them again after a crash: to see what steps are for
+    /// Performs the effects of a checkout without steps, and repeats all of them after a crash, to show what steps are
+    /// for
     #[arg(long)]
     pub(crate) bare_checkouts: bool,
 }
@@ -67,7 +68,7 @@ pub(crate) struct Options {
 pub(crate) enum Abandoned {
     /// The next request takes the key over
     Rerun,
-    /// The key waits to be resolved
+    /// The key waits until it is resolved
     Hold,
 }
 

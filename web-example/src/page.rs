@@ -2,7 +2,7 @@
 
 use actix_web::HttpResponse;
 
-/// A checkout to try it out: plain HTML, nothing to load.
+/// Returns a page for trying out a checkout: plain HTML that loads nothing else.
 pub(crate) async fn page() -> HttpResponse {
     HttpResponse::Ok().content_type("text/html; charset=utf-8").body(include_str!("page.html"))
 }

@@ -1,4 +1,4 @@
-//! The HTTP server: its routes, its guard, its start and its end.
+//! The HTTP server: its routes, its guard, its start and its shutdown.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::page;
 use crate::shop::{self, Shop};
 use crate::store::{Store, StoreError};
 
-/// Why the shop does not open.
+/// Why the shop does not start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
     #[error(transparent)]
@@ -40,7 +40,7 @@ pub(crate) enum StartError {
     Server(std::io::Error),
 }
 
-/// How long requests in flight may take once the process is told to end.
+/// How long requests in flight may take after the process receives a signal to end.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(20);
 
 pub(crate) async fn serve(
@@ -53,18 +53,18 @@ pub(crate) async fn serve(
     let (engine, metrics) = (store.engine.clone(), web::Data::new(metrics));
     let (shop, data) = (web::Data::new(shop), web::Data::new(store.clone()));
     actix_web::rt::spawn(shop::relay_mails(shop.clone(), engine.clone(), mail_stream(options)?));
-    // One guard for all workers. An order in the store's transaction commits nothing before its outcome: after a crash it
-    // runs again. The guard would learn that from the first order that it sees; a crash before it has would leave a key
-    // indeterminate.
+    // All workers share one guard. An order in the store's transaction commits nothing before its outcome, so it runs
+    // again after a crash. The guard would learn that from the first order that it sees, but a crash before that would
+    // leave a key indeterminate.
     let (abandoned, is_shared) = (options.on_abandoned, store.is_shared);
     let orders = move |rules: RouteRules| match abandoned {
         None if is_shared => rules.required().on_abandoned(OnAbandoned::Rerun),
         _ => rules.required(),
     };
-    // A checkout's effects are steps: after a crash the next try continues. Without steps it can only run again.
+    // A checkout's effects are steps, so the next attempt continues after a crash. Without steps it can only run again.
     let on_crash = if options.bare_checkouts { OnAbandoned::Rerun } else { OnAbandoned::Resume };
     let (operated, admin_token) = (engine.clone(), options.admin_token.clone());
-    // Elsewhere a POST needs no key: it is 404 or 405, a form of the console, or `/echo`, whose key is optional.
+    // Other POST routes need no key: they are 404 or 405, a form of the console, or `/echo`, whose key is optional.
     let guard = Idempotency::new(engine, Scope::header_or("X-Api-Key", "public"))
         .route("/orders", orders)
         .route("/checkouts", move |rules: RouteRules| rules.required().on_abandoned(on_crash))
@@ -93,7 +93,7 @@ pub(crate) async fn serve(
                 let told = problem(StatusCode::BAD_REQUEST, "The query is not one that this route takes", &error);
                 InternalError::from_response(error, told).into()
             }))
-            // The last is the outermost: each answer of the guard passes the headers.
+            // The middleware added last is the outermost, so each answer of the guard gets the headers.
             .wrap(guard.clone())
             .wrap(middleware::NormalizePath::trim())
             .wrap(middleware::DefaultHeaders::new().add((header::X_CONTENT_TYPE_OPTIONS, "nosniff")))
@@ -111,7 +111,7 @@ pub(crate) async fn serve(
         Some(workers) => server.workers(usize::from(workers)),
         None => server,
     };
-    // Ended by ourselves, so that the engine is drained while its workers still run.
+    // The shop handles the signals itself, so that the engine drains while its workers still run.
     let server = server
         .disable_signals()
         .shutdown_timeout(SHUTDOWN_LIMIT.as_secs())
@@ -124,7 +124,7 @@ pub(crate) async fn serve(
     server.await.map_err(StartError::Server)
 }
 
-/// A resource that answers 405 to the methods that it has no route for.
+/// Returns a resource that answers 405 to every method without a route.
 pub(crate) fn resource(path: &str, allow: &'static str) -> Resource {
     web::resource(path).default_service(web::to(move || async move {
         let mut told = problem(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed", &format!("this takes {allow}"));
@@ -149,7 +149,7 @@ fn mail_stream(options: &Options) -> Result<Option<redis::Client>, StartError> {
     options.mail_stream.as_deref().map(redis::Client::open).transpose().map_err(StartError::MailStream)
 }
 
-/// Sends mails until it is told to end: what it has in hand is finished or given back.
+/// Sends mails until the process receives a signal to end. Each message that it has taken is finished or given back.
 pub(crate) async fn work(options: &Options, store: Store, shop: Shop) -> Result<(), StartError> {
     let (true, Some(stream)) = (store.is_shared, mail_stream(options)?) else { return Err(StartError::NoOutbox) };
     let told = async {
@@ -170,7 +170,8 @@ fn greet_worker() {
     println!("The worker is ready");
 }
 
-/// The first signal drains: no new claims, and those in flight finish. The second ends at once.
+/// Handles signals. The first one drains: the engine accepts no new claims, and those in flight finish. The second one
+/// ends the process at once.
 async fn end_on_signal(engine: Engine, server: ServerHandle) {
     let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
@@ -181,8 +182,8 @@ async fn end_on_signal(engine: Engine, server: ServerHandle) {
     info!("ending: requests in flight may finish; once more ends at once");
     tokio::select! {
         shutdown = engine.shutdown(SHUTDOWN_LIMIT) => {
-            if shutdown.left_to_their_lease > 0 {
-                warn!(keys = shutdown.left_to_their_lease, "keys in flight are left to their lease");
+            if shutdown.unfinished > 0 {
+                warn!(keys = shutdown.unfinished, "keys in flight are left to their lease");
             }
             server.stop(true).await;
         }
@@ -190,7 +191,7 @@ async fn end_on_signal(engine: Engine, server: ServerHandle) {
     }
 }
 
-/// Empties the histograms that nobody scrapes: the recorder does so only when it is told to.
+/// Empties histograms that nobody scrapes. The recorder does so only on request.
 async fn keep_up(metrics: PrometheusHandle) {
     let mut every = tokio::time::interval(Duration::from_secs(5));
     loop {
@@ -199,7 +200,7 @@ async fn keep_up(metrics: PrometheusHandle) {
     }
 }
 
-/// Alive, and whether the store answers.
+/// Answers that the process is alive, and whether the store answers.
 async fn healthz(store: web::Data<Store>) -> HttpResponse {
     let answers = async {
         let probe = Key::new("healthz", "probe").ok()?;
@@ -209,7 +210,8 @@ async fn healthz(store: web::Data<Store>) -> HttpResponse {
     HttpResponse::Ok().json(json!({"status": "up", "store": if answers { "up" } else { "down" }, "contract": 3}))
 }
 
-/// Whether the shop takes new requests: until the engine drains, so that a load balancer sends them elsewhere from then on.
+/// Returns whether the shop accepts new requests. Once the engine drains it does not, so that a load balancer sends
+/// them elsewhere.
 async fn readyz(store: web::Data<Store>) -> HttpResponse {
     if store.engine.is_accepting() {
         return HttpResponse::Ok().json(json!({"status": "ready"}));
@@ -221,7 +223,7 @@ async fn prometheus(metrics: web::Data<PrometheusHandle>) -> HttpResponse {
     HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(metrics.render())
 }
 
-/// A problem of the shop's own, in the form of RFC 9457.
+/// Returns one of the shop's own problems, in the form of RFC 9457.
 pub(crate) fn problem(status: StatusCode, title: &str, detail: &dyn std::fmt::Display) -> HttpResponse {
     HttpResponse::build(status).content_type("application/problem+json").body(
         json!({"type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail.to_string()})

@@ -1,4 +1,4 @@
-//! The idempotency store that `--store` names, and the engine on it.
+//! The idempotency store that `--store` names, and its engine.
 
 use std::path::PathBuf;
 
@@ -13,14 +13,14 @@ use oncekey_backends::{MemoryBackend, SqliteBackend, SqliteOpenError};
 
 use crate::options::Options;
 
-/// An engine on its store, and the database where the shop's own rows go.
+/// An engine with its store, and the database for the shop's own rows.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
     pub(crate) engine: Engine,
     pub(crate) name: String,
-    /// Where the shop's rows are.
+    /// The database of the shop's rows.
     pub(crate) home: Home,
-    /// Whether that is the store's own database, so that a row and the completion can commit together.
+    /// Whether this is the store's own database, so that a row and the completion can commit together.
     pub(crate) is_shared: bool,
 }
 
@@ -42,7 +42,7 @@ impl std::fmt::Debug for Home {
     }
 }
 
-/// Why there is no store. A URL may hold a password, and is never shown.
+/// Why there is no store. A URL may contain a password and is never shown.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
     #[error(
@@ -85,7 +85,7 @@ fn parse(url: &str) -> Result<Named, StoreError> {
         "memory" => Err(StoreError::MemoryWithPath),
         "sqlite" if rest.is_empty() || rest == "//" => Err(StoreError::NoPath),
         "sqlite" if rest.contains('?') => Err(StoreError::SqliteWithQuery),
-        // Both `sqlite:keys.db` and `sqlite:///var/lib/keys.db` are written in the wild.
+        // Both `sqlite:keys.db` and `sqlite:///var/lib/keys.db` are in common use.
         "sqlite" => Ok(Named::Sqlite(PathBuf::from(rest.strip_prefix("//").unwrap_or(rest)))),
         "postgres" | "postgresql" => Ok(Named::Postgres),
         "mysql" => Ok(Named::Mysql),
@@ -112,7 +112,7 @@ impl Store {
             }),
             Named::Postgres => {
                 let backend = PostgresBackend::open(&options.store).await?;
-                let home = Home::Postgres(backend.pool_of_its_own());
+                let home = Home::Postgres(backend.pool());
                 Ok(Self {
                     engine: start(Engine::builder(backend), options)?,
                     name: "PostgreSQL".to_owned(),
@@ -122,7 +122,7 @@ impl Store {
             }
             Named::Mysql => {
                 let backend = MysqlBackend::open(&options.store).await?;
-                let home = Home::Mysql(backend.pool_of_its_own());
+                let home = Home::Mysql(backend.pool());
                 Ok(Self {
                     engine: start(Engine::builder(backend), options)?,
                     name: "MySQL".to_owned(),

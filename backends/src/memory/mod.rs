@@ -1,14 +1,15 @@
-//! Records in the process's memory: for one process, for tests, and wherever a restart may forget.
+//! Stores records in the process's memory: for a single process, for tests, and wherever losing the records at a
+//! restart is acceptable.
 //!
-//! All arbiters of the process share one map in [shards](shard), each under a lock that is held for well under a
-//! microsecond. Time is the process's monotonic clock.
+//! All arbiters of the process share one map in [shards](shard). Each shard has a lock, which is held for well under a
+//! microsecond. Times come from the process's monotonic clock.
 //!
 //! # The cap
 //! The store holds at most [`max_records`](MemoryBackendBuilder::max_records) and about
-//! [`max_bytes`](MemoryBackendBuilder::max_bytes). At either it **refuses new claims** with [`StoreError::Full`], after
-//! it has looked for records whose time is over. It never evicts a record before its time: an outcome that is gone is an
-//! operation that runs twice. A completion is never refused, so that the bytes can pass their cap by what the claims in
-//! flight then store.
+//! [`max_bytes`](MemoryBackendBuilder::max_bytes). At either limit, it first looks for expired records and then
+//! **refuses new claims** with [`StoreError::Full`]. It never evicts a record early, because the operation of a lost
+//! outcome runs twice. It never refuses a completion, so the bytes can exceed their limit by what the claims in flight
+//! then store.
 
 mod shard;
 
@@ -28,10 +29,10 @@ use parking_lot::{Mutex, MutexGuard};
 
 use shard::Shard;
 
-/// Enough that two threads rarely meet at a shard's lock.
+/// Enough shards that two threads rarely need the same lock.
 const SHARDS: usize = 64;
 
-/// A store in the process's memory.
+/// Stores records in the process's memory.
 ///
 /// Clones share the records.
 ///
@@ -51,48 +52,48 @@ pub struct MemoryBackend {
 struct Store {
     shards: Box<[Mutex<Shard>]>,
     started: Instant,
-    /// What the wall clock showed then, so that fencing tokens rise across restarts. Nothing else depends on it.
+    /// The wall clock's time at the start, so that fencing tokens rise across restarts. Nothing else depends on it.
     epoch: u64,
     usage: Usage,
     max_records: usize,
     max_bytes: usize,
 }
 
-/// What the records take, over all shards. Each shard counts by itself, and adds its count here in portions: what two
-/// threads count together at every step costs each of them more than the step.
+/// The memory that the records of all shards use. Each shard counts by itself and adds its count here in portions,
+/// because a counter that two threads update at every step would cost each of them more than the step.
 #[derive(Debug)]
 struct Usage {
     records: AtomicUsize,
     bytes: AtomicUsize,
-    /// How far a shard's own count may go before it is added; zero under a small cap, which is then exact.
+    /// How far a shard's own count may go before it is added. Zero under a small limit, which is then exact.
     portion: usize,
 }
 
 impl Usage {
     fn new(max_records: usize, max_bytes: usize) -> Self {
-        // All shards together hold back less than a sixteenth of either cap.
+        // All shards together hold back less than a sixteenth of either limit.
         let portion = max_records.min(max_bytes / BYTES_OF_A_RECORD) / (SHARDS * 16);
         let portion = portion.min(64);
         Self { records: AtomicUsize::new(0), bytes: AtomicUsize::new(0), portion }
     }
 
-    /// Adds what a shard has counted, if it is a portion.
+    /// Adds a shard's count if it exceeds a portion.
     fn take_in(&self, tally: &mut Tally) {
         let records = tally.records.unsigned_abs();
         if records <= self.portion && tally.bytes.unsigned_abs() <= self.portion * BYTES_OF_A_RECORD {
             return;
         }
-        // Wrapping additions: a negative count takes away.
+        // These additions wrap: a negative count subtracts.
         self.records.fetch_add(tally.records as usize, Ordering::Relaxed);
         self.bytes.fetch_add(tally.bytes as usize, Ordering::Relaxed);
         *tally = Tally::default();
     }
 }
 
-/// About what a small record takes.
+/// The approximate size of a small record.
 const BYTES_OF_A_RECORD: usize = 512;
 
-/// What a shard has counted and not yet added to the whole.
+/// What a shard has counted and not yet added to the total.
 #[derive(Debug, Default)]
 struct Tally {
     records: isize,
@@ -115,7 +116,7 @@ impl Tally {
     }
 }
 
-/// Sets a [`MemoryBackend`] up.
+/// Builds a [`MemoryBackend`].
 ///
 /// ```
 /// use oncekey_backends::MemoryBackend;
@@ -130,19 +131,19 @@ pub struct MemoryBackendBuilder {
 }
 
 impl MemoryBackendBuilder {
-    /// The most records to hold, claims in flight included. Default: 10 million.
+    /// Sets the most records to hold, including claims in flight. Default: 10 million.
     pub fn max_records(mut self, records: usize) -> Self {
         self.max_records = records;
         self
     }
 
-    /// About how many bytes the records may take, with what the maps need for them. Default: 4 GiB.
+    /// Sets the approximate number of bytes that the records may use, including the maps' own memory. Default: 4 GiB.
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.max_bytes = bytes;
         self
     }
 
-    /// An empty store.
+    /// Creates an empty store.
     pub fn build(self) -> MemoryBackend {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         let store = Store {
@@ -164,17 +165,17 @@ impl Default for MemoryBackend {
 }
 
 impl MemoryBackend {
-    /// An empty store with the default caps.
+    /// Creates an empty store with the default limits.
     pub fn new() -> Self {
         Self::builder().build()
     }
 
-    /// Sets a store up.
+    /// Returns a builder for a store.
     pub fn builder() -> MemoryBackendBuilder {
         MemoryBackendBuilder { max_records: 10_000_000, max_bytes: 4 << 30 }
     }
 
-    /// About how many bytes the records take, with what the maps need for them.
+    /// Returns the approximate number of bytes that the records use, including the maps' own memory.
     ///
     /// ```
     /// assert_eq!(oncekey_backends::MemoryBackend::new().bytes(), 0);
@@ -188,16 +189,16 @@ impl MemoryBackend {
 
 impl Store {
     fn now(&self) -> StoreTime {
-        // 584 million years of milliseconds fit.
+        // 584 million years in milliseconds fit.
         StoreTime::from_millis(self.epoch + self.started.elapsed().as_millis() as u64)
     }
 
     fn shard(&self, key: &Key) -> MutexGuard<'_, Shard> {
-        // Bits that the tables in a shard do not use to find a key's place.
+        // The tables in a shard do not use these bits to find a key's place.
         self.shards[(key.table_hash() >> 40) as usize % SHARDS].lock()
     }
 
-    /// Takes one step on a key's record.
+    /// Executes one step on a key's record.
     fn step<Answer>(
         &self,
         key: &Key,
@@ -255,14 +256,15 @@ impl Store {
         let mut views = Vec::new();
         for shard in &self.shards {
             views.extend(shard.lock().page(now, message));
-            // The smallest of what was seen so far: no more than a page and a shard's share of it are ever held.
+            // Keeps only the smallest records so far: memory never holds more than a page and one shard's share of it.
             views.sort_unstable_by(|one: &RecordView, other| one.key.cmp(&other.key));
             views.truncate(message.limit);
         }
         views
     }
 
-    /// Looks through the shards for the records of one page, and for one more, which tells whether there is another page.
+    /// Collects the records of one page from all shards, and one more record, which shows whether there is another
+    /// page.
     fn find(&self, now: StoreTime, message: &Find) -> Found {
         let wanted = message.limit.saturating_add(1);
         let mut records = Vec::new();
@@ -283,7 +285,7 @@ impl Store {
         stats
     }
 
-    /// Takes a request that needs no waiting, and answers it.
+    /// Answers a request that needs no waiting. Returns any other request.
     fn take(&self, now: StoreTime, request: Request) -> Option<Request> {
         match request {
             Request::Acquire(message, reply) => reply.send(self.acquire(now, &message)),
@@ -373,26 +375,26 @@ impl Backend for MemoryBackend {
         Ok(self.store.stats())
     }
 
-    /// Woken by the step that changes the record, on whichever arbiter.
+    /// The step that changes the record wakes the watcher, on any arbiter.
     async fn watch(&self, message: Watch) -> Result<Changed, StoreError> {
         if oncekey::__planted!(WatchNeverTells) {
             std::future::pending::<()>().await;
         }
         let changed = self.store.shard(&message.key).watch(&message.key);
         if let Some(changed) = changed {
-            // A sender that is dropped has nothing more to tell: that is worth a look as well.
+            // If the sender is dropped, no message will follow, so the caller checks the record too.
             let _ = tokio::time::timeout(message.limit.min(Duration::from_secs(3_600)), changed).await;
         }
         Ok(Changed)
     }
 
-    /// Takes the whole batch without waiting: the steps of an operation's life cost neither a task nor an allocation of
-    /// their own.
+    /// Executes the whole batch without waiting: the steps of an operation's life need neither their own task nor their
+    /// own allocation.
     async fn execute(&self, batch: Vec<Request>) {
         let now = self.store.now();
         for request in batch {
             if let Some(rare) = self.store.take(now, request) {
-                // Boxed, so that the future of the common steps stays small.
+                // Boxed, so that the future for the common steps stays small.
                 Box::pin(rare.dispatch(self)).await;
             }
         }

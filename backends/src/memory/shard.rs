@@ -11,15 +11,15 @@ use tokio::sync::oneshot;
 
 use super::{Tally, Usage};
 
-/// Claims stand apart from settled records: they are few and often touched, and those that were abandoned are found
-/// among them alone.
+/// Claims are kept apart from settled records: they are few and change often, and abandoned claims can only be among
+/// them.
 #[derive(Debug, Default)]
 pub(super) struct Shard {
     claimed: Table,
-    /// Completed or indeterminate.
+    /// Completed or indeterminate records.
     settled: Table,
-    /// Hashes of the keys of completed records, by the second in which they expire. One whose record was removed before
-    /// its time stays until then, and finds nothing.
+    /// Hashes of the keys of completed records, by the second in which they expire. The hash of a record that was
+    /// removed early stays until then, and finds nothing.
     expiring: BTreeMap<u64, Vec<u64>>,
     watchers: HashMap<Key, Vec<oneshot::Sender<()>>, KeyHasher>,
     tally: Tally,
@@ -33,11 +33,11 @@ struct Entry {
     record: Record,
 }
 
-/// How often the claims are walked for those that were abandoned, in milliseconds.
+/// How often to look through the claims for abandoned ones, in milliseconds.
 const CLAIM_WALK_EVERY: u64 = 60_000;
 
-/// A table of boxed entries with their hashes beside them: growing it moves sixteen bytes a record and reads no record,
-/// and a completion moves its record from one table to the other by its box.
+/// A table of boxed entries with their hashes beside them. Growing it moves sixteen bytes per record and reads no
+/// record, and a completion moves its record's box from one table to the other.
 #[derive(Debug, Default)]
 struct Table(HashTable<(u64, Box<Entry>)>);
 
@@ -56,7 +56,7 @@ impl Table {
         Some(found.remove().0.1)
     }
 
-    /// Adds an entry whose key is not there.
+    /// Adds an entry whose key is not in the table.
     fn add(&mut self, entry: Box<Entry>) {
         let hash = entry.key.table_hash();
         self.0.insert_unique(hash, (hash, entry), |(hash, _)| *hash);
@@ -66,7 +66,7 @@ impl Table {
         self.0.iter().map(|(_, entry)| &**entry)
     }
 
-    /// After a flood has expired, its room is not kept.
+    /// Releases the memory that a flood of records needed, once they have expired.
     fn give_back_room(&mut self) {
         if self.0.capacity() > 1_024 && self.0.len() < self.0.capacity() / 8 {
             self.0.shrink_to(self.0.len() * 2, |(hash, _)| *hash);
@@ -74,8 +74,8 @@ impl Table {
     }
 }
 
-/// What a record takes beside its key's text and its outcome: its box, its place in the table at the table's usual
-/// load, its hash among the expiring, and the headers of four allocations.
+/// The memory that a record uses besides its key's text and its outcome: its box, its place in the table at the table's
+/// usual load, its hash in `expiring`, and the headers of four allocations.
 const OVERHEAD: usize = size_of::<Entry>() + size_of::<(u64, Box<Entry>)>() * 8 / 5 + size_of::<u64>() + 4 * 16;
 
 impl Entry {
@@ -94,7 +94,7 @@ impl Entry {
 }
 
 fn expiry_second(at: StoreTime) -> u64 {
-    // Rounded up: when the second has come, all that is in it has expired.
+    // Rounded up, so that every record of a second has expired when that second begins.
     at.as_millis().div_ceil(1_000)
 }
 
@@ -103,8 +103,8 @@ impl Shard {
         self.claimed.get(key).or_else(|| self.settled.get(key))
     }
 
-    /// Does what a step decided, and wakes those who watch the key. `was_there`: whether [`find`](Self::find) has found
-    /// the key, so that a fresh one is not looked for again.
+    /// Writes a decision, and wakes the watchers of the key. `was_there` says whether [`find`](Self::find) has found
+    /// the key; a new key needs no lookup.
     pub(super) fn write(&mut self, key: &Key, was_there: bool, write: Write, usage: &Usage) {
         match write {
             Write::Nothing => return,
@@ -118,7 +118,7 @@ impl Shard {
         usage.take_in(&mut self.tally);
         if !self.watchers.is_empty() && self.claimed.get(key).is_none() {
             for watcher in self.watchers.remove(key).unwrap_or_default() {
-                // Whoever no longer listens need not be told.
+                // The watcher may have gone, and then needs no message.
                 let _ = watcher.send(());
             }
         }
@@ -149,7 +149,7 @@ impl Shard {
         if is_claim { &mut self.claimed } else { &mut self.settled }.add(entry);
     }
 
-    /// Removes up to `limit` records whose time is over, and gives their count.
+    /// Removes up to `limit` expired records, and returns their count.
     pub(super) fn purge(&mut self, now: StoreTime, limit: usize, usage: &Usage) -> usize {
         let mut removed = 0;
         while removed < limit
@@ -178,12 +178,13 @@ impl Shard {
         removed
     }
 
-    /// Bytes that are not yet counted in the whole.
+    /// Returns the bytes that are not yet added to the total.
     pub(super) fn held_back_bytes(&self) -> isize {
         self.tally.bytes
     }
 
-    /// Claims that nobody came back for: those that may be rerun go after their time, those to be held are indeterminate.
+    /// Handles claims that no caller has taken over: removes those that may rerun once they expire, and makes those to
+    /// be held indeterminate.
     fn settle_abandoned(&mut self, now: StoreTime, limit: usize, usage: &Usage) -> usize {
         let stale = self.claimed.iter().filter_map(|entry| match entry.record.clone().at(now) {
             None => Some((entry.key.clone(), Write::Delete)),
@@ -196,7 +197,7 @@ impl Shard {
         removed
     }
 
-    /// The `limit` smallest records after a key.
+    /// Returns the `limit` smallest records after a key.
     pub(super) fn page(&self, now: StoreTime, message: &List) -> Vec<RecordView> {
         let is_later = |entry: &&Entry| message.after.as_ref().is_none_or(|after| entry.key > *after);
         let mut found: Vec<_> = self.claimed.iter().chain(self.settled.iter()).filter(is_later).collect();
@@ -205,10 +206,10 @@ impl Shard {
         views.take(message.limit).collect()
     }
 
-    /// The `wanted` smallest records after a key that a filter takes.
+    /// Returns the `wanted` smallest records after a key that match the filter.
     pub(super) fn find_page(&self, now: StoreTime, message: &Find, wanted: usize) -> Vec<RecordView> {
         let Find { filter, after, .. } = message;
-        // Without a copy of the record, since most are none of these.
+        // Checked without copying the record, because most records do not match.
         let may_be_it = |entry: &&Entry| {
             let is_of_state = match filter.state {
                 None => true,
@@ -243,7 +244,7 @@ impl Shard {
         }
     }
 
-    /// A signal for when the key is no longer claimed; `None` if it is not claimed now.
+    /// Returns a signal for the end of the key's claim; `None` if the key is not claimed.
     pub(super) fn watch(&mut self, key: &Key) -> Option<oneshot::Receiver<()>> {
         self.claimed.get(key)?;
         let (changed, watching) = oneshot::channel();

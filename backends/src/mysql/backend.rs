@@ -1,4 +1,4 @@
-//! The handle, its options, and how the store is opened.
+//! The public handle of the MySQL backend, its options, and how the store is opened.
 
 use diesel::QueryResult;
 use diesel::result::ConnectionResult;
@@ -17,24 +17,25 @@ use crate::migration::bring_up_to_date;
 use crate::sql::{Connections, Place, Server, Wanted, sql_backend};
 
 sql_backend! {
-    /// A store of records in MySQL (8.0 or later) or MariaDB (10.6 or later), by Diesel. No libmysqlclient is needed.
+    /// Stores records in MySQL (8.0 or later) or MariaDB (10.6 or later), through Diesel. It does not need
+    /// libmysqlclient.
     ///
-    /// The backend combines the requests that are waiting on an arbiter into a few statements. One statement claims all keys
-    /// that are new, and one completes all claims of their owners. Where that meets anything else, the backend reads the
-    /// batch's rows, decides, and writes with one INSERT, one UPDATE and one DELETE, each of which applies only to rows that
-    /// have not changed since. So one commit, which is the cost of a claim, serves many requests. On a server with a binary log
-    /// a replay writes nothing. A server without one shows commits before they are on the disk, so the replays of a batch share
-    /// one commit that waits for the disk. Time is the server's.
+    /// The backend combines the requests that are waiting on an arbiter into a few statements. One statement claims all
+    /// new keys, and one completes all claims of their owners. For the remaining requests, the backend reads the
+    /// batch's rows, decides, and writes with one INSERT, one UPDATE and one DELETE, each of which applies only to rows
+    /// that have not changed since. A claim's main cost is its commit, and one commit serves many requests. On a server
+    /// with a binary log, a replay writes nothing. A server without one shows commits before they are on the disk, so
+    /// the replays of a batch share one commit that waits for the disk. All times come from the server's clock.
     ///
-    /// **Each arbiter has connections of its own** (see [`MysqlBuilder::pool_size`]), since a connection lives on the runtime
-    /// that opened it. An application that has a Diesel pool [hands it over](Self::from_pool) instead.
+    /// **Each arbiter has its own connections** (see [`MysqlBuilder::pool_size`]), because a connection lives on the
+    /// runtime that opened it. An application that has a Diesel pool can [use that pool](Self::from_pool) instead.
     ///
     /// An operation that is [completed in a transaction](oncekey::Engine::run_in_async_transaction) gets the
-    /// [`AsyncMysqlConnection`]: its rows and its outcome are committed together, at the server's default isolation (at
-    /// REPEATABLE READ where that is READ UNCOMMITTED or SERIALIZABLE). It may
-    /// use savepoints (`transaction` inside), and must not end the transaction by itself, as data definition (`CREATE TABLE`)
-    /// does here without a word. When the server gives it up for another's sake (a deadlock, a lock wait that takes too long)
-    /// it is rolled back and done again, up to five times.
+    /// [`AsyncMysqlConnection`]: its rows and its outcome commit together, at the server's default isolation (or
+    /// REPEATABLE READ, if the default is READ UNCOMMITTED or SERIALIZABLE). It may use savepoints (`transaction`
+    /// inside), but must not end the transaction itself; on this server, data definition (`CREATE TABLE`) does that
+    /// silently. If the server aborts the transaction in favor of another one (a deadlock, a lock wait timeout), the
+    /// backend rolls it back and runs it again, up to five times.
     ///
     /// MySQL can't notify its clients of changes: a caller that waits for another process polls about every 30 ms.
     ///
@@ -49,7 +50,7 @@ sql_backend! {
     /// ```
     pub struct MysqlBackend;
 
-    /// Options for [`MysqlBackend::builder`]. Each has a default that is right for most.
+    /// Options for [`MysqlBackend::builder`]. The defaults suit most applications.
     ///
     /// ```no_run
     /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
@@ -69,40 +70,40 @@ sql_backend! {
     connection: AsyncMysqlConnection,
     path: "mysql",
     blocking: "diesel::MysqlConnection" in mysql::Mysql,
-    /// Options for connecting to a URL, `mysql://USER:PASSWORD@HOST:PORT/DATABASE`. Unless the server is on this machine
-    /// it must speak TLS and show a certificate that is trusted, or one that `?ssl_ca=PATH` does;
-    /// `?require_ssl=false` says otherwise, and the other parameters of `mysql_async` are taken as well.
+    /// Returns options for connecting to a URL, `mysql://USER:PASSWORD@HOST:PORT/DATABASE`. A server on another machine
+    /// must use TLS, with a trusted certificate or one that `?ssl_ca=PATH` verifies. `?require_ssl=false` overrides
+    /// this. The other parameters of `mysql_async` work too.
     url,
-    /// Its connections must count found rows, as Diesel's own do, be at autocommit, and be at READ COMMITTED or REPEATABLE READ;
-    /// the guide to databases lists every setting. [`open`](MysqlBuilder::open) checks one connection, and each other one is
-    /// checked when it is first used. Set `innodb_lock_wait_timeout` to a second or two there: a row that another session has
-    /// locked keeps the other rows of its batch waiting for as long.
+    /// Its connections must count found rows, as Diesel's own do, use autocommit, and run at READ COMMITTED or
+    /// REPEATABLE READ; the guide to databases lists every setting. [`open`](MysqlBuilder::open) checks one connection;
+    /// each other connection is checked at its first use. Set `innodb_lock_wait_timeout` to a second or two, because a
+    /// row that another session has locked delays the other rows of its batch for that long.
     pool,
-    /// The table's name. Its migrations are recorded beside it, in `NAME_migrations`, its steps are in `NAME_steps`, and
-    /// `NAME_flushes` is for replays on a server without a binary log. Default: `oncekey_records`.
+    /// Sets the table's name. Three more tables belong to it: `NAME_migrations` records its migrations, `NAME_steps`
+    /// holds its steps, and `NAME_flushes` is for replays on a server without a binary log. Default: `oncekey_records`.
     table,
     /// # Cancel safety
-    /// A migration that is interrupted goes on at the next opening.
+    /// An interrupted migration continues when the store is next opened.
     open,
     {}
 }
 
-/// What is asked of the server once.
+/// What the backend asks the server once.
 pub(super) struct Found {
     place: Place,
     left_there: String,
-    /// Whether it takes locks by name.
+    /// Whether the server supports named locks.
     frees_locks: bool,
     /// The largest packet, in bytes.
     packet: usize,
-    /// Before and after an operation's transaction.
+    /// The statements before and after an operation's transaction.
     around: (&'static str, &'static str),
     shows_too_early: bool,
-    /// Whether an INSERT can return what it inserted.
+    /// Whether an INSERT can return the inserted rows.
     returns: bool,
 }
 
-/// The driver puts an I/O error into another one with the same text.
+/// Removes repeated text: the driver wraps an I/O error in another error with the same text.
 fn said_once(error: &str) -> &str {
     match error.split_once(": ") {
         Some((prefix, rest)) if rest.starts_with(prefix) => said_once(rest),
@@ -146,7 +147,7 @@ impl Server for Mysql {
         let shows_too_early = shows_too_early(connection).await.map_err(unreachable)?;
         let returns = returns(connection).await.map_err(unreachable)?;
         let left_there = left_there(connection).await.map_err(unreachable)?;
-        // Clusters refuse locks by name, and with them this.
+        // Clusters refuse named locks, and this statement too.
         let frees_locks = connection.batch_execute(FREE_LOCKS).await.is_ok();
         let packet = number(connection, "SELECT @@max_allowed_packet").await.map_err(unreachable)?;
         let packet = packet.and_then(|packet| usize::try_from(packet).ok()).unwrap_or(1 << 20);

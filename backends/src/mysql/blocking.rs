@@ -1,4 +1,4 @@
-//! MySQL's and MariaDB's statements on connections that block.
+//! MySQL's and MariaDB's statements on blocking connections.
 
 use diesel::connection::AnsiTransactionManager;
 use diesel::mysql::Mysql as Backend;

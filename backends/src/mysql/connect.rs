@@ -1,4 +1,4 @@
-//! Opening connections: the URL, TLS, and what each connection is set to.
+//! Opens connections: parses the URL, sets up TLS, and configures each connection.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -18,15 +18,15 @@ use crate::Finding;
 use crate::query::Query;
 use crate::sql::{Bind, Fragment, Pooled, is_loopback, of_read};
 
-/// How long a step waits for another session's lock on a row: it must not keep the other rows of its batch waiting past the
+/// How long a step waits for another session's lock on a row. It must not delay the other rows of its batch past the
 /// store deadline.
 pub(super) const LOCK_WAIT_SECONDS: u32 = 1;
 
-/// A session's settings that decide whether records are right.
+/// The settings of a session that decide whether records stay correct.
 pub(super) struct Settings {
     autocommit: String,
     isolation: String,
-    /// `None` on a server that has no such setting.
+    /// `None` on a server without this setting.
     snapshot_isolation: Option<String>,
     completion_type: String,
     sql_mode: String,
@@ -36,10 +36,11 @@ pub(super) struct Settings {
 
 impl Settings {
     pub(super) async fn of(connection: &mut AsyncMysqlConnection) -> diesel::QueryResult<Self> {
-        // Alone, since it might cut the rest short.
+        // Queried alone, because a low limit would truncate the other query's result.
         let select_limit = Fragment::<Unsigned<BigInt>, Bind<'_>>::new("SELECT @@sql_select_limit", &[]);
         let select_limit: u64 = select_limit.get_result(connection).await?;
-        // Some have two names: MariaDB before 11.1 knows only those with `tx`, MySQL 8 only the others.
+        // Some settings have two names: MariaDB before 11.1 knows only the names with `tx`, and MySQL 8 only the
+        // others.
         let text = "SHOW VARIABLES WHERE Variable_name IN ('autocommit', 'completion_type', 'sql_mode', 'tx_isolation', \
                     'transaction_isolation', 'tx_read_only', 'transaction_read_only', 'innodb_snapshot_isolation')";
         let rows: Vec<(String, String)> = Fragment::<(Text, Text), Bind<'_>>::new(text, &[]).load(connection).await?;
@@ -58,7 +59,8 @@ impl Settings {
         })
     }
 
-    /// What is changed for each operation, and changed back: an application's own transactions have it.
+    /// Returns findings about settings that the backend changes and restores for each operation. The application's own
+    /// transactions still have them.
     pub(super) fn findings(&self) -> Vec<Finding> {
         let why = "a transaction of your own in which a claim is completed can't lock its record once a heartbeat has changed it";
         let mut findings = Vec::new();
@@ -72,15 +74,16 @@ impl Settings {
         findings
     }
 
-    /// What the connections of this backend have as well.
+    /// Returns findings that also apply to the backend's own connections.
     pub(super) fn findings_everywhere(&self) -> Vec<Finding> {
         let why = "sessions begin with it, and every claim is refused";
         let finding = Finding::new("transaction_read_only", "ON", "OFF", why);
         self.is_read_only.then_some(finding).into_iter().collect()
     }
 
-    /// Statements before an operation's BEGIN, and what is set back after it, on a pool of the application's: by neither
-    /// setting could an operation lock a record that its own heartbeats have changed.
+    /// Returns the statements before an operation's BEGIN, and those that restore the settings after it, on the
+    /// application's pool. With either setting, an operation could not lock a record that its own heartbeats have
+    /// changed.
     pub(super) fn for_operations(&self) -> (&'static str, &'static str) {
         const REPEATABLE: &str = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; ";
         const OFF: &str = "SET @oncekey_snapshot = @@innodb_snapshot_isolation, innodb_snapshot_isolation = OFF; ";
@@ -95,7 +98,7 @@ impl Settings {
         }
     }
 
-    /// Refuses the settings of an application's pool by which operations would run twice.
+    /// Refuses settings of the application's pool that would make operations run twice.
     pub(super) fn check(&self) -> Result<(), MysqlOpenError> {
         let refused = |setting: &'static str, found: &str, wanted: &'static str| {
             Err(MysqlOpenError::Setting { setting, found: found.to_owned(), wanted })
@@ -107,14 +110,14 @@ impl Settings {
         if self.autocommit != "ON" {
             return refused("autocommit", &self.autocommit, "ON");
         }
-        // After a COMMIT that opens the next transaction nothing is committed by itself.
+        // If COMMIT opens the next transaction, no statement commits by itself.
         if !matches!(self.completion_type.as_str(), "NO_CHAIN" | "0") {
             return refused("completion_type", &self.completion_type, "NO_CHAIN");
         }
         if self.isolation == "READ-UNCOMMITTED" {
             return refused("transaction_isolation", &self.isolation, "REPEATABLE-READ or READ-COMMITTED");
         }
-        // BEGIN opens a block there, and no transaction.
+        // In this mode, BEGIN opens a block instead of a transaction.
         if self.sql_mode.split(',').any(|mode| mode == "ORACLE") {
             return refused("sql_mode", "ORACLE", "without ORACLE");
         }
@@ -122,19 +125,21 @@ impl Settings {
     }
 }
 
-/// Which connections of an application's pool have been looked at: each is once. A server's defaults may change after the
-/// opening, and a pool may set its connections differently.
+/// The connections of the application's pool that have been checked. Each is checked once, because a server's defaults
+/// may change after the store was opened, and a pool may set its connections differently.
 #[derive(Default)]
 pub(super) struct Checked {
     made: Mutex<HashSet<Instant>>,
 }
 
 impl Checked {
-    /// So many are remembered at most.
+    /// The most connections that are remembered.
     const MOST: usize = 10_000;
 
+    /// Checks a connection at its first use.
+    ///
     /// # Errors
-    /// The setting by which operations would run twice; the connection is to be closed.
+    /// Returns the setting that would make operations run twice. The caller must close the connection.
     pub(super) async fn check(&self, pooled: &mut Pooled<AsyncMysqlConnection>) -> Result<(), StoreError> {
         let made = pooled.made();
         if made.is_some_and(|made| self.made.lock().contains(&made)) {
@@ -153,17 +158,19 @@ impl Checked {
     }
 }
 
-/// The least number of rows that a statement must be able to return: more than any of this backend's does.
+/// The number of rows that a statement must be able to return, which is more than any of this backend's statements
+/// returns.
 const SELECT_LIMIT: u64 = u32::MAX as u64;
 
-/// Sets a connection, whatever the server's defaults are.
+/// Sets a connection up, whatever the server's defaults are.
 ///
-/// Without autocommit nothing is committed, nor after a COMMIT that opens the next transaction (`completion_type`). READ
-/// UNCOMMITTED would replay an outcome that is rolled back later. With SERIALIZABLE or with InnoDB's snapshot isolation an
-/// operation and the heartbeats of its own claim stand in each other's way. A limit for rows would hide records from a batch.
-/// In the SQL mode ORACLE `BEGIN` opens no transaction.
+/// Without autocommit, or after a COMMIT that opens the next transaction (`completion_type`), nothing is committed.
+/// READ UNCOMMITTED would replay an outcome that is rolled back later. With SERIALIZABLE or InnoDB's snapshot
+/// isolation, an operation and its own claim's heartbeats obstruct each other. A row limit would hide records from a
+/// batch. In the SQL mode ORACLE, `BEGIN` opens no transaction.
 async fn set_up(connection: &mut AsyncMysqlConnection, is_for_steps: bool) -> diesel::QueryResult<()> {
-    // A transaction that was opened at the connection's start ends here. Diesel sets PIPES_AS_CONCAT in any case.
+    // The COMMIT ends a transaction that was opened when the connection started. Diesel sets PIPES_AS_CONCAT in any
+    // case.
     let always = "SET completion_type = 0; commit; SET autocommit = 1, sql_select_limit = 18446744073709551615, \
                   sql_mode = REPLACE(@@sql_mode, 'ORACLE', 'PIPES_AS_CONCAT')";
     connection.batch_execute(always).await?;
@@ -183,8 +190,8 @@ async fn set_up(connection: &mut AsyncMysqlConnection, is_for_steps: bool) -> di
     if texts.is_empty() { Ok(()) } else { connection.batch_execute(&texts.join("; ")).await }
 }
 
-/// Reads a URL, with the parameters that `mysql_async` takes and `ssl_ca=PATH`. Where nothing is said of TLS a server on this machine
-/// is spoken to without, and any other only by TLS with a verified certificate.
+/// Parses a URL, with the parameters of `mysql_async` and `ssl_ca=PATH`. If the URL does not mention TLS, a server on
+/// this machine is used without TLS, and any other server only with TLS and a verified certificate.
 pub(super) fn read_url(url: &str) -> Result<Opts, MysqlOpenError> {
     let mut query = Query::of(url);
     let roots = match query.take("ssl_ca") {
@@ -225,9 +232,9 @@ pub(super) fn read_url(url: &str) -> Result<Opts, MysqlOpenError> {
     let options = OptsBuilder::from_opts(options)
         .ssl_opts(tls)
         .stmt_cache_size(0) // Diesel keeps the statements.
-        // An UPDATE counts the rows that it finds: one that changes nothing has succeeded all the same.
+        // An UPDATE counts the rows that it finds: one that changes nothing has still succeeded.
         .client_found_rows(true)
-        // What follows is on this machine already: a socket of another server is not looked for.
+        // If the URL leads to this machine, the driver must not look for another server's socket.
         .prefer_socket(false);
     Ok(options.into())
 }
@@ -254,7 +261,7 @@ mod tests {
         let verified = tls("mysql://u@db.example/d").unwrap();
         assert!(!verified.skip_domain_validation() && !verified.accept_invalid_certs());
         assert!(matches!(read_url("mysql://u:secret@h/"), Err(MysqlOpenError::Url(_))));
-        // What a password, a user or a database says is no parameter.
+        // The text of a password, a user or a database is no parameter.
         for url in ["mysql://u:require_ssl=false@h/d", "mysql://require_ssl=false@h/d", "mysql://u@h/require_ssl=false"]
         {
             assert!(tls(url).is_some(), "{url}");

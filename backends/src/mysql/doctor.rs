@@ -1,4 +1,4 @@
-//! What MySQL or MariaDB is set to.
+//! Checks the settings of MySQL or MariaDB.
 
 use diesel::QueryResult;
 use diesel::sql_types::{BigInt, Text};
@@ -12,8 +12,8 @@ use crate::sql::{Bind, Fragment, Place};
 const LOST: &str =
     "after a crash the server may have lost what it confirmed: operations whose outcome was answered run again";
 
-/// `owns` is whether the store opens its connections by itself, and sets them. `locks` is whether the server takes locks by
-/// name.
+/// Returns the settings that differ from what the store needs. `owns` says whether the backend opens and sets up the
+/// connections itself, and `locks` whether the server supports named locks.
 pub(super) async fn examine(
     connection: &mut AsyncMysqlConnection,
     place: &Place,

@@ -1,9 +1,9 @@
-//! What opening the store can fail with.
+//! The errors of opening the store.
 
 use crate::sql::open_error;
 
 open_error! {
-    /// Why a MySQL or MariaDB database could not be opened as a store. No text of it holds the password.
+    /// Why the backend could not open a MySQL or MariaDB database as a store. No message contains the password.
     ///
     /// ```
     /// # #[actix_rt::main] async fn main() {
@@ -15,14 +15,14 @@ open_error! {
     /// # }
     /// ```
     pub enum MysqlOpenError of "MySQL" {
-        /// The connections of the application's pool have a setting by which operations would run twice.
+        /// The connections of the application's pool have a setting that would make operations run twice.
         #[error("the pool's connections have {setting} = {found}; this store needs {wanted}: set it for each connection")]
         Setting {
             /// The setting.
             setting: &'static str,
             /// The value that was found.
             found: String,
-            /// What is needed.
+            /// The required value.
             wanted: &'static str,
         },
     }

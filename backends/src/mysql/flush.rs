@@ -1,8 +1,8 @@
-//! Waiting until what the server shows is on its disk.
+//! Waits until everything that the server shows is on its disk.
 //!
-//! InnoDB shows a commit to others before its redo log is flushed. A server that keeps a binary log flushes that before it
-//! shows anything; on one without, who tells of another's commit must wait for the log first, or a crash takes back what
-//! was told.
+//! InnoDB shows a commit to others before it flushes its redo log. A server with a binary log flushes that log before
+//! it shows anything. On a server without one, the backend must wait for the redo log before it replays another
+//! session's commit. Otherwise a crash could lose what was already returned.
 
 use diesel::QueryResult;
 use diesel_async::{AsyncMysqlConnection, RunQueryDsl};
@@ -10,26 +10,27 @@ use diesel_async::{AsyncMysqlConnection, RunQueryDsl};
 use super::migration::number;
 use crate::sql::{Bind, Fragment};
 
-/// Makes the table `{flushes}`.
+/// Creates the table `{flushes}`.
 pub(crate) const TABLE: &str = include_str!("../../migrations/mysql/2_flushes.sql");
 
-/// How many rows it may have.
+/// The most rows that the table may have.
 const SLOTS: u32 = 1024;
 
-/// Whether the server shows commits before they are on the disk.
+/// Returns whether the server shows commits before they are on the disk.
 pub(crate) async fn shows_too_early(connection: &mut AsyncMysqlConnection) -> QueryResult<bool> {
     let text = "SELECT CASE @@GLOBAL.log_bin WHEN 1 THEN 1 ELSE 0 END";
     Ok(number(connection, text).await? != Some(1))
 }
 
-/// Waits until all that the connection has read is on the disk, by a table of that name.
+/// Waits until everything that the connection has read is on the disk, by a commit to the table of that name.
 ///
-/// A commit of one's own returns when the log is flushed up to itself, and with it all that was shown before.
+/// The connection's own commit returns when the log is flushed up to it, which includes everything that was shown
+/// before.
 pub(crate) async fn await_flush(connection: &mut AsyncMysqlConnection, table: &str) -> QueryResult<()> {
     Fragment::<(), Bind<'_>>::new(&flushing(table), &[]).execute(connection).await.map(drop)
 }
 
-/// The statement whose commit waits. The row is nobody else's, unless two connections' numbers meet.
+/// Returns the statement whose commit waits. Two connections share a row only if their numbers collide.
 pub(super) fn flushing(table: &str) -> String {
     format!(
         "INSERT INTO {table} (slot, flushes) VALUES (CONNECTION_ID() % {SLOTS}, 1) \

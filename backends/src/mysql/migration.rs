@@ -1,4 +1,4 @@
-//! The table's versions.
+//! The versions of the table's schema.
 
 use diesel::QueryResult;
 use diesel::result::Error;
@@ -10,7 +10,7 @@ use super::flush;
 use crate::migration::{Migration, Schema, Statements};
 use crate::sql::{Bind, Fragment, Name, Place, lock_number};
 
-/// By which MySQL quotes identifiers.
+/// The character with which MySQL quotes identifiers.
 const QUOTE: char = '`';
 
 const MIGRATIONS: &[Migration] = &[
@@ -23,10 +23,10 @@ const MIGRATIONS: &[Migration] = &[
 /// How long to wait for another process that migrates.
 const LOCK_SECONDS: u32 = 60;
 
-/// The place of a table: the database that the connection uses.
+/// Returns the place of a table: the database that the connection uses.
 ///
 /// # Errors
-/// The server's, or what is wrong with the database.
+/// Returns the server's error, or says what is wrong with the database.
 pub(crate) async fn find(connection: &mut AsyncMysqlConnection, table: Name) -> Result<Place, String> {
     let text = "SELECT COALESCE(DATABASE(), '')";
     let database: QueryResult<String> = Fragment::<Text, Bind<'_>>::new(text, &[]).get_result(connection).await;
@@ -34,14 +34,14 @@ pub(crate) async fn find(connection: &mut AsyncMysqlConnection, table: Name) -> 
     if database.is_empty() {
         return Err("the pool's connections use no database: name one in their URL".to_owned());
     }
-    // A statement's parameters are marked by it.
+    // A question mark marks a statement's parameters.
     if database.contains('?') {
         return Err("its database's name contains a question mark".to_owned());
     }
     Ok(Place::new(QUOTE, database, table))
 }
 
-/// Whether there is such a table beside the place's.
+/// Returns whether such a companion table exists.
 pub(crate) async fn exists(connection: &mut AsyncMysqlConnection, place: &Place, suffix: &str) -> QueryResult<bool> {
     let name = format!("{}{suffix}", place.table());
     let text = "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = ? AND table_name = ?";
@@ -50,7 +50,8 @@ pub(crate) async fn exists(connection: &mut AsyncMysqlConnection, place: &Place,
     Ok(found > 0)
 }
 
-/// The name of a lock on the table: locks are the whole server's, and their names have up to 64 characters.
+/// Returns the name of a lock on the table. Locks belong to the whole server, and their names have at most 64
+/// characters.
 fn lock_name(place: &Place) -> String {
     let hash = lock_number(&format!("{}.{}", place.within(), place.table()));
     format!("oncekey_migrate_{hash:016x}")
@@ -60,7 +61,7 @@ pub(super) async fn number(connection: &mut AsyncMysqlConnection, text: &str) ->
     Fragment::<Nullable<BigInt>, Bind<'_>>::new(text, &[]).get_result(connection).await
 }
 
-/// Whether the server is a MariaDB whose INSERT can return what it inserted: since 10.5. MySQL's can't.
+/// Returns whether the server is a MariaDB whose INSERT can return the inserted rows (since 10.5). MySQL can't do that.
 pub(super) async fn returns(connection: &mut AsyncMysqlConnection) -> QueryResult<bool> {
     let text = "SELECT VERSION()";
     let version: String = Fragment::<Text, Bind<'_>>::new(text, &[]).get_result(connection).await?;
@@ -68,7 +69,7 @@ pub(super) async fn returns(connection: &mut AsyncMysqlConnection) -> QueryResul
 }
 
 fn can_return(version: &str) -> bool {
-    // "10.11.6-MariaDB-0+deb12u1", and from some proxies and clouds "5.5.5-10.11.6-MariaDB".
+    // "10.11.6-MariaDB-0+deb12u1"; some proxies and clouds report "5.5.5-10.11.6-MariaDB".
     let version = version.strip_prefix("5.5.5-").unwrap_or(version);
     let mut numbers = version.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
     version.contains("MariaDB") && (numbers.next(), numbers.next()) >= (Some(10), Some(5))
@@ -78,12 +79,13 @@ fn statements(place: &Place) -> Statements {
     place.statements(MIGRATIONS, "(version BIGINT NOT NULL PRIMARY KEY) ENGINE = InnoDB", "INSERT IGNORE")
 }
 
-/// All of it as statements, for tables with their default names in the database that is used.
+/// Returns the whole schema as statements, for tables with their default names in the current database.
 pub(crate) fn schema_text() -> String {
     statements(&Place::anywhere(QUOTE, Name::fixed("oncekey_records"))).text()
 }
 
-/// The tables, migrated under a named lock. Data definition can't be rolled back here: what was cut short is done again.
+/// The tables, migrated under a named lock. MySQL can't roll data definition back: an interrupted migration is run
+/// again.
 pub(super) struct Tables<'a> {
     connection: &'a mut AsyncMysqlConnection,
     place: &'a Place,
@@ -117,7 +119,7 @@ impl Schema for Tables<'_> {
         let lock = format!("SELECT GET_LOCK('{}', {LOCK_SECONDS})", lock_name(self.place));
         self.is_locked = match number(self.connection, &lock).await {
             Ok(locked) => locked == Some(1),
-            // Galera and XtraDB Cluster refuse locks by name. Every statement is as good done twice as once.
+            // Galera and XtraDB Cluster refuse named locks. Every statement is safe to repeat.
             Err(Error::DatabaseError(_, information)) => {
                 info!(reason = information.message(), "migrating without a lock, which the server refuses");
                 false
@@ -136,7 +138,8 @@ impl Schema for Tables<'_> {
 
     async fn execute(&mut self, text: &str) -> QueryResult<()> {
         match self.connection.batch_execute(text).await {
-            // It was cut short after the statement, which the server does whole or not at all.
+            // The earlier migration was interrupted after this statement. The server executes a statement completely or
+            // not at all.
             Err(Error::DatabaseError(_, information)) if information.message().starts_with("Duplicate column name") => {
                 Ok(())
             }

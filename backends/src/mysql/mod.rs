@@ -1,4 +1,4 @@
-//! Records in MySQL or MariaDB.
+//! Stores records in MySQL or MariaDB.
 
 mod backend;
 #[cfg(feature = "blocking")]

@@ -1,4 +1,4 @@
-//! Purging rows whose time is over, by one process at a time.
+//! Purges expired rows, in one process at a time.
 
 use diesel::QueryResult;
 use diesel::sql_types::{BigInt, Binary, Integer};
@@ -7,14 +7,14 @@ use diesel_async::{AsyncMysqlConnection, RunQueryDsl};
 use super::table::{Mysql, NOW, padded, repeated};
 use crate::sql::{Bind, Fragment, PURGE_LOOKS_AGAIN};
 
-/// The row by which processes take turns at purging, in the table whose other rows are for flushes. Locks by name are of one
-/// node only, or refused, where servers form a cluster.
+/// The row with which processes take turns at purging, in the table whose other rows are for flushes. In a cluster,
+/// named locks apply to one node only or are refused.
 pub(super) const PURGE_TURN: i64 = -1;
-/// How long a turn is at most, so that one whose process ended is taken over.
+/// The longest turn. If the purging process has ended, another process takes over after this time.
 const PURGE_TURN_MS: i64 = 30_000;
 
 impl Mysql {
-    /// [`Dialect::purge`](crate::sql::Dialect::purge), where it is this connection's turn.
+    /// Implements [`Dialect::purge`](crate::sql::Dialect::purge), if it is this connection's turn.
     pub(super) async fn purge_in_turn(
         &self,
         connection: &mut AsyncMysqlConnection,
@@ -28,7 +28,7 @@ impl Mysql {
         purged
     }
 
-    /// Whether this connection is the one that purges now.
+    /// Returns whether it is this connection's turn to purge.
     async fn take_turn(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<bool> {
         let flushes = &self.flushes;
         let text = format!("SELECT flushes > {NOW} FROM {flushes} WHERE slot = {PURGE_TURN}");
@@ -50,8 +50,8 @@ impl Mysql {
         Fragment::<(), Bind<'_>>::new(&text, &[]).execute(connection).await.map(drop)
     }
 
-    /// The keys of rows whose time is over are read, and each row is locked by itself: a delete by the range of times would
-    /// lock what lies between.
+    /// Reads the keys of expired rows, and locks each row by itself: a delete by a range of times would lock the gaps
+    /// between them.
     async fn purge_locked(&self, connection: &mut AsyncMysqlConnection, limit: usize) -> QueryResult<(usize, bool)> {
         let table = &self.table;
         let text = format!(
@@ -88,8 +88,8 @@ impl Mysql {
         Ok((removed, more))
     }
 
-    /// Removes a record with its steps, whose time is over. A claim is kept for as long as it would be after a release, and
-    /// while one of its steps is not settled: it is looked at again later.
+    /// Removes an expired record with its steps. A claim is kept as long as after a release, and while any of its steps
+    /// is not settled: it is checked again later.
     async fn purge_family(&self, connection: &mut AsyncMysqlConnection, key: &[u8]) -> QueryResult<usize> {
         let Self { table, steps, .. } = self;
         let text = format!(

@@ -1,7 +1,7 @@
 //! MySQL's and MariaDB's statements on the table of steps.
 //!
-//! No statement locks what lies between steps, where others insert theirs: a step is read without a lock, under that of its
-//! record, and written by its whole key.
+//! No statement locks the gaps between steps, where other sessions insert theirs. A step is read without a lock of its
+//! own, under its record's lock, and written by its whole key.
 
 use std::fmt::Write as _;
 
@@ -18,7 +18,7 @@ use crate::sql::{
 const COLUMNS: &str =
     "life, ordinal, fingerprint, attempt, run_token, run_number, began_at, reruns_until, state, outcome";
 
-/// Bytes in a statement without parameters.
+/// Returns bytes as a literal, for a statement without parameters.
 fn literal(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(2 * bytes.len() + 3);
     text.push_str("X'");
@@ -34,13 +34,13 @@ fn or_null<T>(value: Option<T>, text: impl FnOnce(T) -> String) -> String {
     value.map_or_else(|| "NULL".to_owned(), text)
 }
 
-/// One of the statements by which a record and its steps are written.
+/// One of the statements that write a record and its steps.
 pub(super) struct Put<'a> {
     pub(super) text: String,
     pub(super) binds: Vec<Bind<'a>>,
-    /// Whether a row that is not there means that what was read has changed.
+    /// Whether a missing row means that the data has changed since it was read.
     must_write: bool,
-    /// How many of the statements after it are not needed if it writes something.
+    /// How many of the following statements are skipped if this one writes a row.
     then_skips: usize,
 }
 
@@ -50,7 +50,7 @@ impl<'a> Put<'a> {
     }
 }
 
-/// All of them, one after the other, on a connection that is awaited or one that blocks.
+/// The statements in order, for an async or a blocking connection.
 pub(super) struct Puts<'a> {
     puts: Vec<Put<'a>>,
     next: usize,
@@ -62,19 +62,19 @@ impl<'a> Puts<'a> {
         Self { puts, next: 0, has_changed: false }
     }
 
-    /// The statement whose turn it is.
+    /// Returns the next statement.
     pub(super) fn next(&self) -> Option<&Put<'a>> {
         self.puts.get(self.next).filter(|_| !self.has_changed)
     }
 
-    /// It wrote that many rows.
+    /// Records how many rows the statement wrote.
     pub(super) fn wrote(&mut self, rows: usize) {
         let Some(put) = self.puts.get(self.next) else { return };
         self.has_changed = rows == 0 && put.must_write;
         self.next += 1 + if rows > 0 { put.then_skips } else { 0 };
     }
 
-    /// Whether all of it is written.
+    /// Returns whether everything is written.
     pub(super) fn are_done(&self) -> bool {
         !self.has_changed
     }
@@ -100,7 +100,7 @@ impl StepStatements for Mysql {
         Ok(puts.are_done())
     }
 
-    /// Begins steps in one transaction, which is one message to the server. A look tells which steps were begun.
+    /// Begins steps in one transaction, which is one message to the server. A read then shows which steps were begun.
     async fn begin_steps(
         &self,
         connection: &mut AsyncMysqlConnection,
@@ -109,7 +109,7 @@ impl StepStatements for Mysql {
         let Self { table, steps, .. } = self;
         let text = self.begin_text(rows);
         if let Err(error) = connection.batch_execute(&text).await {
-            // A statement that failed leaves the transaction open. Where this fails too, the connection is closed.
+            // A failed statement leaves the transaction open. If the ROLLBACK fails too, the connection is closed.
             let _ = connection.batch_execute("ROLLBACK").await;
             return Err(error);
         }
@@ -128,7 +128,7 @@ impl StepStatements for Mysql {
         Fragment::<(Binary, BigInt, BigInt), _>::new(&text, &binds).load(connection).await
     }
 
-    /// Each pair of rows counts twice: the record is written as it is, so that it is locked whatever the isolation is.
+    /// Each pair of rows counts twice: the record is rewritten unchanged, so that it is locked at any isolation level.
     async fn complete_steps(
         &self,
         connection: &mut AsyncMysqlConnection,
@@ -161,7 +161,7 @@ impl StepStatements for Mysql {
 }
 
 impl Mysql {
-    /// Reads the steps of that many keys.
+    /// Returns the statement that reads the steps of that many keys.
     pub(super) fn reading_steps(&self, keys: usize) -> String {
         format!(
             "SELECT record_key, name, life, fingerprint, attempt, run_token, run_number, began_at, reruns_until, state, \
@@ -171,7 +171,7 @@ impl Mysql {
         )
     }
 
-    /// Writes a record with its steps.
+    /// Returns the statements that write a record with its steps.
     pub(super) fn put_statements<'a>(&self, family: &Family<'a>) -> Vec<Put<'a>> {
         let Family { row, steps, changes, drops_steps } = family;
         let key = row.key.as_bytes();
@@ -199,8 +199,8 @@ impl Mysql {
         puts
     }
 
-    /// A transaction of the application's may show what was before it had the record's lock: so a step must still be what it
-    /// was read as.
+    /// Returns the statements that write a step, if the step is still what was read. The application's transaction may
+    /// have a snapshot from before it got the record's lock.
     fn put_step<'a>(&self, key: &'a [u8], change: &StepChange<'a>) -> Vec<Put<'a>> {
         let steps = &self.steps;
         let name = Bind::Bytes(change.step.name.as_bytes());
@@ -224,7 +224,7 @@ impl Mysql {
             "INSERT IGNORE INTO {steps} (record_key, name, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         );
         let binds: Vec<_> = [Bind::Bytes(key), name].into_iter().chain(change.step.binds()).collect();
-        // What stands there of another life gives way.
+        // Removes a step of another life.
         let text = format!("DELETE FROM {steps} WHERE record_key = ? AND name = ? AND life <> ?");
         let other_life = vec![Bind::Bytes(key), name, Bind::BigInt(change.step.life)];
         vec![
@@ -234,9 +234,10 @@ impl Mysql {
         ]
     }
 
-    /// Marks the records, which locks them, and inserts the steps of those that are marked: a record that has too many steps
-    /// is counted up once more, past what the second statement takes. A step that turns out to be there counts once too
-    /// often. The second locks as well: a claim that had lapsed may be renewed between the two.
+    /// Returns the text that marks the records, which locks them, and inserts the steps of the marked records. If a
+    /// record has too many steps, its count rises once more, above what the second statement accepts. If a step already
+    /// exists, the count is one too high. The second statement locks too, because a lapsed claim may be renewed between
+    /// the two.
     fn begin_text(&self, rows: &[FirstRun<'_>]) -> String {
         let Self { table, steps, .. } = self;
         let bytes = |text: &str| literal(text.as_bytes());

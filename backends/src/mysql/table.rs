@@ -1,6 +1,7 @@
 //! MySQL's and MariaDB's statements on the table of records.
 //!
-//! Neither says which rows an UPDATE or a DELETE wrote, so that one that wrote fewer than it was to is followed by a look.
+//! Neither server says which rows an UPDATE or a DELETE wrote. If a statement wrote fewer rows than it should, a read
+//! follows.
 
 use diesel::QueryResult;
 use diesel::result::{DatabaseErrorKind, Error};
@@ -17,47 +18,48 @@ use crate::sql::{
     Pooled, Row, RowTypes, TimedTypes, Written, locked, timed,
 };
 
-/// The server's time in milliseconds since 1970 when the statement began. By UTC: a local time, from which
-/// `UNIX_TIMESTAMP` would count, comes twice where the clocks are put back, and leases would lapse an hour early.
+/// The server's time in milliseconds since 1970 when the statement began. It uses UTC: `UNIX_TIMESTAMP` would start
+/// from local time, which repeats an hour when the clocks are put back, and leases would lapse an hour early.
 pub(crate) const NOW: &str = "TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(3)) DIV 1000";
 
-/// Until when a completed record is kept whatever its retention: while its barrier stands, and until the clock alone gives a
-/// higher fencing token. After a clock that was set back the next claim would get a lower one.
+/// Until when a completed record is kept, whatever its retention: while its barrier stands, and until the clock alone
+/// yields a higher fencing token. If the clock was set back, the next claim would otherwise get a lower one.
 const KEPT_AT_LEAST_UNTIL: &str = "COALESCE(barrier_until, 0), fencing_token DIV 1000 + 1";
 
 const ROW: &str = "fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at, fencing_token, \
                    barrier_owner, barrier_until, steps_life, steps_retention";
 
-/// What a record has that has no steps.
+/// The columns of a record without steps.
 const ROW_WITHOUT_STEPS: &str = "fingerprint, attempt, owner, state, lease_until, on_abandoned, outcome, purge_at, \
                                  fencing_token, barrier_owner, barrier_until";
 
-/// MySQL or MariaDB, by one arbiter's connections, and the tables' quoted names.
+/// MySQL or MariaDB on the connections of one arbiter, and the tables' quoted names.
 pub(super) struct Mysql {
     pub(super) connections: Connections<AsyncMysqlConnection>,
     pub(super) table: String,
     /// The quoted name of the table of steps.
     pub(super) steps: String,
-    /// The table by which the log's flush is awaited, and whose row [`PURGE_TURN`](super::purge::PURGE_TURN) says until when a process purges.
+    /// The table whose commits wait for the log's flush. Its row [`PURGE_TURN`](super::purge::PURGE_TURN) holds the
+    /// time until which a process purges.
     pub(super) flushes: String,
-    /// Whether a commit is shown before the log is flushed.
+    /// Whether the server shows a commit before it flushes the log.
     pub(super) shows_too_early: bool,
-    /// An expression for what a session has set, and whether it can give up locks by name.
+    /// An expression for the session's settings, and whether the session can release named locks.
     pub(super) left_there: String,
     pub(super) frees_locks: bool,
     /// `max_allowed_packet`, in bytes.
     pub(super) packet: usize,
-    /// What an operation's transaction must not have, set before it and set back after it.
+    /// The statements that change unsuitable settings before an operation's transaction, and restore them after it.
     pub(super) before: &'static str,
     pub(super) after: &'static str,
-    /// Whether an INSERT can return what it inserted.
+    /// Whether an INSERT can return the inserted rows.
     pub(super) returns: bool,
-    /// Which connections of an application's pool have been looked at.
+    /// The connections of the application's pool that have been checked.
     pub(super) checked: Checked,
 }
 
-/// The rows of a statement are repeated up to a power of two, so that a connection prepares few statements: a repeated
-/// row finds its work done.
+/// Repeats the last row until the number of rows is a power of two, so that a connection prepares few statements. A
+/// repeated row finds its work done.
 pub(super) fn padded<T: Copy>(rows: &[T]) -> impl Iterator<Item = T> + '_ {
     let last = rows.last().copied();
     let missing = rows.len().next_power_of_two() - rows.len();
@@ -74,14 +76,15 @@ pub(super) fn written(rows: usize, wanted: usize) -> Written {
 
 pub(super) const RELEASE_BEGUN: &str = "RELEASE SAVEPOINT oncekey_begun";
 pub(super) const SET_AND_RELEASE: &str = "SAVEPOINT oncekey_here; RELEASE SAVEPOINT oncekey_here";
-/// Gives up what a session has locked by name.
+/// Releases a session's named locks.
 pub(super) const FREE_LOCKS: &str = "DO RELEASE_ALL_LOCKS()";
 
-/// Whether the savepoint was there.
+/// Returns whether the savepoint existed.
 pub(super) fn released(result: QueryResult<()>) -> QueryResult<bool> {
     match result {
         Ok(()) => Ok(true),
-        // 1305, in MySQL and in MariaDB. In another language the error itself is told.
+        // Error 1305 in MySQL and in MariaDB. If the server's messages are in another language, the error itself is
+        // returned.
         Err(Error::DatabaseError(DatabaseErrorKind::Unknown, information))
             if information.message().starts_with("SAVEPOINT") && information.message().contains("does not exist") =>
         {
@@ -92,7 +95,7 @@ pub(super) fn released(result: QueryResult<()>) -> QueryResult<bool> {
 }
 
 impl Mysql {
-    /// How a completion's statement begins, and where a completion is not too late.
+    /// Returns the beginning of a completion's statement, and the condition that the completion is not too late.
     fn completing(&self) -> (String, String) {
         let set = format!(
             "UPDATE {} FORCE INDEX (PRIMARY) SET state = 2, lease_until = NULL, on_abandoned = NULL",
@@ -101,7 +104,7 @@ impl Mysql {
         (set, format!("state IN (1, 3) AND (purge_at IS NULL OR purge_at > {NOW})"))
     }
 
-    /// Completes one claim that is its owner's.
+    /// Returns the statement that completes one claim of its owner.
     pub(super) fn one_completion(&self) -> String {
         let (set, is_to_be_completed) = self.completing();
         format!(
@@ -110,12 +113,12 @@ impl Mysql {
         )
     }
 
-    /// Reads a record's row and locks it.
+    /// Returns the statement that reads a record's row and locks it.
     pub(super) fn locking(&self) -> String {
         format!("SELECT {NOW}, {ROW} FROM {} WHERE record_key = ? FOR UPDATE", self.table)
     }
 
-    /// Opens the transaction of an operation, on a connection of this backend's own or of the application's: see
+    /// Returns the text that opens an operation's transaction, on the backend's or the application's connection: see
     /// [`Dialect::begin`].
     pub(super) fn transaction_text(&self, is_own: bool) -> String {
         let lock_wait = if is_own { ", innodb_lock_wait_timeout = @oncekey_lock_wait" } else { "" };
@@ -127,7 +130,7 @@ impl Mysql {
         )
     }
 
-    /// Sets back what that has set.
+    /// Returns the text that restores those settings.
     pub(super) fn set_back_text(&self, is_own: bool) -> String {
         let lock_wait =
             if is_own { format!(", innodb_lock_wait_timeout = {LOCK_WAIT_SECONDS}") } else { String::new() };
@@ -150,31 +153,31 @@ impl Database for Mysql {
 }
 
 impl Dialect for Mysql {
-    /// A deadlock rolls the whole transaction back, and the server goes on without one.
+    /// A deadlock rolls the whole transaction back, and the server continues outside a transaction.
     const CONTENTION_IS_FINAL: bool = true;
 
-    /// MySQL gives a parameter in a derived table the type VARBINARY, with room for 65,535 bytes: a longer outcome is cut or
-    /// refused there.
+    /// MySQL gives a parameter in a derived table the type VARBINARY, with room for 65,535 bytes. It would truncate or
+    /// refuse a longer outcome.
     const LONGEST_SHARED_OUTCOME: usize = 60_000;
 
-    /// A begin of a step is written out, in less than eight kilobytes.
+    /// The text that begins a step is shorter than eight kilobytes.
     fn most_begun_together(&self) -> usize {
         (self.packet >> 13).max(1)
     }
 
-    /// A batch has up to 128 rows, and some are sent twice. Half of the packet is for keys and the like.
+    /// A batch has up to 128 rows, and some are sent twice. Half of the packet is for keys and other columns.
     fn longest_shared_outcome(&self) -> usize {
         self.packet / 512
     }
 
-    /// The rest of the statement has a few kilobytes at most.
+    /// The rest of the statement takes a few kilobytes at most.
     fn longest_outcome(&self) -> usize {
         self.packet.saturating_sub(8 << 10)
     }
 
     async fn read(&self, connection: &mut AsyncMysqlConnection, keys: &[&str]) -> QueryResult<(StoreTime, Vec<Keyed>)> {
         let marks = repeated("?", ", ", keys.len());
-        // One row without a key, so that the time is known if there is no other.
+        // If there is no row, returns one without a key, which gives the time.
         let text = format!(
             "SELECT {NOW}, r.record_key, COALESCE(r.fingerprint, X''), COALESCE(r.attempt, 0), COALESCE(r.owner, X''), \
              COALESCE(r.state, 0), r.lease_until, r.on_abandoned, r.outcome, r.purge_at, COALESCE(r.fencing_token, 0), \
@@ -198,7 +201,7 @@ impl Dialect for Mysql {
         let table = &self.table;
         let each = format!("(?, ?, 1, ?, 1, {NOW} + ?, ?, NULL, {NOW} + ?, ({NOW}) * 1000, NULL, NULL)");
         let values = repeated(&each, ", ", rows.len());
-        // As in `insert`.
+        // `insert` explains IGNORE.
         let text = format!("INSERT IGNORE INTO {table} (record_key, {ROW_WITHOUT_STEPS}) VALUES {values}");
         let binds: Vec<_> = padded(rows).flat_map(|row| row.binds()).collect();
         if self.returns {
@@ -206,7 +209,8 @@ impl Dialect for Mysql {
             return Fragment::<(Binary, BigInt), _>::new(&text, &binds).load(connection).await;
         }
         Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
-        // What it inserted is what has its owners. Nobody else knows them, so that nobody else has changed it since.
+        // The rows with these owners are the ones that it inserted. No one else knows the owners, so no one else has
+        // changed the rows since.
         let each = "(record_key = ? AND owner = ? AND state = 1)";
         let text = format!(
             "SELECT record_key, fencing_token FROM {table} FORCE INDEX (PRIMARY) WHERE {}",
@@ -218,7 +222,7 @@ impl Dialect for Mysql {
 
     async fn insert(&self, connection: &mut AsyncMysqlConnection, rows: &[Columns<'_>]) -> QueryResult<Written> {
         let marks = repeated("(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", ", ", rows.len());
-        // IGNORE passes over rows that are there, and would also cut a value that does not fit; all of these do.
+        // IGNORE skips existing rows. It would also truncate a value that is too long, but all of these fit.
         let text = format!("INSERT IGNORE INTO {} (record_key, {ROW_WITHOUT_STEPS}) VALUES {marks}", self.table);
         let binds: Vec<_> = padded(rows).flat_map(|row| [Bind::Text(row.key)].into_iter().chain(row.binds())).collect();
         let counted = Fragment::<(), _>::new(&text, &binds).execute(connection).await?;
@@ -230,7 +234,7 @@ impl Dialect for Mysql {
         connection: &mut AsyncMysqlConnection,
         rows: &[(Expected<'_>, Columns<'_>)],
     ) -> QueryResult<Written> {
-        // By itself a row needs no derived table, so that its outcome may have any length.
+        // A single row needs no derived table, so its outcome may have any length.
         if let [(was, row)] = rows {
             let text = format!(
                 "UPDATE {} SET fingerprint = ?, attempt = ?, owner = ?, state = ?, lease_until = ?, on_abandoned = ?, \
@@ -323,7 +327,7 @@ impl Dialect for Mysql {
              ORDER BY record_key LIMIT ?",
             self.table
         );
-        // Before every key. An SQL mode of MariaDB's takes what is empty for NULL.
+        // This sorts before every key. One of MariaDB's SQL modes treats an empty string as NULL.
         let after = if after.is_empty() { &[0][..] } else { after.as_bytes() };
         let binds = [Bind::Bytes(after), Bind::BigInt(i64::try_from(limit).unwrap_or(i64::MAX))];
         Fragment::<TimedTypes, _>::new(&text, &binds).load(connection).await.map(timed)
@@ -338,8 +342,8 @@ impl Dialect for Mysql {
         Fragment::<(SmallInt, BigInt), Bind<'_>>::new(&text, &[]).load(connection).await
     }
 
-    /// Without autocommit, so that what an operation does after a deadlock that it has passed over is in a transaction as
-    /// well, if another one, and can be rolled back. The savepoint goes with the transaction that it was set in.
+    /// Without autocommit, everything that an operation does after ignoring a deadlock is also in a transaction, though
+    /// another one, and can be rolled back. The savepoint disappears with the transaction in which it was set.
     async fn begin(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<()> {
         let text = self.transaction_text(self.connections.are_own);
         AnsiTransactionManager::begin_transaction_sql(connection, &text).await
@@ -360,7 +364,7 @@ impl Dialect for Mysql {
         is_as_remembered(connection, &self.left_there).await
     }
 
-    /// Outside of a transaction a savepoint is gone as soon as it is set.
+    /// Outside a transaction, a savepoint disappears as soon as it is set.
     async fn is_in_transaction(&self, connection: &mut AsyncMysqlConnection) -> QueryResult<bool> {
         released(connection.batch_execute(SET_AND_RELEASE).await)
     }
@@ -375,12 +379,12 @@ impl Dialect for Mysql {
         Fragment::<Binary, _>::new(&text, &binds).load(connection).await
     }
 
-    /// The driver's own errors come the same way.
+    /// The driver's own errors also arrive as messages.
     fn failure_by_message(message: &str) -> Failure {
         match message {
             message if message.starts_with("Deadlock found") => Failure::Contended,
             message if message.starts_with("Lock wait timeout exceeded") => Failure::Locked,
-            // MariaDB's snapshot isolation.
+            // From MariaDB's snapshot isolation.
             message if message.starts_with("Record has changed since last read") => Failure::Contended,
             message if message.starts_with("Input/output error") => Failure::Disconnected,
             message if message.starts_with("Driver error") => Failure::Disconnected,
@@ -391,7 +395,7 @@ impl Dialect for Mysql {
             }
             message if message.contains("read-only option") => Failure::ReadOnly,
             message if message.starts_with("Running in read-only mode") => Failure::ReadOnly,
-            // A node of a Galera cluster that has lost the others.
+            // From a node of a Galera cluster that has lost the other nodes.
             message if message.starts_with("WSREP has not yet prepared node") => Failure::ReadOnly,
             message if message.starts_with("The table") && message.ends_with("is full") => Failure::Full,
             message if message.starts_with("Data too long for column") => Failure::Refused,

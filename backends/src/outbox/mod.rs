@@ -1,19 +1,21 @@
-//! An outbox: messages that commit with the rows of their transaction, and are published afterwards.
+//! An outbox: messages that commit with the rows of their transaction and are published afterwards.
 //!
-//! A job that changes rows and sends a message can't do both at once: it may die in between. So it writes the message
-//! into a table, in its own transaction, and a [`Relay`] publishes it later: at least once, in order, by one process at a
-//! time. Each message has an **id** of its own, which the next consumer takes for its key, and so has its effect once.
+//! A job can't change rows and send a message atomically: it may die in between. So it writes the message into a table,
+//! in its own transaction, and a [`Relay`] publishes it later: at least once, in order, and from one process at a time.
+//! Each message has a unique **id**. The next consumer uses it as the idempotency key, so the message takes effect
+//! once.
 //!
-//! **One relay publishes at a time**, whichever process or machine it is on: its turn is a lease of seconds in the database,
-//! so that a relay whose machine died is replaced within the lease. (An SQLite file is of one machine, where the turn is a
-//! lock that the operating system ends with the process.) A waiting relay reads one row now and then, on a connection that
-//! goes back to its pool.
+//! **One relay publishes at a time**, in whatever process and on whatever machine it runs. Its turn is a lease of some
+//! seconds in the database, so if a relay's machine dies, another relay takes over within the lease. (An SQLite file
+//! belongs to one machine; there the turn is a lock that the operating system releases when the process ends.) A
+//! waiting relay reads one row from time to time, on a connection that it returns to its pool.
 //!
-//! **A row that can't be read as a message is parked**: it moves to `oncekey_outbox_parked`, with the reason, the relay goes
-//! on behind it, and [`Relay::on_parked`] hears of it. `parked` lists such rows, `retry` puts them back.
+//! **The relay parks a row that can't be read as a message**: it moves the row to `oncekey_outbox_parked`, with the
+//! reason, calls [`Relay::on_parked`], and continues with the next row. `parked` lists such rows, and `retry` puts them
+//! back.
 //!
-//! **Tables.** The outbox's tables are made when it is opened, or by your own tools from [`schema`](crate::schema()): then
-//! `migrate(false)` is right, and a role without the right to make tables.
+//! **Tables.** Opening the outbox creates its tables. Alternatively, create them with your own tools from
+//! [`schema`](crate::schema()); then use `migrate(false)`, and a role that may not create tables.
 //!
 //! ```
 //! # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -36,7 +38,7 @@
 //!     })
 //!     .await?;
 //!
-//! // In this process or another, for as long as it lives:
+//! // In this process or another, as long as it runs:
 //! let relayed = outbox
 //!     .relay()
 //!     .run(
@@ -51,10 +53,10 @@
 //! # Ok(()) }
 //! ```
 //!
-//! **Order.** Messages are published by the numbers that the database gave them. SQLite has one writer, so that this is
-//! the order of the commits. On PostgreSQL and MySQL two transactions that run side by side may commit in another order
-//! than they were numbered in; where one must come after the other, have it wait for the other (a locked row) before it
-//! writes its message. The messages of one transaction keep their order everywhere.
+//! **Order.** Messages are published in the order of the numbers that the database gave them. SQLite has one writer, so
+//! this is the order of the commits. On PostgreSQL and MySQL, two concurrent transactions may commit in another order
+//! than that of their numbers. If one message must come after another, its transaction must wait for the other one (on
+//! a locked row) before it writes the message. The messages of one transaction keep their order everywhere.
 
 #[cfg(feature = "mysql")]
 pub(crate) mod mysql;
@@ -85,22 +87,22 @@ use table::oncekey_outbox;
 ///
 /// ```
 /// use oncekey::consumer::Message;
-/// use oncekey_backends::outbox::Posted;
+/// use oncekey_backends::outbox::OutboxMessage;
 ///
-/// let posted = Posted { number: 1, topic: "mails".into(), message: Message::new("mail-17", "to: ada") };
+/// let posted = OutboxMessage { number: 1, topic: "mails".into(), message: Message::new("mail-17", "to: ada") };
 /// assert_eq!(posted.message.id(), "mail-17");
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Posted {
-    /// Its place in the order.
+pub struct OutboxMessage {
+    /// The message's position in the order.
     pub number: i64,
-    /// Where it is to go, in the words of whoever wrote it.
+    /// The destination, as the writer named it.
     pub topic: String,
     /// The message.
     pub message: Message,
 }
 
-/// Why the outbox's table can't be used.
+/// Why the outbox's tables can't be used.
 ///
 /// ```
 /// use oncekey_backends::outbox::SqliteOutbox;
@@ -118,7 +120,7 @@ fn failed<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> OutboxE
     move |error| OutboxError { what, reason: error.to_string() }
 }
 
-/// A row, without its number.
+/// A row without its number.
 type New = (
     diesel::dsl::Eq<oncekey_outbox::message_id, String>,
     diesel::dsl::Eq<oncekey_outbox::topic, String>,
@@ -143,10 +145,10 @@ fn row(topic: &str, message: &Message) -> diesel::QueryResult<New> {
     ))
 }
 
-/// A row as it stands in the table: what can't be read as a message must not keep those behind it from being read.
+/// A row as stored. A row that can't be read as a message must not keep the rows after it from being read.
 type Row = (i64, Vec<u8>, Vec<u8>, Vec<u8>, Vec<u8>);
 
-/// A row that is no message.
+/// A row that can't be read as a message.
 ///
 /// ```
 /// use oncekey_backends::outbox::Unfit;
@@ -156,13 +158,13 @@ type Row = (i64, Vec<u8>, Vec<u8>, Vec<u8>, Vec<u8>);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unfit {
-    /// Its place in the order.
+    /// The row's position in the order.
     pub number: i64,
-    /// What is wrong with it.
+    /// What is wrong with the row.
     pub reason: String,
 }
 
-fn posted((number, id, topic, payload, headers): Row) -> Result<Posted, Unfit> {
+fn posted((number, id, topic, payload, headers): Row) -> Result<OutboxMessage, Unfit> {
     let unfit = |what: &str, error: &dyn std::fmt::Display| Unfit { number, reason: format!("{what}: {error}") };
     let text = |what: &str, bytes: Vec<u8>| {
         String::from_utf8(bytes).map_err(|error| unfit(&format!("its {what} is not UTF-8"), &error))
@@ -171,10 +173,10 @@ fn posted((number, id, topic, payload, headers): Row) -> Result<Posted, Unfit> {
         serde_json::from_slice(&headers).map_err(|error| unfit("its headers are no JSON object of texts", &error))?;
     let message = Message::new(text("id", id)?, payload);
     let message = headers.into_iter().fold(message, |message, (name, value)| message.with_header(name, value));
-    Ok(Posted { number, topic: text("topic", topic)?, message })
+    Ok(OutboxMessage { number, topic: text("topic", topic)?, message })
 }
 
-/// A message that was set apart, since it can't be published.
+/// A message that was parked because it can't be published.
 ///
 /// ```
 /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -191,13 +193,13 @@ fn posted((number, id, topic, payload, headers): Row) -> Result<Posted, Unfit> {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parked {
-    /// Its place in the order, to which it returns.
+    /// The row's position in the order, to which it returns.
     pub number: i64,
-    /// The message's id, as far as it can be read.
+    /// The message's id, as far as it is readable.
     pub id: String,
-    /// The message's topic, as far as it can be read.
+    /// The message's topic, as far as it is readable.
     pub topic: String,
-    /// Why it was parked.
+    /// Why the row was parked.
     pub reason: String,
 }
 
@@ -206,7 +208,7 @@ fn parked((number, id, topic, reason): (i64, Vec<u8>, Vec<u8>, Vec<u8>)) -> Park
     Parked { number, id: text(id), topic: text(topic), reason: text(reason) }
 }
 
-/// Numbers as they stand in a statement.
+/// Returns the numbers as a list for a statement.
 fn listed(numbers: &[i64]) -> String {
     numbers.iter().map(i64::to_string).collect::<Vec<_>>().join(", ")
 }

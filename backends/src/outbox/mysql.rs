@@ -11,7 +11,7 @@ use oncekey::consumer::Message;
 
 use super::relay::{Relay, Table};
 use super::sql::{PARKED, RELAYS, Texts, outbox_by_texts};
-use super::{OutboxError, Parked, Posted, Row, Unfit, failed, oncekey_outbox, parked, posted, row};
+use super::{OutboxError, OutboxMessage, Parked, Row, Unfit, failed, oncekey_outbox, parked, posted, row};
 use crate::mysql::flush;
 use crate::mysql::migration::{exists, find};
 use crate::mysql::table::NOW;
@@ -22,7 +22,7 @@ use crate::sql::{Bind, DieselPool, Fragment, Name, Place, lend_clean};
 pub struct MysqlOutbox {
     pool: DieselPool<AsyncMysqlConnection>,
     texts: Arc<Texts>,
-    /// The table by which the log's flush is awaited, where a commit is shown before it.
+    /// The table whose commits wait for the log's flush, if the server shows a commit before it flushes the log.
     flushes: Option<Arc<str>>,
 }
 
@@ -34,19 +34,19 @@ pub struct MysqlOutboxBuilder {
 }
 
 impl MysqlOutboxBuilder {
-    /// Whether [`open`](Self::open) makes the tables; without, they must be there. Default: true.
+    /// Sets whether [`open`](Self::open) creates the tables. If false, they must already exist. Default: true.
     pub fn migrate(mut self, migrate: bool) -> Self {
         self.migrate = migrate;
         self
     }
 
-    /// Looks the tables up in the database that the pool's connections use, and makes those that are missing.
+    /// Looks the tables up in the database that the pool's connections use, and creates missing tables.
     ///
     /// # Cancel safety
-    /// What was not made is made at the next opening.
+    /// The next opening creates the tables that are still missing.
     ///
     /// # Errors
-    /// The server can't be reached, or refuses; the tables are missing and were not to be made.
+    /// Fails if the server can't be reached or refuses a statement, or if tables are missing and `migrate` is false.
     pub async fn open(self) -> Result<MysqlOutbox, OutboxError> {
         let connection = self.pool.lend().await.map_err(failed("connecting"))?;
         let migrate = self.migrate;
@@ -83,7 +83,7 @@ fn text_of(text: &str, name: &str) -> String {
     text.replace("{table}", name).replace("{flushes}", name)
 }
 
-/// The tables as statements, in the database that is used.
+/// Returns the tables as statements, for the current database.
 pub(crate) fn schema_text() -> String {
     TABLES.map(|(suffix, text)| text_of(text, &format!("`{TABLE}{suffix}`")).trim_end().to_owned() + ";\n").concat()
 }
@@ -110,18 +110,18 @@ async fn bring_up_to_date(
 }
 
 impl MysqlOutbox {
-    /// Looks the tables up, and makes them if they are missing; one is for flushes (`oncekey_outbox_flushes`): a server
-    /// without a binary log shows messages whose commit a crash can still take back. The pool is the application's, or
-    /// [one of the store's](crate::MysqlBackend::pool_of_its_own); the relay borrows a connection of it for each of its
-    /// statements.
+    /// Looks the tables up, and creates them if they are missing. One of them is for flushes
+    /// (`oncekey_outbox_flushes`), because a server without a binary log shows messages whose commit a crash can still
+    /// undo. The pool is the application's, or [one of the store's](crate::MysqlBackend::pool). The relay
+    /// borrows a connection for each of its statements.
     ///
     /// # Errors
-    /// The server can't be reached, or refuses.
+    /// Fails if the server can't be reached or refuses a statement.
     pub async fn open(pool: Pool<AsyncMysqlConnection>) -> Result<Self, OutboxError> {
         Self::builder(pool).open().await
     }
 
-    /// Options for opening an outbox.
+    /// Returns options for opening an outbox.
     ///
     /// ```no_run
     /// # async fn example(pool: diesel_async::pooled_connection::deadpool::Pool<diesel_async::AsyncMysqlConnection>)
@@ -135,27 +135,27 @@ impl MysqlOutbox {
         MysqlOutboxBuilder { pool: pool.into(), migrate: true }
     }
 
-    /// Writes a message by the connection of a transaction: it is published if that commits. The table is the one of the
-    /// database that the connection uses; [`post`](Self::post) goes by the outbox's own.
+    /// Writes a message on the connection of a transaction: it is published if the transaction commits. This uses the
+    /// table in the connection's current database; [`post`](Self::post) uses the outbox's own table.
     ///
     /// # Errors
-    /// The database's; the table is missing if the outbox was never opened.
+    /// Returns the database's error. The table is missing if the outbox was never opened.
     pub async fn write(connection: &mut AsyncMysqlConnection, topic: &str, message: &Message) -> QueryResult<()> {
         let row = row(topic, message)?;
         diesel::insert_into(oncekey_outbox::table).values(row).execute(connection).await.map(drop)
     }
 
-    /// Writes a message into this outbox's table, whatever database the transaction's connection uses by now.
+    /// Writes a message into this outbox's table, whatever database the transaction's connection currently uses.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the database's error.
     pub async fn post(&self, connection: &mut AsyncMysqlConnection, topic: &str, message: &Message) -> QueryResult<()> {
         let headers = super::headers_of(message)?;
         let binds = [bytes(message.id()), bytes(topic), Bind::Bytes(message.payload()), bytes(&headers)];
         Fragment::<(), _>::new(&self.texts.post, &binds).execute(connection).await.map(drop)
     }
 
-    /// A relay of what is written here.
+    /// Returns a relay for this outbox.
     pub fn relay(&self) -> Relay<Self> {
         Relay::new(self.clone())
     }

@@ -11,7 +11,7 @@ use oncekey::consumer::Message;
 
 use super::relay::{Relay, Table};
 use super::sql::{PARKED, RELAYS, Texts, outbox_by_texts};
-use super::{OutboxError, Parked, Posted, Row, Unfit, failed, oncekey_outbox, parked, posted, row};
+use super::{OutboxError, OutboxMessage, Parked, Row, Unfit, failed, oncekey_outbox, parked, posted, row};
 use crate::postgres::migration::{QUOTE, exists, find, make_schema};
 use crate::postgres::texts::NOW;
 use crate::sql::{Bind, DieselPool, Fragment, InvalidName, Name, Place, lend_clean};
@@ -32,29 +32,29 @@ pub struct PostgresOutboxBuilder {
 }
 
 impl PostgresOutboxBuilder {
-    /// The schema of the tables, made if there is none. Default: the one in which the connection's search path finds
-    /// `oncekey_outbox` at the opening, or else the first.
+    /// Sets the schema of the tables; [`open`](Self::open) creates it if it is missing. Default: the schema in which
+    /// the connection's search path finds `oncekey_outbox` at opening, or else the first one.
     ///
     /// # Errors
-    /// [`InvalidName`] for all but a plain name.
+    /// Returns [`InvalidName`] unless it is a plain name.
     pub fn schema(mut self, schema: &str) -> Result<Self, InvalidName> {
         self.schema = Some(Name::new(schema)?);
         Ok(self)
     }
 
-    /// Whether [`open`](Self::open) makes the tables; without, they must be there. Default: true.
+    /// Sets whether [`open`](Self::open) creates the tables. If false, they must already exist. Default: true.
     pub fn migrate(mut self, migrate: bool) -> Self {
         self.migrate = migrate;
         self
     }
 
-    /// Looks the tables up, and makes those that are missing.
+    /// Looks the tables up, and creates missing tables.
     ///
     /// # Cancel safety
-    /// What was made is rolled back.
+    /// Dropping the future rolls back what it created.
     ///
     /// # Errors
-    /// The server can't be reached, or refuses; the tables are missing and were not to be made.
+    /// Fails if the server can't be reached or refuses a statement, or if tables are missing and `migrate` is false.
     pub async fn open(self) -> Result<PostgresOutbox, OutboxError> {
         let connection = self.pool.lend().await.map_err(failed("connecting"))?;
         let (schema, migrate) = (self.schema, self.migrate);
@@ -82,10 +82,10 @@ const TABLES: [(&str, &str); 3] = [
     (PARKED, include_str!("../../migrations/outbox/postgres_parked.sql")),
     (RELAYS, include_str!("../../migrations/outbox/postgres_relays.sql")),
 ];
-/// The number of an advisory lock, of this library in any version.
+/// The number of an advisory lock, the same in every version of this library.
 const MAKING: i64 = 0x006f_6e63_656b_6579;
 
-/// The tables as statements, in the search path.
+/// Returns the tables as statements, for the search path.
 pub(crate) fn schema_text() -> String {
     let place = Place::anywhere(QUOTE, Name::fixed(TABLE));
     TABLES.map(|(suffix, text)| text.replace("{table}", &place.beside(suffix)).trim_end().to_owned() + ";\n").concat()
@@ -104,7 +104,7 @@ async fn bring_up_to_date(connection: &mut AsyncPgConnection, place: &Place, mig
         let reason = format!("the table {first} is missing, and migrations are switched off");
         return Err(OutboxError { what: "looking for the tables", reason });
     }
-    // Of ten processes that start at once one makes the tables, and nine find them.
+    // If ten processes start at once, one creates the tables and nine find them.
     let made = connection.transaction(async |tx| {
         tx.batch_execute(&format!("SELECT pg_advisory_xact_lock({MAKING})")).await?;
         make_schema(tx, place).await?;
@@ -117,17 +117,16 @@ async fn bring_up_to_date(connection: &mut AsyncPgConnection, place: &Place, mig
 }
 
 impl PostgresOutbox {
-    /// Looks the tables up, and makes them if they are missing. The pool is the application's, or
-    /// [one of the store's](crate::PostgresBackend::pool_of_its_own); the relay borrows a connection of it for each of its
-    /// statements.
+    /// Looks the tables up, and creates them if they are missing. The pool is the application's, or [one of the
+    /// store's](crate::PostgresBackend::pool). The relay borrows a connection for each of its statements.
     ///
     /// # Errors
-    /// The server can't be reached, or refuses.
+    /// Fails if the server can't be reached or refuses a statement.
     pub async fn open(pool: Pool<AsyncPgConnection>) -> Result<Self, OutboxError> {
         Self::builder(pool).open().await
     }
 
-    /// Options for opening an outbox.
+    /// Returns options for opening an outbox.
     ///
     /// ```no_run
     /// # async fn example(pool: diesel_async::pooled_connection::deadpool::Pool<diesel_async::AsyncPgConnection>)
@@ -141,32 +140,32 @@ impl PostgresOutbox {
         PostgresOutboxBuilder { pool: pool.into(), schema: None, migrate: true }
     }
 
-    /// Writes a message by the connection of a transaction: it is published if that commits. The table is the one that the
-    /// connection's search path finds; [`post`](Self::post) goes by the outbox's own.
+    /// Writes a message on the connection of a transaction: it is published if the transaction commits. This uses the
+    /// table that the connection's search path finds; [`post`](Self::post) uses the outbox's own table.
     ///
     /// # Errors
-    /// The database's; the table is missing if the outbox was never opened.
+    /// Returns the database's error. The table is missing if the outbox was never opened.
     pub async fn write(connection: &mut AsyncPgConnection, topic: &str, message: &Message) -> QueryResult<()> {
         let row = row(topic, message)?;
         diesel::insert_into(oncekey_outbox::table).values(row).execute(connection).await.map(drop)
     }
 
-    /// Writes a message into this outbox's table, whatever the search path of the transaction's connection is by now.
+    /// Writes a message into this outbox's table, whatever the current search path of the transaction's connection is.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the database's error.
     pub async fn post(&self, connection: &mut AsyncPgConnection, topic: &str, message: &Message) -> QueryResult<()> {
         let headers = super::headers_of(message)?;
         let binds = [Bind::Text(message.id()), Bind::Text(topic), Bind::Bytes(message.payload()), Bind::Text(&headers)];
         Fragment::<(), _>::new(&self.texts.post, &binds).execute(connection).await.map(drop)
     }
 
-    /// A relay of what is written here.
+    /// Returns a relay for this outbox.
     pub fn relay(&self) -> Relay<Self> {
         Relay::new(self.clone())
     }
 
-    /// A commit is flushed before it is shown.
+    /// PostgreSQL flushes a commit before it shows it to others.
     async fn await_flush(&self, _: &mut AsyncPgConnection) -> QueryResult<()> {
         Ok(())
     }

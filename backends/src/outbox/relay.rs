@@ -1,4 +1,4 @@
-//! Publishing what is in an outbox.
+//! Publishes the messages of an outbox.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -12,21 +12,21 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, warn};
 
-use super::{OutboxError, Posted, Unfit};
+use super::{OutboxError, OutboxMessage, Unfit};
 
-/// An outbox's tables, as a relay sees them. The three of this module are its implementations.
+/// An outbox's tables, as a relay uses them. This module's three outboxes implement it.
 pub trait Table: Send + Sync + 'static {
-    /// The right to publish: one relay at a time has it, over all processes and machines.
+    /// The right to publish. Only one relay at a time has it, across all processes and machines.
     type Turn: Send + 'static;
 
-    /// Takes the turn for `lease`, in the name of `relay`; `None` while another relay has it.
+    /// Takes the turn for `lease`, in the name of `relay`. Returns `None` while another relay has it.
     fn take_turn(
         &self,
         relay: &str,
         lease: Duration,
     ) -> impl Future<Output = Result<Option<Self::Turn>, OutboxError>> + Send;
 
-    /// Has the turn for `lease` from now on; false if another relay has it.
+    /// Renews the turn for `lease` from now on. Returns false if another relay has it.
     fn keep_turn(
         &self,
         turn: &mut Self::Turn,
@@ -34,31 +34,32 @@ pub trait Table: Send + Sync + 'static {
         lease: Duration,
     ) -> impl Future<Output = Result<bool, OutboxError>> + Send;
 
-    /// Leaves the turn to the next relay.
+    /// Gives the turn up to the next relay.
     fn give_turn_up(&self, turn: Self::Turn, relay: &str) -> impl Future<Output = Result<(), OutboxError>> + Send;
 
-    /// The first rows, in their order.
+    /// Returns the first rows, in order.
     fn first(
         &self,
         turn: &mut Self::Turn,
         limit: i64,
-    ) -> impl Future<Output = Result<Vec<Result<Posted, Unfit>>, OutboxError>> + Send;
+    ) -> impl Future<Output = Result<Vec<Result<OutboxMessage, Unfit>>, OutboxError>> + Send;
 
-    /// Removes messages that are published.
+    /// Removes published messages.
     fn remove(&self, turn: &mut Self::Turn, numbers: Vec<i64>) -> impl Future<Output = Result<(), OutboxError>> + Send;
 
-    /// Sets a row apart.
+    /// Parks a row.
     fn park(&self, turn: &mut Self::Turn, unfit: &Unfit) -> impl Future<Output = Result<(), OutboxError>> + Send;
 }
 
 /// The callback for parked rows.
 type OnParked = Arc<dyn Fn(&Unfit) + Send + Sync>;
 
-/// Publishes what is in an outbox, in order, and at least once.
+/// Publishes the messages of an outbox, in order and at least once.
 ///
-/// Any number of processes may run one; one publishes, and when its machine dies another goes on within the
-/// [lease](Self::lease). A message that can't be published holds up those after it, and is tried again, with a growing delay
-/// up to some seconds, unless [`park_after`](Self::park_after) sets it apart. A row that is no message is parked at once.
+/// Any number of processes may run a relay, and one of them publishes. When its machine dies, another continues within
+/// the [lease](Self::lease). A message that can't be published delays the messages after it. The relay retries it with
+/// a backoff that grows to some seconds, unless [`park_after`](Self::park_after) parks it. A row that can't be read as
+/// a message is parked at once.
 ///
 /// ```no_run
 /// # async fn example(pool: diesel_async::pooled_connection::deadpool::Pool<diesel_async::AsyncPgConnection>)
@@ -86,14 +87,14 @@ pub struct Relay<T> {
 /// The longest pause after an error.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// The turn, and until when it is certainly this relay's.
+/// The turn, and the time until which it certainly belongs to this relay.
 struct Held<T> {
     turn: T,
     renewed: Instant,
     until: Instant,
 }
 
-/// The message that could not be published last, and how often in a row.
+/// The last message that could not be published, and how often in a row.
 #[derive(Default)]
 struct Refused {
     number: i64,
@@ -115,34 +116,36 @@ impl<T: Table> Relay<T> {
         }
     }
 
-    /// How many messages are read, and removed once they are published, at a time. Default: 100; at least 1.
+    /// Sets how many messages are read together, and removed together once they are published. Default: 100; at least
+    /// 1.
     pub fn batch(mut self, messages: u32) -> Self {
         self.batch = i64::from(messages.max(1));
         self
     }
 
-    /// How long an empty outbox, or one whose turn is another's, is not looked at. Default: 200 ms.
+    /// Sets the pause before the relay checks the outbox again if it is empty or another relay has the turn. Default:
+    /// 200 ms.
     pub fn poll(mut self, interval: Duration) -> Self {
         self.poll = interval;
         self
     }
 
-    /// How long the turn lasts without a renewal, and so how long an outbox stands still when the machine of its relay dies.
-    /// A relay that can't renew its turn stops publishing at its end. Default: 10 s; at least 1 s. It has no meaning for
-    /// SQLite.
+    /// Sets how long the turn lasts without a renewal, and so how long an outbox stands still when its relay's machine
+    /// dies. A relay that can't renew its turn stops publishing when the turn ends. Default: 10 s; at least 1 s. It has
+    /// no effect on SQLite.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease.max(Duration::from_secs(1));
         self
     }
 
-    /// Parks a message that could not be published this often in a row, so that those after it go on. Without, it is tried
-    /// for as long as the relay runs, which keeps the order. At least 1.
+    /// Parks a message that could not be published this many times in a row, so that the messages after it can be
+    /// published. Without this, the relay retries it as long as it runs, which keeps the order. At least 1.
     pub fn park_after(mut self, tries: u32) -> Self {
         self.park_after = Some(tries.max(1));
         self
     }
 
-    /// Calls `hear` for each row that was parked, beside the warning in the log. It must not block.
+    /// Calls `hear` for each parked row, in addition to the warning in the log. `hear` must not block.
     ///
     /// ```
     /// # use oncekey_backends::outbox::SqliteOutbox;
@@ -157,7 +160,7 @@ impl<T: Table> Relay<T> {
         self
     }
 
-    /// Tells the relay to look at once: for a writer in the same process, after its commit.
+    /// Returns a signal that makes the relay check at once, for a writer in the same process to use after its commit.
     ///
     /// ```
     /// # use oncekey_backends::outbox::SqliteOutbox;
@@ -172,14 +175,14 @@ impl<T: Table> Relay<T> {
         Arc::clone(&self.wake)
     }
 
-    /// Publishes until `until` is ready, and gives how many messages it published.
+    /// Publishes until `until` is ready, and returns how many messages it published.
     ///
     /// # Cancel safety
-    /// What was published and not removed yet is published again, by this relay or another. Another begins when the lease
-    /// of this one is over.
+    /// Messages that were published but not yet removed are published again, by this relay or another. Another relay
+    /// starts when this one's lease ends.
     pub async fn run<E: fmt::Display>(
         self,
-        publish: impl AsyncFn(&Posted) -> Result<(), E>,
+        publish: impl AsyncFn(&OutboxMessage) -> Result<(), E>,
         until: impl Future<Output = ()>,
     ) -> u64 {
         let mut published = 0;
@@ -206,7 +209,7 @@ impl<T: Table> Relay<T> {
                     (Duration::from_millis(50) * 2_u32.pow(errors)).min(LONGEST_PAUSE)
                 }
             };
-            // A relay that pauses keeps its turn: otherwise another would meet the same message.
+            // A pausing relay keeps its turn. Otherwise another relay would try the same message.
             let pause = if held.is_some() { pause.min(self.lease / 3) } else { pause };
             tokio::select! {
                 biased;
@@ -216,18 +219,18 @@ impl<T: Table> Relay<T> {
             }
         }
         if let Some(held) = held {
-            // Otherwise its lease ends it.
+            // If this fails, the lease ends the turn.
             let _ = timeout(Duration::from_secs(1), self.table.give_turn_up(held.turn, &self.name)).await;
         }
         published
     }
 
-    /// Publishes the first messages; whether there may be more.
+    /// Publishes the first messages. Returns whether there may be more.
     async fn relay_batch<E: fmt::Display>(
         &self,
         held: &mut Option<Held<T::Turn>>,
         refused: &mut Refused,
-        publish: &impl AsyncFn(&Posted) -> Result<(), E>,
+        publish: &impl AsyncFn(&OutboxMessage) -> Result<(), E>,
         published: &mut u64,
     ) -> Result<bool, OutboxError> {
         if !self.has_turn(held).await? {
@@ -240,7 +243,7 @@ impl<T: Table> Relay<T> {
         relayed
     }
 
-    /// Takes the turn, or renews it where a third of its lease is over.
+    /// Takes the turn, or renews it after a third of its lease.
     async fn has_turn(&self, held: &mut Option<Held<T::Turn>>) -> Result<bool, OutboxError> {
         let now = Instant::now();
         let within = |limit: Duration| sleep_until(now + limit);
@@ -271,7 +274,7 @@ impl<T: Table> Relay<T> {
         &self,
         held: &mut Option<Held<T::Turn>>,
         refused: &mut Refused,
-        publish: &impl AsyncFn(&Posted) -> Result<(), E>,
+        publish: &impl AsyncFn(&OutboxMessage) -> Result<(), E>,
         published: &mut u64,
     ) -> Result<bool, OutboxError> {
         let Some(mine) = held else { return Ok(false) };
@@ -287,7 +290,7 @@ impl<T: Table> Relay<T> {
                 let posted = match row {
                     Ok(posted) => posted,
                     Err(row) => {
-                        // Those before it are removed first, so that none is published twice for it.
+                        // The messages before it are removed first, so that parking it republishes none.
                         *unfit.borrow_mut() = Some(row.clone());
                         return;
                     }
@@ -301,7 +304,7 @@ impl<T: Table> Relay<T> {
                 }
             }
         };
-        // No message is published in a turn that may be another's.
+        // No message may be published in a turn that may belong to another relay.
         let lost = tokio::select! {
             biased;
             () = publishing => None,
@@ -310,7 +313,7 @@ impl<T: Table> Relay<T> {
         let done = done.into_inner();
         let count = done.len();
         if count > 0 {
-            // Published is published, whoever has the turn by now.
+            // Published messages are removed, whichever relay has the turn now.
             self.table.remove(&mut mine.turn, done).await?;
             *published += count as u64;
             debug!(count, "messages of the outbox were published");
@@ -343,7 +346,7 @@ impl<T: Table> Relay<T> {
         Ok(())
     }
 
-    /// Renews the turn for as long as it is this relay's, and returns when it is not for certain any more.
+    /// Renews the turn as long as it certainly belongs to this relay, and returns when that is no longer certain.
     async fn renew(&self, mine: &mut Held<T::Turn>) -> OutboxError {
         loop {
             let next = (mine.renewed + self.lease / 3).max(Instant::now());

@@ -1,7 +1,7 @@
-//! What PostgreSQL's outbox and MySQL's share: statements on tables whose names were looked up once, and the relay's turn, a
-//! row with a lease.
+//! The code that the outboxes of PostgreSQL and MySQL share: statements on tables whose names were looked up once, and
+//! the relay's turn, a row with a lease.
 
-/// The statements that both databases take as they are.
+/// The statements that are the same in both databases.
 #[derive(Debug)]
 pub(super) struct Texts {
     pub(super) first: String,
@@ -17,7 +17,8 @@ pub(super) struct Texts {
 const COLUMNS: &str = "id, message_id, topic, payload, headers";
 
 impl Texts {
-    /// By the quoted names of the tables, an expression for the server's time in milliseconds, and one for a text's bytes.
+    /// Creates the statements from the quoted names of the tables, an expression for the server's time in milliseconds,
+    /// and a function that converts a text expression to bytes.
     pub(super) fn new(
         table: String,
         set_apart: String,
@@ -28,7 +29,7 @@ impl Texts {
         let (id, topic, headers, reason) = (text("message_id"), text("topic"), text("headers"), text("reason"));
         Self {
             first: format!("SELECT id, {id}, {topic}, payload, {headers} FROM {table} ORDER BY id LIMIT ?"),
-            // The relay's name is the parameter, so that a connection prepares one statement.
+            // The relay's name is a parameter, so that a connection prepares only one statement.
             is_taken: format!("SELECT count(*) FROM {relays} WHERE id = 1 AND owner <> ? AND lease_until > {now}"),
             parked: format!("SELECT id, {id}, {topic}, {reason} FROM {set_apart} ORDER BY id LIMIT ?"),
             post: format!("INSERT INTO {table} (message_id, topic, payload, headers) VALUES (?, ?, ?, ?)"),
@@ -39,7 +40,7 @@ impl Texts {
         }
     }
 
-    /// Has the turn from now on, if it is this relay's or nobody's.
+    /// Takes the turn from now on, if it belongs to this relay or to none.
     pub(super) fn take(&self, lease: std::time::Duration) -> String {
         let Self { relays, now, .. } = self;
         format!(
@@ -48,7 +49,7 @@ impl Texts {
         )
     }
 
-    /// The row is missing: nobody has ever relayed, or somebody has emptied the table.
+    /// Creates the missing row: no relay has ever run, or the table was emptied.
     pub(super) fn begin(&self, lease: std::time::Duration, insert: &str, unless_there: &str) -> String {
         let Self { relays, now, .. } = self;
         format!(
@@ -61,7 +62,7 @@ impl Texts {
         format!("UPDATE {} SET lease_until = 0 WHERE id = 1 AND owner = ?", self.relays)
     }
 
-    /// The numbers stand in the text: it is not prepared.
+    /// The numbers are part of the text, because the statement is not prepared.
     pub(super) fn remove(&self, numbers: &[i64]) -> String {
         format!("DELETE FROM {} WHERE id IN ({})", self.table, super::listed(numbers))
     }
@@ -74,7 +75,7 @@ impl Texts {
         )
     }
 
-    /// For a transaction: the rows go back to their places.
+    /// For a transaction: puts the rows back in their places.
     pub(super) fn put_back(&self, numbers: &[i64]) -> [String; 2] {
         let Self { table, set_apart, .. } = self;
         let numbers = super::listed(numbers);
@@ -85,11 +86,11 @@ impl Texts {
     }
 }
 
-/// The outbox's tables beside `oncekey_outbox`, by what is added to its name.
+/// The suffixes of the outbox's tables besides `oncekey_outbox`.
 pub(super) const PARKED: &str = "_parked";
 pub(super) const RELAYS: &str = "_relays";
 
-/// An outbox by its pool and its `texts`.
+/// Implements an outbox with a pool and `texts`.
 macro_rules! outbox_by_texts {
     (
         outbox: $outbox:ident,
@@ -98,12 +99,12 @@ macro_rules! outbox_by_texts {
         number: $number:expr,
         insert: ($insert:literal, $unless_there:literal) $(,)?
     ) => {
-        /// The right to publish, by a row of the database.
+        /// The right to publish, held as a row of the database.
         #[derive(Debug)]
         pub struct Turn(());
 
         impl $outbox {
-            /// Runs `work` on a connection of the pool, which goes back if that succeeds.
+            /// Runs `work` on a connection of the pool, which returns to the pool if `work` succeeds.
             async fn with<T>(
                 &self,
                 what: &'static str,
@@ -113,10 +114,10 @@ macro_rules! outbox_by_texts {
                 lend_clean(connection, work).await.map_err(failed(what))
             }
 
-            /// The rows that were set apart, in their order; up to `limit` of them.
+            /// Returns up to `limit` parked rows, in order.
             ///
             /// # Errors
-            /// The database can't be reached, or refuses.
+            /// Fails if the database can't be reached or refuses a statement.
             pub async fn parked(&self, limit: u32) -> Result<Vec<Parked>, OutboxError> {
                 let binds = [$number(i64::from(limit))];
                 let rows = self.with("reading what is parked", async |connection: &mut $connection| {
@@ -126,11 +127,11 @@ macro_rules! outbox_by_texts {
                 Ok(rows.await?.into_iter().map(parked).collect())
             }
 
-            /// Puts rows that were set apart back to their places, where the relay meets them again. Numbers that are not
-            /// parked are passed over.
+            /// Puts parked rows back in their places, where the relay reads them again. Ignores numbers that are not
+            /// parked.
             ///
             /// # Errors
-            /// The database can't be reached, or refuses. Nothing is changed then.
+            /// Fails if the database can't be reached or refuses a statement. Nothing has changed then.
             pub async fn retry(&self, numbers: Vec<i64>) -> Result<(), OutboxError> {
                 if numbers.is_empty() {
                     return Ok(());
@@ -183,7 +184,7 @@ macro_rules! outbox_by_texts {
                 .await
             }
 
-            async fn first(&self, _: &mut Turn, limit: i64) -> Result<Vec<Result<Posted, Unfit>>, OutboxError> {
+            async fn first(&self, _: &mut Turn, limit: i64) -> Result<Vec<Result<OutboxMessage, Unfit>>, OutboxError> {
                 let binds = [$number(limit)];
                 let rows = self.with("reading", async |connection: &mut $connection| {
                     let rows: Vec<Row> =

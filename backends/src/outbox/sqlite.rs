@@ -12,13 +12,13 @@ use tokio::task::spawn_blocking;
 
 use super::relay::{Relay, Table};
 use super::table::as_bytes;
-use super::{OutboxError, Parked, Posted, Unfit, failed, listed, oncekey_outbox, parked, posted, row};
+use super::{OutboxError, OutboxMessage, Parked, Unfit, failed, listed, oncekey_outbox, parked, posted, row};
 use crate::sqlite::migration::has_table;
 
 /// An outbox in an SQLite file, in the table `oncekey_outbox`. See the [module](super).
 #[derive(Debug, Clone)]
 pub struct SqliteOutbox {
-    /// Without symbolic links: two names of one file must lead to one lock.
+    /// Has no symbolic links, because two names of one file must lead to one lock.
     path: PathBuf,
 }
 
@@ -31,16 +31,16 @@ pub struct SqliteOutboxBuilder {
 }
 
 impl SqliteOutboxBuilder {
-    /// Whether [`open`](Self::open) makes the tables; without, they must be there. Default: true.
+    /// Sets whether [`open`](Self::open) creates the tables. If false, they must already exist. Default: true.
     pub fn migrate(mut self, migrate: bool) -> Self {
         self.migrate = migrate;
         self
     }
 
-    /// Opens the file. This waits for other processes' locks: call it at start.
+    /// Opens the file. This blocks while other processes hold locks: call it at startup.
     ///
     /// # Errors
-    /// The file can't be opened or written to; the tables are missing and were not to be made.
+    /// Fails if the file can't be opened or written, or if tables are missing and `migrate` is false.
     pub fn open(self) -> Result<SqliteOutbox, OutboxError> {
         let mut connection = connect(&self.path)?;
         let missing = |connection: &mut SqliteConnection| {
@@ -71,7 +71,7 @@ impl SqliteOutboxBuilder {
     }
 }
 
-/// The turn: a lock that the operating system ends with the process.
+/// The turn: a lock that the operating system releases when the process ends.
 #[derive(Debug)]
 pub struct Turn {
     connection: Option<OwnConnection>,
@@ -91,7 +91,7 @@ const TABLES: [(&str, &str); 2] = [
     ("oncekey_outbox_parked", include_str!("../../migrations/outbox/sqlite_parked.sql")),
 ];
 
-/// The tables as statements.
+/// Returns the tables as statements.
 pub(crate) fn schema_text() -> String {
     TABLES.map(|(_, text)| text.trim_end().to_owned() + ";\n").concat()
 }
@@ -108,15 +108,16 @@ const PUT_BACK: &str = "INSERT INTO oncekey_outbox (id, message_id, topic, paylo
                         SELECT id, message_id, topic, payload, headers FROM oncekey_outbox_parked WHERE id IN";
 
 impl SqliteOutbox {
-    /// Opens the file, and makes the tables if they are missing. This waits for other processes' locks: call it at start.
+    /// Opens the file, and creates the tables if they are missing. This blocks while other processes hold locks: call
+    /// it at startup.
     ///
     /// # Errors
-    /// The file can't be opened or written to.
+    /// Fails if the file can't be opened or written.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, OutboxError> {
         Self::builder(path).open()
     }
 
-    /// Options for opening an outbox.
+    /// Returns options for opening an outbox.
     ///
     /// ```
     /// use oncekey_backends::outbox::SqliteOutbox;
@@ -132,18 +133,18 @@ impl SqliteOutbox {
         SqliteOutboxBuilder { path: path.as_ref().to_owned(), migrate: true }
     }
 
-    /// Writes a message by the connection of a transaction: it is published if that commits.
+    /// Writes a message on the connection of a transaction: it is published if the transaction commits.
     ///
     /// # Errors
-    /// The database's; the table is missing if the outbox was never opened.
+    /// Returns the database's error. The table is missing if the outbox was never opened.
     pub fn write(connection: &mut SqliteConnection, topic: &str, message: &Message) -> QueryResult<()> {
         diesel::insert_into(oncekey_outbox::table).values(row(topic, message)?).execute(connection).map(drop)
     }
 
-    /// The rows that were set apart, in their order; up to `limit` of them.
+    /// Returns up to `limit` parked rows, in order.
     ///
     /// # Errors
-    /// The file can't be read.
+    /// Fails if the file can't be read.
     pub async fn parked(&self, limit: u32) -> Result<Vec<Parked>, OutboxError> {
         use as_bytes::oncekey_outbox_parked::dsl::{id, message_id, oncekey_outbox_parked, reason, topic};
 
@@ -160,11 +161,10 @@ impl SqliteOutbox {
         Ok(rows.await.map_err(failed("reading what is parked"))??.into_iter().map(parked).collect())
     }
 
-    /// Puts rows that were set apart back to their places, where the relay meets them again. Numbers that are not parked
-    /// are passed over.
+    /// Puts parked rows back in their places, where the relay reads them again. Ignores numbers that are not parked.
     ///
     /// # Errors
-    /// The file can't be written to. Nothing is changed then.
+    /// Fails if the file can't be written. Nothing has changed then.
     pub async fn retry(&self, numbers: Vec<i64>) -> Result<(), OutboxError> {
         let path = self.path.clone();
         let done = spawn_blocking(move || {
@@ -178,13 +178,13 @@ impl SqliteOutbox {
         done.await.map_err(failed("putting rows back"))?
     }
 
-    /// A relay of what is written here.
+    /// Returns a relay for this outbox.
     pub fn relay(&self) -> Relay<Self> {
         Relay::new(self.clone())
     }
 }
 
-/// Runs `work` off the arbiter, with the turn's connection.
+/// Runs `work` outside the arbiter, with the turn's connection.
 async fn on_connection<T: Send + 'static>(
     turn: &mut Turn,
     what: &'static str,
@@ -207,7 +207,7 @@ impl Table for SqliteOutbox {
     async fn take_turn(&self, _: &str, _: Duration) -> Result<Option<Turn>, OutboxError> {
         let path = self.path.clone();
         let taken = spawn_blocking(move || {
-            // Not the database itself, whose own locks it would get in the way of.
+            // A separate file, because a lock on the database file would conflict with the database's own locks.
             let mut beside = path.clone().into_os_string();
             beside.push("-outbox");
             let lock = File::options().create(true).truncate(false).write(true).open(beside);
@@ -222,7 +222,7 @@ impl Table for SqliteOutbox {
         taken.await.map_err(failed("taking the turn"))?
     }
 
-    /// After a statement that was cut short its connection is gone, and the turn is taken anew.
+    /// If a statement was interrupted, its connection is gone, and the relay must take the turn again.
     async fn keep_turn(&self, turn: &mut Turn, _: &str, _: Duration) -> Result<bool, OutboxError> {
         Ok(turn.connection.is_some())
     }
@@ -232,7 +232,7 @@ impl Table for SqliteOutbox {
         Ok(())
     }
 
-    async fn first(&self, turn: &mut Turn, limit: i64) -> Result<Vec<Result<Posted, Unfit>>, OutboxError> {
+    async fn first(&self, turn: &mut Turn, limit: i64) -> Result<Vec<Result<OutboxMessage, Unfit>>, OutboxError> {
         let rows = on_connection(turn, "reading", move |connection| {
             let rows = as_bytes::oncekey_outbox::table.order(as_bytes::oncekey_outbox::id);
             rows.limit(limit).load(connection)

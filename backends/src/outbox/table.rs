@@ -10,7 +10,7 @@ diesel::table! {
     }
 }
 
-/// Texts are read as bytes, so that a row which is no message keeps no other from being read.
+/// Texts are read as bytes, so that an unreadable row does not keep other rows from being read.
 #[cfg(feature = "sqlite")]
 pub(super) mod as_bytes {
     diesel::table! {

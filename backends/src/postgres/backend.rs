@@ -1,4 +1,4 @@
-//! The handle, its options, and how the store is opened.
+//! The public handle of the PostgreSQL backend, its options, and how the store is opened.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,25 +21,26 @@ use crate::migration::bring_up_to_date;
 use crate::sql::{Connections, InvalidName, Name, Place, Server, Wanted, sql_backend};
 
 sql_backend! {
-    /// A store of records in PostgreSQL, by Diesel. No libpq is needed.
+    /// Stores records in PostgreSQL, through Diesel. It does not need libpq.
     ///
-    /// The backend combines the requests that are waiting on an arbiter into a few statements. One statement claims all keys
-    /// that are new, and one completes all claims of their owners. Where that meets anything else, the backend reads the
-    /// batch's rows, decides, and writes with one INSERT, one UPDATE and one DELETE, each of which applies only to rows that
-    /// have not changed since. So one commit, which is the cost of a claim, serves many requests. A replay writes nothing.
-    /// Time is the server's.
+    /// The backend combines the requests that are waiting on an arbiter into a few statements. One statement claims all
+    /// new keys, and one completes all claims of their owners. For the remaining requests, the backend reads the
+    /// batch's rows, decides, and writes with one INSERT, one UPDATE and one DELETE, each of which applies only to rows
+    /// that have not changed since. A claim's main cost is its commit, and one commit serves many requests. A replay
+    /// writes nothing. All times come from the server's clock.
     ///
-    /// **Each arbiter has connections of its own** (see [`PostgresBuilder::pool_size`]), since a connection lives on the
-    /// runtime that opened it. An application that has a Diesel pool [hands it over](Self::from_pool) instead.
+    /// **Each arbiter has its own connections** (see [`PostgresBuilder::pool_size`]), because a connection lives on the
+    /// runtime that opened it. An application that has a Diesel pool can [use that pool](Self::from_pool) instead.
     ///
     /// An operation that is [completed in a transaction](oncekey::Engine::run_in_async_transaction) gets the
-    /// [`AsyncPgConnection`]: its rows and its outcome are committed together, at READ COMMITTED. It may
-    /// use savepoints (`transaction` inside), and must not end the transaction by itself. When PostgreSQL gives it up for
-    /// another's sake (a deadlock, a serialization failure) it is rolled back and done again, up to five times.
+    /// [`AsyncPgConnection`]: its rows and its outcome commit together, at READ COMMITTED. It may use savepoints
+    /// (`transaction` inside), but must not end the transaction itself. If PostgreSQL aborts the transaction in favor
+    /// of another one (a deadlock, a serialization failure), the backend rolls it back and runs it again, up to five
+    /// times.
     ///
-    /// Other processes' changes are told by LISTEN and NOTIFY, on one more connection for each arbiter on which somebody
-    /// waits. A pooler that shares connections by transaction (PgBouncer) passes neither them nor prepared statements: it is
-    /// refused; use it in session mode.
+    /// The backend learns of other processes' changes through LISTEN and NOTIFY, on one more connection for each
+    /// arbiter that has waiting callers. A pooler that shares connections by transaction (PgBouncer) supports neither
+    /// these nor prepared statements, so the backend refuses it: use session mode.
     ///
     /// ```no_run
     /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
@@ -52,7 +53,7 @@ sql_backend! {
     /// ```
     pub struct PostgresBackend;
 
-    /// Options for [`PostgresBackend::builder`]. Each has a default that is right for most.
+    /// Options for [`PostgresBackend::builder`]. The defaults suit most applications.
     ///
     /// ```no_run
     /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
@@ -73,20 +74,20 @@ sql_backend! {
     connection: AsyncPgConnection,
     path: "postgres",
     blocking: "diesel::PgConnection" in pg::Pg,
-    /// Options for connecting to a URL, `postgres://USER:PASSWORD@HOST:PORT/DATABASE`. Unless the server is on this
-    /// machine it must speak TLS and show a certificate that the system trusts, or one that `?sslrootcert=PATH` does;
-    /// `?sslmode=disable` and `?sslmode=require` (encrypted, unverified) say otherwise.
+    /// Returns options for connecting to a URL, `postgres://USER:PASSWORD@HOST:PORT/DATABASE`. A server on another
+    /// machine must use TLS, with a certificate that the system trusts or that `?sslrootcert=PATH` verifies.
+    /// `?sslmode=disable` and `?sslmode=require` (encrypted, unverified) override this.
     url,
-    /// Its connections stay as they are set up. `SET plan_cache_mode = force_custom_plan` is right for them: otherwise a
-    /// plan made while the table was empty is kept for a while. Set `lock_timeout` to a second or two: a row that another
-    /// session has locked keeps the other rows of its batch waiting for as long. [`open`](PostgresBuilder::open) warns of
-    /// what is not right, as [`doctor`](Self::doctor) says it.
+    /// The backend does not change the settings of the pool's connections. Set `plan_cache_mode = force_custom_plan`:
+    /// otherwise PostgreSQL may keep using a plan from when the table was empty. Set `lock_timeout` to a second or two,
+    /// because a row that another session has locked delays the other rows of its batch for that long.
+    /// [`open`](PostgresBuilder::open) warns about unsuitable settings, as [`doctor`](Self::doctor) reports them.
     pool,
-    /// The table's name. Its migrations are recorded beside it, in `NAME_migrations`, and its steps are in `NAME_steps`.
-    /// Default: `oncekey_records`.
+    /// Sets the table's name. Two more tables belong to it: `NAME_migrations` records its migrations, and `NAME_steps`
+    /// holds its steps. Default: `oncekey_records`.
     table,
     /// # Cancel safety
-    /// A migration that is interrupted is rolled back.
+    /// An interrupted migration is rolled back.
     open,
     {
         async fn watch(&self, message: Watch) -> Result<Changed, StoreError> {
@@ -96,10 +97,11 @@ sql_backend! {
 }
 
 impl PostgresBuilder {
-    /// The schema of the table, made if there is none. Default: the first in the connection's `search_path`.
+    /// Sets the schema of the table; [`open`](Self::open) creates it if it is missing. Default: the first schema in the
+    /// connection's `search_path`.
     ///
     /// # Errors
-    /// [`InvalidName`] for all but a plain name.
+    /// Returns [`InvalidName`] unless it is a plain name.
     pub fn schema(mut self, schema: &str) -> Result<Self, InvalidName> {
         self.0.wanted.schema = Some(Name::new(schema)?);
         Ok(self)

@@ -1,4 +1,4 @@
-//! PostgreSQL's statements on connections that block.
+//! PostgreSQL's statements on blocking connections.
 
 use diesel::connection::AnsiTransactionManager;
 use diesel::pg::Pg;

@@ -1,4 +1,4 @@
-//! Opening connections: the URL, TLS, and what each connection is set to.
+//! Opens connections: parses the URL, sets up TLS, and configures each connection.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,28 +20,29 @@ use super::error::chain;
 use crate::query::Query;
 use crate::sql::{CONNECT_TIMEOUT, is_loopback};
 
-/// What every connection is set to, whatever the server's, the database's or the role's defaults are.
+/// Settings of every connection, whatever the defaults of the server, the database or the role are.
 ///
-/// Each statement is planned for its own numbers and for the table's size as it is now. A plan that was kept from when
-/// the table was empty would read the whole table until the server next looks at its statistics.
+/// Each statement is planned for its own parameters and for the table's current size. A plan that was cached while the
+/// table was empty would read the whole table until the server next updates its statistics.
 ///
-/// At another isolation than READ COMMITTED an operation that lasts longer than a heartbeat could never lock its record,
-/// which has changed since its snapshot. With `synchronous_commit = off` a crash takes back outcomes that were answered.
+/// At any isolation level but READ COMMITTED, an operation that runs longer than a heartbeat interval could never lock
+/// its record, because the record has changed since the operation's snapshot. With `synchronous_commit = off`, a crash
+/// loses outcomes that were already returned.
 pub(super) const SET_UP: &str = "SET plan_cache_mode = force_custom_plan; \
                       SET default_transaction_isolation = 'read committed'; \
                       SELECT set_config('synchronous_commit', 'on', false) \
                       WHERE current_setting('synchronous_commit') = 'off'";
 
-/// A row that another session has locked must not keep the other rows of a batch waiting past the store deadline.
+/// A row that another session has locked must not delay the other rows of a batch past the store deadline.
 pub(super) const SET_UP_FOR_STEPS: &str = "SET lock_timeout = '1s'";
 
-/// By which the server finds out that this process is gone, and frees what its statements wait for and hold. Servers before
-/// 14, and some systems, lack the first.
+/// Lets the server detect that this process is gone, so that it frees what the process's statements wait for and hold.
+/// Servers before 14, and some systems, lack the first setting.
 pub(super) const NOTICE_THE_END: &str = "SELECT set_config('client_connection_check_interval', '2s', false) FROM pg_settings \
                               WHERE name = 'client_connection_check_interval'; \
                               SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3";
 
-/// The driver's default, which is too long to notice that the server's machine is gone.
+/// The driver's default, which takes too long to notice that the server's machine is gone.
 const DRIVERS_KEEPALIVES_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// How connections are opened.
@@ -53,19 +54,19 @@ pub(super) struct Config {
 }
 
 impl Config {
-    /// How long the server may take to answer a new connection.
+    /// Returns how long the server may take to answer a new connection.
     pub(super) fn timeout(&self) -> Duration {
         self.config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT)
     }
 }
 
-/// Reads a URL. Beyond what `tokio_postgres` takes: `sslmode=verify-full`, `sslmode=verify-ca` and
-/// `sslrootcert=PATH`.
+/// Parses a URL. In addition to the parameters of `tokio_postgres`, it accepts `sslmode=verify-full`,
+/// `sslmode=verify-ca` and `sslrootcert=PATH`.
 ///
-/// Where nothing is said of TLS a server on this machine is spoken to as it likes, and any other only by TLS with a
-/// verified certificate. `prefer` and `require` are, as everywhere, without verification.
+/// If the URL does not mention TLS, a server on this machine is used without TLS, and any other server only with TLS
+/// and a verified certificate. `prefer` and `require` do not verify, as in other clients.
 pub(super) fn read_url(url: &str) -> Result<Config, PostgresOpenError> {
-    // The driver does not know all of their values.
+    // The driver does not know all values of these parameters.
     let mut query = Query::of(url);
     let unreadable = PostgresOpenError::Url("a percent sign in its query stands for no text");
     let (mode, roots) = match (query.take("sslmode"), query.take("sslrootcert")) {
@@ -87,7 +88,7 @@ pub(super) fn read_url(url: &str) -> Result<Config, PostgresOpenError> {
             .keepalives_interval(Duration::from_secs(10))
             .keepalives_retries(3);
     }
-    // Where an address is given, the name is only for the certificate.
+    // If there is an address, the host name serves only to verify the certificate.
     let is_here = match config.get_hostaddrs() {
         [] => config.get_hosts().iter().all(is_local),
         addresses => addresses.iter().all(IpAddr::is_loopback),
@@ -156,7 +157,7 @@ fn builder() -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier
         .map_err(|error| PostgresOpenError::Certificates(error.to_string()))
 }
 
-/// Verifies by the given file, or else by what the operating system trusts.
+/// Returns a TLS connector that verifies with the given file, or else with the operating system's trusted certificates.
 fn verifying(roots: Option<&str>) -> Result<MakeRustlsConnect, PostgresOpenError> {
     let mut store = RootCertStore::empty();
     match roots {
@@ -187,7 +188,7 @@ fn trusting() -> Result<MakeRustlsConnect, PostgresOpenError> {
     Ok(MakeRustlsConnect::new(builder()?.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()))
 }
 
-/// `sslmode=require` encrypts, and asks nobody who he is.
+/// Accepts any certificate: `sslmode=require` encrypts without verifying the server.
 #[derive(Debug)]
 struct Trusting(rustls::crypto::CryptoProvider);
 
@@ -239,11 +240,11 @@ mod tests {
         assert_eq!(mode("postgres://u@localhost/d?sslmode=prefer").unwrap(), SslMode::Prefer);
         assert_eq!(mode("postgres://u@db.example/d?sslmode=disable").unwrap(), SslMode::Disable);
         assert_eq!(mode("postgres://u@db.example/d?sslmode=require").unwrap(), SslMode::Require);
-        // Or an error, where this machine trusts no certificates.
+        // An error on a machine that trusts no certificates.
         assert!(mode("postgres://u@db.example/d").map_or(true, |mode| mode == SslMode::Require));
         assert!(matches!(mode("postgres://u@h/d?sslmode=maybe"), Err(PostgresOpenError::Url(_))));
         assert!(matches!(mode("postgres://u@h/d?sslmode=%zz"), Err(PostgresOpenError::Url(_))));
-        // What a password says is no parameter, and a name says nothing where an address is given.
+        // A password is no parameter, and a host name does not count if there is an address.
         let refused = |url: &str| mode(url).map_or(true, |mode| mode == SslMode::Require);
         assert!(refused("postgres://u:a?sslmode=disable@db.example/d"));
         assert!(refused("postgres:///d?user=u&hostaddr=192.0.2.1"));

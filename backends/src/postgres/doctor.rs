@@ -1,4 +1,4 @@
-//! What PostgreSQL is set to.
+//! Checks PostgreSQL's settings.
 
 use diesel::QueryResult;
 use diesel::sql_types::{Bool, Text};
@@ -15,7 +15,8 @@ async fn text(connection: &mut AsyncPgConnection, expression: &str) -> QueryResu
     Fragment::<Text, Bind<'_>>::new(&text, &[]).get_result(connection).await
 }
 
-/// `owns` is whether the store opens its connections by itself, and sets them.
+/// Returns the settings that differ from what the store needs. `owns` says whether the backend opens and sets up the
+/// connections itself.
 pub(super) async fn examine(
     connection: &mut AsyncPgConnection,
     place: &Place,
@@ -27,7 +28,7 @@ pub(super) async fn examine(
             findings.push(Finding::new(setting, "off", "on", LOST));
         }
     }
-    // The default counts as well: a connection of the application's own has it, and may complete claims.
+    // The default counts too: the application's own connections use it and may complete claims.
     let weakest = "SELECT CASE WHEN 'off' IN (setting, reset_val) THEN 'off' END FROM pg_settings \
                    WHERE name = 'synchronous_commit'";
     if text(connection, weakest).await? == "off" {

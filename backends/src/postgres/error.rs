@@ -1,11 +1,11 @@
-//! What opening the store can fail with.
+//! The errors of opening the store.
 
 use std::error::Error as _;
 
 use crate::sql::open_error;
 
 open_error! {
-    /// Why a PostgreSQL database could not be opened as a store. No text of it holds the password.
+    /// Why the backend could not open a PostgreSQL database as a store. No message contains the password.
     ///
     /// ```
     /// # #[actix_rt::main] async fn main() {
@@ -28,13 +28,13 @@ open_error! {
 }
 
 impl PostgresOpenError {
-    /// The server refused something.
+    /// Returns the error for a request that the server refused.
     pub(super) fn failed(reason: String) -> Self {
         Self::Unreachable(reason).or_pooler()
     }
 
-    /// A statement that was prepared in another process, or a name that another client has prepared in this one: only a
-    /// pooler does that.
+    /// Returns [`Pooler`](Self::Pooler) if the error is about a prepared statement that another session has prepared,
+    /// or whose name is already in use here: only a pooler causes that.
     pub(super) fn or_pooler(self) -> Self {
         let is_pooler = match &self {
             Self::Unreachable(reason) | Self::Migration { reason, .. } => reason.contains("prepared statement \""),
@@ -44,7 +44,7 @@ impl PostgresOpenError {
     }
 }
 
-/// An error and what it came of, in one line. The driver keeps the reason in its sources.
+/// Returns an error and its causes in one line. The driver puts the reason into the error's sources.
 pub(super) fn chain(error: &tokio_postgres::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

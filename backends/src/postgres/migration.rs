@@ -1,4 +1,4 @@
-//! The table's versions.
+//! The versions of the table's schema.
 
 use diesel::QueryResult;
 use diesel::sql_types::{BigInt, Bool, Text};
@@ -9,7 +9,7 @@ use diesel_async::{
 use crate::migration::{Migration, Schema, Statements};
 use crate::sql::{Bind, Fragment, Name, Place, lock_number, quoted};
 
-/// By which PostgreSQL quotes identifiers.
+/// The character with which PostgreSQL quotes identifiers.
 pub(crate) const QUOTE: char = '"';
 
 const MIGRATIONS: &[Migration] = &[
@@ -18,12 +18,12 @@ const MIGRATIONS: &[Migration] = &[
     (3, include_str!("../../migrations/postgres/3_steps.sql")),
 ];
 
-/// The place of a table: the schema that is given, or the one in which the table is found now, or else the one in which it
-/// would be made. It is looked up once: a session's search path may change later, by an operation's statement or by the
-/// application's.
+/// Returns the place of a table: the given schema, or the schema in which the table is found now, or else the schema in
+/// which it would be created. It is looked up once, because an operation's statement or the application may change a
+/// session's search path later.
 ///
 /// # Errors
-/// The server's, or that no schema of the search path exists.
+/// Returns the server's error, or reports that no schema of the search path exists.
 pub(crate) async fn find(
     connection: &mut AsyncPgConnection,
     schema: Option<Name>,
@@ -41,14 +41,15 @@ pub(crate) async fn find(
         Ok(schema) if schema.is_empty() => {
             Err("no schema of the connection's search path exists: make one, or name one by `schema`".to_owned())
         }
-        // A statement's parameters are marked by it.
+        // A question mark marks a statement's parameters.
         Ok(schema) if schema.contains('?') => Err("its schema's name contains a question mark".to_owned()),
         Ok(schema) => Ok(Place::new(QUOTE, schema, table)),
         Err(error) => Err(error.to_string()),
     }
 }
 
-/// Makes the place's schema if it is missing; call it inside a transaction. A role that may not make one may own one.
+/// Creates the place's schema if it is missing. Call it inside a transaction. A role without the right to create a
+/// schema may still own one.
 pub(crate) async fn make_schema(connection: &mut AsyncPgConnection, place: &Place) -> QueryResult<()> {
     let schema = quoted(QUOTE, place.within());
     let exists: bool = Fragment::<Bool, _>::new("SELECT to_regnamespace(?) IS NOT NULL", &[Bind::Text(&schema)])
@@ -57,18 +58,19 @@ pub(crate) async fn make_schema(connection: &mut AsyncPgConnection, place: &Plac
     if exists {
         return Ok(());
     }
-    // Of two that make it at once, one would fail: PostgreSQL looks before it waits.
+    // Without the lock, one of two sessions that create the schema at once would fail: PostgreSQL checks whether it
+    // exists before it waits.
     let lock = lock_number(&format!("oncekey schema {schema}")).cast_signed();
     let text = format!("SELECT pg_advisory_xact_lock({lock}); CREATE SCHEMA IF NOT EXISTS {schema}");
     connection.batch_execute(&text).await
 }
 
-/// Whether there is a table of that quoted name.
+/// Returns whether a table with that quoted name exists.
 pub(crate) async fn exists(connection: &mut AsyncPgConnection, table: &str) -> QueryResult<bool> {
     Fragment::<Bool, _>::new("SELECT to_regclass(?) IS NOT NULL", &[Bind::Text(table)]).get_result(connection).await
 }
 
-/// The number of an advisory lock on the table.
+/// Returns the number of an advisory lock on the table.
 pub(super) fn lock(place: &Place, purpose: &str) -> i64 {
     lock_number(&format!("oncekey {purpose} {}", place.qualified())).cast_signed()
 }
@@ -77,7 +79,7 @@ fn statements(place: &Place) -> Statements {
     place.statements(MIGRATIONS, "(version bigint PRIMARY KEY)", "INSERT")
 }
 
-/// All of it as statements, for tables with their default names in the search path.
+/// Returns the whole schema as statements, for tables with their default names in the search path.
 pub(crate) fn schema_text() -> String {
     statements(&Place::anywhere(QUOTE, Name::fixed("oncekey_records"))).text()
 }

@@ -1,4 +1,4 @@
-//! Records in PostgreSQL.
+//! Stores records in PostgreSQL.
 
 mod backend;
 #[cfg(feature = "blocking")]

@@ -1,9 +1,9 @@
-//! Finding out that a pooler shares the server's connections by transaction.
+//! Detects a pooler that shares the server's connections by transaction.
 //!
-//! What a session is set to does not hold there, nor what it has prepared or locked, and nothing is heard by LISTEN. Two
-//! connections that are open at once have two servers' processes behind them, and each keeps its own: unless there is a
-//! pooler between. A pooler gives a process back with each commit, and lends the one that came back last, or first. So of two
-//! transactions that were open at once the next one, on either connection, gets the other's process.
+//! Behind such a pooler, a session's settings, prepared statements and locks do not last, and LISTEN receives nothing.
+//! Without a pooler, two simultaneous connections have two server processes, and each connection keeps its own. A
+//! pooler returns a process to its pool with each commit, and lends the process that was returned last, or first. So
+//! after two simultaneous transactions, the next transaction on one of the connections gets the other's process.
 
 use diesel::result::Error;
 use diesel::sql_types::Integer;
@@ -13,11 +13,11 @@ use tokio::time::{Duration, timeout};
 use super::PostgresOpenError;
 use crate::sql::{Bind, Fragment};
 
-/// Two find a pooler that lends what came back last, and one that lends what came back first. Others' transactions may come
-/// between.
+/// Two rounds detect a pooler that lends the process returned last, and one that lends the process returned first.
+/// Other clients' transactions may interfere.
 const ROUNDS: usize = 12;
 
-/// How long all of it may take. A pooler by session that has one process never lends a second.
+/// The time limit for the whole check. A session pooler with only one process never lends a second.
 const LIMIT: Duration = Duration::from_secs(20);
 
 async fn process(connection: &mut AsyncPgConnection) -> Result<i32, Error> {
@@ -34,10 +34,10 @@ async fn commit(connection: &mut AsyncPgConnection) -> Result<(), Error> {
     AnsiTransactionManager::commit_transaction(connection).await
 }
 
-/// Whether the two connections share a process, or one of them changes it.
+/// Returns whether the two connections share a process, or one of them changes it.
 async fn share(one: &mut AsyncPgConnection, other: &mut AsyncPgConnection) -> Result<bool, Error> {
     let known = (process(one).await?, process(other).await?);
-    // One that has a single process could not have two transactions open.
+    // A pooler with a single process could not have two transactions open.
     if known.0 == known.1 {
         return Ok(true);
     }
@@ -55,9 +55,11 @@ async fn share(one: &mut AsyncPgConnection, other: &mut AsyncPgConnection) -> Re
     Ok(false)
 }
 
+/// Checks that the two connections have separate processes and keep them.
+///
 /// # Errors
-/// [`PostgresOpenError::Pooler`] where the two connections share a process, or one of them changes it. They may have a
-/// transaction open then.
+/// Returns [`PostgresOpenError::Pooler`] if they share a process, or one of them changes it. They may then have an open
+/// transaction.
 pub(super) async fn refuse_pooler(
     one: &mut AsyncPgConnection,
     other: &mut AsyncPgConnection,
@@ -65,7 +67,7 @@ pub(super) async fn refuse_pooler(
     match timeout(LIMIT, share(one, other)).await {
         Ok(Ok(false)) => Ok(()),
         Ok(Ok(true)) => Err(PostgresOpenError::Pooler),
-        // Where it shares them by statement it takes no transaction.
+        // A pooler that shares connections by statement accepts no transaction.
         Ok(Err(error)) if error.to_string().contains("statement pooling mode") => Err(PostgresOpenError::Pooler),
         Err(_) => Err(PostgresOpenError::Unreachable(format!("two connections are not served within {LIMIT:?}"))),
         Ok(Err(error)) => Err(PostgresOpenError::failed(error.to_string())),

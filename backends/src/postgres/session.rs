@@ -1,4 +1,4 @@
-//! What an operation may leave on its connection, and how the connection becomes what it was.
+//! What an operation may leave on its connection, and how the connection is restored.
 
 use diesel::QueryResult;
 use diesel::sql_types::Bool;
@@ -7,8 +7,8 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl as _, SimpleAsyncConnection as
 use super::connect::{NOTICE_THE_END, SET_UP, SET_UP_FOR_STEPS};
 use crate::sql::{Bind, Fragment};
 
-/// Of an application's own pool: what a later user of the connection would trip over. (Settings that the application made up
-/// itself, such as `app.tenant`, can't be listed.)
+/// On the application's own pool: the state that would disturb a later user of the connection. (Settings that the
+/// application has invented, such as `app.tenant`, can't be listed.)
 const LEFT_THERE: &str = "concat_ws('|', session_user, (SELECT string_agg(coalesce(current_setting(name, true), ''), '|') \
     FROM unnest(ARRAY['search_path', 'role', 'TimeZone', 'DateStyle', 'IntervalStyle', 'client_encoding', 'bytea_output', \
     'standard_conforming_strings', 'statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', \
@@ -19,18 +19,18 @@ const LEFT_THERE: &str = "concat_ws('|', session_user, (SELECT string_agg(coales
     (SELECT count(*) FROM pg_prepared_statements WHERE from_sql), (SELECT count(*) FROM pg_cursors WHERE is_holdable), \
     (SELECT count(*) FROM pg_listening_channels()))";
 
-/// What follows an operation's BEGIN, on a connection of the application's.
+/// Returns the statement that follows an operation's BEGIN on the application's own connection.
 pub(super) fn remember() -> String {
     format!("; SELECT set_config('oncekey.was', {LEFT_THERE}, false)")
 }
 
-/// Whether a connection of the application's is what it was before the operation. A setting that was made in a transaction
-/// goes with it, and so does what was to be remembered.
+/// Returns whether the application's connection is in the state from before the operation. A setting made in a
+/// rolled-back transaction is undone with it, and so is the remembered state.
 pub(super) async fn is_as_remembered(connection: &mut AsyncPgConnection) -> QueryResult<bool> {
     Fragment::<Bool, Bind<'_>>::new(&as_remembered(), &[]).get_result(connection).await
 }
 
-/// Asks for that, and frees what was locked by number.
+/// Returns the query for that. It also releases the advisory locks.
 pub(super) fn as_remembered() -> String {
     format!(
         "SELECT coalesce(current_setting('oncekey.was', true), '') IN ('', {LEFT_THERE}) \
@@ -38,12 +38,12 @@ pub(super) fn as_remembered() -> String {
     )
 }
 
-/// What Diesel sets on a connection that it takes over.
+/// The settings that Diesel makes on a connection that it takes over.
 const DIESELS: &str = "SET TIME ZONE 'UTC'; SET CLIENT_ENCODING TO 'UTF8'";
 
-/// Makes one of this backend's own connections what it was when it was opened: `DISCARD ALL`, but for the statements that
-/// Diesel has prepared. Statements that the operation prepared by `PREPARE` can't be told apart by any other means: such a
-/// connection fails here, and is closed.
+/// Restores one of the backend's own connections to its initial state: like `DISCARD ALL`, but it keeps the statements
+/// that Diesel has prepared. There is no way to recognize the statements that the operation prepared with `PREPARE` and
+/// keep the others: such a connection fails here and is closed.
 pub(super) async fn make_new(connection: &mut AsyncPgConnection) -> QueryResult<()> {
     let text = format!(
         "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES; \
@@ -52,6 +52,6 @@ pub(super) async fn make_new(connection: &mut AsyncPgConnection) -> QueryResult<
          {DIESELS}; {SET_UP}; {SET_UP_FOR_STEPS}"
     );
     connection.batch_execute(&text).await?;
-    // As when it was opened: not every server can.
+    // As at opening, not every server has these settings.
     connection.batch_execute(NOTICE_THE_END).await.or(Ok(()))
 }

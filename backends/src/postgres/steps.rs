@@ -11,14 +11,14 @@ use crate::sql::{
     Begun, Bind, Columns, Family, FirstRun, Fragment, StepCompletion, StepRow, StepStatements, StepTypes, Written,
 };
 
-/// A claim that stands, and holds its lease.
+/// A claim that is in progress and holds its lease.
 macro_rules! is_live {
     () => {
         concat!("r.state = 1 AND r.lease_until > ", now!())
     };
 }
 
-/// Marks a record as one with a step more. A step that turns out to be there counts once too often.
+/// Counts one more step in its record. If the step already exists, the count is one too high.
 macro_rules! mark {
     ($retention:literal) => {
         concat!(
@@ -36,22 +36,22 @@ macro_rules! may_begin {
     };
 }
 
-/// A condition on a row that is to be joined with `a`, in a form of which the planner expects nothing. It would expect next to
-/// no row to meet it, and read the whole table for the few, comparing each row with each of the batch.
+/// Hides from the planner a condition on a row that is joined with `a`. Otherwise, the planner would expect almost no
+/// row to match it, read the whole table, and compare each row with every row of the batch.
 macro_rules! opaque {
     ($condition:expr) => {
         concat!("CASE WHEN a.key IS NOT NULL THEN ", $condition, " END")
     };
 }
 
-/// What is known of a record that may begin a step.
+/// The returned columns of a record that may begin a step.
 macro_rules! returning_record {
     () => {
         concat!(" RETURNING r.key, r.steps_life, r.steps_count, r.fencing_token, ", now!(), " AS now")
     };
 }
 
-/// Inserts the steps of the records that are `live`.
+/// Inserts the steps of the records in `live`.
 macro_rules! begin {
     ($name:literal, $fingerprint:literal, $number:literal, $reruns_until:literal, $reruns_for:literal) => {
         concat!(
@@ -74,19 +74,19 @@ macro_rules! begin {
 /// The texts of the statements, with the tables' names.
 pub(super) struct StepTexts {
     pub(super) read: String,
-    /// Writes a record alone, with steps that were added or changed, and without those that it had.
+    /// These write a record alone, with added or changed steps, and without its former steps.
     put: String,
     put_with_steps: String,
     put_without_steps: String,
     begin: String,
-    /// One row by itself is planned in half the time.
+    /// The statement for a single row is planned in half the time.
     begin_one: String,
     complete: String,
     complete_one: String,
 }
 
 impl StepTexts {
-    /// `announce` tells of a change to the rows that are `written`.
+    /// Fills in the names. `announce` announces a change to the rows in `written`.
     pub(super) fn new(table: &str, steps: &str, announce: &str) -> Self {
         let written = format!(
             "written AS (UPDATE {table} AS r SET fingerprint = a.fingerprint, attempt = a.attempt, owner = a.owner, \
@@ -109,7 +109,7 @@ impl StepTexts {
                  WHERE s.key = ANY(?) ORDER BY s.key, s.ordinal"
             ),
             put: format!("WITH {written} {told}"),
-            // What stands there of another life gives way.
+            // Replaces a step of another life.
             put_with_steps: format!(
                 "WITH {written}, steps AS (INSERT INTO {steps} (key, {columns}) SELECT ?, s.* \
                  FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) AS s ({columns}) ON CONFLICT (key, name) DO UPDATE SET \
@@ -181,7 +181,7 @@ impl StepTexts {
     }
 }
 
-/// The end of time, or so much from now on, come last.
+/// The time limit comes last: as the end of time, or as a duration from now.
 fn first_run<'a>(row: &FirstRun<'a>) -> [Bind<'a>; 8] {
     let (until, lasting) = match row.reruns_for {
         Some(i64::MAX) => (row.reruns_for, None),
@@ -241,7 +241,7 @@ impl StepStatements for Postgres {
 }
 
 impl Postgres {
-    /// Writes a record with its steps.
+    /// Returns the statement that writes a record with its steps.
     pub(super) fn put_statement<'a>(&'a self, family: &'a Family<'a>) -> (&'a str, Vec<Param<'a>>) {
         let Family { row, steps, changes, drops_steps } = family;
         let key = || Param::One(Bind::Text(row.key));

@@ -1,6 +1,6 @@
 //! PostgreSQL's statements on the table of records.
 //!
-//! Rows travel as one array for each column, so that a statement has one text for any number of rows.
+//! Rows are passed as one array per column, so a statement has the same text for any number of rows.
 
 use diesel::QueryResult;
 use diesel::pg::Pg;
@@ -43,7 +43,7 @@ impl Part<Pg> for Param<'_> {
     }
 }
 
-/// The values of rows, a column each.
+/// Returns the values of the rows, column by column.
 pub(super) fn columns<'a, const N: usize>(rows: impl Iterator<Item = [Bind<'a>; N]>) -> Vec<Param<'a>> {
     let mut columns: Vec<Param<'a>> = Vec::with_capacity(N);
     for row in rows {
@@ -56,7 +56,7 @@ pub(super) fn columns<'a, const N: usize>(rows: impl Iterator<Item = [Bind<'a>; 
 }
 
 impl<'a> Param<'a> {
-    /// An empty column of such values.
+    /// Creates an empty column for values of this kind.
     fn column_of(value: &Bind<'a>) -> Self {
         match value {
             Bind::Text(_) => Self::Texts(Vec::new()),
@@ -78,34 +78,34 @@ impl<'a> Param<'a> {
             (Self::MaybeBigInts(column), Bind::MaybeBigInt(value)) => column.push(value),
             (Self::SmallInts(column), Bind::SmallInt(value)) => column.push(value),
             (Self::MaybeSmallInts(column), Bind::MaybeSmallInt(value)) => column.push(value),
-            // The rows of a statement have the same kinds of values. A column that is too short is refused by the server.
+            // All rows of a statement have the same kinds of values. The server refuses a column that is too short.
             _ => debug_assert!(false, "rows of different kinds"),
         }
     }
 }
 
-/// PostgreSQL, by one arbiter's connections.
+/// PostgreSQL on the connections of one arbiter.
 pub(super) struct Postgres {
     pub(super) connections: Connections<AsyncPgConnection>,
     pub(super) texts: Texts,
 }
 
-/// Opens the transaction of an operation, on a connection of this backend's own or of the application's.
+/// Returns the statement that opens an operation's transaction, on the backend's or the application's connection.
 pub(super) fn begin(is_own: bool) -> String {
     let lock_wait = if is_own { "; SET LOCAL lock_timeout = DEFAULT" } else { "" };
     let remember = if is_own { String::new() } else { session::remember() };
     format!("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL oncekey.begun = 'yes'{lock_wait}{remember}")
 }
 
-/// Whether that transaction is still open.
+/// Checks whether that transaction is still open.
 pub(super) const IS_BEGUN: &str = "SELECT coalesce(current_setting('oncekey.begun', true), '') = 'yes'";
 
 pub(super) const SET_HERE: &str = "SELECT set_config('oncekey.here', 'yes', true)";
-/// Whether the transaction is open in which that was set.
+/// Checks whether the transaction in which that was set is open.
 pub(super) const IS_HERE: &str = "SELECT coalesce(current_setting('oncekey.here', true), '') = 'yes'";
 
 impl Postgres {
-    /// Runs a statement that gives the keys that it wrote, and announcements.
+    /// Runs a statement that returns the keys that it wrote, and announces changes.
     pub(super) async fn announcing(
         connection: &mut AsyncPgConnection,
         text: &str,
@@ -135,7 +135,7 @@ impl Dialect for Postgres {
         Fragment::<TimedTypes, _>::new(&self.texts.read, &binds).load(connection).await.map(timed)
     }
 
-    /// A commit is flushed before it is shown.
+    /// PostgreSQL flushes a commit before it shows it to others.
     async fn await_flush(&self, _: &mut AsyncPgConnection) -> QueryResult<()> {
         Ok(())
     }
@@ -210,8 +210,8 @@ impl Dialect for Postgres {
         Fragment::<Binary, _>::new(&self.texts.unlocked, &[Param::Texts(keys.to_vec())]).load(connection).await
     }
 
-    /// A setting that is LOCAL ends with the transaction that it was made in. Roles need no right for one whose name has a
-    /// prefix of its own. `lock_timeout` goes back to what the connection was opened with by the database's defaults.
+    /// A LOCAL setting ends with the transaction in which it was made. Any role may make a setting whose name has a
+    /// prefix of its own. `lock_timeout` returns to the database's default, with which the connection was opened.
     async fn begin(&self, connection: &mut AsyncPgConnection) -> QueryResult<()> {
         AnsiTransactionManager::begin_transaction_sql(connection, &begin(self.connections.are_own)).await
     }
@@ -227,7 +227,7 @@ impl Dialect for Postgres {
         session::is_as_remembered(connection).await
     }
 
-    /// Outside of a transaction a LOCAL setting ends with its statement.
+    /// Outside a transaction, a LOCAL setting ends with its statement.
     async fn is_in_transaction(&self, connection: &mut AsyncPgConnection) -> QueryResult<bool> {
         let _: String = Fragment::<Text, Bind<'_>>::new(SET_HERE, &[]).get_result(connection).await?;
         Fragment::<Bool, Bind<'_>>::new(IS_HERE, &[]).get_result(connection).await

@@ -3,7 +3,8 @@
 use super::steps::StepTexts;
 use crate::sql::PURGE_LOOKS_AGAIN;
 
-/// The server's time in milliseconds since 1970, as it is when a row is given: later than whatever wrote the row.
+/// The server's time in milliseconds since 1970 at the moment when the row is returned, which is later than any write
+/// to the row.
 macro_rules! now {
     () => {
         "(extract(epoch from clock_timestamp()) * 1000)::bigint"
@@ -14,7 +15,7 @@ pub(super) use now;
 #[cfg(feature = "outbox")]
 pub(crate) const NOW: &str = now!();
 
-/// The time at which the statement began, which does not change meanwhile, so that an index can be asked for it.
+/// The time at which the statement began. It stays the same during the statement, so an index can serve it.
 macro_rules! began {
     () => {
         "(extract(epoch from statement_timestamp()) * 1000)::bigint"
@@ -28,8 +29,8 @@ macro_rules! row {
     };
 }
 
-/// What a completion writes. The outcome is kept at least while a barrier stands, and until the clock alone gives a higher
-/// fencing token: after a clock that was set back the next claim would get a lower one.
+/// The columns that a completion writes. The outcome is kept at least while a barrier stands, and until the clock alone
+/// yields a higher fencing token: if the clock was set back, the next claim would otherwise get a lower one.
 macro_rules! complete {
     ($outcome:literal, $retention:literal) => {
         concat!(
@@ -44,7 +45,7 @@ macro_rules! complete {
     };
 }
 
-/// Where a completion is the owner's, and not too late; and what is told of it.
+/// The condition that a completion belongs to the owner and is not too late, and the columns that it returns.
 macro_rules! completed {
     () => {
         concat!(
@@ -65,7 +66,7 @@ pub(super) struct Texts {
     pub(super) update: String,
     pub(super) complete: String,
     pub(super) complete_one: String,
-    /// Whether a claim was completed by its owner before.
+    /// Checks whether the owner has completed its claim before.
     #[cfg(feature = "blocking")]
     pub(super) completed_by: String,
     pub(super) delete: String,
@@ -78,14 +79,14 @@ pub(super) struct Texts {
 }
 
 impl Texts {
-    /// `table` and `steps` are the quoted names, `channel` that of the announcements, and `purge_lock` the number of the advisory lock
-    /// under which one process purges.
+    /// Fills in the names. `table` and `steps` are quoted names, `channel` is that of the announcements, and
+    /// `purge_lock` is the number of the advisory lock under which one process purges.
     pub(super) fn new(table: &str, steps: &str, channel: &str, purge_lock: i64) -> Self {
-        // Announced in the transaction of the change, and only where somebody waits.
+        // Announced in the same transaction as the change, and only if a caller waits.
         let announce = format!("CASE WHEN watched THEN pg_notify('{channel}', key)::text END");
         let announce_row = format!("CASE WHEN r.watched THEN pg_notify('{channel}', r.key)::text END");
         Self {
-            // One row without a key if there is none, so that the time is known.
+            // If there is no row, returns one without a key, which gives the time.
             read: format!(
                 concat!(
                     "SELECT ",
@@ -185,7 +186,7 @@ impl Texts {
                     " FROM {table} AS r WHERE r.key > ? AND r.state <> 4 ",
                     "AND (r.purge_at IS NULL OR r.purge_at > ",
                     began!(),
-                    // Whether it is over is told by its steps.
+                    // The record's steps decide whether it has expired.
                     " OR r.state = 1 AND r.steps_life IS NOT NULL) ORDER BY r.key LIMIT ?"
                 ),
                 table = table
@@ -197,7 +198,7 @@ impl Texts {
                     began!(),
                     " AND (SELECT pg_try_advisory_xact_lock({purge_lock})) ORDER BY purge_at LIMIT ? ",
                     "FOR UPDATE SKIP LOCKED), ",
-                    // A claim with steps is kept for as long as it would be after a release, and while one is not settled.
+                    // A claim with steps is kept as long as after a release, and while any step is not settled.
                     "judged AS (SELECT key, steps_life IS NOT NULL AS has_steps, steps_life IS NOT NULL AND state = 1 ",
                     "AND (lease_until + coalesce(steps_retention, 0) > ",
                     began!(),

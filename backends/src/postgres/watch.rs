@@ -1,8 +1,8 @@
-//! Waiting for another process's change, by LISTEN and NOTIFY.
+//! Waits for another process's change, through LISTEN and NOTIFY.
 //!
-//! Announcements are committed one after the other by the whole server, so that announcing every change would undo what
-//! group commit gains. Only rows that somebody waits for are announced: a watcher marks the row first, by a write that
-//! either comes before the change, which then announces itself, or finds it done.
+//! The whole server commits announcements one after the other, so announcing every change would undo the gain of group
+//! commit. Only rows with waiting callers are announced. A watching caller first marks the row. The mark is written
+//! either before the change, which then announces itself, or after it, and then the caller finds the change.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -17,16 +17,17 @@ use super::table::Postgres;
 use crate::sql::{Bind, Core, Fragment, Lent, Place, Taken, of_read};
 use crate::waiters::Waiters;
 
-/// How often a watcher looks for itself: where the announcements don't come through (a pooler between, a connection that
-/// broke), it learns late, and not never.
+/// How often a waiting caller checks the record itself. If announcements are lost (a pooler in between, a broken
+/// connection), it learns of the change late, but it does learn of it.
 const LOOKS_EVERY: Duration = Duration::from_secs(1);
 
-/// The channel of announcements. Another schema's table of the same name may share it: a wake-up too many.
+/// Returns the channel of announcements. A table with the same name in another schema may share it, which only causes
+/// needless wake-ups.
 pub(super) fn channel(place: &Place) -> String {
     format!("oncekey_{}", place.table())
 }
 
-/// The keys that are waited for on one arbiter.
+/// The keys for which callers of one arbiter wait.
 #[derive(Default)]
 pub(super) struct Watchers {
     waiters: Arc<Waiters<String>>,
@@ -34,10 +35,10 @@ pub(super) struct Watchers {
 }
 
 impl Watchers {
-    /// Sees to it that somebody listens on a connection of its own.
+    /// Starts a listener on its own connection if none runs.
     async fn listen(self: &Arc<Self>, core: &Core<Postgres>, channel: &str) -> Result<(), StoreError> {
         let mut listening = self.listening.lock().await;
-        // The listener's task holds the other end; when its connection breaks it is gone.
+        // The listener's task holds the other end and drops it when its connection breaks.
         if listening.as_ref().is_some_and(|token| Arc::strong_count(token) > 1) {
             return Ok(());
         }
@@ -47,7 +48,7 @@ impl Watchers {
         let Some(connection) = lent.keep() else { return Ok(()) };
         let token = Arc::new(());
         *listening = Some(Arc::clone(&token));
-        // It ends with its arbiter, with the last handle, or with its connection.
+        // The task ends with its arbiter, the last handle or its connection.
         tokio::spawn(hear(connection, Arc::downgrade(self), token));
         Ok(())
     }
@@ -83,16 +84,17 @@ pub(super) async fn watch(
     let waiter = watchers.waiters.register(key.to_owned());
     loop {
         watchers.listen(core, channel).await?;
-        // Before the row is marked, so that no announcement after it is missed.
+        // Created before the row is marked, so that no later announcement is missed.
         let changed = waiter.changed();
         match mark(core, key).await {
-            // Another session has the row locked, and will hardly announce its end: the watcher looks for itself.
+            // Another session has locked the row and may not announce its change: the waiting caller checks the row
+            // itself.
             Ok(()) | Err(StoreError::Unavailable(_)) => {}
             Err(error) => return Err(error),
         }
         let found = core.lookup(Lookup { key: message.key.clone() }).await?;
         match found.map(|view| view.state) {
-            // A lease that lapses changes what an acquire would find, and nobody announces that.
+            // A lapsing lease changes what an acquire would find, but nothing announces it.
             Some(StateView::InProgress { lease_left }) if !lease_left.is_zero() => {
                 if timeout(lease_left.min(LOOKS_EVERY), changed).await.is_ok() {
                     return Ok(Changed);
@@ -103,7 +105,7 @@ pub(super) async fn watch(
     }
 }
 
-/// Asks that the end of the claim be announced.
+/// Requests an announcement of the claim's end.
 async fn mark(core: &Core<Postgres>, key: &str) -> Result<(), StoreError> {
     use diesel_async::RunQueryDsl as _;
 

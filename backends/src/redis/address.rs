@@ -1,4 +1,4 @@
-//! Where the records are: URLs, and the clients that are made from them.
+//! Store addresses: parses URLs, and creates clients from them.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::RedisOpenError;
 use crate::query::Query;
 
-/// How a store is laid out.
+/// How the store is deployed.
 #[derive(Clone)]
 pub(super) enum Topology {
     Single,
@@ -24,18 +24,18 @@ pub(super) enum Topology {
         sentinel_password: Option<String>,
     },
     Cluster,
-    /// One server, by a connection of the caller's.
+    /// One server, reached through the application's own connection.
     Managed(ConnectionManager),
 }
 
-/// A URL, taken apart, or what the caller handed over in its place.
+/// A parsed URL, or the client or connection that the application supplied instead.
 #[derive(Clone)]
 pub(super) struct Address {
     pub(super) topology: Topology,
     /// The server, the sentinels, or some nodes of the cluster, each with the credentials for Redis.
     pub(super) nodes: Vec<ConnectionInfo>,
     pub(super) options: Vec<(String, String)>,
-    /// The number of the database, which the caller's own connection does not name.
+    /// The database number of the application's own connection, for which there is no [`ConnectionInfo`].
     managed_database: i64,
     tls: Option<TlsCertificates>,
 }
@@ -52,7 +52,7 @@ impl Address {
         let (base, layout) = scheme.split_once('+').unwrap_or((scheme, ""));
         let node = |text: &str| -> Result<ConnectionInfo, RedisOpenError> {
             let info = text.into_connection_info().map_err(|_| FORM)?;
-            // Without it a small command waits for the answer to the one before.
+            // With Nagle's algorithm, a small command would wait for the answer to the previous command.
             Ok(info.set_tcp_settings(TcpSettings::default().set_nodelay(true)))
         };
         let (topology, nodes) = match (base, layout) {
@@ -90,15 +90,15 @@ impl Address {
         Ok(Self { topology, nodes, options: options.0, managed_database: 0, tls })
     }
 
-    /// One server, as a client of the caller's reaches it.
+    /// Returns the address of the one server that the application's client reaches.
     pub(super) fn of_client(client: &Client) -> Self {
         let info = client.get_connection_info().clone();
-        // As in `parse`.
+        // `parse` explains why.
         let tcp = info.tcp_settings().clone().set_nodelay(true);
         Self::handed(Topology::Single, vec![info.set_tcp_settings(tcp)], 0)
     }
 
-    /// The server at the other end of a connection of the caller's.
+    /// Returns the address of the server that the application's connection reaches.
     pub(super) async fn of_manager(mut manager: ConnectionManager, limit: Duration) -> Result<Self, RedisOpenError> {
         let asked = redis::cmd("CLIENT").arg("INFO").take();
         let unreachable = RedisOpenError::Unreachable;
@@ -108,7 +108,7 @@ impl Address {
             unreachable(format!("CLIENT INFO, which tells the connection's database, is answered by {error}"))
         })?;
         let database = answer.split_ascii_whitespace().find_map(|field| field.strip_prefix("db=")?.parse().ok());
-        let database = database.ok_or_else(|| unreachable("CLIENT INFO tells no database".to_owned()))?;
+        let database = database.ok_or_else(|| unreachable("CLIENT INFO names no database".to_owned()))?;
         Ok(Self::handed(Topology::Managed(manager), Vec::new(), database))
     }
 
@@ -116,16 +116,18 @@ impl Address {
         Self { topology, nodes, options: Vec::new(), managed_database, tls: None }
     }
 
-    /// Puts the caller's TLS settings in the place of the URL's.
+    /// Replaces the URL's TLS settings with the application's.
     pub(super) fn set_tls(&mut self, tls: TlsCertificates) -> Result<(), RedisOpenError> {
         if !self.is_tls() {
-            return Err(RedisOpenError::Url("there are settings for TLS, and nothing says that TLS is spoken: rediss"));
+            return Err(RedisOpenError::Url(
+                "it has settings for TLS, but its scheme does not ask for TLS: use rediss",
+            ));
         }
         self.tls = Some(tls);
         Ok(())
     }
 
-    /// What a log may show.
+    /// Returns a name that may appear in a log.
     pub(super) fn name(&self) -> String {
         let hosts: Vec<String> = self.nodes.iter().map(|node| node.addr().to_string()).collect();
         match &self.topology {
@@ -136,12 +138,13 @@ impl Address {
         }
     }
 
-    /// Messages are heard in every database: the channel has the number in its name.
+    /// Returns the database number. The channel's name contains it, because Redis delivers a published message in every
+    /// database.
     pub(super) fn database(&self) -> i64 {
         self.nodes.first().map_or(self.managed_database, |node| node.redis_settings().db())
     }
 
-    /// A client of one server.
+    /// Creates a client of one server.
     pub(super) fn client(&self, node: &ConnectionInfo) -> redis::RedisResult<Client> {
         match (node.addr(), &self.tls) {
             (ConnectionAddr::TcpTls { .. }, Some(tls)) => Client::build_with_tls(node.clone(), tls.clone()),
@@ -149,7 +152,7 @@ impl Address {
         }
     }
 
-    /// A client of a cluster's node, `HOST:PORT`, by the credentials and the TLS of the URL.
+    /// Creates a client of the cluster node `HOST:PORT`, with the credentials and TLS settings of the URL.
     pub(super) fn node(&self, name: &str) -> redis::RedisResult<Client> {
         let (host, port) = name.rsplit_once(':').unwrap_or((name, ""));
         let (host, port) = (host.to_owned(), port.parse().unwrap_or(0));
@@ -207,14 +210,15 @@ impl Address {
         builder.build()
     }
 
-    /// A cluster's client. Its own retries are off: it would not say whether a step that failed in the end had been sent
-    /// before. An answer's time is counted by the caller, over all that is done for it.
+    /// Creates a cluster client. The driver's own retries are off: after a failed retry, the driver would not report
+    /// whether it had sent the step before. The caller enforces the deadline for an answer, over all attempts.
     pub(super) fn cluster(&self, connect: Duration, response: Duration) -> redis::RedisResult<ClusterClient> {
-        // Unacknowledged for so long, a peer is gone: its connection is dropped, and made anew.
+        // If a peer does not acknowledge data for this long, it is gone: the driver drops the connection and opens a
+        // new one.
         let tcp = TcpSettings::default().set_nodelay(true).set_user_timeout(response);
         let mut builder = ClusterClient::builder(self.nodes.clone())
             .retries(0)
-            // One silent node is not to take the time of all the others.
+            // One silent node must not use up the time for all others.
             .connection_timeout(connect / 4)
             .response_timeout(2 * response)
             .tcp_settings(tcp);
@@ -225,7 +229,7 @@ impl Address {
     }
 }
 
-/// Time-outs are counted here, not by the driver.
+/// The backend enforces its own timeouts instead of the driver's.
 pub(super) fn without_timeouts() -> AsyncConnectionConfig {
     AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None)
 }
@@ -238,12 +242,12 @@ impl Options {
     }
 }
 
-/// A URL without its scheme and our own options.
+/// A URL without its scheme and without Oncekey's own options.
 struct Rest {
-    /// `USER:PASSWORD@`, or nothing.
+    /// `USER:PASSWORD@`, or empty.
     credentials: String,
     place: String,
-    /// What the driver reads, with its question mark.
+    /// The options for the driver, with the leading question mark.
     query: String,
 }
 
@@ -261,7 +265,7 @@ fn every(
     hosts.split(',').map(|host| node(&format!("{scheme}://{}{host}{path}{}", rest.credentials, rest.query))).collect()
 }
 
-/// Takes our own options off the query.
+/// Removes Oncekey's own options from the query.
 fn take_options(rest: &str) -> Result<(Rest, Options), RedisOpenError> {
     const OURS: [&str; 5] = ["accept", "prefix", "sentinel_password", "sentinel_user", "sslrootcert"];
 

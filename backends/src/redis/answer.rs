@@ -1,4 +1,4 @@
-//! The forms of the server's answers.
+//! Parses the server's answers.
 
 use std::time::Duration;
 
@@ -11,15 +11,15 @@ use super::clock::read_time;
 use super::field::corrupt;
 use super::value::{Claim, Stored, Value, millis, window};
 
-/// What `READ` shows.
+/// What `READ` returns.
 pub(super) enum Found {
     Nothing,
     Record(RecordView),
-    /// A record with steps, which are to be read in one go with it.
+    /// A record with steps. The caller must read it again, together with its steps.
     Family,
 }
 
-/// A record as `READ` gives it.
+/// Parses a record from the answer to `READ`.
 pub(super) fn read_record(key: &Key, answer: Answer) -> Result<Found, StoreError> {
     let Answer::Array(parts) = answer else { return Err(unexpected()) };
     let Ok([value, ttl, time]) = <[Answer; 3]>::try_from(parts) else { return Err(unexpected()) };
@@ -41,7 +41,7 @@ pub(super) fn read_record(key: &Key, answer: Answer) -> Result<Found, StoreError
     };
     let left = |longer: Duration| Duration::from_millis(u64::try_from(ttl).unwrap_or(0)).saturating_sub(longer);
     let state = match state {
-        // Who is released has steps.
+        // A record is `Released` only if it has steps.
         Stored::Withdrawn | Stored::Released => return Ok(Found::Nothing),
         Stored::Indeterminate => StateView::Indeterminate,
         _ if ttl < 0 => return Err(endless()),
@@ -58,16 +58,17 @@ pub(super) fn read_record(key: &Key, answer: Answer) -> Result<Found, StoreError
     Ok(Found::Record(view))
 }
 
-/// What an owner's script did.
+/// The result of an owner's script.
 pub(super) enum Verdict {
     Done,
     NotDone,
-    /// Nothing, since the record has steps.
+    /// The script did nothing, because the record has steps.
     HasSteps,
 }
 
-/// What an owner's script says: the head that it found, which is checked here, behind an `n` where it did not do the step,
-/// an `s` where it needs the key of the steps, and a `d` where the steps are damaged.
+/// Parses the answer of an owner's script, and checks the head that the script found. A letter before the head means
+/// that the script did nothing: `n` if the step does not apply, `s` if it needs the steps' key, and `d` if the steps
+/// are damaged.
 pub(super) fn verdict(key: &Key, answer: Answer) -> Result<Verdict, StoreError> {
     let bytes = bytes_or_nil(answer)?.unwrap_or_default();
     match bytes.split_first() {
@@ -80,7 +81,7 @@ pub(super) fn verdict(key: &Key, answer: Answer) -> Result<Verdict, StoreError> 
     }
 }
 
-/// A script's table: a word, and what goes with it.
+/// Parses a script's table: a keyword and its argument.
 pub(super) fn table(answer: Answer) -> Result<(Vec<u8>, Answer), StoreError> {
     let Answer::Array(parts) = answer else { return Err(unexpected()) };
     let mut parts = parts.into_iter();
@@ -102,7 +103,7 @@ pub(super) fn endless() -> StoreError {
     StoreError::corrupt("a record in Redis has lost its time to live, which only somebody else's PERSIST can do")
 }
 
-/// Whether the step was executed is not known.
+/// An answer of an unexpected form does not show whether the step was executed.
 pub(super) fn unexpected() -> StoreError {
     StoreError::unknown("Redis gave an answer of an unexpected form")
 }

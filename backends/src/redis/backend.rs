@@ -1,4 +1,4 @@
-//! The handle, and the store's side of the protocol.
+//! The public handle of the Redis backend, and its implementation of [`Backend`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -26,26 +26,27 @@ use super::{RedisBuilder, RedisOpenError, scan};
 use crate::ask::{ask, by_asking};
 use crate::{Finding, doctor};
 
-/// While so many batches are under way on one connection, what comes in gathers into the next.
+/// While this many batches are in flight on one connection, new messages gather into the next batch.
 const BATCHES: usize = 2;
-/// Smaller pipelines cost more by their reads and writes than the server's working at the same time saves.
+/// Splitting a batch into smaller pipelines costs more reads and writes than the parallel work saves.
 const SMALLEST_BATCH: usize = 8;
-/// How long a reading of the whole store may take.
+/// The time limit for reading the whole store.
 const SCAN_LIMIT: Duration = Duration::from_secs(60);
 
-/// A store of records in Redis or Valkey: one server, a master that Sentinel names, or a cluster.
+/// Stores records in Redis or Valkey: one server, a master that Sentinel names, or a cluster.
 ///
-/// A record is one key, and its steps, if it has any, are another in the same slot. A first use is two commands, the claim (`SET … NX GET PX`) and the outcome (a script that checks
-/// the owner), and a replay is one. What waits in an arbiter's backend actor goes out as one pipeline over the arbiter's
-/// connection. All times are the server's: a record's time is its key's time to live.
+/// A record is one Redis key. If the record has steps, they are a second key in the same slot. A first use takes two
+/// commands: the claim (`SET … NX GET PX`) and the outcome (a script that checks the owner). A replay takes one. Each
+/// arbiter has one connection, on which its backend actor sends the messages waiting in its mailbox as one pipeline.
+/// All times come from the server's clock: a record's lease and retention are encoded in its key's time to live.
 ///
-/// **What Redis forgets runs again.** How much that is, by persistence and topology, stands in the page about
-/// [Redis](crate::redis#what-is-promised); a server that evicts keys is refused, and one that persists weakly is warned
-/// of. There are no transactions with the caller's own rows.
+/// **If Redis loses a record, its operation runs again.** The page about [Redis](crate::redis#what-is-promised) gives
+/// the risk for each persistence setting and topology. The backend refuses a server that evicts keys, and warns about
+/// one with weak persistence. It does not support transactions with the application's own rows.
 ///
-/// Records expire by themselves, so that [`purge`](Backend::purge) has nothing to do. Redis has no order of keys:
-/// [`list`](Backend::list) and [`stats`](Backend::stats) read every key of the database, in steps of a thousand, and are
-/// for inspection.
+/// Redis expires the records by itself, so [`purge`](Backend::purge) does nothing. Redis keeps no order of keys:
+/// [`list`](Backend::list) and [`stats`](Backend::stats) read every key of the database, a thousand at a time. Use them
+/// for inspection only.
 ///
 /// ```no_run
 /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
@@ -67,7 +68,7 @@ impl RedisBackend {
     /// Connects with the default options; see [`RedisBuilder::open`].
     ///
     /// # Errors
-    /// [`RedisOpenError`] says what is in the way.
+    /// [`RedisOpenError`] says why the store could not be opened.
     ///
     /// ```no_run
     /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
@@ -80,7 +81,7 @@ impl RedisBackend {
         Self::builder(url).open().await
     }
 
-    /// Options for connecting to a URL:
+    /// Returns options for connecting to a URL:
     ///
     /// | | |
     /// |---|---|
@@ -89,9 +90,10 @@ impl RedisBackend {
     /// | Sentinel | `redis+sentinel://USER:PASSWORD@HOST:PORT,HOST:PORT/MASTER/DATABASE` |
     /// | Cluster | `redis+cluster://USER:PASSWORD@HOST:PORT,HOST:PORT` |
     ///
-    /// `rediss`, `rediss+sentinel` and `rediss+cluster` are the same by TLS, verified by what the system trusts, or by
-    /// `?sslrootcert=PATH`. The user and password are Redis's; the sentinels' own are `?sentinel_user=` and
-    /// `?sentinel_password=`. `?prefix=` and `?accept=` say what the builder's methods do.
+    /// `rediss`, `rediss+sentinel` and `rediss+cluster` are the same over TLS. The certificates that the system trusts,
+    /// or those in `?sslrootcert=PATH`, verify the server. The user and password are those of Redis; set the sentinels'
+    /// own with `?sentinel_user=` and `?sentinel_password=`. `?prefix=` and `?accept=` have the same effect as the
+    /// builder's methods.
     ///
     /// ```
     /// use oncekey_backends::redis::RedisBackend;
@@ -103,8 +105,8 @@ impl RedisBackend {
         RedisBuilder::new(Source::Url(url.into()))
     }
 
-    /// Options for a client of the application's own, with its address, credentials and TLS settings. Every arbiter opens
-    /// its own connections by it.
+    /// Returns options for connecting with the application's own client, including its address, credentials and TLS
+    /// settings. Every arbiter opens its own connections through it.
     ///
     /// ```no_run
     /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
@@ -118,17 +120,18 @@ impl RedisBackend {
         RedisBuilder::new(Source::Client(Box::new(client)))
     }
 
-    /// Options for a connection of the application's own, which all arbiters then share: its runtime must outlive the
-    /// engine. [`from_client`](Self::from_client) serves better, for three reasons:
+    /// Returns options for using the application's own connection, which all arbiters then share. Its runtime must
+    /// outlive the engine. Prefer [`from_client`](Self::from_client), for three reasons:
     ///
-    /// - A manager does not open a second connection, on which Redis could announce that an operation has ended. A caller
-    ///   that waits for another process's operation asks for it 30 to 50 times a second instead.
-    /// - A manager keeps a connection whose server has fallen silent. Give its client
-    ///   [TCP settings](redis::io::tcp::TcpSettings) with a user time-out, or calls fail until the kernel gives it up.
-    /// - A manager connects again by itself. The backend looks every ten seconds whether that led to a server that evicts
-    ///   keys.
+    /// - A manager can't open the second connection on which Redis announces that an operation has ended. Instead, a
+    ///   caller that waits for another process's operation polls 30 to 50 times a second.
+    /// - A manager keeps a connection whose server has gone silent. Give its client [TCP
+    ///   settings](redis::io::tcp::TcpSettings) with a user timeout. Otherwise calls fail until the kernel closes the
+    ///   connection.
+    /// - A manager reconnects by itself. Every ten seconds, the backend checks whether the manager has connected to a
+    ///   server that evicts keys.
     ///
-    /// The manager's own response time-out (0.5 s by default) ends a call before
+    /// The manager's own response timeout (0.5 s by default) ends a call before
     /// [`response_timeout`](RedisBuilder::response_timeout) does.
     ///
     /// ```no_run
@@ -147,7 +150,7 @@ impl RedisBackend {
     pub(super) async fn open_with(mut options: RedisBuilder) -> Result<Self, RedisOpenError> {
         let address = options.address().await?;
         if address.is_tls() {
-            // The driver takes the process's choice of cryptography; where there is none yet, this is it.
+            // The driver uses the process's default crypto provider; this sets one if there is none yet.
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
         let prefix = options.prefix.unwrap_or_else(|| "oncekey:".to_owned());
@@ -159,10 +162,11 @@ impl RedisBackend {
         Ok(Self { link: Arc::new(link), names, watchers: Arc::default() })
     }
 
-    /// What the servers are set to, where that is not what this store wants. [`open`](RedisBuilder::open) logs the same.
+    /// Returns the server settings that differ from what this store needs. [`open`](RedisBuilder::open) logs the same
+    /// findings.
     ///
     /// # Errors
-    /// The servers can't be asked, or are set to what is refused by now.
+    /// Fails if the backend can't ask the servers, or if a server now has a setting that the backend refuses.
     ///
     /// ```no_run
     /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
@@ -177,7 +181,7 @@ impl RedisBackend {
         check(&self.link).await
     }
 
-    /// Takes steps until all of them are answered: each round is one round trip.
+    /// Executes steps until all of them are answered. Each round is one round trip.
     async fn take(&self, mut steps: Vec<Step>) {
         if self.link.is_cluster() {
             join_all(steps.into_iter().map(|step| self.take_alone(step))).await;
@@ -193,7 +197,7 @@ impl RedisBackend {
         }
     }
 
-    /// In a cluster each command goes its own way, and waits for no other's node.
+    /// Executes one step by itself. In a cluster, each command goes to its own node and waits for no other node.
     async fn take_alone(&self, step: Step) {
         let mut left = Some(step);
         while let Some(mut step) = left {
@@ -202,7 +206,7 @@ impl RedisBackend {
         }
     }
 
-    /// Takes one step by itself.
+    /// Executes one step by itself.
     async fn ask<T: Send + 'static>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, StoreError> {
         ask(request, async |request| self.execute(vec![request]).await).await
     }
@@ -226,12 +230,12 @@ impl Backend for RedisBackend {
         Self { link: Arc::new(self.link.another()), names: Arc::clone(&self.names), watchers: Arc::default() }
     }
 
-    /// In a cluster a batch waits for its slowest node: others are not held up by it.
-    fn batches_under_way(&self) -> usize {
+    /// In a cluster, a batch waits for its slowest node. With no limit here, the other batches need not wait for it.
+    fn max_in_flight_batches(&self) -> usize {
         if self.link.is_cluster() { usize::MAX } else { BATCHES }
     }
 
-    fn smallest_batch(&self) -> usize {
+    fn min_batch_size(&self) -> usize {
         if self.link.is_cluster() { usize::MAX } else { SMALLEST_BATCH }
     }
 
@@ -255,7 +259,7 @@ impl Backend for RedisBackend {
         self.scan_list(message).await
     }
 
-    /// The server removes what has expired by itself.
+    /// Redis removes expired records by itself.
     async fn purge(&self, _: Purge) -> Result<Purged, StoreError> {
         Ok(Purged { removed: 0, more: false })
     }
@@ -279,7 +283,7 @@ impl Backend for RedisBackend {
         for request in batch {
             match Step::begin(&self.names, request, until) {
                 Ok(step) => steps.push(step),
-                // These take long, and the batch is not to wait for them.
+                // These take long, and the batch must not wait for them.
                 Err(Request::List(message, reply)) => {
                     let store = self.clone();
                     tokio::spawn(async move { reply.send(store.scan_list(message).await) });

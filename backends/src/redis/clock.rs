@@ -1,27 +1,28 @@
-//! What the client knows of the server's clock.
+//! What an arbiter knows about the server's clock.
 //!
-//! A claim is one `SET … NX`, which can't ask for the time: its fencing token is in the value that the client sends. So the
-//! client reads the server's clock when it connects, and again every now and then beside other commands, and counts on
-//! from there by its own monotonic clock. A reading was true before it arrived, so what is counted on from it is *at most*
-//! the server's time, and behind it by no more than the reading took to arrive.
+//! A claim is a single `SET … NX`, which can't ask for the time: the client sends the fencing token as part of the
+//! value. So the client reads the server's clock when it connects, and again from time to time, along with other
+//! commands. In between, it counts on with its own monotonic clock. A reading is already in the past when it arrives.
+//! The computed time is therefore *at most* the server's time, and behind it by no more than the time that the reading
+//! took to arrive.
 //!
-//! That is enough for tokens that never go back. A claim that meets a value takes a token above that value's. A claim that
-//! meets nothing follows one whose key has vanished, and a key vanishes when the server's clock has passed its claim's
-//! time by its whole life. A life that is shorter than a reading takes to arrive (an outcome kept for a few milliseconds)
-//! is the one exception.
+//! That is enough for fencing tokens that never go back. A claim that finds a value takes a higher token than that
+//! value's. A claim that finds nothing follows a claim whose key has expired, and a key expires only when the server's
+//! clock has passed the claim's time by the key's whole life. The one exception is a life shorter than the time that a
+//! reading takes to arrive (an outcome kept for a few milliseconds).
 //!
-//! A server that takes another's place has a clock of its own, which may be behind. Redis keeps the point in time at which
-//! a key expires, so the clock that a key is measured by is the new server's. Behind sentinels, and in a cluster, where the
-//! primaries' clocks differ and a slot may move, the highest clock that was ever read gives the tokens. How long a key has
-//! to live until the clock has passed its token is counted from the last reading instead, because other clients may know
-//! no higher clock than that.
+//! A server that takes over from another has its own clock, which may be behind. Redis stores the time at which a key
+//! expires, so the new server's clock decides when a key ends. The primaries of a cluster have different clocks, and a
+//! slot may move between them. So in a cluster and behind sentinels, the highest clock reading so far determines the
+//! tokens. A key must live until the clock has passed its token. That time is counted from the last reading instead,
+//! because other clients may not have seen a higher clock than that.
 
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use redis::{RedisResult, Value};
 
-/// A reading this old is to be refreshed.
+/// The age after which a reading must be refreshed.
 const STALE: Duration = Duration::from_secs(10);
 
 /// The server's clock as one arbiter knows it.
@@ -33,14 +34,14 @@ pub(super) struct Clock {
 #[derive(Debug, Default)]
 struct Readings {
     last: Option<Reading>,
-    /// The last one, or what an earlier one would be by now if that is later.
+    /// The last reading, or the current value of an earlier reading if that is later.
     highest: Option<Reading>,
 }
 
-/// Points in time since 1970, each at most what the clock shows; zero before the first reading.
+/// Points in time since 1970, each no later than the server's clock. Both are zero before the first reading.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Now {
-    /// In microseconds, by the highest clock: what a fencing token is made of.
+    /// In microseconds, by the highest clock. Fencing tokens come from this.
     pub(super) micros: u64,
     /// In milliseconds, by the last reading.
     pub(super) last_millis: u64,
@@ -60,7 +61,7 @@ impl Reading {
 }
 
 impl Clock {
-    /// The time by the server's clock, or a little less.
+    /// Returns the time of the server's clock, or slightly less.
     pub(super) fn now(&self) -> Now {
         let readings = self.readings.lock();
         let now = |reading: Option<Reading>| reading.map_or(Duration::ZERO, Reading::now);
@@ -74,7 +75,7 @@ impl Clock {
         self.readings.lock().last.is_some()
     }
 
-    /// Whether a new reading is due; from now on it counts as under way.
+    /// Returns whether a new reading is due. If so, the reading counts as in progress from now on.
     pub(super) fn take_due(&self) -> bool {
         let mut readings = self.readings.lock();
         let is_due = readings.last.is_none_or(|reading| reading.at.elapsed() >= STALE);
@@ -84,13 +85,13 @@ impl Clock {
         is_due
     }
 
-    /// The clock of the one server that is spoken to.
+    /// Sets the clock of the only server.
     pub(super) fn set(&self, time: Duration) {
         let reading = Some(Reading { time, at: Instant::now() });
         *self.readings.lock() = Readings { last: reading, highest: reading };
     }
 
-    /// The clock of one of several servers.
+    /// Records a clock reading of one of several servers.
     pub(super) fn raise(&self, time: Duration) {
         let mut readings = self.readings.lock();
         let known = readings.highest.map_or(Duration::ZERO, Reading::now);
@@ -99,7 +100,7 @@ impl Clock {
     }
 }
 
-/// The answer to `TIME`: seconds and microseconds.
+/// Parses the answer to `TIME`: seconds and microseconds.
 pub(super) fn read_time(answer: Value) -> RedisResult<Duration> {
     let (seconds, micros): (u64, u64) = redis::from_redis_value(answer.extract_error()?)?;
     Ok(Duration::from_secs(seconds) + Duration::from_micros(micros))
@@ -123,13 +124,14 @@ mod tests {
         while clock.now().micros == first.micros {
             std::hint::spin_loop();
         }
-        // Of several servers the highest clock numbers the claims, and the last reading measures lives.
+        // With several servers, the highest clock numbers the claims, and the last reading measures lives.
         clock.raise(DAY / 2);
         assert!(clock.now().micros > first.micros);
         assert!(clock.now().last_millis < first.last_millis);
         clock.raise(2 * DAY);
         assert!(clock.now().last_millis >= 2 * first.last_millis);
-        // One server's clock may be set back. What it has a token of stays until the clock has passed that token.
+        // A single server's clock may be set back. A key that holds a token stays until the clock has passed that
+        // token.
         clock.set(DAY / 2);
         assert!(clock.now().micros < first.micros);
     }

@@ -1,4 +1,4 @@
-//! One command to a cluster: to the node of its key, wherever that is by now.
+//! Sends commands to a cluster: one command to the current node of its key, or a query to chosen nodes.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,12 +12,12 @@ use tokio::time::sleep;
 
 use super::error::Failure;
 
-/// While a shard fails over its slots have no home; the caller's limit for an answer ends this.
+/// During a shard's failover no node serves its slots. The caller's deadline ends the retries.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Sends it until a node takes it. The driver's own retries are off; these report to the step's state what became of each
-/// try. A command that a node may have taken is not sent again here: its [`Step`](super::step::Step) knows whether and how
-/// it may be.
+/// Sends the command until a node accepts it. The driver's own retries are off; these retries record the result of each
+/// attempt in the step's state. If a node may have executed the command, this function does not send it again: the
+/// command's [`Step`](super::step::Step) decides whether and how that is possible.
 pub(super) async fn send(
     connection: &mut ClusterConnection,
     command: &Cmd,
@@ -34,15 +34,16 @@ pub(super) async fn send(
         };
         match error.kind() {
             ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask) => {
-                // The driver has learnt where the slot is. If that was wrong, the nodes don't agree yet.
+                // The driver has learned a new address for the slot. If that address was wrong too, the nodes don't
+                // agree yet.
                 if moves > 0 {
                     sleep(PAUSE).await;
                 }
                 moves += 1;
             }
             ErrorKind::Server(ServerErrorKind::TryAgain | ServerErrorKind::ReadOnly) => sleep(PAUSE).await,
-            // The driver gives these of its own as well, to commands that are under way while it fails to look the
-            // slots up.
+            // The driver itself also returns these errors, for commands that are in flight while it fails to look up
+            // the slots.
             ErrorKind::Server(
                 ServerErrorKind::ClusterDown | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading,
             )
@@ -51,13 +52,13 @@ pub(super) async fn send(
                 return Err(Failure::Adrift(error.to_string()));
             }
             ErrorKind::Io if !error.is_timeout() => {
-                // The driver connects again meanwhile.
+                // The driver reconnects during this pause.
                 sleep(PAUSE).await;
                 return Err(Failure::of_sent_into_cluster(error));
             }
             _ => return Err(Failure::of_sent_into_cluster(error)),
         }
-        // A node's refusal.
+        // The node refused the command.
         state.refused();
         state.sent();
         answer = match error.kind() {
@@ -67,7 +68,7 @@ pub(super) async fn send(
     }
 }
 
-/// A slot on its way to another node: keys that are not here any more are there.
+/// Follows an ASK redirect: the slot is moving to another node, and keys that are missing here are there.
 async fn ask(connection: &mut ClusterConnection, error: &RedisError, command: &Cmd) -> RedisResult<Value> {
     let Some((host, port)) = error.redirect_node().and_then(|(node, _)| node.rsplit_once(':')) else {
         return connection.req_packed_command(command).await;
@@ -78,21 +79,21 @@ async fn ask(connection: &mut ClusterConnection, error: &RedisError, command: &C
     only(connection.route_pipeline(asking, 1, 1, route).await?)
 }
 
-/// The one answer that there must be. None at all is not "no such key", by which a claim would be won.
+/// Returns the only answer. An empty list must not count as "no such key", because that would win a claim.
 fn only(answers: Vec<Value>) -> RedisResult<Value> {
     let [answer] = <[Value; 1]>::try_from(answers)
         .map_err(|_| RedisError::from((ErrorKind::UnexpectedReturnType, "not one answer to one command")))?;
     Ok(answer)
 }
 
-/// The addresses of all nodes that have slots, replicas among them, as [`ask_node`] takes them.
+/// Returns the addresses of all nodes that serve slots, including replicas, in the form that [`ask_node`] takes.
 pub(super) async fn nodes(connection: &mut ClusterConnection) -> RedisResult<Vec<String>> {
     let slots = ask_any(connection, redis::cmd("CLUSTER").arg("SLOTS").take()).await?.extract_error()?;
     Ok(addresses(&slots))
 }
 
-/// The nodes that `CLUSTER SLOTS` names, each once. Each range of slots is its ends and then its nodes; a node begins with
-/// its host and port.
+/// Returns the nodes that `CLUSTER SLOTS` names, each once. Each range of slots starts with its first and last slot,
+/// followed by its nodes; a node starts with its host and port.
 fn addresses(slots: &Value) -> Vec<String> {
     let Value::Array(ranges) = slots else { return Vec::new() };
     let nodes = ranges.iter().filter_map(|range| match range {
@@ -112,7 +113,7 @@ fn addresses(slots: &Value) -> Vec<String> {
     found.into_iter().collect()
 }
 
-/// Asks every primary, and gives each one's answer by its address.
+/// Asks every primary, and returns each answer with the primary's address.
 pub(super) async fn ask_primaries(
     connection: &mut ClusterConnection,
     command: Cmd,
@@ -122,7 +123,7 @@ pub(super) async fn ask_primaries(
     answers.into_iter().map(|(node, answer)| Ok((redis::from_redis_value(node)?, answer))).collect()
 }
 
-/// Asks the node with an address as [`ask_primaries`] gives it.
+/// Asks the node with the given address, as [`ask_primaries`] returns it.
 pub(super) async fn ask_node(connection: &mut ClusterConnection, node: &str, command: Cmd) -> RedisResult<Value> {
     let (host, port) = node.rsplit_once(':').unwrap_or((node, ""));
     let route = SingleNodeRoutingInfo::ByAddress { host: host.to_owned(), port: port.parse().unwrap_or(0) };
@@ -138,7 +139,7 @@ pub(super) async fn ask_any(connection: &mut ClusterConnection, command: Cmd) ->
 mod tests {
     use super::*;
 
-    /// Nothing in an answer's place is an error that leaves open what happened, not a claim that was won.
+    /// An empty answer is an error that leaves the effect unknown, not a claim that was won.
     #[test]
     fn e19_an_empty_answer_is_unknown() {
         let error = only(Vec::new()).unwrap_err();

@@ -1,9 +1,9 @@
-//! What opening the store can fail with, and what the server's errors mean for a step.
+//! Errors of opening the store, and what each server error means for a step.
 
 use oncekey::backend::StoreError;
 use redis::{RedisError, ServerError, ServerErrorKind};
 
-/// Why a Redis could not be opened as a store. No text of it holds the password.
+/// Why the backend could not open a Redis server as a store. No message contains the password.
 ///
 /// ```
 /// # #[actix_rt::main] async fn main() {
@@ -17,64 +17,64 @@ use redis::{RedisError, ServerError, ServerErrorKind};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RedisOpenError {
-    /// The URL can't be read. What is wrong with it is told without quoting it.
+    /// The URL is invalid. The message describes the problem without quoting the URL.
     #[error("the Redis URL can't be read: {0}")]
     Url(&'static str),
-    /// The certificates to verify the server by can't be read.
+    /// The certificates that verify the server can't be read.
     #[error("the certificates for TLS can't be read: {0}")]
     Certificates(String),
-    /// The server can't be reached, or refuses the connection.
+    /// The server can't be reached, or it refuses the connection.
     #[error("Redis can't be reached: {0}")]
     Unreachable(String),
-    /// The server lacks `SET … NX GET`.
+    /// The server is too old: it lacks `SET … NX GET`.
     #[error("Redis 7.0 or later, or Valkey, is needed; {server} has version {found}")]
     TooOld {
-        /// Which of the servers.
+        /// The server.
         server: String,
-        /// The version that it has.
+        /// The server's version.
         found: String,
     },
-    /// The server would evict records when its memory is full, and what is evicted runs again.
+    /// The server would evict records when its memory is full. The operation of an evicted record would run again.
     #[error(
         "maxmemory-policy of {server} is {found}: Redis would evict records before their time, and what they guard would \
          run again; set it to noeviction, or accept that by accept_eviction (in a URL: ?accept=eviction)"
     )]
     Eviction {
-        /// Which of the servers.
+        /// The server.
         server: String,
-        /// The policy that it has.
+        /// The server's policy.
         found: String,
     },
-    /// The server does not show its settings, so that nobody knows what it promises.
+    /// The server does not show its settings, so the backend can't tell whether it evicts or loses records.
     #[error(
         "the settings of {server} can't be read ({reason}), so that nobody knows whether it evicts records or forgets them; \
          allow CONFIG GET, or vouch for them by accept_unread_settings (in a URL: ?accept=unread-settings)"
     )]
     UnreadSettings {
-        /// Which of the servers.
+        /// The server.
         server: String,
-        /// What the server said.
+        /// The server's error message.
         reason: String,
     },
-    /// The user may not run what ends a claim, or the server has no such command: operations would run, and their outcomes
-    /// could not be stored.
+    /// The user lacks permission for a command that ends a claim, or the server does not have the command. Operations
+    /// would run, and the backend could not store their outcomes.
     #[error(
         "what ends a claim can't be run on {server}: {commands}; allow EVAL, EVALSHA and the commands that the guide of Redis \
          lists, for keys with the store's prefix"
     )]
     Forbidden {
-        /// Which of the servers.
+        /// The server.
         server: String,
-        /// The commands, or what the server said.
+        /// The refused commands, or the server's error message.
         commands: String,
     },
-    /// The server is a replica that takes writes. Its primary knows nothing of them, and would let others claim the same
-    /// keys.
+    /// The server is a writable replica. Its primary never receives the replica's writes, so it would let other callers
+    /// claim the same keys.
     #[error(
         "{server} is a replica that takes writes (replica-read-only no), of which its primary never hears: name the primary"
     )]
     WritableReplica {
-        /// Which of the servers.
+        /// The server.
         server: String,
     },
 }
@@ -82,21 +82,21 @@ pub enum RedisOpenError {
 /// Why a command has no answer.
 #[derive(Debug, Clone)]
 pub(super) enum Failure {
-    /// The server does not know the script: nothing was done.
+    /// The server does not know the script. Nothing was executed.
     NoScript,
-    /// The connection broke, before or after the server took the command.
+    /// The connection broke, before or after the server received the command.
     Broken(String),
-    /// No node of a cluster had the command's slot, or the driver lost the command while it looked for one.
+    /// No node of the cluster owned the command's slot, or the driver lost the command while it looked for one.
     Adrift(String),
-    /// No answer came in time.
+    /// No answer arrived before the deadline.
     Silent(String),
-    /// There was no connection to send it on, or the server refused it by an error of its own: nothing was done.
+    /// There was no connection, or the server refused the command with an error. Nothing was executed.
     Refused(StoreError),
-    /// The server that was reached is not to be used as a store: nothing was sent to it.
+    /// The server must not be used as a store. Nothing was sent to it.
     Unfit(Unfit),
 }
 
-/// Why a server is not to be used as a store.
+/// Why a server must not be used as a store.
 #[derive(Debug, Clone)]
 pub(super) enum Unfit {
     Eviction { server: String, found: String },
@@ -117,7 +117,7 @@ impl From<Unfit> for RedisOpenError {
 }
 
 impl Failure {
-    /// What the server's own error means.
+    /// Classifies a server error.
     pub(super) fn of_server(error: &ServerError) -> Self {
         if error.kind() == Some(ServerErrorKind::NoScript) {
             return Self::NoScript;
@@ -130,17 +130,18 @@ impl Failure {
             "OOM" => StoreError::Full(text),
             "READONLY" | "MISCONF" => StoreError::ReadOnly(text),
             "WRONGTYPE" => StoreError::corrupt("a key in Redis holds something else than a record"),
-            // The server checks these before it executes a command, or a script's only write.
+            // The server makes these checks before it executes a command or a script's only write.
             "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "MOVED" | "ASK" | "CROSSSLOT" | "BUSY"
             | "NOREPLICAS" | "NOPERM" | "NOAUTH" | "ERR" => StoreError::unavailable(text),
-            // A proxy's own error, or one of a later version: it does not prove that nothing was executed.
+            // An unknown code may come from a proxy or from a later version. It does not prove that nothing was
+            // executed.
             _ => return Self::Broken(text),
         })
     }
 
-    /// What befell a command that was sent into a cluster, where the driver's own errors stand in the answer's place. It
-    /// gives a node's error as an error only if it would act on it by itself; others are values. So any other error of a
-    /// server is the answer to a command of the driver's own, and says nothing of this one.
+    /// Classifies the failure of a command sent into a cluster. The cluster driver returns a node's error as `Err` only
+    /// if the driver handles that error itself; it returns all other node errors as values. So any other server error
+    /// in `Err` answers one of the driver's own commands and says nothing about this one.
     pub(super) fn of_sent_into_cluster(error: RedisError) -> Self {
         match Self::of_sent(error) {
             Self::NoScript => Self::Broken("the cluster's driver met a script that is not known".to_owned()),
@@ -149,7 +150,7 @@ impl Failure {
         }
     }
 
-    /// What befell a command that was sent.
+    /// Classifies the failure of a command that was sent.
     pub(super) fn of_sent(error: RedisError) -> Self {
         match ServerError::try_from(error) {
             Ok(error) => Self::of_server(&error),
@@ -158,7 +159,7 @@ impl Failure {
         }
     }
 
-    /// What is in the way of a connection. Whatever it is, no step was sent.
+    /// Classifies a connection failure. Whatever the cause, no step was sent.
     pub(super) fn of_connecting(error: RedisError) -> Self {
         match ServerError::try_from(error).map(|error| Self::of_server(&error)) {
             Ok(Self::Broken(text)) => Self::Refused(StoreError::unavailable(text)),
@@ -167,13 +168,13 @@ impl Failure {
         }
     }
 
-    /// Whether another server has taken this one's place. One that can't write to its disk (MISCONF) refuses writes as
-    /// well, and a new connection would find the same server.
+    /// Returns whether this server has been demoted to a replica. A server that can't write to its disk (MISCONF) also
+    /// refuses writes, but a new connection would reach the same server.
     pub(super) fn is_demoted(&self) -> bool {
         matches!(self, Self::Refused(StoreError::ReadOnly(text)) if text.starts_with("READONLY"))
     }
 
-    /// A read that was not answered changed nothing.
+    /// Converts the failure of a read. An unanswered read changed nothing.
     pub(super) fn of_read(self) -> StoreError {
         match self.into() {
             StoreError::Unknown(text) => StoreError::Unavailable(text),
@@ -182,7 +183,8 @@ impl Failure {
     }
 }
 
-/// By itself it says nothing of a step that was sent before: the step's [`StepState`](oncekey::backend::StepState) does.
+/// Covers this command only. What is known about an earlier attempt of the step is in its
+/// [`StepState`](oncekey::backend::StepState).
 impl From<Failure> for StoreError {
     fn from(failure: Failure) -> Self {
         match failure {
@@ -200,14 +202,14 @@ mod tests {
 
     use super::*;
 
-    /// An error as the server writes it.
+    /// Parses an error as the server writes it.
     fn server_error(line: &str) -> ServerError {
         let parsed = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
         let Value::ServerError(error) = parsed else { panic!("{parsed:?}") };
         error
     }
 
-    /// Only what the server says before it executes a command proves that it did not.
+    /// Only errors that the server reports before it executes a command prove that the command was not executed.
     #[test]
     fn e19_an_error_of_an_unknown_code_is_unknown() {
         for line in [
@@ -240,21 +242,21 @@ mod tests {
         }
     }
 
-    /// In a cluster a refusal as an error was given to a command of the driver's own.
+    /// In a cluster, a refusal in `Err` answers one of the driver's own commands.
     #[test]
     fn e19_an_error_in_a_clusters_answers_place_is_unknown() {
         for line in ["NOPERM no permission for CLUSTER SLOTS", "NOAUTH Authentication required.", "ERR no cluster"] {
             let failure = Failure::of_sent_into_cluster(RedisError::from(server_error(line)));
             assert!(matches!(failure, Failure::Broken(_)), "{line}: {failure:?}");
         }
-        // Before there is a connection nothing was sent, whatever the error.
+        // Before a connection exists, nothing was sent, whatever the error.
         let connecting = Failure::of_connecting(RedisError::from(server_error("WRONGPASS invalid password")));
         assert!(!StoreError::from(connecting).is_unknown());
         let driver = RedisError::from((ErrorKind::Client, "no slot"));
         assert!(matches!(Failure::of_sent_into_cluster(driver), Failure::Broken(_)));
     }
 
-    /// A full disk is the same server's after a new connection.
+    /// A new connection would reach the same server with the same full disk.
     #[test]
     fn e11_a_server_that_cannot_save_is_not_demoted() {
         assert!(Failure::of_server(&server_error("READONLY You can't write")).is_demoted());

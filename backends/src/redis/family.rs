@@ -1,4 +1,5 @@
-//! A record with its steps as a script shows them, what the protocol's own functions make of it, and how that is written.
+//! Decisions about a record with steps: reads the record and its steps as a script returns them, lets the protocol's
+//! functions decide, and plans what to write.
 
 use oncekey::backend::{
     Acquire, BeginStep, FailStep, RecordView, Release, Released, Resolve, ResolveStep, Resolved, StepBegun, StepFailed,
@@ -13,39 +14,39 @@ use super::answer::{bytes_or_nil, endless, unexpected};
 use super::field::{FAMILY, Family, Kept, corrupt};
 use super::value::{Barrier, Claim, LONGEST, Met, Stored, Value, is_watched, millis, watched, window, with_steps};
 
-/// What a script has seen in one atomic step.
+/// What a script read in one atomic step.
 #[derive(Debug)]
 pub(super) struct Seen {
     key: Key,
-    /// The name of the record's key.
+    /// The name of the record's Redis key.
     parent: Vec<u8>,
     pub(super) met: Option<Met>,
     /// When the record's key expires, in milliseconds since 1970; negative for never.
     expiry: i64,
     now: StoreTime,
-    /// How many steps there are. Those that were read may be fewer.
+    /// The number of steps in the store. `steps` may hold fewer.
     count: usize,
-    /// What the steps share, and its bytes.
+    /// The data that the steps share, and its bytes.
     family: Option<(Family, Vec<u8>)>,
-    /// In the order in which they began first.
+    /// In the order in which they first began.
     steps: Vec<Kept>,
 }
 
-/// What is to be written if all is still as it was seen.
+/// What to write if the record and its steps have not changed since they were read.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) met: Vec<u8>,
     pub(super) met_expiry: i64,
     pub(super) met_family: Vec<u8>,
-    /// The lease within which it must be done.
+    /// The end of the lease within which the write must happen.
     pub(super) before: Option<StoreTime>,
-    /// The record's new value, if it is another one.
+    /// The record's new value, if it changes.
     pub(super) value: Option<Vec<u8>>,
-    /// When the record is to expire, in milliseconds since 1970; negative for never.
+    /// When the record must expire, in milliseconds since 1970; negative for never.
     pub(super) expiry: i64,
-    /// Whether the claim that was met ends.
+    /// Whether this write ends the claim that was read.
     pub(super) is_end: bool,
-    /// Whether work starts with it, which a server without memory refuses.
+    /// Whether this write starts work. A server that is out of memory refuses such a write.
     pub(super) starts_work: bool,
     pub(super) steps: StepsPlan,
     pub(super) fields: Vec<(Vec<u8>, Vec<u8>)>,
@@ -55,11 +56,11 @@ pub(super) struct Plan {
 pub(super) enum StepsPlan {
     Keep,
     Drop,
-    /// The first step of a life: whatever an earlier life left goes.
+    /// This is the first step of a life: delete whatever an earlier life left.
     Anew,
 }
 
-/// What a message comes to: an answer, behind a write if there is one.
+/// The decision on a message: the answer, and a write that must happen first, if any.
 #[derive(Debug)]
 pub(super) struct Decision<T> {
     pub(super) plan: Option<Plan>,
@@ -67,7 +68,7 @@ pub(super) struct Decision<T> {
 }
 
 impl Seen {
-    /// Reads what a script shows behind its word.
+    /// Parses the values that follow the keyword in a script's answer.
     pub(super) fn read(key: &Key, parent: Vec<u8>, parts: Vec<Answer>) -> Result<Self, StoreError> {
         let Ok([value, Answer::Int(expiry), Answer::Int(now), Answer::Int(count), Answer::Array(fields)]) =
             <[Answer; 5]>::try_from(parts)
@@ -104,7 +105,7 @@ impl Seen {
         Ok(())
     }
 
-    /// Whether the record says that it has steps.
+    /// Returns whether the record's value says that it has steps.
     pub(super) fn has_steps(&self) -> bool {
         self.met.as_ref().is_some_and(|met| met.value.has_steps)
     }
@@ -113,7 +114,7 @@ impl Seen {
         self.family.as_ref().map(|(family, _)| *family)
     }
 
-    /// As the protocol's own functions take it.
+    /// Returns the record in the form that the protocol's functions take.
     fn record(&self) -> Result<Option<Record>, StoreError> {
         let Some(Met { value: Value { claim, barrier, state, .. }, .. }) = &self.met else { return Ok(None) };
         let expiry = || u64::try_from(self.expiry).map_err(|_| endless());
@@ -130,7 +131,7 @@ impl Seen {
             Stored::Withdrawn => State::Vacant { until: StoreTime::from_millis(expiry()?) },
         };
         let Claim { owner, fingerprint, attempt, token } = *claim;
-        // A mark does not say when it ends. Each end of a marked claim counts the time anew.
+        // A mark does not say when it ends. Each end of a marked claim restarts the time.
         let until = self.now.after(WITHDRAWAL_KEPT);
         let barrier = barrier.map(|Barrier { withdrawn, .. }| Box::new(oncekey::record::Barrier { withdrawn, until }));
         let steps = self.family().map(|family| {
@@ -145,8 +146,8 @@ impl Seen {
         Ok(self.record()?.and_then(|record| RecordView::of(self.key.clone(), record, self.now)))
     }
 
-    /// A claim of a record with steps that [`read_found`](super::step::read_found) lets pass. `barrier` stands from the
-    /// beginning, if none is there.
+    /// Decides a claim of a record with steps, after [`read_found`](super::step::read_found) has let it pass. If no
+    /// barrier stands yet, `barrier` stands from the start.
     pub(super) fn acquire(
         &self,
         message: &Acquire,
@@ -154,7 +155,7 @@ impl Seen {
     ) -> Result<Decision<oncekey::backend::Acquired>, StoreError> {
         let record = self.record()?;
         let standing = self.met.as_ref().and_then(|met| met.value.barrier);
-        // What a barrier is to keep out here is kept out by the value that a late command compares.
+        // A late command compares values, so the changed value keeps out whatever a barrier must keep out.
         let past_withdrawal = standing.map(|standing| Box::new(standing.withdrawn));
         let message = Acquire { past_withdrawal, ..message.clone() };
         let transition::Step { write, answer } = transition::acquire(record.as_ref(), self.now, &message);
@@ -175,7 +176,7 @@ impl Seen {
         let record = self.record()?;
         let transition::Step { write, answer } = transition::begin_step(record.as_ref(), self.now, message);
         let is_new = !self.steps.iter().any(|kept| kept.step.name == message.name);
-        // Of its siblings only their count is known.
+        // Only the number of the step's siblings is known.
         if is_new && self.count >= Steps::MAX && matches!(answer, StepBegun::Begun { .. }) {
             return Ok(Decision { plan: None, answer: StepBegun::TooMany });
         }
@@ -208,13 +209,13 @@ impl Seen {
         self.decided(write, answer)
     }
 
-    /// Whatever is there stays or becomes a key that exists, with a value that no take-over has met.
+    /// Keeps or creates a key, with a value that no takeover has read.
     pub(super) fn withdraw(&self, message: &Withdraw) -> Result<Plan, StoreError> {
         let transition::Step { write, .. } = transition::withdraw(self.record()?.as_ref(), self.now, message);
         let standing = self.met.as_ref().and_then(|met| met.value.barrier);
         let count = standing.map_or(0, |standing| standing.count) + 1;
         let plan = self.plan(write, Some(Barrier { withdrawn: message.owner, count: count % 10_000 }))?;
-        // A claim that lapsed long ago has little of its life left, and the barrier would end with it.
+        // A claim that lapsed long ago will expire soon, and the barrier must not end with it.
         let least = i64_of(self.now.after(WITHDRAWAL_KEPT));
         let expiry = if plan.expiry < 0 { plan.expiry } else { plan.expiry.max(least) };
         Ok(Plan { expiry, ..plan })
@@ -250,7 +251,7 @@ impl Seen {
         let (family, fields) = self.changed(record.steps.as_deref())?;
         let (state, expiry) = match &record.state {
             State::InProgress { lease_until, on_abandoned } => {
-                // One that lapsed long ago is kept from its last change on.
+                // A claim that lapsed long ago is kept from its last change on.
                 let lease_until = (*lease_until).max(self.now);
                 let expiry = lease_until.as_millis().saturating_add(window_of(*on_abandoned, family));
                 (Stored::InProgress(*on_abandoned), i64_of(StoreTime::from_millis(expiry)))
@@ -278,7 +279,7 @@ impl Seen {
         Ok(Plan { value: bytes, expiry, is_end: !goes_on, steps, fields, ..plan })
     }
 
-    /// A tombstone, and no steps.
+    /// Plans a tombstone and no steps.
     fn freed(&self, met: &Met, barrier: Option<Barrier>, plan: Plan) -> Plan {
         let claim = met.value.claim;
         let tombstone = Value { claim, has_steps: false, barrier, state: Stored::Withdrawn };
@@ -289,7 +290,7 @@ impl Seen {
         Plan { value: Some(tombstone.encode(&self.key)), expiry, steps: StepsPlan::Drop, ..plan }
     }
 
-    /// What the steps share from now on, and the fields that are new or other ones.
+    /// Returns what the steps share after the change, and the new or changed fields.
     #[expect(clippy::type_complexity, reason = "fields of a hash, by name")]
     fn changed(&self, steps: Option<&Steps>) -> Result<(Option<Family>, Vec<(Vec<u8>, Vec<u8>)>), StoreError> {
         let Some(steps) = steps else { return Ok((None, Vec::new())) };
@@ -318,7 +319,7 @@ impl Seen {
     }
 }
 
-/// How much longer than its lease the key of a claim lives, in milliseconds: for as long as its steps must be kept.
+/// Returns how much longer than its lease a claim's key lives, in milliseconds: as long as its steps must be kept.
 fn window_of(on_abandoned: OnAbandoned, family: Option<Family>) -> u64 {
     match (on_abandoned, family) {
         (_, None) => millis(window(on_abandoned)),

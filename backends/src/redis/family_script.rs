@@ -1,22 +1,23 @@
-//! The scripts of a record that has steps. Each one is given two keys: the record's, and that of its steps.
+//! The scripts for a record that has steps. Each takes two keys: the record's key, and the key of its steps.
 //!
-//! The two that most steps consist of decide by themselves: [`BEGIN_STEP`], where the claim holds and the step is new, and
-//! [`COMPLETE_STEP`]. All else is decided by the protocol's own functions on what [`READ_FAMILY`] shows, and written by
-//! [`WRITE_FAMILY`] if the record, its time and its steps are still what they were.
+//! The two most frequent scripts decide by themselves: [`BEGIN_STEP`], if the claim holds and the step is new, and
+//! [`COMPLETE_STEP`]. The protocol's functions decide everything else, from what [`READ_FAMILY`] returns.
+//! [`WRITE_FAMILY`] then writes the decision if the record, its time and its steps are unchanged.
 //!
 //! # Why a step that begins late never lands
 //!
-//! `BEGIN_STEP` writes only where there is no step of its name, and `WRITE_FAMILY` only where nothing was written since. A
-//! failure of the same run leaves a step behind in any case, or finds that the claim is lost; and then the record's value
-//! is another one.
+//! `BEGIN_STEP` writes only if there is no step with its name, and `WRITE_FAMILY` only if nothing was written since the
+//! read. If the same run fails, the failure either leaves a step behind, or finds that the claim is lost; then the
+//! record's value has changed.
 
 use std::sync::LazyLock;
 
 use super::script::{Step, steps};
 
 steps! {
-    /// Owner, the step's name, what is asked of it, its number, until when it may run again (or nothing, and for how long
-    /// from now), the retention. `begun`, the head and the life; or else what a decision needs.
+    /// Arguments: owner, the step's name, its fingerprint, its number, the time until which it may run again (or an
+    /// empty string, followed by a duration from now), the retention. Answers `begun`, the head and the life;
+    /// otherwise, the data for a decision.
     BEGIN_STEP = other("#PRELUDE##FAMILY#
         local name, ttl = ARGV[2], redis.call('PTTL', KEYS[1])
         local field, count = false, 0
@@ -54,8 +55,8 @@ steps! {
         end
         return seen('found', fields)");
 
-    /// Nothing, the step's name, the life, the run, the outcome. Answers as the scripts of a claim's owner do, with a `d`
-    /// before the head where the steps are damaged.
+    /// Arguments: an empty string, the step's name, the life, the run, the outcome. Answers as the scripts of a claim's
+    /// owner do, with a `d` before the head if the steps are damaged.
     COMPLETE_STEP = of_a_claim("#PRELUDE##FAMILY#
         if not has_steps then return 'n' .. head end
         if not family then return 'd' .. head end
@@ -85,8 +86,8 @@ steps! {
         follow()
         return head");
 
-    /// The record and its steps as they are. Owner, and a `1` where the steps of another's live claim are of no use: then
-    /// `held`, the value and the lease left.
+    /// Reads the record and its steps. Arguments: owner, and a `1` if the caller does not need the steps of another
+    /// owner's live claim. For such a claim it answers `held`, the value and the remaining lease.
     READ_FAMILY = other("#PRELUDE##FAMILY#
         if ARGV[2] == '1' and has_steps and family and windows[state] and not is_owner then
             local left = redis.call('PTTL', KEYS[1]) - window()
@@ -94,7 +95,7 @@ steps! {
         end
         return seen('found', has_steps and redis.call('HGETALL', KEYS[2]) or {})");
 
-    /// Owner, the lease, and the state for a claim that had become indeterminate.
+    /// Arguments: owner, the lease, and the state to set if the claim has become indeterminate.
     RENEW_FAMILY = of_a_claim("#PRELUDE##FAMILY#
         if has_steps and not family then return 'd' .. head end
         if is_owner and windows[state] then
@@ -109,7 +110,7 @@ steps! {
         if has_steps then follow() end
         return head");
 
-    /// Owner, state, channel.
+    /// Arguments: owner, state, channel.
     HOLD_FAMILY = of_a_claim("#PRELUDE##FAMILY#
         if is_owner and windows[state] then
             local part = has_steps and marked(ARGV[2]) or ARGV[2]
@@ -121,17 +122,17 @@ steps! {
         end
         return head");
 
-    /// What was decided, if all is still as it was: see [`WRITE`].
+    /// Writes a decision if nothing has changed: see [`WRITE`].
     WRITE_FAMILY = of_a_claim(WRITE);
 
-    /// The same, for what starts work: a server without memory refuses it.
+    /// Does the same for a write that starts work: a server that is out of memory refuses it.
     CLAIM_FAMILY = other(WRITE);
 }
 
-/// Nothing; the value, the point in time at which it expires and the family that were met; the point before which this
-/// must be done, or nothing; the new value, or nothing to leave it; the new point in time, `-1` for none, or nothing to leave
-/// it; the channel, or nothing if the claim goes on; what becomes of the steps (`keep`, `drop`, or `anew` for the first
-/// one of a life); and the fields to put.
+/// Arguments: an empty string; the value, its expiry time and the family that were read; the time before which this
+/// must happen, or empty; the new value, or empty to keep it; the new expiry time, `-1` for none, or empty to keep it;
+/// the channel, or empty if the claim goes on; what to do with the steps (`keep`, `drop`, or `anew` for the first step
+/// of a life); and the fields to write.
 const WRITE: &str = "#PRELUDE##FAMILY#
     local bytes = has_steps and redis.call('HGET', KEYS[2], '\\0') or ''
     local expiry = string.format('%.0f', redis.call('PEXPIRETIME', KEYS[1]))

@@ -1,5 +1,5 @@
-//! Messages about a record that has steps: each is decided on what the server shows of the whole family, and written if that
-//! has not changed meanwhile.
+//! Steps on a record that has steps. Each is decided from the whole family as the server returns it, and written if
+//! nothing has changed since the read.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,17 +22,17 @@ use super::field::{asked, until};
 use super::step::{Names, Next, Work, answer, next_of_acquire, read_found};
 use super::value::{Barrier, Claim, LONGEST, millis, owned_by};
 
-/// So often what was decided on is found changed before a message gives up. Each time another message was executed.
+/// How often a message may find its data changed before it gives up. Each time, another message was executed.
 const TRIES: u32 = 64;
-/// So many claims with steps are remembered at most.
+/// The most claims with steps that are remembered.
 const REMEMBERED: usize = 10_000;
 
-/// Which claims are known to have steps: their messages come with both keys at once. A claim that is not known here costs
-/// one more round trip, and nothing else.
+/// The claims that are known to have steps. Their messages carry both keys from the start. For a claim that is missing
+/// here, a message costs one more round trip and nothing else.
 #[derive(Debug, Default)]
 pub(super) struct WithSteps {
     owners: Mutex<HashSet<Owner>>,
-    /// How many they are: where nobody uses steps, no arbiter waits for the lock.
+    /// The number of claims. If it is zero, no arbiter takes the lock.
     count: AtomicUsize,
 }
 
@@ -65,14 +65,14 @@ impl WithSteps {
     }
 }
 
-/// A message about a family, and how far it has come.
+/// A message about a family, and its progress.
 pub(super) struct FamilyStep {
     message: Message,
     stage: Stage,
     tries: u32,
 }
 
-/// What is asked.
+/// The request.
 pub(super) enum Message {
     Acquire(Acquire, Reply<Acquired>),
     Begin(Box<BeginStep>, Reply<StepBegun>),
@@ -81,19 +81,19 @@ pub(super) enum Message {
     Resolve(Resolve, Reply<Resolved>),
     Release(Release, Reply<Released>),
     Withdraw(Withdraw, Reply<Withdrawn>),
-    /// The claim of an acquire that was sent twice, and what the acquire is answered then.
+    /// The claim of an acquire that was sent twice, and the acquire's answer after the withdrawal.
     Bar(Withdraw, Acquired, Reply<Acquired>),
     Lookup(Lookup, Reply<Option<RecordView>>),
 }
 
 enum Stage {
     Read,
-    /// A step's first try, which decides by itself where it is new.
+    /// The first attempt of a step. The script decides by itself if the step is new.
     Begin,
     Write(Box<Plan>, Told),
 }
 
-/// What the message is answered once the write is done.
+/// The message's answer after the write.
 enum Told {
     Acquired(Acquired),
     Begun(StepBegun),
@@ -104,17 +104,17 @@ enum Told {
     View(Option<RecordView>),
 }
 
-/// What a message comes to.
+/// The next action for a message.
 enum Turn {
     Tell(Told),
     Write(Plan, Told),
-    /// There are no steps, or not any more.
+    /// The record has no steps, or none any more.
     Alone,
 }
 
 impl From<Message> for Work {
     fn from(mut message: Message) -> Self {
-        // What was sent until now did nothing; and what comes next only reads.
+        // What was sent so far had no effect, and the next command only reads.
         message.state().refused();
         let stage = if matches!(message, Message::Begin(..)) { Stage::Begin } else { Stage::Read };
         Self::Family(Box::new(FamilyStep { message, stage, tries: 0 }))
@@ -189,7 +189,7 @@ impl Message {
         None
     }
 
-    /// To the scripts of records without steps.
+    /// Hands the message to the scripts for records without steps.
     fn alone(self) -> Work {
         match self {
             Self::Acquire(message, reply) => Work::Acquire(message, FencingToken::ZERO, reply),
@@ -211,7 +211,7 @@ impl Message {
             }
         }
         Ok(match self {
-            // What these write may be the first step.
+            // These may write the record's first step.
             Self::Begin(message, _) => turn(seen.begin(message)?, Told::Begun),
             Self::Fail(message, _) => turn(seen.fail(message)?, Told::Failed),
             Self::ResolveStep(message, _) => turn(seen.resolve_step(message)?, Told::Resolved),
@@ -235,7 +235,7 @@ impl Message {
 }
 
 impl FamilyStep {
-    /// What is known about the command that is on its way; `None` for one that only reads.
+    /// Returns what is known about the command in flight; `None` for a command that only reads.
     pub(super) fn state(&mut self) -> Option<&mut StepState> {
         match self.stage {
             Stage::Read => None,
@@ -243,7 +243,8 @@ impl FamilyStep {
         }
     }
 
-    /// Whether it may be sent again when its connection broke. Somebody else's word would hear that it came too late.
+    /// Returns whether the command may be sent again after its connection broke. A repeated resolve would be told that
+    /// it came too late.
     pub(super) fn is_repeatable(&self) -> bool {
         let is_word = matches!(self.message, Message::Resolve(..) | Message::ResolveStep(..));
         !is_word || matches!(self.stage, Stage::Read)
@@ -272,7 +273,7 @@ impl FamilyStep {
                 let before = plan.before.map(|before| before.as_millis().to_string()).unwrap_or_default();
                 command.arg("").arg(&plan.met).arg(plan.met_expiry).arg(&plan.met_family).arg(before);
                 command.arg(plan.value.as_deref().unwrap_or_default());
-                // Where it stays, it is not set again: rounding is not to add up.
+                // An unchanged expiry is not set again, so rounding errors can't add up.
                 let expiry = if plan.expiry == plan.met_expiry { String::new() } else { plan.expiry.to_string() };
                 command.arg(expiry).arg(if plan.is_end { names.channel.as_bytes() } else { b"" });
                 command.arg(match plan.steps {
@@ -319,7 +320,7 @@ impl FamilyStep {
     }
 }
 
-/// A begin that its script has decided on: the first run of a new step.
+/// Answers a begin that its script has decided: the first run of a new step.
 fn begun(message: &Message, token: FencingToken, life: FencingToken) -> Turn {
     let Message::Begin(message, _) = message else { return Turn::Alone };
     let run = StepRun { token, number: message.number };
@@ -327,7 +328,7 @@ fn begun(message: &Message, token: FencingToken, life: FencingToken) -> Turn {
 }
 
 impl Message {
-    /// Who looks: the steps of another's live claim are of no use to a claim.
+    /// Returns the owner that reads. An acquire does not need the steps of another owner's live claim.
     fn looking(&self) -> Option<Owner> {
         match self {
             Self::Acquire(message, _) => Some(message.owner),
@@ -336,7 +337,7 @@ impl Message {
     }
 }
 
-/// A reading of a whole family.
+/// Reads a whole family.
 pub(super) fn read(names: &Names, key: &Key, claims: Option<Owner>, whole: bool) -> Cmd {
     let (parent, steps) = (names.of(key), names.steps_of(key));
     let mut command = script::READ_FAMILY.call_for(&[&parent, &steps], whole);
@@ -347,7 +348,7 @@ pub(super) fn read(names: &Names, key: &Key, claims: Option<Owner>, whole: bool)
     command
 }
 
-/// The record as [`read`] shows it.
+/// Parses the record from the answer to [`read`].
 pub(super) fn read_view(names: &Names, key: &Key, answer: Answer) -> Result<Option<RecordView>, StoreError> {
     let Answer::Array(mut parts) = answer else { return Err(unexpected()) };
     parts.drain(..parts.len().min(1));
@@ -385,7 +386,7 @@ impl Heard {
                 };
                 let bytes = bytes_or_nil(value)?.ok_or_else(unexpected)?;
                 let Message::Acquire(message, _) = message else { return Err(unexpected()) };
-                // It may be another claim than the one that was met.
+                // This may be another claim than the one that was read.
                 Ok(Self::Held(match read_found(message, bytes)? {
                     Next::Answer(acquired) => acquired,
                     _ => Acquired::InProgress { lease_left: Duration::from_millis(u64::try_from(left).unwrap_or(0)) },
@@ -396,7 +397,7 @@ impl Heard {
     }
 }
 
-/// Whole milliseconds, rounded up; none at all stays none.
+/// Returns whole milliseconds, rounded up. Zero stays zero.
 fn limit_millis(limit: Duration) -> u64 {
     if limit.is_zero() { 0 } else { millis(limit) }
 }

@@ -1,7 +1,7 @@
-//! The steps of a record: a hash in a key of its own, in the record's [slot](super::slot).
+//! The encoding of a record's steps: a hash in its own Redis key, in the record's [slot](super::slot).
 //!
-//! Each step is a field that has its name. The field that is named by a zero, which no step's name has, is the family's
-//! own. All numbers are big-endian.
+//! Each step is a field with the step's name. The field named by a zero byte, which no step's name contains, holds the
+//! data that all steps share: the family. All numbers are big-endian.
 //!
 //! ```text
 //! the family:                                      a step:
@@ -18,11 +18,11 @@
 //!                                                  57  (89) the outcome of a completed step
 //! ```
 //!
-//! The checksum is the beginning of a SHA-1 in hexadecimal digits, which scripts can compute, over the record's key, the
-//! life, the step's name and all else. So what belongs to another key, another life or another name is corrupt.
+//! The checksum is the beginning of a SHA-1 in hexadecimal digits, which scripts can compute. It covers the record's
+//! key, the life, the step's name and all other fields. So data of another key, life or name counts as corrupt.
 //!
-//! Whether a record has steps is said by its own value, so what an earlier life left is never read: the first step of a
-//! life deletes it. The hash lives for as long as its record, and a second longer.
+//! The record's own value says whether it has steps, so data of an earlier life is never read: the first step of a life
+//! deletes it. The hash lives as long as its record, plus one second.
 
 use oncekey::backend::StoreError;
 use oncekey::record::{Progress, SealedOutcome, StepName, StepRecord, StepRun, StoreTime};
@@ -39,15 +39,15 @@ const BEGUN: u8 = b'b';
 const COMPLETED: u8 = b'c';
 const FAILED: u8 = b'f';
 
-/// What all steps of a record share.
+/// The data that all steps of a record share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Family {
     pub(super) life: FencingToken,
-    /// In milliseconds, as they are stored.
+    /// In milliseconds, as stored.
     pub(super) retention: u64,
-    /// How many steps may be unsettled by now or later: while there are some the record does not expire.
+    /// How many steps are or may become unsettled. The record does not expire while there are any.
     pub(super) open: u16,
-    /// Rises with each write, so that a write that was decided on what it found lands only there.
+    /// Rises with each write, so that a write lands only on the data on which it was decided.
     pub(super) changes: u32,
 }
 
@@ -80,7 +80,7 @@ impl Family {
     }
 }
 
-/// A step, and its place among its siblings.
+/// A step, and its position among its siblings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Kept {
     pub(super) place: u16,
@@ -147,21 +147,21 @@ impl Kept {
         Some(Self { place, step: StepRecord { name, fingerprint, attempt, run, began_at, reruns_until, progress } })
     }
 
-    /// Whether it may be unsettled, now or when time has passed.
+    /// Returns whether the step is unsettled or may become so when time passes.
     pub(super) fn is_open(&self) -> bool {
         self.step.progress == Progress::Begun && self.step.reruns_until.is_none_or(|until| until < StoreTime::END)
     }
 }
 
-/// Stands for no point in time.
+/// Stands for "never".
 const NEVER: [u8; 8] = [u8::MAX; 8];
 
-/// Until when a step may be run again, as it is stored.
+/// Encodes the time until which a step may run again.
 pub(super) fn until(time: Option<StoreTime>) -> [u8; 8] {
     time.map_or(NEVER, |time| time.as_millis().to_be_bytes())
 }
 
-/// What was asked of a step, as it is stored.
+/// Encodes a step's fingerprint.
 pub(super) fn asked(fingerprint: Option<Fingerprint>) -> Vec<u8> {
     match fingerprint {
         None => vec![0],
@@ -169,7 +169,7 @@ pub(super) fn asked(fingerprint: Option<Fingerprint>) -> Vec<u8> {
     }
 }
 
-/// `parent` is the name of the record's key in Redis.
+/// Computes a checksum. `parent` is the name of the record's key in Redis.
 fn checksum(parent: &[u8], life: FencingToken, name: &[u8], parts: &[&[u8]]) -> String {
     let mut hasher = Sha1::new();
     for part in [parent, &[0], &life.get().to_be_bytes(), name, &[0]] {
@@ -187,7 +187,7 @@ pub(super) fn corrupt() -> StoreError {
     )
 }
 
-/// What is still to be read.
+/// The bytes that are still to be parsed.
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {

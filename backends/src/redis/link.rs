@@ -1,4 +1,4 @@
-//! An arbiter's connection: opened when it is needed, shared by all that is under way, dropped when it falls silent.
+//! An arbiter's connection: opened on demand, shared by all calls in flight, and dropped when the server goes silent.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,22 +23,22 @@ use super::options::Accepts;
 use super::settings::{setting, vet};
 use super::single::Single;
 
-/// The longest pause between two tries to connect.
+/// The longest pause between two attempts to connect.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// A call that is dropped before it was answered says nothing of its connection, unless that was silent for so long.
+/// If a call is dropped before its answer, its connection is suspect only if it has been silent for this long.
 const SUSPICIOUS: Duration = Duration::from_millis(200);
 
-/// How long a cluster's connection is kept at least while one of its nodes is silent and others answer. A new one is made
-/// after that: it learns whether the silent node's slots have another home, and all calls wait for it.
+/// While one node of a cluster is silent and others answer, the connection is kept at least this long. Then a new
+/// connection is made, which finds out whether the silent node's slots have moved. All calls wait for it.
 const KEPT_WHILE_OTHERS_ANSWER: Duration = Duration::from_secs(5);
 
-/// How often a connection that makes itself anew is asked for the server's clock and policy.
+/// How often a connection that reconnects by itself is asked for the server's clock and policy.
 const GREETED_EVERY: Duration = Duration::from_secs(10);
 
-/// A read-only server is one whose place another has taken: the next connection may find that one.
+/// Another server has taken over from a read-only server. The next connection may reach the new one.
 const DEMOTED: &str = "the server can't be written to";
 
-/// How long things may take.
+/// Time limits.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     pub(super) connect: Duration,
@@ -52,36 +52,36 @@ pub(super) enum Connection {
     Cluster(ClusterConnection),
 }
 
-/// What connections are made by.
+/// What creates connections.
 enum Maker {
     Single(Client),
     Sentinel(SentinelClient),
     Cluster(ClusterClient),
-    /// The caller's own connection, which makes itself anew.
+    /// The application's own connection, which reconnects by itself.
     Managed(ConnectionManager),
 }
 
-/// The way to the store. It belongs to one arbiter, since a connection lives on the runtime that opened it.
+/// The connection to the store. It belongs to one arbiter, because a connection lives on the runtime that opened it.
 pub(super) struct Link {
     address: Address,
     limits: Limits,
     accepts: Accepts,
     current: Mutex<Current>,
     clock: Arc<Clock>,
-    /// Whether the store has been opened by this link or before it: it tries again from then on. Until then its opener
-    /// gets the error, and reports it.
+    /// Whether the store has been opened, by this link or an earlier one. Only then does the link log that it can't
+    /// connect. Until then, opening the store returns the error.
     is_open: AtomicBool,
-    /// Held while a connection is made: one tries, and the others wait for what comes of it.
+    /// Held while a connection is made: one call connects, and the others wait for the result.
     connecting: tokio::sync::Mutex<Option<Maker>>,
 }
 
 struct Current {
     connection: Option<Connection>,
-    /// Counts connections, so that a call drops none but the one that it used.
+    /// Counts connections, so that a call drops only the connection that it used.
     number: u64,
     made: Instant,
     heard: Instant,
-    /// Tries that failed since the last success, and what the last one met.
+    /// The number of failed attempts since the last success, and the last failure.
     failures: u32,
     last_failure: Option<(Instant, Failure)>,
 }
@@ -98,7 +98,7 @@ impl Link {
         Self { address, limits, accepts, current, clock: Arc::default(), is_open: AtomicBool::new(false), connecting }
     }
 
-    /// Another link of the same kind, for another arbiter.
+    /// Creates a link of the same kind for another arbiter.
     pub(super) fn another(&self) -> Self {
         let another = Self::new(self.address.clone(), self.limits, self.accepts);
         another.is_open.store(true, Ordering::Relaxed);
@@ -117,7 +117,7 @@ impl Link {
         matches!(self.address.topology, Topology::Cluster)
     }
 
-    /// The connection that there is, or a new one.
+    /// Returns the current connection, or a new one.
     async fn connection(&self) -> Result<(u64, Connection), Failure> {
         let ready = |current: &Current| {
             let found = current.connection.clone().filter(|_| !self.is_to_be_greeted_again(current));
@@ -134,7 +134,7 @@ impl Link {
                 return Ok(found);
             }
             match &current.last_failure {
-                // Who waited while another tried has its answer.
+                // A call that waited while another call tried to connect gets that call's error.
                 Some((at, error)) if *at > asked => return Err(error.clone()),
                 Some((at, _)) => (*at + pause_after(current.failures)).saturating_duration_since(asked),
                 None => Duration::ZERO,
@@ -172,7 +172,8 @@ impl Link {
         }
     }
 
-    /// Whether a connection that makes itself anew may lead to another server by now.
+    /// Returns whether a connection that reconnects by itself may have reached another server since it was last
+    /// checked.
     fn is_to_be_greeted_again(&self, current: &Current) -> bool {
         matches!(self.address.topology, Topology::Managed(_)) && current.made.elapsed() >= GREETED_EVERY
     }
@@ -199,8 +200,8 @@ impl Link {
         })
     }
 
-    /// Asks a server for its clock, without which no claim may leave, and for its policy: it may be another server than the
-    /// one that was looked at when the store was opened.
+    /// Asks a server for its clock, which every claim needs, and for its policy: it may be another server than the one
+    /// that was checked when the store was opened.
     async fn greet(&self, connection: &mut Single) -> Result<(), Failure> {
         let mut questions = Pipeline::with_capacity(2);
         questions.add_command(redis::cmd("TIME")).add_command(setting("maxmemory-policy"));
@@ -212,7 +213,7 @@ impl Link {
         vet(&self.address.name(), policy, self.accepts).map(drop).map_err(Failure::Unfit)
     }
 
-    /// A new master's clock may be behind that of the old one, and tokens must not go back.
+    /// A new master's clock may be behind the old one's, and fencing tokens must not go back.
     fn read_clock(&self, time: Duration) {
         match self.address.topology {
             Topology::Single => self.clock.set(time),
@@ -221,7 +222,7 @@ impl Link {
     }
 
     async fn read_clocks(&self, connection: &mut ClusterConnection) -> RedisResult<()> {
-        // One silent node is not to keep the others from being used.
+        // One silent node must not block the use of the others.
         let highest = timeout(self.limits.connect / 4, highest_time(connection)).await;
         match highest {
             Ok(Ok(time)) => self.clock.raise(time),
@@ -242,7 +243,7 @@ impl Link {
         })
     }
 
-    /// Drops a connection, if it is still the current one: the next call makes another.
+    /// Drops a connection if it is still the current one. The next call makes a new connection.
     fn retire(&self, number: u64, why: &str) {
         let mut current = self.current.lock();
         if current.number == number && current.connection.take().is_some() {
@@ -250,12 +251,13 @@ impl Link {
         }
     }
 
-    /// Sends commands in one go and gives each its answer; an error of the server is one command's own.
+    /// Sends commands together and returns each one's answer. A server error belongs to one command only.
     ///
-    /// The commands are asked for when there is a connection to send them on, and are then as good as sent: without one,
-    /// none of them has left. They are given the server's time.
+    /// `commands` is called when a connection exists, with the server's time; from then on its commands count as sent.
+    /// Without a connection, nothing was sent.
     ///
-    /// Of a call that is dropped nothing is known. If its connection said nothing all the while, it is dropped as well.
+    /// If the call is dropped, its effect is unknown. If its connection was silent all that time, the connection is
+    /// dropped too.
     pub(super) async fn pipeline(
         &self,
         commands: impl FnOnce(Now) -> Vec<Cmd>,
@@ -295,8 +297,8 @@ impl Link {
         Ok(answers)
     }
 
-    /// Sends one command, to the node of its key, and reports to its state. It is asked for as those of a
-    /// [`pipeline`](Self::pipeline) are.
+    /// Sends one command to the node of its key, and reports to the step's state. As in [`pipeline`](Self::pipeline),
+    /// `command` is called when a connection exists.
     pub(super) async fn command<'a>(
         &self,
         command: impl FnOnce(Now) -> (Cmd, &'a mut StepState),
@@ -318,7 +320,7 @@ impl Link {
         }
     }
 
-    /// Sends one command of which it does not matter whether it was executed.
+    /// Sends one command that is safe to repeat.
     pub(super) async fn read(&self, command: Cmd) -> Result<Value, Failure> {
         let until = Instant::now() + self.limits.response;
         loop {
@@ -330,8 +332,8 @@ impl Link {
         }
     }
 
-    /// Asks every server, replicas of a cluster among them, and gives each one's answer by its name, or why it gave none.
-    /// One that is silent keeps nobody from the others.
+    /// Asks every server, including a cluster's replicas, and returns each one's answer or error by its name. A silent
+    /// server does not hold up the others.
     pub(super) async fn each_node(&self, command: Cmd) -> Result<Vec<(String, Result<Value, String>)>, Failure> {
         let (number, connection) = self.connection().await?;
         let nodes = match connection {
@@ -340,7 +342,7 @@ impl Link {
                 self.answered(number, async { cluster::nodes(&mut connection).await }).await?
             }
         };
-        // Some clusters don't name their hosts, and leave it to the driver to know them.
+        // Some clusters don't name their hosts; only the driver knows them.
         if nodes.is_empty() {
             let answers = self.everywhere(command).await?;
             return Ok(answers.into_iter().map(|(server, answer)| (server, Ok(answer))).collect());
@@ -349,7 +351,7 @@ impl Link {
         let answers = nodes.into_iter().map(|node| {
             let command = command.clone();
             async move {
-                // By a connection of its own: while the driver reaches for a silent node it answers nobody.
+                // On a separate connection, because the driver answers nobody while it tries to reach a silent node.
                 let asked = async {
                     let mut connection = open(&self.address.node(&node)?).await?;
                     connection.send_packed_command(&command).await
@@ -364,7 +366,7 @@ impl Link {
         Ok(join_all(answers).await)
     }
 
-    /// Asks every server that holds records, and gives each one's answer by its name; a refusal is an answer.
+    /// Asks every server that holds records, and returns each one's answer by its name. A refusal counts as an answer.
     pub(super) async fn everywhere(&self, command: Cmd) -> Result<Vec<(String, Value)>, Failure> {
         let (number, connection) = self.connection().await?;
         let answers = async {
@@ -391,7 +393,7 @@ impl Link {
         self.answered(number, answer).await.and_then(sorted)
     }
 
-    /// Waits for an answer for as long as one may take. A connection that failed, or was silent for so long, is dropped.
+    /// Waits for an answer, up to the time limit. Drops a connection that failed or was silent for that long.
     async fn answered<T>(&self, number: u64, answer: impl Future<Output = RedisResult<T>>) -> Result<T, Failure> {
         let since = Instant::now();
         let mut waiting = Waiting { link: self, number, since: Some(since) };
@@ -402,7 +404,7 @@ impl Link {
                 self.current.lock().heard = Instant::now();
                 Ok(value)
             }
-            // A command by itself gives the server's error as its own.
+            // A single command returns the server's error as `Err`.
             Ok(Err(error)) => {
                 let failure = Failure::of_sent(error);
                 match &failure {
@@ -422,14 +424,15 @@ impl Link {
         }
     }
 
-    /// Whether it is one node of a cluster that is silent, and the connection to the others is worth keeping for now.
+    /// Returns whether only one node of a cluster is silent, so that the connection to the others is worth keeping for
+    /// now.
     fn others_answer(&self, since: Instant) -> bool {
         let current = self.current.lock();
         self.is_cluster() && current.heard > since && current.made.elapsed() < KEPT_WHILE_OTHERS_ANSWER
     }
 
-    /// A connection that hears messages. Each server gets the time that one connection may take, so that a silent one does
-    /// not use up that of the others.
+    /// Opens a connection that receives announcements. Each server gets the full connection time, so a silent server
+    /// does not use up the time of the others.
     pub(super) async fn listen(&self, channel: &str) -> RedisResult<PubSub> {
         let mut refused = None;
         for client in timely(self.limits.connect, self.listened_to()).await? {
@@ -446,7 +449,7 @@ impl Link {
         Err(refused.unwrap_or_else(|| std::io::Error::other("no address").into()))
     }
 
-    /// The servers of which any one passes all announcements on.
+    /// Returns the servers, each of which passes on all announcements.
     async fn listened_to(&self) -> RedisResult<Vec<Client>> {
         match &self.address.topology {
             Topology::Sentinel { master, sentinel_user, sentinel_password } => {
@@ -458,12 +461,12 @@ impl Link {
     }
 }
 
-/// Gives up what takes longer than it may.
+/// Ends work that exceeds its time limit.
 async fn timely<T>(limit: Duration, work: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
     timeout(limit, work).await.unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
 }
 
-/// A call that waits. If it is dropped while nothing was heard for long, its connection goes with it.
+/// A call in progress. If it is dropped after the connection was silent for long, it drops the connection too.
 struct Waiting<'a> {
     link: &'a Link,
     number: u64,
@@ -484,14 +487,14 @@ async fn open(client: &Client) -> RedisResult<Single> {
     client.get_multiplexed_async_connection_with_config(&without_timeouts()).await.map(Single::Own)
 }
 
-/// The highest clock of a cluster's primaries.
+/// Returns the highest clock of a cluster's primaries.
 async fn highest_time(connection: &mut ClusterConnection) -> RedisResult<Duration> {
     let answers = cluster::ask_primaries(connection, redis::cmd("TIME")).await?;
     let times = answers.into_iter().map(|(_, answer)| read_time(answer)).collect::<RedisResult<Vec<_>>>()?;
     times.into_iter().max().ok_or_else(|| std::io::Error::other("the cluster has no primary").into())
 }
 
-/// Reads the clocks of a cluster anew. What can't be read now is read the next time.
+/// Reads the clocks of a cluster again. If that fails, the next refresh reads them.
 async fn refresh(clock: Arc<Clock>, mut connection: ClusterConnection, limit: Duration) {
     if let Ok(Ok(time)) = timeout(limit, highest_time(&mut connection)).await {
         clock.raise(time);
@@ -502,7 +505,7 @@ fn told(error: RedisError) -> RedisResult<Value> {
     ServerError::try_from(error).map(Value::ServerError)
 }
 
-/// An error in an answer's place is that command's own.
+/// An error in place of an answer belongs to that command only.
 fn sorted(value: Value) -> Result<Value, Failure> {
     match value {
         Value::ServerError(error) => Err(Failure::of_server(&error)),
@@ -510,7 +513,8 @@ fn sorted(value: Value) -> Result<Value, Failure> {
     }
 }
 
-/// Half of it is chance, so that many that lost one server don't come back in step.
+/// Returns the backoff before the next attempt. Half of it is jitter, so clients that lost the same server don't
+/// reconnect in step.
 fn pause_after(failures: u32) -> Duration {
     let pause = Duration::from_millis(25 << failures.min(6)).min(LONGEST_PAUSE);
     pause.mul_f64(rand::random_range(0.5..1.0))
@@ -525,7 +529,7 @@ mod tests {
         Link::new(Address::parse(url).unwrap(), limits, Accepts::default())
     }
 
-    /// A master that takes another's place may have a clock that is behind.
+    /// The clock of a new master may be behind.
     #[test]
     fn e25_a_new_masters_clock_does_not_set_the_tokens_back() {
         const DAY: Duration = Duration::from_secs(86_400);
@@ -540,7 +544,7 @@ mod tests {
             link.read_clock(DAY);
             let second = link.clock.now();
             assert_eq!(second.micros < first.micros, goes_back, "{url}");
-            // What has to outlive its token is measured by the clock that there is now.
+            // The current clock measures how long a key must outlive its token.
             assert!(second.last_millis < first.last_millis, "{url}");
         }
     }

@@ -1,4 +1,4 @@
-//! How the records are reached.
+//! The builder of the Redis backend: where the records are, and what the backend accepts of the server's settings.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::address::Address;
 use super::link::Limits;
 use super::{RedisBackend, RedisOpenError};
 
-/// Options for [`RedisBackend::builder`]. Each has a default that is right for most.
+/// Options for [`RedisBackend::builder`]. The defaults suit most applications.
 ///
 /// ```no_run
 /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
@@ -32,14 +32,14 @@ pub struct RedisBuilder {
     pub(super) accepts: Accepts,
 }
 
-/// What the store is reached by.
+/// How the backend reaches the store.
 pub(super) enum Source {
     Url(String),
     Client(Box<Client>),
     Manager(ConnectionManager),
 }
 
-/// What of the server's settings is taken as it is.
+/// Which unsafe or unknown server settings the application accepts.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Accepts {
     pub(super) eviction: bool,
@@ -53,14 +53,15 @@ impl RedisBuilder {
         Self { source, tls: None, prefix: None, limits, accepts: Accepts::default() }
     }
 
-    /// What the records' keys begin with. Everything that begins so belongs to the store. Default: `oncekey:`.
+    /// Sets the prefix of all Redis keys of this store. Every key that starts with it belongs to the store. Default:
+    /// `oncekey:`.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = Some(prefix.into());
         self
     }
 
-    /// The certificates by which the server is verified, and those by which this client shows who it is (mutual TLS), in
-    /// PEM. They are for `rediss` URLs of every kind, in `?sslrootcert=`'s place.
+    /// Sets the CA certificate that verifies the server, and this client's certificate for mutual TLS, both in PEM.
+    /// They replace `?sslrootcert=` and apply to every kind of `rediss` URL.
     ///
     /// ```no_run
     /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
@@ -82,36 +83,36 @@ impl RedisBuilder {
         self
     }
 
-    /// How long a connection may take to be made, its greeting included. Default: 2 s.
+    /// Limits how long it takes to open a connection, including the handshake. Default: 2 s.
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
         self.limits.connect = limit;
         self
     }
 
-    /// How long the server may take to answer. Past it the answer is unknown, and the connection is dropped, since a
-    /// peer that has fallen silent is never heard of again on it. Default: 2 s; less than the engine's own
-    /// [deadline](oncekey::EngineBuilder::store_deadline).
+    /// Limits how long the server may take to answer. After that the answer is unknown, and the backend drops the
+    /// connection, because a peer that has gone silent may never answer on it again. Default: 2 s, which is below the
+    /// engine's own [deadline](oncekey::EngineBuilder::store_deadline).
     pub fn response_timeout(mut self, limit: Duration) -> Self {
         self.limits.response = limit;
         self
     }
 
-    /// Takes a server whose `maxmemory-policy` evicts keys. **What is evicted runs again**: for tests, or where that is
-    /// no harm.
+    /// Accepts a server whose `maxmemory-policy` evicts keys. **The operation of an evicted record runs again.** Use
+    /// this in tests, or where running twice does no harm.
     pub fn accept_eviction(mut self) -> Self {
         self.accepts.eviction = true;
         self
     }
 
-    /// Takes a server that forgets what it confirmed when it is killed (`appendonly no`) or its machine is
-    /// (`appendfsync everysec` or `no`), without a warning.
+    /// Accepts, without a warning, a server that loses confirmed writes when its process is killed (`appendonly no`) or
+    /// its machine fails (`appendfsync everysec` or `no`).
     pub fn accept_weak_persistence(mut self) -> Self {
         self.accepts.weak_persistence = true;
         self
     }
 
-    /// Takes a server that does not show its settings: you vouch for `maxmemory-policy noeviction`, and for the
-    /// persistence that you want.
+    /// Accepts a server that does not show its settings. You vouch for `maxmemory-policy noeviction` and for the
+    /// persistence that you need.
     pub fn accept_unread_settings(mut self) -> Self {
         self.accepts.unread_settings = true;
         self
@@ -120,15 +121,15 @@ impl RedisBuilder {
     /// Connects, and checks the settings of every server that holds records.
     ///
     /// # Errors
-    /// [`RedisOpenError`] says what is in the way.
+    /// [`RedisOpenError`] says why the store could not be opened.
     ///
     /// # Cancel safety
-    /// Nothing is written.
+    /// Opening writes nothing, so you can drop the future at any time.
     pub async fn open(self) -> Result<RedisBackend, RedisOpenError> {
         RedisBackend::open_with(self).await
     }
 
-    /// Where the store is. A URL's options fill in what was not said here.
+    /// Returns the store's address. Options in the URL fill in what the builder left unset.
     pub(super) async fn address(&mut self) -> Result<Address, RedisOpenError> {
         let mut address = match &self.source {
             Source::Url(url) => Address::parse(url)?,
@@ -162,7 +163,7 @@ impl RedisBuilder {
     }
 }
 
-/// The URL may hold a password: it is not shown.
+/// Hides the URL, which may contain a password.
 impl fmt::Debug for RedisBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisBuilder")

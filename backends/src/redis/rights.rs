@@ -1,7 +1,7 @@
-//! Whether the user may run what ends a claim, asked when the store is opened.
+//! Checks, when the store is opened, that the user may run every command that ends a claim.
 //!
-//! A claim is a plain `SET`. Everything that ends it is a script. Where scripts are forbidden or renamed away, an operation
-//! would run and its outcome could not be stored: it would run again. So that is found out before there is a claim.
+//! A claim is a plain `SET`; everything that ends it is a script. Where scripts are forbidden or renamed, an operation
+//! would run, its outcome could not be stored, and it would run again. This check finds that before the first claim.
 
 use redis::{Cmd, Value};
 
@@ -10,8 +10,8 @@ use super::error::Unfit;
 use super::link::Link;
 use super::settings::ask;
 
-/// Runs the commands of the scripts that end claims, each in a form that changes nothing where there is no such key. Returns
-/// those that may not be run. It declares no key, so that every node of a cluster takes it.
+/// Runs the commands of the scripts that end claims, each in a form that changes nothing if the key does not exist.
+/// Returns the commands that the user may not run. The script declares no key, so every node of a cluster accepts it.
 const PROBE: &str = "
 local refused = {}
 local function try(...)
@@ -30,7 +30,7 @@ try('PEXPIRE', ARGV[1], '1')
 try('SET', ARGV[1], '', 'XX', 'PX', '1')
 return refused";
 
-/// By its digest, as scripts are called that the server knows. Nobody has loaded this one.
+/// Tests `EVALSHA`, which calls scripts that the server already knows. No script has this digest.
 const UNKNOWN_SCRIPT: &str = "0000000000000000000000000000000000000000";
 
 fn probe(key: &str) -> [Cmd; 2] {
@@ -38,10 +38,11 @@ fn probe(key: &str) -> [Cmd; 2] {
     [redis::cmd("EVAL").arg(PROBE).arg(0).arg(key).take(), by_digest]
 }
 
-/// Asks every server. What one can't answer now (it loads its data, its memory is full) is no reason to refuse it.
+/// Asks every server. A temporary error (the server is loading its data, or its memory is full) is no reason to refuse
+/// it.
 ///
 /// # Errors
-/// [`RedisOpenError::Forbidden`] names the server and what the user may not run there.
+/// [`RedisOpenError::Forbidden`] names the server and the commands that the user may not run there.
 pub(super) async fn check(link: &Link, prefix: &str) -> Result<(), RedisOpenError> {
     for command in probe(&format!("{prefix}probe")) {
         for (server, answer) in ask(link, command).await? {

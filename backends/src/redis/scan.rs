@@ -1,4 +1,5 @@
-//! Reading the whole store. Redis has no order of keys and no index: each of these reads every key of the database.
+//! Reads the whole store. Redis keeps no order of keys and no index, so each of these functions reads every key of the
+//! database.
 
 use std::collections::{BTreeSet, HashSet};
 use std::hash::{BuildHasher as _, RandomState};
@@ -15,26 +16,26 @@ use super::step::Names;
 use super::value::{LETTER_LEN, letter};
 use super::{script, slot};
 
-/// How many keys the server looks at in one step: others wait for about a millisecond.
+/// How many keys the server scans in one step. Other clients wait about a millisecond.
 const AT_ONCE: usize = 1_000;
-/// How many records with steps are read in one go.
+/// How many records with steps are read together.
 const FAMILIES_AT_ONCE: usize = 50;
-/// How many more keys than a page needs one walk looks for.
+/// How many keys beyond the page's size one walk collects.
 const SPARE: usize = 100;
 
-/// A walk through the store's keys, on every server that has some. A key may be shown twice.
+/// A walk through the store's keys on every server that holds records. It may return a key twice.
 struct Walk<'a> {
     link: &'a Link,
     pattern: String,
     prefix_len: usize,
-    /// Those still to be walked through, and where in the last of them the walk is.
+    /// The servers still to visit, and the cursor on the last of them.
     servers: Vec<String>,
     cursor: u64,
 }
 
 impl<'a> Walk<'a> {
     async fn begin(link: &'a Link, names: &Names) -> Result<Self, StoreError> {
-        // Asked for its servers' names.
+        // Only the servers' names matter here.
         let servers = link.everywhere(redis::cmd("DBSIZE")).await.map_err(Failure::of_read)?;
         let servers = servers.into_iter().map(|(server, _)| server).collect();
         Ok(Self { link, pattern: pattern(&names.prefix), prefix_len: names.prefix.len(), servers, cursor: 0 })
@@ -68,12 +69,12 @@ async fn ask_each(link: &Link, commands: Vec<Cmd>) -> Result<Vec<Result<Value, F
     link.pipeline(|_| commands).await
 }
 
-/// A page of records. The whole store is looked through for it, and of its keys little more than a page is kept.
+/// Returns a page of records. It scans the whole store, but keeps little more than a page of keys in memory.
 pub(super) async fn list(link: &Link, names: &Names, message: List) -> Result<Vec<RecordView>, StoreError> {
     let mut found = Vec::new();
     let mut after = message.after;
     while found.len() < message.limit {
-        // Some of them expire before they are read: with some to spare, that takes no other walk through the store.
+        // Some records expire before they are read. The spare keys avoid another walk through the store.
         let wanted = (message.limit - found.len()).saturating_add(SPARE);
         let keys = keys_after(link, names, after.as_ref(), wanted).await?;
         let is_last = keys.len() < wanted;
@@ -92,7 +93,7 @@ pub(super) async fn list(link: &Link, names: &Names, message: List) -> Result<Ve
     Ok(found)
 }
 
-/// The records of these keys, each with its steps.
+/// Returns the records of these keys, each with its steps.
 async fn read_all(link: &Link, names: &Names, keys: &[Key]) -> Result<Vec<RecordView>, StoreError> {
     let reads = keys.iter().map(|key| script::READ.call(&names.of(key), true)).collect();
     let (mut views, mut families) = (Vec::with_capacity(keys.len()), Vec::new());
@@ -103,7 +104,7 @@ async fn read_all(link: &Link, names: &Names, keys: &[Key]) -> Result<Vec<Record
             Found::Family => families.push(key),
         }
     }
-    // Few records have steps. Each may have many.
+    // Few records have steps, but each may have many.
     for keys in families.chunks(FAMILIES_AT_ONCE) {
         let reads = keys.iter().map(|key| read(names, key, None, true)).collect();
         for (key, answer) in keys.iter().zip(ask_each(link, reads).await.map_err(Failure::of_read)?) {
@@ -114,7 +115,7 @@ async fn read_all(link: &Link, names: &Names, keys: &[Key]) -> Result<Vec<Record
     Ok(views)
 }
 
-/// The first keys of records after one, in their order.
+/// Returns the first keys of records after the given key, in order.
 async fn keys_after(link: &Link, names: &Names, after: Option<&Key>, limit: usize) -> Result<Vec<Key>, StoreError> {
     let mut first: BTreeSet<Key> = BTreeSet::new();
     let mut walk = Walk::begin(link, names).await?;
@@ -129,7 +130,7 @@ async fn keys_after(link: &Link, names: &Names, after: Option<&Key>, limit: usiz
                 keys.push(key);
             }
         }
-        // A tombstone is no record. There may be many of them, and each that were taken for one would leave the page short.
+        // A tombstone is no record. There may be many, and each one counted as a record would shorten the page.
         let looks = keys.iter().map(|key| look(&names.of(key))).collect();
         for (key, answer) in keys.into_iter().zip(ask_each(link, looks).await.map_err(Failure::of_read)?) {
             if is_vacant(answer)? {
@@ -144,12 +145,13 @@ async fn keys_after(link: &Link, names: &Names, after: Option<&Key>, limit: usiz
     Ok(first.into_iter().collect())
 }
 
-/// Reads as much of a value as tells its state.
+/// Reads the part of a value that contains its state.
 fn look(name: &[u8]) -> Cmd {
     redis::cmd("GETRANGE").arg(name).arg(0).arg(LETTER_LEN - 1).take()
 }
 
-/// Whether a look shows a tombstone. What is no record at all is not vacant: reading it says what is wrong with it.
+/// Returns whether `look` found a tombstone. A value that is no record is not vacant: reading it later reports what is
+/// wrong.
 fn is_vacant(answer: Result<Value, Failure>) -> Result<bool, StoreError> {
     match answer.map_err(Failure::of_read) {
         Ok(head) => {
@@ -161,10 +163,11 @@ fn is_vacant(answer: Result<Value, Failure>) -> Result<bool, StoreError> {
     }
 }
 
-/// Counts the records by their states.
+/// Counts the records by state.
 pub(super) async fn stats(link: &Link, names: &Names) -> Result<StoreStats, StoreError> {
     let mut stats = StoreStats::default();
-    // A key is shown twice if the server's table grows meanwhile. Eight bytes are kept of each, not the whole key.
+    // Redis may return a key twice if its table grows during the scan. Eight bytes are kept per key instead of the
+    // whole key.
     let (hasher, mut seen) = (RandomState::new(), HashSet::new());
     let mut walk = Walk::begin(link, names).await?;
     while let Some(mut keys) = walk.next().await? {
@@ -177,7 +180,7 @@ pub(super) async fn stats(link: &Link, names: &Names) -> Result<StoreStats, Stor
                 Some(b'c' | b'C') => stats.completed += 1,
                 Some(b'i' | b'I') => stats.indeterminate += 1,
                 Some(b'F') => stats.released += 1,
-                // A tombstone, or gone since.
+                // A tombstone, or a key that has vanished since.
                 Some(b'w') => {}
                 None if head.is_empty() => {}
                 _ => return Err(StoreError::corrupt("a key with the store's prefix holds no record")),
@@ -187,7 +190,7 @@ pub(super) async fn stats(link: &Link, names: &Names) -> Result<StoreStats, Stor
     Ok(stats)
 }
 
-/// A pattern for all that begins with the prefix, whose own signs mean nothing.
+/// Returns a pattern for all keys with the prefix, whose special characters are escaped.
 fn pattern(prefix: &str) -> String {
     let mut pattern = String::with_capacity(prefix.len() + 1);
     for sign in prefix.chars() {

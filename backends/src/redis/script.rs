@@ -1,53 +1,52 @@
-//! The steps that look before they write, as scripts: each is one atomic step of the server.
+//! Steps that read before they write, as scripts. Each script is one atomic step of the server.
 //!
-//! A step of a claim's owner looks at the head of the value alone (the claim, the state's letter, and the mark), and gives
-//! it back, so that the client can check it: behind an `n` where the step was not taken. Where somebody waits, the end of
-//! a claim is announced; that must not fail the step where publishing is forbidden, hence `pcall`.
+//! A step of a claim's owner reads only the head of the value (the claim, the state's letter and the mark). It returns
+//! the head, so that the client can verify it, with an `n` before it if the step did not apply. If a caller waits, the
+//! script announces the end of the claim. It uses `pcall`, so the step does not fail where publishing is forbidden.
 //!
 //! # Why a withdrawn claim never lands
 //!
-//! A claim reaches the server as one of two commands. Both are conditional, and a withdrawal breaks their condition for
-//! longer than a network or a paused server holds a command back ([`WITHDRAWAL_KEPT`]):
+//! A claim reaches the server as one of two commands. Both are conditional, and a withdrawal makes their condition
+//! false for longer than a network or a paused server delays a command ([`WITHDRAWAL_KEPT`]):
 //!
-//! - `SET … NX` lands where there is **no key**. After a withdrawal there is one, until that time is over: `WITHDRAW` leaves
-//!   a tombstone, marks the claim that it meets, or lengthens the life of an outcome that would expire sooner. The mark (a
-//!   [`Barrier`](super::value::Barrier)) passes to the tombstone that ends the claim, and to the claim that replaces the
-//!   tombstone. The outcome of a marked claim is kept for at least as long: `COMPLETE` and `RESOLVE` see to it. A mark does
-//!   not say when it ends, so each end of a marked claim counts the time anew; that is longer than needed, and simple.
-//! - `TAKE_OVER` lands where the key still holds **the very value that was met**. `WITHDRAW` changes that value, since it
-//!   counts in the mark, and no step brings an earlier value back: an owner claims a key once, all steps of a claim keep
-//!   its mark, and those that end the claim end it for good.
+//! - `SET … NX` lands only if there is **no key**. After a withdrawal there is a key for that long: `WITHDRAW` leaves a
+//!   tombstone, marks the claim that it finds, or lengthens the life of an outcome that would expire sooner. The mark
+//!   (a [`Barrier`](super::value::Barrier)) moves to the tombstone that ends the claim, and to the claim that replaces
+//!   the tombstone. `COMPLETE` and `RESOLVE` keep the outcome of a marked claim for at least as long. A mark does not
+//!   say when it ends, so each end of a marked claim restarts the time. That is longer than needed, but simple.
+//! - `TAKE_OVER` lands only if the key still holds **exactly the value that the client read**. `WITHDRAW` changes that
+//!   value, because it increments the mark's count. No step restores an earlier value: an owner claims a key once, all
+//!   steps of a claim keep its mark, and the steps that end the claim end it for good.
 //!
-//! So no client has to prove that it knows of a withdrawal: one that meets a tombstone takes it over by `TAKE_OVER`, at
-//! once. A claim that comes late *as a message* does not exist here. A message that has not left is in the hands of its
-//! [`Step`](super::step::Step), which ends when its reply is used or dropped, and the engine withdraws a claim only after
-//! that. As a second line, a client that meets a mark with its own owner answers
+//! So no client has to prove that it knows of a withdrawal: a client that finds a tombstone takes it over at once with
+//! `TAKE_OVER`. Here, a claim can't arrive late *as a message*. A message that has not been sent belongs to its
+//! [`Step`](super::step::Step), which ends when its reply is used or dropped, and the engine withdraws a claim only
+//! after that. As a second defense, a client that finds a mark with its own owner answers
 //! [`Withdrawn`](oncekey::backend::Acquired::Withdrawn), as the other stores do.
 //!
-//! The same holds for a claim that is sent twice because its connection broke. Its first copy may arrive when the second
-//! one's claim has ended, so the second one marks its claim from the beginning. If it meets another's claim instead, the
-//! client withdraws the claim before it answers.
+//! The same holds for a claim that is sent twice because its connection broke. The first copy may arrive after the
+//! second copy's claim has ended, so the second copy marks its claim from the start. If the second copy finds another
+//! owner's claim, the client withdraws its own claim before it answers.
 //!
 //! # Why a fencing token never goes back
 //!
-//! A claim that meets a value takes a token above that value's, and `TAKE_OVER` compares the value. A claim that meets
-//! nothing takes the server's time, or a little less: see [`clock`](super::clock). Release, resolve and remove leave a
-//! tombstone with the token. A token can be ahead of the clock: the clock was set back, or another server took this one's
-//! place. So every step that leaves an outcome or a tombstone lets it live until the clock has passed its token (`kept`).
+//! A claim that finds a value takes a higher token than that value's, and `TAKE_OVER` compares the value. A claim that
+//! finds nothing takes the server's time, or slightly less: see [`clock`](super::clock). Release, resolve and remove
+//! leave a tombstone with the token. A token can be ahead of the clock if the clock was set back or another server took
+//! over. So every step that leaves an outcome or a tombstone keeps it until the clock has passed its token (`kept`).
 //!
-//! # Why a step that ends a claim is never refused for want of memory
+//! # Why a lack of memory never refuses a step that ends a claim
 //!
-//! Past `maxmemory` Redis refuses commands that may need more of it. A completion that is refused loses the outcome of an
-//! operation that has happened, and the operation runs again. So the steps that renew, end or withdraw a claim carry the
-//! flag `allow-oom` ([`Step::of_a_claim`]). They write little and never more than one value. A step that starts work is
-//! refused, and nothing runs.
+//! Above `maxmemory`, Redis refuses commands that may need more memory. If Redis refused a completion, the outcome
+//! would be lost and the operation would run again. So the steps that renew, end or withdraw a claim carry the flag
+//! `allow-oom` ([`Step::of_a_claim`]). They write little, and never more than one value. Redis does refuse a step that
+//! starts work, and then nothing runs.
 //!
 //! # Records with steps
 //!
-//! A record's value says by its letter whether it has steps. Most have none, so a script is called with the record's key
-//! alone. One that must touch the steps and was not given their key does nothing: it answers an `s` before the head, and
-//! the client comes back with both keys, or takes the message to the scripts of
-//! [families](super::family_script).
+//! The letter in a record's value says whether the record has steps. Most have none, so a script gets only the record's
+//! key. A script that must touch the steps but did not get their key does nothing: it answers an `s` before the head.
+//! The client then sends both keys, or hands the message to the scripts of [families](super::family_script).
 
 use std::sync::LazyLock;
 
@@ -57,10 +56,11 @@ use redis::{Cmd, Script};
 
 use super::value::{LONGEST, millis, window};
 
-/// `head`, `state`, `has_steps`, `is_owner`, `barrier`, `announce`, `kept` and the windows, which most of them need. The owner comes first of
-/// the arguments, as [`owned_by`](super::value::owned_by) writes it. `at` is the length of the claim: a value of version 1
-/// has no fencing token. Of an unknown version nothing is known, so that no step touches it. `kept` lengthens a time to
-/// live until the clock has passed the token. It is limited, because a damaged token must not make the command fail.
+/// Defines `head`, `state`, `has_steps`, `is_owner`, `barrier`, `announce`, `kept` and the windows, which most scripts
+/// need. The first argument is the owner, encoded by [`owned_by`](super::value::owned_by). `at` is the length of the
+/// claim: a value of version 1 has no fencing token. No step touches a value of an unknown version. `kept` lengthens a
+/// time to live until the clock has passed the token. It has a limit, because a damaged token must not make the command
+/// fail.
 const PRELUDE: &str = "
 local head = redis.call('GETRANGE', KEYS[1], '0', '102')
 local at, is_owner = 69, string.sub(head, 1, 17) == ARGV[1]
@@ -90,10 +90,10 @@ local function kept(ttl, now)
 end
 ";
 
-/// What a script needs that is given the key of the steps as well: `family` (nothing if it is damaged), `window` (how much
-/// longer than its lease a claim with steps lives), `marked` (a state that says that there are steps), `sum`, `write` (puts
-/// one step and the family), and `follow`, which gives the steps the life of their record. See
-/// [`field`](super::field) for what is where.
+/// Defines what a script needs that also gets the key of the steps: `family` (nil if it is damaged), `window` (how much
+/// longer than its lease a claim with steps lives), `marked` (changes a state to one with steps), `sum`, `write`
+/// (writes one step and the family), and `follow`, which gives the steps the life of their record.
+/// [`field`](super::field) describes the layout.
 const FAMILY: &str = "
 local function sum(life, name, body)
     return string.sub(redis.sha1hex(KEYS[1] .. '\\0' .. life .. name .. '\\0' .. body), 1, 16)
@@ -142,8 +142,8 @@ local function seen(word, fields)
 end
 ";
 
-/// The shebang has to be the very first bytes. It also ends Redis's leniency towards scripts that declare nothing: such a
-/// script may use its own keys only, which all of these do.
+/// The shebang must be the very first bytes. It also makes Redis strict: the script may use only its declared keys, and
+/// all of these scripts do.
 const ALLOW_OOM: &str = "#!lua flags=allow-oom\n";
 
 pub(super) struct Step {
@@ -152,12 +152,13 @@ pub(super) struct Step {
 }
 
 impl Step {
-    /// A step that renews, ends or withdraws a claim, or settles what became of one: a server without memory takes it.
+    /// Creates a step that renews, ends or withdraws a claim, or settles it afterwards. A server that is out of memory
+    /// still accepts it.
     pub(super) fn of_a_claim(text: &str) -> Self {
         Self::new(ALLOW_OOM, text)
     }
 
-    /// A step that begins a claim, or only looks.
+    /// Creates a step that begins a claim, or only reads.
     pub(super) fn other(text: &str) -> Self {
         Self::new("", text)
     }
@@ -174,13 +175,13 @@ impl Step {
         Self { script: Script::new(&text), text }
     }
 
-    /// A call for one key, to which its arguments are added. The server knows the script by its digest, until it is
-    /// restarted; `whole` sends the text, which it then keeps.
+    /// Returns a call for one key; the caller adds the arguments. The server knows the script by its digest until it
+    /// restarts. `whole` sends the text, which the server then keeps.
     pub(super) fn call(&self, key: &[u8], whole: bool) -> Cmd {
         self.call_for(&[key], whole)
     }
 
-    /// The same for a record and its steps.
+    /// Returns a call for a record and its steps.
     pub(super) fn call_for(&self, keys: &[&[u8]], whole: bool) -> Cmd {
         let mut command = Cmd::with_capacity(8, 256);
         if whole {
@@ -201,8 +202,9 @@ macro_rules! steps {
 pub(super) use steps;
 
 steps! {
-    /// Owner, state, time to live, channel, the time; the key of the steps too, where there are some. Half of all steps are this one, and what the prelude makes for others
-    /// is a good part of what it would cost the server.
+    /// Arguments: owner, state, time to live, channel, the time; the second key is that of the steps, if there are any.
+    /// Half of all steps are this one, and the prelude's values for other scripts would add a good part of its cost on
+    /// the server.
     COMPLETE = of_a_claim("
         local head = redis.call('GETRANGE', KEYS[1], '0', '74')
         local at = 69
@@ -232,8 +234,8 @@ steps! {
         if is_claim and (mark == '!' or mark == '$') then redis.pcall('PUBLISH', ARGV[4], KEYS[1]) end
         return head");
 
-    /// Owner, the lease, and the state for a claim that had become indeterminate. A claim's time to live says how long its
-    /// lease is, so it can't be lengthened for its token's sake.
+    /// Arguments: owner, the lease, and the state to set if the claim has become indeterminate. A claim's time to live
+    /// encodes its lease, so it can't be lengthened to outlive the token.
     RENEW = of_a_claim("#PRELUDE#
         if is_owner and has_steps and (windows[state] or state == 'i') then return 's' .. head end
         if is_owner and windows[state] then
@@ -246,8 +248,8 @@ steps! {
         end
         return head");
 
-    /// Owner, channel, the state of a tombstone, the time. A key is never deleted: its token would be lost, and with it
-    /// whatever barrier stands.
+    /// Arguments: owner, channel, the state of a tombstone, the time. A key is never deleted, because that would lose
+    /// its token and any barrier.
     RELEASE = of_a_claim("#PRELUDE#
         if is_owner and has_steps then return 's' .. head end
         if is_owner and (windows[state] or state == 'i') then
@@ -257,8 +259,8 @@ steps! {
         end
         return 'n' .. head");
 
-    /// Owner, channel, a tombstone for an absent key, the state of a tombstone for the owner's own claim, and a barrier's
-    /// names, the time. Whatever is there stays or becomes a key that exists, with a value that no take-over has met.
+    /// Arguments: owner, channel, a tombstone for an absent key, the state of a tombstone for the owner's own claim, a
+    /// barrier's names, and the time. Keeps or creates a key, with a value that no takeover has read.
     WITHDRAW = of_a_claim("#PRELUDE#
         if has_steps then return 's' .. head end
         local count = (tonumber(string.sub(barrier, 22, 25)) or 0) + 1
@@ -285,7 +287,7 @@ steps! {
         end
         return head");
 
-    /// Owner, state, channel.
+    /// Arguments: owner, state, channel.
     HOLD = of_a_claim("#PRELUDE#
         if is_owner and has_steps and windows[state] then return 's' .. head end
         if is_owner and windows[state] then
@@ -296,8 +298,9 @@ steps! {
         end
         return head");
 
-    /// Goes on where `SET NX` met a claim or a tombstone, if that is still the one that was met. Owner, the value met, the
-    /// value to put in its place, its time to live, the value for a claim that is to be held, channel.
+    /// Continues after `SET NX` found a claim or a tombstone, if the value is still the same. Arguments: owner, the
+    /// value that was read, the value to replace it, its time to live, the value for a claim that must be held,
+    /// channel.
     TAKE_OVER = other("#PRELUDE#
         local found = redis.call('GET', KEYS[1])
         if found ~= ARGV[2] then return { 'changed', found } end
@@ -316,8 +319,8 @@ steps! {
         announce(ARGV[6])
         return { 'claimed' }");
 
-    /// Settles what was met, if it is still that and nobody is at work on it. Owner, the value met, channel, the value to
-    /// put in its place (an outcome, or a tombstone) and its time to live.
+    /// Settles the record if its value is still the same and no owner's lease is running. Arguments: owner, the value
+    /// that was read, channel, the value to replace it (an outcome or a tombstone), its time to live.
     RESOLVE = of_a_claim("#PRELUDE#
         local found = redis.call('GET', KEYS[1])
         if found ~= ARGV[2] then return { 'changed', found } end
@@ -326,11 +329,12 @@ steps! {
         announce(ARGV[3])
         return { 'resolved' }");
 
-    /// The value, its time to live and the server's clock, at one time.
+    /// Reads the value, its time to live and the server's clock, all at the same time.
     READ = other("return { redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1]), redis.call('TIME') }");
 
-    /// Puts a tombstone in the place of what was met, if it is still that. Nothing, the value met, channel, the tombstone
-    /// and its time to live. The key of the steps too, where there may be some.
+    /// Replaces the value with a tombstone, if it is still the value that was read. Arguments: an empty string, the
+    /// value that was read, channel, the tombstone, its time to live. The second key is that of the steps, if there may
+    /// be any.
     REMOVE = of_a_claim("#PRELUDE#
         local found = redis.call('GET', KEYS[1])
         if found ~= ARGV[2] then return { 'changed', found } end
@@ -339,9 +343,9 @@ steps! {
         announce(ARGV[3])
         return { 'removed' }");
 
-    /// Asks that the claim's end be announced. Gives the lease left; 0 if nobody is at work, and -1 if the key of the
-    /// record's steps is needed. A server without memory does not
-    /// take the mark: the waiter looks again after a second.
+    /// Requests an announcement of the claim's end. Answers the remaining lease; 0 if no claim is in progress, and -1
+    /// if the script needs the key of the record's steps. A server that is out of memory refuses the mark: the waiting
+    /// caller then looks again after a second.
     WATCH = other("#PRELUDE##FAMILY#
         if not windows[state] then return 0 end
         if has_steps and not KEYS[2] then return -1 end

@@ -1,4 +1,4 @@
-//! What a server's settings promise, looked at when the store is opened.
+//! Checks whether each server's settings keep the store's promises.
 
 use oncekey::backend::StoreError;
 use redis::{Cmd, Value};
@@ -10,10 +10,10 @@ use super::link::Link;
 use super::options::Accepts;
 use crate::Finding;
 
-/// The first version that has `SET … NX GET`.
+/// The first major version that has `SET … NX GET`.
 const OLDEST: u32 = 7;
 
-/// Looks at every server that holds records. A cluster's replica is one of them: it may take its primary's place.
+/// Checks every server that holds records. This includes a cluster's replicas: each may take over from its primary.
 pub(super) async fn check(link: &Link) -> Result<Vec<Finding>, RedisOpenError> {
     let accepts = link.accepts();
     const KILLED: &str = "when this Redis is killed it forgets what it confirmed, and that runs again \
@@ -24,14 +24,14 @@ pub(super) async fn check(link: &Link) -> Result<Vec<Finding>, RedisOpenError> {
     let mut findings = Vec::new();
     if !link.is_cluster() {
         for (server, info) in ask(link, redis::cmd("INFO").arg("replication").take()).await? {
-            // One that does not show it refuses writes, as replicas do, or is none.
+            // A server that does not show this section either refuses writes, as replicas do, or is no replica.
             if text(info).is_ok_and(|info| is_writable_replica(&info)) {
                 return Err(Unfit::WritableReplica { server }.into());
             }
         }
     }
     for (server, info) in ask(link, redis::cmd("INFO").arg("server").take()).await? {
-        // One that does not show its version shows it at the first claim.
+        // If the server hides its version, an old server fails at the first claim.
         if let Some(found) = text(info).ok().as_deref().and_then(version) {
             let major = found.split('.').next().and_then(|major| major.parse().ok());
             if major.is_none_or(|major: u32| major < OLDEST) {
@@ -71,7 +71,7 @@ pub(super) async fn check(link: &Link) -> Result<Vec<Finding>, RedisOpenError> {
     Ok(findings)
 }
 
-/// Asks every server. Of one that is silent nothing is known, which is no reason not to use the others; if all are, the
+/// Asks every server. A silent server is skipped, and the others can still be used. If all servers are silent, the
 /// store can't be opened.
 pub(super) async fn ask(link: &Link, command: Cmd) -> Result<Vec<(String, Value)>, RedisOpenError> {
     let answers = link.each_node(command).await.map_err(|failure| match failure {
@@ -92,8 +92,8 @@ pub(super) async fn ask(link: &Link, command: Cmd) -> Result<Vec<(String, Value)
     if given.is_empty() { Err(RedisOpenError::Unreachable(silent)) } else { Ok(given) }
 }
 
-/// Whether a server that gives this answer about its `maxmemory-policy` may be used; the policy, if it evicts and that is
-/// accepted.
+/// Checks one server's answer about `maxmemory-policy`. Returns the policy if it evicts and the application accepts
+/// that.
 pub(super) fn vet(server: &str, answer: Value, accepts: Accepts) -> Result<Option<String>, Unfit> {
     let server = server.to_owned();
     match value(answer) {
@@ -119,7 +119,7 @@ fn text(answer: Value) -> Result<String, String> {
     }
 }
 
-/// The value of the one setting that was asked for.
+/// Returns the value of the one requested setting.
 fn value(answer: Value) -> Result<String, String> {
     if let Value::ServerError(_) = answer {
         return text(answer);
@@ -133,7 +133,7 @@ fn value(answer: Value) -> Result<String, String> {
     found.into_iter().nth(1).ok_or_else(|| "CONFIG GET shows nothing of it".to_owned())
 }
 
-/// In a cluster the driver writes to primaries only.
+/// Only checked outside a cluster: in a cluster the driver writes to primaries only.
 fn is_writable_replica(info: &str) -> bool {
     let has = |line: &str| info.lines().any(|found| found.trim_end() == line);
     has("role:slave") && has("slave_read_only:0")
@@ -143,7 +143,7 @@ fn version(info: &str) -> Option<&str> {
     info.lines().find_map(|line| line.strip_prefix("redis_version:"))
 }
 
-/// What is in the way, without the words for a step that was not taken.
+/// Returns the reason alone, without the text about a step that did not run.
 fn reason(failure: Failure) -> String {
     match failure.into() {
         StoreError::Unavailable(text) | StoreError::Unknown(text) | StoreError::ReadOnly(text) => text,

@@ -3,11 +3,11 @@
 use redis::aio::{ConnectionManager, MultiplexedConnection};
 use redis::{Cmd, Pipeline, RedisResult, Value};
 
-/// Clones share it.
+/// A connection to one server. Clones share it.
 #[derive(Clone)]
 pub(super) enum Single {
     Own(MultiplexedConnection),
-    /// The caller's, which makes itself anew.
+    /// The application's connection, which reconnects by itself.
     Managed(ConnectionManager),
 }
 

@@ -1,9 +1,9 @@
-//! The name of the key that holds a record's steps.
+//! The name of the Redis key that holds a record's steps.
 //!
-//! It begins with the name of the record's own key, so that whoever may use the one may use the other, and goes on with a
-//! zero, which no record's name has: a scan tells them apart. A script touches both keys, so in a cluster both must be in
-//! one slot, whatever braces the caller's key or the store's prefix contains. Redis takes the slot from what stands
-//! between the first `{` and the next `}`, and from the whole name if there is no such pair or nothing in it. So:
+//! It starts with the name of the record's own key, so access rights by key prefix cover both. A zero byte follows,
+//! which no record's name contains, so a scan can tell them apart. A script touches both keys, so in a cluster both
+//! must be in one slot, whatever braces the caller's key or the store's prefix contains. Redis hashes the part between
+//! the first `{` and the next `}`, or the whole name if there is no such pair or nothing between the braces. So:
 //!
 //! | the record's name | the name of its steps | what is hashed |
 //! |---|---|---|
@@ -12,18 +12,18 @@
 //! | its `{` is not closed: `a{b` | `a{b␀steps….}` | from the `{` on, with four digits that make up for the rest |
 //! | its `{` is closed at once: `a{}{b}` | `a{}{b}␀steps….` | the whole name, with four such digits |
 //!
-//! The digits come from a table. CRC-16 is linear, so one table serves every beginning.
+//! The digits come from a table. CRC-16 is linear, so one table serves all prefixes.
 
 use std::sync::LazyLock;
 
 use crc16::{State, XMODEM};
 
-/// What no record's name contains.
+/// A byte that no record's name contains.
 const MARK: u8 = 0;
 const SUFFIX: &[u8] = b"\0steps";
 const SLOTS: usize = 16_384;
 
-/// The name of the key for the steps of the record in `parent`.
+/// Returns the name of the key for the steps of the record whose key is `parent`.
 pub(super) fn steps_of(parent: &[u8]) -> Vec<u8> {
     let mut name = Vec::with_capacity(parent.len() + SUFFIX.len() + 6);
     name.extend_from_slice(parent);
@@ -48,14 +48,14 @@ pub(super) fn steps_of(parent: &[u8]) -> Vec<u8> {
     name
 }
 
-/// Whether a key holds steps, by its name without the store's prefix.
+/// Returns whether a key holds steps. `name` is the key's name without the store's prefix.
 pub(super) fn is_steps(name: &[u8]) -> bool {
     name.contains(&MARK)
 }
 
 type Digits = [u8; 4];
 
-/// Digits for every remainder.
+/// The digits for every remainder.
 static TABLE: LazyLock<Box<[Digits]>> = LazyLock::new(|| {
     let digits = || b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz".iter().copied();
     let mut table = vec![None; SLOTS];
@@ -71,11 +71,11 @@ static TABLE: LazyLock<Box<[Digits]>> = LazyLock::new(|| {
             }
         }
     }
-    // Every remainder has some: see the test.
+    // Every remainder has digits: a test checks it.
     table.into_iter().map(Option::unwrap_or_default).collect()
 });
 
-/// What makes a text that begins with `lead` hash to `slot`.
+/// Returns the digits that make a text that starts with `lead` hash to `slot`.
 fn digits_after(lead: &[u8], slot: usize) -> Digits {
     let zeros = [lead, &[0; size_of::<Digits>()]].concat();
     TABLE[remainder(&zeros) ^ slot]
@@ -85,7 +85,7 @@ fn remainder(text: &[u8]) -> usize {
     usize::from(State::<XMODEM>::calculate(text)) % SLOTS
 }
 
-/// The slot of a key, by the rule of Redis Cluster.
+/// Returns the slot of a key, by the rule of Redis Cluster.
 fn slot(name: &[u8]) -> usize {
     let tag = name.iter().position(|byte| *byte == b'{').and_then(|open| {
         let rest = &name[open + 1..];
@@ -101,7 +101,7 @@ mod tests {
 
     use super::*;
 
-    /// From Redis's own specification.
+    /// Values from Redis's own specification.
     #[test]
     fn slots_are_those_of_the_specification() {
         assert_eq!(State::<XMODEM>::calculate(b"123456789"), 0x31C3);
@@ -118,7 +118,7 @@ mod tests {
         assert_eq!(TABLE.iter().collect::<HashSet<_>>().len(), SLOTS);
     }
 
-    /// Every text of braces and letters up to six, behind prefixes with and without braces.
+    /// Covers every text of up to six braces and letters, with prefixes with and without braces.
     #[test]
     fn e26_steps_are_in_the_slot_of_their_parent() {
         let prefixes = ["", "oncekey:", "{shop}:", "a{b", "a}b", "{}", "x{}y{z}:", "{{", "}{"];
@@ -139,11 +139,11 @@ mod tests {
                 names.insert(parent);
             }
         }
-        // No two records share their steps, and no steps are a record.
+        // No two records share a key for their steps, and no such key is a record's key.
         assert_eq!(names.len(), prefixes.len() * 4_usize.pow(6) * 2);
     }
 
-    /// Every slot is reached from a name without a tag.
+    /// Names without a tag cover every slot.
     #[test]
     fn e26_steps_of_names_of_every_slot() {
         let mut slots = HashSet::new();

@@ -1,7 +1,7 @@
-//! From a message to a command, and from what the server answers to the message's answer, or to the next command.
+//! Turns each message into a command, and the server's answer into the message's answer or the next command.
 //!
-//! Most steps are one command. One that meets a claim, or finds that something has changed meanwhile, is another: all
-//! that a batch still has to say goes out together again.
+//! Most steps are one command. A step that finds a claim, or finds that its data has changed, needs another. All
+//! further commands of a batch go out together.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ use super::script::{self, Step as Script};
 use super::value::{Barrier, Claim, LONGEST, Met, Stored, Value, claim_millis, millis, owned_by};
 use super::{family_script, slot};
 
-/// How the store names its keys, and where it announces changes.
+/// The names of the store's keys, and the channel for announcements.
 #[derive(Debug)]
 pub(super) struct Names {
     pub(super) prefix: String,
@@ -32,59 +32,61 @@ pub(super) struct Names {
 }
 
 impl Names {
-    /// The Redis key of a record.
+    /// Returns the Redis key of a record.
     pub(super) fn of(&self, key: &Key) -> Vec<u8> {
         [self.prefix.as_bytes(), key.as_stored().as_bytes()].concat()
     }
 
-    /// The Redis key of a record's steps.
+    /// Returns the Redis key of a record's steps.
     pub(super) fn steps_of(&self, key: &Key) -> Vec<u8> {
         slot::steps_of(&self.of(key))
     }
 }
 
-/// A message on its way. What is known about it is in its reply's [`StepState`].
+/// A message in progress. Its reply's [`StepState`] records what is known about it.
 pub(super) struct Step {
     names: Arc<Names>,
     work: Work,
-    /// The server did not know the script: its whole text goes along.
+    /// The server did not know the script, so the command carries its whole text.
     whole: bool,
-    /// It was sent before, and its connection broke: that copy may still arrive.
+    /// The command was sent before, and its connection broke. That copy may still arrive.
     again: bool,
-    /// Stands in for the reply's where the command only reads: that changes nothing, whatever becomes of it.
+    /// Replaces the reply's state while a command only reads, because a read changes nothing, whatever happens to it.
     reading: StepState,
-    /// For so long it is sent again while a cluster has no node for it.
+    /// Until then, the command is sent again while the cluster has no node for it.
     until: Instant,
 }
 
 pub(super) enum Work {
     Acquire(Acquire, FencingToken, Reply<Acquired>),
-    /// An acquire that the server has no memory for, and that error: what is there already needs none.
+    /// An acquire that the server refused for lack of memory, and that error. Reading an existing record needs no
+    /// memory.
     Look(Acquire, StoreError, Reply<Acquired>),
-    /// An acquire that met this claim or tombstone.
+    /// An acquire that found this claim or tombstone.
     TakeOver(Acquire, Met, FencingToken, Reply<Acquired>),
-    /// An acquire that was sent twice, and met what is not its own: its first copy is withdrawn before this is told.
+    /// An acquire that was sent twice and found a value that is not its own. Its first copy is withdrawn before it is
+    /// answered.
     Bar(Withdraw, Acquired, Reply<Acquired>),
     Renew(Renew, Reply<Renewed>),
     Complete(Complete, Reply<Completed>),
     Release(Release, Reply<Released>),
     Withdraw(Withdraw, Reply<Withdrawn>),
     Hold(Hold, Reply<Held>),
-    /// A resolve that has to see first what is to be resolved.
+    /// A resolve that must first read the record.
     Inspect(Resolve, Reply<Resolved>),
     Resolve(Resolve, Met, Reply<Resolved>),
     Lookup(Lookup, Reply<Option<RecordView>>),
-    /// A remove that has to see first what is to be removed.
+    /// A remove that must first read the record.
     Find(Remove, Reply<Removed>),
-    /// What was found, and the tombstone to put in its place.
+    /// The value that was read, and the tombstone to replace it.
     Remove(Remove, Vec<u8>, Value, Reply<Removed>),
     CompleteStep(Box<CompleteStep>, Reply<StepCompleted>),
-    /// A message about a record that has steps, or is to have some.
+    /// A message about a record that has steps, or will have some.
     Family(Box<FamilyStep>),
 }
 
 impl Step {
-    /// Gives back a message that is no step of one key.
+    /// Creates a step. Returns the request if it is not a step on one key.
     #[expect(clippy::result_large_err, reason = "given back at once, to be taken elsewhere")]
     pub(super) fn begin(names: &Arc<Names>, request: Request, until: Instant) -> Result<Self, Request> {
         let work = match request {
@@ -106,7 +108,7 @@ impl Step {
         Ok(Self { names: Arc::clone(names), work, whole: false, again: false, reading: StepState::default(), until })
     }
 
-    /// What is known about the command that is on its way, and about those before it.
+    /// Returns what is known about the command in flight and the commands before it.
     fn state(&mut self) -> &mut StepState {
         match &mut self.work {
             Work::Acquire(_, _, reply) | Work::TakeOver(_, _, _, reply) | Work::Bar(_, _, reply) => reply.state(),
@@ -123,24 +125,24 @@ impl Step {
         }
     }
 
-    /// What to send now, on a connection that is there: from here on it counts as sent.
+    /// Returns the command to send now, on an open connection. From here on it counts as sent.
     pub(super) fn depart(&mut self, now: Now) -> Cmd {
         let (command, state) = self.command(now);
         state.sent();
         command
     }
 
-    /// What to send, and where to report what becomes of it.
+    /// Returns the command to send, and the state that records what happens to it.
     pub(super) fn command(&mut self, now: Now) -> (Cmd, &mut StepState) {
         match &mut self.work {
             Work::Acquire(_, token, _) => *token = token_after(None, now.micros),
             Work::TakeOver(message, met, token, _) => {
                 let claim = met.value.claim;
-                // The same holder asks again: its claim stays what it is.
+                // The same owner asks again: its claim keeps its token.
                 let is_own = is_own_claim(message, &met.value);
                 *token = if is_own { claim.token } else { token_after(Some(claim.token), now.micros) };
             }
-            // Its token can't be read.
+            // The removed value's token can't be read.
             Work::Remove(_, _, Value { claim: Claim { token, .. }, .. }, _) if *token == FencingToken::ZERO => {
                 *token = token_after(None, now.micros);
             }
@@ -156,7 +158,7 @@ impl Step {
             command.arg(&owned_by(owner));
             command
         };
-        // A claim that is known to have steps is spoken of with both keys.
+        // If a claim is known to have steps, its messages carry both keys.
         let call_either = |alone: &Script, family: &Script, key: &Key, owner: Owner| {
             if !names.with_steps.has(owner) {
                 return call(alone, key, owner);
@@ -167,7 +169,7 @@ impl Step {
         };
         match &self.work {
             Work::Acquire(message, token, _) => {
-                // Its first copy may arrive when this claim has ended: the key must not have vanished by then.
+                // The first copy may arrive after this claim has ended. The key must still exist then.
                 let barrier = self.again.then(|| Barrier::of(message.owner));
                 let mut command = Cmd::with_capacity(7, 192);
                 command.arg("SET").arg(names.of(&message.key));
@@ -184,7 +186,7 @@ impl Step {
                     _ if is_own => claim.attempt,
                     _ => claim.attempt.next(),
                 };
-                // One claim's count never goes back; another claim begins anew.
+                // The count of one claim never goes back; another claim starts at zero.
                 let barrier = if is_own { met_barrier } else { met_barrier.map(|met| Barrier::of(met.withdrawn)) };
                 let barrier = barrier.or(self.again.then(|| Barrier::of(message.owner)));
                 let held = Value { claim, has_steps: false, barrier: met_barrier, state: Stored::Indeterminate };
@@ -212,7 +214,7 @@ impl Step {
             }
             Work::Withdraw(Withdraw { key, owner }, _) | Work::Bar(Withdraw { key, owner }, ..) => {
                 let mut command = call(&script::WITHDRAW, key, *owner);
-                // Whatever token a key that vanished had, its server's clock has passed it.
+                // The clock of the server has passed whatever token a vanished key had.
                 let absent = tombstone(*owner, token_after(None, now.micros));
                 command.arg(channel).arg(absent.encode(key)).arg(Stored::Withdrawn.encode(key, *owner));
                 command.arg(&Barrier::names(key, *owner)).arg(now.last_millis);
@@ -247,7 +249,7 @@ impl Step {
             }
             Work::Lookup(Lookup { key }, _) => script::READ.call(&names.of(key), self.whole),
             Work::Remove(Remove { key }, found, tombstone, _) => {
-                // What can't be read may have had steps.
+                // A value that can't be read may have had steps.
                 let may_have_steps = Value::decode(key, found.clone()).map_or(true, |value| value.has_steps);
                 let mut command = if may_have_steps {
                     script::REMOVE.call_for(&[&names.of(key), &names.steps_of(key)], self.whole)
@@ -275,7 +277,8 @@ impl Step {
         }
     }
 
-    /// Takes the server's answer. `None`: the message is answered; else there is more to send.
+    /// Processes the server's answer. Returns `None` if the message is answered; otherwise the step that must be sent
+    /// next.
     pub(super) fn hear(mut self, answer: Result<Answer, Failure>) -> Option<Self> {
         match &answer {
             Ok(_) => {}
@@ -285,12 +288,12 @@ impl Step {
         match &answer {
             // From now on the server will know it.
             Err(Failure::NoScript) if !self.whole => return Some(Self { whole: true, ..self }),
-            // The same step by the same owner is safe to repeat (of a claim's first copy the script's page tells more);
-            // somebody else's word would hear that it came too late.
+            // The same owner can safely repeat the same step (for a claim's first copy, the `script` module explains
+            // why). A repeated resolve would be told that it came too late.
             Err(Failure::Broken(_)) if !self.again && self.work.is_repeatable() => {
                 return Some(Self { again: true, ..self });
             }
-            // While a shard fails over, for as long as an answer may take.
+            // A shard fails over: retry for as long as an answer may take.
             Err(Failure::Adrift(_)) if Instant::now() < self.until && self.work.is_repeatable() => {
                 return Some(Self { again: true, ..self });
             }
@@ -299,13 +302,13 @@ impl Step {
         let Self { names, work, again, reading, until, .. } = self;
         let work = work.hear(&names, answer, again)?;
         let mut step = Self { names, work, whole: false, again, reading, until };
-        // What was sent until now is answered, and did nothing.
+        // Everything sent so far has been answered and had no effect.
         step.state().refused();
         Some(step)
     }
 }
 
-/// Answers with an error, or gives what was read.
+/// Returns the value that was read, or answers with the error.
 macro_rules! or_refuse {
     ($reply:ident, $read:expr) => {
         match $read {
@@ -318,7 +321,7 @@ macro_rules! or_refuse {
     };
 }
 
-/// An error that leaves open whether the step was executed is no answer.
+/// Answers the message. An error that leaves the effect unknown is not an answer.
 pub(super) fn answer<T>(reply: Reply<T>, answer: Result<T, StoreError>) {
     match answer {
         Err(error) if error.is_unknown() => reply.fail(error),
@@ -327,7 +330,7 @@ pub(super) fn answer<T>(reply: Reply<T>, answer: Result<T, StoreError>) {
 }
 
 impl Work {
-    /// Whether it may be sent again when its connection broke.
+    /// Returns whether the command may be sent again after its connection broke.
     fn is_repeatable(&self) -> bool {
         match self {
             Self::Resolve(..) | Self::Remove(..) => false,
@@ -336,12 +339,12 @@ impl Work {
         }
     }
 
-    /// `None`: the message is answered; else what there is more to say.
+    /// Returns `None` if the message is answered; otherwise the work that remains.
     fn hear(self, names: &Names, heard: Result<Answer, Failure>, again: bool) -> Option<Work> {
         if let Self::Family(step) = self {
             return step.hear(names, heard, again);
         }
-        // What was only read was not changed.
+        // A command that only read changed nothing.
         let heard = match self {
             Self::Look(..) | Self::Inspect(..) | Self::Lookup(..) | Self::Find(..) => heard.map_err(Failure::of_read),
             _ => heard.map_err(StoreError::from),
@@ -358,7 +361,7 @@ impl Work {
             }
             Self::Acquire(message, token, reply) => {
                 let heard = match heard {
-                    // A replay, a mismatch and a claim that is in progress take no memory. Only a new claim does.
+                    // A replay, a mismatch and a claim in progress need no memory. Only a new claim does.
                     Err(full @ StoreError::Full(_)) => return Some(Self::Look(message, full, reply)),
                     heard => heard,
                 };
@@ -476,19 +479,19 @@ impl Work {
                 }
                 None
             }
-            // Taken above.
+            // Handled above.
             work @ Self::Family(_) => Some(work),
         }
     }
 }
 
-/// What an acquire comes to.
+/// What follows for an acquire.
 pub(super) enum Next {
     Answer(Acquired),
     TakeOver(Met),
-    /// What was met has steps, on which it depends.
+    /// The record has steps, and the answer depends on them.
     Family,
-    /// What was met is gone: from the beginning.
+    /// The value that was read is gone: start again.
     Again,
 }
 
@@ -516,9 +519,9 @@ fn claimed_first(token: FencingToken) -> Acquired {
     Acquired::Claimed { attempt: Attempt::FIRST, token, took_over: false, steps: None }
 }
 
-/// What `SET NX GET` found, or what a script says is there by now.
+/// Decides on the value that `SET NX GET` found, or that a script returned.
 pub(super) fn read_found(message: &Acquire, bytes: Vec<u8>) -> Result<Next, StoreError> {
-    // Most of what is found is completed: its bytes are not copied.
+    // Most values found are completed. Their bytes are not copied.
     let is_completed = matches!(super::value::letter(&bytes), Some(b'c' | b'C'));
     let met = if is_completed {
         Met { value: Value::decode(&message.key, bytes)?, bytes: Vec::new() }
@@ -527,7 +530,8 @@ pub(super) fn read_found(message: &Acquire, bytes: Vec<u8>) -> Result<Next, Stor
     };
     let Value { claim, barrier, .. } = met.value;
     let withdrawn = |owner| Acquired::Withdrawn { owner };
-    // The message was sent before this claim was withdrawn. A claim of its own that still stands was not withdrawn.
+    // Whether the message was sent before this claim was withdrawn. If the message's own claim still stands, it was not
+    // withdrawn.
     let is_late = |owner| owner == message.owner && message.past_withdrawal.as_deref() != Some(&owner);
     let acquired = match met.value.state {
         Stored::Withdrawn if is_late(claim.owner) => withdrawn(claim.owner),
@@ -549,7 +553,7 @@ pub(super) fn read_found(message: &Acquire, bytes: Vec<u8>) -> Result<Next, Stor
     Ok(Next::Answer(acquired))
 }
 
-/// A claim of the barrier's owner that still stands was not withdrawn.
+/// Returns whether the barrier's owner was withdrawn. If that owner's claim still stands, it was not.
 fn is_withdrawn_owner(met: &Value, owner: Owner) -> bool {
     met.claim.owner != owner || met.state == Stored::Released
 }
@@ -580,7 +584,7 @@ fn read_take_over(message: &Acquire, met: &Value, token: FencingToken, heard: An
     Ok(Next::Answer(acquired))
 }
 
-/// Whether the claim that was met is the sender's: its answer was lost, and it asks again.
+/// Returns whether the claim found is the sender's own: its answer was lost, and it asks again.
 fn is_own_claim(message: &Acquire, met: &Value) -> bool {
     met.claim.owner == message.owner && met.state != Stored::Withdrawn
 }
@@ -591,7 +595,7 @@ fn hear_inspect(message: Resolve, found: Option<Vec<u8>>, reply: Reply<Resolved>
         return None;
     };
     let met = or_refuse!(reply, Met::read(&message.key, bytes));
-    // A word about attempt 1 says nothing of attempt 2, nor of the first attempt of a later life of the key.
+    // A resolve of attempt 1 does not apply to attempt 2, nor to the first attempt of a later life of the key.
     let is_meant = message.attempt.is_none_or(|attempt| attempt == met.value.claim.attempt)
         && message.owner.is_none_or(|owner| owner == met.value.claim.owner);
     if is_meant && met.value.has_steps {
@@ -604,7 +608,7 @@ fn hear_inspect(message: Resolve, found: Option<Vec<u8>>, reply: Reply<Resolved>
     None
 }
 
-/// What is no record goes as well.
+/// Also removes a value that is no record.
 fn hear_find(message: Remove, found: Option<Vec<u8>>, reply: Reply<Removed>) -> Option<Work> {
     let Some(bytes) = found else {
         reply.send(Ok(Removed::Absent));
@@ -620,21 +624,22 @@ fn hear_find(message: Remove, found: Option<Vec<u8>>, reply: Reply<Removed>) -> 
             Value { claim, has_steps: false, barrier: Some(Barrier::of(claim.owner)), state: Stored::Withdrawn }
         }
         Ok(Value { claim, barrier, .. }) => Value { claim, has_steps: false, barrier, state: Stored::Withdrawn },
-        // Its token is set when it leaves.
+        // Its token is set when the command is sent.
         Err(_) => tombstone(Owner::random(), FencingToken::ZERO),
     };
     Some(Work::Remove(message, bytes, tombstone, reply))
 }
 
-/// A barrier and nothing else, for a key of which nothing is known.
+/// Returns a tombstone with only a barrier, for a key about which nothing is known.
 fn tombstone(withdrawn: Owner, token: FencingToken) -> Value {
-    // Whatever it was claimed for.
+    // The fingerprint of the withdrawn claim is unknown.
     let fingerprint = Fingerprint::of(b"");
     let claim = Claim { owner: withdrawn, fingerprint, attempt: Attempt::FIRST, token };
     Value { claim, has_steps: false, barrier: Some(Barrier::of(withdrawn)), state: Stored::Withdrawn }
 }
 
-/// What `WITHDRAW` says: what it found, or the tombstone that it left. `None` for a record that has steps.
+/// Parses the answer of `WITHDRAW`: the value that it found, or the tombstone that it left. Returns `None` for a record
+/// that has steps.
 fn withdrawn(key: &Key, heard: Answer) -> Result<Option<Withdrawn>, StoreError> {
     match verdict(key, heard)? {
         Verdict::Done => Ok(Some(Withdrawn)),
@@ -643,20 +648,20 @@ fn withdrawn(key: &Key, heard: Answer) -> Result<Option<Withdrawn>, StoreError> 
     }
 }
 
-/// The token of a claim that puts itself in the place of `previous`, at a time in microseconds.
+/// Returns the token of a claim that replaces `previous`, at a time in microseconds.
 fn token_after(previous: Option<FencingToken>, now: u64) -> FencingToken {
     let next = previous.map_or(0, |previous| previous.get().saturating_add(1));
-    // As with every store, a signed number can hold it.
+    // As on every store, the token must fit a signed number.
     FencingToken::new(next.max(now).min(i64::MAX as u64))
 }
 
-/// The time to live of a key in milliseconds: for as long as asked, and until the clock has passed its token.
+/// Returns a key's time to live in milliseconds: at least as long as asked, and until the clock has passed its token.
 fn life_of(token: FencingToken, asked: Duration, now: Now) -> u64 {
     let passed_at = token.get() / 1_000 + 1;
     millis(asked).max(passed_at.saturating_sub(now.last_millis).min(millis(LONGEST)))
 }
 
-/// The value that claims a key.
+/// Returns the value that claims a key.
 fn claimed(message: &Acquire, attempt: Attempt, token: FencingToken, barrier: Option<Barrier>) -> Vec<u8> {
     let claim = Claim { owner: message.owner, fingerprint: message.fingerprint, attempt, token };
     let state = Stored::InProgress(message.on_abandoned);
@@ -688,8 +693,8 @@ mod tests {
         (step.unwrap_or_else(|_| panic!("an acquire is a step")), heard)
     }
 
-    /// A cluster's driver says "no node" also of a claim that is under way. That claim may still arrive, so the next copy
-    /// bars it, and no later refusal says that nothing was executed.
+    /// A cluster's driver also reports "no node" for a claim that is in flight. That claim may still arrive, so the
+    /// next copy sets a barrier against it, and no later refusal means that nothing was executed.
     #[test]
     fn e19_a_claim_that_a_cluster_lost_stays_unknown() {
         let (mut step, heard) = claiming(Instant::now() + Duration::from_secs(60));
@@ -719,7 +724,7 @@ mod tests {
         assert!(heard.recv().unwrap().unwrap_err().is_unknown());
     }
 
-    /// The look after a refusal for want of memory is a read: its loss leaves nothing open.
+    /// After a refusal for lack of memory, the next command is a read. Losing it leaves nothing unknown.
     #[test]
     fn e19_a_claim_without_memory_that_can_not_be_looked_up_was_not_executed() {
         let (mut step, heard) = claiming(Instant::now());

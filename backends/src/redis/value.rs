@@ -1,4 +1,4 @@
-//! The value of a record's Redis key.
+//! The encoding of a record's value in Redis.
 //!
 //! ```text
 //! 0   version
@@ -13,12 +13,12 @@
 //!     of any other state: nothing, or a mark
 //! ```
 //!
-//! The two parts have a checksum each, so that a script can join a claim, which the server has, to a state, which the
-//! client sends: Redis can't compute a CRC. No time is in it. A record's time is its key's time to live, which is the
-//! server's alone: see [`window`].
+//! Redis can't compute a CRC, so each part has its own checksum: a script can join a claim, which the server has, to a
+//! state, which the client sends. The value contains no time. The key's time to live is the record's time, and only the
+//! server sets it: see [`window`].
 //!
-//! A mark begins with its sign: `!` where a caller waits for the claim's end, `#` where a [`Barrier`] stands, `$` for
-//! both. A barrier follows its sign:
+//! A mark begins with its sign: `!` if a caller waits for the claim's end, `#` if a [`Barrier`] stands, `$` for both. A
+//! barrier follows its sign:
 //!
 //! ```text
 //! 0   owner of the claim that was withdrawn last
@@ -27,13 +27,13 @@
 //!     and four that add up to 9999 with them
 //! ```
 //!
-//! Version 1 has no fencing token: the state begins at 61. A script of the claim's owner leaves the version as it is;
-//! every claim writes version 2.
+//! Version 1 has no fencing token: the state begins at 61. A script of the claim's owner keeps the version; every claim
+//! writes version 2.
 //!
-//! A capital letter says that the record has steps, which are in a key of their own: see [`field`](super::field). Its
-//! checksum is that of the small letter with every bit turned over. So a script can say of any state that the client sends
-//! that it has steps, and a letter that is damaged never passes for the other one. A version of this library that has no
-//! steps knows none of these letters, and takes such a record for corrupt.
+//! A capital letter says that the record has steps, in a separate key: see [`field`](super::field). Its checksum is
+//! that of the small letter with every bit inverted. So a script can add steps to any state that the client sends, and
+//! a damaged letter never passes for the other case. A version of this library without steps does not know the capital
+//! letters and reports such a record as corrupt.
 
 use std::time::Duration;
 
@@ -43,12 +43,12 @@ use oncekey::record::{ABANDONED_CLAIM_KEPT, Owner, SealedOutcome};
 use oncekey::{Attempt, FencingToken, Fingerprint, Key, OnAbandoned};
 
 const VERSION: u8 = 2;
-/// Without a fencing token.
+/// A version without a fencing token.
 const VERSION_1: u8 = 1;
-/// Where the state begins; also the length of a claim.
+/// The offset of the state, which is also the length of a claim.
 const STATE_AT: usize = 69;
 const STATE_AT_IN_VERSION_1: usize = 61;
-/// The state's letter and checksum.
+/// The length of the state's letter and checksum.
 const STATE_LEN: usize = 5;
 /// The length of a value without an outcome or a mark.
 const HEAD_LEN: usize = STATE_AT + STATE_LEN;
@@ -59,11 +59,12 @@ const BARRED_AND_WATCHED: u8 = b'$';
 /// The length of a barrier without its sign.
 const BARRIER_LEN: usize = Owner::LEN + 4 + 8;
 
-/// No time to live is longer: Redis adds it to its clock, and must not overflow.
+/// The longest time to live. Redis adds it to its clock, and the sum must not overflow.
 pub(super) const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
-/// How much longer than its lease a claim's key lives: `PTTL` less this is the lease left, by the server's clock, and a
-/// lapsed claim is still there to be seen. One that is to be held must not vanish: it waits for somebody's word.
+/// Returns how much longer than its lease a claim's key lives. `PTTL` minus this is the remaining lease by the server's
+/// clock, and a lapsed claim can still be found. A claim with `Hold` must not vanish: it waits until somebody resolves
+/// it.
 pub(super) const fn window(on_abandoned: OnAbandoned) -> Duration {
     match on_abandoned {
         OnAbandoned::Rerun | OnAbandoned::Resume => ABANDONED_CLAIM_KEPT,
@@ -71,23 +72,24 @@ pub(super) const fn window(on_abandoned: OnAbandoned) -> Duration {
     }
 }
 
-/// A duration as `PX` takes it: whole milliseconds, rounded up, at least one.
+/// Converts a duration for `PX`: whole milliseconds, rounded up, at least one.
 pub(super) fn millis(duration: Duration) -> u64 {
     let millis = duration.min(LONGEST).as_nanos().div_ceil(1_000_000);
     u64::try_from(millis).unwrap_or(u64::MAX).max(1)
 }
 
-/// The time to live of a claim with a lease.
+/// Returns the time to live of a claim with a lease.
 pub(super) fn claim_millis(lease: Duration, on_abandoned: OnAbandoned) -> u64 {
     millis(lease) + millis(window(on_abandoned))
 }
 
-/// The state's letter, which is all that a count needs; `None` for what is too short or of an unknown version.
+/// Returns the state's letter, which is all that a count needs; `None` if the value is too short or of an unknown
+/// version.
 pub(super) fn letter(head: &[u8]) -> Option<u8> {
     head.get(state_at(*head.first()?)?).copied()
 }
 
-/// As many bytes as [`letter`] needs.
+/// The number of bytes that [`letter`] needs.
 pub(super) const LETTER_LEN: usize = STATE_AT + 1;
 
 fn state_at(version: u8) -> Option<usize> {
@@ -98,18 +100,18 @@ fn state_at(version: u8) -> Option<usize> {
     }
 }
 
-/// What a key holds.
+/// The value of a record's key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Value {
     pub(super) claim: Claim,
-    /// Whether there are steps, in a key of their own.
+    /// Whether there are steps, in a separate key.
     pub(super) has_steps: bool,
-    /// Never of a completed record: that one's time to live does a barrier's work.
+    /// Always `None` for a completed record: its time to live does the barrier's work.
     pub(super) barrier: Option<Barrier>,
     pub(super) state: Stored,
 }
 
-/// A value, and its bytes as they were found.
+/// A value, and the bytes from which it was read.
 #[derive(Debug)]
 pub(super) struct Met {
     pub(super) value: Value,
@@ -122,7 +124,7 @@ impl Met {
     }
 }
 
-/// Who claimed the key for what.
+/// The claim: the owner, the fingerprint, the attempt and the fencing token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Claim {
     pub(super) owner: Owner,
@@ -131,12 +133,12 @@ pub(super) struct Claim {
     pub(super) token: FencingToken,
 }
 
-/// A command of a withdrawn claim may still arrive, so the key must not vanish: see [`script`](super::script).
+/// Keeps the key while a command of a withdrawn claim may still arrive: see [`script`](super::script).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Barrier {
     /// The owner of the claim that was withdrawn last.
     pub(super) withdrawn: Owner,
-    /// Makes the value another one with each withdrawal, so that no take-over that met an earlier one can land.
+    /// Changes the value with each withdrawal, so that no takeover that read an earlier value can land.
     pub(super) count: u16,
 }
 
@@ -146,9 +148,9 @@ pub(super) enum Stored {
     InProgress(OnAbandoned),
     Completed(SealedOutcome),
     Indeterminate,
-    /// The key is free for the same request, which finds its steps. There are always some.
+    /// The key is free for the same request, which finds the record's steps. There is always at least one.
     Released,
-    /// The key is free. The tombstone keeps the fencing token, and whatever barrier stands.
+    /// The key is free. The tombstone keeps the fencing token and any barrier.
     Withdrawn,
 }
 
@@ -172,7 +174,7 @@ impl Stored {
         }
     }
 
-    /// The second part of a value, for a claim of `owner`.
+    /// Encodes the second part of a value, for a claim of `owner`.
     pub(super) fn encode(&self, key: &Key, owner: Owner) -> Vec<u8> {
         let outcome = self.outcome();
         let mut bytes = Vec::with_capacity(STATE_LEN + outcome.len());
@@ -192,14 +194,14 @@ impl Stored {
     }
 }
 
-/// Makes of a state without steps the same with steps, and the other way round: the letter and its checksum.
+/// Switches a state between "with steps" and "without steps": inverts the letter's case and the checksum.
 fn turn_over(state: &mut [u8]) {
     let Some((letter, checksum)) = state.split_first_mut() else { return };
     *letter ^= b'a' ^ b'A';
     checksum.iter_mut().for_each(|byte| *byte = !*byte);
 }
 
-/// A value that says, all else the same, that there are steps. What is none stays as it is.
+/// Returns the value with its state changed to "with steps". Leaves anything else unchanged.
 pub(super) fn with_steps(mut bytes: Vec<u8>) -> Vec<u8> {
     let state_at = bytes.first().copied().and_then(state_at);
     let state = state_at.and_then(|at| bytes.get_mut(at..at + STATE_LEN));
@@ -211,14 +213,14 @@ pub(super) fn with_steps(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// Whether a caller waits for the end of the claim that a value holds.
+/// Returns whether a caller waits for the end of the claim in a value.
 pub(super) fn is_watched(bytes: &[u8]) -> bool {
     let state_at = bytes.first().copied().and_then(state_at).unwrap_or(bytes.len());
     let is_claim = bytes.get(state_at).is_some_and(|letter| matches!(letter.to_ascii_lowercase(), b'r' | b'h' | b'm'));
     is_claim && matches!(bytes.get(state_at + STATE_LEN), Some(&(WATCHED | BARRED_AND_WATCHED)))
 }
 
-/// The value of a claim, with the mark of a waiting caller.
+/// Returns the value of a claim with the mark of a waiting caller.
 pub(super) fn watched(mut bytes: Vec<u8>) -> Vec<u8> {
     match bytes.get_mut(HEAD_LEN) {
         None => bytes.push(WATCHED),
@@ -227,7 +229,7 @@ pub(super) fn watched(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// How the value of a claim of `owner` begins.
+/// Returns the first bytes of the value of a claim of `owner`.
 pub(super) fn owned_by(owner: Owner) -> [u8; 17] {
     let mut bytes = [VERSION; 17];
     bytes[1..].copy_from_slice(owner.as_bytes());
@@ -244,7 +246,7 @@ impl Claim {
         bytes.extend_from_slice(&checksum);
     }
 
-    /// Reads the first part of a value.
+    /// Parses the first part of a value.
     pub(super) fn decode(key: &Key, bytes: &[u8]) -> Result<Self, StoreError> {
         let corrupt = |what: &str| StoreError::corrupt(format!("the value of a key in Redis {what}"));
         let Some(&version) = bytes.first() else { return Err(corrupt("is empty")) };
@@ -275,12 +277,12 @@ impl Claim {
 }
 
 impl Barrier {
-    /// The first one of a claim.
+    /// Returns a claim's first barrier.
     pub(super) fn of(withdrawn: Owner) -> Self {
         Self { withdrawn, count: 0 }
     }
 
-    /// What goes between the sign and the count: all that a script can't make by itself.
+    /// Returns the bytes between the sign and the count. A script can't compute these by itself.
     pub(super) fn names(key: &Key, withdrawn: Owner) -> [u8; 20] {
         let mut bytes = [0; 20];
         bytes[..Owner::LEN].copy_from_slice(withdrawn.as_bytes());
@@ -322,7 +324,7 @@ impl Value {
         bytes
     }
 
-    /// Reads what a key holds. An outcome shares the bytes.
+    /// Parses the value of a key. An outcome shares the bytes.
     pub(super) fn decode(key: &Key, bytes: Vec<u8>) -> Result<Self, StoreError> {
         let claim = Claim::decode(key, &bytes)?;
         let corrupt = || StoreError::corrupt("the state of a key in Redis does not match its checksum and its claim");
@@ -365,8 +367,8 @@ impl Value {
     }
 }
 
-/// For the fuzz targets: reads bytes as they are, and again with the version and the checksums that they ought to have,
-/// which random bytes never do. What can be read as the newest version must be written as the same bytes.
+/// For the fuzz targets: parses bytes as they are, and again with the correct version and checksums, which random bytes
+/// never have. Whatever parses as the newest version must encode to the same bytes.
 #[cfg(fuzzing)]
 pub(crate) fn read_for_fuzzing(key: &Key, mut bytes: Vec<u8>) {
     let _ = Value::decode(key, bytes.clone());
@@ -386,7 +388,7 @@ pub(crate) fn read_for_fuzzing(key: &Key, mut bytes: Vec<u8>) {
             && let Some((checksum, _)) = more.split_first_chunk_mut::<4>()
         {
             *checksum = barrier_checksum(key, Owner::from_bytes(*withdrawn));
-            // The mark of a waiting caller is not read, and so not written.
+            // The mark of a waiting caller is not parsed, so it is not encoded either.
             written = [head.as_ref(), &[if *sign == BARRED_AND_WATCHED { BARRED } else { *sign }], barrier].concat();
         } else if letter != b'c' && *rest == [WATCHED] {
             written.truncate(state_at + STATE_LEN);
@@ -462,7 +464,7 @@ mod tests {
         alone.chain(barred).chain(families).collect()
     }
 
-    /// With the mark that a script makes of it where a caller waits.
+    /// Adds the mark that a script writes when a caller waits.
     fn watched(value: &Value, mut bytes: Vec<u8>) -> Option<Vec<u8>> {
         let Stored::InProgress(_) = value.state else { return None };
         match value.barrier {
@@ -475,7 +477,7 @@ mod tests {
         Some(bytes)
     }
 
-    /// A letter that turns into the other one is no state of either kind.
+    /// A letter changed to the other case is a valid state in neither form.
     #[test]
     fn e13_a_record_without_steps_is_none_with_steps() {
         let key = Key::new("s", "k").unwrap();
@@ -497,7 +499,7 @@ mod tests {
         }
     }
 
-    /// As version 1 wrote it.
+    /// Encodes a value as version 1 did.
     fn in_version_1(key: &Key, value: &Value) -> Vec<u8> {
         let mut bytes = vec![VERSION_1];
         bytes.extend_from_slice(value.claim.owner.as_bytes());
@@ -514,7 +516,7 @@ mod tests {
         let key = Key::new("s", "k").unwrap();
         for value in values(&key) {
             assert_eq!(Value::decode(&key, value.encode(&key)), Ok(value.clone()));
-            // A script joins the claim that it finds to the state that it is sent.
+            // A script joins the claim that it finds to the state that it receives.
             let state = value.state.encode(&key, value.claim.owner);
             let joined = [&value.encode(&key)[..STATE_AT], &state].concat();
             let joined = if value.has_steps { with_steps(joined) } else { joined };
@@ -557,7 +559,7 @@ mod tests {
                     assert!(Value::decode(&key, flipped).is_err(), "bit {bit} of {value:?}");
                 }
                 for len in 0..bytes.len() {
-                    // Without its mark it is whole.
+                    // A value without its mark is complete.
                     let whole_again = len == head && !matches!(value.state, Stored::Completed(_));
                     assert!(whole_again || Value::decode(&key, bytes[..len].to_vec()).is_err(), "{len} of {value:?}");
                 }
@@ -584,7 +586,7 @@ mod tests {
         assert!(claim_millis(Duration::MAX, OnAbandoned::Hold) < i64::MAX as u64 / 2);
     }
 
-    /// The figures that `PTTL` is read by: another release that takes others misreads what this one wrote.
+    /// `PTTL` is read with these numbers. A release with other numbers misreads what this one wrote.
     #[test]
     fn a_claim_lives_for_its_lease_and_a_window() {
         let lease = Duration::from_secs(30);

@@ -1,7 +1,8 @@
-//! Waiting for another process's change, by a channel of announcements.
+//! Waits for another process's change, through a channel of announcements.
 //!
-//! A watcher marks the record, by a write that either comes before the change, which then announces itself, or finds it
-//! done. So a change that nobody waits for announces nothing: in a cluster every announcement goes to every node.
+//! A watching caller marks the record. The mark is written either before the change, which then announces itself, or
+//! after it, and then the caller finds the change. So a change without waiting callers announces nothing: in a cluster,
+//! every announcement goes to every node.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -21,12 +22,12 @@ use super::script;
 use super::step::Names;
 use crate::waiters::Waiters;
 
-/// How often a watcher looks for itself while somebody listens: an announcement may be lost.
+/// How often a waiting caller checks the record while a listener runs. An announcement may be lost.
 const LOOKS_EVERY: Duration = Duration::from_secs(1);
-/// After a listener could not be had, no other is tried for so long.
+/// The pause before another listener is started after one failed.
 const LISTENS_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// The keys that are waited for on one arbiter.
+/// The keys for which callers of one arbiter wait.
 #[derive(Default)]
 pub(super) struct Watchers {
     waiters: Arc<Waiters<Vec<u8>>>,
@@ -37,7 +38,7 @@ pub(super) struct Watchers {
 struct Listening {
     /// The listener's task holds the other end and drops it when the task ends.
     task: Weak<()>,
-    /// Whether it has its connection.
+    /// Whether the listener has its connection.
     is_heard: bool,
     /// Ends the task.
     ending: Arc<Notify>,
@@ -45,8 +46,8 @@ struct Listening {
 }
 
 impl Watchers {
-    /// Sees to it that somebody listens, on a connection of its own; whether somebody does by now. Connecting can take
-    /// seconds, for which no waiter waits: until then they look for themselves.
+    /// Starts a listener on its own connection if none runs, and returns whether a listener is connected. Connecting
+    /// can take seconds. Waiting callers don't wait for that: until then they check the record themselves.
     fn listen(self: &Arc<Self>, link: &Arc<Link>, channel: &str) -> bool {
         let mut listening = self.listening.lock();
         if listening.task.strong_count() > 0 {
@@ -57,7 +58,8 @@ impl Watchers {
             let (task_held, ended_by) = (Arc::downgrade(&task), Arc::clone(&ending));
             *listening = Listening { task: task_held, is_heard: false, ending, refused_at: None };
             let (watchers, link, channel) = (Arc::downgrade(self), Arc::clone(link), channel.to_owned());
-            // It ends with its arbiter, with the last handle, with its connection, or when it was found deaf.
+            // The task ends with its arbiter, the last handle or its connection, or when its connection passes nothing
+            // on.
             tokio::spawn(async move {
                 let _task = task;
                 connect_and_hear(watchers, &link, &channel, &ended_by).await;
@@ -66,7 +68,7 @@ impl Watchers {
         false
     }
 
-    /// A change came without its announcement: the listener's connection passes nothing on.
+    /// Ends the listener: a change came without its announcement, so the connection passes nothing on.
     fn is_deaf(&self) {
         self.listening.lock().ending.notify_one();
     }
@@ -119,7 +121,7 @@ pub(super) async fn watch(
     let mut looked_in_vain = false;
     loop {
         let is_heard = watchers.listen(link, &names.channel);
-        // Before the record is marked, so that no announcement after it is missed.
+        // Enabled before the record is marked, so that no later announcement is missed.
         let mut changed = std::pin::pin!(waiter.changed());
         changed.as_mut().enable();
         let lease_left = mark(link, waiter.key(), || names.steps_of(&message.key)).await?;
@@ -129,9 +131,9 @@ pub(super) async fn watch(
             }
             return Ok(Changed);
         }
-        // Jitter keeps the waiters of many processes from looking in step.
+        // Jitter keeps the waiting callers of many processes from checking in step.
         let look_after = if is_heard { LOOKS_EVERY } else { Duration::from_millis(rand::random_range(20..40)) };
-        // A lease that lapses changes what an acquire would find, and nobody announces that.
+        // A lapsing lease changes what an acquire would find, but nothing announces it.
         if timeout(lease_left.min(look_after), changed).await.is_ok() {
             return Ok(Changed);
         }
@@ -139,14 +141,14 @@ pub(super) async fn watch(
     }
 }
 
-/// Asks that the claim's end be announced, and gives what is left of its lease; zero if nobody is at work.
+/// Requests an announcement of the claim's end. Returns the remaining lease; zero if no claim is in progress.
 async fn mark(link: &Link, key: &[u8], steps: impl FnOnce() -> Vec<u8>) -> Result<Duration, StoreError> {
     let watch = async |keys: &[&[u8]]| match link.read(script::WATCH.call_for(keys, false)).await {
         Err(Failure::NoScript) => link.read(script::WATCH.call_for(keys, true)).await,
         answer => answer,
     };
     let answer = match watch(&[key]).await {
-        // How long its lease is depends on its steps.
+        // The length of the lease depends on the record's steps.
         Ok(Value::Int(-1)) => watch(&[key, &steps()]).await,
         answer => answer,
     };

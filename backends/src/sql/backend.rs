@@ -1,4 +1,4 @@
-//! What each store's public handle holds, and how it is opened.
+//! The state behind each store's public handle, and how it is opened.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,16 +17,16 @@ use super::pool::{Connections, DieselPool, PoolConnection, Tried};
 use super::server::{Connector, Server, Wanted};
 use crate::{Finding, doctor};
 
-/// How long an application's pool may take for a second connection.
+/// How long the application's pool may take to lend a second connection.
 const ANOTHER_WITHIN: Duration = Duration::from_secs(1);
 
-/// Where connections come from.
+/// Where the connections come from.
 pub(crate) enum Source<C: PoolConnection> {
     Url(String),
     Pool(DieselPool<C>),
 }
 
-/// How the records are reached.
+/// How the backend reaches the records.
 pub(crate) struct Options<D: Server> {
     source: Source<D::Connection>,
     pub(crate) wanted: Wanted,
@@ -63,7 +63,7 @@ impl<D: Server> Options<D> {
             Source::Pool(pool) => {
                 let connection = pool.lend().await.map_err(D::unreachable)?;
                 let found = lend_clean(connection, async |connection: &mut D::Connection| {
-                    // A pool of one connection, or one whose others are lent, can't be tried.
+                    // If the pool has only one connection, or has lent its others, this check is skipped.
                     if D::TRIES_TWO
                         && let Ok(Ok(another)) = timeout(ANOTHER_WITHIN, pool.lend()).await
                     {
@@ -104,16 +104,16 @@ async fn prepare<D: Server>(connection: &mut D::Connection, wanted: Wanted, owns
     Ok(found)
 }
 
-/// One arbiter's handle.
+/// The handle of one arbiter.
 pub(crate) struct SqlBackend<D: Server> {
     pub(crate) core: Core<D>,
     pub(crate) per_arbiter: D::PerArbiter,
     shared: Arc<Shared<D>>,
 }
 
-/// What all arbiters' sessions are made from.
+/// The parts from which every arbiter's session is created.
 struct Shared<D: Server> {
-    /// `None` where the application's pool is used.
+    /// `None` if the backend uses the application's pool.
     connector: Option<Connector<D>>,
     #[cfg(feature = "blocking")]
     blocking: Option<Transactions<D>>,
@@ -138,8 +138,8 @@ impl<D: Server> Clone for SqlBackend<D> {
 }
 
 impl<D: Server> SqlBackend<D> {
-    /// A handle for another arbiter. Where the connections are this backend's own it has others, since a connection lives on
-    /// the runtime that opened it.
+    /// Creates a handle for another arbiter. With the backend's own connections, it gets new ones, because a connection
+    /// lives on the runtime that opened it.
     pub(crate) fn session(&self) -> Self {
         let core = match &self.shared.connector {
             Some(connector) => self.shared.core(connector.connections(self.shared.pool_size)),
@@ -152,7 +152,7 @@ impl<D: Server> SqlBackend<D> {
         D::place(&self.shared.found)
     }
 
-    /// A pool for the application's own queries: each connection is tried before it is lent.
+    /// Returns a pool for the application's own queries, which tests each connection before lending it.
     pub(crate) fn pool(&self) -> <D::Connection as PoolConnection>::Deadpool {
         match &self.shared.connector {
             Some(connector) => connector.pool(self.shared.pool_size, Tried::Always),
@@ -173,7 +173,7 @@ mod tests {
     use crate::mysql::MysqlBackend;
     use crate::postgres::PostgresBackend;
 
-    /// An application may open its store in a task of its own.
+    /// An application may open its store in a separate task.
     #[test]
     fn an_opening_may_be_sent_to_another_thread() {
         fn is_send(_: impl Send) {}

@@ -1,25 +1,26 @@
-//! Group commit: steps on many keys, taken by few statements.
+//! Group commit: executes the steps on many keys with few statements.
 //!
-//! All the batch's rows are read by one statement; the protocol's pure functions decide; one statement each inserts,
-//! replaces and deletes what was decided, **if its row is still what it was decided on**. What was changed by another
-//! in between is read and decided again. So there is no transaction to hold open and no lock to wait behind, and a
+//! One statement reads all rows of the batch, and the protocol's pure functions decide. Then one statement each
+//! inserts, replaces and deletes rows, **if each row is still what its decision was based on**. A row that another
+//! session has changed is read and decided again. So no transaction stays open, nothing waits behind its locks, and a
 //! replay writes nothing.
 //!
-//! **A row that another session has locked holds nobody else up for long.** A connection waits for a lock for a second.
-//! Then the database is asked which of the batch's rows are free: those go on, and the steps on locked rows fail.
+//! **A row that another session has locked delays the other rows only briefly.** A connection waits one second for a
+//! lock. Then the batch asks the database which of its rows are free: their steps continue, and the steps on locked
+//! rows fail.
 //!
-//! Most steps need no look: a claim of a key that nobody has used, and a completion by the claim's owner; so do the first run
-//! of an operation's step, and its outcome. They are tried so first, in one statement; what that does not take is looked at.
-//! Where the last claims met records, the next ones look first.
+//! Most steps need no read first: a claim of an unused key, a completion by the claim's owner, the first run of an
+//! operation's step, and that step's outcome. The batch tries these in one statement, and reads only the rows of the
+//! steps that this did not cover. If the last claims found records, the next claims read first.
 //!
-//! A step that has to see the steps of an operation is decided in a transaction of its own: see [`family`].
+//! A step that must see an operation's steps is decided in its own transaction: see [`family`].
 //!
-//! **A step whose statement's answer is lost ends here, as unknown.** It is not decided anew: the statement may still wait
-//! for a lock, or on its way to the server, so that nothing that is read says what will become of it, and a lock on a row
-//! that is not there keeps nothing out. The engine knows what is right for each step: it sends the step of a claim's owner
-//! again, which is as good done twice, and withdraws a claim, which keeps the lost one out. Connections that broke while
-//! they lay in the pool don't lead here: they are tried before they are lent. Where the server has answered, if only by an
-//! error, the statement is finished, and the next look shows what it wrote.
+//! **If the answer to a step's statement is lost, the step ends here as unknown.** It is not decided again: the
+//! statement may still be on its way or waiting for a lock, so no read can show what will happen to it, and a lock on a
+//! missing row keeps nothing out. The engine knows how to continue: it repeats a step of a claim's owner, which is
+//! safe, and withdraws a claim, which keeps the lost one out. Connections that broke while idle don't end up here,
+//! because they are tested before they are lent. If the server answered, even with an error, the statement has
+//! finished, and the next read shows what it wrote.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,13 +47,13 @@ use super::step_row::given_token;
 const MAX_STATEMENT: usize = 128;
 /// How often a batch waits for the locks of its rows before its steps fail.
 const MAX_WAITS: u32 = 3;
-/// How often steps that meet others' changes are decided anew before they are refused.
+/// How often steps are decided again because of others' changes, before they are refused.
 pub(super) const MAX_TRIES: u32 = 20;
-/// How many transactions on records with steps a group has under way at once.
+/// How many transactions on records with steps a group runs at once.
 const FAMILIES: usize = 2;
 
-/// Splits a batch into rounds in which each key occurs once, so that a key's steps are taken in their order. What is no
-/// step comes first: nothing waits for it.
+/// Splits a batch into rounds in which each key occurs once, so that the steps of a key keep their order. Requests that
+/// are no steps are returned first, because they need not wait for any step.
 pub(crate) fn rounds(batch: Vec<Request>) -> (Vec<Request>, Vec<Vec<Box<dyn Step>>>) {
     let (mut others, mut rounds): (_, Vec<Vec<Box<dyn Step>>>) = (Vec::new(), Vec::new());
     let mut seen: HashMap<Key, usize, KeyHasher> = HashMap::default();
@@ -72,7 +73,7 @@ pub(crate) fn rounds(batch: Vec<Request>) -> (Vec<Request>, Vec<Vec<Box<dyn Step
     (others, rounds)
 }
 
-/// Whether the last claims were of keys that had no record.
+/// Whether the last claims were for keys without a record.
 #[derive(Debug)]
 pub(crate) struct KeysAreNew(AtomicBool);
 
@@ -82,15 +83,15 @@ impl Default for KeysAreNew {
     }
 }
 
-/// Takes one round: claims on one connection, settlements on another, so that neither waits for the other's commit. What is
-/// about operations' steps has connections of its own as well.
+/// Executes one round: claims on one connection and settlements on another, so that neither waits for the other's
+/// commit. The two groups of operations' steps have their own connections too.
 pub(crate) async fn take_round<D: Dialect>(dialect: &D, keys_are_new: &KeysAreNew, mut round: Vec<Box<dyn Step>>) {
     let mut groups = Vec::new();
     for group in Group::ALL {
         let (mut steps, others): (Vec<_>, Vec<_>) = round.into_iter().partition(|step| step.group() == group);
         round = others;
         let keys_are_new = (group == Group::Claims).then_some(keys_are_new);
-        // In the order of their keys, in which every process locks.
+        // Steps are sorted by key, because every process locks rows in that order.
         steps.sort_unstable_by(|a, b| a.key().cmp(b.key()));
         while !steps.is_empty() {
             let rest = steps.split_off(together(&steps, dialect));
@@ -109,10 +110,10 @@ pub(crate) async fn take_round<D: Dialect>(dialect: &D, keys_are_new: &KeysAreNe
     let _: Vec<()> = join_all(groups).await;
 }
 
-/// Takes steps each in a transaction of its own.
+/// Executes each step in its own transaction.
 async fn take_families<D: Dialect>(dialect: &D, steps: Vec<Box<dyn Step>>) {
     let take_one = async |mut step: Box<dyn Step>| {
-        // The record may be gone, or come, between the look and the lock.
+        // The record may disappear or appear between the read and the lock.
         for tries in 0..MAX_TRIES {
             let Some(absent) = family::take(dialect, step).await else { return };
             let (mut alone, mut families) = (Vec::new(), Vec::new());
@@ -128,8 +129,8 @@ async fn take_families<D: Dialect>(dialect: &D, steps: Vec<Box<dyn Step>>) {
     stream::iter(steps).for_each_concurrent(FAMILIES, take_one).await;
 }
 
-/// How many of the first steps share their statements. A step with a long outcome has one of its own: a server limits the
-/// length of a statement, and its neighbours must not be refused with it.
+/// Returns how many of the first steps share a statement. A step with a long outcome has its own statement: a server
+/// limits a statement's length, and the other steps must not be refused with it.
 fn together<D: Dialect>(steps: &[Box<dyn Step>], dialect: &D) -> usize {
     let longest_shared = dialect.longest_shared_outcome();
     let is_long = |step: &dyn Step| match step.unseen() {
@@ -148,7 +149,7 @@ fn together<D: Dialect>(steps: &[Box<dyn Step>], dialect: &D) -> usize {
     }
 }
 
-/// A step, and what it decided on.
+/// A step, and the record on which it was decided.
 struct Open {
     step: Box<dyn Step>,
     found: Option<Record>,
@@ -161,22 +162,22 @@ impl Open {
     }
 }
 
-/// What a statement did that needed no look.
+/// What a statement without a read did.
 enum Done {
-    /// These keys' steps, with what they were given.
+    /// The steps of these keys, with the values that they got.
     Given(HashMap<Vec<u8>, Given>),
     Written(Written),
 }
 
-/// Takes what can be taken without a look, of claims or of settlements, and gives the others back, for [`take`] to look at
-/// and decide: a step that was done already is found done.
+/// Executes the claims or settlements that need no read, and returns the other steps, for [`take`] to read and decide.
+/// It finds out if one of them was already done.
 async fn take_unseen<D: Dialect>(dialect: &D, steps: Vec<Box<dyn Step>>) -> Vec<Box<dyn Step>> {
     let (mut trying, mut rest): (Vec<_>, Vec<_>) = steps.into_iter().partition(|step| step.unseen().is_some());
     if trying.is_empty() {
         return rest;
     }
     match try_unseen(dialect, &mut trying).await {
-        // Nothing was sent: `take` tells the reason if it meets it too.
+        // Nothing was sent. If `take` meets the same problem, it reports the reason.
         None => rest.extend(trying),
         Some(Ok(Done::Given(given))) => {
             for mut step in trying {
@@ -205,7 +206,7 @@ async fn take_unseen<D: Dialect>(dialect: &D, steps: Vec<Box<dyn Step>>) -> Vec<
     rest
 }
 
-/// Runs the statement; `None` if it was not sent.
+/// Runs the statement. Returns `None` if it was not sent.
 async fn try_unseen<D: Dialect>(dialect: &D, trying: &mut [Box<dyn Step>]) -> Option<QueryResult<Done>> {
     let mut lent = Lent::from(dialect).await.ok()?;
     let connection = lent.connection().ok()?;
@@ -221,7 +222,7 @@ async fn try_unseen<D: Dialect>(dialect: &D, trying: &mut [Box<dyn Step>]) -> Op
             None => {}
         }
     }
-    // They are of one group.
+    // All of them belong to one group.
     let done = if !claims.is_empty() {
         let claimed = dialect.claim(connection, &claims).await;
         let given = |(key, token)| (key, Given { token: given_token(token), ..Given::NOTHING });
@@ -235,14 +236,14 @@ async fn try_unseen<D: Dialect>(dialect: &D, trying: &mut [Box<dyn Step>]) -> Op
     } else {
         dialect.complete(connection, &completions).await.map(Done::Written)
     };
-    // A lock that was waited for in vain leaves nothing behind on the connection.
+    // A lock timeout leaves nothing behind on the connection.
     if done.as_ref().err().is_none_or(|error| D::failure(error) == Failure::Locked) {
         lent.give_back();
     }
     Some(done)
 }
 
-/// After a failed statement: a step whose answer is lost ends, any other is given back, to be looked at.
+/// Handles a failed statement: ends a step whose answer is lost, and returns any other step, to be read and decided.
 fn unless_lost<D: Dialect>(mut step: Box<dyn Step>, error: &Error) -> Option<Box<dyn Step>> {
     match fate::<D>(error) {
         Fate::NotWritten => step.state().refused(),
@@ -260,14 +261,14 @@ async fn take<D: Dialect>(dialect: &D, keys_are_new: Option<&KeysAreNew>, steps:
     let (mut alone, mut families) = (Vec::new(), Vec::new());
     take_together(dialect, keys_are_new, steps, &mut alone, &mut families).await;
     for open in alone {
-        // One step by itself sets none apart.
+        // A single step sets no others apart.
         take_together(dialect, keys_are_new, vec![open.step], &mut Vec::new(), &mut families).await;
     }
     take_families(dialect, families).await;
 }
 
-/// Takes steps together, and puts in `alone` those that are to be taken one by one after it, and in `families` those that have
-/// to see the steps of their records.
+/// Executes steps together. Steps that must then run one by one go to `alone`, and steps that must see their records'
+/// steps go to `families`.
 async fn take_together<D: Dialect>(
     dialect: &D,
     keys_are_new: Option<&KeysAreNew>,
@@ -316,7 +317,7 @@ async fn take_together<D: Dialect>(
         }
         match write(dialect, connection, &mut open).await {
             Ok(()) => lent.give_back(),
-            // Those whose answer is lost have ended; what is open was not sent.
+            // The steps whose answers are lost have ended. The open ones were not sent.
             Err(error) if D::failure(&error) == Failure::Contended || fate::<D>(&error) == Fate::Lost => {}
             Err(error) if D::failure(&error) == Failure::Locked && open.len() > 1 && waits < MAX_WAITS => {
                 waits += 1;
@@ -326,7 +327,7 @@ async fn take_together<D: Dialect>(
                 }
                 lent.give_back();
             }
-            // One of the rows is at fault: each goes by itself, so that its neighbours don't share its fate.
+            // One of the rows caused the error. Each step now runs by itself, so the others don't fail with it.
             Err(error) if matches!(D::failure(&error), Failure::Refused | Failure::Other) && open.len() > 1 => {
                 alone.append(&mut open);
                 return;
@@ -341,8 +342,8 @@ async fn take_together<D: Dialect>(
     fail(open, StoreError::unavailable("others changed the record again and again"));
 }
 
-/// After a row's lock was waited for in vain: fails the steps whose rows are locked, and returns those whose rows are free.
-/// An insert may wait for another session's insert of the same key, which nobody can see yet: it goes in `alone`.
+/// Handles a lock timeout: fails the steps whose rows are locked, and returns those whose rows are free. An insert may
+/// wait for another session's uncommitted insert of the same key, which is not visible yet: it goes to `alone`.
 async fn set_locked_apart<D: Dialect>(
     dialect: &D,
     connection: &mut D::Connection,
@@ -368,8 +369,7 @@ async fn set_locked_apart<D: Dialect>(
     Ok(free)
 }
 
-/// Reads the rows of all keys. A connection that broke while it lay in the pool is found out here, before anything is
-/// written.
+/// Reads the rows of all keys. If the connection broke while it was idle, this detects it before anything is written.
 async fn read<D: Dialect>(
     dialect: &D,
     open: &[Open],
@@ -380,8 +380,8 @@ async fn read<D: Dialect>(
     Ok((lent, now, rows.into_iter().collect()))
 }
 
-/// Decides each step; answers those that neither write nor tell of what was stored before, and gives those that write, and
-/// those that tell. What is to be decided with the steps of its record goes to `families`.
+/// Decides each step. Answers the steps that neither write nor replay a stored outcome, and returns the writing and the
+/// replaying ones. Steps that must be decided with their records' steps go to `families`.
 fn decide(
     open: Vec<Open>,
     mut rows: HashMap<Vec<u8>, Row>,
@@ -397,7 +397,7 @@ fn decide(
                 continue;
             }
         };
-        // Its last statement is finished, but the database did not say which rows it wrote: this look shows it.
+        // The step's last statement has finished, but the database did not say which rows it wrote. This read shows it.
         let is_done = open.step.state().may_have_been_executed()
             && match &open.write {
                 Write::Put(record) => found.as_ref() == Some(record),
@@ -428,7 +428,7 @@ fn is_completed(found: Option<&Record>) -> bool {
     found.is_some_and(|record| matches!(record.state, State::Completed { .. }))
 }
 
-/// Writes what was decided and answers what is written; the rest stays in `open`.
+/// Writes the decisions and answers the steps whose rows are written. The rest stays in `open`.
 async fn write<D: Dialect>(dialect: &D, connection: &mut D::Connection, open: &mut Vec<Open>) -> QueryResult<()> {
     let sent = |steps: &mut [Open]| steps.iter_mut().for_each(|open| open.step.state().sent());
     let (mut inserts, mut updates, mut deletes) = (Vec::new(), Vec::new(), Vec::new());
@@ -448,7 +448,7 @@ async fn write<D: Dialect>(dialect: &D, connection: &mut D::Connection, open: &m
         result = keep_unwritten::<D>(inserts, written, open);
     }
     for mut updates in statements(updates, D::LONGEST_SHARED_OUTCOME.min(dialect.longest_shared_outcome())) {
-        // After a failure the others are left as they are: they come again.
+        // After a failure, the other steps stay unchanged: they are decided again.
         if result.is_ok() {
             sent(&mut updates);
             let rows: Vec<_> = updates.iter().filter_map(|open| Some((expected(open)?, put(open)?))).collect();
@@ -474,7 +474,7 @@ async fn write<D: Dialect>(dialect: &D, connection: &mut D::Connection, open: &m
     result
 }
 
-/// Divides updates into statements: a row with a long outcome has one of its own.
+/// Divides updates into statements. A row with a long outcome has its own statement.
 fn statements(updates: Vec<Open>, longest_shared: usize) -> Vec<Vec<Open>> {
     let is_long =
         |open: &Open| put(open).and_then(|row| row.outcome).is_some_and(|outcome| outcome.len() > longest_shared);
@@ -515,7 +515,7 @@ fn keep_unwritten<D: Dialect>(sent: Vec<Open>, written: QueryResult<Written>, op
     Ok(())
 }
 
-/// Those whose rows are known to be written, and the others.
+/// Separates the items whose rows are known to be written from the others.
 fn divide<T>(sent: Vec<T>, written: &Written, key: impl Fn(&T) -> &Key) -> (Vec<T>, Vec<T>) {
     match written {
         Written::All => (sent, Vec::new()),
@@ -527,7 +527,8 @@ fn divide<T>(sent: Vec<T>, written: &Written, key: impl Fn(&T) -> &Key) -> (Vec<
     }
 }
 
-/// The first tries follow at once; later ones leave the others time to finish, each after another while.
+/// Waits before the next attempt. The first attempt follows at once; later ones wait for a random time, so that the
+/// others can finish.
 pub(crate) async fn pause(tries: u32) {
     if tries > 0 {
         let limit = 2_u64 << tries.min(6);

@@ -1,4 +1,4 @@
-//! A statement's parameters.
+//! The parameters of a statement.
 
 use diesel::QueryResult;
 use diesel::query_builder::AstPass;
@@ -12,7 +12,7 @@ use super::step_row::StepColumns;
 /// A parameter.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Bind<'a> {
-    /// A text, which MySQL compares as its bytes.
+    /// A text, which MySQL compares as bytes.
     Text(&'a str),
     Bytes(&'a [u8]),
     MaybeBytes(Option<&'a [u8]>),
@@ -45,7 +45,7 @@ part_of!("postgres", diesel::pg::Pg, diesel::sql_types::Text, |value: &'b &str| 
 part_of!("mysql", diesel::mysql::Mysql, Binary, |value: &'b &str| -> &'b [u8] { value.as_bytes() });
 
 impl<'a> Columns<'a> {
-    /// All but the key, in the order of the table's columns.
+    /// Returns all columns but the key, in the order of the table's columns.
     pub(crate) fn binds(&self) -> [Bind<'a>; 11] {
         [
             Bind::Bytes(self.fingerprint),
@@ -64,7 +64,7 @@ impl<'a> Columns<'a> {
 }
 
 impl<'a> Expected<'a> {
-    /// In the order of its fields.
+    /// Returns the fields in their order.
     pub(crate) fn binds(&self) -> [Bind<'a>; 6] {
         [
             Bind::Text(self.key),
@@ -78,7 +78,7 @@ impl<'a> Expected<'a> {
 }
 
 impl<'a> FirstClaim<'a> {
-    /// In the order of its fields.
+    /// Returns the fields in their order.
     pub(crate) fn binds(&self) -> [Bind<'a>; 6] {
         [
             Bind::Text(self.key),
@@ -92,14 +92,14 @@ impl<'a> FirstClaim<'a> {
 }
 
 impl<'a> Completion<'a> {
-    /// What it writes, and then what it asks for.
+    /// Returns the values to write, followed by the values to match.
     pub(crate) fn binds(&self) -> [Bind<'a>; 4] {
         [Bind::Bytes(self.outcome), Bind::BigInt(self.retention), Bind::Text(self.key), Bind::Bytes(self.owner)]
     }
 }
 
 impl<'a> StepColumns<'a> {
-    /// All but the name, in the order of the table's columns.
+    /// Returns all columns but the name, in the order of the table's columns.
     pub(crate) fn binds(&self) -> [Bind<'a>; 10] {
         [
             Bind::BigInt(self.life),
@@ -117,7 +117,7 @@ impl<'a> StepColumns<'a> {
 }
 
 impl<'a> StepCompletion<'a> {
-    /// What it asks for, and then the outcome.
+    /// Returns the values to match, followed by the outcome.
     pub(crate) fn binds(&self) -> [Bind<'a>; 6] {
         [
             Bind::Text(self.key),

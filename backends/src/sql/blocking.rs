@@ -1,7 +1,7 @@
-//! Transactions on connections that block: the application's own, of sync Diesel.
+//! Transactions on blocking connections: the application's own connections of sync Diesel.
 //!
-//! The store's own steps go on by its own connections. Only an operation or a step of one with its outcome, or an outcome in
-//! the application's own transaction, is written here.
+//! The store's own steps still use its own connections. Only three things are written here: an operation with its
+//! outcome, a step with its outcome, and an outcome in the application's own transaction.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -39,7 +39,8 @@ pub(crate) trait BlockingConnection<DB: Backend>: LoadConnection<Backend = DB> {
 
 impl<DB: Backend, C> BlockingConnection<DB> for C where C: LoadConnection<Backend = DB> {}
 
-/// One whose transactions can be opened by a text of this crate's. A pool's wrapper around a connection does not qualify.
+/// A connection whose transactions this crate can open with its own statement. A pool's wrapper around a connection
+/// does not qualify.
 pub(crate) trait Transacting<DB: Backend>:
     BlockingConnection<DB> + LoadConnection<TransactionManager = AnsiTransactionManager>
 {
@@ -52,7 +53,8 @@ impl<DB: Backend, C> Transacting<DB> for C where
 
 impl<ST, P, C> RunQueryDsl<C> for Fragment<'_, ST, P> {}
 
-/// What a database must say on such a connection. Each is what the method of [`Dialect`] with nearly the same name is.
+/// A database's statements on such a connection. Each corresponds to the method of [`Dialect`] with nearly the same
+/// name.
 pub(crate) trait BlockingDialect: Dialect {
     type Backend: Backend;
 
@@ -60,14 +62,15 @@ pub(crate) trait BlockingDialect: Dialect {
 
     fn is_as_begun_on<C: BlockingConnection<Self::Backend>>(&self, connection: &mut C) -> QueryResult<bool>;
 
-    /// Completes a claim that is its owner's and not completed yet; whether it was.
+    /// Completes a claim that belongs to this owner and is not completed yet. Returns whether it did.
     fn complete_on<C: BlockingConnection<Self::Backend>>(
         &self,
         connection: &mut C,
         row: &Completion<'_>,
     ) -> QueryResult<bool>;
 
-    /// Whether this owner has completed the claim before. The caller's commit waits for the flush, if there is one.
+    /// Returns whether this owner has completed the claim before. The caller's commit waits for the flush, if there is
+    /// one.
     fn is_completed_on<C: BlockingConnection<Self::Backend>>(
         &self,
         connection: &mut C,
@@ -101,9 +104,9 @@ pub(crate) trait BlockingDialect: Dialect {
     fn is_in_transaction_on<C: BlockingConnection<Self::Backend>>(&self, connection: &mut C) -> QueryResult<bool>;
 }
 
-/// What a transaction writes besides its operation's rows, on such a connection.
+/// What a transaction on such a connection writes besides its operation's rows.
 trait BlockingEnding<D: BlockingDialect>: Ending {
-    /// Locks the record and writes what is decided on it.
+    /// Locks the record, decides, and writes the decision.
     fn write_on<C: BlockingConnection<D::Backend>>(
         &self,
         dialect: &D,
@@ -113,7 +116,7 @@ trait BlockingEnding<D: BlockingDialect>: Ending {
 }
 
 impl<D: BlockingDialect> BlockingEnding<D> for Complete {
-    /// In one statement, which finds the claim by its owner.
+    /// Writes with one statement, which finds the claim by its owner.
     fn write_on<C: BlockingConnection<D::Backend>>(
         &self,
         dialect: &D,
@@ -124,7 +127,7 @@ impl<D: BlockingDialect> BlockingEnding<D> for Complete {
         Ok(if dialect.complete_on(connection, &Completion::of(&complete))? {
             Ended::Written(CompletedInTransaction::Stored { outcome: complete.outcome })
         } else {
-            // The claim is another's by now, or the operation has changed the record.
+            // Another owner has taken over the claim, or the operation has changed the record.
             Ended::Refused(Refusal::Answer(CompletedInTransaction::Lost))
         })
     }
@@ -151,7 +154,7 @@ impl<D: BlockingDialect> BlockingEnding<D> for CommitStep {
     }
 }
 
-/// Locks a record's row and reads the record with its steps. There is no time where there is no row.
+/// Locks a record's row and reads the record with its steps. If there is no row, the time is unknown.
 fn lock<D: BlockingDialect, C: BlockingConnection<D::Backend>>(
     dialect: &D,
     connection: &mut C,
@@ -166,7 +169,7 @@ fn lock<D: BlockingDialect, C: BlockingConnection<D::Backend>>(
     Ok(found.map(|found| (now, found)))
 }
 
-/// A transaction to run: what it ends with, the operation, and a flag that is set when nobody waits for it any more.
+/// A transaction to run: its ending, the operation, and a flag that is set when nobody waits for it any more.
 struct Work<'a, E> {
     ending: &'a E,
     operation: TransactionOperation,
@@ -178,7 +181,7 @@ enum Transacted<Answer> {
     Committed(Answer),
     /// It was rolled back.
     Refused(Refusal<Answer>),
-    /// It was rolled back, since the record has changed since the operation's snapshot.
+    /// It was rolled back, because the record has changed since the operation's snapshot.
     Changed,
 }
 
@@ -187,7 +190,7 @@ type Transact<D, E> = fn(&dyn Pool<D>, &D, Work<'_, E>) -> Result<Transacted<<E 
 
 /// A pool of connections whose type only the pool knows.
 trait Pool<D>: Send + Sync {
-    /// Whether its connections reach the table of records.
+    /// Checks whether the pool's connections reach the table of records.
     fn check(&self, dialect: &D) -> Result<(), String>;
 
     fn complete(&self, dialect: &D, work: Work<'_, Complete>)
@@ -224,7 +227,7 @@ where
 /// The application's pool, for operations and steps in transactions.
 pub(crate) struct Transactions<D> {
     pool: Arc<dyn Pool<D>>,
-    /// As many as the pool has connections: an operation that waits for one blocks no thread.
+    /// One permit per connection of the pool, so an operation that waits for a connection blocks no thread.
     permits: Arc<Semaphore>,
 }
 
@@ -255,18 +258,18 @@ impl<D: Dialect> Transactions<D> {
     }
 
     /// # Errors
-    /// Why the pool does not reach the records.
+    /// Returns why the pool does not reach the records.
     pub(crate) async fn check(&self, core: &Core<D>) -> Result<(), String> {
         let (pool, dialect) = (Arc::clone(&self.pool), Arc::clone(&core.dialect));
         let checked = tokio::task::spawn_blocking(move || pool.check(&dialect)).await;
         checked.unwrap_or_else(|error| Err(error.to_string()))
     }
 
-    /// Runs an operation that blocks and completes its record, in one transaction on a thread for such work. It is run once:
-    /// one that the database gives up for another's sake is not done again.
+    /// Runs a blocking operation and completes its record in one transaction, on a blocking thread. The operation runs
+    /// once: if the database aborts its transaction in favor of another one, it is not run again.
     ///
-    /// Dropped midway, the transaction is rolled back, unless its COMMIT was sent by then. Whoever asks afterwards how it
-    /// ended waits for the record's lock.
+    /// If the future is dropped, the transaction is rolled back, unless its COMMIT was already sent. A caller that asks
+    /// later how it ended waits for the record's lock.
     pub(crate) async fn complete(
         &self,
         core: &Core<D>,
@@ -278,8 +281,8 @@ impl<D: Dialect> Transactions<D> {
         self.run(core, ending, operation, |pool, dialect, work| pool.complete(dialect, work)).await
     }
 
-    /// The same of an operation's step. The record is locked for the commit alone, so that its renewals and its other steps
-    /// go on meanwhile.
+    /// Does the same for a step of an operation. It locks the record only for the commit, so lease renewals and the
+    /// operation's other steps continue in the meantime.
     pub(crate) async fn commit_step(
         &self,
         core: &Core<D>,
@@ -317,7 +320,7 @@ impl<D: Dialect> Transactions<D> {
         match transacted.await.unwrap_or_else(|error| Err(StoreError::unknown(error)))? {
             Transacted::Committed(answer) => Ok(answer),
             Transacted::Refused(refusal) => told(core, refusal).await,
-            // Nothing was written. What has changed may be what the caller waits for.
+            // Nothing was written. The change may be the one that the caller waits for.
             Transacted::Changed => match core.may_run(&*ending).await? {
                 Ok(()) => Err(contended_away()),
                 Err(refusal) => told(core, refusal).await,
@@ -326,7 +329,8 @@ impl<D: Dialect> Transactions<D> {
     }
 }
 
-/// Tells why a transaction was not committed, once the outcome of which that tells is on the disk.
+/// Returns why a transaction was not committed. If the answer contains an outcome, it waits until that outcome is on
+/// the disk.
 async fn told<D: Dialect, Answer>(core: &Core<D>, refusal: Refusal<Answer>) -> Result<Answer, StoreError> {
     match refusal {
         Refusal::Answer(answer) => Ok(answer),
@@ -334,8 +338,8 @@ async fn told<D: Dialect, Answer>(core: &Core<D>, refusal: Refusal<Answer>) -> R
     }
 }
 
-/// Runs the operation and writes what it ends with. Afterwards the connection is as it was, or marked as broken, so that its
-/// pool closes it.
+/// Runs the operation and writes its ending. Afterwards the connection is in its original state, or marked as broken so
+/// that its pool closes it.
 fn transact<D, C, E>(dialect: &D, connection: &mut C, work: Work<'_, E>) -> Result<Transacted<E::Answer>, StoreError>
 where
     D: BlockingDialect,
@@ -386,7 +390,7 @@ where
     let is_swallowed = contended.load(Ordering::Relaxed) && !oncekey::__planted!(ContentionSwallowed);
     let outcome = match ran {
         Ok(Ok(_)) if D::CONTENTION_IS_FINAL && is_swallowed => {
-            // The operation has passed over the error, and does not know that its rows are gone.
+            // The operation ignored the error and does not know that its rows are gone.
             roll_back(connection)?;
             return Err(contended_away());
         }
@@ -395,9 +399,10 @@ where
             roll_back(connection)?;
             return refused(E::wrong_connection(wanted));
         }
-        // Diesel learns from libpq that a statement of the operation has ended the transaction: what it wrote may be committed.
+        // Diesel learns from libpq that a statement of the operation has ended the transaction: its writes may be
+        // committed.
         Ok(Ok(_)) if matches!(depth, Ok(None)) => return Err(StoreError::TransactionEnded),
-        // Where it left a transaction of its own open, what it meant to be committed is not known.
+        // If the operation left its own transaction open, it is unknown what it wanted to commit.
         Ok(Ok(_) | Err(OperationFailure::RollBack)) | Err(_) => {
             roll_back(connection)?;
             return refused(E::rolled_back());
@@ -411,7 +416,8 @@ where
             return Err(StoreError::TransactionEnded);
         }
         Err(error) if D::failure(&error) == Failure::Disconnected => return Err(StoreError::unavailable(error)),
-        // PostgreSQL refuses every statement after one that failed, also where the operation passed over the failure.
+        // After a failed statement, PostgreSQL refuses every further statement, even if the operation ignored the
+        // failure.
         Err(_) => {
             roll_back(connection)?;
             let is_contended = contended.load(Ordering::Relaxed);
@@ -440,18 +446,18 @@ where
         // COMMIT was not sent: the server rolls back when the connection is closed.
         Err(error) => return Err(of_unsent::<D>(&error)),
     };
-    // From here on the record is locked: whoever asks how this ended waits until it has.
+    // From here on the record is locked. A caller that asks how this transaction ended waits for the lock.
     if given_up.load(Ordering::SeqCst) {
         roll_back(connection)?;
         return Err(StoreError::unavailable("the caller gave up before the commit"));
     }
     match AnsiTransactionManager::commit_transaction(connection) {
-        // This caller gets what the operation returned, also where it was too large to be kept.
+        // This caller gets what the operation returned, even if it was too large to be stored.
         Ok(()) => Ok(Transacted::Committed(match fitted {
             Some(fitted) => E::telling(answer, &fitted, outcome),
             None => answer,
         })),
-        // COMMIT was sent. Only what the server says of it counts.
+        // COMMIT was sent. Only the server's answer counts.
         Err(error) => match (fate::<D>(&error), D::failure(&error)) {
             (Fate::NotWritten, Failure::Contended | Failure::Locked) => Err(contended_away()),
             (Fate::NotWritten, Failure::Refused) => refused(E::rolled_back()),
@@ -460,7 +466,7 @@ where
     }
 }
 
-/// Rolls everything back. If that fails the caller closes the connection, which does the same.
+/// Rolls everything back. If that fails, the caller closes the connection, which has the same effect.
 fn roll_back<C>(connection: &mut C) -> Result<(), StoreError>
 where
     C: diesel::Connection<TransactionManager = AnsiTransactionManager>,

@@ -1,6 +1,7 @@
-//! The store's side of the protocol.
+//! Implements the backend trait for each dialect.
 
-/// The store's side of the protocol by a handle's [`Core`](super::Core); `own` is what the dialect does in another way.
+/// Implements the backend trait on a handle's [`Core`](super::Core). `own` contains the methods that the dialect
+/// implements differently.
 macro_rules! by_core {
     ($backend:ident { $($own:item)* }) => {
         const _: () = {
@@ -12,7 +13,7 @@ macro_rules! by_core {
             };
 
             impl $backend {
-                /// Takes one step by itself.
+                /// Executes one step by itself.
                 async fn ask<T: Send + 'static>(
                     &self,
                     request: impl FnOnce(oncekey::backend::Reply<T>) -> Request,
@@ -26,7 +27,7 @@ macro_rules! by_core {
                     Self(self.0.session())
                 }
 
-                fn batches_under_way(&self) -> usize {
+                fn max_in_flight_batches(&self) -> usize {
                     $crate::sql::BATCHES
                 }
 

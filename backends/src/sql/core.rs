@@ -1,4 +1,4 @@
-//! The store's side of the protocol, for any dialect.
+//! Executes the protocol's requests, for any dialect.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,18 +30,20 @@ use crate::CompleteInError;
 use crate::ask::ask;
 use crate::columns::stats_of;
 
-/// How many batches may be under way at once: while one commits the next gathers, and a slow one does not stop the rest.
+/// How many batches may be in flight at once. While one commits, the next gathers, and a slow batch does not stop the
+/// rest.
 pub(crate) const BATCHES: usize = 2;
-/// Each batch uses one connection for its claims and one for its settlements.
+/// Mostly a batch uses one connection for its claims and one for its settlements. Steps of operations and long outcomes
+/// use further ones while they last.
 pub(crate) const STEP_CONNECTIONS: usize = 2 * BATCHES;
 
 /// One arbiter's access to the records.
 pub(crate) struct Core<D> {
     pub(crate) dialect: Arc<D>,
     keys_are_new: Arc<KeysAreNew>,
-    /// Users' operations may take long: they never take the last connections from the steps.
+    /// Users' operations may take long. This limit keeps some connections free for the steps.
     transactions: Arc<Semaphore>,
-    /// The application's pool of connections that block, for operations that do.
+    /// The application's pool of blocking connections, for operations that block.
     #[cfg(feature = "blocking")]
     blocking: Option<Transactions<D>>,
 }
@@ -70,13 +72,13 @@ impl<D: Dialect> Core<D> {
         }
     }
 
-    /// With a pool for operations that block.
+    /// Sets the pool for operations that block.
     #[cfg(feature = "blocking")]
     pub(crate) fn with_blocking(self, blocking: Option<Transactions<D>>) -> Self {
         Self { blocking, ..self }
     }
 
-    /// Asks by this store's own connections whether an operation may run.
+    /// Checks on the store's own connections whether an operation may run.
     #[cfg(feature = "blocking")]
     pub(super) async fn may_run<E: transaction::Ending>(
         &self,
@@ -97,7 +99,7 @@ impl<D: Dialect> Core<D> {
         self.reading(async |dialect, connection| dialect.await_flush(connection).await).await
     }
 
-    /// Takes one step by itself.
+    /// Executes one step by itself.
     pub(crate) async fn ask<A: Send + 'static>(
         &self,
         request: impl FnOnce(Reply<A>) -> Request,
@@ -112,14 +114,14 @@ impl<D: Dialect> Core<D> {
         .await
     }
 
-    /// Takes a batch: `other` takes what is no step.
+    /// Executes a batch; `other` executes requests that are no steps.
     pub(crate) async fn execute<Fut: Future<Output = ()>>(
         &self,
         mut batch: Vec<Request>,
         other: impl Fn(Request) -> Fut,
     ) {
         batch.iter_mut().for_each(|request| self.fit(request));
-        // A removal has more to do than its step where the row is no record.
+        // Removing a row that is no record takes more than a step.
         let (removals, batch): (Vec<_>, Vec<_>) =
             batch.into_iter().partition(|request| matches!(request, Request::Remove(..)));
         let (mut others, rounds) = rounds(batch);
@@ -132,7 +134,8 @@ impl<D: Dialect> Core<D> {
         futures_util::future::join(taken, futures_util::future::join_all(others.into_iter().map(other))).await;
     }
 
-    /// Replaces an outcome that the server does not take by a tombstone: the key is done all the same.
+    /// Replaces an outcome that is too large for the server with a tombstone, because the operation is done all the
+    /// same.
     fn fit(&self, request: &mut Request) {
         let (bound_to, outcome) = match request {
             Request::Complete(message, _) => (Binding::from(&message.key), &mut message.outcome),
@@ -144,7 +147,7 @@ impl<D: Dialect> Core<D> {
                 (Binding::step(key, *life, name), outcome)
             }
             Request::ResolveStep(message, _) => match &mut **message {
-                // An outcome is sealed for a life, so that whoever gives one names it.
+                // An outcome is sealed for a life, so a resolve with an outcome names the life.
                 ResolveStep { key, name, life: Some(life), with: StepResolution::Complete { outcome }, .. } => {
                     (Binding::step(key, *life, name), outcome)
                 }
@@ -206,7 +209,7 @@ impl<D: Dialect> Core<D> {
         let (now, row) = self.dialect.lock(connection, message.key.as_stored()).await?;
         let found = family::with_steps(&*self.dialect, connection, &message.key, row).await??;
         match transition::complete(found.as_ref(), now, message).answer {
-            // It was completed before, by the same owner. The caller's commit waits for the flush.
+            // The same owner has completed the claim before. The caller's commit waits for the flush.
             Completed::Stored => Ok(self.dialect.await_flush(connection).await?),
             Completed::Lost => Err(CompleteInError::ClaimLost),
         }
@@ -243,7 +246,7 @@ impl<D: Dialect> Core<D> {
         if !matches!(removed, Err(StoreError::Corrupt(_))) {
             return removed;
         }
-        // What is no record has neither a token nor a barrier to keep.
+        // A row that is no record has neither a token nor a barrier to keep.
         let key = message.key.as_stored();
         let removed = self.writing(async |dialect, connection| dialect.remove(connection, key).await).await?;
         Ok(if removed { Removed::Removed } else { Removed::Absent })
@@ -256,8 +259,8 @@ impl<D: Dialect> Core<D> {
         Ok(Purged { removed, more })
     }
 
-    /// Runs statements that only read, or wait for a flush; again on another connection if this one broke while it lay in
-    /// the pool.
+    /// Runs statements that only read, or wait for a flush. If the connection broke while it was idle, it runs them
+    /// again on another one.
     async fn reading<T>(
         &self,
         statement: impl AsyncFn(&D, &mut D::Connection) -> QueryResult<T>,
@@ -265,7 +268,7 @@ impl<D: Dialect> Core<D> {
         self.run(&[Failure::Disconnected, Failure::Contended], of_read::<D>, statement).await
     }
 
-    /// Runs a statement that is as good done twice as once.
+    /// Runs a statement that is safe to repeat.
     pub(crate) async fn writing<T>(
         &self,
         statement: impl AsyncFn(&D, &mut D::Connection) -> QueryResult<T>,
@@ -286,7 +289,7 @@ impl<D: Dialect> Core<D> {
     }
 }
 
-/// A tombstone in place of an outcome that is larger than the server takes.
+/// Returns a tombstone if the outcome is larger than the server accepts.
 pub(crate) fn fitting<D: Dialect>(
     dialect: &D,
     bound_to: Binding<'_>,
@@ -300,7 +303,7 @@ pub(crate) fn fitting<D: Dialect>(
     Some(SealedOutcome::tombstone(bound_to))
 }
 
-/// What was read, with the steps of the records that have some, once the outcomes in it are on the disk.
+/// Returns the records, with their steps if they have any, once the outcomes in them are on the disk.
 async fn completed<D: Dialect>(
     dialect: &D,
     connection: &mut D::Connection,

@@ -1,4 +1,4 @@
-//! What a database must say in its own words.
+//! What each database implements in its own SQL.
 
 use std::future::ready;
 
@@ -12,7 +12,7 @@ use super::row::{Columns, Expected, Row};
 use super::step::{Completion, FirstClaim, FirstRun, StepCompletion};
 use super::step_row::{Family, StepRow};
 
-/// A key that was claimed, and its fencing token.
+/// A claimed key, and its fencing token.
 pub(crate) type Claimed = (Vec<u8>, i64);
 
 /// A key whose step was begun, the life of its steps, and the fencing token of the claim.
@@ -21,16 +21,16 @@ pub(crate) type Begun = (Vec<u8>, i64, i64);
 /// A record's key and its row.
 pub(crate) type Keyed = (Vec<u8>, Row);
 
-/// After how many milliseconds a purge looks again at a claim whose steps are not settled.
+/// After how many milliseconds a purge checks again a claim whose steps are not settled.
 pub(crate) const PURGE_LOOKS_AGAIN: i64 = 24 * 60 * 60 * 1_000;
 
-/// What a statement that writes several rows conditionally did.
+/// What a conditional statement on several rows wrote.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Written {
-    /// Every row was as expected, and is written.
+    /// Every row was as expected and is written.
     #[cfg_attr(not(feature = "mysql"), expect(dead_code, reason = "PostgreSQL names the rows"))]
     All,
-    /// Only these keys' rows.
+    /// Only the rows of these keys.
     #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "MySQL counts the rows"))]
     Only(Vec<Vec<u8>>),
     /// Not every row, and the database does not say which.
@@ -40,40 +40,40 @@ pub(crate) enum Written {
 /// What an error of the driver means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Failure {
-    /// The connection is gone, and with it the answer.
+    /// The connection is gone, and the answer with it.
     Disconnected,
-    /// The database gave this transaction up for another's sake: all of it may be done again.
+    /// The database aborted this transaction in favor of another one. All of it may be repeated.
     Contended,
-    /// Another session held a row's lock for longer than this one was to wait. The statement wrote nothing.
+    /// Another session held a row's lock for longer than this session waits. The statement wrote nothing.
     Locked,
     ReadOnly,
     Full,
-    /// The rows offend a constraint, or can't be read: nothing was written.
+    /// The rows violate a constraint, or can't be read. Nothing was written.
     Refused,
-    /// The database said something that is not known here.
+    /// The database returned an unknown error.
     Other,
 }
 
 impl Failure {
-    /// Whether a transaction that met it was given up for another's sake, and may be done again.
+    /// Returns whether the transaction was aborted in favor of another one and may be repeated.
     pub(crate) fn is_contention(self) -> bool {
         matches!(self, Self::Contended | Self::Locked)
     }
 }
 
-/// A kind of database, as one arbiter's connections reach it.
+/// One kind of database, as one arbiter's connections reach it.
 pub(crate) trait Database: Send + Sync + 'static {
-    /// The server's name, as messages say it.
+    /// The server's name in messages.
     const NAME: &'static str;
 
     type Connection: PoolConnection;
 
     fn connections(&self) -> &Connections<Self::Connection>;
 
-    /// Looks at a connection that was just lent.
+    /// Checks a connection that was just lent.
     ///
     /// # Errors
-    /// A setting by which operations would run twice; the connection is to be closed.
+    /// Fails on a setting that would make operations run twice. The caller must close the connection.
     fn check(&self, _: &mut Pooled<Self::Connection>) -> impl Future<Output = Result<(), StoreError>> + Send {
         ready(Ok(()))
     }
@@ -81,33 +81,33 @@ pub(crate) trait Database: Send + Sync + 'static {
 
 /// The statements of one database on the table of steps.
 pub(crate) trait StepStatements: Database {
-    /// Reads the steps of these keys, each key's in their order.
+    /// Reads the steps of these keys. The steps of each key are in order.
     fn read_steps(
         &self,
         connection: &mut Self::Connection,
         keys: &[&str],
     ) -> impl Future<Output = QueryResult<Vec<(Vec<u8>, StepRow)>>> + Send;
 
-    /// Writes a record and its steps, inside a transaction that has the record's row [locked](Self::lock). `false` if a step
-    /// is not what was read, where the transaction shows what was before the lock.
+    /// Writes a record and its steps, inside a transaction that has [locked](Self::lock) the record's row. Returns
+    /// `false` if a step has changed since it was read, which can happen if the transaction's snapshot is older than
+    /// the lock.
     fn put_family(
         &self,
         connection: &mut Self::Connection,
         family: &Family<'_>,
     ) -> impl Future<Output = QueryResult<bool>> + Send;
 
-    /// Begins steps that have no row, of claims that hold: what
-    /// [`transition::begin_step`](oncekey::record::transition::begin_step) decides of them, without a look before. It may
-    /// leave any of them out.
+    /// Begins steps that have no row, of claims that hold, without reading first. It writes what
+    /// [`transition::begin_step`](oncekey::record::transition::begin_step) would decide, and may skip any of them.
     fn begin_steps(
         &self,
         connection: &mut Self::Connection,
         rows: &[FirstRun<'_>],
     ) -> impl Future<Output = QueryResult<Vec<Begun>>> + Send;
 
-    /// Completes steps of claims that hold: what
-    /// [`transition::complete_step`](oncekey::record::transition::complete_step) decides of them, without a look before. It
-    /// may leave any of them out.
+    /// Completes steps of claims that hold, without reading first. It writes what
+    /// [`transition::complete_step`](oncekey::record::transition::complete_step) would decide, and may skip any of
+    /// them.
     fn complete_steps(
         &self,
         connection: &mut Self::Connection,
@@ -115,10 +115,10 @@ pub(crate) trait StepStatements: Database {
     ) -> impl Future<Output = QueryResult<Written>> + Send;
 }
 
-/// The statements of one database on the table of records, and what it says besides.
+/// The statements of one database on the table of records, and what else differs between databases.
 ///
-/// Each is one atomic statement, committed by itself unless the connection is in a transaction. Rows are given in the
-/// order of their keys, each key once.
+/// Each method is one atomic statement, which commits by itself unless the connection is in a transaction. Rows are
+/// passed in the order of their keys, each key once.
 pub(crate) trait Dialect: StepStatements {
     fn read(
         &self,
@@ -126,59 +126,60 @@ pub(crate) trait Dialect: StepStatements {
         keys: &[&str],
     ) -> impl Future<Output = QueryResult<(StoreTime, Vec<Keyed>)>> + Send;
 
-    /// Waits until all that was read is on the disk, where the database shows commits to others before they are. What was
-    /// stored is not to be told of before.
+    /// Waits until everything read so far is on the disk, if the database shows commits to others before that. The
+    /// backend must not replay a stored outcome earlier.
     fn await_flush(&self, connection: &mut Self::Connection) -> impl Future<Output = QueryResult<()>> + Send;
 
-    /// Reads one row inside a transaction, and keeps others from changing it until the end.
+    /// Reads one row inside a transaction, and locks it until the transaction ends.
     fn lock(
         &self,
         connection: &mut Self::Connection,
         key: &str,
     ) -> impl Future<Output = QueryResult<(StoreTime, Option<Row>)>> + Send;
 
-    /// Claims keys that have no row, counting leases from the server's time: what
-    /// [`transition::acquire`](oncekey::record::transition::acquire) decides of them, without a look before. Returns the
-    /// keys that it claimed.
+    /// Claims keys that have no row, without reading first. Leases count from the server's time. It writes what
+    /// [`transition::acquire`](oncekey::record::transition::acquire) would decide, and returns the keys that it
+    /// claimed.
     fn claim(
         &self,
         connection: &mut Self::Connection,
         rows: &[FirstClaim<'_>],
     ) -> impl Future<Output = QueryResult<Vec<Claimed>>> + Send;
 
-    /// Inserts rows where there are none.
+    /// Inserts the rows whose keys have no row.
     fn insert(
         &self,
         connection: &mut Self::Connection,
         rows: &[Columns<'_>],
     ) -> impl Future<Output = QueryResult<Written>> + Send;
 
-    /// Replaces rows that are as expected.
+    /// Replaces the rows that are as expected.
     fn update(
         &self,
         connection: &mut Self::Connection,
         rows: &[(Expected<'_>, Columns<'_>)],
     ) -> impl Future<Output = QueryResult<Written>> + Send;
 
-    /// Completes the claims that are their owner's and not completed yet, counting retentions from the server's time:
-    /// what [`transition::complete`](oncekey::record::transition::complete) decides of them, without a look before.
+    /// Completes the claims that belong to their owner and are not completed yet, without reading first. Retentions
+    /// count from the server's time. It writes what [`transition::complete`](oncekey::record::transition::complete)
+    /// would decide.
     fn complete(
         &self,
         connection: &mut Self::Connection,
         rows: &[Completion<'_>],
     ) -> impl Future<Output = QueryResult<Written>> + Send;
 
-    /// Deletes rows that are as expected.
+    /// Deletes the rows that are as expected.
     fn delete(
         &self,
         connection: &mut Self::Connection,
         rows: &[Expected<'_>],
     ) -> impl Future<Output = QueryResult<Written>> + Send;
 
-    /// Deletes a key's row with its steps, also one that is no record.
+    /// Deletes a key's row and its steps, even if the row is no record.
     fn remove(&self, connection: &mut Self::Connection, key: &str) -> impl Future<Output = QueryResult<bool>> + Send;
 
-    /// Reads rows whose time is not over after a key, in the order of the keys' bytes.
+    /// Reads the unexpired rows after a key, in the order of the keys' bytes.
     fn list(
         &self,
         connection: &mut Self::Connection,
@@ -186,37 +187,37 @@ pub(crate) trait Dialect: StepStatements {
         limit: usize,
     ) -> impl Future<Output = QueryResult<(StoreTime, Vec<Keyed>)>> + Send;
 
-    /// Deletes up to `limit` rows whose time is over, with their steps, which count as well; unless another process does so
-    /// now. A claim whose steps are not settled stays, and is looked at again some time later. Returns how many rows are gone,
-    /// and whether there are more.
+    /// Deletes up to `limit` expired rows with their steps, which count as well, unless another process is doing so. A
+    /// claim with unsettled steps stays and is checked again later. Returns how many rows were deleted, and whether
+    /// there are more.
     fn purge(
         &self,
         connection: &mut Self::Connection,
         limit: usize,
     ) -> impl Future<Output = QueryResult<(usize, bool)>> + Send;
 
-    /// Counts by state.
+    /// Counts the records by state.
     fn stats(&self, connection: &mut Self::Connection) -> impl Future<Output = QueryResult<Vec<(i16, i64)>>> + Send;
 
-    /// Of these keys, those whose rows no other session has locked. It does not wait for any.
+    /// Returns the keys whose rows no other session has locked. It does not wait for locks.
     fn unlocked(
         &self,
         connection: &mut Self::Connection,
         keys: &[&str],
     ) -> impl Future<Output = QueryResult<Vec<Vec<u8>>>> + Send;
 
-    /// What an error means that Diesel knows only by the server's message: it keeps that, and not its number.
+    /// Classifies an error by the server's message, because Diesel keeps the message and not the error's number.
     fn failure_by_message(message: &str) -> Failure;
 
     fn failure(error: &Error) -> Failure {
         match error {
             Error::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => Failure::Contended,
             Error::DatabaseError(DatabaseErrorKind::ReadOnlyTransaction, _) => Failure::ReadOnly,
-            // It is the connection that spoke, and not the server.
+            // The connection failed; this is no answer from the server.
             Error::DatabaseError(DatabaseErrorKind::UnableToSendCommand | DatabaseErrorKind::ClosedConnection, _)
             | Error::BrokenTransactionManager => Failure::Disconnected,
-            // Where the server speaks another language a deadlock is not known as one: it is then an error, and never taken
-            // for a success.
+            // If the server's messages are in another language, a deadlock is not recognized. It is then an error, and
+            // never counts as success.
             Error::DatabaseError(DatabaseErrorKind::Unknown, information) => {
                 Self::failure_by_message(information.message())
             }
@@ -230,45 +231,45 @@ pub(crate) trait Dialect: StepStatements {
     /// The longest outcome that may share an [`update`](Self::update) with other rows.
     const LONGEST_SHARED_OUTCOME: usize = usize::MAX;
 
-    /// How many rows [`begin_steps`](Self::begin_steps) takes at most; not less than one.
+    /// Returns the most rows that [`begin_steps`](Self::begin_steps) accepts; at least one.
     fn most_begun_together(&self) -> usize {
         usize::MAX
     }
 
-    /// The longest outcome that may share a [`complete`](Self::complete) or [`complete_steps`](Self::complete_steps) with
-    /// other rows.
+    /// Returns the longest outcome that may share a [`complete`](Self::complete) or
+    /// [`complete_steps`](Self::complete_steps) with other rows.
     fn longest_shared_outcome(&self) -> usize {
         usize::MAX
     }
 
-    /// The longest outcome that the server takes.
+    /// Returns the longest outcome that the server accepts.
     fn longest_outcome(&self) -> usize {
         usize::MAX
     }
 
-    /// Whether a statement that failed for another transaction's sake may have undone what its own transaction did before,
-    /// so that the transaction has failed even if the operation passes over the error. PostgreSQL refuses every further
-    /// statement by itself.
+    /// Whether a statement that failed in favor of another transaction may have undone its own transaction's earlier
+    /// work. The transaction has then failed, even if the operation ignores the error. PostgreSQL itself refuses every
+    /// further statement.
     const CONTENTION_IS_FINAL: bool;
 
-    /// Opens the transaction of an operation, and marks it. Inside, the operation waits for locks as long as the server's
-    /// default says.
+    /// Opens the transaction of an operation and marks it. Inside, the operation waits for locks as long as the
+    /// server's default allows.
     fn begin(&self, connection: &mut Self::Connection) -> impl Future<Output = QueryResult<()>> + Send;
 
-    /// Whether the open transaction is still the one that [`begin`](Self::begin) opened. An operation may have ended it by
-    /// a statement that Diesel does not see, and what follows would be committed by itself.
+    /// Returns whether the open transaction is still the one that [`begin`](Self::begin) opened. An operation may have
+    /// ended it with a statement that Diesel does not see; later statements would then commit by themselves.
     fn is_as_begun(&self, connection: &mut Self::Connection) -> impl Future<Output = QueryResult<bool>> + Send;
 
-    /// Sets the connection back to what it was before [`begin`](Self::begin), once its transaction has ended.
+    /// Restores the connection's state from before [`begin`](Self::begin), once its transaction has ended.
     fn set_back(&self, _: &mut Self::Connection) -> impl Future<Output = QueryResult<()>> + Send {
         ready(Ok(()))
     }
 
-    /// Undoes what an operation has left on its connection, once [set back](Self::set_back); false where that can't be: the
-    /// connection is then closed. The next user of it would work in another schema, another time zone, or with a lock that
-    /// nobody gives up.
+    /// Undoes what an operation has left on its connection, once it is [set back](Self::set_back). Returns false if
+    /// that is impossible; the connection is then closed. Otherwise its next user would work in another schema or time
+    /// zone, or with a lock that is never released.
     fn clean(&self, connection: &mut Self::Connection) -> impl Future<Output = QueryResult<bool>> + Send;
 
-    /// Whether the server has a transaction open on the caller's own connection, where Diesel believes that it has.
+    /// Returns whether the server has an open transaction on the caller's own connection, as Diesel assumes.
     fn is_in_transaction(&self, connection: &mut Self::Connection) -> impl Future<Output = QueryResult<bool>> + Send;
 }

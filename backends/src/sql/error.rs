@@ -1,18 +1,18 @@
-//! How a driver's errors become the store's.
+//! Converts the driver's errors to store errors.
 
 use diesel::result::Error;
 use oncekey::backend::StoreError;
 
 use super::dialect::{Dialect, Failure};
 
-/// What the failure of a statement says about the rows that it was to write.
+/// What the failure of a statement says about the rows that it had to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
     /// The server wrote nothing.
     NotWritten,
-    /// The statement is finished, and what it wrote can be read.
+    /// The statement has finished, and its writes can be read.
     Finished,
-    /// The answer is lost: the server may still be at it, or not have begun.
+    /// The answer is lost. The server may still be executing the statement, or may not have started it.
     Lost,
 }
 
@@ -21,16 +21,16 @@ pub(crate) fn fate<D: Dialect>(error: &Error) -> Fate {
         (Failure::Disconnected, _) => Fate::Lost,
         (Failure::Contended | Failure::Locked | Failure::ReadOnly | Failure::Full, _) => Fate::NotWritten,
         (Failure::Refused, Error::DatabaseError(..) | Error::SerializationError(_)) => Fate::NotWritten,
-        // The server's answer was read, and was an error of a kind that is not known here, or could not be decoded.
+        // The server answered, either with an unknown kind of error or with data that could not be decoded.
         (Failure::Refused | Failure::Other, Error::DatabaseError(..) | Error::DeserializationError(_)) => {
             Fate::Finished
         }
-        // Diesel's own: it is not known whether it had sent the statement.
+        // Diesel's own error: it is unknown whether Diesel had sent the statement.
         (Failure::Refused | Failure::Other, _) => Fate::Lost,
     }
 }
 
-/// For a statement that writes nothing.
+/// Converts the error of a statement that writes nothing.
 pub(crate) fn of_read<D: Dialect>(error: &Error) -> StoreError {
     match D::failure(error) {
         Failure::Refused => StoreError::corrupt(error),
@@ -38,7 +38,7 @@ pub(crate) fn of_read<D: Dialect>(error: &Error) -> StoreError {
     }
 }
 
-/// For a statement in a transaction whose COMMIT was not sent: nothing of it takes effect.
+/// Converts the error of a statement in a transaction whose COMMIT was not sent: nothing in it takes effect.
 pub(crate) fn of_unsent<D: Dialect>(error: &Error) -> StoreError {
     match of_write::<D>(error) {
         StoreError::Unknown(what) => StoreError::Unavailable(what),
@@ -46,7 +46,7 @@ pub(crate) fn of_unsent<D: Dialect>(error: &Error) -> StoreError {
     }
 }
 
-/// For a statement that writes: what is not known to have been rolled back may have been committed.
+/// Converts the error of a statement that writes. Unless the rollback is certain, the writes may be committed.
 pub(crate) fn of_write<D: Dialect>(error: &Error) -> StoreError {
     match D::failure(error) {
         Failure::ReadOnly => StoreError::ReadOnly(error.to_string()),

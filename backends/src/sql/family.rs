@@ -1,12 +1,12 @@
-//! A record with its steps, read and written as a whole.
+//! Reads and writes a record and its steps as a whole.
 //!
-//! **Whoever writes a step holds the lock of its record's row until the commit.** So a transaction that has the lock reads all
-//! the steps as they are, the protocol's pure function decides on the whole, and what it decided is written and committed. The
-//! steps of a batch that look at the record alone compare what they were decided on as ever, the life of the record's steps
-//! included: none of them undoes a step.
+//! **Every session that writes a step holds the lock of its record's row until the commit.** So a transaction with that
+//! lock reads all steps in their current state, the protocol's pure function decides on the whole, and the decision is
+//! written and committed. The steps of a batch that read only the record still compare the state on which they were
+//! decided, including the life of the record's steps: none of them undoes a step.
 //!
-//! COMMIT is the only statement by which anything takes effect. So whatever fails before it leaves nothing behind, and what
-//! fails at it is unknown, unless the server says that it rolled back.
+//! Nothing takes effect before COMMIT. So a failure before COMMIT leaves nothing behind, and a failure of COMMIT is
+//! unknown, unless the server says that it rolled back.
 
 use diesel::QueryResult;
 use diesel_async::{AnsiTransactionManager, TransactionManager as _};
@@ -23,25 +23,24 @@ use super::row::Row;
 use super::step::Step;
 use super::step_row::{Family, StepRow};
 
-/// How one try ended.
+/// How one attempt ended.
 enum Tried {
-    /// What was decided is written, and holds.
+    /// The decision is written and still applies.
     Decided,
-    /// What was decided changes nothing.
+    /// The decision changes nothing.
     Read {
-        /// Whether the answer may tell of what another's commit stored.
+        /// Whether the answer may contain an outcome that another session's commit stored.
         tells_outcome: bool,
     },
-    /// There is no record, and so no row to lock.
+    /// There is no record, so there is no row to lock.
     Absent,
-    /// What is stored can't be read.
+    /// The stored data can't be read.
     Corrupt(StoreError),
-    /// Rolled back for another transaction's sake.
+    /// Rolled back in favor of another transaction.
     Contended,
 }
 
-/// Takes a step on a record and its steps, in one transaction. A step that may make a record where there is none is given
-/// back.
+/// Executes a step on a record and its steps in one transaction. Returns a step that may create a missing record.
 pub(super) async fn take<D: Dialect>(dialect: &D, mut step: Box<dyn Step>) -> Option<Box<dyn Step>> {
     for tries in 0..MAX_TRIES {
         match try_once(dialect, &mut *step).await {
@@ -65,14 +64,14 @@ pub(super) async fn take<D: Dialect>(dialect: &D, mut step: Box<dyn Step>) -> Op
     None
 }
 
-/// A connection on which something failed is closed, and what is open on it rolled back.
+/// A connection on which something failed is closed, which rolls back its open transaction.
 async fn try_once<D: Dialect>(dialect: &D, step: &mut dyn Step) -> Result<Tried, StoreError> {
     let begin = async |connection: &mut D::Connection| AnsiTransactionManager::begin_transaction(connection).await;
     let (mut lent, ()) = Lent::after(dialect, &[Failure::Disconnected], of_read::<D>, begin).await?;
     let connection = lent.connection()?;
     let tried = match decide(dialect, connection, step).await {
         Ok(Tried::Decided) => {
-            // Nothing that was sent before this takes effect by itself.
+            // Nothing sent before this takes effect by itself.
             step.state().sent();
             match AnsiTransactionManager::commit_transaction(connection).await {
                 Ok(()) => Tried::Decided,
@@ -111,13 +110,13 @@ async fn try_once<D: Dialect>(dialect: &D, step: &mut dyn Step) -> Result<Tried,
     Ok(tried)
 }
 
-/// Locks, reads, decides and writes; what is [decided](Tried::Decided) is to be committed.
+/// Locks, reads, decides and writes. The caller must commit a [decision](Tried::Decided).
 async fn decide<D: Dialect>(dialect: &D, connection: &mut D::Connection, step: &mut dyn Step) -> QueryResult<Tried> {
     let (now, found) = match lock(dialect, connection, step.key()).await? {
         Ok(found) => found,
         Err(corrupt) => return Ok(Tried::Corrupt(corrupt)),
     };
-    // Whatever was sent before has ended, or waits for this lock.
+    // Every earlier command has ended, or waits for this lock.
     step.state().refused();
     if found.is_none() && !step.group().is_of_steps() {
         return Ok(Tried::Absent);
@@ -131,13 +130,13 @@ async fn decide<D: Dialect>(dialect: &D, connection: &mut D::Connection, step: &
         (Write::Put(record), Some(found)) => {
             dialect.put_family(connection, &Family::of(step.key(), found, record)).await?
         }
-        // No message about steps makes a record.
+        // No message about steps creates a record.
         (Write::Put(_), None) => false,
     };
     Ok(if is_written { Tried::Decided } else { Tried::Contended })
 }
 
-/// Locks a record's row and reads the record with its steps. There is no time where there is no row.
+/// Locks a record's row and reads the record with its steps. If there is no row, the time is unknown.
 pub(super) async fn lock<D: Dialect>(
     dialect: &D,
     connection: &mut D::Connection,
@@ -148,7 +147,7 @@ pub(super) async fn lock<D: Dialect>(
     Ok(found.map(|found| (now, found)))
 }
 
-/// A record that was read, with its steps, if it has any.
+/// Returns a record with its steps, if it has any.
 pub(super) async fn with_steps<D: Dialect>(
     dialect: &D,
     connection: &mut D::Connection,
@@ -163,7 +162,7 @@ pub(super) async fn with_steps<D: Dialect>(
     Ok(row.map(|row| row.decode_with(steps)).transpose())
 }
 
-/// Whether an answer may tell of an outcome that another's commit stored.
+/// Returns whether an answer may contain an outcome that another session's commit stored.
 fn tells_outcome(found: &Record) -> bool {
     let steps = found.steps.as_ref().map_or(&[][..], |steps| &steps.list);
     matches!(found.state, State::Completed { .. })

@@ -1,7 +1,7 @@
-//! A statement as text with parameters, which Diesel prepares once for each connection and text.
+//! A statement as text with parameters. Diesel prepares it once for each connection and text.
 //!
-//! `diesel::sql_query` would be prepared anew for every execution, and Diesel's query language knows tables by a name
-//! that is fixed when it is compiled.
+//! Diesel would prepare a `diesel::sql_query` again for every execution, and its query language needs table names that
+//! are fixed at compile time.
 
 use std::marker::PhantomData;
 
@@ -14,7 +14,7 @@ pub(crate) trait Part<DB: Backend>: Send + Sync {
     fn push<'b>(&'b self, out: &mut AstPass<'_, 'b, DB>) -> QueryResult<()>;
 }
 
-/// A statement: its text has a `?` for each parameter, and its rows the SQL types `ST`.
+/// A statement. Its text has a `?` for each parameter, and its rows have the SQL types `ST`.
 pub(crate) struct Fragment<'a, ST, P> {
     text: &'a str,
     parts: &'a [P],
@@ -27,7 +27,7 @@ impl<'a, ST, P> Fragment<'a, ST, P> {
     }
 }
 
-/// Known by its text.
+/// Diesel identifies the statement by its text.
 impl<ST, P> QueryId for Fragment<'_, ST, P> {
     type QueryId = ();
 

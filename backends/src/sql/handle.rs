@@ -1,6 +1,7 @@
-//! What every dialect's public handle and its options look like.
+//! The public handle and its options, the same for every dialect.
 
-/// A store's public handle and its builder. Each dialect gives their names and what only its documentation says.
+/// Declares a store's public handle and its builder. Each dialect supplies their names and the documentation that
+/// differs.
 macro_rules! sql_backend {
     (
         $(#[$backend_docs:meta])*
@@ -12,9 +13,9 @@ macro_rules! sql_backend {
         dialect: $dialect:ty,
         error: $error:ident,
         connection: $connection:ident,
-        // The module of the public path, and the scheme of URLs.
+        // The module in the public path, which is also the URL scheme.
         path: $path:literal,
-        // Sync Diesel's connection, and its backend by module and name.
+        // Sync Diesel's connection type, and its backend as module and name.
         blocking: $blocking:literal in $sync_module:ident :: $sync:ident,
         $(#[$url_docs:meta])*
         url,
@@ -38,7 +39,7 @@ macro_rules! sql_backend {
             #[doc = concat!("Connects with the default options; see [`", stringify!($builder), "::open`].")]
             ///
             /// # Errors
-            #[doc = concat!("[`", stringify!($error), "`] says what is in the way.")]
+            #[doc = concat!("[`", stringify!($error), "`] says why the store could not be opened.")]
             ///
             /// ```no_run
             /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
@@ -63,8 +64,8 @@ macro_rules! sql_backend {
                 $builder($crate::sql::Options::new($crate::sql::Source::Url(url.into())))
             }
 
-            /// Options for using the application's own pool, which all arbiters then share: it needs some 5 connections for each
-            /// arbiter, and its runtime must outlive the engine.
+            /// Returns options for using the application's own pool, which all arbiters then share. The pool needs
+            /// about 5 connections for each arbiter, and its runtime must outlive the engine.
             ///
             $(#[$pool_docs])*
             ///
@@ -85,31 +86,33 @@ macro_rules! sql_backend {
                 $builder($crate::sql::Options::new($crate::sql::Source::Pool(pool.into())))
             }
 
-            /// A pool of connections that are opened as this backend's are, for the application's own queries: each is tried
-            /// before it is lent, so that a server's restart is nobody's error. For a backend on
-            /// the application's pool it is that one; if that is bb8's or mobc's, one that lends nothing and says so.
+            /// Returns a connection pool for the application's own queries. It opens connections as this backend does
+            /// and tests each one before lending it, so a server restart causes no errors. If the backend uses the
+            /// application's deadpool pool, this returns that pool; for a bb8 or mobc pool, it returns a pool that only
+            /// fails and says why.
             ///
             /// ```no_run
             /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
             #[doc = concat!("# use oncekey_backends::", $path, "::", stringify!($backend), ";")]
             #[doc = concat!("let backend = ", stringify!($backend), "::open(\"", $path, "://shop@localhost/shop\").await?;")]
-            /// let connection = backend.pool_of_its_own().get().await?;
+            /// let connection = backend.pool().get().await?;
             /// # Ok(()) }
             /// ```
-            pub fn pool_of_its_own(&self) -> diesel_async::pooled_connection::deadpool::Pool<$connection> {
+            pub fn pool(&self) -> diesel_async::pooled_connection::deadpool::Pool<$connection> {
                 self.0.pool()
             }
 
-            /// Completes a claim **in the caller's own open transaction**: the outcome is committed with the caller's rows, or
-            /// neither is. The message comes from [`Claim::completion`](oncekey::Claim::completion).
+            /// Completes a claim **in the caller's own open transaction**: the outcome and the caller's rows commit
+            /// together, or not at all. The message comes from [`Claim::completion`](oncekey::Claim::completion).
             ///
-            /// Make it the transaction's last step: the record is locked from here to its end, and the claim's heartbeats wait.
+            /// Call it as the last step of the transaction. It locks the record until the transaction ends, and the
+            /// claim's lease renewals wait for the lock.
             ///
             /// # Cancel safety
-            /// Dropped midway, the transaction is to be rolled back.
+            /// If the future is dropped before it completes, roll the transaction back.
             ///
             /// # Errors
-            /// [`CompleteInError`](crate::CompleteInError): the transaction is to be rolled back.
+            /// [`CompleteInError`](crate::CompleteInError): roll the transaction back.
             ///
             /// ```no_run
             /// # async fn order() -> Result<(), Box<dyn std::error::Error>> {
@@ -120,9 +123,9 @@ macro_rules! sql_backend {
             /// type Failure = Box<dyn std::error::Error + Send + Sync>;
             ///
             #[doc = concat!("let backend = ", stringify!($backend), "::open(\"", $path, "://shop@localhost/shop\").await?;")]
-            /// // What did not commit did not happen: a claim whose holder crashed is run again.
+            /// // Only committed work has happened, so a claim whose owner crashed may run again.
             /// let engine = Engine::builder(backend.clone()).on_abandoned(OnAbandoned::Rerun).start()?;
-            /// let pool = backend.pool_of_its_own();
+            /// let pool = backend.pool();
             ///
             /// let key = Key::new("orders", 17)?;
             /// let order = engine.run_local(key, &"book", async move |claim| {
@@ -145,12 +148,12 @@ macro_rules! sql_backend {
                 self.0.core.complete_in(connection, &completion).await
             }
 
-            /// [`complete_in`](Self::complete_in) for a transaction of sync Diesel: the connection is a
+            /// Does what [`complete_in`](Self::complete_in) does, in a transaction of sync Diesel. Its connection is a
             #[doc = concat!("`", $blocking, "`, from any pool or none. It blocks: call it where the transaction's other")]
             /// statements run.
             ///
             /// # Errors
-            /// [`CompleteInError`](crate::CompleteInError): the transaction is to be rolled back.
+            /// [`CompleteInError`](crate::CompleteInError): roll the transaction back.
             ///
             /// ```no_run
             /// use diesel::connection::LoadConnection;
@@ -181,11 +184,11 @@ macro_rules! sql_backend {
                 $crate::sql::complete_in(&*self.0.core.dialect, connection, &completion)
             }
 
-            /// What the server is set to, where that is not what this store wants.
-            #[doc = concat!("[`open`](", stringify!($builder), "::open) logs the same.")]
+            /// Returns the server settings that differ from what this store needs.
+            #[doc = concat!("[`open`](", stringify!($builder), "::open) logs the same findings.")]
             ///
             /// # Errors
-            /// The server can't be asked.
+            /// Fails if the backend can't ask the server.
             ///
             /// ```no_run
             /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
@@ -212,39 +215,41 @@ macro_rules! sql_backend {
             $(#[$table_docs])*
             ///
             /// # Errors
-            /// [`InvalidName`](super::InvalidName) for all but a plain name.
+            /// Returns [`InvalidName`](super::InvalidName) unless it is a plain name.
             pub fn table(mut self, table: &str) -> Result<Self, $crate::sql::InvalidName> {
                 self.0.wanted.table = $crate::sql::Name::new(table)?;
                 Ok(self)
             }
 
-            /// How many connections **each arbiter** (each worker of a server) opens at most. Default: 8, of which 4 are for
-            /// claims and settlements, and the others for operations in transactions. At least 5. A pool of your own has its own
-            /// size, which this says only where [the pool does not tell it](crate::DieselPool).
+            /// Limits how many connections **each arbiter** (each worker of a server) opens. Default: 8, of which 4 are
+            /// for claims and settlements, and the others for operations in transactions. At least 5. An application's
+            /// pool has its own size; set this only where [the pool does not report it](crate::DieselPool).
             pub fn pool_size(mut self, connections: usize) -> Self {
                 self.0.pool_size = connections.max(5);
                 self
             }
 
-            /// Whether [`open`](Self::open) makes and updates the table; without, it must be there. Default: true.
+            /// Sets whether [`open`](Self::open) creates and updates the table. If false, the table must already exist.
+            /// Default: true.
             pub fn migrate(mut self, migrate: bool) -> Self {
                 self.0.wanted.migrate = migrate;
                 self
             }
 
-            /// The application's r2d2 pool of sync Diesel, for operations that block:
-            /// [`run_in_transaction`](oncekey::Engine::run_in_transaction) gives them a connection of it, a
-            #[doc = concat!("`", $blocking, "`, in the transaction that also stores their outcome. Everything else goes by the")]
-            /// backend's own connections, which lead to the same database.
+            /// Sets the application's r2d2 pool of sync Diesel, for operations that block:
+            /// [`run_in_transaction`](oncekey::Engine::run_in_transaction) gives them a connection from this pool, a
+            #[doc = concat!("`", $blocking, "`, in the transaction that also stores their outcome. Everything else uses the")]
+            /// backend's own connections, which must lead to the same database.
             ///
-            /// One pool may serve any number of engines. An operation runs on a thread for blocking work, and **once**: what the
-            /// database gives up for another's sake (a deadlock) is rolled back and reported as
-            /// [`Overloaded`](oncekey::backend::StoreError::Overloaded).
+            /// One pool may serve any number of engines. An operation runs on a blocking thread, and only **once**: if
+            /// the database aborts the transaction in favor of another one (a deadlock), the transaction is rolled back
+            /// and the call returns [`Overloaded`](oncekey::backend::StoreError::Overloaded).
             ///
-            /// [`Claim::step_in_transaction`](oncekey::Claim::step_in_transaction) gives a step a connection of it in the same
-            /// way.
+            /// [`Claim::step_in_transaction`](oncekey::Claim::step_in_transaction) gives a step a connection from this
+            /// pool in the same way.
             ///
-            /// [`open`](Self::open) checks that the pool reaches the table. A pool that leads to another database commits nothing.
+            /// [`open`](Self::open) checks that the pool reaches the table. A pool that leads to another database
+            /// commits nothing.
             ///
             /// ```no_run
             /// use diesel::connection::{AnsiTransactionManager, LoadConnection};
@@ -282,19 +287,19 @@ macro_rules! sql_backend {
                 self
             }
 
-            /// Connects, brings the table up to date where that is needed, and checks the server's settings: a setting that
-            /// can lose what was answered is warned of by its name.
+            /// Connects, updates the table if needed, and checks the server's settings. For a setting that can lose
+            /// stored outcomes, it logs a warning that names the setting.
             ///
             $(#[$open_docs])*
             ///
             /// # Errors
-            #[doc = concat!("[`", stringify!($error), "`] says what is in the way.")]
+            #[doc = concat!("[`", stringify!($error), "`] says why the store could not be opened.")]
             pub async fn open(self) -> Result<$backend, $error> {
                 self.0.open().await.map($backend)
             }
         }
 
-        /// The URL may hold a password: it is not shown.
+        /// Hides the URL, which may contain a password.
         impl std::fmt::Debug for $builder {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 let (wanted, pool_size) = (&self.0.wanted, &self.0.pool_size);

@@ -1,4 +1,4 @@
-//! Connections from a pool that don't outlive what went wrong on them.
+//! Connections from a pool that are closed after anything went wrong on them.
 
 use std::time::Duration;
 
@@ -14,15 +14,16 @@ use super::dialect::{Dialect, Failure};
 use super::pool::Taken;
 use super::pool::{PoolConnection, Pooled};
 
-/// A connection that was lent within this time is taken to be alive. So connections at work pay nothing.
+/// A connection that was lent within this time counts as alive, so busy connections are not tested.
 const SURELY_ALIVE: Duration = Duration::from_millis(500);
 
-/// How long a connection that lay in its pool may take to answer. A connection whose packets vanish (a firewall forgot it)
-/// would cost a call its whole deadline otherwise, and the next connection the next call's.
+/// How long an idle connection may take to answer its test. Without this limit, a connection whose packets vanish (a
+/// firewall forgot it) would cost a call its whole deadline, and the next such connection would cost the next call's.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 
-/// Tries a connection that lay in its pool for a while, before it is lent: after the server's restart, or past its limit
-/// for idle connections, a claim that is sent on it would end as unknown. Its pool replaces a connection that fails here.
+/// Tests a connection that was idle for a while, before it is lent. After a server restart, or past the server's limit
+/// for idle connections, a claim sent on such a connection would end as unknown. The pool replaces a connection that
+/// fails this test.
 pub(crate) async fn try_if_idle<C>(connection: &mut C, idle: Duration) -> Result<(), HookError>
 where
     C: SimpleAsyncConnection + Send,
@@ -36,8 +37,8 @@ where
     }
 }
 
-/// A connection that is at work. Unless it is [given back](Self::give_back) it is closed: a future that was dropped
-/// midway, or an error, may leave a statement or a transaction on it, whose locks would live on in the pool.
+/// A connection in use. Unless it is [given back](Self::give_back), it is closed: a dropped future or an error may
+/// leave a statement or a transaction on it, and its locks would persist in the pool.
 pub(crate) struct Lent<C: PoolConnection> {
     pooled: Option<Pooled<C>>,
 }
@@ -46,7 +47,7 @@ impl<C: PoolConnection> Lent<C> {
     pub(crate) async fn from<D: Dialect<Connection = C>>(dialect: &D) -> Result<Self, StoreError> {
         let pooled = dialect.connections().pool.lend().await;
         let pooled = pooled.map_err(|error| StoreError::unavailable(format!("{}: {error}", D::NAME)))?;
-        // Closed where it is refused.
+        // A refused connection is closed.
         let mut lent = Self { pooled: Some(pooled) };
         if let Some(pooled) = &mut lent.pooled {
             dialect.check(pooled).await?;
@@ -54,9 +55,9 @@ impl<C: PoolConnection> Lent<C> {
         Ok(lent)
     }
 
-    /// Lends a connection and runs a statement on it that is as good done twice as once: where it failed in a `passing`
-    /// way it is run again, on another connection. After the server's restart every connection in the pool may be stale;
-    /// the one after them is new.
+    /// Lends a connection and runs a statement on it. The statement must be safe to repeat: if it fails in one of the
+    /// `passing` ways, it runs again on another connection. After a server restart every connection in the pool may be
+    /// stale; the next one is new.
     pub(crate) async fn after<T, D: Dialect<Connection = C>>(
         dialect: &D,
         passing: &[Failure],
@@ -80,14 +81,14 @@ impl<C: PoolConnection> Lent<C> {
         drop(self.pooled.take());
     }
 
-    /// Takes it out of the pool for good.
+    /// Takes the connection out of the pool permanently.
     #[cfg(feature = "postgres")]
     pub(crate) fn keep(mut self) -> Option<Taken<C>> {
         self.pooled.take().map(Pooled::take)
     }
 
     /// # Errors
-    /// Never: it is there until it is given back or kept, which both take `self`.
+    /// Never fails: the connection exists until it is given back or kept, and both take `self`.
     pub(crate) fn connection(&mut self) -> Result<&mut C, StoreError> {
         self.pooled.as_deref_mut().ok_or_else(|| StoreError::unavailable("the connection was given back"))
     }
@@ -101,13 +102,14 @@ impl<C: PoolConnection> Drop for Lent<C> {
     }
 }
 
-/// Runs `work` with a connection of a pool, which goes back if `work` succeeds, and is closed otherwise.
+/// Runs `work` with a connection of a pool. The connection returns to the pool if `work` succeeds, and is closed
+/// otherwise.
 pub(crate) async fn lend_clean<C: PoolConnection, T, E>(
     pooled: Pooled<C>,
     work: impl AsyncFnOnce(&mut C) -> Result<T, E>,
 ) -> Result<T, E> {
     let mut lent = Lent { pooled: Some(pooled) };
-    // It is there until it is given back below.
+    // The connection exists until it is given back below.
     let Some(connection) = lent.pooled.as_deref_mut() else { unreachable!("a connection that was just lent") };
     let done = work(connection).await?;
     lent.give_back();

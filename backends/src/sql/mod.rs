@@ -1,7 +1,8 @@
-//! What PostgreSQL and MySQL share: the public handle, the opening, the batches, the transactions, and the table's columns.
+//! The code that PostgreSQL and MySQL share: the public handle, opening, batches, transactions, and the table's
+//! columns.
 //!
-//! A dialect is a folder that implements [`Server`] (its URLs, its connections, what it asks at the opening), [`Dialect`] and
-//! [`StepStatements`] (its statements), and names its handle by [`sql_backend!`].
+//! Each dialect has a folder. It implements [`Server`] (URLs, connections, and checks when the store is opened),
+//! [`Dialect`] and [`StepStatements`] (its statements), and declares its handle with [`sql_backend!`].
 
 mod backend;
 mod batch;

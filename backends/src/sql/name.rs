@@ -1,10 +1,10 @@
-//! Names of tables and schemas, as far as they may be chosen.
+//! The names of tables and schemas that an application may choose.
 
 use std::fmt;
 
 use oncekey::Fingerprint;
 
-/// A table's or a schema's name that is not a plain one.
+/// The name of a table or schema is not a plain name.
 ///
 /// ```
 /// # #[cfg(feature = "postgres")] {
@@ -18,15 +18,15 @@ use oncekey::Fingerprint;
 #[error("a name has 1 to {MAX_LEN} letters of a-z, digits and underscores, and begins with no digit; {0:?} is none")]
 pub struct InvalidName(String);
 
-/// A PostgreSQL identifier has 63 bytes, and this library adds to it for its indexes.
+/// A PostgreSQL identifier has at most 63 bytes, and this library appends to the name for its indexes.
 const MAX_LEN: usize = 40;
 
-/// A name that needs no quotes, beyond those that keep it from being a keyword.
+/// A name that needs quotes only so that it is not read as a keyword.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Name(String);
 
 impl Name {
-    /// A name that is written in this library.
+    /// Creates a name that is a constant of this library.
     pub(crate) fn fixed(name: &'static str) -> Self {
         Self(name.to_owned())
     }
@@ -47,7 +47,7 @@ impl fmt::Display for Name {
     }
 }
 
-/// A number for a lock's name, the same in every process and version.
+/// Returns a number for a lock's name, the same in every process and version.
 pub(crate) fn lock_number(text: &str) -> u64 {
     let digest = Fingerprint::of(text.as_bytes());
     digest.as_bytes().iter().take(8).fold(0, |number, byte| (number << 8) | u64::from(*byte))

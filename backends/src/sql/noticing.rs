@@ -1,7 +1,7 @@
-//! Learning that a user's operation met a deadlock.
+//! Detects that a user's operation met a deadlock.
 //!
-//! Its error is of the user's own type, and says nothing to this library. But the database's answer passes Diesel's
-//! instrumentation first.
+//! The operation's error has the user's own type and tells this library nothing. But Diesel's instrumentation sees the
+//! database's answer first.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,20 +11,20 @@ use diesel::result::Error;
 
 use super::dialect::{Dialect, Failure};
 
-/// What is asked of each error.
+/// A predicate on errors.
 type Question = fn(&Error) -> bool;
 
-/// Records whether a statement failed in one of the watched ways. It passes everything on to the
-/// application's default instrumentation, in whose place it stands.
+/// Records whether a statement failed in one of the watched ways. It replaces the application's default
+/// instrumentation, and passes every event on to it.
 pub(crate) struct Noticing {
-    /// Each is set when its question is answered by yes.
+    /// Each flag is set when its predicate matches.
     watched: [(Arc<AtomicBool>, Question); 2],
     default: Option<Box<dyn Instrumentation>>,
 }
 
 impl Noticing {
-    /// Watches one transaction for contention, and for a server that a new connection should replace: it is another one by
-    /// now.
+    /// Watches one transaction for contention, and for a stale server: another server has taken over, and only a new
+    /// connection reaches it.
     pub(crate) fn of<D: Dialect>(contended: &Arc<AtomicBool>, stale: &Arc<AtomicBool>) -> Self {
         let is_contention: Question = |error| D::failure(error).is_contention();
         let is_stale: Question = |error| matches!(D::failure(error), Failure::Disconnected | Failure::ReadOnly);

@@ -1,6 +1,7 @@
-//! What opening a store can fail with.
+//! The errors of opening a store.
 
-/// The error of a store's opening. `$store` is the server's name, as messages say it; `own` are the dialect's own variants.
+/// Declares the error of opening a store. `$store` is the server's name in messages; `own` are the dialect's own
+/// variants.
 macro_rules! open_error {
     (
         $(#[$docs:meta])*
@@ -10,48 +11,48 @@ macro_rules! open_error {
         #[derive(Debug, thiserror::Error)]
         #[non_exhaustive]
         pub enum $error {
-            /// The URL can't be read. What is wrong with it is told without quoting it.
+            /// The URL is invalid. The message describes the problem without quoting the URL.
             #[error("the {store} URL can't be read: {0}", store = $store)]
             Url(&'static str),
-            /// The certificates to verify the server by can't be read.
+            /// The certificates that verify the server can't be read.
             #[error("the certificates for {store} can't be read: {0}", store = $store)]
             Certificates(String),
-            /// The server can't be reached, or refuses the connection.
+            /// The server can't be reached, or it refuses the connection.
             #[error("{store} can't be reached: {0}", store = $store)]
             Unreachable(String),
             $($own)*
-            /// The table was made by a newer version of this library, which this one would damage.
+            /// A newer version of this library created the table, and this version would damage it.
             #[error("the table {table} has schema version {found}; this library knows versions up to {known}: use a newer one")]
             NewerSchema {
                 /// The table.
                 table: String,
-                /// The version that it has.
+                /// The table's schema version.
                 found: i64,
-                /// The newest version known here.
+                /// The newest schema version that this library knows.
                 known: i64,
             },
-            /// The table is missing or of an older version, and was not to be made.
+            /// The table is missing or older, and migrations are switched off.
             #[error("the table {table} has schema version {found} of {known}, and migrations are switched off")]
             NotMigrated {
                 /// The table.
                 table: String,
-                /// The version that it has; 0 if it is missing.
+                /// The table's schema version; 0 if the table is missing.
                 found: i64,
-                /// The version that is needed.
+                /// The required schema version.
                 known: i64,
             },
-            /// The table could not be made or brought up to date. What the server can take back, it has taken back.
+            /// The migration of the table failed. The server has rolled back everything that it can roll back.
             #[error("the table {table} could not be brought up to date: {reason}")]
             Migration {
                 /// The table.
                 table: String,
-                /// What the server said.
+                /// The server's error message.
                 reason: String,
             },
         }
 
         impl $error {
-            /// Why the table is not up to date.
+            /// Converts the reason why the table is not up to date.
             pub(super) fn not_migrated(table: String, error: $crate::migration::NotMigrated) -> Self {
                 use $crate::migration::NotMigrated;
 

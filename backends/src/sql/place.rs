@@ -1,25 +1,26 @@
-//! Where the tables are.
+//! The location of the tables.
 
 use super::name::Name;
 use crate::migration::{Migration, Statements};
 
-/// A table and those beside it, in the schema or database of the opening, whatever a session uses later.
+/// A table and its companion tables, in the schema or database that was found at opening, whatever a session uses
+/// later.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
-    /// By which the database quotes identifiers.
+    /// The character with which the database quotes identifiers.
     quote: char,
-    /// The schema or database. `None`: the one that is used where the names are read.
+    /// The schema or database. `None`: the one in use where the names are read.
     within: Option<String>,
     table: Name,
 }
 
 impl Place {
-    /// In the schema or database `within`.
+    /// Places the table in the schema or database `within`.
     pub(crate) fn new(quote: char, within: String, table: Name) -> Self {
         Self { quote, within: Some(within), table }
     }
 
-    /// In whatever schema or database is used there.
+    /// Places the table in whichever schema or database is in use.
     pub(crate) fn anywhere(quote: char, table: Name) -> Self {
         Self { quote, within: None, table }
     }
@@ -28,22 +29,22 @@ impl Place {
         self.within.as_deref().unwrap_or_default()
     }
 
-    /// The table's name alone, without quotes.
+    /// Returns the table's name alone, without quotes.
     pub(crate) fn table(&self) -> String {
         self.table.to_string()
     }
 
-    /// The quoted name of the table.
+    /// Returns the quoted name of the table.
     pub(crate) fn qualified(&self) -> String {
         self.beside("")
     }
 
-    /// The quoted name of the table of steps.
+    /// Returns the quoted name of the table of steps.
     pub(crate) fn steps(&self) -> String {
         self.beside("_steps")
     }
 
-    /// The quoted name of a table beside it.
+    /// Returns the quoted name of a companion table.
     pub(crate) fn beside(&self, suffix: &str) -> String {
         let name = quoted(self.quote, &format!("{}{suffix}", self.table));
         match &self.within {
@@ -52,8 +53,8 @@ impl Place {
         }
     }
 
-    /// Puts the names into a text. `{table}` stands for the table's name, and `{name}` for the same without its schema;
-    /// `{steps}` and `{flushes}` for the tables beside it.
+    /// Fills the names into a text: `{table}` is the table's name, `{name}` the same without its schema, and `{steps}`
+    /// and `{flushes}` are the companion tables.
     pub(crate) fn fill(&self, text: &str) -> String {
         let names = [("{table}", self.qualified()), ("{name}", self.table()), ("{steps}", self.steps())];
         let names = names.into_iter().chain([("{flushes}", self.beside("_flushes"))]);
@@ -62,8 +63,8 @@ impl Place {
 }
 
 impl Place {
-    /// The texts of a schema here. `columns` are those of the table of versions, and `insert` is the word by which a row
-    /// gets into it.
+    /// Returns the statements of a schema at this place. `columns` are those of the table of versions, and `insert` is
+    /// the keyword that inserts a row into it.
     pub(crate) fn statements(&self, migrations: &[Migration], columns: &str, insert: &str) -> Statements {
         let versions = self.beside("_migrations");
         let made = format!("CREATE TABLE IF NOT EXISTS {versions} {columns}");
@@ -72,7 +73,7 @@ impl Place {
     }
 }
 
-/// An identifier as it stands in a statement.
+/// Returns an identifier in quotes, as a statement needs it.
 pub(crate) fn quoted(quote: char, name: &str) -> String {
     let doubled = name.replace(quote, &format!("{quote}{quote}"));
     format!("{quote}{doubled}{quote}")

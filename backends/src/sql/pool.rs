@@ -1,4 +1,4 @@
-//! Where connections come from: a pool of the backend's own, or one of the application's, of whatever kind.
+//! Connection pools: the backend's own, or the application's, of any supported kind.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -14,8 +14,8 @@ use futures_util::future::{BoxFuture, FutureExt as _, ready};
 
 use super::lent::try_if_idle;
 
-/// A pool of diesel-async connections, made by `From` or `into()`: deadpool's, or with the feature `bb8` or `mobc` one of
-/// these. Those two don't tell their size: say it by the builder's `pool_size`.
+/// A pool of diesel-async connections, created with `From` or `into()`: a deadpool pool, or with the feature `bb8` or
+/// `mobc`, one of those. bb8 and mobc don't report their size: set it with the builder's `pool_size`.
 ///
 /// ```
 /// use diesel_async::AsyncPgConnection;
@@ -36,7 +36,7 @@ enum Kind<C: PoolConnection> {
     Other(Arc<dyn Lends<C>>),
 }
 
-/// A connection of a database that this crate knows, with deadpool's types for it, whose bounds can't be said in general.
+/// A connection type that this crate supports, with its deadpool types, whose bounds can't be expressed generically.
 pub trait PoolConnection: AsyncConnection<TransactionManager = AnsiTransactionManager> + Sized + 'static {
     #[doc(hidden)]
     type Deadpool: Clone + Send + Sync + 'static;
@@ -49,37 +49,38 @@ pub trait PoolConnection: AsyncConnection<TransactionManager = AnsiTransactionMa
     fn take(object: Self::Object) -> Self;
     #[doc(hidden)]
     fn size(pool: &Self::Deadpool) -> usize;
-    /// When it was opened.
+    /// Returns when the connection was opened.
     #[doc(hidden)]
     fn made(object: &Self::Object) -> Instant;
-    /// A pool that opens its connections when they are asked for. It has no time-outs: every call has the engine's deadline.
+    /// Creates a pool that opens connections on demand. It has no timeouts, because every call has the engine's
+    /// deadline.
     #[doc(hidden)]
     fn pool<F>(connect: F, size: usize, tried: Tried) -> Self::Deadpool
     where
         F: Fn() -> BoxFuture<'static, ConnectionResult<Self>> + Send + Sync + 'static;
 }
 
-/// Which connections of a pool are tried before they are lent.
+/// Which of a pool's connections are tested before they are lent.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tried {
-    /// Each, so that a server's restart is nobody's error.
+    /// All, so that a server restart causes no errors.
     Always,
-    /// Those that lay in the pool for a while: one that is at work is not tried each time that it is lent.
+    /// Connections that were idle for a while. A busy connection is not tested each time.
     IfIdle,
 }
 
-/// One arbiter's connections.
+/// The connections of one arbiter.
 pub(crate) struct Connections<C: PoolConnection> {
     pub(crate) pool: DieselPool<C>,
-    /// How many that has at most, unless it tells.
+    /// The pool's size, used if the pool does not report it.
     pub(crate) size: usize,
-    /// Whether they are this backend's own, which do not wait for locks for long.
+    /// Whether these are the backend's own connections, which wait for locks only briefly.
     pub(crate) are_own: bool,
 }
 
 impl<C: PoolConnection> Connections<C> {
-    /// How many there are at most.
+    /// Returns the maximum number of connections.
     pub(crate) fn size(&self) -> usize {
         self.pool.size().unwrap_or(self.size)
     }
@@ -90,7 +91,7 @@ trait Lends<C>: Send + Sync {
     fn lend(&self) -> BoxFuture<'_, Result<OtherPooled<C>, String>>;
 }
 
-/// A connection that goes back to its pool when it is dropped, unless it is marked as broken.
+/// A connection that returns to its pool when it is dropped, unless it is marked as broken.
 type OtherPooled<C> = Box<dyn DerefMut<Target = C> + Send>;
 
 impl<C: PoolConnection> DieselPool<C> {
@@ -105,7 +106,7 @@ impl<C: PoolConnection> DieselPool<C> {
         }
     }
 
-    /// How many connections it has at most, if it tells.
+    /// Returns the maximum number of connections, if the pool reports it.
     pub(crate) fn size(&self) -> Option<usize> {
         match &self.0 {
             Kind::Deadpool(pool) => Some(C::size(pool)),
@@ -113,12 +114,12 @@ impl<C: PoolConnection> DieselPool<C> {
         }
     }
 
-    /// The pool itself, if it is deadpool's; otherwise one that says that it is not.
+    /// Returns the pool itself if it is a deadpool pool; otherwise a pool whose error says that it is not.
     pub(crate) fn deadpool(&self) -> C::Deadpool {
         match &self.0 {
             Kind::Deadpool(pool) => pool.clone(),
             Kind::Other(_) => {
-                let why = "this backend is on a pool of the application's that is not deadpool's: use that";
+                let why = "this backend uses the application's pool, which is not deadpool's: lend connections from that pool";
                 let refuse = move || ready(Err(ConnectionError::BadConnection(why.to_owned()))).boxed();
                 C::pool(refuse, 1, Tried::IfIdle)
             }
@@ -179,7 +180,7 @@ macro_rules! pools_of {
                     Box::pin(try_if_idle(connection, metrics.last_used()))
                 });
                 let pool = deadpools::Pool::builder(manager).max_size(size).pre_recycle(try_if_idle);
-                // The only error is a time-out without a runtime, and there is no time-out.
+                // The only possible error is a timeout without a runtime, and there are no timeouts.
                 pool.build().expect("a pool without time-outs")
             }
         }
@@ -229,7 +230,7 @@ pub(crate) enum Pooled<C: PoolConnection> {
 }
 
 impl<C: PoolConnection> Pooled<C> {
-    /// When it was opened, by which it is told from the others of its pool; only deadpool tells.
+    /// Returns when the connection was opened, which identifies it within its pool. Only deadpool reports it.
     #[cfg(feature = "mysql")]
     pub(crate) fn made(&self) -> Option<Instant> {
         match self {
@@ -238,7 +239,7 @@ impl<C: PoolConnection> Pooled<C> {
         }
     }
 
-    /// Takes it out of its pool for good.
+    /// Takes the connection out of its pool permanently.
     pub(crate) fn take(self) -> Taken<C> {
         match self {
             Self::Deadpool(connection) => Taken::Own(C::take(connection)),
@@ -247,17 +248,17 @@ impl<C: PoolConnection> Pooled<C> {
     }
 }
 
-/// A connection that was taken out of its pool: it is closed when it is dropped.
+/// A connection that was taken out of its pool. It is closed when it is dropped.
 pub(crate) enum Taken<C: PoolConnection> {
     Own(C),
-    /// It keeps its place in the pool until then.
+    /// Keeps its place in the pool until it is dropped.
     Other(OtherPooled<C>),
 }
 
 impl<C: PoolConnection> Drop for Taken<C> {
     fn drop(&mut self) {
         if let Self::Other(connection) = self {
-            // A pool closes what comes back broken.
+            // A pool closes a connection that comes back broken.
             AnsiTransactionManager::transaction_manager_status_mut(&mut ***connection).set_in_error();
         }
     }

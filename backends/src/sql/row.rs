@@ -9,7 +9,7 @@ use super::dialect::Keyed;
 use super::step_row::{StepRow, steps_of};
 use crate::columns::{Stored, barrier_of, outcome_of, state_of, to_column, token_of};
 
-/// What is read of a row, the key aside.
+/// The columns that are read from a row, without the key.
 #[derive(Debug, Clone, diesel::Queryable)]
 pub(crate) struct Row {
     pub(crate) fingerprint: Vec<u8>,
@@ -28,7 +28,7 @@ pub(crate) struct Row {
     pub(crate) steps_retention: Option<i64>,
 }
 
-/// What is written of a record, its steps aside.
+/// The columns that are written for a record, without its steps.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Columns<'a> {
     pub(crate) key: &'a str,
@@ -45,12 +45,12 @@ pub(crate) struct Columns<'a> {
     pub(crate) barrier_until: Option<i64>,
 }
 
-/// What a row must still be for a write that was decided on it.
+/// The state that a row must still have for a write that was decided on it.
 ///
-/// A record that differs in nothing of this differs in nothing that a step is decided by: each claim has an owner of its
-/// own, a claim changes by its lease, a withdrawal changes the barrier, and every other change is one of the state. So a
-/// write that was decided before a withdrawal and arrives after it does nothing. The life of the steps shows that the first
-/// one has begun since: a release that was decided before it does not free the key.
+/// If a record matches in these fields, it matches in everything on which a step is decided: each claim has its own
+/// owner, a renewal changes the lease, a withdrawal changes the barrier, and every other change changes the state. So a
+/// write that was decided before a withdrawal and arrives after it does nothing. The life of the steps shows that the
+/// first step has begun in the meantime: a release that was decided before that does not free the key.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Expected<'a> {
     pub(crate) key: &'a str,
@@ -82,16 +82,16 @@ pub(crate) type RowTypes = (
     Nullable<BigInt>,
 );
 
-/// Rows with their keys, each with the server's time. One has no key where a read found nothing, so that the time is known.
+/// Rows with their keys, each with the server's time. If a read found nothing, one row without a key gives the time.
 pub(crate) type TimedTypes = (BigInt, Nullable<Binary>, RowTypes);
 
-/// What was read of them.
+/// Separates the time from the rows.
 pub(crate) fn timed(rows: Vec<(i64, Option<Vec<u8>>, Row)>) -> (StoreTime, Vec<Keyed>) {
     let now = rows.iter().map(|(now, ..)| *now).max().unwrap_or(0);
     (from_column(now), rows.into_iter().filter_map(|(_, key, row)| Some((key?, row))).collect())
 }
 
-/// The one row that was locked, with the server's time. There is no time where there is no row.
+/// Returns the one locked row, with the server's time. If there is no row, the time is unknown.
 pub(crate) fn locked(rows: Vec<(i64, Row)>) -> (StoreTime, Option<Row>) {
     let found = rows.into_iter().next();
     found.map_or((from_column(0), None), |(now, row)| (from_column(now), Some(row)))
@@ -127,8 +127,8 @@ impl<'a> Expected<'a> {
     }
 }
 
-/// When a purge is to look at the record. Whether the steps of a claim are settled, without which it stays, is for the purge to
-/// see: neither a renewal nor a step has to write it here.
+/// Returns when a purge must check the record. A claim stays while its steps are not settled, but the purge checks that
+/// itself, so neither a renewal nor a step has to update this column.
 fn purge_at(record: &Record) -> Option<StoreTime> {
     match (&record.state, record.steps.as_deref()) {
         (State::InProgress { .. }, Some(Steps { life, retention, list })) if !list.is_empty() => {
@@ -142,13 +142,13 @@ fn purge_at(record: &Record) -> Option<StoreTime> {
 }
 
 impl Row {
-    /// The record with these rows of its steps.
+    /// Returns the record with its steps from these rows.
     pub(crate) fn decode_with(self, rows: Vec<StepRow>) -> Result<Record, StoreError> {
         let steps = steps_of(self.steps_life, self.steps_retention, rows)?;
         Ok(Record { steps: steps.map(Box::new), ..self.decode_own()? })
     }
 
-    /// The record with its steps unread: that it has some is known, and their life.
+    /// Returns the record without reading its steps: only their existence and their life are known.
     pub(crate) fn decode(self) -> Result<Record, StoreError> {
         self.decode_with(Vec::new())
     }

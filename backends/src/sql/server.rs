@@ -1,4 +1,4 @@
-//! What a dialect says of opening its store, and how connections are opened by it.
+//! What each dialect defines to open its store, and how connections are opened.
 
 use std::future::ready;
 use std::net::IpAddr;
@@ -18,26 +18,26 @@ use crate::Finding;
 /// How long a server may take to answer a new connection.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The tables that the application wants.
+/// The tables that the application requests.
 #[derive(Debug)]
 pub(crate) struct Wanted {
-    /// Of the databases that have schemas. `None`: where the connection finds the table.
+    /// The schema, on databases that have schemas. `None`: the schema in which the connection finds the table.
     #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "MySQL's schemas are databases"))]
     pub(crate) schema: Option<Name>,
     pub(crate) table: Name,
-    /// Whether the tables may be made and updated.
+    /// Whether the backend may create and update the tables.
     pub(crate) migrate: bool,
 }
 
-/// A server of one kind, and how its store is opened.
+/// One kind of server, and how its store is opened.
 pub(crate) trait Server: Dialect {
-    /// How connections are opened, as a URL says it.
+    /// The connection settings, parsed from a URL.
     type Config: Clone + Send + Sync + 'static;
 
-    /// What is asked of the server once, at the opening.
+    /// What the backend asks the server once, when the store is opened.
     type Found: Send + Sync + 'static;
 
-    /// What each arbiter's handle has for itself, beside its connections.
+    /// The state of each arbiter's handle besides its connections.
     type PerArbiter: Clone + Default + Send + Sync + 'static;
 
     type Error: Send;
@@ -48,20 +48,20 @@ pub(crate) trait Server: Dialect {
         CONNECT_TIMEOUT
     }
 
-    /// Opens a connection and sets it up. One for steps waits for another session's lock for a short while only: a row that
-    /// is locked must not keep the other rows of a batch waiting past the store deadline.
+    /// Opens a connection and sets it up. A connection for steps waits only briefly for another session's lock: a
+    /// locked row must not delay the other rows of a batch past the store deadline.
     fn connect(
         config: Self::Config,
         is_for_steps: bool,
     ) -> impl Future<Output = ConnectionResult<Self::Connection>> + Send;
 
-    /// The server can't be reached, or refuses something.
+    /// Creates the error for a server that can't be reached or refuses something.
     fn unreachable(reason: String) -> Self::Error;
 
-    /// Whether a pooler that may stand between is to be found out by two connections at once.
+    /// Whether to open two connections at once, to detect a pooler between the backend and the server.
     const TRIES_TWO: bool = false;
 
-    /// Refuses two connections that are open at once and share what a connection is to have for itself.
+    /// Returns an error if two simultaneous connections share something that each must have for itself.
     fn try_two(
         _: &mut Self::Connection,
         _: &mut Self::Connection,
@@ -69,15 +69,15 @@ pub(crate) trait Server: Dialect {
         ready(Ok(()))
     }
 
-    /// Finds the tables, brings them up to date, and asks what else is to be known. `owns` is whether the connection is this
-    /// backend's own, and set up by it.
+    /// Finds the tables, updates them, and asks the server everything else that the backend needs. `owns` says whether
+    /// the backend opened and set up the connection itself.
     fn prepare(
         connection: &mut Self::Connection,
         wanted: Wanted,
         owns: bool,
     ) -> impl Future<Output = Result<Self::Found, Self::Error>> + Send;
 
-    /// What the server is set to, where that is not what this store wants.
+    /// Returns the server settings that differ from what this store needs.
     fn examine(
         connection: &mut Self::Connection,
         found: &Self::Found,
@@ -86,11 +86,11 @@ pub(crate) trait Server: Dialect {
 
     fn place(found: &Self::Found) -> &Place;
 
-    /// The statements on the tables that were found, by these connections.
+    /// Creates the dialect's statements for the tables that were found, on these connections.
     fn new(found: &Self::Found, connections: Connections<Self::Connection>) -> Self;
 }
 
-/// How a backend's own connections are opened.
+/// Opens the backend's own connections.
 pub(crate) struct Connector<D: Server> {
     config: D::Config,
     is_for_steps: bool,
@@ -107,13 +107,13 @@ impl<D: Server> Connector<D> {
         Ok(Self { config: D::read_url(url)?, is_for_steps: false })
     }
 
-    /// The same for connections on which steps are taken.
+    /// Returns the same connector, for connections on which steps are executed.
     pub(crate) fn for_steps(&self) -> Self {
         Self { is_for_steps: true, ..self.clone() }
     }
 
-    /// Connects and sets the connection up, within the time-out. The drivers' own cover at most the socket: a server that
-    /// accepts and says nothing would hold the caller for ever.
+    /// Connects and sets the connection up, within the timeout. The drivers' own timeouts cover at most the socket: a
+    /// server that accepts the connection and then stays silent would block the caller forever.
     pub(crate) async fn connect(self) -> ConnectionResult<D::Connection> {
         let limit = D::connect_timeout(&self.config);
         let silent = |_| ConnectionError::BadConnection(format!("{} did not answer within {limit:?}", D::NAME));
@@ -125,14 +125,14 @@ impl<D: Server> Connector<D> {
         D::Connection::pool(move || connector.clone().connect().boxed(), size, tried)
     }
 
-    /// The connections of one arbiter.
+    /// Returns the connections of one arbiter.
     pub(crate) fn connections(&self, size: usize) -> Connections<D::Connection> {
         let pool = DieselPool::of(self.for_steps().pool(size, Tried::IfIdle));
         Connections { pool, size, are_own: true }
     }
 }
 
-/// Whether a host's name or address is this machine's.
+/// Returns whether a host name or address is this machine's.
 pub(crate) fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }

@@ -12,29 +12,29 @@ use oncekey::{Attempt, FencingToken, Key, OnAbandoned, StepPolicy};
 
 use crate::columns::word_of;
 
-/// A step that waits to be taken.
+/// A step that is not executed yet.
 pub(crate) trait Step: Send {
     fn key(&self) -> &Key;
 
-    /// Which others it goes with.
+    /// Returns the group with which it is executed.
     fn group(&self) -> Group;
 
-    /// Whether it has to see the steps of a record that has some, of which their life alone was read.
+    /// Returns whether it must see the record's steps, of which only the life was read.
     fn must_see_steps(&self, found: &Record, now: StoreTime) -> bool;
 
-    /// What it asks for, if that can be done without a look before.
+    /// Returns its request in the form of a row, if that needs no read first.
     fn unseen(&self) -> Option<Unseen<'_>>;
 
-    /// What is known about it.
+    /// Returns what is known about it.
     fn state(&mut self) -> &mut StepState;
 
-    /// Answers that what it asked for was done without a decision.
+    /// Answers that its request was executed without a decision.
     fn done(self: Box<Self>, given: Given);
 
-    /// Decides on what was found; the answer is kept until [`answer`](Self::answer).
+    /// Decides on the record that was found. Keeps the answer until [`answer`](Self::answer).
     fn decide(&mut self, found: Option<&Record>, now: StoreTime) -> Write;
 
-    /// Tells what was decided last: its write is done.
+    /// Sends the last decision's answer, after its write.
     fn answer(self: Box<Self>);
 
     /// Ends it with the store's own error: it was not executed this time.
@@ -44,29 +44,29 @@ pub(crate) trait Step: Send {
     fn fail(self: Box<Self>, error: StoreError);
 }
 
-/// Which steps share statements and connections.
+/// The groups of steps that share statements and connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Group {
-    /// They mostly insert.
+    /// Claims, which mostly insert.
     Claims,
-    /// They mostly update.
+    /// Settlements, which mostly update.
     Settlements,
     /// The begin of an operation's step, which inserts.
     Begins,
-    /// What else there is of an operation's steps.
+    /// All other messages about an operation's steps.
     Outcomes,
 }
 
 impl Group {
     pub(crate) const ALL: [Self; 4] = [Self::Claims, Self::Settlements, Self::Begins, Self::Outcomes];
 
-    /// Whether these are messages about an operation's steps.
+    /// Returns whether these are messages about an operation's steps.
     pub(crate) fn is_of_steps(self) -> bool {
         matches!(self, Self::Begins | Self::Outcomes)
     }
 }
 
-/// What a statement without a look gave to a step.
+/// What a statement without a read returned for a step.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Given {
     /// The claim's fencing token.
@@ -79,7 +79,7 @@ impl Given {
     pub(crate) const NOTHING: Self = Self { token: FencingToken::ZERO, life: FencingToken::ZERO };
 }
 
-/// What nearly every step is, in the form of a statement's row.
+/// The most frequent requests, each as the row of a statement.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Unseen<'a> {
     Claim(FirstClaim<'a>),
@@ -88,7 +88,7 @@ pub(crate) enum Unseen<'a> {
     StepCompletion(StepCompletion<'a>),
 }
 
-/// The claim of a key that has no record. Times are milliseconds, added to the server's time by the server.
+/// The claim of a key that has no record. Times are in milliseconds; the server adds them to its own time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FirstClaim<'a> {
     pub(crate) key: &'a str,
@@ -96,7 +96,7 @@ pub(crate) struct FirstClaim<'a> {
     pub(crate) owner: &'a [u8],
     pub(crate) on_abandoned: i16,
     pub(crate) lease: i64,
-    /// How long the record is kept, where it goes away by itself.
+    /// How long the record is kept, if it expires by itself.
     pub(crate) kept: Option<i64>,
 }
 
@@ -117,12 +117,12 @@ impl<'a> FirstClaim<'a> {
     }
 }
 
-/// The server must be able to add it to its time.
+/// Returns whole milliseconds, limited so that the server can add them to its time.
 pub(super) fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(i64::MAX).min(i64::MAX / 4)
 }
 
-/// The end of a claim by its owner.
+/// The completion of a claim by its owner.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Completion<'a> {
     pub(crate) key: &'a str,
@@ -143,7 +143,7 @@ impl<'a> Completion<'a> {
     }
 }
 
-/// The first run of an operation's step. Times are milliseconds.
+/// The first run of an operation's step. Times are in milliseconds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FirstRun<'a> {
     pub(crate) key: &'a str,
@@ -151,7 +151,7 @@ pub(crate) struct FirstRun<'a> {
     pub(crate) name: &'a str,
     pub(crate) fingerprint: Option<&'a [u8]>,
     pub(crate) number: i64,
-    /// For how long a run of unknown effect may be repeated, from the server's time on: `None` for never, and
+    /// How long a run of unknown effect may be repeated, counted from the server's time: `None` for never, and
     /// [`i64::MAX`] for ever.
     pub(crate) reruns_for: Option<i64>,
     pub(crate) retention: i64,
@@ -175,7 +175,7 @@ impl<'a> FirstRun<'a> {
     }
 }
 
-/// The outcome of the run of a step that was begun last.
+/// The outcome of the last run of a step.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StepCompletion<'a> {
     pub(crate) key: &'a str,
@@ -205,7 +205,7 @@ struct Pending<M, A> {
     key: fn(&M) -> &Key,
     transition: fn(Option<&Record>, StoreTime, &M) -> transition::Step<A>,
     group: Group,
-    /// Whether its decision depends on the steps of this record, whose time is not over.
+    /// Whether the decision depends on the steps of this record, which has not expired.
     sees_steps: fn(&M, &Record, StoreTime) -> bool,
     unseen: fn(&M) -> Option<Unseen<'_>>,
     done: Option<fn(&M, Given) -> A>,
@@ -223,7 +223,7 @@ impl<M: Send, A: Send> Step for Pending<M, A> {
     }
 
     fn must_see_steps(&self, found: &Record, now: StoreTime) -> bool {
-        // Where its time seems over the steps tell whether it is, and go with it if it is.
+        // If the record seems to have expired, its steps decide whether it has, and they expire with it.
         found.steps.is_some()
             && ((self.sees_steps)(&self.message, found, now) || found.purge_at().is_some_and(|at| at <= now))
     }
@@ -249,7 +249,7 @@ impl<M: Send, A: Send> Step for Pending<M, A> {
     }
 
     fn answer(self: Box<Self>) {
-        // Without a decision the reply is dropped, and answers "unknown".
+        // Without a decision, the reply is dropped and answers "unknown".
         if let Some(decided) = self.decided {
             self.reply.send(Ok(decided));
         }
@@ -264,12 +264,12 @@ impl<M: Send, A: Send> Step for Pending<M, A> {
     }
 }
 
-/// Whether the record's own outcome does not say all.
+/// Returns whether the answer needs more than the record's own outcome.
 fn is_open(record: &Record) -> bool {
     !matches!(record.state, State::Completed { .. })
 }
 
-/// A request that is decided by a pure function is a step; any other is given back.
+/// Turns a request that a pure function decides into a step. Returns any other request.
 #[expect(clippy::result_large_err, reason = "given back at once, to be taken elsewhere")]
 pub(crate) fn step_of(request: Request) -> Result<Box<dyn Step>, Request> {
     macro_rules! pending {
@@ -371,7 +371,7 @@ mod tests {
     use crate::sql::row::Columns;
     use crate::sql::step_row::Family;
 
-    /// A first claim is what the protocol decides of a key that has no record.
+    /// A first claim equals what the protocol decides for a key without a record.
     #[test]
     fn a_first_claim_is_the_protocols() {
         let now = StoreTime::from_millis(1_000_000);
@@ -400,14 +400,14 @@ mod tests {
                 assert_eq!((decided.state, decided.attempt, decided.outcome), (1, 1, None));
                 assert_eq!(decided.on_abandoned, Some(unseen.on_abandoned));
                 assert_eq!(decided.lease_until, Some(1_000_000 + unseen.lease));
-                // What the statement computes of the server's time.
+                // The values that the statement computes from the server's time.
                 assert_eq!((decided.fencing_token, decided.barrier_owner), (1_000_000 * 1_000, None));
                 assert_eq!(decided.purge_at, unseen.kept.map(|kept| 1_000_000 + kept));
             }
         }
     }
 
-    /// A first run is what the protocol decides of a step that its record does not have.
+    /// A first run equals what the protocol decides for a step that its record does not have.
     #[test]
     fn a_first_run_is_the_protocols() {
         let now = StoreTime::from_millis(1_000_000);
@@ -438,7 +438,7 @@ mod tests {
             };
             let (decided, unseen) = (Family::of(&key, &found, &record), FirstRun::of(&message));
             let steps = decided.steps.unwrap();
-            // The statement gives the life of the first step, which is the claim's token.
+            // The statement sets the life with the first step: the claim's token.
             assert_eq!((steps.life, steps.retention, steps.added), (1_000_000_000, unseen.retention, 1));
             let [change] = &decided.changes[..] else { panic!("{:?}", decided.changes) };
             assert!(change.was.is_none());
@@ -451,7 +451,7 @@ mod tests {
             assert_eq!((step.ordinal, step.began_at, step.outcome), (0, 1_000_000, None));
             let reruns_until = unseen.reruns_for.map(|limit| if limit == i64::MAX { limit } else { 1_000_000 + limit });
             assert_eq!(step.reruns_until, reruns_until);
-            // Nothing else of the record changes, the time at which a purge looks included.
+            // Nothing else in the record changes, including the time of the next purge check.
             let before = Columns::of(&key, &found);
             assert_eq!((decided.row.purge_at, decided.row.lease_until), (before.purge_at, before.lease_until));
         }

@@ -1,4 +1,4 @@
-//! A record's steps as rows of their own table, in the columns that all dialects share.
+//! A record's steps as rows of a separate table, in the columns that all dialects share.
 
 use diesel::sql_types::{BigInt, Binary, Nullable, SmallInt};
 use oncekey::backend::StoreError;
@@ -10,7 +10,7 @@ use super::step::millis;
 use crate::columns::to_column;
 use crate::step_columns::{self, StoredStep, number_column, outcome_of_step, progress_of};
 
-/// What is read of a step's row, the record's key aside.
+/// The columns that are read from a step's row, without the record's key.
 #[derive(Debug, Clone, diesel::Queryable)]
 pub(crate) struct StepRow {
     pub(crate) name: Vec<u8>,
@@ -29,7 +29,7 @@ pub(crate) struct StepRow {
 pub(crate) type StepTypes =
     (Binary, BigInt, Nullable<Binary>, BigInt, BigInt, BigInt, BigInt, Nullable<BigInt>, SmallInt, Nullable<Binary>);
 
-/// What is written of a step.
+/// The columns that are written for a step.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StepColumns<'a> {
     pub(crate) name: &'a str,
@@ -48,17 +48,17 @@ pub(crate) struct StepColumns<'a> {
 /// A step that was added or changed.
 #[derive(Debug)]
 pub(crate) struct StepChange<'a> {
-    /// As it was read; `None` if it is new.
+    /// The step as it was read; `None` if it is new.
     pub(crate) was: Option<StepColumns<'a>>,
     pub(crate) step: StepColumns<'a>,
 }
 
-/// What a record says of its steps.
+/// What a record's row says about its steps.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StepsColumns {
     pub(crate) life: i64,
     pub(crate) retention: i64,
-    /// How many are new.
+    /// The number of new steps.
     pub(crate) added: i64,
 }
 
@@ -66,15 +66,15 @@ pub(crate) struct StepsColumns {
 #[derive(Debug)]
 pub(crate) struct Family<'a> {
     pub(crate) row: Columns<'a>,
-    /// `None` for a record that has none, or none any more.
+    /// `None` for a record without steps, or with none any more.
     pub(crate) steps: Option<StepsColumns>,
     pub(crate) changes: Vec<StepChange<'a>>,
-    /// Whether the steps that were read go.
+    /// Whether the steps that were read are deleted.
     pub(crate) drops_steps: bool,
 }
 
 impl<'a> Family<'a> {
-    /// What turns the record that was found into this one.
+    /// Returns the changes that turn `found` into `record`.
     pub(crate) fn of(key: &'a Key, found: &'a Record, record: &'a Record) -> Self {
         let before = found.steps.as_deref();
         let changes = record.steps.as_deref().map_or_else(Vec::new, |steps| changes(before, steps));
@@ -117,7 +117,7 @@ impl<'a> StepColumns<'a> {
     }
 }
 
-/// The steps of this life among the rows of one key, in their order.
+/// Returns the steps of this life among the rows of one key, in order.
 pub(crate) fn steps_of(
     life: Option<i64>,
     retention: Option<i64>,
@@ -147,7 +147,7 @@ impl StepRow {
     }
 }
 
-/// A token that a statement has given.
+/// Converts a token that a statement returned.
 pub(crate) fn given_token(number: i64) -> FencingToken {
     FencingToken::new(from_column(number).as_millis())
 }
@@ -200,7 +200,7 @@ mod tests {
         Steps { life, retention: Duration::from_millis(60_001), list }
     }
 
-    /// What is written of a record's steps is read back as those steps, and what is of another life is not.
+    /// The steps that are written are read back unchanged; steps of another life are not.
     #[test]
     fn steps_come_back_from_their_rows() {
         let steps = steps();
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(steps_of(Some(7), Some(60_001), rows), Ok(Some(steps)));
     }
 
-    /// Only what has changed is written.
+    /// Only changes are written.
     #[test]
     fn a_step_that_is_as_it_was_is_not_written() {
         let before = steps();

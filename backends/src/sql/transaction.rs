@@ -1,4 +1,4 @@
-//! A user's operation in the transaction that completes its record, or its step of an operation.
+//! Runs a user's operation, or a step of it, in the transaction that also stores its outcome.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use super::lent::Lent;
 use super::noticing::Noticing;
 use super::step_row::Family;
 
-/// How often a transaction that the database gives up for another's sake is done again.
+/// How often a transaction is run again after the database aborted it in favor of another one.
 const MAX_RERUNS: u32 = 5;
 
 /// What a transaction writes besides its operation's rows.
@@ -36,13 +36,13 @@ pub(crate) trait Ending {
 
     fn key(&self) -> &Key;
 
-    /// What its outcome is sealed for.
+    /// Returns what the outcome is sealed for.
     fn bound_to(&self) -> Binding<'_>;
 
-    /// Whether the operation may run.
+    /// Checks whether the operation may run.
     fn may_run(&self, found: Option<&Record>, now: StoreTime) -> Result<(), Refusal<Self::Answer>>;
 
-    /// What is written with this outcome, and what is told once it is committed.
+    /// Decides what to write with this outcome, and what to answer once it is committed.
     fn decide(
         &self,
         found: Option<&Record>,
@@ -50,7 +50,7 @@ pub(crate) trait Ending {
         outcome: &SealedOutcome,
     ) -> Result<(Record, Self::Answer), Refusal<Self::Answer>>;
 
-    /// Where this answer tells that `kept` is stored, one that tells `returned` instead.
+    /// If this answer contains the stored outcome `kept`, replaces it with `returned`.
     fn telling(answer: Self::Answer, kept: &SealedOutcome, returned: SealedOutcome) -> Self::Answer;
 
     fn lost() -> Self::Answer;
@@ -63,7 +63,7 @@ pub(crate) trait Ending {
 /// The answer of a transaction that is rolled back.
 pub(crate) enum Refusal<Answer> {
     Answer(Answer),
-    /// It tells of an outcome whose commit may not be on the disk yet.
+    /// The answer contains an outcome whose commit may not be on the disk yet.
     Stored(Answer),
 }
 
@@ -80,7 +80,7 @@ impl Ending for Complete {
     }
 
     fn may_run(&self, found: Option<&Record>, now: StoreTime) -> Result<(), Refusal<Self::Answer>> {
-        // With an outcome that is never written.
+        // The outcome that is passed here is never written.
         self.decide(found, now, &self.outcome).map(drop)
     }
 
@@ -95,12 +95,12 @@ impl Ending for Complete {
             (Completed::Stored, Write::Put(record), _) => {
                 Ok((record, CompletedInTransaction::Stored { outcome: outcome.clone() }))
             }
-            // The answer to its first completion was lost, or an earlier try's commit was still on its way when its record
-            // was looked at: this try is one too many.
+            // Either the answer to the first completion was lost, or an earlier attempt's commit was still in flight
+            // when its record was read. This attempt was not needed.
             (Completed::Stored, _, Some(State::Completed { outcome, .. })) => {
                 Err(Refusal::Stored(CompletedInTransaction::Stored { outcome: outcome.clone() }))
             }
-            // The claim is another's by now, or the operation has changed the record.
+            // Another owner has taken over the claim, or the operation has changed the record.
             _ => Err(Refusal::Answer(CompletedInTransaction::Lost)),
         }
     }
@@ -185,16 +185,16 @@ fn refusal(answer: StepCommitted) -> Refusal<StepCommitted> {
     }
 }
 
-/// How one try ended.
+/// How one attempt ended.
 enum Tried<Answer> {
     Done(Answer),
-    /// The operation failed, and a statement of it met contention.
+    /// The operation failed, and one of its statements met contention.
     Contended(Answer),
-    /// The operation succeeded, and was rolled back for another transaction's sake.
+    /// The operation succeeded, but the database rolled it back in favor of another transaction.
     GivenUp,
 }
 
-/// Runs the operation and completes its record, in one transaction. The permit is kept until the connection is clean.
+/// Runs the operation and completes its record in one transaction. The permit is held until the connection is clean.
 pub(crate) async fn complete<D: Dialect>(
     dialect: &Arc<D>,
     message: CompleteInTransaction,
@@ -205,7 +205,7 @@ pub(crate) async fn complete<D: Dialect>(
     run(dialect, &Complete { key, owner, outcome, retention }, operation, permit).await
 }
 
-/// Runs a step's operation and completes the step, in one transaction, as [`complete`] does.
+/// Runs a step's operation and completes the step in one transaction, as [`complete`] does.
 pub(crate) async fn commit_step<D: Dialect>(
     dialect: &Arc<D>,
     message: StepInTransaction,
@@ -227,13 +227,13 @@ async fn run<D: Dialect, E: Ending>(
         let mut lent = begin(&**dialect).await?;
         lent.connection()?.set_instrumentation(Noticing::of::<D>(&contended, &stale));
         let tried = try_once(&**dialect, &mut lent, ending, &mut operation, &contended).await;
-        // After an error the connection is closed with what is open on it.
+        // After an error, the connection is closed together with its open transaction.
         let tried = tried?;
         let connection = lent.connection()?;
         connection.set_instrumentation(get_default_instrumentation());
         match tried {
             Tried::Contended(_) | Tried::GivenUp if reruns < MAX_RERUNS => clean_up(&**dialect, lent).await,
-            // It is not the operation that failed: another try may succeed.
+            // The operation itself did not fail: another attempt may succeed.
             Tried::GivenUp => {
                 clean_up(&**dialect, lent).await;
                 let what = "the database gave the transaction up for the sake of others, again and again";
@@ -241,7 +241,7 @@ async fn run<D: Dialect, E: Ending>(
             }
             Tried::Contended(answer) | Tried::Done(answer) if stale.load(Ordering::Relaxed) => return Ok(answer),
             Tried::Contended(answer) | Tried::Done(answer) => {
-                // The answer stands, and does not wait.
+                // The answer is final and need not wait for the cleanup.
                 let dialect = Arc::clone(dialect);
                 tokio::spawn(async move {
                     clean_up(&*dialect, lent).await;
@@ -255,7 +255,7 @@ async fn run<D: Dialect, E: Ending>(
     }
 }
 
-/// Gives a connection back as it was, or closes it.
+/// Returns a connection to the pool in its original state, or closes it.
 async fn clean_up<D: Dialect>(dialect: &D, mut lent: Lent<D::Connection>) {
     let Ok(connection) = lent.connection() else { return };
     if dialect.set_back(connection).await.is_ok() && matches!(dialect.clean(connection).await, Ok(true)) {
@@ -263,7 +263,7 @@ async fn clean_up<D: Dialect>(dialect: &D, mut lent: Lent<D::Connection>) {
     }
 }
 
-/// Opens a transaction. A connection that broke while it lay in the pool is found out here, where nothing has run yet.
+/// Opens a transaction. If the connection broke while it was idle, this detects it before anything has run.
 async fn begin<D: Dialect>(dialect: &D) -> Result<Lent<D::Connection>, StoreError> {
     let begin = async |connection: &mut D::Connection| dialect.begin(connection).await;
     Ok(Lent::after(dialect, &[Failure::Disconnected], of_read::<D>, begin).await?.0)
@@ -277,12 +277,12 @@ async fn try_once<D: Dialect, E: Ending>(
     contended: &AtomicBool,
 ) -> Result<Tried<E::Answer>, StoreError> {
     let connection = lent.connection()?;
-    // Asked before the operation runs, so that a holder that has lost its claim writes nothing. The row is not locked
-    // yet: the claim's heartbeats go on while the operation runs, and wait for nobody.
+    // This check comes before the operation, so that an owner that has lost its claim writes nothing. It does not lock
+    // the row yet: lease renewals continue while the operation runs and wait for nobody.
     let key = ending.key().as_stored();
     let read = if operation.is_probe() {
-        // A commit that waits for a standby is not seen by those who only read, but it keeps its lock on the row: whoever
-        // has the lock knows how every commit before it ended.
+        // Readers do not see a commit that waits for a standby, but that commit keeps its lock on the row. A session
+        // that gets the lock knows how every earlier commit ended.
         dialect.lock(connection, key).await
     } else {
         let read = dialect.read(connection, &[key]).await;
@@ -298,8 +298,8 @@ async fn try_once<D: Dialect, E: Ending>(
     let depth = AnsiTransactionManager::transaction_manager_status_mut(connection).transaction_depth();
     let is_swallowed = contended.load(Ordering::Relaxed) && !oncekey::__planted!(ContentionSwallowed);
     if D::CONTENTION_IS_FINAL && is_swallowed && matches!(ran, Ok(Ok(_))) {
-        // The operation has passed over the error, and does not know that its rows are gone. What it wrote since is rolled
-        // back as well: see `Dialect::begin`.
+        // The operation ignored the error and does not know that its rows are gone. Whatever it wrote afterwards is
+        // rolled back too: see `Dialect::begin`.
         roll_back(connection).await?;
         return Ok(Tried::GivenUp);
     }
@@ -307,13 +307,13 @@ async fn try_once<D: Dialect, E: Ending>(
         Ok(Ok(outcome)) if matches!(depth, Ok(Some(depth)) if depth.get() == 1) => {
             let fitted = fitting(dialect, ending.bound_to(), &outcome);
             let kept = keep(dialect, connection, ending, fitted.as_ref().unwrap_or(&outcome), contended).await?;
-            // This caller gets what the operation returned, also where it was too large to be kept.
+            // This caller gets what the operation returned, even if it was too large to be stored.
             return Ok(match (kept, fitted) {
                 (Tried::Done(answer), Some(fitted)) => Tried::Done(E::telling(answer, &fitted, outcome)),
                 (kept, _) => kept,
             });
         }
-        // It left a transaction of its own open, so that what it meant to be committed is not known.
+        // The operation left its own transaction open, so it is unknown what it wanted to commit.
         Ok(Ok(_)) | Err(_) | Ok(Err(OperationFailure::RollBack)) => E::rolled_back(),
         Ok(Err(OperationFailure::WrongConnection { wanted })) => E::wrong_connection(wanted),
     };
@@ -322,8 +322,8 @@ async fn try_once<D: Dialect, E: Ending>(
     Ok(if is_contended { Tried::Contended(failure) } else { Tried::Done(failure) })
 }
 
-/// Locks the record, writes the outcome, and commits. If another has taken the claim over meanwhile, all that the
-/// operation wrote is rolled back.
+/// Locks the record, writes the outcome and commits. If another owner has taken over the claim, it rolls back
+/// everything that the operation wrote.
 async fn keep<D: Dialect, E: Ending>(
     dialect: &D,
     connection: &mut D::Connection,
@@ -335,14 +335,14 @@ async fn keep<D: Dialect, E: Ending>(
     match dialect.is_as_begun(connection).await {
         Ok(true) => {}
         Ok(false) if oncekey::__planted!(TransactionNotProven) => {}
-        // Not run again: what it wrote before a COMMIT of its own would be written twice.
+        // The operation must not run again: anything it wrote before a COMMIT of its own would be written twice.
         Ok(false) => {
             roll_back(connection).await?;
             return Err(StoreError::TransactionEnded);
         }
         Err(error) if D::failure(&error) == Failure::Disconnected => return Err(StoreError::unavailable(error)),
-        // PostgreSQL refuses every statement after one that failed, also where the operation passed over the failure (a
-        // unique violation, for one). Nothing of it can be committed, and that is the operation's own doing.
+        // After a failed statement, PostgreSQL refuses every further statement, even if the operation ignored the
+        // failure (a unique violation, for example). The transaction can't be committed, and the operation caused that.
         Err(_) => {
             roll_back(connection).await?;
             let is_contended = contended.load(Ordering::Relaxed);
@@ -369,27 +369,27 @@ async fn keep<D: Dialect, E: Ending>(
     };
     match AnsiTransactionManager::commit_transaction(connection).await {
         Ok(()) => Ok(Tried::Done(answer)),
-        // COMMIT was sent. Only what the server says of it counts.
+        // COMMIT was sent. Only the server's answer counts.
         Err(error) => match (fate::<D>(&error), D::failure(&error)) {
             (Fate::NotWritten, Failure::Contended | Failure::Locked) => gave_up,
-            // A deferred constraint of the operation's rows, for one: the database rolled back.
+            // For example, a deferred constraint on the operation's rows failed: the database rolled back.
             (Fate::NotWritten, Failure::Refused) => Ok(Tried::Done(E::rolled_back())),
             _ => Err(of_write::<D>(&error)),
         },
     }
 }
 
-/// What became of the record in the open transaction.
+/// What happened to the record in the open transaction.
 pub(super) enum Ended<Answer> {
     Written(Answer),
     Refused(Refusal<Answer>),
     /// A step has changed since the transaction's snapshot.
     Changed,
-    /// What is stored can't be read.
+    /// The stored data can't be read.
     Corrupt(StoreError),
 }
 
-/// Locks the record and writes what is decided on it.
+/// Locks the record, decides, and writes the decision.
 async fn decide<D: Dialect, E: Ending>(
     dialect: &D,
     connection: &mut D::Connection,
@@ -409,7 +409,7 @@ async fn decide<D: Dialect, E: Ending>(
     Ok(if is_written { Ended::Written(answer) } else { Ended::Changed })
 }
 
-/// Rolls this try back, and tells why.
+/// Rolls this attempt back and returns the reason.
 async fn refuse<D: Dialect, Answer>(
     dialect: &D,
     connection: &mut D::Connection,
@@ -419,7 +419,7 @@ async fn refuse<D: Dialect, Answer>(
     match refusal {
         Refusal::Answer(answer) => Ok(Tried::Done(answer)),
         Refusal::Stored(answer) => {
-            // Otherwise the flush would be part of a transaction that nobody commits.
+            // Otherwise the flush would be part of a transaction that is never committed.
             dialect.set_back(connection).await.map_err(|error| of_read::<D>(&error))?;
             dialect.await_flush(connection).await.map_err(|error| of_read::<D>(&error))?;
             Ok(Tried::Done(answer))
@@ -427,7 +427,7 @@ async fn refuse<D: Dialect, Answer>(
     }
 }
 
-/// Rolls everything back. If that fails the caller closes the connection, which does the same.
+/// Rolls everything back. If that fails, the caller closes the connection, which has the same effect.
 async fn roll_back<C>(connection: &mut C) -> Result<(), StoreError>
 where
     C: AsyncConnection<TransactionManager = AnsiTransactionManager>,

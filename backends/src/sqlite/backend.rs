@@ -1,4 +1,5 @@
-//! The handle, and the store's side of the protocol: every step goes to the writer's thread or a reader's.
+//! The backend's handle. It implements the store's side of the protocol: it sends every request to the writer thread or
+//! to a reader thread.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -24,26 +25,26 @@ use super::{SqliteBuilder, SqliteOpenError, dispatch, records};
 use crate::ask::{ask, ask_by_reply, by_asking};
 use crate::{CompleteInError, Finding, doctor};
 
-/// A store of records in an SQLite file, by Diesel.
+/// A store of records in an SQLite file, through Diesel.
 ///
-/// The file's one writer is a thread of the process, which all handles, arbiters and engines share however often the
-/// file is opened. It commits whatever waits in one transaction, and answers after the commit, which is on the disk by
-/// then ([`Synchronous::Full`](super::Synchronous::Full)). Other processes of the machine may use the file at the same
-/// time; they wait for each other's commits. Look-ups, lists and counts are read by threads of their own.
+/// The file has one writer, a thread of the process. All handles, arbiters and engines share it, however often the file
+/// is opened. The writer commits all waiting requests in one transaction, and answers after the commit, which is on the
+/// disk by then ([`Synchronous::Full`](super::Synchronous::Full)). Other processes of the machine may use the file at
+/// the same time; they wait for each other's commits. Separate threads serve look-ups, lists and counts.
 ///
-/// Time is the machine's monotonic clock with an offset kept in the file, so that no process's wall clock matters (on
-/// systems other than Linux it is the wall clock).
+/// Time is the machine's monotonic clock with an offset kept in the file, so no process's wall clock matters (on
+/// systems other than Linux, time is the wall clock).
 ///
 /// The file may be your own database. This library's tables begin with `oncekey_`, and have their own record of
 /// migrations. An operation that is [completed in a transaction](oncekey::backend::CompleteInTransaction) gets the
-/// writer's [`SqliteConnection`](diesel::SqliteConnection), in a savepoint of the transaction that completes its record:
-/// its rows and its outcome are committed together. All other steps wait while it runs, so it should be short, and it
-/// must not end the transaction by itself. If a deferred foreign key of its rows is violated, SQLite refuses the commit:
-/// the operations that shared it are rolled back, the other steps are taken again, and from then on each operation has a
+/// writer's [`SqliteConnection`](diesel::SqliteConnection), in a savepoint of the transaction that completes its
+/// record. Its rows and its outcome commit together. All other requests wait while it runs, so keep it short. It must
+/// not end the transaction by itself. If its rows violate a deferred foreign key, SQLite refuses the commit. Then the
+/// writer rolls back the operations that shared it and runs the other requests again. From then on each operation has a
 /// commit of its own.
 ///
-/// A step that waits for the writer when the engine's deadline passes is never begun; its answer says so. The threads
-/// end by themselves when the last handle is dropped and what waited is done.
+/// A request that still waits for the writer at the engine's deadline never begins, and its answer says so. The threads
+/// end by themselves after the last handle is dropped and the waiting requests are done.
 ///
 /// ```
 /// use std::time::Duration;
@@ -78,7 +79,7 @@ impl SqliteBackend {
     /// Opens a file with the default options; see [`SqliteBuilder::open`].
     ///
     /// # Errors
-    /// [`SqliteOpenError`] says what is in the way.
+    /// [`SqliteOpenError`] says why the file can't be opened.
     ///
     /// ```
     /// use oncekey_backends::SqliteBackend;
@@ -92,7 +93,7 @@ impl SqliteBackend {
         Self::builder(path).open()
     }
 
-    /// Options for opening a file.
+    /// Returns options for opening a file.
     ///
     /// ```
     /// use std::time::Duration;
@@ -113,13 +114,13 @@ impl SqliteBackend {
         Ok(Self { store })
     }
 
-    /// The file's absolute path.
+    /// Returns the file's absolute path.
     pub fn path(&self) -> &Path {
         &self.store.path
     }
 
-    /// What the file is like, where that is not what this store wants. [`open`](SqliteBuilder::open) logs the same. It
-    /// reads the file's size and its path.
+    /// Reports problems of the file and its settings; [`open`](SqliteBuilder::open) logs the same. It reads the log's
+    /// size and checks the file's paths.
     ///
     /// ```
     /// use oncekey_backends::SqliteBackend;
@@ -133,22 +134,21 @@ impl SqliteBackend {
         self.store.examine()
     }
 
-    /// Completes a claim **in the caller's own open transaction** on this file: the outcome is committed with the
-    /// caller's rows, or neither is. The message comes from [`Claim::completion`](oncekey::Claim::completion), where there
-    /// is an example.
+    /// Completes a claim **in the caller's own open transaction** on this file: the outcome commits with the caller's
+    /// rows, or neither does. [`Claim::completion`](oncekey::Claim::completion) makes the message and has an example.
     ///
-    /// Make it the transaction's last step. The transaction holds the file's write lock, for which this process's writer
-    /// waits: an immediate transaction (`BEGIN IMMEDIATE`) and a busy time-out on the connection are right.
+    /// Make it the last step of the transaction. The transaction holds the file's write lock, and this process's writer
+    /// waits for that lock. Use an immediate transaction (`BEGIN IMMEDIATE`), and a busy time-out on the connection.
     ///
     /// # Errors
-    /// [`CompleteInError`]: the transaction is to be rolled back.
+    /// [`CompleteInError`]: roll the transaction back.
     pub fn complete_in(&self, connection: &mut SqliteConnection, completion: Complete) -> Result<(), CompleteInError> {
         let depth = AnsiTransactionManager::transaction_manager_status_mut(connection).transaction_depth()?;
         if depth.is_none() {
             return Err(CompleteInError::NoTransaction);
         }
-        // Diesel counts its own statements. SQLite may have rolled back by itself since, and the outcome would be
-        // committed alone.
+        // Diesel counts only its own statements. If SQLite has rolled back by itself, the outcome would be committed
+        // alone.
         if !is_in_transaction(connection) {
             return Err(CompleteInError::TransactionEnded);
         }
@@ -156,7 +156,7 @@ impl SqliteBackend {
         let step = transition::complete(found.as_ref().map(|found| &found.record), self.store.clock.now(), &completion);
         match (step.answer, step.write, found) {
             (Completed::Stored, Write::Put(record), Some(found)) => Ok(records::replace(connection, &found, &record)?),
-            // It was completed before, by the same owner.
+            // The same owner completed it before.
             (Completed::Stored, ..) => Ok(()),
             (Completed::Lost, ..) => Err(CompleteInError::ClaimLost),
         }
@@ -167,7 +167,7 @@ impl SqliteBackend {
         &self.store
     }
 
-    /// Takes one step by itself.
+    /// Executes one request by itself.
     async fn ask<Answer: Send + 'static>(
         &self,
         request: impl FnOnce(Reply<Answer>) -> Request,
@@ -218,14 +218,14 @@ impl Backend for SqliteBackend {
 
     async fn watch(&self, message: Watch) -> Result<Changed, StoreError> {
         let waiter = self.store.waiters.register(message.key.clone());
-        // One call in the queue is as good as many.
+        // The queue holds one call. If it is full, the lookout already has a call to answer.
         let _ = self.store.lookout.try_send(());
         loop {
-            // Before the look-up, so that no change after it is missed.
+            // Registered before the look-up, so that no later change is missed.
             let changed = waiter.changed();
             let found = self.lookup(Lookup { key: message.key.clone() }).await?;
             match found.map(|view| view.state) {
-                // A lease that lapses changes what an acquire would find, and nobody writes that anywhere.
+                // A lapsed lease changes what an acquire would find, but no process writes that change.
                 Some(StateView::InProgress { lease_left }) if !lease_left.is_zero() => {
                     if timeout(lease_left, changed).await.is_ok() {
                         return Ok(Changed);

@@ -1,19 +1,20 @@
-//! The machine's time since boot, the same for all its processes.
+//! The machine's time since boot, which is the same for all its processes.
 //!
-//! `CLOCK_BOOTTIME` alone is not: a time namespace (of a container, or of `unshare -T`) shifts it. The kernel tells the
-//! shift in `/proc/self/timens_offsets`, and lets nobody change it once a process is in the namespace.
+//! `CLOCK_BOOTTIME` alone is not the same for all: a time namespace (of a container, or of `unshare -T`) shifts it. The
+//! kernel shows the shift in `/proc/self/timens_offsets`, and it can't change once a process is in the namespace.
 
 #[cfg(target_os = "linux")]
 mod linux {
     use std::fs;
     use std::sync::LazyLock;
 
-    /// By how much this process's time since boot is ahead of the machine's; `None` where that can't be known.
+    /// How far this process's time since boot is ahead of the machine's; `None` where that is unknown.
     static SHIFT_MS: LazyLock<Option<i64>> = LazyLock::new(|| {
-        // The file tells of the namespace in which children will be. A process that has just made one is not in it.
+        // The offsets file describes the namespace of this process's future children. A process that has just created a
+        // namespace is not in it itself.
         let own = fs::read_link("/proc/self/ns/time");
         match own {
-            // A kernel without time namespaces.
+            // This kernel has no time namespaces.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Some(0),
             Err(_) => return None,
             Ok(own) if fs::read_link("/proc/self/ns/time_for_children").ok()? != own => return None,
@@ -22,7 +23,7 @@ mod linux {
         shift_in(&fs::read_to_string("/proc/self/timens_offsets").ok()?)
     });
 
-    /// Reads lines such as `boottime 3600 0`: seconds and nanoseconds.
+    /// Parses lines such as `boottime 3600 0`: seconds and nanoseconds.
     pub(super) fn shift_in(offsets: &str) -> Option<i64> {
         let line = offsets.lines().find(|line| line.trim_start().starts_with("boottime"))?;
         let mut numbers = line.split_whitespace().skip(1).map(str::parse::<i64>);
@@ -30,7 +31,7 @@ mod linux {
         Some(seconds.saturating_mul(1_000).saturating_add(nanos / 1_000_000))
     }
 
-    /// The boot's name; empty where it, or this process's clock, can't be known.
+    /// Returns the boot's name; empty where the name, or the shift of this process's clock, is unknown.
     pub(in crate::sqlite) fn this_boot() -> String {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         if SHIFT_MS.is_some() { boot.trim().to_owned() } else { String::new() }

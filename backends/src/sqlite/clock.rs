@@ -1,15 +1,17 @@
-//! The store's clock.
+//! The store's clock. Every process must agree on whether a lease has lapsed.
 //!
-//! Whether a lease has lapsed must not depend on which process asks. A server's database has a clock of its own; SQLite
-//! is a library, and the wall clocks of two processes may differ by an hour: one was set between two readings, or a
-//! process runs under another one (faketime, a container's settings). So the file gets a clock of its own: the
-//! machine's `CLOCK_BOOTTIME`, read from the kernel and not by libc, and without the shift of a time namespace. All
-//! processes of the machine share it, nobody can set it, and it goes on while the machine sleeps. It starts anew with every boot; so the file keeps, for the boot that
-//! it was last opened in, an offset to it. The first process to open the file after a boot chooses another offset, so
-//! that the store's time goes on from the wall clock, or from past the latest time that the file can have seen if the wall
-//! clock is behind that. Nobody reads the wall clock again until the next boot.
+//! A database server has a clock of its own. SQLite is a library, and the wall clocks of two processes may differ by an
+//! hour: one was set between two readings, or a process runs with another clock (faketime, a container's settings). So
+//! the file gets its own clock: the machine's `CLOCK_BOOTTIME`, read from the kernel and not through libc, without the
+//! shift of a time namespace. All processes of the machine share it, nobody can set it, and it continues while the
+//! machine sleeps.
 //!
-//! Other systems than Linux, and a Linux without `/proc`, have the wall clock only.
+//! `CLOCK_BOOTTIME` restarts with every boot. So the file keeps an offset to it for the boot in which it was last
+//! opened. The first process that opens the file after a boot chooses a new offset: the store's time continues from the
+//! wall clock. If the wall clock is behind the latest time that the file can have seen, the store's time continues from
+//! past that time. No process reads the wall clock again until the next boot.
+//!
+//! Systems other than Linux, and a Linux without `/proc`, only have the wall clock.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -19,19 +21,19 @@ use oncekey::record::StoreTime;
 use super::boot::{since_boot_ms, this_boot};
 use super::schema::oncekey_clock::dsl::{boot_id, id, latest_ms, offset_ms, oncekey_clock};
 
-/// How often, by itself, a writer notes how far the store's time has come. So the time that the file has seen is later than
-/// the time that is noted in it by up to this much.
+/// How often a writer notes the store's time in the file. The latest time that the file has seen may be later than the
+/// noted time by up to this much.
 const NOTED_EVERY_MS: i64 = 10_000;
 
 /// The store's clock, anchored to one file.
 #[derive(Debug, Clone)]
 pub(super) struct Clock {
-    /// From the time since boot to the store's; `None` where there is only the wall clock.
+    /// Offset from the time since boot to the store's time; `None` where there is only the wall clock.
     offset_ms: Option<i64>,
     noted_ms: i64,
 }
 
-/// What the machine's clocks say at one moment.
+/// The readings of the machine's clocks at one moment.
 #[derive(Debug, Clone)]
 pub(super) struct Machine {
     boot_id: String,
@@ -42,7 +44,7 @@ pub(super) struct Machine {
 /// Why a file's clock can't be read.
 #[derive(Debug)]
 pub(super) enum NotAnchored {
-    /// Another process keeps the file's time by the time since boot, and this one can't tell which boot this is.
+    /// Other processes base the file's time on the time since boot, and this process can't identify the boot.
     NoBootId,
     Sqlite(diesel::result::Error),
 }
@@ -60,13 +62,13 @@ impl Machine {
 }
 
 impl Clock {
-    /// Reads the file's anchor, or sets a new one after a boot. It always writes, so that a file that can't be written
-    /// to is found out here; call it inside a write transaction.
+    /// Reads the file's anchor, or sets a new one after a boot. Call it inside a write transaction. It always writes,
+    /// so that it detects a file that can't be written to.
     ///
     /// # Errors
-    /// [`NotAnchored::NoBootId`] where the file's time goes by the time since boot and this process can't read the boot's
-    /// name. By the wall clock it would see leases lapse that other processes still hold, and its anchor would move
-    /// theirs.
+    /// [`NotAnchored::NoBootId`] if the file's time is based on the time since boot and this process can't read the
+    /// boot's name. With the wall clock, it would see leases lapse that other processes still hold, and its anchor
+    /// would move theirs.
     pub(super) fn anchor(connection: &mut SqliteConnection, machine: &Machine) -> Result<Self, NotAnchored> {
         let kept: Option<(String, i64, i64)> =
             oncekey_clock.select((boot_id, offset_ms, latest_ms)).first(connection).optional()?;
@@ -78,7 +80,7 @@ impl Clock {
                 return Err(NotAnchored::NoBootId);
             }
             Some((boot, _, latest)) => {
-                // Claims may have been made after the latest note, and no token goes back.
+                // A process may have made claims after the latest note, and no fencing token may go back.
                 let unnoted = if has_monotonic_clock(&boot) { NOTED_EVERY_MS } else { 0 };
                 let now = latest.saturating_add(unnoted).max(machine.wall_ms);
                 (now.saturating_sub(machine.boot_ms), now)
@@ -90,7 +92,7 @@ impl Clock {
         Ok(Self { offset_ms: has_monotonic_clock(&machine.boot_id).then_some(offset), noted_ms: latest })
     }
 
-    /// The store's time.
+    /// Returns the store's time.
     pub(super) fn now(&self) -> StoreTime {
         StoreTime::from_millis(u64::try_from(self.now_ms()).unwrap_or(0))
     }
@@ -100,7 +102,7 @@ impl Clock {
         offset.map_or_else(wall_ms, |offset| since_boot_ms().saturating_add(offset))
     }
 
-    /// Notes now and then how far the time has come; call it inside a write transaction.
+    /// Notes the store's time in the file from time to time. Call it inside a write transaction.
     pub(super) fn note(&mut self, connection: &mut SqliteConnection) -> QueryResult<()> {
         let now = self.now_ms();
         if now.saturating_sub(self.noted_ms) < NOTED_EVERY_MS {
@@ -112,7 +114,7 @@ impl Clock {
     }
 }
 
-/// Time since boot is of use only with the name of the boot.
+/// The time since boot is usable only with the name of the boot.
 fn has_monotonic_clock(boot: &str) -> bool {
     !boot.is_empty()
 }
@@ -151,12 +153,12 @@ mod tests {
         Clock::anchor(&mut file, &machine("a", 5_000, 1_000_000)).unwrap();
         let rebooted = Clock::anchor(&mut file, &machine("b", 100, 1_060_000)).unwrap();
         assert_eq!(rebooted.offset_ms, Some(1_059_900));
-        // A battery-less machine whose wall clock begins in 1970 again.
+        // A machine without a clock battery restarts its wall clock in 1970.
         let set_back = Clock::anchor(&mut file, &machine("c", 100, 0)).unwrap();
         assert_eq!(set_back.offset_ms, Some(1_059_900 + NOTED_EVERY_MS));
     }
 
-    /// The last claims before a power cut were made after the latest time was noted. Their tokens are of that time.
+    /// Claims shortly before a power cut are later than the latest note, and so are their tokens.
     #[test]
     fn e25_time_goes_on_past_what_was_noted_before_a_boot() {
         let mut file = fresh();
@@ -172,7 +174,7 @@ mod tests {
         }
     }
 
-    /// A process without /proc does not take the file's clock away from the others.
+    /// A process without /proc does not replace the file's clock for the others.
     #[test]
     fn e17_a_process_that_knows_no_boot_does_not_anchor_a_file_that_has_one() {
         let mut file = fresh();
@@ -181,7 +183,7 @@ mod tests {
         assert!(matches!(blind, Err(NotAnchored::NoBootId)), "{blind:?}");
         let next = Clock::anchor(&mut file, &machine("a", 7_000, 1_000_000)).unwrap();
         assert_eq!(next.offset_ms, first.offset_ms);
-        // Where no process knows the boot, the wall clock is all there is.
+        // Where no process knows the boot, all of them use the wall clock.
         let mut file = fresh();
         for wall_ms in [1_000, 2_000] {
             assert_eq!(Clock::anchor(&mut file, &machine("", 0, wall_ms)).unwrap().offset_ms, None);

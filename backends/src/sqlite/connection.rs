@@ -1,4 +1,4 @@
-//! Connections to the file, and the settings that each must have.
+//! Connections to the file, and the settings that each connection must have.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,7 +19,8 @@ use super::migration::{self, NotMigrated};
 use super::session::Session;
 use super::{SqliteBuilder, SqliteOpenError, Synchronous};
 
-/// A file, and how to connect to it. Threads keep it to connect anew after an error that a connection does not survive.
+/// Opens connections to one file. Each thread keeps one, to reconnect after an error that its connection does not
+/// survive.
 #[derive(Debug, Clone)]
 pub(super) struct Opener {
     pub(super) path: PathBuf,
@@ -32,7 +33,7 @@ pub(super) struct Opener {
 }
 
 impl Opener {
-    /// `path` is absolute: SQLite takes a relative one that begins with `file:` for a URI.
+    /// Makes an opener. `path` must be absolute: SQLite treats a relative one that begins with `file:` as a URI.
     pub(super) fn new(path: PathBuf, options: &SqliteBuilder) -> Result<Self, SqliteOpenError> {
         let Some(url) = path.to_str().map(str::to_owned) else {
             return Err(SqliteOpenError::NotUtf8 { path });
@@ -41,12 +42,12 @@ impl Opener {
         Ok(Self { path, url, busy_timeout, synchronous, migrate, identity: None })
     }
 
-    /// Whether the file is still where it was opened; looked for at most once a second.
+    /// Checks, at most once a second, that the file is still where it was opened.
     pub(super) fn check(&self) -> Result<(), StoreError> {
         self.identity.as_ref().map_or(Ok(()), |identity| identity.check())
     }
 
-    /// A connection that writes, on tables that are up to date.
+    /// Opens a connection that writes, and brings the tables up to date.
     pub(super) fn writer(&self) -> Result<Session, SqliteOpenError> {
         let mut connection = self.connect()?;
         self.use_write_ahead_log(&mut connection)?;
@@ -54,13 +55,14 @@ impl Opener {
             Synchronous::Full => "FULL",
             Synchronous::Normal => "NORMAL",
         };
-        // After a burst the log's file is cut back to this many bytes.
+        // After a burst, SQLite cuts the log's file back to this many bytes.
         let settings = format!("PRAGMA synchronous = {synchronous}; PRAGMA journal_size_limit = 67108864;");
         connection.batch_execute(&settings).map_err(|error| self.failed(&error))?;
         let clock = connection
             .immediate_transaction(|connection| {
                 migration::bring_up_to_date(connection, self.migrate)?;
-                // Read under the lock: of two processes the later one must not anchor by an earlier time.
+                // The clocks are read under the lock. Otherwise the later of two processes could anchor by an earlier
+                // time.
                 Ok::<_, NotMigrated>(Clock::anchor(connection, &Machine::now())?)
             })
             .map_err(|error| match error {
@@ -76,17 +78,17 @@ impl Opener {
         Ok(Session::new(connection, clock))
     }
 
-    /// A connection that only reads, on tables that a writer has seen to.
+    /// Opens a connection that only reads. A writer must have brought the tables up to date before.
     pub(super) fn reader(&self, clock: &Clock) -> Result<Session, SqliteOpenError> {
         let mut connection = self.connect()?;
-        // A connection has the file's log open once it has read something.
+        // SQLite opens the file's log at a connection's first read.
         let settings = "PRAGMA query_only = ON; PRAGMA schema_version";
         connection.batch_execute(settings).map_err(|error| self.failed(&error))?;
         Ok(Session::new(connection, clock.clone()))
     }
 
     fn connect(&self) -> Result<SqliteConnection, SqliteOpenError> {
-        // Before it is opened: SQLite would make a new file where there is none.
+        // Checked before opening: SQLite would create a missing file.
         self.check_now()?;
         let mut connection = SqliteConnection::establish(&self.url).map_err(|error| match error {
             ConnectionError::CouldntSetupConfiguration(error) => self.failed(&error),
@@ -95,7 +97,7 @@ impl Opener {
         let millis = i32::try_from(self.busy_timeout.as_millis()).unwrap_or(i32::MAX);
         let busy_timeout = format!("PRAGMA busy_timeout = {millis}");
         connection.batch_execute(&busy_timeout).map_err(|error| self.failed(&error))?;
-        // And after it: it may have been replaced in between.
+        // Checked again after opening: the file may have been replaced in between.
         self.check_now()?;
         Ok(connection)
     }
@@ -107,8 +109,8 @@ impl Opener {
             .map_err(|error| SqliteOpenError::Replaced { path: self.path.clone(), reason: error.to_string() })
     }
 
-    /// SQLite does not wait by itself for the lock that the change of mode takes: of processes that open a fresh file
-    /// at once, all but one are told "locked" at once.
+    /// Switches the file to write-ahead-log mode. SQLite does not wait for the lock that this takes: of the processes
+    /// that open a fresh file at the same time, all but one get "locked" immediately.
     fn use_write_ahead_log(&self, connection: &mut SqliteConnection) -> Result<(), SqliteOpenError> {
         let started = Instant::now();
         loop {

@@ -1,4 +1,4 @@
-//! From a message to the thread that takes its step.
+//! Sends each request to the thread that executes it.
 
 use std::collections::HashSet;
 
@@ -17,8 +17,8 @@ use super::session::Session;
 use super::steps::Outcomes;
 use super::{records, transaction, unseen};
 
-/// Puts steps into their threads' queues, in order for each key: a look-up of a key that is written before it goes to
-/// the writer, behind that step.
+/// Puts requests into their threads' queues and keeps the order for each key: a look-up after a write of the same key
+/// goes to the writer, behind that write.
 pub(super) fn queue_all(store: &Store, requests: Vec<Request>, batch: &mut Batch) {
     let has_lookups = requests.iter().any(|request| matches!(request, Request::Lookup(..)));
     let mut written = HashSet::<Key, KeyHasher>::default();
@@ -60,7 +60,7 @@ fn written_key(request: &Request) -> Option<&Key> {
     }
 }
 
-/// Puts one step into its thread's queue. `batch` hears of its answer.
+/// Puts one request into its thread's queue. `batch` waits for its answer.
 pub(super) fn queue(store: &Store, request: Request, batch: &mut Batch) {
     match request {
         Request::Acquire(message, reply) => write(store, batch, reply, move |session| session.acquire(&message)),
@@ -124,12 +124,12 @@ pub(super) fn queue(store: &Store, request: Request, batch: &mut Batch) {
             records::list(&mut session.connection, after, message.limit, now)
         }),
         Request::Stats(Stats, reply) => read(store, batch, reply, |session| records::stats(&mut session.connection)),
-        // Never part of a batch; if it is, the hint to ask again is allowed at any time.
+        // A watch is never part of a batch. If it is, "changed" is allowed at any time: the caller only looks again.
         Request::Watch(_, reply) => reply.send(Ok(Changed)),
     }
 }
 
-/// Puts an operator's question into a reader's queue.
+/// Puts an operator's query into a reader's queue.
 pub(super) fn queue_find(store: &Store, message: Find, reply: Reply<Page>, batch: &mut Batch) {
     read(store, batch, reply, move |session| {
         let now = session.now();
@@ -155,7 +155,7 @@ fn read<Answer: Send + 'static>(
     send(&store.reads, batch.job(reply, None, take));
 }
 
-/// A message with a user's operation, which runs once.
+/// Queues a message with a user's operation, which runs at most once.
 fn operate<Message: Send + 'static, Answer: Send + 'static>(
     store: &Store,
     batch: &mut Batch,
@@ -172,7 +172,7 @@ fn operate<Message: Send + 'static, Answer: Send + 'static>(
     send(&store.writes, job);
 }
 
-/// Only tries: this runs on arbiters, which must not block.
+/// Never blocks, because this runs on arbiters.
 fn send(queue: &Sender<Box<dyn Job>>, job: Box<dyn Job>) {
     match queue.try_send(job) {
         Ok(()) => {}
@@ -185,8 +185,9 @@ fn send(queue: &Sender<Box<dyn Job>>, job: Box<dyn Job>) {
     }
 }
 
-/// A row that is no record goes as a whole. The barrier and the token that are lost with it are not missed: what is
-/// withdrawn comes through this one writer before its withdrawal or never, and the next token follows the file's clock.
+/// Removes a key's record. A row that holds no valid record is deleted whole. Losing its barrier and its token does no
+/// harm: a withdrawn claim reaches this one writer before its withdrawal or never, and the next token follows the
+/// file's clock.
 fn remove(session: &mut Session, message: &Remove) -> Result<Removed, StoreError> {
     let removed = session.step(&message.key, Outcomes::None, |found, now| transition::remove(found, now, message));
     match removed {

@@ -1,4 +1,4 @@
-//! What opening a file can fail with, and how SQLite's errors become the store's.
+//! The errors of opening a file, and the conversion of SQLite's errors into the store's.
 
 use std::io;
 use std::path::PathBuf;
@@ -17,21 +17,21 @@ use oncekey::backend::StoreError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SqliteOpenError {
-    /// The path leads nowhere: a folder of it does not exist or can't be entered.
+    /// The path leads nowhere: a folder in it does not exist or can't be entered.
     #[error("the path {} can't be followed: {source}", path.display())]
     Path {
-        /// The path as it was given.
+        /// The path as given.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// The path is not UTF-8, which Diesel asks for.
+    /// The path is not UTF-8, which Diesel requires.
     #[error("the path {} is not UTF-8", path.display())]
     NotUtf8 {
         /// The path.
         path: PathBuf,
     },
-    /// A database in memory was asked for. It would be another one for each of this backend's connections: use the
+    /// The path asks for a database in memory. Each of this backend's connections would have a different one: use the
     /// memory backend.
     #[error("the store must be a file; for records in memory there is the memory backend")]
     InMemory,
@@ -40,7 +40,7 @@ pub enum SqliteOpenError {
     Unopenable {
         /// The file.
         path: PathBuf,
-        /// What SQLite said.
+        /// SQLite's message.
         reason: String,
     },
     /// The file or its folder can't be written to.
@@ -49,12 +49,12 @@ pub enum SqliteOpenError {
         /// The file.
         path: PathBuf,
     },
-    /// The file is something else, or damaged.
+    /// The file is not a database, or is damaged.
     #[error("the file {} is not an SQLite database, or is damaged: {reason}", path.display())]
     NotADatabase {
         /// The file.
         path: PathBuf,
-        /// What SQLite said.
+        /// SQLite's message.
         reason: String,
     },
     /// Another connection held the file's lock for longer than the busy time-out.
@@ -69,8 +69,8 @@ pub enum SqliteOpenError {
         /// The file.
         path: PathBuf,
     },
-    /// The file has more than one name (hard links). SQLite keeps a write-ahead log and locks for each name: processes that
-    /// open the file by different names would claim the same keys.
+    /// The file has more than one name (hard links). SQLite keeps a write-ahead log and locks for each name. Processes
+    /// that open the file by different names would claim the same keys.
     #[error(
         "the file {} has {names} names (hard links), and SQLite keeps a log and locks for each: remove the others, or copy \
          the file",
@@ -82,7 +82,7 @@ pub enum SqliteOpenError {
         /// How many names it has.
         names: u64,
     },
-    /// The file can't be put into the write-ahead-log mode that readers beside a writer need, e.g. on a file system
+    /// The file can't use the write-ahead-log mode that concurrent readers and a writer need, e.g. on a file system
     /// without shared memory.
     #[error("the file {} can't use a write-ahead log; its journal mode stays {mode:?}", path.display())]
     NoWriteAheadLog {
@@ -91,7 +91,7 @@ pub enum SqliteOpenError {
         /// The mode it is in.
         mode: String,
     },
-    /// The tables were made by a newer version of this library, which this one would damage.
+    /// A newer version of this library created the tables. This version would damage them.
     #[error(
         "the tables in {} have schema version {found}; this library knows versions up to {known}: use a newer one",
         path.display()
@@ -99,33 +99,33 @@ pub enum SqliteOpenError {
     NewerSchema {
         /// The file.
         path: PathBuf,
-        /// The version that the file has.
+        /// The file's schema version.
         found: String,
-        /// The newest version known here.
+        /// The newest version that this library knows.
         known: String,
     },
-    /// The tables are missing or of an older version, and were not to be made.
+    /// The tables are missing or have an older version, and migrations are switched off.
     #[error(
         "the tables in {} have schema version {found} of {known}, and migrations are switched off", path.display()
     )]
     NotMigrated {
         /// The file.
         path: PathBuf,
-        /// The version that the file has.
+        /// The file's schema version.
         found: String,
-        /// The version that is needed.
+        /// The required version.
         known: String,
     },
-    /// The tables could not be made or brought up to date. Nothing was changed.
+    /// The tables could not be created or migrated. Nothing was changed.
     #[error("the tables in {} could not be brought up to date: {reason}", path.display())]
     Migration {
         /// The file.
         path: PathBuf,
-        /// What SQLite said.
+        /// SQLite's message.
         reason: String,
     },
-    /// The processes that use the file keep its time by the time since boot, and this process can't read
-    /// `/proc/sys/kernel/random/boot_id`. With another clock than theirs it would end leases that they hold.
+    /// The processes that use the file base its time on the time since boot, and this process can't read
+    /// `/proc/sys/kernel/random/boot_id`. With a different clock it would end leases that they hold.
     #[error(
         "the clock of {} goes by the time since boot, and this process can't read /proc/sys/kernel/random/boot_id: give it \
          access to /proc",
@@ -135,12 +135,12 @@ pub enum SqliteOpenError {
         /// The file.
         path: PathBuf,
     },
-    /// The file was moved or replaced while it was open, and is not opened anew.
+    /// The file was moved or replaced while it was open, and can't be opened again.
     #[error("the file {} is not the one that was opened: {reason}", path.display())]
     Replaced {
         /// The file.
         path: PathBuf,
-        /// What was found.
+        /// What the backend found.
         reason: String,
     },
     /// A thread could not be started.
@@ -148,7 +148,7 @@ pub enum SqliteOpenError {
     Thread(#[source] io::Error),
 }
 
-/// Why a connection that is opened again could not be: no step was taken.
+/// Converts an error of reopening a connection. No request was executed.
 pub(super) fn not_opened(error: &SqliteOpenError) -> StoreError {
     match error {
         SqliteOpenError::Replaced { reason, .. } => StoreError::Replaced(reason.clone()),
@@ -156,7 +156,7 @@ pub(super) fn not_opened(error: &SqliteOpenError) -> StoreError {
     }
 }
 
-/// The kinds of SQLite's errors that call for different answers.
+/// The kinds of SQLite errors that need different answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Busy,
@@ -169,8 +169,8 @@ pub(super) enum Kind {
     Other,
 }
 
-/// Diesel keeps SQLite's message and not its code. The messages that matter are constants of SQLite's source, and are
-/// pinned by tests that provoke them.
+/// Classifies an error by its message, since Diesel drops SQLite's code. The messages that matter are constants in
+/// SQLite's source. Tests provoke them and pin their texts.
 pub(super) fn kind(error: &Error) -> Kind {
     match error {
         Error::DatabaseError(
@@ -195,7 +195,7 @@ pub(super) fn kind(error: &Error) -> Kind {
     }
 }
 
-/// For a step that was certainly not taken.
+/// Converts the error of a request that was certainly not executed.
 pub(super) fn not_taken(error: &Error) -> StoreError {
     match kind(error) {
         Kind::ReadOnly => StoreError::ReadOnly(error.to_string()),
@@ -205,7 +205,7 @@ pub(super) fn not_taken(error: &Error) -> StoreError {
     }
 }
 
-/// For opening `path`.
+/// Converts an error of opening `path`.
 pub(super) fn at_open(path: PathBuf, error: &Error) -> SqliteOpenError {
     let reason = error.to_string();
     match kind(error) {

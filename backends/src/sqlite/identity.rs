@@ -1,10 +1,11 @@
-//! Whether the paths that were opened still lead to the file that is open.
+//! Checks that the paths by which a file was opened still lead to it.
 //!
-//! A process keeps the file that it opened. Once another stands at its path (a backup that was put back, a deployment that
-//! brought a fresh one, a link that leads elsewhere), the next process claims the same keys there, and both run.
+//! A process keeps the file that it opened. The path may lead to another file later: a restored backup, a deployment
+//! that brought a fresh file, a link that changed. Then the next process claims the same keys in that file, and both
+//! run.
 //!
-//! The same happens where the files beside it are deleted, or where it has a second name: SQLite keeps what was committed
-//! last in the write-ahead log, and its locks in the shared memory, both under the name that the file was opened by.
+//! The same happens if the files beside it are deleted, or if it has a second name. SQLite keeps the last commits in
+//! the write-ahead log and its locks in the shared memory, both under the name by which the file was opened.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,10 +15,10 @@ use oncekey::backend::StoreError;
 use parking_lot::Mutex;
 use tracing::error;
 
-/// How long an answer is taken for granted.
+/// How long the result of a check is reused.
 const CHECKED_EVERY: Duration = Duration::from_secs(1);
 
-/// What tells a file from every other one of its machine: device and inode.
+/// Device and inode, which identify a file on its machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileId(u64, u64);
 
@@ -29,7 +30,7 @@ impl FileId {
         std::fs::metadata(path).map(|found| Self(found.dev(), found.ino()))
     }
 
-    /// How many names the file has: each hard link is one more. A folder counts its own.
+    /// Returns the number of the file's names: each hard link is one more. A folder counts as one.
     #[cfg(unix)]
     pub(super) fn names_of(path: &Path) -> io::Result<u64> {
         use std::os::unix::fs::MetadataExt as _;
@@ -42,14 +43,14 @@ impl FileId {
         Ok(1)
     }
 
-    /// Where files have no such numbers, any that is there is taken for the same.
+    /// Accepts any existing file as the same where the platform has no such numbers.
     #[cfg(not(unix))]
     pub(super) fn of(path: &Path) -> io::Result<Self> {
         std::fs::metadata(path).map(|_| Self(0, 0))
     }
 }
 
-/// A file that SQLite keeps beside a database, by the end of its name.
+/// Returns the path of a file that SQLite keeps beside a database: the database's name with `end` appended.
 pub(super) fn beside(database: &Path, end: &str) -> PathBuf {
     let mut path = database.to_owned().into_os_string();
     path.push(end);
@@ -60,7 +61,7 @@ pub(super) fn beside(database: &Path, end: &str) -> PathBuf {
 #[derive(Debug)]
 pub(super) struct Identity {
     file: FileId,
-    /// The write-ahead log and the shared memory. They are there for as long as a connection is open.
+    /// The write-ahead log and the shared memory. They exist as long as a connection is open.
     beside: [(PathBuf, FileId); 2],
     state: Mutex<State>,
 }
@@ -73,8 +74,8 @@ struct State {
 }
 
 impl Identity {
-    /// Of the file that is open and stands at `path`. One connection to it must stay open and have read from it: the last
-    /// one that closes removes the files beside it.
+    /// Identifies the open file at `path`. One connection that has read from it must stay open: the last connection to
+    /// close removes the files beside it.
     pub(super) fn of(path: &Path) -> io::Result<Self> {
         let state = State { paths: vec![path.to_owned()], checked: Instant::now(), found: Ok(()) };
         let known = |path: PathBuf| FileId::of(&path).map(|file| (path, file));
@@ -82,12 +83,12 @@ impl Identity {
         Ok(Self { file: FileId::of(path)?, beside, state: Mutex::new(state) })
     }
 
-    /// Whether the file that is open stands at `path`, whatever stands beside it.
+    /// Whether `path` leads to the open file, whatever is beside it.
     pub(super) fn stands_at(&self, path: &Path) -> bool {
         FileId::of(path).is_ok_and(|found| found == self.file)
     }
 
-    /// The file was opened by this path as well, which may be a link.
+    /// Adds another path by which the file was opened; it may be a link.
     pub(super) fn add(&self, path: PathBuf) {
         let mut state = self.state.lock();
         if !state.paths.contains(&path) {
@@ -95,7 +96,7 @@ impl Identity {
         }
     }
 
-    /// Looks at the paths, at most once a second.
+    /// Checks the paths, at most once a second.
     ///
     /// # Errors
     /// [`StoreError::Replaced`] while one of them leads elsewhere or nowhere.
@@ -107,7 +108,7 @@ impl Identity {
         state.found.clone().map_err(StoreError::Replaced)
     }
 
-    /// The same, now.
+    /// Checks the paths now.
     pub(super) fn check_now(&self) -> Result<(), StoreError> {
         let mut state = self.state.lock();
         state.look(self);
@@ -125,7 +126,7 @@ impl State {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Err(format!("the file is not at {} any more", path.display()))
             }
-            // Not being allowed to look says nothing of the file.
+            // A missing permission to look says nothing about the file.
             Err(_) => Ok(()),
         });
         if let (Ok(()), Err(reason)) = (&self.found, &found) {

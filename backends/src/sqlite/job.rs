@@ -1,9 +1,9 @@
-//! One step on its way to a thread and back.
+//! One request on its way to a thread and back.
 //!
-//! Two sides may answer a step: the thread that takes it, and the future that waits for it, when the engine drops that at
-//! its deadline. They share the reply in a slot, and who comes first takes it. A step that no thread has begun when its
-//! future is dropped is never begun; its answer is then a definite "not taken", however long a lock held by another
-//! process keeps the writer.
+//! Two sides may answer a request: the thread that executes it, and the future that waits for it, which the engine
+//! drops at its deadline. They share the reply in a slot, and the first to answer takes it. If the future is dropped
+//! before a thread has begun the request, the request never begins. Its answer is then a definite "not executed",
+//! however long another process's lock delays the writer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,37 +14,38 @@ use tokio::sync::Notify;
 
 use super::session::{NotCommitted, Session};
 
-/// A step, its types erased.
+/// A request with its types erased.
 pub(super) trait Job: Send {
-    /// Whether somebody still waits for the answer.
+    /// Whether a caller still waits for the answer.
     fn is_wanted(&self) -> bool;
-    /// Takes the step, unless nobody waits for it, and keeps the answer until [`settle`](Self::settle).
+    /// Executes the request, unless no caller waits for it, and keeps the answer until [`settle`](Self::settle).
     fn run(&mut self, session: &mut Session) -> Ran;
-    /// Whether it runs code of a user's inside the transaction, and can run only once.
+    /// Whether it runs a user's code inside the transaction, and so can run only once.
     fn is_operation(&self) -> bool;
-    /// Gives the answer, or what has become of the transaction that the step was part of.
+    /// Sends the answer, or the fate of the transaction that the request was part of.
     fn settle(self: Box<Self>, fate: Result<(), &NotCommitted>);
-    /// The transaction that it was part of is rolled back, and the step is to be taken again.
+    /// Records that the transaction was rolled back. The request will run again.
     fn undone(&mut self);
-    /// Answers that the step was not taken.
+    /// Answers that the request was not executed.
     fn refuse(self: Box<Self>, error: StoreError);
-    /// Answers that SQLite refused to commit what this step wrote: an operation's own failure, or the step's refusal.
+    /// Answers that SQLite refused to commit what this request wrote: with the operation's own failure, or the
+    /// request's refusal.
     fn commit_refused(self: Box<Self>, error: StoreError);
 }
 
-/// What became of [`Job::run`].
+/// The result of [`Job::run`].
 #[derive(Debug)]
 pub(super) enum Ran {
-    /// Nobody waited for it.
+    /// No caller waited for it.
     Abandoned,
     /// It has an answer.
     Done,
-    /// It has an error for an answer.
+    /// Its answer is an error.
     Failed(StoreError),
 }
 
 struct Slot<Answer> {
-    /// `None` once it is answered. It knows whether the step was begun.
+    /// `None` once it is answered. The reply knows whether the request has begun.
     reply: Mutex<Option<Reply<Answer>>>,
     open: Arc<Open>,
 }
@@ -60,17 +61,17 @@ impl<Answer> Slot<Answer> {
         }
     }
 
-    /// Gives the store's answer.
+    /// Sends the store's answer.
     fn settle(&self, answer: Result<Answer, StoreError>) {
         self.answer(|reply| reply.send(answer));
     }
 
-    /// Ends a step that has no answer.
+    /// Ends a request that has no answer.
     fn fail(&self, error: StoreError) {
         self.answer(|reply| reply.fail(error));
     }
 
-    /// Outside the lock: what a reply does is its maker's affair.
+    /// Answers outside the lock, because a reply may run any code of its maker.
     fn answer(&self, answer: impl FnOnce(Reply<Answer>)) {
         let reply = self.reply.lock().take();
         if let Some(reply) = reply {
@@ -102,7 +103,7 @@ struct StepJob<Answer, Take> {
     take: Take,
     slot: Arc<Slot<Answer>>,
     answer: Option<Result<Answer, StoreError>>,
-    /// Of a user's operation: the answer when its commit is refused.
+    /// For a user's operation: the answer if its commit is refused.
     when_refused: Option<Answer>,
 }
 
@@ -130,7 +131,7 @@ where
     fn settle(mut self: Box<Self>, fate: Result<(), &NotCommitted>) {
         match (self.answer.take(), fate) {
             (Some(answer), Ok(())) => self.slot.settle(answer),
-            // What a step was refused for does not change with the fate of its neighbours.
+            // A request's own refusal does not depend on the fate of its neighbours.
             (Some(Err(error)), Err(_)) => self.slot.settle(Err(error)),
             (_, Err(NotCommitted::RolledBack(error) | NotCommitted::Refused(error))) => {
                 self.slot.settle(Err(error.clone()))
@@ -151,7 +152,7 @@ where
     }
 
     fn commit_refused(mut self: Box<Self>, error: StoreError) {
-        // What the operation answered by itself before the commit stands: it had rolled back to its savepoint.
+        // The operation's own answer from before the commit stands: it had rolled back to its savepoint.
         let answer = match self.answer.take() {
             Some(Err(error)) => Err(error),
             _ => self.when_refused.take().ok_or(error),
@@ -160,14 +161,14 @@ where
     }
 }
 
-/// A thread that loses a job to a panic leaves nobody waiting.
+/// Answers the caller if a thread loses a job to a panic.
 impl<Answer, Take> Drop for StepJob<Answer, Take> {
     fn drop(&mut self) {
         self.slot.abandon();
     }
 }
 
-/// How many of a batch's steps have no answer yet.
+/// Counts the requests of a batch that have no answer yet.
 #[derive(Debug, Default)]
 struct Open {
     steps: AtomicUsize,
@@ -182,7 +183,7 @@ impl Open {
     }
 }
 
-/// The steps of one batch, seen from the waiting side. Dropping it abandons those that have no answer.
+/// The requests of one batch, from the waiting side. Dropping it abandons the requests that have no answer.
 pub(super) struct Batch {
     open: Arc<Open>,
     slots: Vec<Arc<dyn Abandon>>,
@@ -193,7 +194,7 @@ impl Batch {
         Self { open: Arc::default(), slots: Vec::with_capacity(steps) }
     }
 
-    /// Makes a job of a step whose answer this batch waits for. `when_refused` makes it a user's operation.
+    /// Makes a job of a request whose answer this batch waits for. `when_refused` marks it as a user's operation.
     pub(super) fn job<Answer: Send + 'static>(
         &mut self,
         reply: Reply<Answer>,
@@ -206,7 +207,7 @@ impl Batch {
         Box::new(StepJob { take, slot, answer: None, when_refused })
     }
 
-    /// Resolves when every step has its answer.
+    /// Resolves when every request has its answer.
     pub(super) async fn answered(self) {
         while self.open.steps.load(Ordering::Acquire) > 0 {
             self.open.none.notified().await;

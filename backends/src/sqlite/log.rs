@@ -1,9 +1,9 @@
-//! The length of the write-ahead log, which a reader that stays in its transaction keeps from being written back.
+//! Watches the length of the write-ahead log, which SQLite can't write back while a reader stays in its transaction.
 //!
-//! SQLite starts its log anew once all of it is in the database file and nobody reads from it. As long as one connection
-//! stays in a read transaction, every commit makes the log longer, until the disk is full: then a completion is refused as
-//! well, and its outcome is lost. So new claims are refused before that. What continues or ends a claim still goes through:
-//! it writes little, and there is no more of it than there are claims.
+//! SQLite restarts its log once the database file holds all of it and no connection reads from it. While one connection
+//! stays in a read transaction, every commit makes the log longer, until the disk is full. Then SQLite refuses
+//! completions too, and their outcomes are lost. So the backend refuses new claims before that. Requests that continue
+//! or end a claim still work: they write little, and the number of claims limits theirs.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,35 +16,35 @@ use tracing::{error, info, warn};
 
 use super::identity::beside;
 
-/// How often its length is looked at.
+/// How often the writer checks the log's length.
 const LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
 
-/// The same while new claims are refused, so that they go on soon after the reader has ended.
+/// The same while new claims are refused, so that claims resume soon after the reader has ended.
 const LOOKED_AT_WHILE_REFUSING: Duration = Duration::from_millis(100);
 
-/// How long a look may wait for readers that are about to end. The other steps wait as long.
+/// How long a check may wait for readers that are about to end. Other requests wait as long.
 const WAITS_FOR_READERS_MS: u32 = 20;
 
-/// A log of this length is warned of, whatever its limit.
+/// The writer warns about a log of this length, whatever its limit.
 const ALWAYS_LONG: u64 = 256 << 20;
 
-/// Where the log of a database is.
+/// Returns the path of a database's log.
 pub(super) fn log_of(database: &Path) -> PathBuf {
     beside(database, "-wal")
 }
 
-/// From which length a log with this limit is warned of.
+/// Returns the length from which the writer warns about a log with this limit.
 pub(super) fn long(limit: u64) -> u64 {
     (limit / 4).min(ALWAYS_LONG)
 }
 
-/// What is known of the log's length.
+/// The last known state of the log's length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Short,
-    /// A reader keeps it long, which has been warned of.
+    /// A reader keeps it long, and the writer has warned about it.
     Long,
-    /// New claims are refused.
+    /// The writer refuses new claims.
     TooLong {
         bytes: u64,
     },
@@ -54,7 +54,7 @@ enum State {
 pub(super) struct Log {
     path: PathBuf,
     limit: u64,
-    /// `busy_timeout`, which a look changes for itself.
+    /// `busy_timeout` of the connection. A check changes it for its own duration.
     busy_timeout: Duration,
     looked: Instant,
     state: State,
@@ -62,10 +62,10 @@ pub(super) struct Log {
 
 #[derive(QueryableByName)]
 struct Checkpoint {
-    /// Whether something kept it from being finished.
+    /// Whether something kept the checkpoint from finishing.
     #[diesel(sql_type = BigInt)]
     busy: i64,
-    /// The log's pages; -1 where another connection is at it.
+    /// The log's pages; -1 while another connection runs a checkpoint.
     #[diesel(sql_type = BigInt)]
     log: i64,
 }
@@ -81,7 +81,7 @@ impl Log {
         Self { path: log_of(database), limit, busy_timeout, looked: Instant::now(), state: State::Short }
     }
 
-    /// What new claims are refused with, while the log is beyond its limit.
+    /// Returns the error for new claims while the log is beyond its limit.
     pub(super) fn refusal(&self) -> Option<StoreError> {
         let State::TooLong { bytes } = self.state else { return None };
         Some(StoreError::Full(format!(
@@ -92,7 +92,7 @@ impl Log {
         )))
     }
 
-    /// Whether new claims are refused by what may not hold any more.
+    /// Whether the writer refuses new claims because of a check that may be out of date.
     pub(super) fn is_to_be_looked_at_first(&self) -> bool {
         matches!(self.state, State::TooLong { .. }) && self.is_due()
     }
@@ -105,17 +105,17 @@ impl Log {
         self.looked.elapsed() >= every
     }
 
-    /// Looks at the log's length, now and then. A long one is written back and cut, if no reader is in the way. Call it
-    /// outside of a transaction.
+    /// Checks the log's length when it is due. Writes a long log back and cuts it, if no reader prevents that. Call it
+    /// outside a transaction.
     ///
     /// # Errors
-    /// The connection is to be given up.
+    /// After an error, discard the connection.
     pub(super) fn watch(&mut self, connection: &mut SqliteConnection) -> QueryResult<()> {
         if !self.is_due() {
             return Ok(());
         }
         self.looked = Instant::now();
-        // The file is as long as the log ever was since it was last cut.
+        // The file is as long as the log has ever been since it was last cut.
         let file = std::fs::metadata(&self.path).map_or(0, |log| log.len());
         let bytes = if file < long(self.limit) { Some(file) } else { self.write_back(connection)? };
         if let Some(bytes) = bytes {
@@ -124,10 +124,10 @@ impl Log {
         Ok(())
     }
 
-    /// Writes the log back as far as its readers allow. Returns how long it still is; `None` while another connection is at
-    /// it.
+    /// Writes the log back as far as its readers allow. Returns the remaining length; `None` while another connection
+    /// runs a checkpoint.
     fn write_back(&self, connection: &mut SqliteConnection) -> QueryResult<Option<u64>> {
-        // By far the most of it, and nobody waits for that.
+        // This writes back most of the log, and blocks no other connection.
         checkpoint(connection, "PASSIVE");
         connection.batch_execute(&format!("PRAGMA busy_timeout = {WAITS_FOR_READERS_MS}"))?;
         let ended = checkpoint(connection, "TRUNCATE");
@@ -139,7 +139,7 @@ impl Log {
             return Ok(Some(0));
         }
         let page: PageSize = diesel::sql_query("PRAGMA page_size").get_result(connection)?;
-        // Each page has a header of 24 bytes.
+        // Each page in the log has a header of 24 bytes.
         Ok(Some(pages.saturating_mul(u64::try_from(page.page_size).unwrap_or(4_096) + 24)))
     }
 
@@ -178,7 +178,7 @@ impl Log {
     }
 }
 
-/// Does what it can. A failure (a disk without room, for one) leaves the log as long as it is, which is what counts.
+/// Runs a checkpoint as far as it gets. A failure (for example a full disk) only leaves the log as long as it is.
 fn checkpoint(connection: &mut SqliteConnection, how: &str) -> Option<Checkpoint> {
     let done = diesel::sql_query(format!("PRAGMA main.wal_checkpoint({how})")).get_result(connection);
     done.inspect_err(|error| warn!(%error, how, "the SQLite write-ahead log can't be written back")).ok()

@@ -1,8 +1,8 @@
-//! The tables' versions.
+//! The versions of the file's tables.
 //!
-//! The file may be the user's own database, with migrations of its own in Diesel's `__diesel_schema_migrations`. So what
-//! this library has applied stands in a table of its own. All of it happens inside the one write transaction of opening,
-//! so that of ten processes that open a fresh file at once one makes the tables, and nine find them.
+//! The file may be the user's own database, with its own migrations in Diesel's `__diesel_schema_migrations`. So this
+//! library records its migrations in a separate table. All of it happens inside the one write transaction of opening:
+//! of ten processes that open a fresh file at once, one creates the tables and nine find them.
 
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
@@ -28,13 +28,13 @@ pub(super) enum NotMigrated {
         found: String,
         known: String,
     },
-    /// They are missing or older, and were not to be made.
+    /// They are missing or older, and migrations are switched off.
     Older {
         found: String,
         known: String,
     },
     Sqlite(diesel::result::Error),
-    /// The tables are up to date, and the file's clock can't be read.
+    /// The tables are up to date, but the file's clock can't be read.
     NoBootId,
 }
 
@@ -64,11 +64,11 @@ impl From<migration::NotMigrated> for NotMigrated {
     }
 }
 
-/// Applies what has not been applied; call it inside a write transaction.
+/// Applies the migrations that have not been applied yet. Call it inside a write transaction.
 pub(super) fn bring_up_to_date(connection: &mut SqliteConnection, migrate: bool) -> Result<(), NotMigrated> {
     let mut tables = Tables(connection);
     let mut migrated = pin!(migration::bring_up_to_date(&mut tables, migrate));
-    // Nothing in it waits other than by blocking, so that it is done when it is first polled.
+    // The future only blocks and never waits, so its first poll completes it.
     loop {
         if let Poll::Ready(migrated) = migrated.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             return Ok(migrated?);
@@ -76,7 +76,7 @@ pub(super) fn bring_up_to_date(connection: &mut SqliteConnection, migrate: bool)
     }
 }
 
-/// Whether there is a table of that name.
+/// Whether a table of that name exists.
 pub(crate) fn has_table(connection: &mut SqliteConnection, name: &str) -> QueryResult<bool> {
     let found =
         sql::<BigInt>("SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ").bind::<Text, _>(name);
@@ -90,12 +90,12 @@ fn statements() -> Statements {
     Statements::new(made.to_owned(), MIGRATIONS, str::to_owned, record)
 }
 
-/// All of it as statements.
+/// Returns the whole schema as statements.
 pub(crate) fn schema_text() -> String {
     statements().text()
 }
 
-/// The tables, by a connection that has the file's write lock.
+/// The tables, through a connection that holds the file's write lock.
 struct Tables<'a>(&'a mut SqliteConnection);
 
 impl Schema for Tables<'_> {
@@ -115,7 +115,7 @@ impl Schema for Tables<'_> {
         Ok(newest.get_result::<Option<i64>>(self.0)?.unwrap_or(0))
     }
 
-    /// The transaction of the opening is the lock.
+    /// Does nothing: the transaction of opening is the lock.
     async fn lock(&mut self) -> QueryResult<()> {
         Ok(())
     }

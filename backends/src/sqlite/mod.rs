@@ -1,4 +1,4 @@
-//! Records in an SQLite file.
+//! Keeps records in an SQLite file.
 
 mod backend;
 mod boot;

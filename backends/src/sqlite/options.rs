@@ -1,11 +1,11 @@
-//! How a file is opened.
+//! Options for opening a file.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{SqliteBackend, SqliteOpenError};
 
-/// When SQLite forces what it commits to the disk (`PRAGMA synchronous`).
+/// When SQLite forces its commits to the disk (`PRAGMA synchronous`).
 ///
 /// ```
 /// use oncekey_backends::Synchronous;
@@ -14,15 +14,15 @@ use super::{SqliteBackend, SqliteOpenError};
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Synchronous {
-    /// At every commit: what was answered survives a power cut. The default.
+    /// At every commit: every answered request survives a power cut. The default.
     #[default]
     Full,
-    /// At checkpoints only: faster, and a power cut or a crash of the operating system may take the last commits back,
-    /// **so that operations run again that had been answered**. A crash of the process alone loses nothing.
+    /// At checkpoints only. This is faster, but a power cut or a crash of the operating system may undo the last
+    /// commits, **so operations that were already answered run again**. A crash of the process alone loses nothing.
     Normal,
 }
 
-/// Options for [`SqliteBackend::builder`]. Each has a default that is right for most.
+/// Options for [`SqliteBackend::builder`]. The defaults suit most applications.
 ///
 /// ```
 /// use std::time::Duration;
@@ -62,44 +62,44 @@ impl SqliteBuilder {
         }
     }
 
-    /// How long the writer waits for another process's lock before the steps that wait are answered "unavailable".
-    /// Default: 5 seconds.
+    /// Sets how long the writer waits for another process's lock before it answers the waiting requests with
+    /// "unavailable". Default: 5 seconds.
     pub fn busy_timeout(mut self, limit: Duration) -> Self {
         self.busy_timeout = limit;
         self
     }
 
-    /// How many steps may wait for the writer, and how many reads for the readers, before further ones are answered
+    /// Sets how many requests may wait for the writer, and how many reads for the readers. Further ones get
     /// "overloaded". Default: 1024; at least 1.
     pub fn queue_depth(mut self, steps: usize) -> Self {
         self.queue_depth = steps.max(1);
         self
     }
 
-    /// How many steps are committed together at most. Default: 256; at least 1.
+    /// Sets the most requests that one commit includes. Default: 256; at least 1.
     pub fn max_batch(mut self, steps: usize) -> Self {
         self.max_batch = steps.max(1);
         self
     }
 
-    /// When commits are forced to the disk. Default: [`Synchronous::Full`].
+    /// Sets when SQLite forces commits to the disk. Default: [`Synchronous::Full`].
     pub fn synchronous(mut self, when: Synchronous) -> Self {
         self.synchronous = when;
         self
     }
 
-    /// How many bytes the write-ahead log may have before new claims are refused. Default: 4 GiB; at least 64 KiB;
-    /// `u64::MAX` for no limit.
+    /// Sets the length in bytes that the write-ahead log may reach before the backend refuses new claims. Default: 4
+    /// GiB; at least 64 KiB; `u64::MAX` for no limit.
     ///
-    /// SQLite can't write its log back while a connection stays in a read transaction: a long SELECT or backup, a tool that
-    /// was left open. The log then grows with every commit until the disk is full, and a full disk refuses the outcomes of
-    /// operations that have happened. Beyond this limit a new claim, a takeover included, ends as
-    /// [`StoreError::Full`](oncekey::backend::StoreError::Full), and nothing runs. Everything that continues or ends a claim
-    /// still goes through, and a replay is answered. When the reader has ended the backend writes the log back and takes
-    /// claims again, within a second.
+    /// SQLite can't write its log back while a connection stays in a read transaction, such as a long SELECT, a backup
+    /// or a tool that was left open. The log then grows with every commit until the disk is full, and a full disk
+    /// refuses the outcomes of operations that have happened. Beyond this limit a new claim, a takeover included, fails
+    /// with [`StoreError::Full`](oncekey::backend::StoreError::Full), and nothing runs. Everything that continues or
+    /// ends a claim still works, and completed keys replay. When the reader has ended, the backend writes the log back
+    /// and accepts claims again, within a second.
     ///
-    /// The backend warns once, at a quarter of the limit and at 256 MiB at the latest. It looks once a second, so the log may
-    /// get somewhat longer than this. What your application writes to the same file by itself counts, and is not refused.
+    /// The backend warns once, at a quarter of the limit and at 256 MiB at the latest. It checks once a second, so the
+    /// log may get somewhat longer than this. Your application's own writes to the file count, but are not refused.
     ///
     /// ```
     /// use oncekey_backends::SqliteBackend;
@@ -114,29 +114,29 @@ impl SqliteBuilder {
         self
     }
 
-    /// How many threads read, each with a connection of its own. Default: 2, so that a long count does not hold up
-    /// look-ups; at least 1.
+    /// Sets the number of threads that read, each with its own connection. Default: 2, so that a long count does not
+    /// delay look-ups; at least 1.
     pub fn readers(mut self, threads: usize) -> Self {
         self.readers = threads.max(1);
         self
     }
 
-    /// Whether [`open`](Self::open) makes and updates the tables; without, they must be there, as
-    /// [`schema`](crate::schema()) gives them. Default: true.
+    /// Sets whether [`open`](Self::open) creates and updates the tables. If not, they must exist as
+    /// [`schema`](crate::schema()) defines them. Default: true.
     pub fn migrate(mut self, migrate: bool) -> Self {
         self.migrate = migrate;
         self
     }
 
-    /// Opens the file; it is created, and its tables are made or brought up to date, where that is needed.
+    /// Opens the file. Creates it if it is missing, and creates or migrates its tables.
     ///
-    /// A file that is open in this process already is shared: the options of its first opening hold.
+    /// If this process already has the file open, the backend shares it, and the options of the first opening apply.
     ///
-    /// This reads and writes the file, and waits for other processes' locks up to the busy time-out: call it at start,
-    /// not on an arbiter that serves.
+    /// This reads and writes the file, and waits up to the busy time-out for other processes' locks. Call it at start,
+    /// not on an arbiter that serves requests.
     ///
     /// # Errors
-    /// [`SqliteOpenError`] says what is in the way.
+    /// [`SqliteOpenError`] says why the file can't be opened.
     pub fn open(self) -> Result<SqliteBackend, SqliteOpenError> {
         SqliteBackend::open_with(&self)
     }

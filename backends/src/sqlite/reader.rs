@@ -1,4 +1,4 @@
-//! The threads that read: look-ups, lists and counts do not wait for the writer, nor it for them.
+//! The threads that read. Look-ups, lists and counts do not wait for the writer, and the writer does not wait for them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -21,7 +21,7 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// Ends when the last handle has gone and what waited is done.
+    /// Runs until the last handle is dropped and the waiting reads are done.
     pub(super) fn run(mut self) {
         while let Ok(job) = self.queue.recv() {
             if catch_unwind(AssertUnwindSafe(|| self.read(job))).is_err() {

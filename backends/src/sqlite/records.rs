@@ -1,5 +1,5 @@
-//! The statements on the table of records. Each is built by Diesel's query language, so that it is prepared once for
-//! each connection.
+//! The statements on the table of records. Diesel's query language builds each of them, so that each connection
+//! prepares it once.
 
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
@@ -45,7 +45,8 @@ struct Row {
     steps_retention: Option<i64>,
 }
 
-// NULL is written as such: with DEFAULT, each pattern of absent columns would be another statement, and none prepared.
+// NULL is written explicitly. With DEFAULT, each pattern of absent columns would be a different statement, and none
+// would be prepared.
 #[derive(Insertable, PartialEq)]
 #[diesel(table_name = oncekey_records, treat_none_as_default_value = false)]
 struct Columns<'a> {
@@ -64,8 +65,8 @@ struct Columns<'a> {
     steps_retention: Option<i64>,
 }
 
-/// Puts a record in the place of the one in a row. Diesel's own UPDATE is prepared anew for every execution, which costs
-/// more than the execution.
+/// Replaces the record in a row. Diesel's own UPDATE is prepared again for every execution, which costs more than the
+/// execution.
 struct Update<'a> {
     id: i64,
     columns: Columns<'a>,
@@ -112,8 +113,8 @@ impl QueryFragment<Sqlite> for Update<'_> {
 
 impl RunQueryDsl<SqliteConnection> for Update<'_> {}
 
-/// Reads a key's record with its steps, whether its time is over or not. Call it inside a write transaction: the steps of a
-/// record that has any are another statement.
+/// Reads a key's record with its steps, whether it has expired or not. Call it inside a write transaction, because the
+/// steps take a second statement.
 pub(super) fn find(
     connection: &mut SqliteConnection,
     key: &Key,
@@ -126,7 +127,8 @@ pub(super) fn find(
     Ok(Some(found))
 }
 
-/// [`find`] outside of a write transaction, where a writer may change the record between two statements.
+/// Does the same as [`find`] outside a write transaction, where a writer may change the record between the two
+/// statements.
 pub(super) fn read(connection: &mut SqliteConnection, key: &Key) -> Result<Option<Found>, StoreError> {
     match find_without_steps(connection, key)? {
         Some(found) if found.record.steps.is_some() => {
@@ -136,7 +138,7 @@ pub(super) fn read(connection: &mut SqliteConnection, key: &Key) -> Result<Optio
     }
 }
 
-/// Reads everything as of one point in time.
+/// Runs a read that sees the database as of one point in time.
 fn in_snapshot<T>(
     connection: &mut SqliteConnection,
     read: impl FnOnce(&mut SqliteConnection) -> Result<T, StoreError>,
@@ -159,9 +161,10 @@ fn in_snapshot<T>(
     })
 }
 
-/// [`find`], with the list of its steps left empty.
+/// Does the same as [`find`], but leaves the list of steps empty.
 pub(super) fn find_without_steps(connection: &mut SqliteConnection, key: &Key) -> Result<Option<Found>, StoreError> {
-    // Not `first`: SQLite prepares a statement with a bound LIMIT anew whenever it is bound, and a key has one row.
+    // Not `first`: Diesel's bound LIMIT makes SQLite prepare the statement again at each binding, and a key has one
+    // row.
     let row = dsl::oncekey_records
         .filter(dsl::key.eq(key.as_stored()))
         .select(Row::as_select())
@@ -171,7 +174,7 @@ pub(super) fn find_without_steps(connection: &mut SqliteConnection, key: &Key) -
     row.map(|row| Ok(Found { id: row.id, record: decode(row)? })).transpose()
 }
 
-/// Writes a record where there was none. Such a one has no steps.
+/// Writes a record where there was none. A new record has no steps.
 pub(super) fn insert(connection: &mut SqliteConnection, key: &Key, record: &Record) -> Result<(), StoreError> {
     debug_assert!(record.steps.is_none());
     let values = (dsl::key.eq(key.as_stored()), encode(record)?);
@@ -179,10 +182,10 @@ pub(super) fn insert(connection: &mut SqliteConnection, key: &Key, record: &Reco
     inserted.map(drop).map_err(|error| not_taken(&error))
 }
 
-/// Puts a record with its steps in the place of the one that was found.
+/// Replaces the record that was found by `record` with its steps.
 pub(super) fn replace(connection: &mut SqliteConnection, found: &Found, record: &Record) -> Result<(), StoreError> {
     let columns = encode(record)?;
-    // Most changes of a step leave its record's row as it is.
+    // Most changes of a step leave its record's row unchanged.
     if columns != encode(&found.record)? {
         let updated = Update { id: found.id, columns }.execute(connection);
         updated.map_err(|error| not_taken(&error))?;
@@ -196,14 +199,14 @@ pub(super) fn delete(connection: &mut SqliteConnection, id: i64) -> Result<(), S
     deleted.map(drop).map_err(|error| not_taken(&error))
 }
 
-/// Removes a key's row without reading it: a corrupt one can be removed as well.
+/// Removes a key's row without reading it, so that it can remove a corrupt one.
 pub(super) fn remove(connection: &mut SqliteConnection, key: &Key) -> Result<bool, StoreError> {
     let removed = diesel::delete(dsl::oncekey_records.filter(dsl::key.eq(key.as_stored()))).execute(connection);
     removed.map(|rows| rows > 0).map_err(|error| not_taken(&error))
 }
 
-/// Reads a page of records that are not vacant and whose time is not over, after a key (the empty text: from the first),
-/// in the order of the keys' bytes.
+/// Reads a page of records that are neither vacant nor expired, in the order of the keys' bytes. The page starts behind
+/// the key `after`; an empty text starts at the first key.
 pub(super) fn list(
     connection: &mut SqliteConnection,
     after: &str,
@@ -221,7 +224,7 @@ pub(super) fn list(
     })
 }
 
-/// A row of a page, as its key and its record with the steps.
+/// Decodes a row of a page as its key and its record with the steps.
 fn decode_listed(connection: &mut SqliteConnection, (stored, row): (String, Row)) -> Result<(Key, Record), StoreError> {
     let key = Key::from_stored(&stored).map_err(|error| StoreError::corrupt(format!("a record's key: {error}")))?;
     let (id, mut record) = (row.id, decode(row)?);
@@ -231,12 +234,12 @@ fn decode_listed(connection: &mut SqliteConnection, (stored, row): (String, Row)
     Ok((key, record))
 }
 
-/// How many rows are read at once for a page.
+/// How many rows one statement reads for a page.
 const ROWS_AT_ONCE: usize = 500;
-/// The most rows that one page reads: with few that match, a page ends before it is full.
+/// The most rows that one page reads. If few of them match, the page ends before it is full.
 const ROWS_READ: usize = 20_000;
 
-/// Reads a page of the records that a filter takes.
+/// Reads a page of the records that match a filter.
 pub(super) fn find_page(connection: &mut SqliteConnection, message: &Find, now: StoreTime) -> Result<Page, StoreError> {
     let Find { filter, after, limit } = message;
     let mut after = after.as_ref().map_or_else(String::new, |key| key.as_stored().to_owned());
@@ -265,7 +268,8 @@ pub(super) fn find_page(connection: &mut SqliteConnection, message: &Find, now: 
     })
 }
 
-/// Up to `limit` rows among which a page's records are: none that is vacant, or whose time is over. What else the filter asks, each record is asked by itself.
+/// Reads up to `limit` rows that may belong to a page, without vacant and expired ones. The caller applies the rest of
+/// the filter to each record.
 fn candidates(
     connection: &mut SqliteConnection,
     filter: &Filter,
@@ -285,7 +289,7 @@ fn candidates(
         Some(StateName::InProgress) => rows.filter(dsl::state.eq(i64::from(IN_PROGRESS))),
         Some(StateName::Completed) => rows.filter(dsl::state.eq(i64::from(COMPLETED))),
         Some(StateName::Released) => rows.filter(dsl::state.eq(i64::from(RELEASED))),
-        // A claim that lapsed may be indeterminate, which is written nowhere.
+        // A lapsed claim may be indeterminate; that state is computed, not stored.
         Some(StateName::Indeterminate) => rows.filter(
             dsl::state
                 .eq(i64::from(INDETERMINATE))
@@ -293,14 +297,14 @@ fn candidates(
         ),
     };
     if let Some(scope) = &filter.scope {
-        // The stored keys of a scope lie together.
+        // The stored keys of a scope are adjacent.
         let (first, behind) = (format!("{}:{scope}:", scope.len()), format!("{}:{scope};", scope.len()));
         rows = rows.filter(dsl::key.ge(first).and(dsl::key.lt(behind)));
     }
     rows.load(connection).map_err(|error| not_taken(&error))
 }
 
-/// Removes records whose time is over: as many as have, with their steps, up to `limit` rows, and at least one.
+/// Removes expired records and their steps, up to `limit` rows together, but at least one record.
 pub(super) fn purge(connection: &mut SqliteConnection, limit: usize, now: StoreTime) -> Result<Purged, StoreError> {
     let over = oncekey_records::table
         .filter(dsl::purge_at.le(to_column(now)))
@@ -321,7 +325,7 @@ pub(super) fn purge(connection: &mut SqliteConnection, limit: usize, now: StoreT
     Ok(Purged { removed, more: removed < rows.len() || rows.len() == limit })
 }
 
-/// Counts by state. It reads every row's header: a task for a reader, and for now and then.
+/// Counts the records by state. This reads every row's header, so run it on a reader, and only occasionally.
 pub(super) fn stats(connection: &mut SqliteConnection) -> Result<StoreStats, StoreError> {
     let counts: Vec<(i64, i64)> = dsl::oncekey_records
         .group_by(dsl::state)
@@ -352,7 +356,7 @@ fn encode(record: &Record) -> Result<Columns<'_>, StoreError> {
     })
 }
 
-/// The record, with steps that are still to be loaded.
+/// Decodes a record without loading its steps.
 fn decode(row: Row) -> Result<Record, StoreError> {
     let steps = steps_of(row.steps_life, row.steps_retention)?.map(Box::new);
     let record = Stored {

@@ -1,4 +1,4 @@
-//! The open files of the process: each has one writer, whoever opened it.
+//! The process's open files. Each has exactly one writer, however often it is opened.
 
 use std::collections::HashMap;
 use std::io;
@@ -24,9 +24,10 @@ use super::{SqliteBuilder, SqliteOpenError, Synchronous};
 use crate::Finding;
 use crate::waiters::Waiters;
 
-/// One open file. Its threads end when it is dropped, each when it has done what waits for it.
+/// One open file. When it is dropped, each of its threads finishes its waiting work and ends.
 pub(super) struct Store {
-    /// Stays open, so that no other connection is the last one, which would remove the files beside the database.
+    /// Stays open so that no other connection is the last one to close: the last one removes the files beside the
+    /// database.
     _kept_open: Mutex<Session>,
     pub(super) path: PathBuf,
     pub(super) writes: Sender<Box<dyn Job>>,
@@ -37,7 +38,7 @@ pub(super) struct Store {
     wal_limit: u64,
     pub(super) waiters: Arc<Waiters<Key>>,
     pub(super) lookout: Sender<()>,
-    /// How many transactions were committed.
+    /// Counts the committed transactions.
     #[cfg_attr(not(test), expect(dead_code, reason = "the tests of group commit read it"))]
     pub(super) commits: Arc<AtomicU64>,
 }
@@ -65,20 +66,20 @@ impl Store {
     }
 }
 
-/// The lock of one path, so that opening a file that waits for its lock does not keep others from being opened.
+/// The lock of one path. A file whose opening waits for its lock does not block the opening of other files.
 type Opening = Arc<Mutex<Weak<Store>>>;
 
 static OPEN: LazyLock<Mutex<HashMap<PathBuf, Opening>>> = LazyLock::new(Mutex::default);
 
-/// Gives the process's one store for the file, and opens it if it is the first to ask.
+/// Returns the process's one store for the file, and opens the file if it is not open yet.
 pub(super) fn open(options: &SqliteBuilder) -> Result<Arc<Store>, SqliteOpenError> {
     let path = canonical(&options.path)?;
-    // As it was named: a link may lead elsewhere tomorrow.
+    // The path as given is watched too, because a link may lead elsewhere later.
     let named = std::path::absolute(&options.path)
         .map_err(|source| SqliteOpenError::Path { path: options.path.clone(), source })?;
     let opening = {
         let mut open = OPEN.lock();
-        // Entries that nobody holds or opens are of files that were closed.
+        // An entry without a store or an opener belongs to a closed file.
         open.retain(|_, opening| Arc::strong_count(opening) > 1 || opening.lock().strong_count() > 0);
         Arc::clone(open.entry(path.clone()).or_default())
     };
@@ -89,9 +90,9 @@ pub(super) fn open(options: &SqliteBuilder) -> Result<Arc<Store>, SqliteOpenErro
                 store.identity.add(named);
                 return Ok(store);
             }
-            // A file that was moved away is still open here, and another is to be opened.
+            // The open file was moved away, and the path leads to another file: open that one.
             Err(_) if !store.identity.stands_at(&path) => {}
-            // It has lost its log. Within a process SQLite would lend the new connections what the old ones have of it.
+            // The file has lost its log. Within one process, SQLite would share the old connections' log with new ones.
             Err(error) => return Err(SqliteOpenError::Replaced { path, reason: error.to_string() }),
         }
     }
@@ -102,8 +103,9 @@ pub(super) fn open(options: &SqliteBuilder) -> Result<Arc<Store>, SqliteOpenErro
     Ok(opened)
 }
 
-/// The path by which a file is known, whichever way it was named. A file that is still to be created is named by its
-/// folder. (It is not opened here to see: closing it would release the locks that SQLite holds on it in this process.)
+/// Returns the one path by which a file is known, whatever its given name. For a file that does not exist yet, it
+/// resolves the folder. (It does not open the file: closing it would release the locks that SQLite holds on it in this
+/// process.)
 fn canonical(path: &Path) -> Result<PathBuf, SqliteOpenError> {
     if path.as_os_str().is_empty() || path.as_os_str() == ":memory:" {
         return Err(SqliteOpenError::InMemory);
@@ -119,11 +121,12 @@ fn canonical(path: &Path) -> Result<PathBuf, SqliteOpenError> {
     }
 }
 
-/// SQLite keeps a log and locks for each name of a file: by two names two processes would claim the same keys.
+/// Refuses a file with several names. SQLite keeps a log and locks for each name, so two processes that use different
+/// names would claim the same keys.
 fn refuse_second_name(path: &Path) -> Result<(), SqliteOpenError> {
     match FileId::names_of(path) {
         Ok(names) if names > 1 => Err(SqliteOpenError::Linked { path: path.to_owned(), names }),
-        // It is still to be made, or SQLite says what is wrong with it.
+        // Either the file does not exist yet, or SQLite will report what is wrong with it.
         Ok(_) | Err(_) => Ok(()),
     }
 }
@@ -133,7 +136,7 @@ fn start(mut opener: Opener, options: &SqliteBuilder) -> Result<Store, SqliteOpe
     let kept_open = opener.reader(session.clock())?;
     let found = Identity::of(&opener.path);
     let identity = Arc::new(found.map_err(|source| SqliteOpenError::Path { path: opener.path.clone(), source })?);
-    // From here on only this file is opened.
+    // From here on the opener opens only this file.
     opener.identity = Some(Arc::clone(&identity));
     let clock = session.clock().clone();
     let (writes, write_queue) = bounded(options.queue_depth);

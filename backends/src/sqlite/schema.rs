@@ -1,4 +1,4 @@
-//! The tables, as Diesel's query language sees them. `backends/migrations/sqlite` creates them.
+//! The tables for Diesel's query language. `backends/migrations/sqlite` creates them.
 
 diesel::table! {
     oncekey_records (id) {

@@ -1,4 +1,4 @@
-//! A connection with the store's clock: what a step is taken with.
+//! A connection with the store's clock. Every request is executed on one.
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection as _, TransactionManager as _};
 use diesel::prelude::*;
@@ -17,26 +17,27 @@ use super::steps::Outcomes;
 pub(super) struct Session {
     pub(super) connection: SqliteConnection,
     clock: Clock,
-    /// Keys that this transaction has taken out of "in progress": those who wait for them are woken when it is committed.
+    /// Keys that this transaction left without a claim in progress. Their waiting callers are woken after the commit.
     pub(super) settled: Vec<Key>,
-    /// Set when a user's operation has ended or replaced the transaction that it was run in.
+    /// Set when a user's operation has ended or replaced the transaction that it ran in.
     pub(super) broken: bool,
-    /// Whether each operation ends its commit: since one that several shared was refused.
+    /// Whether each operation is the last of its commit. Set once SQLite has refused a commit that several operations
+    /// shared.
     pub(super) operations_alone: bool,
-    /// Set when the connection refuses to write, whatever the reason: the next batch gets another.
+    /// Set when the connection refuses to write, for whatever reason. The next batch gets a new connection.
     pub(super) worn: bool,
-    /// What new claims of this batch are refused with, if they are.
+    /// The error for new claims of this batch, if they are refused.
     pub(super) claims_are_refused: Option<StoreError>,
 }
 
-/// Why what a transaction did is not known to be committed.
+/// Why a transaction is not known to be committed.
 #[derive(Debug)]
 pub(super) enum NotCommitted {
-    /// It is rolled back.
+    /// It was rolled back.
     RolledBack(StoreError),
-    /// It is rolled back, since a row of a user's operation violates a deferred constraint.
+    /// It was rolled back because a row of a user's operation violates a deferred constraint.
     Refused(StoreError),
-    /// It may be on the disk or not.
+    /// It may or may not be on the disk.
     Unknown(StoreError),
 }
 
@@ -61,7 +62,7 @@ impl Session {
         self.clock.now()
     }
 
-    /// Reads a key's record with these outcomes of its steps, asks the transition, and writes what it says.
+    /// Reads a key's record with the given outcomes of its steps, applies the transition, and writes its result.
     pub(super) fn step<Answer>(
         &mut self,
         key: &Key,
@@ -71,7 +72,7 @@ impl Session {
         self.step_if(key, outcomes, |found, now| Ok(transition(found, now)))
     }
 
-    /// [`step`](Self::step), with a transition that may be refused.
+    /// Does the same as [`step`](Self::step) with a transition that may return a refusal.
     fn step_if<Answer>(
         &mut self,
         key: &Key,
@@ -84,12 +85,12 @@ impl Session {
         Ok(step.answer)
     }
 
-    /// Claims a key, unless it would be a new claim and these are refused. What is known of the key is told all the same.
+    /// Claims a key. While new claims are refused, it still returns every other answer about the key.
     pub(super) fn acquire(&mut self, message: &Acquire) -> Result<Acquired, StoreError> {
         let refusal = self.claims_are_refused.clone();
         self.step_if(&message.key, Outcomes::All, |found, now| {
             let step = transition::acquire(found, now, message);
-            // The answer to its claim was lost.
+            // The owner asks again because the answer to its claim was lost.
             let is_asked_again = found.is_some_and(|record| {
                 record.owner == message.owner && matches!(record.state, State::InProgress { .. })
             });
@@ -122,11 +123,11 @@ impl Session {
         Ok(())
     }
 
-    /// Takes the file's write lock, waiting for it up to the busy time-out.
+    /// Takes the file's write lock. Waits for it up to the busy time-out.
     pub(super) fn begin(&mut self) -> QueryResult<()> {
         self.settled.clear();
         AnsiTransactionManager::begin_transaction_sql(&mut self.connection, "BEGIN IMMEDIATE")?;
-        // Not worth failing a batch for.
+        // A failed note is not worth failing a batch.
         self.clock.note(&mut self.connection).or_else(|error| if self.in_transaction() { Ok(()) } else { Err(error) })
     }
 
@@ -135,24 +136,25 @@ impl Session {
         Err(match kind(&error) {
             Kind::Constraint => NotCommitted::Refused(not_taken(&error)),
             Kind::Busy | Kind::Full | Kind::ReadOnly => NotCommitted::RolledBack(not_taken(&error)),
-            // A commit record whose fsync failed may be found by the recovery after a crash.
+            // If the fsync of a commit record failed, recovery after a crash may still find that record.
             _ => NotCommitted::Unknown(StoreError::unknown(&error)),
         })
     }
 
-    /// Whether a transaction is open: SQLite ends it by itself on some errors (a full disk, an I/O error), and a user's
-    /// operation may have. Asked only after an error, since the question is a statement that fails.
+    /// Whether a transaction is open. SQLite ends it by itself on some errors (a full disk, an I/O error), and so may a
+    /// user's operation. Call it only after an error, because the check is a statement that fails inside a transaction.
     pub(super) fn in_transaction(&mut self) -> bool {
         is_in_transaction(&mut self.connection)
     }
 }
 
-/// Whether SQLite has a transaction open, whatever Diesel believes: inside one, BEGIN fails and changes nothing.
+/// Whether SQLite has a transaction open, whatever Diesel believes. Inside a transaction, BEGIN fails and changes
+/// nothing.
 pub(super) fn is_in_transaction(connection: &mut SqliteConnection) -> bool {
     match connection.batch_execute("BEGIN") {
         Err(_) => true,
         Ok(()) => {
-            // It was only a question. If even this fails, the caller gives the connection up.
+            // This ends the transaction that the check opened. If even this fails, the caller gives the connection up.
             let _: Result<(), Error> = connection.batch_execute("ROLLBACK");
             false
         }

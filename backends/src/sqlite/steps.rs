@@ -11,14 +11,14 @@ use super::schema::oncekey_steps::dsl;
 use crate::columns::to_column;
 use crate::step_columns::{StoredStep, number_column, outcome_of_step, progress_of};
 
-/// Which outcomes of a record's steps are read with it. They are the one part of a step that may be large, and few
-/// transitions look at them.
+/// Which outcomes of a record's steps are read with it. Outcomes are the only part of a step that may be large, and few
+/// transitions need them.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Outcomes<'a> {
     All,
-    /// That of one step. The others are read as empty.
+    /// The outcome of one step. The others are read as empty.
     Of(&'a StepName),
-    /// All are read as empty.
+    /// No outcomes: all are read as empty.
     None,
 }
 
@@ -36,7 +36,7 @@ struct Row {
     outcome: Option<Vec<u8>>,
 }
 
-// NULL is written as such, so that there is one statement.
+// NULL is written explicitly, so that there is only one statement to prepare.
 #[derive(Insertable)]
 #[diesel(table_name = oncekey_steps, treat_none_as_default_value = false)]
 struct Columns<'a> {
@@ -54,7 +54,7 @@ struct Columns<'a> {
     outcome: Option<&'a [u8]>,
 }
 
-/// Reads the list of a record's steps. Rows of another life are none of them.
+/// Reads the list of a record's steps. Rows of another life do not belong to it.
 pub(super) fn load(
     connection: &mut SqliteConnection,
     record: i64,
@@ -88,7 +88,7 @@ pub(super) fn load(
     };
     let rows = match wanted {
         None => load!(dsl::outcome),
-        // SQLite does not read the column of a row that is not meant.
+        // SQLite does not read the column in the rows of other steps.
         Some(name) => load!(case_when(dsl::name.eq(name), dsl::outcome)),
     };
     for (position, row) in (0..).zip(rows.map_err(|error| not_taken(&error))?) {
@@ -101,7 +101,7 @@ pub(super) fn load(
     if steps.list.is_empty() { Err(StoreError::corrupt("the steps of a record are missing")) } else { Ok(()) }
 }
 
-/// Writes what has changed. A step that was read without its outcome is not among that.
+/// Writes the steps that changed. A step that was read without its outcome never counts as changed.
 pub(super) fn write(
     connection: &mut SqliteConnection,
     record: i64,
@@ -127,7 +127,7 @@ pub(super) fn write(
     Ok(())
 }
 
-/// How many steps a record has.
+/// Returns the number of a record's steps.
 pub(super) fn count(connection: &mut SqliteConnection, record: i64) -> Result<usize, StoreError> {
     let counted: QueryResult<i64> = dsl::oncekey_steps.filter(dsl::record_id.eq(record)).count().get_result(connection);
     counted.map(|count| usize::try_from(count).unwrap_or(0)).map_err(|error| not_taken(&error))

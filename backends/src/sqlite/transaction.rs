@@ -1,4 +1,4 @@
-//! A user's operation inside the writer's transaction.
+//! Runs a user's operation inside the writer's transaction.
 
 use std::any::Any;
 use std::num::NonZeroU32;
@@ -18,11 +18,11 @@ use super::records;
 use super::session::Session;
 use super::steps::Outcomes;
 
-/// The depth of the batch's transaction, and of the savepoint in it that an operation runs in.
+/// The depths of the batch's transaction, and of the savepoint in it that an operation runs in.
 const TRANSACTION: u32 = 1;
 const SAVEPOINT: u32 = 2;
 
-/// Checks that the claim is the sender's, runs the operation in a savepoint, and completes the record.
+/// Checks that the sender holds the claim, runs the operation in a savepoint, and completes the record.
 pub(super) fn complete(
     session: &mut Session,
     message: CompleteInTransaction,
@@ -31,12 +31,12 @@ pub(super) fn complete(
     let Some(found) = records::find(&mut session.connection, &key, Outcomes::None)? else {
         return Ok(CompletedInTransaction::Lost);
     };
-    // Asked before the operation runs, with an outcome that is never written.
+    // Checked before the operation runs, with a placeholder outcome that is never written.
     let mut complete = Complete { outcome: SealedOutcome::tombstone(&key), key, owner, retention };
     let asked = transition::complete(Some(&found.record), session.now(), &complete);
     match (asked.answer, asked.write, found.record.state) {
         (Completed::Lost, _, _) => return Ok(CompletedInTransaction::Lost),
-        // The answer to its first completion was lost.
+        // The record is already completed: the answer to the first completion was lost.
         (Completed::Stored, Write::Nothing, State::Completed { outcome, .. }) => {
             return Ok(CompletedInTransaction::Stored { outcome });
         }
@@ -45,7 +45,7 @@ pub(super) fn complete(
 
     let ended = run(session, operation, |session, outcome| {
         complete.outcome = outcome;
-        // Read again: the operation has the connection, and could have changed the record.
+        // The record is read again: the operation has the connection, and could have changed it.
         let completed =
             session.step(&complete.key, Outcomes::None, |found, now| transition::complete(found, now, &complete))?;
         Ok(match completed {
@@ -63,7 +63,7 @@ pub(super) fn complete(
     })
 }
 
-/// Checks that the step is the sender's to run, runs the operation in a savepoint, and completes the step.
+/// Checks that the sender may run the step, runs the operation in a savepoint, and completes the step.
 pub(super) fn commit_step(session: &mut Session, message: StepInTransaction) -> Result<StepCommitted, StoreError> {
     let StepInTransaction { step, operation } = message;
     let outcomes = Outcomes::Of(&step.name);
@@ -87,20 +87,20 @@ pub(super) fn commit_step(session: &mut Session, message: StepInTransaction) -> 
     })
 }
 
-/// What becomes of an operation's rows.
+/// What to do with an operation's rows.
 enum Decision<Kept, Refused> {
     Commit(Kept),
     RollBack(Refused),
 }
 
-/// What became of them, once the batch is committed.
+/// What happened to the operation's rows; final only when the batch commits.
 enum Ended<Kept, Refused> {
     Committed(Kept),
     Refused(Refused),
     Failed(OperationFailure),
 }
 
-/// Runs an operation in a savepoint. If it gives an outcome, `decide` writes that or refuses it.
+/// Runs an operation in a savepoint. If it returns an outcome, `decide` writes or refuses that outcome.
 fn run<Kept, Refused>(
     session: &mut Session,
     operation: TransactionOperation,
@@ -120,23 +120,23 @@ fn run<Kept, Refused>(
     let failure = match ran {
         Ok(Ok(outcome)) if depth == Some(SAVEPOINT) => return keep(session, outcome, decide),
         Ok(Err(failure)) => failure,
-        // It left a transaction of its own open, so that what it meant to be committed is not known.
+        // The operation left its own transaction open, so which rows it meant to commit is unknown.
         Ok(Ok(_)) | Err(_) => OperationFailure::RollBack,
     };
     if roll_back(&mut session.connection) {
         return Ok(Ended::Failed(failure));
     }
     let unknown = broken(session);
-    // Diesel knows of some of the errors at which SQLite rolls back by itself, and takes its transaction for ended.
+    // Diesel recognizes some of the errors at which SQLite rolls back by itself, and considers its transaction ended.
     Err(if is_content { StoreError::TransactionEnded } else { unknown })
 }
 
 /// Writes the outcome and releases the savepoint.
 ///
-/// First it proves that the transaction is still the one in which the operation began. On some errors (`INSERT OR
-/// ROLLBACK`, `RAISE(ROLLBACK)`, a full disk) SQLite rolls the whole transaction back and goes on in autocommit. An
-/// operation that passes over such an error returns `Ok`, and an outcome written now would be committed without its rows.
-/// The savepoint is gone then.
+/// It first proves that the transaction is still the one in which the operation began. On some errors (`INSERT OR
+/// ROLLBACK`, `RAISE(ROLLBACK)`, a full disk) SQLite rolls the whole transaction back and continues in autocommit; the
+/// savepoint is then gone. An operation that ignores such an error returns `Ok`, and an outcome written now would be
+/// committed without its rows.
 fn keep<Kept, Refused>(
     session: &mut Session,
     outcome: SealedOutcome,
@@ -158,7 +158,7 @@ fn keep<Kept, Refused>(
     }
 }
 
-/// Rolls back to before the savepoint; false if the transaction is not what it was when the operation began.
+/// Rolls back to before the savepoint. Returns false if the transaction is not the one in which the operation began.
 fn roll_back(connection: &mut SqliteConnection) -> bool {
     while depth(connection).is_some_and(|depth| depth > TRANSACTION) {
         if AnsiTransactionManager::rollback_transaction(connection).is_err() {

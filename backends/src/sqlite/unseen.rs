@@ -1,9 +1,9 @@
-//! The outcome of a step, stored by one statement, without a look before: by the run that began the step last, while its claim
-//! holds its lease. That is nearly every one.
+//! Stores the outcome of a step in one statement, without reading the record first.
 //!
-//! The statement's conditions are those under which the protocol's pure function decides so. Where they are not met nothing is
-//! changed, and the record is read with its steps, for that function to decide. A begin always looks: a damaged step must not
-//! run again.
+//! That works for the run that began the step last, while its claim holds its lease: for nearly every step. The
+//! statement's conditions are those under which the protocol's pure function would store the outcome. If they are not
+//! met, nothing changes; the caller then reads the record with its steps and lets that function decide. A begin always
+//! reads first, because a damaged step must not run again.
 
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
@@ -16,13 +16,13 @@ use super::error::not_taken;
 use crate::columns::to_column;
 use crate::step_columns::number_column;
 
-/// Stores the outcome of a step.
+/// Stores the outcome of a step. Returns `None` if the statement's conditions are not met.
 pub(super) fn complete(
     connection: &mut SqliteConnection,
     message: &CompleteStep,
     now: StoreTime,
 ) -> Result<Option<StepCompleted>, StoreError> {
-    // Never stored: refused by name where it is looked at.
+    // An empty outcome is never stored. The path that reads first refuses it with a specific error.
     if message.outcome.as_stored().is_empty() {
         return Ok(None);
     }
@@ -45,7 +45,7 @@ struct Complete<'a> {
     now: i64,
 }
 
-/// Prepared once for each connection: its text never changes.
+/// The text never changes, so each connection prepares it once.
 impl QueryId for Complete<'_> {
     type QueryId = Complete<'static>;
 

@@ -1,7 +1,7 @@
-//! The thread that looks for changes made by other processes, while somebody waits.
+//! The thread that looks for changes by other processes while a caller waits.
 //!
-//! The process's own writer wakes the waiting by name, after its commit. A commit by another process is noticed by
-//! SQLite's `data_version`, a number in shared memory, so that looking costs next to nothing while nothing happens.
+//! The process's own writer wakes the waiting callers of each key after its commit. SQLite's `data_version`, a number
+//! in shared memory, reveals another process's commit, so a check costs next to nothing while nothing happens.
 
 use std::sync::Arc;
 use std::thread;
@@ -23,9 +23,9 @@ use super::records;
 use super::session::Session;
 use crate::waiters::Waiters;
 
-/// The thread that looks. It sleeps while nobody waits.
+/// The thread that looks for changes. It sleeps while no caller waits.
 pub(super) struct Lookout {
-    /// Hears of new watchers; closed when the last handle has gone.
+    /// Announces new waiting callers; closed when the last handle is dropped.
     pub(super) calls: Receiver<()>,
     pub(super) waiters: Arc<Waiters<Key>>,
     pub(super) opener: Opener,
@@ -36,7 +36,8 @@ impl Lookout {
     pub(super) fn run(self) {
         let mut session = None;
         while self.calls.recv().is_ok() {
-            // Unknown, so that the first look reads the records: they may have changed while nobody looked.
+            // The version starts as unknown, so the first check reads the records: they may have changed while the
+            // thread slept.
             let mut seen = None;
             loop {
                 if let Err(error) = self.look(&mut session, &mut seen) {
@@ -62,8 +63,8 @@ impl Lookout {
         if *seen == Some(version) {
             return Ok(());
         }
-        // The keys are read after the version: one that is added later has been looked up by its watcher, and a change
-        // after that look-up shows in the next version.
+        // The keys are read after the version. A key that is added later was looked up by its watcher, and a change
+        // after that look-up raises the next version.
         let settled = self.waiters.keys().into_iter().filter(|key| {
             let found = records::find_without_steps(&mut session.connection, key);
             !matches!(found, Ok(Some(found)) if matches!(found.record.state, State::InProgress { .. }))
@@ -75,7 +76,7 @@ impl Lookout {
     }
 }
 
-/// 20 to 40 ms: jitter keeps the processes of a machine from looking in step.
+/// Returns 20 to 40 ms. The jitter keeps the processes of a machine from polling in step.
 fn pause() -> Duration {
     let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
     Duration::from_millis(20 + u64::from(nanos / 1_000 % 20))

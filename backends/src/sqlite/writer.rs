@@ -1,7 +1,7 @@
-//! The one thread of the process that writes to a file.
+//! The process's one thread that writes to a file.
 //!
-//! It blocks for one step, takes all that wait behind it, and commits them together: one forced write to the disk, which
-//! is nearly all that a commit costs, serves them all. Answers are given after the commit.
+//! It blocks for one request, takes all requests that wait behind it, and commits them together. They share one forced
+//! write to the disk, which is nearly the whole cost of a commit. The thread answers after the commit.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,7 +24,7 @@ pub(super) struct Writer {
     pub(super) queue: Receiver<Box<dyn Job>>,
     pub(super) max_batch: usize,
     pub(super) opener: Opener,
-    /// `None` after an error that a connection does not survive, until the next batch.
+    /// `None` after an error that the connection does not survive, until the next batch.
     pub(super) session: Option<Session>,
     pub(super) log: Log,
     pub(super) waiters: Arc<Waiters<Key>>,
@@ -32,7 +32,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Ends when the last handle has gone and what waited is done.
+    /// Runs until the last handle is dropped and the waiting requests are done.
     pub(super) fn run(mut self) {
         let mut batch = VecDeque::with_capacity(self.max_batch);
         while let Ok(first) = self.queue.recv() {
@@ -47,11 +47,11 @@ impl Writer {
                 if committed.is_err() {
                     error!("the SQLite writer panicked, and goes on with a new connection");
                     self.session = None;
-                    // A job that is dropped answers "unknown" if it was begun, and "unavailable" if not.
+                    // A dropped job answers "unknown" if it has begun, and "unavailable" if not.
                     batch.clear();
                 }
             }
-            // Whoever waited has its answer by now.
+            // By now every waiting caller has its answer.
             self.watch_log();
         }
     }
@@ -64,7 +64,8 @@ impl Writer {
         }
     }
 
-    /// Takes the batch in one transaction. What is left in `batch` was not touched, and needs another.
+    /// Executes the batch in one transaction. Jobs that remain in `batch` were not executed, or were rolled back, and
+    /// need another transaction.
     fn commit_together(&mut self, batch: &mut VecDeque<Box<dyn Job>>) {
         if let Err(replaced) = self.opener.check() {
             return batch.drain(..).for_each(|job| job.refuse(replaced.clone()));
@@ -104,7 +105,7 @@ impl Writer {
             }
             Err(NotCommitted::Refused(error)) => {
                 warn!(%error, "SQLite refused a commit; the steps beside users' operations are taken again");
-                // Operations can run only once; without them the other steps can't be refused again.
+                // An operation can run only once. Without the operations, SQLite can't refuse the other requests again.
                 let (operations, steps): (Vec<_>, Vec<_>) = taken.drain(..).partition(|job| job.is_operation());
                 session.operations_alone |= operations.len() > 1;
                 if operations.is_empty() {
@@ -128,11 +129,11 @@ impl Writer {
     }
 }
 
-/// Runs jobs until there are none left, or until the transaction they run in is lost: then says what became of it.
+/// Runs jobs until none is left, or until their transaction is lost. In that case it returns the transaction's fate.
 ///
-/// SQLite checks deferred constraints at COMMIT, and does not say whose row violates one. Operations share a commit, since
-/// a commit waits for the disk, until one that they shared is refused: then all of them are rolled back, and from there on
-/// a user's operation is the last of its transaction.
+/// SQLite checks deferred constraints at COMMIT, and does not say whose row violates one. A commit waits for the disk,
+/// so operations share commits until SQLite refuses one that they shared. All of its operations are then rolled back.
+/// From then on, a user's operation is the last job of its transaction.
 fn take(
     session: &mut Session,
     batch: &mut VecDeque<Box<dyn Job>>,

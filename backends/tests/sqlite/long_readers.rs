@@ -126,7 +126,7 @@ async fn e12_beyond_the_logs_limit_claims_are_refused_and_their_ends_are_not() {
     let reader = reading(&backend);
     let refused = until_refused(&backend).await;
     assert!(matches!(&refused, StoreError::Full(what) if what.contains("wal_limit")), "{refused}");
-    assert!(refused.is_passing() && !refused.is_unknown());
+    assert!(refused.is_transient() && !refused.is_unknown());
     assert!(log_length(&backend) >= LIMIT);
     assert!(!backend.doctor().is_empty());
     let path = backend.path();

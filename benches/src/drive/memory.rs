@@ -1,4 +1,4 @@
-//! First uses, then replays of the same keys, on fresh stores in memory.
+//! Loads in memory: first uses, then replays of the same keys, on fresh stores.
 
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -11,13 +11,13 @@ use crate::BODY;
 use crate::yardstick::memory::Memory;
 use crate::yardstick::response;
 
-/// The engine, on a fresh memory backend: the rates of first uses and of replays.
+/// Measures the engine on a fresh memory backend. Returns the rates of first uses and of replays.
 ///
 /// # Errors
-/// An engine that does not start.
+/// The engine does not start.
 ///
 /// # Panics
-/// If a thread does.
+/// If a thread panics.
 pub fn engine(load: Load) -> Result<Vec<f64>, StartError> {
     let engine = Engine::builder(MemoryBackend::new()).start()?;
     let at_once = Arc::new(Barrier::new(load.threads));
@@ -41,7 +41,7 @@ pub fn engine(load: Load) -> Result<Vec<f64>, StartError> {
     Ok(on_threads(load, arbiter))
 }
 
-/// All calls of one arbiter, by as many tasks as are to be in flight.
+/// Makes all calls of one arbiter, in `in_flight` tasks.
 async fn calls(engine: &Engine, thread: usize, load: Load, replays: bool) {
     let mut tasks = Vec::new();
     for task in 0..load.in_flight {
@@ -58,10 +58,10 @@ async fn calls(engine: &Engine, thread: usize, load: Load, replays: bool) {
     }
 }
 
-/// The yardstick, on a fresh pair of maps: the rates of first uses and of replays.
+/// Measures the yardstick on a fresh pair of maps. Returns the rates of first uses and of replays.
 ///
 /// # Panics
-/// If a thread does.
+/// If a thread panics.
 pub fn yardstick(load: Load) -> Vec<f64> {
     let memory = Arc::new(Memory::default());
     let at_once = Arc::new(Barrier::new(load.threads));
@@ -88,7 +88,7 @@ pub fn yardstick(load: Load) -> Vec<f64> {
     on_threads(load, worker)
 }
 
-/// Runs the parts of a load, and gives the rates of first uses and of replays.
+/// Runs the parts of a load, and returns the rates of first uses and of replays.
 fn on_threads<Part: FnOnce() -> Vec<Span> + Send + 'static>(load: Load, part: impl Fn(usize) -> Part) -> Vec<f64> {
     let threads: Vec<_> = (0..load.threads).map(|thread| thread::spawn(part(thread))).collect();
     #[expect(clippy::expect_used, reason = "documented: a panic in a thread is one of the bench")]

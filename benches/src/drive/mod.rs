@@ -1,4 +1,4 @@
-//! Loads: the same operations, driven through the engine and through the yardstick.
+//! Loads: the same operations, run through the engine and through the yardstick.
 
 pub mod memory;
 pub mod sqlite;
@@ -10,35 +10,35 @@ use oncekey::{Claim, Engine, Fingerprint, Key, Outcome};
 
 use crate::{BODY, OUTCOME, SCOPE};
 
-/// How much is done at once.
+/// How much runs at once.
 #[derive(Debug, Clone, Copy)]
 pub struct Load {
-    /// Threads: for the engine, each is an arbiter.
+    /// The number of threads. For the engine, each is an arbiter.
     pub threads: usize,
-    /// Calls in flight on each arbiter. The yardstick's calls never wait, so that its threads have one each.
+    /// Calls in flight on each arbiter. The yardstick's calls never wait, so its threads have one each.
     pub in_flight: usize,
-    /// Operations of each thread.
+    /// The number of operations per thread.
     pub operations: usize,
 }
 
-/// The key of one operation, in its text.
+/// Returns the key of one operation as text.
 pub fn key_text(thread: usize, operation: usize) -> String {
     format!("{SCOPE}:{thread:02}-order-{operation:010}")
 }
 
-/// The same key for the engine.
+/// Returns the same key for the engine.
 ///
 /// # Panics
-/// Never: the text is fit for a key.
+/// Never: the text is a valid key.
 pub fn key(thread: usize, operation: usize) -> Key {
     #[expect(clippy::expect_used, reason = "the text is short and has no control characters")]
     Key::new(SCOPE, format_args!("{thread:02}-order-{operation:010}")).expect("a key that is fit")
 }
 
-/// One call of the engine. Gives whether it was a replay.
+/// Makes one call of the engine. Returns whether it was a replay.
 ///
 /// # Panics
-/// If the engine refuses: a bench that does not do its work measures nothing.
+/// If the engine returns an error: a bench that does not do its work measures nothing.
 pub async fn call(engine: &Engine, key: Key) -> bool {
     let operation = |_: Claim| async { Ok::<_, Infallible>(OUTCOME.to_owned()) };
     match engine.run(key, Fingerprint::of(BODY), operation).await {
@@ -69,7 +69,7 @@ impl Span {
         Self { began, ended: Instant::now() }
     }
 
-    /// Operations a second, from the first thread's beginning to the last one's end.
+    /// Returns the operations per second, from the first thread's start to the last one's end.
     fn rate(spans: &[Self], operations: usize) -> f64 {
         let began = spans.iter().map(|span| span.began).min();
         let ended = spans.iter().map(|span| span.ended).max();

@@ -1,6 +1,6 @@
-//! First uses, then replays of the same keys, on a fresh SQLite file that forces every commit to the disk.
+//! Loads on SQLite: first uses, then replays of the same keys, on a fresh file that forces every commit to the disk.
 //!
-//! A turn has a length in time and not in operations, since the two sides are an order of magnitude apart.
+//! A turn has a fixed time and not a fixed number of operations, because the two sides differ by an order of magnitude.
 
 use std::cell::Cell;
 use std::path::Path;
@@ -17,10 +17,11 @@ use crate::BODY;
 use crate::yardstick::response;
 use crate::yardstick::sqlite::{Failure, Sqlite};
 
-/// The engine on one arbiter with `in_flight` calls at once: the rates of first uses and of replays.
+/// Measures the engine on one arbiter with `in_flight` concurrent calls. Returns the rates of first uses and of
+/// replays.
 ///
 /// # Errors
-/// A file that can't be opened.
+/// The file cannot be opened.
 pub fn engine(folder: &Path, in_flight: usize, turn: Duration) -> Result<Vec<f64>, Failure> {
     let file = tempfile::tempdir_in(folder)?;
     actix_rt::System::new().block_on(async {
@@ -32,8 +33,8 @@ pub fn engine(folder: &Path, in_flight: usize, turn: Duration) -> Result<Vec<f64
     })
 }
 
-/// Calls until the turn is over: of fresh keys, or of the `completed` first ones again and again. Gives their rate and
-/// their count.
+/// Makes calls until the turn is over, with fresh keys or with the first `completed` keys again and again. Returns
+/// their rate and their count.
 async fn calls(
     engine: &Engine,
     in_flight: usize,
@@ -59,17 +60,17 @@ async fn calls(
     Ok((next.get() as f64 / began.elapsed().as_secs_f64(), next.get()))
 }
 
-/// The yardstick by `connections` threads, each with a connection, that take flow after flow: the rates of first uses
-/// and of replays.
+/// Measures the yardstick on `connections` threads, each with a connection, that run flow after flow. Returns the rates
+/// of first uses and of replays.
 ///
-/// Any number of flows may be in flight: a flow that has no connection waits, and each of its steps is a commit of its
-/// own whoever takes it, so that only the count of connections matters.
+/// Any number of flows may be in flight. A flow without a connection waits, and each of its steps is its own commit on
+/// any connection. So only the number of connections matters.
 ///
 /// # Errors
-/// What SQLite has to say.
+/// SQLite's own errors.
 ///
 /// # Panics
-/// If a thread does.
+/// If a thread panics.
 pub fn yardstick(folder: &Path, connections: usize, turn: Duration) -> Result<Vec<f64>, Failure> {
     let file = tempfile::tempdir_in(folder)?;
     let path = file.path().join("seed.db");
@@ -91,7 +92,7 @@ pub fn yardstick(folder: &Path, connections: usize, turn: Duration) -> Result<Ve
     Ok(vec![first_uses, replays])
 }
 
-/// Lets each connection take flows until the turn is over, and gives their rate.
+/// Lets each connection run flows until the turn is over, and returns their rate.
 fn flows(
     connections: &mut [Sqlite],
     turn: Duration,

@@ -13,14 +13,14 @@ use tokio::task::LocalSet;
 use super::{ANSWER, Kind};
 use crate::BODY;
 
-/// Connections, and so requests, at once.
+/// The number of connections, and so of concurrent requests.
 pub const CONNECTIONS: usize = 32;
-/// Keys that are used again and again by replays.
+/// The number of keys that replays use again and again.
 pub const REPLAYED_KEYS: u64 = 1_024;
 
 const KEY_DIGITS: usize = 20;
 
-/// The client's state between its turns: which keys are used up.
+/// The client's state between its turns: which keys are used.
 #[derive(Debug)]
 pub struct Client {
     port: u16,
@@ -28,23 +28,23 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client that has completed the keys that it will have replayed.
+    /// Returns a client that has completed the keys for its replays.
     ///
     /// # Errors
-    /// A server that does not answer as it should.
+    /// The server does not answer as expected.
     pub fn new(port: u16) -> io::Result<Self> {
         let mut client = Self { port, next_key: 0 };
-        // Each key once; how long that takes does not matter.
+        // Uses each key once. The time that this takes does not matter.
         while client.next_key < REPLAYED_KEYS {
             client.turn(Kind::FirstUse, Duration::from_millis(100))?;
         }
         Ok(client)
     }
 
-    /// Sends requests of a kind for some time, and gives how many were answered in a second.
+    /// Sends requests of one kind for the time `turn`, and returns how many were answered per second.
     ///
     /// # Errors
-    /// A server that does not answer as it should.
+    /// The server does not answer as expected.
     pub fn turn(&mut self, kind: Kind, turn: Duration) -> io::Result<f64> {
         let keys = Rc::new(Cell::new(if kind == Kind::Replay { 0 } else { self.next_key }));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -77,7 +77,7 @@ impl Client {
     }
 }
 
-/// The requests of one connection, and how many of them were answered.
+/// Sends the requests of one connection, and returns how many were answered.
 async fn requests(
     mut stream: TcpStream,
     kind: Kind,
@@ -94,7 +94,7 @@ async fn requests(
         write_digits(&mut request[digits..digits + KEY_DIGITS], key);
         stream.write_all(&request).await?;
         let mut read = 0;
-        // One request is under way on a connection, so that the answer's last bytes are the response's.
+        // Each connection has one request in flight, so the last bytes read are the end of its response.
         while !response[..read].ends_with(ANSWER.as_bytes()) {
             let more = stream.read(&mut response[read..]).await?;
             if more == 0 {
@@ -110,7 +110,7 @@ async fn requests(
     Ok(answered)
 }
 
-/// A request, and where in it the key is.
+/// Returns a request, and the position of its key.
 fn request(kind: Kind) -> (Vec<u8>, usize) {
     let mut request = format!(
         "POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{}: ",
@@ -133,7 +133,7 @@ fn write_digits(place: &mut [u8], mut number: u64) {
     }
 }
 
-/// Whether the server does what is being measured.
+/// Checks that the server does what is being measured.
 fn check(response: &[u8], kind: Kind) -> io::Result<()> {
     let text = String::from_utf8_lossy(response).to_ascii_lowercase();
     let replayed = text.contains("\r\nidempotent-replayed: true\r\n");

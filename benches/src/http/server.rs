@@ -1,4 +1,4 @@
-//! The server, in a process of its own.
+//! The server, in its own process.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::Ipv4Addr;
@@ -11,17 +11,17 @@ use oncekey_backends::MemoryBackend;
 
 use super::ANSWER;
 
-/// The argument by which the executable is told to be the server.
+/// The argument that makes the executable the server.
 pub const ARGUMENT: &str = "serve";
 
-/// As many workers as the machines have cores on which the figures in the documents were taken.
+/// The number of workers. It equals the number of cores of the machines on which the documented figures were measured.
 const WORKERS: usize = 2;
 
-/// The server's process. It ends when this is dropped.
+/// The server's process. It ends when this value is dropped.
 #[derive(Debug)]
 pub struct Server {
     process: Child,
-    /// Where it listens, on the loopback interface.
+    /// The port on the loopback interface.
     pub port: u16,
 }
 
@@ -29,7 +29,7 @@ impl Server {
     /// Starts this executable again as the server.
     ///
     /// # Errors
-    /// A process that does not start, or does not say its port.
+    /// The process does not start, or does not report its port.
     pub fn start() -> io::Result<Self> {
         let mut process = Command::new(std::env::current_exe()?)
             .arg(ARGUMENT)
@@ -46,7 +46,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended by itself; there is nothing more to do about one that can't be ended.
+        // The process may have ended by itself. There is nothing to do about a process that cannot be killed.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -57,12 +57,12 @@ async fn order(body: web::Bytes) -> HttpResponse {
     HttpResponse::Ok().content_type("application/json").body(ANSWER)
 }
 
-/// Serves until the process that started this one is gone.
+/// Serves until the process that started this one has ended.
 ///
 /// # Errors
-/// A port that can't be listened on.
+/// The port cannot be opened.
 pub fn serve() -> io::Result<()> {
-    // The other end of the input is closed with its process.
+    // The other end of the input closes with its process.
     std::thread::spawn(|| {
         let _ = io::stdin().read(&mut [0]);
         std::process::exit(0);

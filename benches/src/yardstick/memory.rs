@@ -1,4 +1,4 @@
-//! The sequence over one pair of maps under one lock, as GoPotency's memory storage has it.
+//! The sequence over one pair of maps under one lock, like GoPotency's memory storage.
 
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -47,7 +47,7 @@ impl Memory {
         self.write().locks.remove(key);
     }
 
-    /// The whole sequence for a fresh key. Gives what the operation gave, or `None` if the key is not fresh.
+    /// Runs the whole sequence for a fresh key. Returns the operation's response, or `None` if the key is not fresh.
     pub fn first_use(&self, key: &str, body: &[u8], operation: impl FnOnce() -> Response) -> Option<Response> {
         if self.get(key).is_some() {
             return None;
@@ -65,7 +65,7 @@ impl Memory {
         Some(response)
     }
 
-    /// The whole sequence for a completed key.
+    /// Runs the whole sequence for a completed key.
     pub fn replay(&self, key: &str, body: &[u8]) -> Option<Response> {
         let record = self.get(key)?;
         if record.request_hash != hash(body) || record.status != Status::Completed {

@@ -1,9 +1,9 @@
-//! The yardstick: the call sequence of GoPotency, the library that Oncekey set out from, written in Rust.
+//! The yardstick: the call sequence of GoPotency, the library that Oncekey grew out of, in Rust.
 //!
-//! A first use is a look-up, a lock, a pending record stored, the operation, a look-up again, the completed record
-//! stored, and the unlock; a replay is a look-up and a comparison of hashes. The request's hash is the SHA-256 of its
-//! body in hexadecimal, and a look-up gives a copy of the record. There is no lease, no owner and no waiting in it: it
-//! is what must be paid for at the least, by a design that lets two callers run one key.
+//! A first use is a lookup, a lock, storing a pending record, the operation, another lookup, storing the completed
+//! record, and the unlock. A replay is a lookup and a comparison of hashes. The request's hash is the SHA-256 of its
+//! body in hexadecimal, and a lookup returns a copy of the record. The sequence has no lease, no owner and no waiting.
+//! It is the minimum cost of a design that lets two callers run one key.
 
 pub mod memory;
 pub mod sqlite;
@@ -20,10 +20,10 @@ pub const RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long GoPotency's lock holds by default.
 pub const LOCK_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
-/// Where in its life a record is.
+/// Where a record is in its life cycle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Status {
-    /// Somebody works on it.
+    /// A caller is working on it.
     Pending,
     /// The response is known.
     Completed,
@@ -47,18 +47,18 @@ pub struct Record {
     pub key: String,
     /// SHA-256 of the body, in hexadecimal.
     pub request_hash: String,
-    /// Where in its life the record is.
+    /// Where the record is in its life cycle.
     pub status: Status,
-    /// What a retry is given.
+    /// The response for a retry.
     pub response: Option<Response>,
-    /// When the record was made.
+    /// When the record was created.
     pub created_at: SystemTime,
-    /// When it is over.
+    /// When the record expires.
     pub expires_at: SystemTime,
 }
 
 impl Record {
-    /// The record of a request that somebody begins to work on.
+    /// Returns the record of a request whose operation begins.
     pub fn pending(key: &str, request_hash: String) -> Self {
         let now = SystemTime::now();
         Self {
@@ -71,7 +71,7 @@ impl Record {
         }
     }
 
-    /// Puts the response in.
+    /// Stores the response in the record.
     pub fn complete(&mut self, response: Response) {
         self.status = Status::Completed;
         self.response = Some(response);
@@ -79,12 +79,13 @@ impl Record {
     }
 }
 
-/// What the benches' operation gives, as a response.
+/// Returns the result of the benches' operation as a response.
 pub fn response() -> Response {
     Response { status_code: 200, headers: HashMap::new(), body: crate::OUTCOME.to_owned() }
 }
 
-/// SHA-256 in hexadecimal. By a table: formatting each byte would slow the yardstick down, in our favour.
+/// Returns the SHA-256 of the body in hexadecimal. It uses a table, because formatting each byte would slow the
+/// yardstick down in our favour.
 pub fn hash(body: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut hex = String::with_capacity(64);

@@ -1,5 +1,5 @@
-//! The sequence over an SQLite file, as GoPotency's SQL storage has it: a table of records as JSON, a table of locks,
-//! and each statement its own commit.
+//! The sequence over an SQLite file, like GoPotency's SQL storage: a table of records as JSON, a table of locks, and
+//! one commit per statement.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,7 +18,7 @@ const TABLES: &str = "
 /// One of the connections that the flows share.
 pub struct Sqlite(SqliteConnection);
 
-/// Why a step could not be taken.
+/// Why a step failed.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 fn millis_from_now(after: Duration) -> Result<i64, Failure> {
@@ -29,7 +29,7 @@ impl Sqlite {
     /// Opens the file with the settings that Oncekey's backend uses.
     ///
     /// # Errors
-    /// What SQLite has to say.
+    /// SQLite's own errors.
     pub fn open(path: &Path) -> Result<Self, Failure> {
         let path = path.to_str().ok_or("the path is not UTF-8")?;
         let mut connection = SqliteConnection::establish(path)?;
@@ -84,10 +84,10 @@ impl Sqlite {
         Ok(())
     }
 
-    /// The whole sequence for a fresh key. Gives what the operation gave, or `None` if the key is not fresh.
+    /// Runs the whole sequence for a fresh key. Returns the operation's response, or `None` if the key is not fresh.
     ///
     /// # Errors
-    /// What SQLite has to say.
+    /// SQLite's own errors.
     pub fn first_use(
         &mut self,
         key: &str,
@@ -110,10 +110,10 @@ impl Sqlite {
         Ok(Some(response))
     }
 
-    /// The whole sequence for a completed key.
+    /// Runs the whole sequence for a completed key.
     ///
     /// # Errors
-    /// What SQLite has to say.
+    /// SQLite's own errors.
     pub fn replay(&mut self, key: &str, body: &[u8]) -> Result<Option<Response>, Failure> {
         let Some(record) = self.get(key)? else { return Ok(None) };
         if record.request_hash != hash(body) || record.status != Status::Completed {

@@ -1,4 +1,4 @@
-//! Outcomes encrypted.
+//! Encryption of outcomes.
 
 use std::fmt;
 
@@ -14,18 +14,17 @@ const VERSION: u8 = SealedOutcome::ENCRYPTED;
 const ID: std::ops::Range<usize> = 1..5;
 const NONCE: std::ops::Range<usize> = 5..29;
 
-/// Outcomes are stored encrypted and authenticated, by XChaCha20-Poly1305 with a random nonce for each.
+/// Stores outcomes encrypted and authenticated, with XChaCha20-Poly1305 and a random nonce for each.
 ///
-/// The stored form of the record's key is authenticated with them: an outcome that was copied to another key's record, or
-/// changed by a bit, is [`CorruptOutcome::NotAuthentic`], and nothing is replayed and nothing runs. What shows is an outcome's
-/// length, and when it was written.
+/// The stored form of the record's key is authenticated with the outcome. An outcome that was copied to another key's
+/// record, or changed by a bit, is [`CorruptOutcome::NotAuthentic`]: nothing is replayed and nothing runs. A reader of
+/// the store still sees an outcome's length and when it was written.
 ///
-/// Each secret has a number, which stands in what it encrypted. To change secrets, give the new one to
-/// [`new`](Self::new) and the old one to [`previous`](Self::previous) until the longest retention has passed; processes that
-/// do not know the new one yet must be given it by `previous` first.
+/// Each secret has a number, and every outcome carries the number of its secret. To change secrets, pass the new one to
+/// [`new`](Self::new), and pass the old one to [`previous`](Self::previous) until the longest retention has passed.
+/// Processes that do not know the new secret yet must first get it through `previous`.
 ///
-/// Secrets are wiped from memory when the engine ends, and no `Debug` shows them. The caller's own copies are the caller's
-/// to wipe.
+/// The engine wipes its secrets from memory when it ends, and no `Debug` shows them. You wipe your own copies.
 ///
 /// ```
 /// # fn secret(_: &str) -> [u8; 32] { [7; 32] }
@@ -40,34 +39,34 @@ const NONCE: std::ops::Range<usize> = 5..29;
 #[derive(Clone)]
 #[must_use]
 pub struct Encryption {
-    /// The newest first; there is always one.
+    /// The secret for new outcomes. There is always one.
     newest: (u32, XChaCha20Poly1305),
     previous: Vec<(u32, XChaCha20Poly1305)>,
     accepts_plain: bool,
 }
 
 impl Encryption {
-    /// Encrypts by this secret: 32 random bytes, known by the number `id`.
+    /// Encrypts with this secret: 32 random bytes, known by the number `id`.
     pub fn new(id: u32, secret: &[u8; 32]) -> Self {
         Self { newest: (id, XChaCha20Poly1305::new(secret.into())), previous: Vec::new(), accepts_plain: false }
     }
 
-    /// Decrypts what was encrypted by another secret.
+    /// Decrypts outcomes that were encrypted with another secret.
     pub fn previous(mut self, id: u32, secret: &[u8; 32]) -> Self {
         self.previous.push((id, XChaCha20Poly1305::new(secret.into())));
         self
     }
 
-    /// Replays outcomes that are not encrypted, as they were written before encryption was turned on.
+    /// Replays plain outcomes, which were written before encryption was turned on.
     ///
-    /// Without this they are [`CorruptOutcome::NotEncrypted`]: whoever can write to the store could otherwise put one there.
-    /// Leave it out again once the longest retention has passed.
+    /// Without this they are [`CorruptOutcome::NotEncrypted`], because anyone with write access to the store could put
+    /// one there. Remove this call once the longest retention has passed.
     pub fn accept_plain(mut self) -> Self {
         self.accepts_plain = true;
         self
     }
 
-    /// Whether one number names two secrets.
+    /// Returns whether one number names two secrets.
     pub(crate) fn has_ambiguous_id(&self) -> bool {
         let mut ids: Vec<u32> = self.ids().collect();
         ids.sort_unstable();
@@ -82,26 +81,27 @@ impl Encryption {
         std::iter::once(&self.newest).chain(&self.previous).find(|(known, _)| *known == id).map(|(_, cipher)| cipher)
     }
 
-    /// Version, number of the secret, nonce; then the kind and the payload, encrypted, and their authentication.
+    /// Writes the version, the secret's number and the nonce, then the kind and the payload, encrypted, and their
+    /// authentication.
     pub(super) fn seal(
         &self,
         stored: Binding<'_>,
         (tag, payload): (u8, Bytes),
     ) -> Result<SealedOutcome, CorruptOutcome> {
         let (id, cipher) = &self.newest;
-        // 192 random bits: no counter to keep, and no two meet.
+        // A random nonce of 192 bits needs no counter and does not repeat in practice.
         let nonce: [u8; 24] = rand::random();
         let mut head = vec![VERSION];
         head.extend_from_slice(&id.to_le_bytes());
         let plain = zeroize::Zeroizing::new([&[tag], &*payload].concat());
         let sealed = cipher
             .encrypt(&XNonce::from(nonce), Payload { msg: &plain, aad: &aad(&head, stored) })
-            // Only for more than 256 GiB.
+            // This fails only for more than 256 GiB.
             .map_err(|_| CorruptOutcome::Content)?;
         Ok(SealedOutcome::from_stored([&*head, &nonce, &sealed].concat().into()))
     }
 
-    /// The kind and the payload; `None` for a plain outcome that may be one.
+    /// Returns the kind and the payload, or `None` for a plain outcome where plain ones are accepted.
     pub(super) fn open(
         &self,
         stored: Binding<'_>,
@@ -122,13 +122,13 @@ impl Encryption {
             .decrypt(&XNonce::from(nonce), Payload { msg: &bytes[NONCE.end..], aad: &aad(&bytes[..ID.end], stored) })
             .map(Bytes::from)
             .map_err(|_| CorruptOutcome::NotAuthentic)?;
-        // Something that knows the secret encrypted nothing at all.
+        // The decrypted text is empty: a holder of the secret encrypted nothing.
         let tag = *plain.first().ok_or(CorruptOutcome::Content)?;
         Ok(Some((tag, plain.split_off(1))))
     }
 }
 
-/// What is authenticated beside the outcome: how it was encrypted, and whose it is.
+/// Returns the data that is authenticated beside the outcome: how it was encrypted, and what it is bound to.
 fn aad(head: &[u8], stored: Binding<'_>) -> Vec<u8> {
     let mut bytes = head.to_vec();
     stored.feed(|part| bytes.extend_from_slice(part));

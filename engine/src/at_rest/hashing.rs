@@ -9,16 +9,16 @@ use zeroize::Zeroizing;
 use crate::record::StepName;
 use crate::{Fingerprint, Key};
 
-/// Keys are stored as HMAC-SHA-256 of their scope and their idempotency key.
+/// Stores keys as HMAC-SHA-256 of their scope and their idempotency key.
 ///
-/// A caller's key is often an order's number or an address: a digest without a secret could be undone by trying them all.
-/// The fingerprint, a digest of what was asked, is stored keyed as well, and differs from key to key.
+/// A caller's key is often an order number or an address, and a digest without a secret could be reversed by trying all
+/// of them. The fingerprint, a digest of the request, is stored keyed as well, and differs from key to key.
 ///
-/// **All processes on a store must have the same secret**, and it is for life: under another one every key is a new key, and
-/// what was done is done again. Changing it is described in [`guide::security`](crate::guide::security).
+/// **All processes on a store must have the same secret**, and it must never change: under another secret every key is
+/// a new key, and completed operations run again. [`guide::security`](crate::guide::security) describes how to change
+/// it.
 ///
-/// The secret is wiped from memory when the engine ends, and no `Debug` shows it. The caller's own copy is the caller's to
-/// wipe.
+/// The engine wipes the secret from memory when it ends, and no `Debug` shows it. You wipe your own copy.
 ///
 /// ```
 /// use oncekey::at_rest::KeyHashing;
@@ -36,7 +36,7 @@ pub struct KeyHashing {
     id: String,
 }
 
-/// A secret that could be guessed.
+/// A secret that is short enough to guess.
 ///
 /// ```
 /// use oncekey::at_rest::{KeyHashing, SecretTooShort};
@@ -48,10 +48,10 @@ pub struct KeyHashing {
 pub struct SecretTooShort(pub usize);
 
 impl KeyHashing {
-    /// The shortest secret, in bytes: what the digest itself has.
+    /// The length of the shortest secret, in bytes. It equals the length of the digest.
     pub const SHORTEST_SECRET: usize = 32;
 
-    /// Under a secret of at least [`SHORTEST_SECRET`](Self::SHORTEST_SECRET) random bytes.
+    /// Hashes keys with a secret of at least [`SHORTEST_SECRET`](Self::SHORTEST_SECRET) random bytes.
     ///
     /// # Errors
     /// [`SecretTooShort`].
@@ -60,7 +60,7 @@ impl KeyHashing {
         if secret.len() < Self::SHORTEST_SECRET {
             return Err(SecretTooShort(secret.len()));
         }
-        // A secret of its own for each use, so that no digest of one is of any use against another.
+        // Each purpose has its own derived secret, so a digest for one purpose is useless for another.
         let derive = |purpose: &[u8]| Zeroizing::new(digest(&keyed(secret), &[purpose]));
         let id = hex(&derive(b"oncekey: the secret's name")[..4]);
         let keys = keyed(&*derive(b"oncekey: keys"));
@@ -69,23 +69,23 @@ impl KeyHashing {
         Ok(Self { keys, fingerprints, derived_keys, id })
     }
 
-    /// The secret's name, derived from it: eight hexadecimal digits with which the stored form of every key under it
-    /// begins. It tells records of one secret from those of another.
+    /// Returns the secret's name, which is derived from it: eight hexadecimal digits. The stored form of every key
+    /// begins with the name of its secret, which distinguishes the records of different secrets.
     pub fn id(&self) -> &str {
         &self.id
     }
 
     pub(super) fn hash(&self, key: &Key) -> Key {
-        // The stored form carries the scope's length: no two pairs of scope and key are the same bytes.
+        // The stored form carries the scope's length, so no two pairs of scope and key have the same bytes.
         Key::hashed(&self.id, &hex(&digest(&self.keys, &[key.as_stored().as_bytes()])))
     }
 
     pub(super) fn fingerprint(&self, stored: &Key, asked: &Fingerprint) -> Fingerprint {
-        // The key's form has one length, so that nothing can move from it into the fingerprint.
+        // The stored key has a fixed length, so no byte of it can count as part of the fingerprint.
         Fingerprint::from_bytes(digest(&self.fingerprints, &[stored.as_stored().as_bytes(), asked.as_bytes()]))
     }
 
-    /// Digests of one name under two keys do not look alike.
+    /// Returns the digest of a step's name. Digests of one name under two keys differ.
     pub(super) fn step_name(&self, stored: &Key, name: &StepName) -> StepName {
         let parts = [stored.as_stored().as_bytes(), &[0], name.as_str().as_bytes()];
         StepName::hashed(&hex(&digest(&self.keys, &parts)))
@@ -146,8 +146,8 @@ mod tests {
         }
     }
 
-    /// The stored form is a promise: another one would be another key space. Checked by another implementation (Python's
-    /// `hmac`).
+    /// The stored form must never change: another form would be another key space. The value was checked with another
+    /// implementation (Python's `hmac`).
     #[test]
     fn the_stored_form_never_changes() {
         let hashing = KeyHashing::hmac([7; 32]).unwrap();

@@ -1,13 +1,14 @@
-//! What the store gets to see: keys as keyed digests, outcomes encrypted.
+//! What the store can see: keys as keyed digests, and outcomes encrypted.
 //!
-//! Whoever can read the store (a backup, a replica, an administrator) reads the callers' keys and what they were answered.
-//! Two settings, each by itself, take that away:
+//! Anyone who can read the store (from a backup, on a replica, as an administrator) can read the callers' keys and the
+//! answers to them. Two independent settings prevent that:
 //!
-//! - [`KeyHashing`]: the store sees HMAC-SHA-256 of scope and key in place of both, and of the fingerprint too.
-//! - `Encryption` (feature `encryption`): the store sees outcomes encrypted and authenticated, each bound to its key.
+//! - [`KeyHashing`]: the store sees HMAC-SHA-256 digests instead of the scope and the key. The fingerprint is keyed
+//!   too.
+//! - `Encryption` (feature `encryption`): the store sees encrypted and authenticated outcomes, each bound to its key.
 //!
-//! The engine's callers, its observers and its logs see the keys that they know. Both work between the engine and its
-//! backend, message by message, and every step stays the one atomic step that it was.
+//! The engine's callers, observers and logs still see the plain keys. Both settings work between the engine and its
+//! backend, message by message, and every step remains one atomic step.
 //!
 //! ```
 //! # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -26,7 +27,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! What this protects from, what it does not, and how secrets are changed: [`guide::security`](crate::guide::security).
+//! For what this protects against, what it does not, and how to change secrets, see
+//! [`guide::security`](crate::guide::security).
 
 #[cfg(feature = "encryption")]
 mod encryption;
@@ -45,7 +47,7 @@ use crate::backend::{Backend, OperationFailure, StateView, StoreError, Transacti
 use crate::record::{Binding, SealedOutcome, StepName};
 use crate::{CorruptOutcome, Fingerprint, Key};
 
-/// The settings of this module together, for a backend that is used without an engine. An engine takes them one by one:
+/// The settings of this module together, for a backend that you use without an engine. An engine takes them one by one:
 /// [`EngineBuilder::key_hashing`](crate::EngineBuilder::key_hashing) and `EngineBuilder::encryption`.
 ///
 /// ```
@@ -68,30 +70,30 @@ pub struct AtRest {
     encryption: Option<Arc<Encryption>>,
 }
 
-/// A key by its two names.
+/// The two names of one key.
 #[derive(Clone)]
 struct Names {
-    /// As the caller knows it.
+    /// The key as the caller knows it.
     plain: Key,
-    /// As the store knows it.
+    /// The key as the store knows it.
     stored: Key,
 }
 
 impl AtRest {
-    /// The store sees digests in place of keys.
+    /// Makes the store see digests instead of keys.
     pub fn key_hashing(mut self, hashing: KeyHashing) -> Self {
         self.hashing = Some(Arc::new(hashing));
         self
     }
 
-    /// The store sees outcomes encrypted.
+    /// Makes the store see encrypted outcomes.
     #[cfg(feature = "encryption")]
     pub fn encryption(mut self, encryption: Encryption) -> Self {
         self.encryption = Some(Arc::new(encryption));
         self
     }
 
-    /// The same store, seen through these settings.
+    /// Returns the backend behind these settings.
     pub fn protect<B: Backend>(&self, backend: B) -> Protected<B> {
         Protected::new(backend, self.clone())
     }
@@ -104,12 +106,12 @@ impl AtRest {
         self.hides_keys()
     }
 
-    /// Whether a stored key does not show its scope.
+    /// Returns whether a stored key hides its scope.
     pub(crate) fn hides_keys(&self) -> bool {
         self.hashing.is_some()
     }
 
-    /// Whether it can't be told which secret is meant.
+    /// Returns whether two secrets share a number.
     pub(crate) fn is_ambiguous(&self) -> bool {
         #[cfg(feature = "encryption")]
         return self.encryption.as_ref().is_some_and(|encryption| encryption.has_ambiguous_id());
@@ -126,7 +128,7 @@ impl AtRest {
         Names { plain, stored }
     }
 
-    /// Whether `stored`, as the store shows it, is the fingerprint of what is asked under the key.
+    /// Returns whether `stored`, as the store shows it, is the fingerprint `asked` under this key.
     pub(crate) fn is_of(&self, key: &Key, asked: Fingerprint, stored: Fingerprint) -> bool {
         self.fingerprint(&self.names(key.clone()), asked) == stored
     }
@@ -138,15 +140,12 @@ impl AtRest {
         }
     }
 
-    /// The keyed digest of what a derived key is derived from; `None` without key hashing.
+    /// Returns the keyed digest from which a derived key is made, or `None` without key hashing.
     pub(crate) fn derived_key(&self, parts: &[u8]) -> Option<[u8; 32]> {
         self.hashing.as_ref().map(|hashing| hashing.derived_key(parts))
     }
 
-    /// What the store is given for an outcome that was sealed for the plain key.
-    ///
-    /// The plain form's checksum covers the plain key: it is made anew, or whoever reads the store could try keys on it.
-    /// The name of a step, as the store sees it.
+    /// Returns the name of a step, as the store sees it.
     pub(crate) fn step_name(&self, key: &Key, name: StepName) -> StepName {
         match &self.hashing {
             Some(hashing) if !name.is_hashed() => hashing.step_name(&self.names(key.clone()).stored, &name),
@@ -155,6 +154,10 @@ impl AtRest {
         }
     }
 
+    /// Returns the stored form of an outcome that was sealed for the plain key.
+    ///
+    /// The plain form's checksum covers the plain key. The stored form needs a new checksum, because a reader of
+    /// the store could otherwise test guesses of the key against it.
     fn seal(&self, names: &Names, outcome: &SealedOutcome) -> Result<SealedOutcome, CorruptOutcome> {
         self.seal_bound((&names.plain).into(), (&names.stored).into(), outcome)
     }
@@ -172,7 +175,7 @@ impl AtRest {
         outcome.move_to(plain, stored)
     }
 
-    /// The outcome of the plain key, from what the store has.
+    /// Returns the outcome, sealed for the plain key, from its stored form.
     fn open(&self, names: &Names, stored: &SealedOutcome) -> Result<SealedOutcome, CorruptOutcome> {
         self.open_bound((&names.plain).into(), (&names.stored).into(), stored)
     }
@@ -192,7 +195,8 @@ impl AtRest {
         outcome.move_to(stored, plain)
     }
 
-    /// For eyes: an outcome that can't be opened does not hide the rest of its record, nor the records after it.
+    /// Returns a state for display. An outcome that cannot be opened must not hide the rest of its record, nor the
+    /// records after it.
     fn show(&self, names: &Names, state: StateView) -> StateView {
         match state {
             StateView::Completed { outcome, expires_in } => {

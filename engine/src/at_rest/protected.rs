@@ -1,4 +1,5 @@
-//! A backend behind the settings of this module: its messages are rewritten on their way in, its answers on their way out.
+//! A backend behind the settings of this module. It rewrites each message on its way in, and each answer on its way
+//! out.
 
 use super::{AtRest, Names};
 use crate::backend::{
@@ -9,7 +10,7 @@ use crate::backend::{
     Withdraw, Withdrawn,
 };
 
-/// A backend whose store sees no keys, or no outcomes, or neither: what [`AtRest::protect`] gives.
+/// A backend whose store sees no keys, or no outcomes, or neither. [`AtRest::protect`] returns it.
 ///
 /// ```
 /// # use oncekey::at_rest::{AtRest, Protected};
@@ -28,7 +29,7 @@ impl<B> Protected<B> {
     }
 }
 
-/// The messages, as the store is sent them.
+/// The messages, as the store receives them.
 impl AtRest {
     fn acquire(&self, mut message: Acquire) -> (Acquire, Names) {
         let names = self.names(message.key);
@@ -94,7 +95,7 @@ impl AtRest {
     }
 }
 
-/// The answers, as the engine gets them.
+/// The answers, as the engine receives them.
 impl AtRest {
     fn acquired(&self, names: &Names, answer: Acquired) -> Result<Acquired, StoreError> {
         Ok(match answer {
@@ -127,7 +128,7 @@ impl AtRest {
         RecordView { key: names.plain.clone(), state: self.show(names, view.state), ..view }
     }
 
-    /// Whose a listed record is can't be told from its digest: it keeps its name in the store.
+    /// A digest does not show its key, so a listed record keeps its name in the store.
     fn listed(&self, views: Vec<RecordView>) -> Vec<RecordView> {
         views
             .into_iter()
@@ -138,7 +139,7 @@ impl AtRest {
             .collect()
     }
 
-    /// The request that goes to the store; `None` for one that was answered here, since it can't be sent.
+    /// Returns the request to send to the store, or `None` if it cannot be sent and was answered here.
     fn rewrite(&self, request: Request) -> Option<Request> {
         let at_rest = self.clone();
         Some(match request {
@@ -213,12 +214,12 @@ impl<B: Backend> Backend for Protected<B> {
         Self::new(self.backend.session(), self.at_rest.clone())
     }
 
-    fn batches_under_way(&self) -> usize {
-        self.backend.batches_under_way()
+    fn max_in_flight_batches(&self) -> usize {
+        self.backend.max_in_flight_batches()
     }
 
-    fn smallest_batch(&self) -> usize {
-        self.backend.smallest_batch()
+    fn min_batch_size(&self) -> usize {
+        self.backend.min_batch_size()
     }
 
     async fn acquire(&self, message: Acquire) -> Result<Acquired, StoreError> {

@@ -1,4 +1,4 @@
-//! The messages of steps behind the settings of this module: parent and name are rewritten, and each outcome is sealed for
+//! The step messages behind the settings of this module. Parent and name are rewritten, and each outcome is sealed for
 //! its parent, its life and its name.
 
 use std::convert::Infallible;
@@ -11,7 +11,7 @@ use crate::backend::{
 };
 use crate::record::{Binding, CorruptOutcome, Progress, SealedOutcome, StepName, Steps};
 
-/// The names of a step, as the sender knows them and as the store does.
+/// The names of a step, as the sender and as the store know them.
 #[derive(Clone)]
 pub(super) struct StepNames {
     parent: Names,
@@ -127,12 +127,12 @@ impl AtRest {
         Ok(ResolveStep { key: names.parent.stored, name: names.stored, with, ..message })
     }
 
-    /// Steps as a claim brings them. They keep their names in the store, and are sealed for these.
+    /// Opens the steps that a claim returns. They keep their names in the store, and are sealed for these names.
     pub(super) fn open_steps(&self, names: &Names, steps: &mut Steps) -> Result<(), StoreError> {
         self.each_opened(names, steps, |opened| Ok(opened?))
     }
 
-    /// Steps as inspection shows them: one that can't be read does not hide the others.
+    /// Opens steps for inspection. A step that cannot be read must not hide the others.
     pub(super) fn show_steps(&self, names: &Names, steps: &mut Steps) {
         let Ok(()) = self.each_opened(names, steps, |opened| {
             Ok::<_, Infallible>(opened.unwrap_or_else(|_| SealedOutcome::unreadable()))

@@ -1,4 +1,4 @@
-//! The actor that hosts a backend on one arbiter, and makes batches of what waits in its mailbox.
+//! The actor that hosts a backend on one arbiter. It turns the messages waiting in its mailbox into batches.
 
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
@@ -24,9 +24,9 @@ use crate::shared::Shared;
 #[derive(Debug)]
 pub(crate) enum Persist {
     Step(Request),
-    /// A watch that ends when the sender's other half is dropped.
+    /// A watch that ends when the sender drops the other end of the channel.
     Watch(Watch, Reply<Changed>, oneshot::Receiver<()>),
-    /// An operator's question. It takes long, so no step waits for it.
+    /// An operator's query. It takes long, so no step waits for it.
     Find(Find, Reply<Found>),
     Examine(Reply<Vec<Finding>>),
 }
@@ -35,11 +35,11 @@ impl Message for Persist {
     type Result = ();
 }
 
-/// It ends when the last address is dropped: its arbiter's node, supervisor and key locks have one.
+/// Ends when its last address is dropped. The arbiter's node, supervisor and key locks each have one.
 pub(crate) struct BackendActor<B> {
     backend: Rc<B>,
     deadline: Duration,
-    /// What the mailbox held since the last batch was made.
+    /// The requests received since the last batch was made.
     gathered: Vec<Request>,
     batches: FuturesUnordered<LocalBoxFuture<'static, ()>>,
     watches: FuturesUnordered<LocalBoxFuture<'static, ()>>,
@@ -66,10 +66,10 @@ impl<B: Backend> BackendActor<B> {
         }
     }
 
-    /// Starts it on the current arbiter.
+    /// Starts the actor on the current arbiter.
     pub(crate) fn launch(self) -> Recipient<Persist> {
         let address = Self::create(|ctx| {
-            // Admission is counted before a message is sent; this bound must never be the one that is met.
+            // Admission is counted before a message is sent, so this bound must never be reached.
             ctx.set_mailbox_capacity(usize::MAX >> 3);
             self
         });
@@ -82,14 +82,14 @@ impl<B: Backend> BackendActor<B> {
             let watching = async move { backend.watch(message).await };
             let watched = AssertUnwindSafe(timeout(limit, watching)).catch_unwind();
             tokio::select! {
-                // At its limit the hint to ask again is right as well.
+                // A watch that reaches its limit may also give the hint to ask again.
                 watched = watched => reply.send(watched.unwrap_or(Ok(Ok(Changed))).unwrap_or(Ok(Changed))),
                 _ = ended => {}
             }
         }));
     }
 
-    /// Asks a question of an operator's, within the deadline. Past it the reply says that the store did not answer.
+    /// Runs an operator's query within the deadline. Past it, the reply says that the store did not answer.
     fn ask<T: 'static>(
         &mut self,
         reply: Reply<T>,
@@ -105,8 +105,9 @@ impl<B: Backend> BackendActor<B> {
         }));
     }
 
-    /// A user's operation takes what time it takes: the steps of others don't wait for it, and the store's deadline counts
-    /// while the store works. While the operation runs past that deadline, the store is asked whether it is still there.
+    /// Runs a user's operation in a transaction. It may take any time, and no other step waits for it. The store's
+    /// deadline counts only while the store works. While the operation runs past that deadline, a lookup checks whether
+    /// the store is still there.
     fn transact(&mut self, request: Request, key: Key, progress: Progress) {
         let (backend, deadline) = (Rc::clone(&self.backend), self.deadline);
         self.transactions.push(Box::pin(async move {
@@ -121,7 +122,7 @@ impl<B: Backend> BackendActor<B> {
                     };
                 }
                 let now = progress.changes();
-                // Dropped, the step's reply says what is known of it.
+                // When the step is dropped, its reply reports what is known about it.
                 if !Progress::is_running(now) && now == before {
                     return;
                 }
@@ -133,7 +134,7 @@ impl<B: Backend> BackendActor<B> {
                 tokio::select! {
                     done = &mut steps => return if done.is_err() { report_panic() },
                     answer = answer => match answer {
-                        Ok(Ok(Err(error))) if error.is_passing() => return,
+                        Ok(Ok(Err(error))) if error.is_transient() => return,
                         Ok(Ok(_)) => {}
                         Ok(Err(_)) | Err(_) => return,
                     },
@@ -142,25 +143,25 @@ impl<B: Backend> BackendActor<B> {
         }));
     }
 
-    /// Sends what was gathered, for as long as another batch may be under way.
+    /// Sends the gathered requests for as long as another batch may be in flight.
     fn send_batches(&mut self, task: &mut TaskContext<'_>) {
         loop {
             let waiting = self.gathered.len();
-            let room = self.backend.batches_under_way().saturating_sub(self.batches.len());
+            let room = self.backend.max_in_flight_batches().saturating_sub(self.batches.len());
             if waiting == 0 || room == 0 {
                 return;
             }
-            let parts = (waiting / self.backend.smallest_batch().max(1)).clamp(1, room);
+            let parts = (waiting / self.backend.min_batch_size().max(1)).clamp(1, room);
             self.send_batch(waiting.div_ceil(parts), task);
             // Registers this task's waker with a batch that did not finish at once.
             self.finish_batch(task);
         }
     }
 
-    /// Sends the first of what was gathered as one batch. A store that answers without waiting, as the memory does, is
-    /// done when this returns, and has cost neither a task nor a timer.
+    /// Sends the first `size` gathered requests as one batch. A store that answers without waiting, such as the memory
+    /// store, has finished when this returns, without the cost of a task or a timer.
     fn send_batch(&mut self, size: usize, task: &mut TaskContext<'_>) {
-        // The next batch is likely of this size: it does not grow step by step.
+        // The next batch probably has the same size, so its buffer does not grow step by step.
         let rest = match self.gathered.len() - size {
             0 => Vec::with_capacity(size),
             _ => self.gathered.split_off(size),
@@ -176,7 +177,8 @@ impl<B: Backend> BackendActor<B> {
                 let shared = Arc::clone(&self.shared);
                 self.batch_size.record(size as f64);
                 self.batches.push(Box::pin(async move {
-                    // Past the deadline the batch is dropped, and with it its replies: they say what is known of each step.
+                    // Past the deadline the batch and its replies are dropped. Each reply reports what is known about
+                    // its step.
                     if let Ok(Err(_)) = timeout(deadline, steps).await {
                         report_panic();
                     }
@@ -188,14 +190,14 @@ impl<B: Backend> BackendActor<B> {
         }
     }
 
-    /// Takes one batch that is done. Before the next is looked at, those that it answered go on: what they say next is
-    /// on its way to the store while the next batch's answers are taken, so that neither side waits for the other.
+    /// Takes one finished batch. The callers that it answered run before the next batch is read. Their next steps are
+    /// then on the way to the store while the engine reads that batch, so neither side waits for the other.
     fn finish_batch(&mut self, task: &mut TaskContext<'_>) {
         if !self.batches.is_empty()
             && let Poll::Ready(Some(())) = self.batches.poll_next_unpin(task)
             && !self.batches.is_empty()
         {
-            // Wakes this task again when the others have had their turn.
+            // Wakes this task again after the other tasks have run.
             let _ = pin!(yield_now()).poll(task);
         }
     }
@@ -231,8 +233,8 @@ impl<B: Backend> Handler<Persist> for BackendActor<B> {
             _ => None,
         };
         match operation.map(|(key, operation)| (key.clone(), operation.progress())) {
-            // Where batches are not limited nothing waits for one.
-            Some((key, progress)) if self.backend.batches_under_way() < usize::MAX => {
+            // Without a limit on batches, nothing waits for one, so an operation may be part of it.
+            Some((key, progress)) if self.backend.max_in_flight_batches() < usize::MAX => {
                 self.transact(request, key, progress);
             }
             _ => self.gathered.push(request),
@@ -240,7 +242,7 @@ impl<B: Backend> Handler<Persist> for BackendActor<B> {
     }
 }
 
-/// Runs after the mailbox, each time the actor wakes: by then everything that waited has been gathered.
+/// Runs after the mailbox each time the actor wakes. By then every waiting message has been gathered.
 struct Pump;
 
 impl<B: Backend> ActorFuture<BackendActor<B>> for Pump {
@@ -266,7 +268,7 @@ impl<B: Backend> ActorFuture<BackendActor<B>> for Pump {
     }
 }
 
-/// Takes out what is done, and registers for the rest.
+/// Takes the finished futures, and registers the waker with the rest.
 fn finish(under_way: &mut FuturesUnordered<LocalBoxFuture<'static, ()>>, task: &mut TaskContext<'_>) {
     while !under_way.is_empty()
         && let Poll::Ready(Some(())) = under_way.poll_next_unpin(task)

@@ -1,11 +1,11 @@
-//! Looking for records: by state, scope and age, page by page.
+//! Finding records by state, scope and age, page by page.
 
 use std::time::Duration;
 
 use super::{Backend, List, RecordView, StateView, StoreError};
 use crate::Key;
 
-/// Which records are wanted. The default wants all.
+/// Which records to find. The default matches all.
 ///
 /// ```
 /// use std::time::Duration;
@@ -16,34 +16,35 @@ use crate::Key;
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// In this state, at the store's time of reading.
+    /// Matches records in this state, at the store's time of reading.
     pub state: Option<StateName>,
-    /// Of this scope. Under [`key_hashing`](crate::EngineBuilder::key_hashing) a stored key does not show its scope, and
-    /// no record matches.
+    /// Matches records of this scope. Under [`key_hashing`](crate::EngineBuilder::key_hashing) a stored key does not
+    /// show its scope, so no record matches.
     pub scope: Option<String>,
-    /// Whose last claim was made at least so long ago. A record from before fencing tokens counts as old.
+    /// Matches records whose latest claim is at least this old. A record written before fencing tokens existed counts
+    /// as old.
     pub older_than: Option<Duration>,
 }
 
-/// The state that a [`Filter`] wants.
+/// The state that a [`Filter`] matches.
 ///
 /// ```
 /// assert_eq!(oncekey::backend::StateName::Indeterminate.name(), "indeterminate");
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StateName {
-    /// A holder works on it, or its lapsed claim waits for the next caller.
+    /// A holder has claimed the key, or its lapsed claim waits for the next caller.
     InProgress,
     /// The outcome is known.
     Completed,
     /// The effect may or may not have happened.
     Indeterminate,
-    /// It was released with steps.
+    /// The key was released with steps.
     Released,
 }
 
 impl StateName {
-    /// The state of a record.
+    /// Returns the state of a record.
     pub fn of(state: &StateView) -> Self {
         match state {
             StateView::InProgress { .. } => Self::InProgress,
@@ -53,7 +54,7 @@ impl StateName {
         }
     }
 
-    /// The name, as lists and logs show it.
+    /// Returns the name, as lists and logs show it.
     pub fn name(self) -> &'static str {
         match self {
             Self::InProgress => "in progress",
@@ -65,7 +66,7 @@ impl StateName {
 }
 
 impl Filter {
-    /// Whether a record is wanted.
+    /// Returns whether the filter matches a record.
     ///
     /// ```
     /// # use oncekey::backend::{Filter, RecordView};
@@ -85,7 +86,7 @@ impl Filter {
     }
 }
 
-/// Read the records that match a filter, in the order of their stored keys.
+/// Reads the records that match a filter, in the order of their stored keys.
 ///
 /// ```
 /// use oncekey::backend::{Filter, Find};
@@ -95,11 +96,11 @@ impl Filter {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Find {
-    /// Which records.
+    /// Which records to read.
     pub filter: Filter,
-    /// Where the page before this one ended.
+    /// The key at which the previous page ended.
     pub after: Option<Key>,
-    /// The most records to give.
+    /// The maximum number of records to return.
     pub limit: usize,
 }
 
@@ -112,19 +113,19 @@ pub struct Find {
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
-    /// The records. A page with fewer than asked for, or with none, need not be the last.
+    /// The records. A page with fewer records than asked for, even an empty one, need not be the last.
     pub records: Vec<RecordView>,
-    /// Where the next page begins: the [`Find::after`] to ask with. `None`: this is the last page.
+    /// Where the next page begins: pass it as [`Find::after`]. `None` on the last page.
     pub next: Option<Key>,
 }
 
-/// The most records that one page looks at where the store has no index for the filter.
+/// The maximum number of records that one page reads when the store has no index for the filter.
 const LOOKED_AT: usize = 10_000;
-/// How many records are read at once for that.
+/// How many records such a page reads at a time.
 const AT_ONCE: usize = 1_000;
 
-/// Looks through the records in their order: [`Backend::find`] for stores without an index. One call looks at 10,000
-/// records at most, and says where the next goes on.
+/// Reads through the records in their order. This is [`Backend::find`] for stores without an index. One call reads
+/// 10,000 records at most, and returns where the next one continues.
 ///
 /// # Errors
 /// Those of [`Backend::list`].
@@ -140,7 +141,7 @@ pub async fn find_by_listing(backend: &impl Backend, message: Find) -> Result<Fo
     let Find { filter, mut after, limit } = message;
     let mut records = Vec::new();
     let mut looked_at = 0;
-    // One more than fits in the page is read: it tells whether there is another page.
+    // Reads one record more than fits in the page, to learn whether there is another page.
     let at_once = if filter == Filter::default() { limit.saturating_add(1) } else { AT_ONCE };
     loop {
         let page = backend.list(List { after: after.clone(), limit: at_once }).await?;

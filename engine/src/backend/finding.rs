@@ -1,8 +1,8 @@
-//! What a store's server is set to, where that is not what the engine wants.
+//! Settings of a store's server that differ from what the engine wants.
 
 use std::fmt;
 
-/// A setting that is not as it should be. The store works with it, but something may be lost, late or refused.
+/// A setting that is not as it should be. The store works with it, but writes may be lost, late or refused.
 ///
 /// A setting that would make operations run twice is never a finding: the backend sets it on its own connections, or
 /// refuses to open.
@@ -16,20 +16,20 @@ use std::fmt;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Finding {
-    /// The server, where the store has several.
+    /// The server, if the store has several.
     pub server: Option<String>,
     /// The setting's name, as the server calls it.
     pub setting: String,
-    /// The value that was found.
+    /// The value that the server has.
     pub found: String,
-    /// The value that is wanted.
+    /// The value that the engine wants.
     pub wanted: String,
-    /// What may happen as it is.
+    /// What may happen with the current value.
     pub why: String,
 }
 
 impl Finding {
-    /// A finding on the only server.
+    /// Returns a finding on a store's only server.
     pub fn new(
         setting: impl Into<String>,
         found: impl Into<String>,
@@ -40,7 +40,7 @@ impl Finding {
         Self { server: None, setting, found, wanted, why }
     }
 
-    /// The same finding, on one of several servers.
+    /// Returns the same finding, on one of several servers.
     ///
     /// ```
     /// use oncekey::backend::Finding;

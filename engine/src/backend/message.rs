@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::record::{Attempt, FencingToken, Owner, Record, SealedOutcome, State, StepName, Steps, StoreTime};
 use crate::{Fingerprint, Key, OnAbandoned};
 
-/// Claim a key, or learn what stands in the way: look-up and claim are one atomic step.
+/// Claims a key, or returns what stands in the way. Lookup and claim are one atomic step.
 ///
 /// ```
 /// use std::time::Duration;
@@ -25,18 +25,18 @@ use crate::{Fingerprint, Key, OnAbandoned};
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Acquire {
-    /// What to claim.
+    /// The key to claim.
     pub key: Key,
-    /// What was asked.
+    /// The fingerprint of the request.
     pub fingerprint: Fingerprint,
-    /// Who claims.
+    /// The owner token of the new claim.
     pub owner: Owner,
-    /// For how long the claim holds unless it is renewed.
+    /// How long the claim holds unless it is renewed.
     pub lease: Duration,
-    /// What a lapse of this claim means. It is stored with the claim.
+    /// What a lapse of this claim means. The store keeps it with the claim.
     pub on_abandoned: OnAbandoned,
-    /// The owner from an earlier [`Acquired::Withdrawn`]: proof that this message was sent after that withdrawal. `None`
-    /// at first. Boxed, since few messages have one and all are moved often.
+    /// The owner from an earlier [`Acquired::Withdrawn`]: it proves that this message was sent after that withdrawal.
+    /// `None` at first. Boxed, because few messages have one and every message is moved often.
     pub past_withdrawal: Option<Box<Owner>>,
 }
 
@@ -51,45 +51,45 @@ pub struct Acquire {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Acquired {
-    /// The claim is the sender's.
+    /// The sender holds the claim.
     Claimed {
         /// How often the key has been claimed.
         attempt: Attempt,
         /// The fencing token of the claim.
         token: FencingToken,
-        /// Whether a lapsed claim of another holder was taken over.
+        /// Whether the claim took over another holder's lapsed claim.
         took_over: bool,
         /// The steps of earlier attempts, read in the same atomic step.
         steps: Option<Box<Steps>>,
     },
-    /// Another holder is at work.
+    /// Another holder's claim is in progress.
     InProgress {
-        /// How long its lease still holds.
+        /// How much of its lease is left.
         lease_left: Duration,
     },
-    /// It was done before.
+    /// The operation was completed before.
     Completed {
-        /// The answer to replay.
+        /// The outcome to replay.
         outcome: SealedOutcome,
     },
-    /// The key was used for something else.
+    /// The key was used for another request.
     Mismatch,
     /// The effect may or may not have happened.
     Indeterminate {
-        /// The claim that nobody knows the outcome of.
+        /// The attempt whose outcome is unknown.
         attempt: Attempt,
-        /// Its holder.
+        /// The holder of that claim.
         owner: Owner,
     },
-    /// The key is free, but a claim of it was withdrawn a short while ago and may still arrive. Send the message again,
-    /// with this owner in [`Acquire::past_withdrawal`].
+    /// The key is free, but one of its claims was withdrawn recently and may still arrive. Send the message again, with
+    /// this owner in [`Acquire::past_withdrawal`].
     Withdrawn {
         /// The owner of the withdrawn claim.
         owner: Owner,
     },
 }
 
-/// Lengthen the holder's lease.
+/// Renews the holder's lease.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -103,7 +103,7 @@ pub struct Renew {
     pub key: Key,
     /// The claim's holder.
     pub owner: Owner,
-    /// The lease, counted from now.
+    /// The new lease, counted from now.
     pub lease: Duration,
 }
 
@@ -117,11 +117,11 @@ pub struct Renew {
 pub enum Renewed {
     /// The claim holds for another lease.
     Renewed,
-    /// The claim is not the sender's; nothing was changed.
+    /// The sender does not hold the claim. Nothing was changed.
     Lost,
 }
 
-/// Store the outcome.
+/// Stores the outcome.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -137,7 +137,7 @@ pub struct Complete {
     pub key: Key,
     /// The claim's holder.
     pub owner: Owner,
-    /// The answer to replay.
+    /// The outcome to replay.
     pub outcome: SealedOutcome,
     /// How long the record is kept, counted from now.
     pub retention: Duration,
@@ -151,13 +151,13 @@ pub struct Complete {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Completed {
-    /// The outcome is stored, and will answer every retry.
+    /// The outcome is stored and answers every retry.
     Stored,
-    /// The claim is not the sender's; nothing was changed.
+    /// The sender does not hold the claim. Nothing was changed.
     Lost,
 }
 
-/// Give the claim up.
+/// Releases the claim.
 ///
 /// ```
 /// # use oncekey::{Key, backend::Release, record::Owner};
@@ -180,21 +180,21 @@ pub struct Release {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Released {
-    /// The claim is gone: the next acquire wins. A record with steps keeps them and its fingerprint.
+    /// The claim is gone, and the next acquire wins. A record with steps keeps them and its fingerprint.
     Released,
-    /// A step began, and its result is unknown. The key is indeterminate until that step is resolved.
+    /// A step began and its result is unknown. The key is indeterminate until that step is resolved.
     Unsettled {
         /// The step.
         step: StepName,
     },
-    /// The claim is not the sender's; nothing was changed.
+    /// The sender does not hold the claim. Nothing was changed.
     Lost,
 }
 
-/// Take back a claim that may or may not be in the store, and on which nothing has begun.
+/// Withdraws a claim that may or may not be in the store, and on which nothing has begun.
 ///
-/// Afterwards the claim is gone **and can no longer arrive**, however late the network or the server delivers it: see
-/// [`transition::withdraw`](crate::record::transition::withdraw).
+/// Afterwards the claim is gone **and can no longer take effect**, however late the network or the server delivers it.
+/// See [`transition::withdraw`](crate::record::transition::withdraw).
 ///
 /// ```
 /// # use oncekey::{Key, backend::Withdraw, record::Owner};
@@ -218,7 +218,7 @@ pub struct Withdraw {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Withdrawn;
 
-/// Make the claim indeterminate.
+/// Makes the claim indeterminate.
 ///
 /// ```
 /// # use oncekey::{Key, backend::Hold, record::Owner};
@@ -243,11 +243,11 @@ pub struct Hold {
 pub enum Held {
     /// The key is indeterminate until it is resolved.
     Held,
-    /// The claim is not the sender's; nothing was changed.
+    /// The sender does not hold the claim. Nothing was changed.
     Lost,
 }
 
-/// Settle an indeterminate key.
+/// Settles an indeterminate key.
 ///
 /// ```
 /// # use oncekey::{Attempt, Key, backend::{Resolution, Resolve}};
@@ -259,16 +259,16 @@ pub enum Held {
 pub struct Resolve {
     /// The key.
     pub key: Key,
-    /// The claim that the word is about; `None` for whichever stands there.
+    /// The attempt to settle; `None` for whichever is indeterminate.
     pub attempt: Option<Attempt>,
-    /// The claim's holder, where it is known. A key that was released starts again at the first attempt, so that a word
-    /// that comes late could meet a later claim of the same number; an owner never comes again.
+    /// The claim's holder, if known. A key released without steps restarts at the first attempt, so a late message
+    /// could match a later claim with the same attempt number. An owner is never used again.
     pub owner: Option<Owner>,
-    /// The word.
+    /// How to settle the key.
     pub with: Resolution,
 }
 
-/// What an indeterminate key is settled with.
+/// How an indeterminate key is settled.
 ///
 /// ```
 /// # use oncekey::backend::Resolution;
@@ -278,12 +278,12 @@ pub struct Resolve {
 pub enum Resolution {
     /// The effect happened, and this is its outcome.
     Complete {
-        /// The answer to replay.
+        /// The outcome to replay.
         outcome: SealedOutcome,
-        /// How long it is kept, counted from now.
+        /// How long the record is kept, counted from now.
         retention: Duration,
     },
-    /// The effect did not happen: the key is free.
+    /// The effect did not happen, and the key becomes free.
     Release,
 }
 
@@ -297,16 +297,16 @@ pub enum Resolution {
 pub enum Resolved {
     /// The key, or the step, is settled.
     Resolved,
-    /// The key can't be released: nobody knows what became of this step. Resolve the step first.
+    /// The key cannot be released, because the result of this step is unknown. Resolve the step first.
     UnsettledStep {
         /// The step.
         step: StepName,
     },
-    /// The key, or that attempt of it, is not indeterminate; nothing was changed.
+    /// The key, or that attempt of it, is not indeterminate. Nothing was changed.
     NotIndeterminate,
 }
 
-/// Read one record.
+/// Reads one record.
 ///
 /// ```
 /// # use oncekey::{Key, backend::Lookup};
@@ -342,21 +342,21 @@ pub struct Lookup {
 pub struct RecordView {
     /// The key.
     pub key: Key,
-    /// What was asked by the first caller.
+    /// The fingerprint of the first caller's request.
     pub fingerprint: Fingerprint,
-    /// The number of the last claim.
+    /// The number of the latest claim.
     pub attempt: Attempt,
-    /// The fencing token of the last claim.
+    /// The fencing token of the latest claim.
     pub token: FencingToken,
-    /// The holder of the last claim.
+    /// The holder of the latest claim.
     pub owner: Owner,
-    /// The steps of the operation, where it has any.
+    /// The operation's steps, if it has any.
     pub steps: Option<Box<Steps>>,
-    /// Where in its life the record is.
+    /// Where the record is in its life cycle.
     pub state: StateView,
-    /// When the lease lapsed, of a claim that nobody has taken over.
+    /// When the lease of a claim that no caller has taken over lapsed.
     pub lapsed_at: Option<StoreTime>,
-    /// The store's time at which the record was read. Two views of one record are equal whenever they were read.
+    /// The store's time at which the record was read. The comparison of two views ignores it.
     pub read_at: StoreTime,
 }
 
@@ -371,13 +371,13 @@ impl PartialEq for RecordView {
 impl Eq for RecordView {}
 
 impl RecordView {
-    /// When the last claim was made. It is read from the fencing token, which follows the store's clock. `None` for a
-    /// record from before fencing tokens.
+    /// Returns when the latest claim was made. The time comes from the fencing token, which follows the store's clock.
+    /// `None` for a record written before fencing tokens existed.
     pub fn claimed_at(&self) -> Option<StoreTime> {
         (self.token > FencingToken::ZERO).then(|| StoreTime::from_millis(self.token.get() / 1_000))
     }
 
-    /// A record as it stands at `now`; `None` if its time is over.
+    /// Returns a view of a record as it stands at `now`, or `None` if it has expired.
     ///
     /// ```
     /// # use oncekey::{Attempt, FencingToken, Fingerprint, Key};
@@ -416,7 +416,7 @@ impl RecordView {
     }
 }
 
-/// The state in a [`RecordView`], with durations where the record has points in the store's time.
+/// The state in a [`RecordView`]. It has durations where the record has points in the store's time.
 ///
 /// ```
 /// # use oncekey::backend::StateView;
@@ -424,28 +424,28 @@ impl RecordView {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StateView {
-    /// A holder works on it; zero is left if its lease has lapsed and nobody has taken it over yet.
+    /// A holder has claimed the key. No lease is left if it lapsed and no caller has taken the claim over yet.
     InProgress {
-        /// How long the lease still holds.
+        /// How much of the lease is left.
         lease_left: Duration,
     },
     /// The outcome is known.
     Completed {
-        /// The answer to replay.
+        /// The outcome to replay.
         outcome: SealedOutcome,
         /// How long the record is still kept.
         expires_in: Duration,
     },
-    /// It waits for somebody's word.
+    /// A reconciler or an operator must settle the key.
     Indeterminate,
-    /// It was released with steps, which the next claim of the same request continues.
+    /// The key was released with steps. The next claim of the same request continues after them.
     Released {
         /// How long the steps are still kept.
         expires_in: Duration,
     },
 }
 
-/// Remove a record, whatever its state. An operator's tool: removing a claim lets its operation run again.
+/// Removes a record, whatever its state. This is a tool for operators: removing a claim lets its operation run again.
 ///
 /// ```
 /// # use oncekey::{Key, backend::Remove};
@@ -468,11 +468,11 @@ pub struct Remove {
 pub enum Removed {
     /// The record is gone.
     Removed,
-    /// There was none.
+    /// There was no record.
     Absent,
 }
 
-/// Read records in the order of their stored keys.
+/// Reads records in the order of their stored keys.
 ///
 /// ```
 /// # use oncekey::backend::List;
@@ -480,13 +480,13 @@ pub enum Removed {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct List {
-    /// Where the page before this one ended.
+    /// The key at which the previous page ended.
     pub after: Option<Key>,
-    /// The most records to give.
+    /// The maximum number of records to return.
     pub limit: usize,
 }
 
-/// Remove records whose time is over.
+/// Removes expired records.
 ///
 /// ```
 /// # use oncekey::backend::Purge;
@@ -494,7 +494,7 @@ pub struct List {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Purge {
-    /// The most records to remove in this one step.
+    /// The maximum number of records to remove in this step.
     pub limit: usize,
 }
 
@@ -508,11 +508,11 @@ pub struct Purge {
 pub struct Purged {
     /// How many records were removed.
     pub removed: usize,
-    /// Whether the limit was reached, so that there may be more.
+    /// Whether the limit was reached, so that more records may be left.
     pub more: bool,
 }
 
-/// Count the records.
+/// Counts the records.
 ///
 /// ```
 /// # use oncekey::backend::Stats;
@@ -521,7 +521,7 @@ pub struct Purged {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stats;
 
-/// The answer to [`Stats`]. Records whose time is over count until they are purged.
+/// The answer to [`Stats`]. Expired records count until they are purged.
 ///
 /// ```
 /// # use oncekey::backend::StoreStats;
@@ -529,17 +529,17 @@ pub struct Stats;
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StoreStats {
-    /// Claims, lapsed ones that were not taken over included.
+    /// Claims, including lapsed ones that no caller has taken over.
     pub in_progress: u64,
-    /// Outcomes kept.
+    /// Stored outcomes.
     pub completed: u64,
-    /// Keys that wait for somebody's word. Claims that lapsed with an unsettled step count as in progress.
+    /// Indeterminate keys. Claims that lapsed with an unsettled step count as in progress.
     pub indeterminate: u64,
-    /// Keys that were released with steps, which are kept for the next try.
+    /// Keys that were released with steps, which are kept for the next attempt.
     pub released: u64,
 }
 
-/// Tell when a key is no longer in progress.
+/// Reports when a key is no longer in progress.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -551,12 +551,12 @@ pub struct StoreStats {
 pub struct Watch {
     /// The key.
     pub key: Key,
-    /// How long the answer is of use. The engine drops the backend's future after this, so that a backend need not
-    /// count; one that blocks in a read of its own takes it as that read's limit.
+    /// How long the answer is useful. The engine drops the backend's future after this time, so a backend need not
+    /// measure it. A backend that blocks in its own read uses it as that read's limit.
     pub limit: Duration,
 }
 
-/// The answer to [`Watch`]: a hint that it is worth asking again. It may come too often, never too seldom.
+/// The answer to [`Watch`]: a hint to ask again. It may arrive too early or too often, but must not be missing.
 ///
 /// ```
 /// # use oncekey::backend::Changed;

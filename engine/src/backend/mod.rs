@@ -1,9 +1,9 @@
-//! The protocol between the engine and a store, and the trait that a store's author implements.
+//! The protocol between the engine and a store, and the trait that the author of a backend implements.
 //!
-//! Each message is **one atomic step at the store**, conditional on what it expects to find, and timed by the store's
-//! clock. [`record::transition`](crate::record::transition) defines what each step does; the
-//! [conformance suite](crate::conformance) checks it. The guide to [writing a backend](crate::guide::writing_a_backend)
-//! walks through a whole one.
+//! Each message is **one atomic step at the store**, conditional on what it expects to find and timed by the store's
+//! clock. [`record::transition`](crate::record::transition) defines what each step does, and the [conformance
+//! suite](crate::conformance) checks it. The guide [writing a backend](crate::guide::writing_a_backend) builds a
+//! complete one.
 
 mod actor;
 mod error;
@@ -39,15 +39,15 @@ use futures_util::future::join_all;
 
 /// A store of records.
 ///
-/// The value is a handle: cheap to clone, and shared by all threads. Every arbiter's backend actor calls
-/// [`session`](Self::session) once and keeps what it gives.
+/// The value is a handle: it is cheap to clone, and all threads share it. Every arbiter's backend actor calls
+/// [`session`](Self::session) once and keeps the result.
 ///
-/// The futures run on that arbiter and need not be `Send`. They may be **dropped at any point**: the engine gives every
-/// call a deadline. A step whose future was dropped may have been executed or not, and a late effect of it must be one
-/// that its owner can repeat or [withdraw](Self::withdraw).
+/// The futures run on that arbiter and need not be `Send`. The engine gives every call a deadline, so a future may be
+/// **dropped at any point**. A step whose future was dropped may or may not have been executed. Its owner must be able
+/// to repeat it or to [withdraw](Self::withdraw) it, even if it takes effect late.
 ///
-/// A user implements the methods named after the messages. One that gains by batching (a pipeline, one transaction for
-/// all that waits) implements [`execute`](Self::execute) as well.
+/// You implement the methods named after the messages. If your store benefits from batches (a pipeline, or one
+/// transaction for all queued steps), implement [`execute`](Self::execute) as well.
 ///
 /// ```
 /// use oncekey::backend::{Backend, StoreError, Stats};
@@ -57,38 +57,39 @@ use futures_util::future::join_all;
 /// }
 /// ```
 pub trait Backend: Clone + Send + Sync + 'static {
-    /// The handle for one arbiter, made on that arbiter's thread: a backend with a connection of its own for each
-    /// arbiter makes it here.
+    /// Returns the handle for one arbiter. The engine calls this on that arbiter's thread, so a backend with one
+    /// connection per arbiter can open it here.
     #[must_use]
     fn session(&self) -> Self {
         self.clone()
     }
 
-    /// How many batches an arbiter may have under way at this store at once. While that many are, what comes in
-    /// gathers into the next batch: fewer means larger batches.
-    fn batches_under_way(&self) -> usize {
+    /// Returns how many batches one arbiter may have in flight at this store. At that limit, new steps gather into the
+    /// next batch, so a lower limit means larger batches.
+    fn max_in_flight_batches(&self) -> usize {
         usize::MAX
     }
 
-    /// What waits is spread over the batches that may be under way, but into none of fewer steps than this. The default
-    /// never spreads: for a store to which one large batch costs less than two small ones.
+    /// Returns the minimum number of steps per batch when the engine spreads queued steps over the batches that may be
+    /// in flight. The default never spreads, which suits a store where one large batch costs less than two small ones.
     ///
-    /// A store that works on one batch while the engine takes the answers of another gains by a small figure: both are
-    /// at work, where with all steps in one batch each waits for the other.
-    fn smallest_batch(&self) -> usize {
+    /// A store that can process one batch while the engine reads another's answers benefits from a small value: with
+    /// all steps in one batch, each side would wait for the other.
+    fn min_batch_size(&self) -> usize {
         usize::MAX
     }
 
-    /// Claims a key, or tells what stands in the way. See [`transition::acquire`](crate::record::transition::acquire).
+    /// Claims a key, or returns what stands in the way. See
+    /// [`transition::acquire`](crate::record::transition::acquire).
     fn acquire(&self, message: Acquire) -> impl Future<Output = Result<Acquired, StoreError>>;
 
-    /// Lengthens a lease. See [`transition::renew`](crate::record::transition::renew).
+    /// Renews a lease. See [`transition::renew`](crate::record::transition::renew).
     fn renew(&self, message: Renew) -> impl Future<Output = Result<Renewed, StoreError>>;
 
     /// Stores an outcome. See [`transition::complete`](crate::record::transition::complete).
     fn complete(&self, message: Complete) -> impl Future<Output = Result<Completed, StoreError>>;
 
-    /// Runs an operation and stores its outcome in one transaction, where the store has transactions.
+    /// Runs an operation and stores its outcome in one transaction, if the store has transactions.
     fn complete_in_transaction(
         &self,
         message: CompleteInTransaction,
@@ -97,10 +98,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
         std::future::ready(Err(StoreError::Unsupported("operations in its own transaction")))
     }
 
-    /// Gives a claim up. See [`transition::release`](crate::record::transition::release).
+    /// Releases a claim. See [`transition::release`](crate::record::transition::release).
     fn release(&self, message: Release) -> impl Future<Output = Result<Released, StoreError>>;
 
-    /// Takes a claim back that may or may not be in the store, so that it can no longer arrive. See
+    /// Withdraws a claim that may or may not be in the store, so that it can no longer take effect. See
     /// [`transition::withdraw`](crate::record::transition::withdraw).
     fn withdraw(&self, message: Withdraw) -> impl Future<Output = Result<Withdrawn, StoreError>>;
 
@@ -110,10 +111,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Settles an indeterminate key. See [`transition::resolve`](crate::record::transition::resolve).
     fn resolve(&self, message: Resolve) -> impl Future<Output = Result<Resolved, StoreError>>;
 
-    /// Begins a step of an operation, or says what is known of it. See
+    /// Begins a step of an operation, or returns what is known about it. See
     /// [`transition::begin_step`](crate::record::transition::begin_step).
     ///
-    /// A backend without steps leaves this and the other methods of steps as they are.
+    /// A backend without steps keeps the default of this and of the other step methods.
     fn begin_step(&self, message: BeginStep) -> impl Future<Output = Result<StepBegun, StoreError>> {
         drop(message);
         std::future::ready(Err(NO_STEPS))
@@ -132,7 +133,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
         std::future::ready(Err(NO_STEPS))
     }
 
-    /// Runs a step's operation and stores its outcome in one transaction, where the store has transactions. See
+    /// Runs a step's operation and stores its outcome in one transaction, if the store has transactions. See
     /// [`transition::commit_step`](crate::record::transition::commit_step).
     fn step_in_transaction(
         &self,
@@ -149,7 +150,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
         std::future::ready(Err(NO_STEPS))
     }
 
-    /// Reads one record as it stands now: an expired one is `None`, a lapsed claim to be held is indeterminate.
+    /// Reads one record as it stands now. An expired record is `None`, and a lapsed claim under Hold is indeterminate.
     fn lookup(&self, message: Lookup) -> impl Future<Output = Result<Option<RecordView>, StoreError>>;
 
     /// Removes a record, whatever its state.
@@ -158,9 +159,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Reads up to `limit` records after a key, in the order of the stored keys.
     fn list(&self, message: List) -> impl Future<Output = Result<Vec<RecordView>, StoreError>>;
 
-    /// Reads a page of the records that match a filter, in the order of the stored keys.
+    /// Reads one page of the records that match a filter, in the order of the stored keys.
     ///
-    /// The default looks through all records. A store with an index for the filter does better.
+    /// The default reads through all records. A store with an index for the filter should override it.
     fn find(&self, message: Find) -> impl Future<Output = Result<Found, StoreError>> {
         find_by_listing(self, message)
     }
@@ -171,23 +172,25 @@ pub trait Backend: Clone + Send + Sync + 'static {
         std::future::ready(Ok(Vec::new()))
     }
 
-    /// Removes up to `limit` records whose time is over.
+    /// Removes up to `limit` expired records.
     fn purge(&self, message: Purge) -> impl Future<Output = Result<Purged, StoreError>>;
 
     /// Counts the records.
     fn stats(&self, message: Stats) -> impl Future<Output = Result<StoreStats, StoreError>>;
 
-    /// Resolves when the key is no longer in progress, whoever changed it; at once if it is not in progress now. It may
-    /// resolve too early, and has no deadline but being dropped.
+    /// Resolves when the key is no longer in progress, whoever changed it, and at once if it is not in progress now. It
+    /// may resolve too early. Its only deadline is that the engine drops it.
     ///
-    /// The default looks every 30 ms or so. A store that can tell (LISTEN/NOTIFY, pub/sub) does better.
+    /// The default reads the record about every 30 ms. A store that can notify (LISTEN/NOTIFY, pub/sub) should override
+    /// it.
     fn watch(&self, message: Watch) -> impl Future<Output = Result<Changed, StoreError>> {
         watch_by_polling(self, message)
     }
 
-    /// Takes a whole batch of steps, in order for each key, and answers each. The default takes them side by side.
+    /// Executes a batch of steps, in order for each key, and answers each one. The default executes them concurrently.
     ///
-    /// One bad step must not fail its neighbours. [`Request::Watch`] is never part of a batch: it may take long.
+    /// One bad step must not fail its neighbours. [`Request::Watch`] is never part of a batch, because it may take
+    /// long.
     fn execute(&self, batch: Vec<Request>) -> impl Future<Output = ()> {
         async move {
             let _: Vec<()> = join_all(batch.into_iter().map(|request| request.dispatch(self))).await;
@@ -195,11 +198,11 @@ pub trait Backend: Clone + Send + Sync + 'static {
     }
 }
 
-/// What a backend says that keeps no steps.
+/// The answer of a backend that keeps no steps.
 const NO_STEPS: StoreError = StoreError::Unsupported("steps");
 
-/// Looks at a key at intervals with jitter until it is no longer in progress: [`Backend::watch`] for stores that can't
-/// tell.
+/// Reads a key at intervals with jitter until it is no longer in progress. This is [`Backend::watch`] for stores that
+/// cannot notify.
 ///
 /// # Errors
 /// Those of [`Backend::lookup`].
@@ -217,7 +220,7 @@ pub async fn watch_by_polling(backend: &impl Backend, message: Watch) -> Result<
         if !found.is_some_and(|view| matches!(view.state, StateView::InProgress { .. })) {
             return Ok(Changed);
         }
-        // Jitter keeps the waiters of many processes from looking in step.
+        // Jitter keeps the waiting callers of many processes from reading at the same moment.
         tokio::time::sleep(Duration::from_millis(rand::random_range(20..40))).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Messages on their way to a store, each with the place where its answer goes.
+//! Messages on their way to a store, each with the reply that takes its answer.
 
 use std::fmt;
 
@@ -10,13 +10,13 @@ use super::{
     StoreStats, Watch, Withdraw, Withdrawn,
 };
 
-/// Where the answer to one message goes. It can be moved to another thread, and answered there.
+/// Takes the answer to one message. You can move it to another thread and answer there.
 ///
-/// It also carries what is known about the step, its [`StepState`]. A backend that sends steps by itself reports
-/// [`sent`](StepState::sent) to it before a step leaves, and ends a step that has no answer by [`fail`](Self::fail).
+/// It also carries what is known about the step, its [`StepState`]. A backend that sends steps by itself calls
+/// [`sent`](StepState::sent) before a step leaves, and ends a step that has no answer with [`fail`](Self::fail).
 ///
-/// A reply that is dropped answers too, so nobody waits forever for a backend that lost a message:
-/// [`StoreError::Unknown`] if the step may have been executed, [`StoreError::Unavailable`] if it was never sent.
+/// Dropping a reply also answers it, so no caller waits forever if a backend loses a message. The answer is
+/// [`StoreError::Unknown`] if the step may have been executed, or [`StoreError::Unavailable`] if it was never sent.
 ///
 /// ```
 /// use std::sync::mpsc;
@@ -35,13 +35,13 @@ use super::{
 /// ```
 pub struct Reply<T>(Box<dyn Deliver<T>>);
 
-/// A reply behind one pointer: requests are moved from mailbox to mailbox, and each byte of them with them.
+/// A reply behind a single pointer. Requests move from mailbox to mailbox, so each byte of them costs.
 trait Deliver<T>: Send {
     fn state(&mut self) -> &mut StepState;
 
     fn is_delivered(&self) -> bool;
 
-    /// Does nothing the second time.
+    /// Delivers the answer. A second call does nothing.
     fn deliver(&mut self, answer: Result<T, StoreError>);
 }
 
@@ -67,12 +67,12 @@ impl<T, F: FnOnce(Result<T, StoreError>) + Send> Deliver<T> for Pending<F> {
 }
 
 impl<T> Reply<T> {
-    /// A reply that is given to `deliver`.
+    /// Returns a reply that passes its answer to `deliver`.
     pub fn new(deliver: impl FnOnce(Result<T, StoreError>) + Send + 'static) -> Self {
         Self(Box::new(Pending { state: StepState::default(), deliver: Some(deliver) }))
     }
 
-    /// What is known about the step.
+    /// Returns what is known about the step.
     ///
     /// ```
     /// use oncekey::backend::{Reply, StoreError};
@@ -85,7 +85,7 @@ impl<T> Reply<T> {
         self.0.state()
     }
 
-    /// Gives the store's answer to the step. An error is the store's own: it did not execute the step this time.
+    /// Delivers the store's answer to the step. An error is the store's own: it did not execute the step this time.
     pub fn send(mut self, answer: Result<T, StoreError>) {
         if answer.is_err() {
             self.0.state().refused();
@@ -139,7 +139,7 @@ pub enum Request {
     Hold(Hold, Reply<Held>),
     /// See [`Resolve`].
     Resolve(Resolve, Reply<Resolved>),
-    /// See [`BeginStep`]. The messages of steps are boxed: most operations have none.
+    /// See [`BeginStep`]. The step messages are boxed, because most operations have no steps.
     BeginStep(Box<BeginStep>, Reply<StepBegun>),
     /// See [`CompleteStep`].
     CompleteStep(Box<CompleteStep>, Reply<StepCompleted>),
@@ -164,7 +164,7 @@ pub enum Request {
 }
 
 impl Request {
-    /// The message's name, as logs show it.
+    /// Returns the message's name, as logs show it.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Acquire(..) => "acquire",
@@ -189,9 +189,9 @@ impl Request {
         }
     }
 
-    /// Lets `backend` take this one step, by the method of the message's name, and gives its answer to the reply.
+    /// Executes this one step with the method of `backend` named after the message, and passes its answer to the reply.
     ///
-    /// A backend that batches some messages leaves the others to this.
+    /// A backend that batches some messages can pass the others to this method.
     ///
     /// ```
     /// # use oncekey::backend::{Backend, Request};
@@ -203,7 +203,7 @@ impl Request {
     /// ```
     pub async fn dispatch(self, backend: &impl Backend) {
         async fn ask<T>(mut reply: Reply<T>, step: impl Future<Output = Result<T, StoreError>>) {
-            // A future that is dropped midway may have sent it.
+            // A future that is dropped midway may have sent the step.
             reply.state().sent();
             reply.send(step.await);
         }

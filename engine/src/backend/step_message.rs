@@ -6,7 +6,7 @@ use super::transaction::TransactionOperation;
 use crate::record::{Owner, SealedOutcome, StepName, StepRun};
 use crate::{Attempt, FencingToken, Fingerprint, Key, StepPolicy};
 
-/// Begin a step, or learn what is known of it.
+/// Begins a step, or returns what is known about it.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -30,11 +30,11 @@ pub struct BeginStep {
     pub owner: Owner,
     /// The step.
     pub name: StepName,
-    /// What is asked of it, where the caller names that.
+    /// The fingerprint of the step's request, if the caller gave one.
     pub fingerprint: Option<Fingerprint>,
-    /// Rises with every step that this claim begins. A message that is sent again has the same number.
+    /// A number that rises with every step that this claim begins. A message that is sent again keeps its number.
     pub number: u32,
-    /// What to do if the step begins and its result is never known.
+    /// What to do if the step begins and its result stays unknown.
     pub policy: StepPolicy,
     /// How long the parent is kept once it is released with steps.
     pub retention: Duration,
@@ -48,33 +48,33 @@ pub struct BeginStep {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StepBegun {
-    /// The step is the sender's to run.
+    /// The sender runs the step.
     Begun {
         /// How often the step has begun.
         attempt: Attempt,
         /// This run.
         run: StepRun,
-        /// The parent's life, which the step's outcome is bound to.
+        /// The parent's life, to which the step's outcome is bound.
         life: FencingToken,
     },
-    /// The step was done before.
+    /// The step was completed before.
     Completed {
         /// Its outcome.
         outcome: SealedOutcome,
-        /// The parent's life, which the outcome is bound to.
+        /// The parent's life, to which the outcome is bound.
         life: FencingToken,
     },
     /// The parent is not in progress under the sender's claim, or the message was late. Nothing was changed.
     Lost,
-    /// The step was called before, for something else.
+    /// The step was called before with another fingerprint.
     Mismatch,
-    /// An earlier run of the step began, its result is unknown, and the step may not be repeated.
+    /// An earlier run of the step began, its result is unknown, and the step may not run again.
     Unsettled,
     /// The parent has [`Steps::MAX`](crate::record::Steps::MAX) steps.
     TooMany,
 }
 
-/// Record a step's outcome.
+/// Records a step's outcome.
 ///
 /// ```
 /// # use oncekey::{FencingToken, Key, backend::CompleteStep, record::{SealedOutcome, StepName, StepRun}};
@@ -99,7 +99,7 @@ pub struct CompleteStep {
     pub name: StepName,
     /// The run that has this outcome.
     pub run: StepRun,
-    /// The answer to replay.
+    /// The outcome to replay.
     pub outcome: SealedOutcome,
 }
 
@@ -113,11 +113,11 @@ pub struct CompleteStep {
 pub enum StepCompleted {
     /// The outcome is stored.
     Stored,
-    /// The step is gone, another run of it has begun, or somebody resolved it. Nothing was changed.
+    /// The step is gone, another run of it has begun, or it was resolved. Nothing was changed.
     Lost,
 }
 
-/// Record that a run of a step had no effect: it returned an error, or it never began.
+/// Records that a run of a step had no effect: it returned an error, or it never began.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -135,7 +135,7 @@ pub enum StepCompleted {
 pub struct FailStep {
     /// The parent's key.
     pub key: Key,
-    /// The parent's holder, whose begin may still arrive.
+    /// The parent's holder. Its begin message may still arrive.
     pub owner: Owner,
     /// The step.
     pub name: StepName,
@@ -153,21 +153,21 @@ pub struct FailStep {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StepFailed {
-    /// That run has no outcome and never will.
+    /// That run has no outcome and never will have one.
     Failed,
     /// That run was committed by its transaction.
     Completed {
         /// Its outcome.
         outcome: SealedOutcome,
-        /// The parent's life, which the outcome is bound to.
+        /// The parent's life, to which the outcome is bound.
         life: FencingToken,
     },
 }
 
-/// Run a step's operation in a transaction of the record's database and complete the step in that same transaction.
+/// Runs a step's operation in a transaction of the record's database and completes the step in that same transaction.
 ///
 /// The store checks the parent before the operation and, under the parent's lock, before the commit. It holds that lock
-/// for the commit alone, so the parent's renewals and its other steps go on meanwhile.
+/// only for the commit, so the parent's renewals and other steps continue while the operation runs.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -191,11 +191,11 @@ pub struct CommitStep {
     pub owner: Owner,
     /// The step.
     pub name: StepName,
-    /// What is asked of it, where the caller names that.
+    /// The fingerprint of the step's request, if the caller gave one.
     pub fingerprint: Option<Fingerprint>,
-    /// Rises with every step that this claim begins.
+    /// A number that rises with every step that this claim begins.
     pub number: u32,
-    /// The parent's life: that of its steps, or the fencing token of this claim if there are none yet.
+    /// The parent's life: the life of its steps, or the fencing token of this claim if there are no steps yet.
     pub life: FencingToken,
     /// How long the parent is kept once it is released with steps.
     pub retention: Duration,
@@ -226,9 +226,9 @@ pub struct CommitStep {
 /// ```
 #[derive(Debug)]
 pub struct StepInTransaction {
-    /// Which step of which claim.
+    /// The step and the claim that it belongs to.
     pub step: CommitStep,
-    /// What runs inside the transaction, and gives the outcome.
+    /// The operation that runs inside the transaction and returns the outcome.
     pub operation: TransactionOperation,
 }
 
@@ -244,21 +244,21 @@ pub enum StepCommitted {
     Stored {
         /// The outcome.
         outcome: SealedOutcome,
-        /// The parent's life, which the outcome is bound to.
+        /// The parent's life, to which the outcome is bound.
         life: FencingToken,
     },
-    /// The step was done before. The operation did not run, or was rolled back.
+    /// The step was completed before. The operation did not run, or was rolled back.
     Completed {
         /// The outcome.
         outcome: SealedOutcome,
-        /// The parent's life, which the outcome is bound to.
+        /// The parent's life, to which the outcome is bound.
         life: FencingToken,
     },
     /// The parent is not in progress under the sender's claim. The operation did not run, or was rolled back.
     Lost,
-    /// The step was called before, for something else.
+    /// The step was called before with another fingerprint.
     Mismatch,
-    /// An earlier run of the step began, its result is unknown, and the step may not be repeated.
+    /// An earlier run of the step began, its result is unknown, and the step may not run again.
     Unsettled,
     /// The parent has [`Steps::MAX`](crate::record::Steps::MAX) steps.
     TooMany,
@@ -271,7 +271,7 @@ pub enum StepCommitted {
     },
 }
 
-/// Settle a step whose result is unknown.
+/// Settles a step whose result is unknown.
 ///
 /// ```
 /// # use oncekey::{Key, backend::{ResolveStep, StepResolution}, record::StepName};
@@ -290,15 +290,15 @@ pub struct ResolveStep {
     pub key: Key,
     /// The step.
     pub name: StepName,
-    /// The run that is meant; `None` for whichever is unsettled.
+    /// The run to settle; `None` for whichever is unsettled.
     pub run: Option<StepRun>,
-    /// The parent's life that is meant; `None` for whichever it is.
+    /// The parent's life to settle; `None` for any.
     pub life: Option<FencingToken>,
-    /// What became of it.
+    /// How to settle the step.
     pub with: StepResolution,
 }
 
-/// What an unsettled step is settled with.
+/// How an unsettled step is settled.
 ///
 /// ```
 /// # use oncekey::backend::StepResolution;
@@ -306,11 +306,11 @@ pub struct ResolveStep {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StepResolution {
-    /// Its effect happened, and this is its outcome.
+    /// The step's effect happened, and this is its outcome.
     Complete {
-        /// The answer to replay.
+        /// The outcome to replay.
         outcome: SealedOutcome,
     },
-    /// Its effect did not happen: the step may run again.
+    /// The step's effect did not happen, and the step may run again.
     Release,
 }

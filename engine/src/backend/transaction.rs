@@ -1,4 +1,4 @@
-//! Completing a record inside the database transaction that does the operation's own writes.
+//! Completing a record inside the database transaction that makes the operation's own writes.
 
 use std::any::{Any, type_name};
 use std::fmt;
@@ -13,11 +13,11 @@ use futures_util::future::LocalBoxFuture;
 use crate::Key;
 use crate::record::{Owner, SealedOutcome};
 
-/// Run an operation in a transaction of the record's database and complete the record in that same transaction: both
+/// Runs an operation in a transaction of the record's database and completes the record in that same transaction: both
 /// commit, or neither does.
 ///
-/// The store first checks that the claim is still the sender's, so that a holder that lost it writes nothing at all.
-/// A backend without transactions answers [`StoreError::Unsupported`](super::StoreError::Unsupported).
+/// The store first checks that the sender still holds the claim, so a holder that lost it writes nothing. A backend
+/// without transactions answers [`StoreError::Unsupported`](super::StoreError::Unsupported).
 ///
 /// ```
 /// # use std::time::Duration;
@@ -41,7 +41,7 @@ pub struct CompleteInTransaction {
     pub owner: Owner,
     /// How long the record is kept, counted from now.
     pub retention: Duration,
-    /// What runs inside the transaction, and gives the outcome.
+    /// The operation that runs inside the transaction and returns the outcome.
     pub operation: TransactionOperation,
 }
 
@@ -55,13 +55,13 @@ pub struct CompleteInTransaction {
 pub enum CompletedInTransaction {
     /// The operation's writes and this outcome are committed.
     Stored {
-        /// The answer to replay.
+        /// The outcome to replay.
         outcome: SealedOutcome,
     },
-    /// The claim is not the sender's; the operation did not run.
+    /// The sender does not hold the claim. The operation did not run.
     Lost,
-    /// The operation failed or panicked, and its writes are rolled back. The claim still stands; why it failed is told
-    /// by the operation itself, to its own caller.
+    /// The operation failed or panicked, and its writes are rolled back. The claim still stands. The operation itself
+    /// reports the reason to its caller.
     RolledBack,
     /// The operation asked for another type of connection than the store has, and did not run.
     WrongConnection {
@@ -70,7 +70,7 @@ pub enum CompletedInTransaction {
     },
 }
 
-/// Why a [`TransactionOperation`] gave no outcome.
+/// Why a [`TransactionOperation`] returned no outcome.
 ///
 /// ```
 /// # use oncekey::backend::OperationFailure;
@@ -78,16 +78,17 @@ pub enum CompletedInTransaction {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OperationFailure {
-    /// Roll back what it has written.
+    /// The operation failed: roll back its writes.
     RollBack,
-    /// The connection is not of the type that it asked for; it did nothing.
+    /// The connection is not of the type that the operation asked for. The operation did nothing.
     WrongConnection {
-        /// The type that it asked for.
+        /// The type that the operation asked for.
         wanted: &'static str,
     },
 }
 
-/// An operation to run inside a transaction, its connection's type erased so that one message serves every database.
+/// An operation to run inside a transaction. The type of its connection is erased, so that one message serves every
+/// database.
 ///
 /// ```
 /// use oncekey::Key;
@@ -112,17 +113,17 @@ pub struct TransactionOperation {
     progress: Progress,
 }
 
-/// When an operation runs: the store's deadline is for the store, and not for the operation.
+/// Tracks when an operation runs, because the store's deadline applies to the store and not to the operation.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Progress(Arc<AtomicU64>);
 
 impl Progress {
-    /// How often the operation has begun and ended.
+    /// Returns how often the operation has begun and ended.
     pub(crate) fn changes(&self) -> u64 {
         self.0.load(Ordering::SeqCst)
     }
 
-    /// Whether it runs, by what [`changes`](Self::changes) said.
+    /// Returns whether the operation was running when [`changes`](Self::changes) returned this count.
     pub(crate) fn is_running(changes: u64) -> bool {
         !changes.is_multiple_of(2)
     }
@@ -133,7 +134,7 @@ impl Progress {
     }
 }
 
-/// An operation that runs, until this is dropped.
+/// Marks an operation as running until it is dropped.
 struct InProgress<'a>(&'a Progress);
 
 impl Drop for InProgress<'_> {
@@ -149,7 +150,7 @@ enum Run {
 
 type ErasedOperation = dyn FnOnce(&mut dyn Any) -> Result<SealedOutcome, OperationFailure> + Send;
 
-/// An async closure behind a pointer: what it gives borrows the closure, as a boxed `FnMut`'s can't.
+/// A type-erased async closure. Its future borrows the closure, which a boxed `FnMut` does not allow.
 trait ErasedAsyncOperation: Send {
     fn run<'a>(&'a mut self, connection: &'a mut dyn Any) -> Running<'a>;
 
@@ -179,7 +180,7 @@ where
     }
 }
 
-/// An operation whose outcome something else has the last word on.
+/// An operation whose outcome passes through another function, which has the last word.
 struct AndThen<F> {
     operation: Box<dyn ErasedAsyncOperation>,
     then: F,
@@ -200,7 +201,7 @@ where
 }
 
 impl TransactionOperation {
-    /// The same operation, its outcome passed through `then` each time that it has run.
+    /// Returns the same operation, with `then` applied to its outcome each time it has run.
     pub(crate) fn and_then(
         self,
         then: impl FnMut(SealedOutcome) -> Result<SealedOutcome, OperationFailure> + Send + 'static,
@@ -213,18 +214,18 @@ impl TransactionOperation {
         Self { run, ..self }
     }
 
-    /// When it runs.
+    /// Returns the tracker of when the operation runs.
     pub(crate) fn progress(&self) -> Progress {
         self.progress.clone()
     }
 
-    /// An operation that does nothing and is rolled back: it asks how an earlier transaction of the same claim ended,
-    /// whose commit was not answered.
+    /// Returns an operation that does nothing and is rolled back. It asks how an earlier transaction of the same claim
+    /// ended whose commit got no answer.
     ///
-    /// [`Stored`](CompletedInTransaction::Stored) says that it was committed, and
-    /// [`RolledBack`](CompletedInTransaction::RolledBack) that it was not and can no longer be. So a backend answers a probe
-    /// only **once it holds the record's lock**: a commit that still waits for a disk or a standby may be invisible to
-    /// those who only read.
+    /// [`Stored`](CompletedInTransaction::Stored) means that it was committed.
+    /// [`RolledBack`](CompletedInTransaction::RolledBack) means that it was not and can no longer be. A backend
+    /// therefore answers a probe only **once it holds the record's lock**: a commit that still waits for a disk or a
+    /// standby may be invisible to a mere read.
     ///
     /// ```
     /// use oncekey::backend::{OperationFailure, TransactionOperation};
@@ -237,12 +238,12 @@ impl TransactionOperation {
         Self { is_probe: true, ..Self::erased(|_| Err(OperationFailure::RollBack)) }
     }
 
-    /// Whether it is a [`probe`](Self::probe).
+    /// Returns whether this is a [`probe`](Self::probe).
     pub fn is_probe(&self) -> bool {
         self.is_probe
     }
 
-    /// Whether it is an operation on a connection that blocks, and no [`probe`](Self::probe).
+    /// Returns whether this operation uses a blocking connection and is not a [`probe`](Self::probe).
     ///
     /// ```
     /// use oncekey::backend::TransactionOperation;
@@ -257,8 +258,8 @@ impl TransactionOperation {
         !self.is_probe && matches!(self.run, Run::Blocking(_))
     }
 
-    /// An operation on a connection of type `C` that blocks. It runs where the store runs its transactions: for SQLite on
-    /// the writer's thread.
+    /// Returns an operation on a blocking connection of type `C`. It runs where the store runs its transactions; for
+    /// SQLite that is the writer's thread.
     pub fn new<C: Any>(
         operation: impl FnOnce(&mut C) -> Result<SealedOutcome, OperationFailure> + Send + 'static,
     ) -> Self {
@@ -268,9 +269,9 @@ impl TransactionOperation {
         })
     }
 
-    /// An operation on a connection of type `C` that is awaited, on the arbiter of the backend.
+    /// Returns an operation on an async connection of type `C`. It runs on the backend's arbiter.
     ///
-    /// It may be run **several times**: a database that gives a transaction up for another's sake (a deadlock, a
+    /// It may run **several times**. A database that aborts a transaction in favour of another one (a deadlock, a
     /// serialization failure) has rolled all of it back, and the store runs it again from the start.
     ///
     /// ```
@@ -291,41 +292,42 @@ impl TransactionOperation {
         Self { run, is_probe: false, progress: Progress::default() }
     }
 
-    /// An operation on whatever connection the store has.
+    /// Returns an operation that accepts whatever connection the store has.
     pub(crate) fn erased(
         operation: impl FnOnce(&mut dyn Any) -> Result<SealedOutcome, OperationFailure> + Send + 'static,
     ) -> Self {
         Self { run: Run::Blocking(Some(Box::new(operation))), is_probe: false, progress: Progress::default() }
     }
 
-    /// Runs it on a connection that blocks. One that is to be awaited does nothing, and says what it wanted.
+    /// Runs the operation on a blocking connection. An async operation does nothing, and the error names the connection
+    /// that it wants.
     ///
     /// # Errors
-    /// Whatever the operation failed with; its writes are to be rolled back.
+    /// The operation's own failure. The backend must roll back its writes.
     ///
     /// # Panics
-    /// If the operation does: a backend catches it and rolls back.
+    /// If the operation panics. The backend catches the panic and rolls back.
     pub fn run(self, connection: &mut dyn Any) -> Result<SealedOutcome, OperationFailure> {
         let _in_progress = self.progress.run();
         match self.run {
             Run::Blocking(Some(run)) => run(connection),
-            // It was run before.
+            // The operation has already run.
             Run::Blocking(None) => Err(OperationFailure::RollBack),
             Run::Async(run) => Err(OperationFailure::WrongConnection { wanted: run.wanted() }),
         }
     }
 
-    /// Runs it on a connection that is awaited, for the first time or again. One that blocks can be run only once, and
-    /// fails the second time.
+    /// Runs the operation on an async connection, for the first time or again. A blocking operation can run only once;
+    /// its second run fails.
     ///
     /// # Cancel safety
-    /// Dropped midway, its writes are to be rolled back.
+    /// If the future is dropped midway, the backend must roll back the operation's writes.
     ///
     /// # Errors
-    /// Whatever the operation failed with; its writes are to be rolled back.
+    /// The operation's own failure. The backend must roll back its writes.
     ///
     /// # Panics
-    /// If the operation does: a backend catches it and rolls back.
+    /// If the operation panics. The backend catches the panic and rolls back.
     ///
     /// ```
     /// # use oncekey::{Key, backend::TransactionOperation, record::SealedOutcome};

@@ -1,4 +1,4 @@
-//! One claim, from the store's grant, or from an unheard answer, until it is settled.
+//! One claim: from the store's grant, or from a request whose answer was lost, until it is settled.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::{Error, EventKind, FencingToken, Key, OnAbandoned, chance};
 
 pub(super) type ToHolder = Answer<Result<Settled, Error>>;
 
-/// What a claim works with on its arbiter.
+/// What a claim uses on its arbiter.
 pub(crate) struct Arbiter<'a> {
     pub(crate) key: &'a Key,
     pub(crate) shared: &'a Shared,
@@ -32,45 +32,45 @@ pub(crate) struct Arbiter<'a> {
 #[derive(Debug)]
 #[must_use]
 pub(crate) enum Next {
-    /// Nothing: an answer or a message is to come.
+    /// Nothing: an answer or a message will arrive.
     Wait,
     /// Call [`Claim::ask_again`] after this pause.
     AskAgain(Duration),
     /// Call [`Claim::ask_for_step`] with this number after this pause.
     AskForStep(Duration, u32),
-    /// Another has the key by now. Callers of the key ask the store again; the claim stays until its operation ends.
+    /// Another holder has the key. Callers of the key ask the store again; the claim stays until its operation ends.
     LetGo,
-    /// The claim is no more. Whoever waits for its key takes this outcome, or asks for the key again.
+    /// The claim has ended. The callers that wait for its key get this outcome, or ask for the key again.
     Ended(Option<SealedOutcome>),
 }
 
-/// A claim that the store has granted to this arbiter, or may have.
+/// A claim that the store has granted to this arbiter, or may have granted.
 pub(crate) struct Claim {
     owner: Owner,
     on_abandoned: OnAbandoned,
     lease: Lease,
     phase: Phase,
-    /// How many renewals the store has not answered.
+    /// How many renewals the store has not yet answered.
     renewals_in_flight: u32,
-    /// Who is told of the settlement; `None` once it has been, or where nobody asked.
+    /// Gets the result of the settlement. `None` once it has been sent, or if nobody asked for it.
     holder: Option<ToHolder>,
-    /// Since the store did not take the settlement at the first try. Boxed, since most claims never have it.
+    /// Set if the store did not accept the settlement at the first try. Boxed, since most claims never need it.
     failing: Option<Box<Failing>>,
-    /// The call's place among those that its arbiter admits.
+    /// The call's permit among those that its arbiter admits.
     permit: Option<Permit>,
-    /// The steps of its operation. Boxed, since most operations have none.
+    /// The steps of the claim's operation. Boxed, since most operations have none.
     steps: Option<Box<StepTable>>,
 }
 
-/// A settlement, or the end of a step, that the store has not taken yet.
+/// The retries of a settlement, or of the end of a step, that the store has not accepted yet.
 pub(super) struct Failing {
     pub(super) since: Instant,
     pub(super) failures: u32,
-    /// Past the settling limit: its place among the settlements that are still tried.
+    /// Past the settling limit: its place among the pending settlements.
     pub(super) pending: Option<Pending>,
 }
 
-/// The log target of claims that are given up because nothing happened, until the store has taken that.
+/// The log target for claims on which nothing happened, from the decision to free them until the store has done so.
 const FREEING: &str = "oncekey::freeing";
 
 /// The longest pause between two tries, before and after the settling limit.
@@ -78,7 +78,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(1_280);
 const LONGEST_PAUSE_PENDING: Duration = Duration::from_secs(10);
 
 impl Claim {
-    /// A claim that was granted.
+    /// Creates a claim that the store has granted.
     pub(crate) fn granted(
         owner: Owner,
         on_abandoned: OnAbandoned,
@@ -91,7 +91,8 @@ impl Claim {
         Self { permit, steps, ..Self::new(owner, on_abandoned, lease, Phase::Running) }
     }
 
-    /// A claim whose answer was not heard, or came too late: it is withdrawn. [`ask_again`](Self::ask_again) begins it.
+    /// Creates a claim to withdraw, because its answer was lost or came too late. [`ask_again`](Self::ask_again) starts
+    /// the withdrawal.
     pub(crate) fn to_withdraw(key: &Key, owner: Owner, on_abandoned: OnAbandoned) -> Self {
         log_to_be_freed(key);
         let lease = Lease::new(Instant::now());
@@ -112,7 +113,7 @@ impl Claim {
         }
     }
 
-    /// Whether it is unknown if the claim was ever in the store: then nobody knows what the key was last used for.
+    /// Returns whether the claim may never have reached the store. What the key was last used for is then unknown.
     pub(crate) fn is_withdrawing(&self) -> bool {
         matches!(self.phase, Phase::Withdrawing)
     }
@@ -133,12 +134,12 @@ impl Claim {
         self.lease.is_lost()
     }
 
-    /// Whether the operation runs in the transaction that completes the claim.
+    /// Returns whether the operation runs in the transaction that completes the claim.
     pub(super) fn is_in_transaction(&self) -> bool {
         matches!(self.phase, Phase::Committing | Phase::Probing)
     }
 
-    /// Nobody waits for the claim any longer.
+    /// Frees the permit, because no caller waits for the claim any longer.
     pub(super) fn frees_its_permit(&mut self) {
         self.permit = None;
     }
@@ -159,7 +160,7 @@ impl Claim {
         self.lease.left(shared.settings.lease)
     }
 
-    /// The heartbeat's look at the lease.
+    /// Renews the lease if the heartbeat is due.
     pub(crate) fn tick(&mut self, arbiter: &Arbiter<'_>, claim: &ClaimAddr) {
         if self.phase.renews() && self.lease.is_due(arbiter.lease()) {
             let sent = self.lease.asks();
@@ -167,7 +168,7 @@ impl Claim {
         }
     }
 
-    /// Asks the store for the holder whether the claim still stands. Only a renewal that is sent now can tell.
+    /// Asks the store, on the holder's behalf, whether the claim still stands. Only a renewal sent now can prove it.
     pub(crate) fn confirm(
         &mut self,
         reply: oneshot::Sender<Result<(), Error>>,
@@ -209,7 +210,7 @@ impl Claim {
                 Err(Error::Store(StoreError::unknown(what)))
             }
             Ok(Renewed::Lost) => {
-                // A settlement that is under way may just have ended the claim.
+                // A settlement in flight may have just ended the claim.
                 if self.phase.is_running() && self.lease.loses() {
                     arbiter.tell(EventKind::Lost);
                 }
@@ -222,7 +223,7 @@ impl Claim {
         }
     }
 
-    /// The holder ends its claim. That waits for the steps that run.
+    /// Settles the claim for its holder, once the running steps have ended.
     pub(crate) fn settle(
         &mut self,
         settlement: Settlement,
@@ -230,7 +231,7 @@ impl Claim {
         arbiter: &Arbiter<'_>,
         claim: &ClaimAddr,
     ) -> Next {
-        // Past the run limit the claim has ended already: nothing waits for its steps.
+        // Past the run limit, the claim has already ended and does not wait for its steps.
         let ready = if self.phase.is_running() {
             self.wait_for_steps(settlement, reply, arbiter)
         } else {
@@ -250,7 +251,7 @@ impl Claim {
         claim: &ClaimAddr,
     ) -> Next {
         if !self.phase.is_running() {
-            // The run limit has ended it.
+            // The run limit has ended the claim.
             if let Some(reply) = reply {
                 reply.send(Err(Error::ClaimLost));
             }
@@ -293,14 +294,14 @@ impl Claim {
         }
     }
 
-    /// The holder is gone without a word.
+    /// Handles a holder that is gone without settling its claim.
     pub(crate) fn abandon(&mut self, began: bool, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Next {
         let settlement = if began { Settlement::Abandon } else { Settlement::Release };
         if self.phase.is_running() { self.settle(settlement, None, arbiter, claim) } else { Next::Wait }
     }
 
-    /// The operation has run for longer than its limit. It is not stopped, but it is on its own from here: what it reports
-    /// later changes nothing. Its steps that run may still record their outcomes.
+    /// Ends the claim at its run limit. The operation continues, but what it reports later changes nothing. Its running
+    /// steps may still record their outcomes.
     pub(crate) fn end_run(&mut self, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Next {
         if !self.phase.is_running() {
             return Next::Wait;
@@ -311,29 +312,29 @@ impl Claim {
         warn!(key = %arbiter.key, "an operation has passed its run limit; its claim is settled as abandoned");
         arbiter.tell(EventKind::RunLimit);
         self.permit = None;
-        // A step that still runs may report its result. The claim sends that to the store even after its own end.
+        // A running step may still report its result. The claim sends that to the store even after its own end.
         self.settle_now(Settlement::Abandon, None, arbiter, claim)
     }
 
-    /// Sends the step of the settlement that is under way, for the first time or again.
+    /// Sends the request of the current settlement, for the first time or again.
     pub(crate) fn ask_again(&mut self, arbiter: &Arbiter<'_>, claim: &ClaimAddr) {
         if let Some(request) = self.phase.request(arbiter.key, self.owner, claim) {
             arbiter.ask_store(request);
         }
     }
 
-    /// An answer of the store.
+    /// Handles an answer of the store.
     pub(crate) fn answered(&mut self, answered: Answered, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Next {
         match answered {
             Answered::Renewed { sent, confirming, answer } => {
                 let was_lost = self.lease.is_lost();
                 let mut confirmed = self.on_renewed(sent, answer, arbiter);
                 if !self.phase.is_running() {
-                    // Its run limit, for one, has ended the claim since.
+                    // The claim has ended in the meantime, for example at its run limit.
                     confirmed = confirmed.and(Err(Error::ClaimLost));
                 }
                 if let Some(reply) = confirming {
-                    // Whoever asked may have gone.
+                    // The asker may have left.
                     let _ = reply.send(confirmed);
                 }
                 self.renewals_in_flight = self.renewals_in_flight.saturating_sub(1);
@@ -356,7 +357,7 @@ impl Claim {
             }
             Answered::CompletedInTransaction(Ok(CompletedInTransaction::RolledBack)) => {
                 let settled = match self.phase {
-                    // The store did not refuse the commit: it never heard of it, or could not tell in time.
+                    // The store did not refuse the commit: it never received it, or could not confirm it in time.
                     Phase::Probing => {
                         let what = "the commit was not confirmed in time, and the transaction was rolled back";
                         Err(Error::Store(StoreError::unavailable(what)))
@@ -383,7 +384,7 @@ impl Claim {
                 arbiter.tell(EventKind::Held);
                 self.ends(Ok(Settled::Done), None)
             }
-            // "Lost" is as good: the claim is not this arbiter's.
+            // "Lost" is equally good: this arbiter no longer holds the claim.
             Answered::Released(Ok(_)) | Answered::Lapsed(Ok(_)) => {
                 if let Phase::Releasing(_) = self.phase {
                     log_freed(arbiter.key);
@@ -396,8 +397,8 @@ impl Claim {
                 arbiter.tell(EventKind::Withdrawn);
                 self.ends(Ok(Settled::Done), None)
             }
-            // A renewal that the store executes behind the hold undoes it for one lease: the hold is sent once more when
-            // the last renewal is answered.
+            // A renewal that the store executes after the hold undoes the hold for one lease. The hold is sent once
+            // more when the last renewal is answered.
             Answered::Held(Ok(Held::Held)) if self.renewals_in_flight > 0 => {
                 self.phase = Phase::Holding(Holding { on_abandoned: self.on_abandoned, is_stored: true });
                 self.tell_holder(Ok(Settled::Done));
@@ -422,13 +423,13 @@ impl Claim {
         Next::Ended(outcome)
     }
 
-    /// Whether the holder was there to hear it.
+    /// Sends the result to the holder. Returns whether the holder received it.
     fn tell_holder(&mut self, settled: Result<Settled, Error>) -> bool {
         self.holder.take().is_some_and(|holder| holder.send(settled))
     }
 
-    /// The transaction has not completed the claim: the claim stands, and its holder decides what next. If the holder has
-    /// left, the claim is settled by `otherwise`.
+    /// Continues after a transaction that did not complete the claim. The claim stands, and its holder decides what to
+    /// do next. If the holder has left, `otherwise` settles the claim.
     fn runs_on(
         &mut self,
         settled: Result<Settled, Error>,
@@ -442,20 +443,21 @@ impl Claim {
         if heard { Next::Wait } else { self.settle(otherwise, None, arbiter, claim) }
     }
 
-    /// The store did not take the step, or did not say. The same step by the same owner is safe to repeat, so it is: for
-    /// as long as the process lives, since nobody else knows what this claim's end is to be.
+    /// Handles a settlement that the store did not accept or did not answer. Repeating the same request with the same
+    /// owner is safe. The claim repeats it for as long as the process lives, because nothing else knows how this claim
+    /// is to end.
     fn on_failure(&mut self, error: StoreError, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Next {
         arbiter.tell(EventKind::StoreFailed);
         if let Phase::Committing = self.phase {
             if !error.is_unknown() || planted!(UnknownCommitTakenForNo) {
-                // Where the operation has ended its transaction by itself, its writes may be committed in part.
+                // If the operation ended its transaction itself, its writes may be partly committed.
                 let otherwise = match error {
                     StoreError::TransactionEnded => Settlement::Hold,
                     _ => Settlement::Release,
                 };
                 return self.runs_on(Err(Error::Store(error)), otherwise, arbiter, claim);
             }
-            // Nothing else may be done until it is known whether it was committed.
+            // Nothing else may be done until it is known whether the transaction was committed.
             self.phase = Phase::Probing;
         }
         let failing = self.failing.get_or_insert_with(|| Box::new(Failing::new()));
@@ -463,7 +465,7 @@ impl Claim {
         let is_past_the_limit = failing.pending.is_none()
             && failing.failures > 2
             && failing.since.elapsed() >= arbiter.shared.settings.settling_limit;
-        if planted!(CompletionNotRetried) || !error.is_passing() {
+        if planted!(CompletionNotRetried) || !error.is_transient() {
             self.report(error, arbiter);
             return Next::Ended(None);
         }
@@ -484,7 +486,7 @@ impl Claim {
         Next::AskAgain(self.failing.as_deref().map_or(Duration::ZERO, Failing::pause))
     }
 
-    /// Reports to the holder, who does not wait any longer.
+    /// Reports a settlement past its limit to the holder, which does not wait any longer.
     fn report(&mut self, error: StoreError, arbiter: &Arbiter<'_>) {
         warn!(key = %arbiter.key, %error, "the store has not taken a settlement within the limit");
         let (event, error) = self.phase.report(error);
@@ -501,7 +503,7 @@ impl Failing {
         Self { since: Instant::now(), failures: 0, pending: None }
     }
 
-    /// Growing, and half of it chance, so that many that lost one store do not come back in step.
+    /// Returns a growing pause with jitter of up to half, so that many claims that lost one store do not retry in step.
     pub(super) fn pause(&self) -> Duration {
         let longest = if self.pending.is_some() { LONGEST_PAUSE_PENDING } else { LONGEST_PAUSE };
         Duration::from_millis(20 << self.failures.min(9)).min(longest).mul_f64(chance::between(0.5, 1.0))
@@ -514,7 +516,7 @@ impl Arbiter<'_> {
     }
 
     pub(super) fn ask_store(&self, request: Request) {
-        // A request that a dead backend can't take is dropped, and its reply says so.
+        // If the backend has ended, the request is dropped, and its reply reports that.
         let _ = self.store.try_send(Persist::Step(request));
     }
 
@@ -523,8 +525,8 @@ impl Arbiter<'_> {
     }
 }
 
-/// Nothing happened by the claim. A process that is killed between this line and the next leaves a key that lapses as if its
-/// operation had begun: the log tells the two apart.
+/// Logs that a claim on which nothing happened is to be freed. If the process is killed before the next such line, the
+/// key lapses as if its operation had begun; the log distinguishes the two cases.
 fn log_to_be_freed(key: &Key) {
     debug!(target: FREEING, %key, "the claim is to be freed: nothing happened by it");
 }

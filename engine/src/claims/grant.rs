@@ -1,4 +1,4 @@
-//! What a running operation holds: the right and the duty to settle its claim.
+//! The grant of a running operation: its right to run, and its duty to settle the claim.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use crate::backend::{
 use crate::record::{Owner, SealedOutcome};
 use crate::{Attempt, Error, FencingToken};
 
-/// The address of the actor that keeps a claim, shared: a clone of an actix address allocates twice.
+/// The address of the actor that keeps a claim. It is shared because cloning an actix address allocates twice.
 pub(crate) type ClaimAddr = Arc<Recipient<ToClaim>>;
 
-/// A message to a claim. It carries the claim's address, so that the answer to what the claim asks finds its way back.
+/// A message to a claim. It carries the claim's address, so that the store's answers can be sent back there.
 pub(crate) struct ToClaim {
     pub(crate) what: What,
     pub(crate) claim: ClaimAddr,
@@ -29,37 +29,37 @@ impl Message for ToClaim {
 }
 
 impl ToClaim {
-    /// Sends a message. It fails if the actor is gone: its arbiter has ended, or the actor panicked.
+    /// Sends a message. Fails if the actor is gone because its arbiter has ended or the actor has panicked.
     pub(crate) fn send(claim: &ClaimAddr, what: What) -> Result<(), Error> {
         claim.try_send(Self { what, claim: Arc::clone(claim) }).map_err(|_| Error::Stopped)
     }
 }
 
-/// What a claim is told.
+/// The content of a message to a claim.
 pub(crate) enum What {
-    /// The holder ends its claim.
+    /// The holder settles its claim.
     Settle { settlement: Settlement, reply: Answer<Result<Settled, Error>> },
-    /// The holder is gone without having said anything.
+    /// The holder is gone without settling its claim.
     Abandon { began: bool },
     /// The holder asks whether the claim still stands.
     Confirm(oneshot::Sender<Result<(), Error>>),
-    /// The claim is old enough to look at its lease.
+    /// The claim is old enough to check its lease.
     Tick,
-    /// Ask the store for the step of the claim's phase.
+    /// Asks the store for the request of the claim's phase.
     Ask,
-    /// The operation may run for so long.
+    /// Starts the operation's run limit.
     LimitRun(Duration),
-    /// The operation asks for one of its steps. Boxed, since most operations have none.
+    /// The operation calls one of its steps. Boxed, since most operations have none.
     Step(Box<StepCall>),
     /// An answer of the store.
     Answered(Answered),
 }
 
-/// An answer of the store to what a claim asked.
+/// The store's answer to a claim's request.
 pub(crate) enum Answered {
     Renewed {
         sent: Instant,
-        /// Who asked for this renewal, if not the heartbeat.
+        /// The holder that asked for this renewal; `None` for the heartbeat.
         confirming: Option<oneshot::Sender<Result<(), Error>>>,
         answer: Result<Renewed, StoreError>,
     },
@@ -72,7 +72,7 @@ pub(crate) enum Answered {
     Step(Box<StepAnswered>),
 }
 
-/// How a holder ends its claim.
+/// How a holder settles its claim.
 #[derive(Debug)]
 pub(crate) enum Settlement {
     Complete {
@@ -85,7 +85,7 @@ pub(crate) enum Settlement {
     },
     /// Nothing happened.
     Release,
-    /// Something may have happened, whatever the claim's policy says.
+    /// Something may have happened. The key becomes indeterminate, whatever the claim's policy says.
     Hold,
     /// The operation ended without reporting what happened: the claim's `OnAbandoned` decides.
     Abandon,
@@ -97,35 +97,35 @@ impl Settlement {
     }
 }
 
-/// What a holder is told of its settlement.
+/// The result of a settlement.
 #[derive(Debug)]
 pub(crate) enum Settled {
-    /// Done: the claim is no more.
+    /// The claim has ended.
     Done,
-    /// The transaction committed, with this outcome.
+    /// The transaction committed with this outcome.
     Committed(SealedOutcome),
     /// The transaction was rolled back, and the claim still stands.
     RolledBack,
 }
 
-/// The right and the duty of one caller: to run the operation, and to settle the key.
+/// One caller's right to run the operation, and its duty to settle the key.
 ///
-/// If a grant is dropped unsettled, its claim settles itself: a claim whose operation never began is released; one whose
-/// operation was torn down midway is settled as its [`OnAbandoned`](crate::OnAbandoned) says, at once instead of when its
-/// lease lapses.
+/// If a grant is dropped unsettled, its claim settles itself. A claim whose operation never began is released. A claim
+/// whose operation was dropped midway is settled by its [`OnAbandoned`](crate::OnAbandoned), at once and not only when
+/// its lease lapses.
 #[derive(Debug)]
 pub(crate) struct Grant {
     claim: ClaimAddr,
     pub(crate) attempt: Attempt,
     pub(crate) token: FencingToken,
     pub(crate) owner: Owner,
-    /// When the claim was asked for, from which its first lease counts.
+    /// When the claim was requested. Its first lease counts from here.
     asked_at: Instant,
     lease: Duration,
     run_limit: Option<Duration>,
     began: bool,
     settled: bool,
-    /// The answer to a settlement whose caller has not read it yet, and may never: its future can be dropped first.
+    /// The answer to a settlement whose caller has not read it yet, and may never read it if its future is dropped.
     unread: Option<oneshot::Receiver<Result<Settled, Error>>>,
 }
 
@@ -145,17 +145,17 @@ impl Grant {
         &self.claim
     }
 
-    /// Whether the claim is no more this grant's to settle.
+    /// Returns whether this grant no longer has to settle its claim.
     #[cfg(feature = "web")]
     pub(crate) fn is_settled(&self) -> bool {
         self.settled
     }
 
-    /// To be called before the operation's first step. A grant older than its lease is confirmed first: its holder may
-    /// have slept while the lease lapsed and another took over.
+    /// Marks the operation as begun. Call it before the operation's first action. A grant older than its lease is
+    /// confirmed first: its holder may have slept while the lease lapsed and another holder took over.
     ///
     /// # Errors
-    /// The claim is lost, or the store did not confirm it in time. Nothing may run.
+    /// The claim is lost, or the store did not confirm it in time. The operation must not run.
     pub(crate) async fn begin(&mut self) -> Result<(), Error> {
         if self.is_worn() {
             let (reply, confirmed) = oneshot::channel();
@@ -175,7 +175,7 @@ impl Grant {
         self.begins()
     }
 
-    /// The run limit counts from here. A grant may wait for its turn: while it does, nothing runs.
+    /// Starts the run limit here: while a grant waits for its turn, nothing runs.
     fn begins(&mut self) -> Result<(), Error> {
         if let Some(limit) = self.run_limit.filter(|_| !planted!(RunLimitForgotten)) {
             ToClaim::send(&self.claim, What::LimitRun(limit))?;
@@ -188,10 +188,10 @@ impl Grant {
         self.asked_at.elapsed() >= self.lease && !planted!(LateGrantUsed)
     }
 
-    /// Settles, and waits until the store has it.
+    /// Settles the claim, and waits until the store has accepted the settlement.
     ///
-    /// On `Ok(Settled::RolledBack)` and on errors of a transaction the claim still stands and is to be settled again;
-    /// after anything else it is not.
+    /// After `Ok(Settled::RolledBack)`, and after errors of a transaction, the claim still stands and must be settled
+    /// again. After any other result it has ended.
     pub(crate) async fn settle(&mut self, settlement: Settlement) -> Result<Settled, Error> {
         let in_transaction = settlement.is_in_transaction();
         let (sender, receiver) = oneshot::channel();
@@ -204,7 +204,8 @@ impl Grant {
         self.note(settled)
     }
 
-    /// What it means that the claim's actor is gone before it answers: nothing is known of an operation that began.
+    /// Returns the error for a claim actor that is gone before it answers. If the operation began, its result is
+    /// unknown.
     fn stopped(&self, in_transaction: bool) -> Error {
         if !self.began {
             return Error::Stopped;
@@ -213,7 +214,7 @@ impl Grant {
         if in_transaction { Error::CommitUnknown(unknown) } else { Error::OutcomeNotStored(unknown) }
     }
 
-    /// Settles, and has the answer sent to a plain thread, which hands it to [`note`](Self::note).
+    /// Settles the claim. The answer goes to a plain thread, which passes it to [`note`](Self::note).
     pub(crate) fn settle_for_thread(
         &mut self,
         settlement: Settlement,
@@ -224,7 +225,7 @@ impl Grant {
         self.send(settlement, Answer::Thread(answers.clone(), number)).map_err(|_| self.stopped(in_transaction))
     }
 
-    /// Gives the claim up, if it still stands.
+    /// Releases the claim, if it still stands.
     pub(crate) async fn release_if_held(&mut self) -> Result<(), Error> {
         if self.settled {
             return Ok(());
@@ -232,7 +233,7 @@ impl Grant {
         self.settle(Settlement::Release).await.map(drop)
     }
 
-    /// Leaves the key as it is: an error of the planted kind.
+    /// Leaves the key as it is. Used only by a planted bug.
     pub(crate) fn forget(&mut self) {
         self.settled = true;
     }
@@ -250,7 +251,7 @@ impl Grant {
     }
 }
 
-/// A claim that could not be confirmed before its operation began: nothing ran.
+/// Maps a failed confirmation before the operation began to an error that says that nothing ran.
 fn not_begun(confirmed: Result<Result<(), Error>, oneshot::error::RecvError>) -> Result<(), Error> {
     match confirmed.unwrap_or(Err(Error::Stopped)) {
         Err(Error::ClaimLost) => {
@@ -262,7 +263,7 @@ fn not_begun(confirmed: Result<Result<(), Error>, oneshot::error::RecvError>) ->
 
 impl Drop for Grant {
     fn drop(&mut self) {
-        // An answer that arrived, and was not read: after a rollback the claim stands, and this grant still owes its end.
+        // An answer arrived but was not read. After a rollback the claim stands, and this grant must still settle it.
         if let Some(mut unread) = self.unread.take() {
             unread.close();
             if let Ok(settled) = unread.try_recv() {
@@ -270,7 +271,7 @@ impl Drop for Grant {
             }
         }
         if !self.settled && !planted!(DroppedGrantForgotten) {
-            // If the actor is gone its arbiter is, and the claim is left to its lease.
+            // If the actor is gone, its arbiter is too, and the claim is left to its lease.
             let _ = ToClaim::send(&self.claim, What::Abandon { began: self.began });
         }
     }

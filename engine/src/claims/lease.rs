@@ -1,15 +1,15 @@
-//! The lease of a claim: when it is renewed, and what an answer to a renewal proves.
+//! The lease of a claim: when to renew it, and what an answer to a renewal proves.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What is known about a claim's lease on this arbiter. Its length is the engine's setting.
+/// What this arbiter knows about a claim's lease. The engine's settings give its length.
 #[derive(Debug)]
 pub(crate) struct Lease {
-    /// When the lease was last known to begin anew: the time at which that was asked for, not answered.
+    /// When the lease was last known to start anew. This is the time of the request, not of the answer.
     renewed_at: Instant,
-    /// When the heartbeat last asked, whether or not it was answered.
+    /// When the heartbeat last sent a renewal, answered or not.
     asked_at: Option<Instant>,
     lost: bool,
 }
@@ -19,8 +19,8 @@ impl Lease {
         Self { renewed_at, asked_at: None, lost: false }
     }
 
-    /// Whether the heartbeat asks now. It does not wait for the answer to an earlier renewal: that may be in a black hole,
-    /// and a lease that ends meanwhile is lost.
+    /// Returns whether the heartbeat sends a renewal now. It does not wait for the answer to an earlier one, which may
+    /// never arrive: the lease would lapse in the meantime.
     pub(crate) fn is_due(&self, length: Duration) -> bool {
         let pause = length / 3;
         !self.lost
@@ -29,23 +29,23 @@ impl Lease {
             && !planted!(HeartbeatStopped)
     }
 
-    /// The heartbeat asks.
+    /// Records that the heartbeat sends a renewal.
     pub(crate) fn asks(&mut self) -> Instant {
         *self.asked_at.insert(Instant::now())
     }
 
-    /// The store has renewed it. Answers may overtake each other.
+    /// Records that the store has renewed the lease. Answers may overtake each other.
     pub(crate) fn renewed(&mut self, asked_at: Instant) {
         self.renewed_at = self.renewed_at.max(asked_at);
     }
 
-    /// Whether a renewal that was asked for then proves that the claim stands now: past its length, another may hold the
-    /// key.
+    /// Returns whether a renewal requested at `asked_at` proves that the claim stands now. If more time than `length`
+    /// has passed, another holder may have the key.
     pub(crate) fn proves(asked_at: Instant, length: Duration) -> bool {
         asked_at.elapsed() < length || planted!(OldRenewalConfirms)
     }
 
-    /// The store says that the claim is another's. Whether that is news.
+    /// Records that the store says that the claim is lost. Returns whether that is new.
     pub(crate) fn loses(&mut self) -> bool {
         !std::mem::replace(&mut self.lost, true)
     }

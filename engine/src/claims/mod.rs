@@ -1,10 +1,10 @@
 //! Claims: what this arbiter holds in the store, or may hold, from the store's grant until the claim is settled.
 //!
-//! Heartbeat, confirmation, drain, shutdown and the run limit follow claims. Which actor a caller of a key is sent to is
-//! another matter, and the supervisor's: a claim stays in [`Claims`] whatever happens to its key's route.
+//! Heartbeat, confirmation, drain, shutdown and the run limit follow claims. The supervisor's routes decide only which
+//! actor serves a key: a claim stays in [`Claims`] whatever happens to its key's route.
 //!
-//! A [`Claim`] is in one [phase](phase::Phase) at a time. The phase alone says whether the lease is renewed, which step
-//! the store is asked for, and what is reported when the store does not take it.
+//! A [`Claim`] is in one [phase](phase::Phase) at a time. The phase alone decides whether the lease is renewed, which
+//! request goes to the store, and what is reported when the store does not accept it.
 
 mod claim;
 mod grant;
@@ -21,7 +21,7 @@ use std::time::Duration;
 use slab::Slab;
 use tokio::time::Instant;
 
-/// All claims of one arbiter. Its supervisor owns it.
+/// All claims of one arbiter, owned by its supervisor.
 #[derive(Default)]
 pub(crate) struct Claims {
     entries: Slab<Entry>,
@@ -36,7 +36,7 @@ struct Entry {
 }
 
 impl Claims {
-    /// The place that the next [`insert`](Self::insert) uses.
+    /// Returns the place that the next [`insert`](Self::insert) uses.
     pub(crate) fn next_place(&self) -> ClaimPlace {
         self.entries.vacant_key()
     }
@@ -50,7 +50,7 @@ impl Claims {
         let _ = self.entries.try_remove(place);
     }
 
-    /// Loses a claim: an error of the planted kind.
+    /// Loses a claim. Used only by a planted bug.
     pub(crate) fn forget(&mut self, claim: &ClaimAddr) {
         self.entries.retain(|_, entry| !std::sync::Arc::ptr_eq(&entry.claim, claim));
     }
@@ -59,10 +59,10 @@ impl Claims {
         self.entries.len()
     }
 
-    /// Wakes the claims that are older than `age`, and removes those whose actor is gone. Gives the count of these: what
-    /// they held is left to its lease.
+    /// Wakes the claims that are older than `age`, and removes those whose actor is gone. Returns how many it removed;
+    /// what they held is left to its lease.
     ///
-    /// Most claims are settled before a sweep ever meets them, and cost no timer of their own.
+    /// Most claims are settled before any sweep sees them, so they need no timer of their own.
     pub(crate) fn tick(&mut self, age: Duration) -> usize {
         let before = self.entries.len();
         self.entries

@@ -1,5 +1,5 @@
-//! The phases of a claim. Each type says by itself whether the lease is renewed, what the store is asked for, and what
-//! the holder is told when the store does not take it.
+//! The phases of a claim. Each phase states whether the lease is renewed, what the store is asked for, and what the
+//! holder gets when the store does not accept it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +12,9 @@ use crate::pending_settlements::PendingKind;
 use crate::record::{Owner, SealedOutcome};
 use crate::{Error, EventKind, Key, OnAbandoned};
 
-/// Where a claim is on its way.
+/// The phase of a claim.
 pub(crate) enum Phase {
-    /// Its operation runs, or is about to.
+    /// The claim's operation runs, or is about to.
     Running,
     Completing(Completing),
     Committing,
@@ -25,20 +25,20 @@ pub(crate) enum Phase {
     Withdrawing,
 }
 
-/// What a phase says of itself.
+/// The properties of a phase.
 struct Traits {
     renews: bool,
-    /// The holder need not wait for the store to take it: it has its own error to tell.
+    /// The holder need not wait until the store accepts it, because the holder has its own error to return.
     holder_is_told_at_once: bool,
 }
 
-/// The outcome is on its way to the store.
+/// The outcome is being sent to the store.
 pub(crate) struct Completing {
     pub(crate) outcome: SealedOutcome,
     pub(crate) retention: Duration,
 }
 
-/// The claim is given up: nothing happened.
+/// The claim is being released: nothing happened.
 pub(crate) struct Releasing {
     pub(crate) on_abandoned: OnAbandoned,
 }
@@ -46,7 +46,7 @@ pub(crate) struct Releasing {
 /// Something may have happened: the key is to become indeterminate.
 pub(crate) struct Holding {
     pub(crate) on_abandoned: OnAbandoned,
-    /// The store has taken it once already.
+    /// The store has already accepted the hold once.
     pub(crate) is_stored: bool,
 }
 
@@ -56,20 +56,21 @@ impl Phase {
             Self::Running | Self::Completing(_) | Self::Committing | Self::Probing => {
                 Traits { renews: true, holder_is_told_at_once: false }
             }
-            // While the store does not take the hold, a lapse under Rerun would let another take over, contrary to what
-            // the operation reported. Under Hold a lapse has the same result.
+            // If the lease lapsed under Rerun before the store accepted the hold, another caller could take over,
+            // contrary to what the operation reported. Under Hold, a lapse has the same result as the hold.
             Self::Holding(Holding { on_abandoned, is_stored }) => Traits {
                 renews: *on_abandoned != OnAbandoned::Hold && !is_stored && !planted!(HoldNotRenewed),
                 holder_is_told_at_once: true,
             },
-            // Nothing happened. A lapse under Rerun frees the key, which is right; under Hold it would make a key
+            // Nothing happened. A lapse under Rerun frees the key, which is right. Under Hold it would make a key
             // indeterminate on which nothing happened.
             Self::Releasing(Releasing { on_abandoned }) => {
                 Traits { renews: *on_abandoned == OnAbandoned::Hold, holder_is_told_at_once: true }
             }
-            // Its lease is to end.
+            // The lease is meant to end.
             Self::Abandoning => Traits { renews: false, holder_is_told_at_once: true },
-            // Nobody holds it. What may be there is taken back by the same step that a renewal would need.
+            // No caller holds the claim. A renewal would need the store just as the withdrawal does, so it would gain
+            // nothing.
             Self::Withdrawing => Traits { renews: false, holder_is_told_at_once: false },
         }
     }
@@ -78,7 +79,7 @@ impl Phase {
         matches!(self, Self::Running)
     }
 
-    /// Whether the store has taken the hold, and a renewal may undo it.
+    /// Returns whether the store has accepted the hold, and a renewal may undo it.
     pub(crate) fn is_held(&self) -> bool {
         matches!(self, Self::Holding(Holding { is_stored: true, .. }))
     }
@@ -91,7 +92,7 @@ impl Phase {
         self.traits().holder_is_told_at_once
     }
 
-    /// With which of the other settlements it is counted, past the settling limit.
+    /// Returns the kind of settlement that it counts as past the settling limit.
     pub(crate) fn kind(&self) -> PendingKind {
         match self {
             Self::Releasing(_) | Self::Withdrawing => PendingKind::Frees,
@@ -99,7 +100,7 @@ impl Phase {
         }
     }
 
-    /// How many bytes it keeps until the store takes them.
+    /// Returns how many bytes it keeps until the store accepts them.
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Completing(Completing { outcome, .. }) => outcome.as_stored().len(),
@@ -107,7 +108,7 @@ impl Phase {
         }
     }
 
-    /// What is reported when the store has not taken it within the limit.
+    /// Returns what to report if the store has not accepted it within the limit.
     pub(crate) fn report(&self, error: StoreError) -> (Option<EventKind>, Error) {
         match self {
             Self::Completing(_) => (Some(EventKind::OutcomeNotStored), Error::OutcomeNotStored(error)),
@@ -116,8 +117,8 @@ impl Phase {
         }
     }
 
-    /// The step that the store is asked for, as often as it takes; `None` where there is nothing to ask, or (a user's
-    /// operation) where it can be sent only once.
+    /// Returns the request for the store, which may be repeated. `None` if there is nothing to ask, or if the request
+    /// can be sent only once because it carries a user's operation.
     pub(crate) fn request(&self, key: &Key, owner: Owner, claim: &ClaimAddr) -> Option<Request> {
         let key = key.clone();
         Some(match self {
@@ -138,7 +139,7 @@ impl Phase {
     }
 }
 
-/// The user's operation in the store's transaction.
+/// Returns the request that runs the user's operation in the store's transaction.
 pub(crate) fn transaction(
     key: Key,
     owner: Owner,
@@ -150,7 +151,7 @@ pub(crate) fn transaction(
     Request::CompleteInTransaction(message, bring(claim, Answered::CompletedInTransaction))
 }
 
-/// A reply that brings the answer back to the claim. If the claim's actor is gone, so is whoever could use the answer.
+/// Returns a reply that sends the answer back to the claim. If the claim's actor is gone, nothing can use the answer.
 pub(crate) fn bring<T: 'static>(
     claim: &ClaimAddr,
     answered: impl FnOnce(Result<T, StoreError>) -> Answered + Send + 'static,

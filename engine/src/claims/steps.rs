@@ -1,4 +1,4 @@
-//! The steps of a claim's operation: what earlier attempts left, and what runs now.
+//! The steps of a claim's operation: those recorded by earlier attempts, and those that run now.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,30 +19,30 @@ use crate::pending_settlements::PendingKind;
 use crate::record::{Binding, Owner, Progress, SealedOutcome, StepName, StepRecord, StepRun, Steps};
 use crate::{Attempt, Error, EventKind, FencingToken, Fingerprint, OnAbandoned, StepPolicy};
 
-/// What an operation asks for one of its steps.
+/// An operation's request about one of its steps.
 pub(crate) enum StepCall {
-    /// To run it here, or to be told its outcome.
+    /// To run the step here, or to return its outcome.
     Begin { step: NamedStep, reply: oneshot::Sender<Result<BegunStep, StepRefusal>> },
-    /// To run it in a transaction of the store, after `Begin` answered [`BegunStep::Transact`].
+    /// To run the step in a transaction of the store, after `Begin` answered [`BegunStep::Transact`].
     Transact {
         number: u32,
         operation: TransactionOperation,
         reply: oneshot::Sender<Result<StepCommitted, StepRefusal>>,
     },
-    /// It ended.
+    /// The step has ended.
     End { number: u32, end: StepEnd },
 }
 
 /// A step as its operation names it.
 pub(crate) struct NamedStep {
-    /// As the store knows it, like all names here.
+    /// The name as the store knows it, like all names here.
     pub(crate) name: StepName,
-    /// The names that it had in earlier versions of the program.
+    /// The names that the step had in earlier versions of the program.
     pub(crate) formerly: Vec<StepName>,
     pub(crate) fingerprint: Option<Fingerprint>,
     pub(crate) policy: StepPolicy,
     pub(crate) is_transactional: bool,
-    /// Of the claim.
+    /// The claim's fencing token.
     pub(crate) token: FencingToken,
     pub(crate) retention: Duration,
 }
@@ -52,7 +52,7 @@ pub(crate) enum StepEnd {
     Completed(SealedOutcome, oneshot::Sender<Result<(), StepRefusal>>),
     /// With an error: nothing happened.
     Failed(oneshot::Sender<Result<(), StepRefusal>>),
-    /// It panicked, or its future was dropped: what happened is not known.
+    /// It panicked, or its future was dropped: what happened is unknown.
     Dropped,
     /// Its caller left before its operation began.
     NotBegun,
@@ -73,14 +73,14 @@ pub(crate) enum StepRefusal {
     Mismatch,
     Unsettled,
     TooMany,
-    /// A step of the name runs now.
+    /// A step of this name is running.
     Running,
     TooLarge,
     Store(StoreError),
     NotStored(StoreError),
 }
 
-/// An answer of the store about a step.
+/// The store's answer about a step.
 pub(crate) struct StepAnswered {
     number: u32,
     answer: StepAnswer,
@@ -96,14 +96,14 @@ enum StepAnswer {
 /// The steps of one claim.
 pub(super) struct StepTable {
     life: FencingToken,
-    /// What earlier attempts and this one have completed.
+    /// The steps that earlier attempts and this one have recorded.
     known: Vec<Known>,
     running: Vec<Running>,
     last_number: u32,
-    /// The end of the claim, which waits for the steps that run.
+    /// The settlement of the claim, which waits for the running steps.
     settlement: Option<Waiting>,
-    /// The run limit has passed. No further step begins, and the claim ends without waiting for running steps. Their results
-    /// still reach the store.
+    /// The run limit has passed. No further step begins, and the claim ends without waiting for running steps. Their
+    /// results still reach the store.
     is_over: bool,
 }
 
@@ -124,19 +124,19 @@ struct Running {
     step: NamedStep,
     run: StepRun,
     work: Work,
-    /// Since the store did not take its end at the first try.
+    /// Set if the store did not accept the step's end at the first try.
     failing: Option<Failing>,
 }
 
 enum Work {
     Beginning(oneshot::Sender<Result<BegunStep, StepRefusal>>),
-    /// Its operation runs.
+    /// The step's operation runs.
     Working,
     Completing(SealedOutcome, Option<oneshot::Sender<Result<(), StepRefusal>>>),
-    /// It had no effect. The store is told so, or else its begin could still arrive.
+    /// The step had no effect. The store has to learn that, or else the step's begin could still arrive.
     Failing(Option<oneshot::Sender<Result<(), StepRefusal>>>),
     Committing(oneshot::Sender<Result<StepCommitted, StepRefusal>>),
-    /// Whether its transaction was committed is not known.
+    /// It is unknown whether the step's transaction was committed.
     Probing(oneshot::Sender<Result<StepCommitted, StepRefusal>>, StoreError),
 }
 
@@ -145,7 +145,7 @@ impl StepTable {
         Self { life, known: Vec::new(), running: Vec::new(), last_number: 0, settlement: None, is_over: false }
     }
 
-    /// What a claim brought from earlier attempts.
+    /// Creates the table of a claim that found steps of earlier attempts.
     pub(super) fn of(steps: Steps) -> Self {
         let known = steps.list.into_iter().map(|StepRecord { name, fingerprint, progress, .. }| Known {
             name,
@@ -166,7 +166,7 @@ impl StepTable {
         Some(self.running.swap_remove(at))
     }
 
-    /// Takes the end of the claim, if it waits for nothing any longer.
+    /// Takes the claim's settlement, if it no longer has to wait.
     fn take_settlement(&mut self) -> Option<Waiting> {
         let is_over = self.is_over;
         let waits_for = |running: &Running| !(is_over && matches!(running.work, Work::Beginning(_) | Work::Working));
@@ -174,7 +174,7 @@ impl StepTable {
         self.settlement.take_if(|_| !waits)
     }
 
-    /// The name under which a step is kept: an earlier one, if it was renamed since.
+    /// Returns the name under which a step is kept: an earlier name, if the step was renamed since.
     fn stored_name(&self, step: &NamedStep) -> StepName {
         let is_known = |name: &&StepName| {
             let of_running = self.running.iter().any(|running| running.step.name == **name);
@@ -193,7 +193,7 @@ impl StepTable {
 }
 
 impl Running {
-    /// Tells the step's caller, who does not wait any longer, that the store has not taken its end.
+    /// Reports to the step's caller, which does not wait any longer, that the store has not accepted the step's end.
     fn report(&mut self, error: StoreError) {
         let reply = match &mut self.work {
             Work::Completing(_, reply) | Work::Failing(reply) => reply.take(),
@@ -208,7 +208,7 @@ impl Running {
         }
     }
 
-    /// With which settlements it is counted, past the settling limit.
+    /// Returns the kind of settlement that the step's end counts as past the settling limit.
     fn kind(&self) -> PendingKind {
         match self.work {
             Work::Failing(_) => PendingKind::Frees,
@@ -216,7 +216,7 @@ impl Running {
         }
     }
 
-    /// How many bytes it keeps until the store takes them.
+    /// Returns how many bytes it keeps until the store accepts them.
     fn bytes(&self) -> usize {
         match &self.work {
             Work::Completing(outcome, _) => outcome.as_stored().len(),
@@ -224,7 +224,7 @@ impl Running {
         }
     }
 
-    /// What the store is asked for, for the first time or again.
+    /// Returns the request for the store, for the first time or again.
     fn request(&self, key: &crate::Key, owner: Owner, life: FencingToken, claim: &ClaimAddr) -> Option<Request> {
         let (key, name, number) = (key.clone(), self.step.name.clone(), self.run.number);
         let NamedStep { fingerprint, policy, retention, .. } = self.step;
@@ -246,7 +246,7 @@ impl Running {
         })
     }
 
-    /// What is known of it from here on.
+    /// Returns the record of this step once it has completed with `outcome`.
     fn completed(&self, outcome: SealedOutcome) -> Known {
         Known {
             name: self.step.name.clone(),
@@ -258,7 +258,7 @@ impl Running {
 }
 
 impl Claim {
-    /// Takes what the operation asks for a step.
+    /// Handles an operation's call for a step.
     pub(crate) fn step(&mut self, call: StepCall, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Next {
         match call {
             StepCall::Begin { step, reply } => self.begin_step(step, reply, arbiter, claim),
@@ -286,7 +286,7 @@ impl Claim {
                 if let Some(running) = self.steps_mut().and_then(|table| table.at(number)) {
                     running.work = match end {
                         StepEnd::Completed(outcome, reply) if outcome.as_stored().len() > limit => {
-                            // It is done, and a retry gets the same error.
+                            // The step is done, and a retry gets the same error.
                             let life = life.unwrap_or(running.run.token);
                             let bound_to = Binding::step(arbiter.key, life, &running.step.name);
                             drop(reply.send(Err(StepRefusal::TooLarge)));
@@ -294,12 +294,12 @@ impl Claim {
                         }
                         StepEnd::Completed(outcome, reply) => Work::Completing(outcome, Some(reply)),
                         StepEnd::Failed(reply) => Work::Failing(Some(reply)),
-                        // Nothing is in the store, which a transaction has not reached.
+                        // Nothing is in the store, because the step has not reached its transaction.
                         StepEnd::NotBegun if running.step.is_transactional => {
                             return self.step_ended(number, None, arbiter, claim);
                         }
                         StepEnd::NotBegun => Work::Failing(None),
-                        // The transaction goes on without its caller.
+                        // The transaction continues without its caller.
                         StepEnd::Dropped if matches!(running.work, Work::Committing(_) | Work::Probing(..)) => {
                             return Next::Wait;
                         }
@@ -325,7 +325,7 @@ impl Claim {
         claim: &ClaimAddr,
     ) -> Next {
         let refuse = |reply: oneshot::Sender<_>, refusal| {
-            // The caller may have gone.
+            // The caller may have left.
             let _ = reply.send(Err(refusal));
             Next::Wait
         };
@@ -345,7 +345,8 @@ impl Claim {
         let life = table.life;
         if let Some(known) = table.known.iter_mut().find(|known| known.name == step.name) {
             known.was_asked = true;
-            // The claim brought it, or this claim completed it. A lease that may have lapsed is the store's to judge.
+            // An earlier attempt or this claim has completed the step. If the lease may have lapsed, the store has to
+            // decide.
             if let Progress::Completed(outcome) = &known.progress
                 && is_fresh
             {
@@ -371,7 +372,7 @@ impl Claim {
         if step.is_transactional {
             let begun = BegunStep::Transact { name: step.name.clone(), life, end: EndOnDrop::new(claim, number) };
             table.running.push(Running { step, run, work: Work::Working, failing: None });
-            // If its caller has left, the guard in the message ends the step.
+            // If the caller has left, the guard in the message ends the step.
             let _ = reply.send(Ok(begun));
             return Next::Wait;
         }
@@ -380,7 +381,7 @@ impl Claim {
         Next::Wait
     }
 
-    /// Sends what a step waits for, for the first time or again.
+    /// Sends the step's request, for the first time or again.
     pub(crate) fn ask_for_step(&mut self, number: u32, arbiter: &Arbiter<'_>, claim: &ClaimAddr) {
         let owner = self.owner();
         let Some(table) = self.steps_mut() else { return };
@@ -390,7 +391,7 @@ impl Claim {
         }
     }
 
-    /// An answer of the store about a step.
+    /// Handles the store's answer about a step.
     pub(crate) fn step_answered(&mut self, answered: StepAnswered, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Next {
         let StepAnswered { number, answer } = answered;
         let Some(running) = self.steps_mut().and_then(|table| table.at(number)) else { return Next::Wait };
@@ -453,7 +454,7 @@ impl Claim {
                 return self.step(StepCall::End { number, end: StepEnd::NotBegun }, arbiter, claim);
             }
             Ok(StepBegun::Begun { attempt, life, .. }) => {
-                // If its caller has left, or leaves before it reads this, the guard in the message ends the step.
+                // If the caller has left, or leaves before it reads this, the guard in the message ends the step.
                 let _ = reply.send(Ok(BegunStep::Run { name, attempt, life, end: EndOnDrop::new(claim, number) }));
                 return Next::Wait;
             }
@@ -471,7 +472,7 @@ impl Claim {
                 let is_unknown = error.is_unknown();
                 let _ = reply.send(Err(StepRefusal::Store(error)));
                 if is_unknown && !planted!(UnknownStepTakenForNo) {
-                    // It may be in the store, and nothing ran.
+                    // The step's begin may be in the store, and nothing ran.
                     return self.step(StepCall::End { number, end: StepEnd::NotBegun }, arbiter, claim);
                 }
                 return self.step_ended(number, None, arbiter, claim);
@@ -511,7 +512,8 @@ impl Claim {
         self.step_ended(number, kept, arbiter, claim)
     }
 
-    /// The store did not take what is known of a step. It is asked again, since nobody else knows it.
+    /// Handles an end of a step that the store did not accept. The store is asked again, because nothing else knows how
+    /// the step ended.
     fn step_not_taken(&mut self, number: u32, error: StoreError, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Next {
         arbiter.tell(EventKind::StoreFailed);
         let limit = arbiter.shared.settings.settling_limit;
@@ -521,7 +523,7 @@ impl Claim {
         let failing = running.failing.get_or_insert_with(Failing::new);
         failing.failures += 1;
         let is_past_the_limit = waits_too_long || failing.since.elapsed() >= limit;
-        if !error.is_passing() {
+        if !error.is_transient() {
             running.report(error);
             arbiter.tell(EventKind::StepUnsettled);
             return self.step_ended(number, None, arbiter, claim);
@@ -545,13 +547,13 @@ impl Claim {
         self.step_ended(number, None, arbiter, claim)
     }
 
-    /// Whoever waits for the end of the claim is told that it takes longer.
+    /// Tells the holder that waits for the claim's settlement that it takes longer.
     fn tell_who_waits(&mut self, error: &StoreError, is_past_the_limit: bool, arbiter: &Arbiter<'_>) {
         let Some(waiting) = self.steps_mut().and_then(|table| table.settlement.as_mut()) else { return };
         let told = match &waiting.settlement {
             Settlement::Complete { .. } if is_past_the_limit => Err(Error::OutcomeNotStored(error.clone())),
             Settlement::Complete { .. } | Settlement::CompleteInTransaction { .. } => return,
-            // It has its own error to tell.
+            // The holder has its own error to return.
             Settlement::Release | Settlement::Hold | Settlement::Abandon => Ok(Settled::Done),
         };
         let Some(reply) = waiting.reply.take() else { return };
@@ -562,7 +564,7 @@ impl Claim {
         self.frees_its_permit();
     }
 
-    /// A step is no longer running. The claim's end may have waited for it.
+    /// Removes a step that is no longer running. The claim's settlement may have waited for it.
     fn step_ended(&mut self, number: u32, kept: Option<Known>, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Next {
         let Some(table) = self.steps_mut() else { return Next::Wait };
         table.take(number);
@@ -579,8 +581,9 @@ impl Claim {
         }
     }
 
-    /// At the run limit: an operation that has returned is not past it, but its end waits no longer for the steps that it
-    /// left running. What is known of the others must still reach the store before. `None` if it has not returned.
+    /// Handles the run limit. An operation that has returned is within the limit. Its settlement no longer waits for
+    /// the steps that it left running, but results that are already known must reach the store first. Returns `None`
+    /// if the operation has not returned.
     pub(super) fn ends_in_time(&mut self, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Option<Next> {
         let table = self.steps_mut()?;
         table.is_over = true;
@@ -588,12 +591,12 @@ impl Claim {
         has_returned.then(|| self.settle_if_steps_ended(arbiter, claim))
     }
 
-    /// Whether the result of a step has yet to reach the store.
+    /// Returns whether the result of a step has yet to reach the store.
     pub(crate) fn has_running_steps(&self) -> bool {
         self.steps().is_some_and(|table| !table.running.is_empty())
     }
 
-    /// Keeps the end of the claim until its steps have ended; gives it back if none runs.
+    /// Keeps the claim's settlement until its steps have ended. Returns it if no step runs.
     pub(super) fn wait_for_steps(
         &mut self,
         settlement: Settlement,
@@ -619,12 +622,12 @@ impl Claim {
     }
 }
 
-/// Tells the claim how a step ended, if nobody else does: its caller left before it began, its operation panicked, or its
-/// future was dropped.
+/// Tells the claim how a step ended if nothing else does: its caller left before it began, its operation panicked, or
+/// its future was dropped.
 pub(crate) struct EndOnDrop {
     claim: ClaimAddr,
     number: u32,
-    /// What a drop tells.
+    /// What a drop reports.
     otherwise: Option<StepEnd>,
 }
 
@@ -637,12 +640,12 @@ impl EndOnDrop {
         self.number
     }
 
-    /// From here on a drop leaves unknown what happened.
+    /// Marks the step as begun. From here on, a drop reports that the result is unknown.
     pub(crate) fn begin(&mut self) {
         self.otherwise = Some(StepEnd::Dropped);
     }
 
-    /// The claim knows of the end.
+    /// Disarms the guard, because the claim already knows that the step has ended.
     pub(crate) fn disarm(mut self) {
         self.otherwise = None;
     }

@@ -1,4 +1,4 @@
-//! One type for all backends, so that the checks are compiled once, and not once for each backend under test.
+//! One type for all backends, so that the checks are compiled once and not once for each backend under test.
 
 use std::fmt;
 use std::future::Future;
@@ -13,7 +13,7 @@ use crate::backend::{
     StepCommitted, StepCompleted, StepFailed, StepInTransaction, StoreError, StoreStats, Watch, Withdraw, Withdrawn,
 };
 
-/// Any backend. Every method is the backend's own, its overridden defaults too.
+/// Any backend. Every method calls the backend's own, including its overridden defaults.
 #[derive(Clone)]
 pub(super) struct AnyBackend(Arc<dyn AsAny>);
 
@@ -25,11 +25,11 @@ impl AnyBackend {
 
 macro_rules! any_backend {
     ($($method:ident($message:ty) -> $answer:ty;)*) => {
-        /// [`Backend`], as a trait that can be an object.
+        /// [`Backend`] as an object-safe trait.
         trait AsAny: Send + Sync {
             fn session(&self) -> AnyBackend;
-            fn batches_under_way(&self) -> usize;
-            fn smallest_batch(&self) -> usize;
+            fn max_in_flight_batches(&self) -> usize;
+            fn min_batch_size(&self) -> usize;
             fn execute(&self, batch: Vec<Request>) -> LocalBoxFuture<'_, ()>;
             fn examine(&self) -> LocalBoxFuture<'_, Result<Vec<Finding>, StoreError>>;
             $(fn $method(&self, message: $message) -> LocalBoxFuture<'_, Result<$answer, StoreError>>;)*
@@ -40,12 +40,12 @@ macro_rules! any_backend {
                 AnyBackend::new(Backend::session(self))
             }
 
-            fn batches_under_way(&self) -> usize {
-                Backend::batches_under_way(self)
+            fn max_in_flight_batches(&self) -> usize {
+                Backend::max_in_flight_batches(self)
             }
 
-            fn smallest_batch(&self) -> usize {
-                Backend::smallest_batch(self)
+            fn min_batch_size(&self) -> usize {
+                Backend::min_batch_size(self)
             }
 
             fn execute(&self, batch: Vec<Request>) -> LocalBoxFuture<'_, ()> {
@@ -68,12 +68,12 @@ macro_rules! any_backend {
                 self.0.session()
             }
 
-            fn batches_under_way(&self) -> usize {
-                self.0.batches_under_way()
+            fn max_in_flight_batches(&self) -> usize {
+                self.0.max_in_flight_batches()
             }
 
-            fn smallest_batch(&self) -> usize {
-                self.0.smallest_batch()
+            fn min_batch_size(&self) -> usize {
+                self.0.min_batch_size()
             }
 
             fn execute(&self, batch: Vec<Request>) -> impl Future<Output = ()> {

@@ -1,4 +1,4 @@
-//! What the engine says and does about claims whose fate it does not know, and about claims that outlive a failure.
+//! Checks of claims whose fate the engine does not know, and of claims that outlive a failure.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -45,8 +45,8 @@ async fn token_of(backend: &impl Backend, key: &Key, lease: Duration) -> (Owner,
     }
 }
 
-/// E19: a claim whose answer is lost, in an outage longer than its lease and every limit, leaves a key that is free. On the
-/// way the engine says nothing but "nothing ran".
+/// E19: a claim's answer is lost in an outage longer than its lease and every limit. Its key is free afterwards, and
+/// until then the engine reports only "nothing ran".
 pub async fn e19_a_key_on_which_nothing_began_ends_free(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let engine = Engine::builder(faulty.clone()).lease(SHORT).settling_limit(SHORT / 2).start().unwrap();
@@ -62,7 +62,7 @@ pub async fn e19_a_key_on_which_nothing_began_ends_free(store: &Store) {
     assert_eq!(run(&other, &key).await.unwrap(), Outcome::Ran(17));
 }
 
-/// E19: what may have been executed is never reported as not executed, though a later try cannot even be sent.
+/// E19: what may have been executed is never reported as not executed, even if a later attempt cannot be sent at all.
 pub async fn e19_a_lost_answer_stays_unknown(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let engine = Engine::builder(faulty.clone()).start().unwrap();
@@ -81,7 +81,7 @@ pub async fn e19_a_lost_answer_stays_unknown(store: &Store) {
     }
 }
 
-/// E20: a claim that was withdrawn is gone, and the same claim that arrives later is refused.
+/// E20: a withdrawn claim is gone, and the same claim is refused when it arrives later.
 pub async fn e20_a_withdrawn_claim_never_lands(store: &Store) {
     let (one, other) = (store.connect().await, store.connect().await);
     for landed_before in [false, true] {
@@ -98,7 +98,7 @@ pub async fn e20_a_withdrawn_claim_never_lands(store: &Store) {
         let late = other.acquire(message).await;
         assert!(!matches!(late, Ok(Acquired::Claimed { .. })), "{late:?}");
         assert_eq!(other.lookup(Lookup { key: key.clone() }).await, Ok(None), "it left something behind");
-        // The key is free for everybody else.
+        // The key is free for all other callers.
         let (owner, _) = token_of(&other, &key, LONG).await;
         let done = Complete { key: key.clone(), owner, outcome: outcome(&key, "1"), retention: LONG };
         assert_eq!(other.complete(done).await, Ok(Completed::Stored));
@@ -108,7 +108,7 @@ pub async fn e20_a_withdrawn_claim_never_lands(store: &Store) {
     }
 }
 
-/// E20: a withdrawal leaves the claim of another holder as it is.
+/// E20: a withdrawal does not change another holder's claim.
 pub async fn e20_a_withdrawal_leaves_another_holder_alone(store: &Store) {
     let backend = store.connect().await;
     let key = fresh_key();
@@ -121,7 +121,7 @@ pub async fn e20_a_withdrawal_leaves_another_holder_alone(store: &Store) {
     token_of(&backend, &key, LONG).await;
 }
 
-/// E20: a takeover of a lapsed claim that was withdrawn never lands either.
+/// E20: a withdrawn takeover of a lapsed claim never takes effect either.
 pub async fn e20_a_withdrawn_takeover_never_lands(store: &Store) {
     let backend = store.connect().await;
     let key = fresh_key();
@@ -139,8 +139,8 @@ pub async fn e20_a_withdrawn_takeover_never_lands(store: &Store) {
     token_of(&backend, &key, LONG).await;
 }
 
-/// E21: an operation that reported that nothing happened frees its key, also when the store was away for longer than the
-/// lease and every limit; one that reported that something may have happened holds it.
+/// E21: an operation that reported that nothing happened frees its key, even if the store was away for longer than the
+/// lease and every limit. An operation that reported that something may have happened holds its key.
 pub async fn e21_what_the_process_knows_is_settled_after_a_long_outage(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let engine = Engine::builder(faulty.clone()).lease(SHORT).settling_limit(SHORT / 2).start().unwrap();
@@ -154,7 +154,7 @@ pub async fn e21_what_the_process_knows_is_settled_after_a_long_outage(store: &S
         assert!(matches!(ran, Err(RunError::Operation("declined"))), "{ran:?}");
     }
     until("both to be pending", async || engine.pending_settlements() == 2).await;
-    // The hold is not stored yet: its lease keeps every other caller out, whatever the claim's own policy says.
+    // The hold is not stored yet. Its lease keeps every other caller out, whatever the claim's own policy says.
     let other = store.engine(|builder| builder).await;
     let until_lapsed = Instant::now() + 3 * SHORT;
     while Instant::now() < until_lapsed {
@@ -194,7 +194,7 @@ pub async fn e21_the_bound_drops_settlements_and_reports_each(store: &Store) {
     until("the other to be stored", async || engine.pending_settlements() == 0).await;
 }
 
-/// E22: a confirmation sends a renewal of its own; it does not wait for one that is in flight already, nor take its answer.
+/// E22: a confirmation sends its own renewal. It neither waits for a renewal in flight nor takes its answer.
 pub async fn e22_a_confirmation_asks_by_itself(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let lease = Duration::from_secs(3);
@@ -219,14 +219,14 @@ pub async fn e22_a_confirmation_asks_by_itself(store: &Store) {
     confirmed.notified().await;
 }
 
-/// E22: once another holder has the key, its former holder is told so.
+/// E22: once another holder has the key, the former holder's confirmation fails.
 pub async fn e22_a_lost_claim_is_not_confirmed(store: &Store) {
     let backend = store.connect().await;
     let engine = Engine::builder(store.connect().await).start().unwrap();
     let key = fresh_key();
     let taken = key.clone();
     let lost = engine.run_local(key, fingerprint(), move |claim| async move {
-        // An operator removes the record, and another claims the key.
+        // An operator removes the record, and another holder claims the key.
         assert_eq!(backend.remove(Remove { key: taken.clone() }).await, Ok(Removed::Removed));
         token_of(&backend, &taken, LONG).await;
         claim.confirm().await?;
@@ -236,8 +236,8 @@ pub async fn e22_a_lost_claim_is_not_confirmed(store: &Store) {
     assert!(matches!(lost, Err(RunError::Operation(Error::ClaimLost))), "{lost:?}");
 }
 
-/// E23: past its run limit an operation is abandoned: its key is settled by policy, waiting callers are answered, and
-/// nothing of it stays in the engine.
+/// E23: past its run limit an operation is abandoned. Its key is settled by policy, waiting callers are answered, and
+/// the engine keeps nothing of it.
 pub async fn e23_a_run_limit_ends_the_claim(store: &Store) {
     for on_abandoned in [OnAbandoned::Hold, OnAbandoned::Rerun] {
         let limited = Arc::new(AtomicUsize::new(0));
@@ -273,7 +273,7 @@ pub async fn e23_a_run_limit_ends_the_claim(store: &Store) {
             }
         }
         assert_eq!(limited.load(Ordering::Relaxed), 1);
-        // The operation still runs, and holds no place: two more calls are admitted at once.
+        // The operation still runs but takes no place, so two more calls are admitted at once.
         let more = [fresh_key(), fresh_key()];
         let ran = join_all(more.iter().map(|key| run(&engine, key))).await;
         assert!(ran.iter().all(Result::is_ok), "{ran:?}");
@@ -284,7 +284,7 @@ pub async fn e23_a_run_limit_ends_the_claim(store: &Store) {
     }
 }
 
-/// A type that does not come back from its JSON as it was.
+/// A type that changes on its way through JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Receipt {
     number: f64,
@@ -292,7 +292,7 @@ struct Receipt {
     note: String,
 }
 
-/// E24: the first call gets what every replay gets, also for a type that loses something on its way.
+/// E24: the first call gets what every replay gets, even for a type that loses a field on its way.
 pub async fn e24_a_replay_equals_the_first_answer(store: &Store) {
     let engine = store.engine(|builder| builder).await;
     let key = fresh_key();
@@ -328,7 +328,7 @@ pub async fn e24_a_value_that_cannot_be_stored_is_an_error(store: &Store) {
     }
 }
 
-/// E25: a fencing token never goes back, whatever ended the claim before.
+/// E25: a fencing token never goes back, however the previous claim ended.
 pub async fn e25_a_fencing_token_never_goes_back(store: &Store) {
     let backend = store.connect().await;
     let key = fresh_key();
@@ -360,7 +360,7 @@ pub async fn e25_a_fencing_token_never_goes_back(store: &Store) {
         until("the lease's end", lapsed).await;
         owner = next("a takeover", LONG).await;
     }
-    // A record whose retention has ended, and that may have been purged.
+    // A record whose retention has ended may have been purged.
     let key = fresh_key();
     let (owner, first) = token_of(&backend, &key, LONG).await;
     let done = Complete { key: key.clone(), owner, outcome: outcome(&key, "1"), retention: SHORT };
@@ -369,7 +369,7 @@ pub async fn e25_a_fencing_token_never_goes_back(store: &Store) {
     assert!(token_of(&backend, &key, LONG).await.1 > first);
 }
 
-/// E25: the operation is given its claim's token.
+/// E25: the operation receives its claim's token.
 pub async fn e25_the_operation_has_its_fencing_token(store: &Store) {
     let engine = store.engine(|builder| builder).await;
     let key = fresh_key();
@@ -388,7 +388,7 @@ pub async fn e25_the_operation_has_its_fencing_token(store: &Store) {
 pub async fn e28_a_caller_that_leaves_holds_nothing(store: &Store) {
     const CALLERS: usize = 100;
     let (backend, key) = (store.connect().await, fresh_key());
-    // Held elsewhere, and held here.
+    // The key is held by another engine, and then by this one.
     for is_here in [false, true] {
         let engine = store.engine(|builder| builder.max_calls_per_arbiter(CALLERS + 1)).await;
         let waiting_for = if is_here { fresh_key() } else { key.clone() };
@@ -419,7 +419,7 @@ pub async fn e28_a_caller_that_leaves_holds_nothing(store: &Store) {
             .collect();
         let all = join_all(callers.iter_mut());
         assert!(tokio::time::timeout(SHORT, all).await.is_err(), "nobody waited");
-        // With the operation that runs here, or one more call, the arbiter is full.
+        // With the operation that runs here, or with one more call, the arbiter is full.
         let one_more = run(&engine, &fresh_key()).await;
         assert_eq!(one_more.is_ok(), !is_here, "{one_more:?}");
         drop(callers);
@@ -447,10 +447,10 @@ pub async fn e01_callers_of_one_arbiter_share_one_claim(store: &Store) {
     let replayed = ran.iter().filter(|ran| matches!(ran, Ok(Outcome::Replayed(17)))).count();
     assert_eq!((first, replayed), (1, 63));
     assert_eq!(faulty.asked(Steps::Acquire), 1, "one question a key");
-    // Of a completed key too.
+    // The same holds for a completed key.
     let ran = join_all((0..64).map(|_| run(&engine, &key))).await;
     assert!(ran.iter().all(|ran| matches!(ran, Ok(Outcome::Replayed(17)))));
-    // Callers that ask for something else under the key share no answer with it.
+    // Callers with another request under the key do not share that answer.
     let fresh = fresh_key();
     let others = (0..16).map(|number: u32| {
         let (engine, key) = (engine.clone(), fresh.clone());
@@ -461,7 +461,8 @@ pub async fn e01_callers_of_one_arbiter_share_one_claim(store: &Store) {
     assert_eq!((ran.iter().filter(|ran| ran.is_ok()).count(), mismatches), (8, 8), "{ran:?}");
 }
 
-/// E16: while the engine drains, completed keys replay and waiting callers get their outcome; only new claims are refused.
+/// E16: while the engine drains, completed keys replay and waiting callers get their outcome. Only new claims are
+/// refused.
 pub async fn e16_a_draining_engine_answers_what_it_can(store: &Store) {
     let engine = store.engine(|builder| builder).await;
     let (done, key, go) = (fresh_key(), fresh_key(), Arc::new(Notify::new()));
@@ -495,6 +496,6 @@ pub async fn e16_a_draining_engine_answers_what_it_can(store: &Store) {
     go.notify_one();
     assert_eq!(running.await.unwrap().unwrap(), Outcome::Ran(17));
     assert_eq!(waiting.await.unwrap().unwrap(), Outcome::Replayed(17));
-    assert_eq!(ending.await.unwrap().left_to_their_lease, 0);
+    assert_eq!(ending.await.unwrap().unfinished, 0);
     assert_eq!(run(&engine, &key).await.unwrap(), Outcome::Replayed(17), "after the drain too");
 }

@@ -1,4 +1,4 @@
-//! A store that fails, and the backend wrapper that makes it.
+//! A store that fails, made by a wrapper around the real backend.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::backend::{
 };
 use crate::{Engine, Error, EventKind, OnAbandoned, OnStoreFailure, Outcome, RunError};
 
-/// What goes wrong with a step.
+/// How a step fails.
 ///
 /// ```
 /// use oncekey::conformance::Fault;
@@ -25,15 +25,15 @@ use crate::{Engine, Error, EventKind, OnAbandoned, OnStoreFailure, Outcome, RunE
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// The store refuses the connection: the step is not taken.
+    /// The store refuses the connection. The step is not executed.
     Down,
-    /// The step is sent into silence: it is not taken, and no answer ever comes.
+    /// The step is sent but not executed, and no answer ever comes.
     BlackHole,
-    /// The step is taken, and its answer is lost.
+    /// The step is executed, and its answer is lost.
     LosesAnswer,
 }
 
-/// Which steps a [`Fault`] strikes.
+/// The steps that a [`Fault`] strikes.
 ///
 /// ```
 /// # use oncekey::conformance::Steps;
@@ -41,7 +41,7 @@ pub enum Fault {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Steps {
-    /// Every one.
+    /// Every step.
     All,
     /// `Acquire` alone.
     Acquire,
@@ -63,7 +63,7 @@ pub enum Steps {
     FailStep,
 }
 
-/// A real store whose steps fail on demand, and which counts how often they did.
+/// A real store whose steps fail on demand. It counts the failures.
 ///
 /// ```
 /// use oncekey::conformance::{Fault, Faulty, Steps};
@@ -84,33 +84,33 @@ pub struct Faulty<B> {
 struct Faults {
     active: Mutex<Vec<(Steps, Fault)>>,
     struck: AtomicUsize,
-    /// How often each of [`Steps`] was asked for.
+    /// How often each of [`Steps`] was requested.
     asked: [AtomicUsize; 10],
 }
 
 impl<B> Faulty<B> {
-    /// A store without faults, for now.
+    /// Wraps a store. It has no faults at first.
     pub fn new(store: B) -> Self {
         Self { store, faults: Arc::default() }
     }
 
-    /// From now on these steps fail so; others as they did before.
+    /// Makes these steps fail from now on. Earlier faults stay.
     pub fn strike(&self, steps: Steps, fault: Fault) {
         self.faults.active.lock().push((steps, fault));
     }
 
-    /// From now on nothing fails.
+    /// Removes all faults.
     pub fn heal(&self) {
         self.faults.active.lock().clear();
     }
 
-    /// How many steps have failed.
+    /// Returns how many steps have failed.
     pub fn struck(&self) -> usize {
         self.faults.struck.load(Ordering::Relaxed)
     }
 
-    /// How often the engine has asked for such a step; of the steps that have no name of their own here, for
-    /// [`Steps::All`].
+    /// Returns how often the engine has requested such a step. [`Steps::All`] counts the steps that have no variant of
+    /// their own.
     pub fn asked(&self, steps: Steps) -> usize {
         self.faults.asked[steps as usize].load(Ordering::Relaxed)
     }
@@ -233,7 +233,7 @@ impl<B: Backend> Backend for Faulty<B> {
 
 type Ran = Result<Outcome<u32>, RunError<()>>;
 
-/// Runs an operation and tells whether it was executed.
+/// Runs an operation, and returns whether it was executed.
 async fn run(engine: &Engine, key: &crate::Key) -> (Ran, bool) {
     let executed = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&executed);
@@ -246,7 +246,7 @@ async fn run(engine: &Engine, key: &crate::Key) -> (Ran, bool) {
     (ran, executed.load(Ordering::Relaxed))
 }
 
-/// E11: with a store that is down nothing runs, and when it is back everything does, with nobody's help.
+/// E11: nothing runs while the store is down, and everything runs once it is back, without intervention.
 pub async fn e11_a_store_that_is_down_runs_nothing(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let engine = Engine::builder(faulty.clone()).start().unwrap();
@@ -259,8 +259,8 @@ pub async fn e11_a_store_that_is_down_runs_nothing(store: &Store) {
     assert_eq!(run(&engine, &key).await.0.unwrap(), Outcome::Ran(17));
 }
 
-/// E11: a store that does not answer meets the engine's deadline; nothing runs, and once it answers again no key is left
-/// claimed for nobody.
+/// E11: a store that does not answer meets the engine's deadline. Nothing runs, and once the store answers again, no
+/// key is left claimed.
 pub async fn e11_a_black_hole_meets_its_deadline_and_leaves_no_claim(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let engine = Engine::builder(faulty.clone()).store_deadline(SHORT).start().unwrap();
@@ -275,7 +275,7 @@ pub async fn e11_a_black_hole_meets_its_deadline_and_leaves_no_claim(store: &Sto
     until("the recovery", async || run(&engine, &key).await.0.is_ok()).await;
 }
 
-/// E11: a claim whose answer was lost is taken back: the next call need not wait for its lease.
+/// E11: a claim whose answer was lost is withdrawn, so the next call need not wait for its lease.
 pub async fn e11_a_lost_answer_to_an_acquire_leaves_no_claim(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let engine = Engine::builder(faulty.clone()).lease(LONG).start().unwrap();
@@ -289,8 +289,8 @@ pub async fn e11_a_lost_answer_to_an_acquire_leaves_no_claim(store: &Store) {
     assert_eq!(run(&engine, &key).await.0.unwrap(), Outcome::Replayed(17));
 }
 
-/// E11: while a claim is being taken back of which nobody knows whether it stood, no other request is told that it used a
-/// key twice: it is told to come again.
+/// E11: a claim that may or may not have been made is being withdrawn. Until that is done, a different request under
+/// its key gets "retry later", not a mismatch.
 pub async fn e11_a_claim_being_taken_back_makes_no_mismatch(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let engine = Engine::builder(faulty.clone()).lease(LONG).start().unwrap();
@@ -307,7 +307,7 @@ pub async fn e11_a_claim_being_taken_back_makes_no_mismatch(store: &Store) {
     until("the claim's end", async || ask("what is meant").await.is_ok()).await;
 }
 
-/// E11: nothing runs unguarded unless the call's policy says so, and then it is told.
+/// E11: nothing runs unguarded unless the call's policy says so, and an event then reports it.
 pub async fn e11_run_unguarded_only_where_the_policy_says_so(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let unguarded = Arc::new(AtomicUsize::new(0));
@@ -326,7 +326,8 @@ pub async fn e11_run_unguarded_only_where_the_policy_says_so(store: &Store) {
     assert_eq!(unguarded.load(Ordering::Relaxed), 1);
 }
 
-/// E12: a completion that the store does not take is offered again, while the lease is renewed, until it does.
+/// E12: the engine retries a completion that the store refuses, and keeps renewing the lease, until the store accepts
+/// it.
 pub async fn e12_a_completion_is_retried_while_its_lease_is_renewed(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let engine = Engine::builder(faulty.clone()).lease(SHORT).on_abandoned(OnAbandoned::Rerun).start().unwrap();
@@ -337,7 +338,7 @@ pub async fn e12_a_completion_is_retried_while_its_lease_is_renewed(store: &Stor
         actix_rt::spawn(async move { run(&engine, &key).await })
     };
     until("several tries", async || faulty.struck() >= 3).await;
-    // Longer than the lease: only its renewal keeps another from taking the key over.
+    // This takes longer than the lease: only its renewal keeps other callers from taking the key over.
     let other = store.engine(|builder| builder).await;
     let until_lapsed = Instant::now() + 3 * SHORT;
     while Instant::now() < until_lapsed {
@@ -351,8 +352,8 @@ pub async fn e12_a_completion_is_retried_while_its_lease_is_renewed(store: &Stor
     assert_eq!(run(&other, &key).await.0.unwrap(), Outcome::Replayed(17));
 }
 
-/// E12, E21: past the limit a completion that can't be stored is reported to its caller and as an event. The engine keeps
-/// the claim and goes on trying, so that once the store is back the outcome is there.
+/// E12, E21: past the limit, a completion that cannot be stored is reported to its caller and as an event. The engine
+/// keeps the claim and continues to retry, so the outcome is stored once the store is back.
 pub async fn e12_a_completion_that_is_given_up_is_reported(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let reported = Arc::new(AtomicUsize::new(0));
@@ -372,7 +373,7 @@ pub async fn e12_a_completion_that_is_given_up_is_reported(store: &Store) {
     assert!(executed && faulty.struck() > 2);
     assert_eq!(reported.load(Ordering::Relaxed), 1);
     assert_eq!(engine.pending_settlements(), 1);
-    // Longer than the lease: the claim is still renewed.
+    // This takes longer than the lease: the engine still renews the claim.
     let until_lapsed = Instant::now() + 2 * SHORT;
     while Instant::now() < until_lapsed {
         let (ran, executed) = run(&engine, &key).await;
@@ -384,7 +385,7 @@ pub async fn e12_a_completion_that_is_given_up_is_reported(store: &Store) {
     assert_eq!(engine.pending_settlements(), 0);
 }
 
-/// E12: a completion whose answer was lost is found to be stored, and the caller hears nothing of it.
+/// E12: a completion whose answer was lost is found to be stored, and the caller notices nothing.
 pub async fn e12_a_lost_answer_to_a_completion_is_found_again(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let engine = Engine::builder(faulty.clone()).start().unwrap();

@@ -1,4 +1,4 @@
-//! Records by their state, page by page.
+//! Finding records by their state, page by page.
 
 use super::{LONG, SHORT, Store, claim, fresh_key, outcome, until};
 use crate::OnAbandoned;
@@ -22,7 +22,8 @@ async fn all(backend: &impl Backend, filter: Filter) -> Vec<RecordView> {
     found
 }
 
-/// E14: records are found by their state, also those that time alone made indeterminate, with their holder and their times.
+/// E14: records are found by their state, including those that time alone made indeterminate, with their holder and
+/// their times.
 pub async fn e14_find_pages_by_state(store: &Store) {
     let backend = store.connect().await;
     let (mut claimed, mut held, mut lapsed, mut completed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -40,7 +41,7 @@ pub async fn e14_find_pages_by_state(store: &Store) {
         completed.push(owner);
     }
     let of_state = |state| Filter { state: Some(state), ..Filter::default() };
-    // Other checks have records of their own here.
+    // Other checks have their own records in this store.
     let mine = async |state, owners: &[Owner]| {
         let found = all(&backend, of_state(state)).await;
         found.into_iter().filter(|view| owners.contains(&view.owner)).collect::<Vec<_>>()

@@ -1,4 +1,4 @@
-//! Callers that leave, operations that never end, user code that panics: what an engine still owes, and to whom.
+//! Callers that leave, operations that never end, and user code that panics: what the engine still owes, and to whom.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use super::{Fault, Faulty, LONG, SHORT, Steps, Store, acquire, claim, fingerprin
 use crate::backend::{Acquired, Backend, Complete, Completed, Remove, Removed};
 use crate::{Engine, Error, OnAbandoned, OnStoreFailure, Outcome, RunError};
 
-/// E23: the run limit counts from the operation's begin. A call that is granted, and waits for its turn, keeps its claim.
+/// E23: the run limit counts from the start of the operation. A granted call that waits for its turn keeps its claim.
 pub async fn e23_a_run_limit_counts_from_the_begin(store: &Store) {
     for on_abandoned in [OnAbandoned::Hold, OnAbandoned::Rerun] {
         let engine = store.engine(|builder| builder.on_abandoned(on_abandoned)).await;
@@ -21,7 +21,7 @@ pub async fn e23_a_run_limit_counts_from_the_begin(store: &Store) {
         let mut call =
             Box::pin(limited.run(key.clone(), fingerprint(), |_| async { Ok::<_, &str>("in its turn".to_owned()) }));
         assert!(poll!(&mut call).is_pending());
-        // Granted, and not polled: as in a stream of calls of which one is taken at a time.
+        // The claim is granted, but the call is not polled, as in a stream of calls that are taken one at a time.
         until("the grant", async || engine.lookup(&key).await.unwrap().is_some()).await;
         sleep(2 * SHORT).await;
         let second = engine.run(key.clone(), fingerprint(), |_| async { Ok::<_, &str>("a second run".to_owned()) });
@@ -31,13 +31,14 @@ pub async fn e23_a_run_limit_counts_from_the_begin(store: &Store) {
     }
 }
 
-/// E08: once a claim is known to be lost, callers of its key ask the store, also while its operation goes on.
+/// E08: once a claim is known to be lost, callers of its key ask the store, even while its operation continues.
 pub async fn e08_a_lost_claim_holds_no_callers(store: &Store) {
     // On a busy machine the waiting caller may claim the key before the other holder does.
     while !another_holder_claims_first(store).await {}
 }
 
-/// Returns whether another holder claimed the key of a lost claim. Its callers got that holder's outcome then.
+/// Returns whether another holder claimed the key after its claim was lost. If so, the waiting callers got that
+/// holder's outcome.
 async fn another_holder_claims_first(store: &Store) -> bool {
     let backend = store.connect().await;
     let engine = store.engine(|builder| builder.lease(SHORT)).await.with_wait(LONG);
@@ -59,7 +60,7 @@ async fn another_holder_claims_first(store: &Store) -> bool {
         let (engine, key) = (engine.clone(), key.clone());
         actix_rt::spawn(async move { engine.run(key, fingerprint(), never).await })
     };
-    // An operator removes the record; another holder claims the key, and completes it.
+    // An operator removes the record. Another holder claims the key and completes it.
     assert_eq!(backend.remove(Remove { key: key.clone() }).await, Ok(Removed::Removed));
     let message = acquire(&key, LONG, OnAbandoned::Hold);
     let owner = message.owner;
@@ -87,7 +88,7 @@ async fn another_holder_claims_first(store: &Store) -> bool {
     true
 }
 
-/// E28: a caller that leaves while the store is asked for its key leaves nothing that waits.
+/// E28: a caller that leaves during its request to the store leaves nothing behind that waits.
 pub async fn e28_a_caller_that_leaves_while_the_store_is_asked_holds_nothing(store: &Store) {
     let key = fresh_key();
     claim(&store.connect().await, &key, LONG, OnAbandoned::Hold).await;
@@ -101,7 +102,7 @@ pub async fn e28_a_caller_that_leaves_while_the_store_is_asked_holds_nothing(sto
     assert_eq!(ran.unwrap(), Outcome::Ran(17), "its place is free");
 }
 
-/// A value whose conversion is the user's code, and panics.
+/// A value whose conversion is user code and panics.
 #[derive(Debug, Deserialize)]
 struct Panics;
 
@@ -111,7 +112,7 @@ impl Serialize for Panics {
     }
 }
 
-/// E09: a value whose conversion panics is an error; its operation has run, and does not run again.
+/// E09: a value whose conversion panics is an error. Its operation has run and does not run again.
 pub async fn e09_a_panic_of_the_value_is_an_error(store: &Store) {
     let engine = store.engine(|builder| builder.on_abandoned(OnAbandoned::Rerun)).await;
     let keys = [fresh_key(), fresh_key()];
@@ -127,18 +128,18 @@ pub async fn e09_a_panic_of_the_value_is_an_error(store: &Store) {
     }
 }
 
-/// E16: after its shutdown an engine runs nothing, not even where its policy lets operations run without a guard.
+/// E16: after its shutdown an engine runs nothing, even where its policy lets operations run unguarded.
 pub async fn e16_after_the_shutdown_nothing_runs_unguarded(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     let engine = Engine::builder(faulty.clone()).on_store_failure(OnStoreFailure::Run).start().unwrap();
-    assert_eq!(engine.shutdown(LONG).await.left_to_their_lease, 0);
+    assert_eq!(engine.shutdown(LONG).await.unfinished, 0);
     faulty.strike(Steps::All, Fault::Down);
     let late = engine.run(fresh_key(), fingerprint(), |_| async { Ok::<_, &str>(17) }).await;
     assert!(matches!(late, Err(RunError::Engine(Error::ShuttingDown))), "{late:?}");
     assert!(faulty.struck() > 0, "the fault never struck");
 }
 
-/// E10: an operation that runs without a guard goes on as well when its caller leaves.
+/// E10: an unguarded operation also continues when its caller leaves.
 pub async fn e10_a_dropped_caller_does_not_stop_an_unguarded_operation(store: &Store) {
     let faulty = Faulty::new(store.connect().await);
     faulty.strike(Steps::All, Fault::Down);

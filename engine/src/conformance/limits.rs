@@ -1,4 +1,4 @@
-//! Limits and the end.
+//! Limits and shutdown.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use tokio::sync::{Notify, Semaphore};
 use super::{LONG, Store, fingerprint, fresh_key, until};
 use crate::{Error, Key, Outcome, RunError, Shutdown};
 
-/// E15: a reached limit is `Overloaded` at once, and over as soon as there is room.
+/// E15: a reached limit answers `Overloaded` at once, and calls are admitted again as soon as there is room.
 pub async fn e15_a_reached_limit_is_overloaded_at_once(store: &Store) {
     let engine = store.engine(|builder| builder.max_calls_per_arbiter(4)).await;
-    // Kept for an operation that has not begun yet.
+    // A semaphore keeps its permits for operations that have not begun yet.
     let go = Arc::new(Semaphore::new(0));
     let running: Vec<_> = (0..4)
         .map(|_| {
@@ -56,7 +56,7 @@ async fn hold_one_in_flight(
     (engine, running)
 }
 
-/// E16: a shutdown takes no new claims, and lets those in flight finish.
+/// E16: a shutdown accepts no new claims, and lets those in flight finish.
 pub async fn e16_shutdown_lets_what_is_in_flight_finish(store: &Store) {
     let (key, go) = (fresh_key(), Arc::new(Notify::new()));
     let (engine, running) = hold_one_in_flight(store, &key, &go).await;
@@ -72,18 +72,18 @@ pub async fn e16_shutdown_lets_what_is_in_flight_finish(store: &Store) {
     assert!(!ending.is_finished(), "it did not wait");
     go.notify_one();
     assert_eq!(running.await.unwrap().unwrap(), Outcome::Ran(17));
-    assert_eq!(ending.await.unwrap(), Shutdown { left_to_their_lease: 0 });
+    assert_eq!(ending.await.unwrap(), Shutdown { unfinished: 0 });
     let other = store.engine(|builder| builder).await;
     let again = other.run(key, fingerprint(), |_| async { Ok::<u32, ()>(0) }).await;
     assert_eq!(again.unwrap(), Outcome::Replayed(17), "what finished was stored");
 }
 
-/// E16: at its limit a shutdown leaves the rest to their lease, and says how many.
+/// E16: at its limit, a shutdown leaves the remaining claims to their lease, and reports how many.
 pub async fn e16_shutdown_leaves_the_rest_at_its_limit(store: &Store) {
     let (key, go) = (fresh_key(), Arc::new(Notify::new()));
     let (engine, running) = hold_one_in_flight(store, &key, &go).await;
     let ended = engine.shutdown(Duration::from_millis(50)).await;
-    assert_eq!(ended, Shutdown { left_to_their_lease: 1 });
+    assert_eq!(ended, Shutdown { unfinished: 1 });
     go.notify_one();
     assert_eq!(running.await.unwrap().unwrap(), Outcome::Ran(17));
 }

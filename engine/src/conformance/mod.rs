@@ -1,8 +1,8 @@
-//! The suite that every backend must pass, the shipped ones and yours.
+//! The suite that every backend must pass, both the shipped ones and yours.
 //!
-//! It checks the engine's contract, line by line, on a store of your choice: real claims by several threads with
-//! connections of their own, leases that lapse, answers that are lost. Call [`suite`] for all of it in one test, or
-//! [`conformance_tests!`](crate::conformance_tests) for a test by each name.
+//! It checks the engine's contract, line by line, on a store of your choice: concurrent claims from several threads,
+//! each with its own connection, lapsing leases, and lost answers. Call [`suite`] to run everything in one test, or
+//! [`conformance_tests!`](crate::conformance_tests) for one named test per check.
 //!
 //! ```
 //! use oncekey::conformance::{self, Capabilities};
@@ -16,12 +16,12 @@
 //! }
 //! ```
 //!
-//! The function that is given connects to the store. It is called many times, also on other threads, and all its
-//! connections must reach **the same records**. The checks use keys of their own and need no empty store, and nobody else
-//! may use it meanwhile where [`e14`](e14_expired_records_are_purged_in_bounded_batches) counts what is purged.
+//! You pass a function that connects to the store. It is called many times, also on other threads, and all its
+//! connections must reach **the same records**. The checks use fresh keys and need no empty store. But nobody else may
+//! use the store while [`e14`](e14_expired_records_are_purged_in_bounded_batches) counts what is purged.
 //!
-//! What needs processes of their own (kill -9, clocks that differ) can't be checked from inside one; the project's
-//! `tests` package does so for the shipped backends.
+//! Some checks need separate processes (`kill -9`, clocks that differ) and are not possible here. The project's `tests`
+//! package makes them for the shipped backends.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed check is a panic, as in any test")]
 
@@ -63,7 +63,7 @@ use crate::backend::{Acquire, Acquired, Backend};
 use crate::record::{Owner, PayloadKind, SealedOutcome};
 use crate::{Engine, EngineBuilder, Fingerprint, Key, OnAbandoned};
 
-/// What a store can do beyond the least.
+/// The optional abilities of a store.
 ///
 /// ```
 /// use oncekey::conformance::Capabilities;
@@ -74,26 +74,26 @@ use crate::{Engine, EngineBuilder, Fingerprint, Key, OnAbandoned};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Capabilities {
-    /// It can run an operation in the transaction that completes its record.
+    /// The store can run an operation in the transaction that completes its record.
     pub transactions: bool,
-    /// It removes expired records without being told to: a purge finds nothing to do.
+    /// The store removes expired records by itself, so a purge finds nothing to do.
     pub expires_by_itself: bool,
-    /// It keeps the steps of operations.
+    /// The store keeps the steps of operations.
     pub steps: bool,
 }
 
 impl Capabilities {
-    /// Everything, and expired records wait for a purge.
+    /// Returns every ability. Expired records wait for a purge.
     pub fn all() -> Self {
         Self { transactions: true, expires_by_itself: false, steps: true }
     }
 
-    /// Everything but [`transactions`](Self::transactions).
+    /// Returns every ability except [`transactions`](Self::transactions).
     pub fn without_transactions() -> Self {
         Self { transactions: false, ..Self::all() }
     }
 
-    /// The same, without [`steps`](Self::steps).
+    /// Returns the same abilities without [`steps`](Self::steps).
     ///
     /// ```
     /// # use oncekey::conformance::Capabilities;
@@ -104,7 +104,7 @@ impl Capabilities {
         Self { steps: false, ..self }
     }
 
-    /// The same, and expired records go without a purge.
+    /// Returns the same abilities for a store that removes expired records without a purge.
     ///
     /// ```
     /// # use oncekey::conformance::Capabilities;
@@ -116,7 +116,7 @@ impl Capabilities {
     }
 }
 
-/// Connects to the store under test. Every function that gives a future of a backend does.
+/// Connects to the store under test. Every function that returns a future of a backend implements it.
 ///
 /// ```
 /// # use oncekey::conformance::Connect;
@@ -128,7 +128,7 @@ pub trait Connect: Clone + Send + Sync + 'static {
     /// The backend.
     type Backend: Backend;
 
-    /// A new connection to the same records.
+    /// Returns a new connection to the same records.
     fn connect(&self) -> impl Future<Output = Self::Backend>;
 }
 
@@ -159,7 +159,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// A store that `connect` reaches.
+    /// Describes the store that `connect` reaches.
     pub fn new(connect: impl Connect, capabilities: Capabilities) -> Self {
         let connect = move || {
             let connect = connect.clone();
@@ -172,12 +172,12 @@ impl Store {
         (self.connect)().await
     }
 
-    /// An engine on a connection of its own.
+    /// Starts an engine on a new connection.
     async fn engine(&self, set_up: impl FnOnce(EngineBuilder<AnyBackend>) -> EngineBuilder<AnyBackend>) -> Engine {
         set_up(Engine::builder(self.connect().await)).start().unwrap()
     }
 
-    /// Runs `work` on `threads` threads at once, each an arbiter with a connection of its own, and gives what they gave.
+    /// Runs `work` on `threads` threads at once, each an arbiter with its own connection, and returns their results.
     fn on_threads<T, W, Fut>(&self, threads: usize, work: W) -> Vec<T>
     where
         T: Send + 'static,
@@ -207,7 +207,7 @@ impl fmt::Debug for Store {
     }
 }
 
-/// Long enough that nothing lapses by itself in a check.
+/// Long enough that nothing lapses by itself during a check.
 const LONG: Duration = Duration::from_secs(60);
 /// Short enough to wait for.
 const SHORT: Duration = Duration::from_millis(300);
@@ -224,7 +224,7 @@ fn outcome(key: &Key, text: &str) -> SealedOutcome {
     SealedOutcome::seal(key, PayloadKind::Json, |bytes| bytes.extend_from_slice(text.as_bytes()))
 }
 
-/// An acquire of `key` by a new owner.
+/// Returns an acquire of `key` by a new owner.
 fn acquire(key: &Key, lease: Duration, on_abandoned: OnAbandoned) -> Acquire {
     Acquire {
         key: key.clone(),
@@ -236,7 +236,7 @@ fn acquire(key: &Key, lease: Duration, on_abandoned: OnAbandoned) -> Acquire {
     }
 }
 
-/// Claims `key` and gives the owner.
+/// Claims `key` and returns the owner.
 async fn claim(backend: &impl Backend, key: &Key, lease: Duration, on_abandoned: OnAbandoned) -> Owner {
     let message = acquire(key, lease, on_abandoned);
     let owner = message.owner;
@@ -245,7 +245,7 @@ async fn claim(backend: &impl Backend, key: &Key, lease: Duration, on_abandoned:
     owner
 }
 
-/// Waits until `condition` holds, which time alone brings about; fails if it takes absurdly long.
+/// Waits until `condition` holds, which needs only time. Panics if it takes far too long.
 async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !condition().await {
@@ -254,7 +254,7 @@ async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// Gives every check's name to a macro, behind the given tokens: the one list of the suite.
+/// Passes every check's name to a macro, after the given tokens. This is the only list of the suite.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __for_each_conformance_check {
@@ -358,16 +358,17 @@ macro_rules! suite_of {
     };
 }
 
-/// Runs every check, one after the other. To be called on an arbiter (`#[actix_rt::test]`).
+/// Runs every check, one after the other. Call it on an arbiter (`#[actix_rt::test]`).
 ///
 /// # Panics
-/// At the first check that fails, with what was expected.
+/// Panics at the first failed check, with what was expected.
 pub async fn suite(connect: impl Connect, capabilities: Capabilities) {
     let store = Store::new(connect, capabilities);
     __for_each_conformance_check!(suite_of, store);
 }
 
-/// Makes a `#[test]` of each check, in a module of the given name: a failure then has the name of the contract's line.
+/// Generates a `#[test]` for each check, in a module with the given name. A failure then carries the name of the
+/// contract line.
 ///
 /// ```
 /// use oncekey::conformance::Capabilities;
@@ -404,7 +405,7 @@ macro_rules! __conformance_tests {
     };
 }
 
-/// Runs a check on an arbiter of its own.
+/// Runs a check on its own arbiter.
 #[doc(hidden)]
 pub fn on_an_arbiter(check: impl Future<Output = ()>) {
     actix_rt::System::new().block_on(check);

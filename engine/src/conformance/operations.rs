@@ -9,12 +9,12 @@ use tokio::sync::{Notify, oneshot};
 use super::{LONG, SHORT, Store, acquire, claim, fingerprint, fresh_key, until};
 use crate::backend::{Acquired, Backend, RecordView, StateView};
 use crate::record::SealedOutcome;
-use crate::{Abandoned, Attempt, Engine, Error, Key, OnAbandoned, OnFailure, Outcome, RunError, Verdict};
+use crate::{AbandonedClaim, Attempt, Engine, Error, Key, OnAbandoned, OnFailure, Outcome, ReconcileOutcome, RunError};
 
 /// E04: an operation that takes several leases keeps its key, and its outcome is stored.
 ///
-/// The lease is long enough that a busy machine renews it in time: a store that is slower than the lease loses it, and is
-/// right to.
+/// The lease is long enough for a busy machine to renew it in time. A store that is slower than the lease rightly loses
+/// it.
 pub async fn e04_a_long_operation_keeps_its_key(store: &Store) {
     let lease = Duration::from_secs(2);
     let engine = store.engine(|builder| builder.lease(lease)).await.with_on_abandoned(OnAbandoned::Rerun);
@@ -41,7 +41,7 @@ pub async fn e04_a_long_operation_keeps_its_key(store: &Store) {
     assert_eq!(again, Outcome::Replayed(17));
 }
 
-/// E02: an outcome is kept for its retention from its completion on, however long its operation took.
+/// E02: the retention of an outcome counts from its completion, however long its operation took.
 pub async fn e02_retention_begins_with_the_completion(store: &Store) {
     let engine = store.engine(|builder| builder.lease(LONG)).await.with_retention(LONG);
     let key = fresh_key();
@@ -56,12 +56,12 @@ pub async fn e02_retention_begins_with_the_completion(store: &Store) {
         panic!("the completed record is not found")
     };
     let since_its_end = began.elapsed() - 2 * SHORT;
-    // Times in a store are whole milliseconds.
+    // Stores keep times in whole milliseconds.
     let left = expires_in + since_its_end + Duration::from_millis(5);
     assert!(left >= LONG, "{expires_in:?} of {LONG:?} are left {since_its_end:?} after the operation's end");
 }
 
-/// E05: a call that finds an abandoned key has it reconciled, and gets what the reconciler found.
+/// E05: a call that finds an abandoned key has the reconciler settle it, and gets what the reconciler found.
 pub async fn e05_the_reconciler_settles_an_abandoned_key(store: &Store) {
     let backend = store.connect().await;
     let asked = Arc::new(AtomicUsize::new(0));
@@ -70,15 +70,15 @@ pub async fn e05_the_reconciler_settles_an_abandoned_key(store: &Store) {
     let known = happened.clone();
     let engine = store
         .engine(|builder| {
-            builder.reconciler(move |Abandoned { key, attempt, .. }| {
+            builder.reconciler(move |AbandonedClaim { key, attempt, .. }| {
                 counter.fetch_add(1, Ordering::Relaxed);
                 assert_eq!(attempt, Attempt::FIRST);
                 let happened = key == known;
                 async move {
                     if happened {
-                        Verdict::Completed(SealedOutcome::of_value(&key, &17).unwrap())
+                        ReconcileOutcome::Completed(SealedOutcome::of_value(&key, &17).unwrap())
                     } else {
-                        Verdict::NotDone
+                        ReconcileOutcome::NotDone
                     }
                 }
             })
@@ -94,7 +94,7 @@ pub async fn e05_the_reconciler_settles_an_abandoned_key(store: &Store) {
     assert_eq!(asked.load(Ordering::Relaxed), 2);
 }
 
-/// E09: an operation's error is its caller's, and settles the key by policy.
+/// E09: an operation's error goes to its caller and settles the key by policy.
 pub async fn e09_an_error_frees_the_key_or_holds_it(store: &Store) {
     let engine = store.engine(|builder| builder).await;
     let fail = |_| async { Err::<u32, _>("declined") };
@@ -112,7 +112,7 @@ pub async fn e09_an_error_frees_the_key_or_holds_it(store: &Store) {
     assert!(matches!(again, Err(RunError::Engine(Error::Indeterminate { attempt: Attempt::FIRST }))), "{again:?}");
 }
 
-/// E09: a panic is an error to its caller, and reports nothing about the effect: the key is settled as after a crash, and
+/// E09: a panic is an error to its caller, and says nothing about the effect. The key is settled as after a crash, and
 /// waiting callers are answered.
 pub async fn e09_a_panic_is_settled_as_a_crash_and_answers_waiting_callers(store: &Store) {
     for on_abandoned in [OnAbandoned::Rerun, OnAbandoned::Hold] {
@@ -150,7 +150,7 @@ async fn panics_once(engine: &Engine, on_abandoned: OnAbandoned) {
             assert!(matches!(waited, Err(RunError::Engine(Error::Indeterminate { .. }))), "{waited:?}");
         }
     }
-    // One that panics before its first await, in the function that makes the future.
+    // This operation panics before its first await, in the function that returns the future.
     let early = engine
         .run::<u32, (), _, std::future::Ready<_>>(fresh_key(), fingerprint(), |_| {
             panic!("this panic is part of a check")
@@ -159,7 +159,7 @@ async fn panics_once(engine: &Engine, on_abandoned: OnAbandoned) {
     assert!(matches!(early, Err(RunError::Engine(Error::Panicked))), "{early:?}");
 }
 
-/// E10: a caller that is dropped does not stop an operation that began.
+/// E10: dropping a caller does not stop an operation that began.
 pub async fn e10_a_dropped_caller_does_not_stop_its_operation(store: &Store) {
     let engine = store.engine(|builder| builder).await;
     for local in [false, true] {
@@ -201,14 +201,14 @@ pub async fn e10_a_call_that_is_dropped_early_leaves_no_claim(store: &Store) {
             assert!(futures_util::future::poll_immediate(call.as_mut()).await.is_none());
         }
         drop(call);
-        // Let what is under way arrive at every stage of the way.
+        // Let the pending messages advance to every stage.
         for _ in 0..polls {
             tokio::task::yield_now().await;
         }
     }
     until("the end of all claims", async || engine.keys_in_flight().await == 0).await;
     for key in keys {
-        // A claim whose answer is on its way from the store is not counted yet; it is given up when it arrives.
+        // A claim whose answer is still on its way is not counted yet. It is released when the answer arrives.
         until("the claim's end", async || {
             let ran = engine.run(key.clone(), fingerprint(), |_| async { Ok::<u32, ()>(17) });
             let ran = tokio::time::timeout(Duration::from_secs(10), ran).await.unwrap();

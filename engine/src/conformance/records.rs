@@ -1,4 +1,4 @@
-//! The life of a record, step by step, by the backend's own messages.
+//! The life of a record, step by step, through the backend's own messages.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ async fn has_lapsed(backend: &impl Backend, key: &Key) -> bool {
     }
 }
 
-/// E01: of N concurrent acquires of a fresh key exactly one wins, over threads with connections of their own.
+/// E01: of N concurrent acquires of a fresh key exactly one wins, across threads with their own connections.
 pub async fn e01_one_of_many_acquires_wins(store: &Store) {
     for _ in 0..20 {
         let key = fresh_key();
@@ -63,7 +63,7 @@ pub async fn e02_a_completed_key_replays_until_its_retention_ends(store: &Store)
     let (one, other) = (store.connect().await, store.connect().await);
     let key = fresh_key();
     let owner = claim(&one, &key, LONG, OnAbandoned::Hold).await;
-    // Every byte value, so that no encoding on the way goes unnoticed.
+    // The outcome has every byte value, so any change by an encoding on the way is noticed.
     let bytes: Vec<u8> = (0..=255).collect();
     let sealed = SealedOutcome::seal(&key, crate::record::PayloadKind::Http, |out| out.extend_from_slice(&bytes));
     let retention = 2 * SHORT;
@@ -85,7 +85,7 @@ pub async fn e02_a_completed_key_replays_until_its_retention_ends(store: &Store)
     assert!(matches!(answer, Ok(Acquired::Claimed { attempt: Attempt::FIRST, took_over: false, .. })), "{answer:?}");
 }
 
-/// E03: another fingerprint is a mismatch, in flight, after completion, and where the key is indeterminate.
+/// E03: another fingerprint is a mismatch: in flight, after completion, and while the key is indeterminate.
 pub async fn e03_another_fingerprint_is_a_mismatch(store: &Store) {
     let backend = store.connect().await;
     let key = fresh_key();
@@ -125,7 +125,7 @@ pub async fn e05_a_lapsed_lease_is_taken_over_where_it_may_be_rerun(store: &Stor
     claim(&backend, &key, SHORT, OnAbandoned::Rerun).await;
     for attempt in [2, 3] {
         until("the lease's end", async || has_lapsed(&backend, &key).await).await;
-        // The claim's own word decides, not that of who comes for it.
+        // The policy of the lapsed claim decides, not that of the next caller.
         let message = Acquire { on_abandoned: OnAbandoned::Rerun, ..acquire(&key, SHORT, OnAbandoned::Hold) };
         let answer = backend.acquire(message).await;
         let Ok(Acquired::Claimed { attempt: claimed, took_over: true, .. }) = answer else { panic!("{answer:?}") };
@@ -133,7 +133,7 @@ pub async fn e05_a_lapsed_lease_is_taken_over_where_it_may_be_rerun(store: &Stor
     }
 }
 
-/// E05: a lapsed lease that is to be held makes the key indeterminate, whoever comes for it.
+/// E05: a lapsed lease under Hold makes the key indeterminate, whoever asks for it next.
 pub async fn e05_a_lapsed_lease_is_indeterminate_where_it_is_held(store: &Store) {
     let backend = store.connect().await;
     let key = fresh_key();
@@ -146,7 +146,7 @@ pub async fn e05_a_lapsed_lease_is_indeterminate_where_it_is_held(store: &Store)
         let answer = backend.acquire(acquire(&key, LONG, policy)).await;
         assert!(matches!(answer, Ok(Acquired::Indeterminate { attempt: Attempt::FIRST, .. })), "{answer:?}");
     }
-    // Found by reading alone, before anybody has come for it, it can be settled as well.
+    // A key that only a read has found indeterminate, before any caller asked for it, can be settled as well.
     let unseen = fresh_key();
     claim(&backend, &unseen, SHORT, OnAbandoned::Hold).await;
     until("the lease's end", async || {
@@ -157,8 +157,8 @@ pub async fn e05_a_lapsed_lease_is_indeterminate_where_it_is_held(store: &Store)
     assert_eq!(backend.resolve(release).await, Ok(Resolved::Resolved));
 }
 
-/// E05: `Resolve` settles an indeterminate key with an outcome or by release; a word about another attempt, about the claim
-/// of another holder, or about a key that is not indeterminate, changes nothing.
+/// E05: `Resolve` settles an indeterminate key with an outcome or by release. It changes nothing if it names another
+/// attempt or another holder's claim, or if the key is not indeterminate.
 pub async fn e05_resolve_settles_an_indeterminate_key(store: &Store) {
     let backend = store.connect().await;
     let key = fresh_key();
@@ -185,14 +185,14 @@ pub async fn e05_resolve_settles_an_indeterminate_key(store: &Store) {
     assert_eq!(backend.resolve(release.clone()).await, Ok(Resolved::Resolved));
     let later = claim(&backend, &key, LONG, OnAbandoned::Hold).await;
     assert_eq!(backend.hold(Hold { key: key.clone(), owner: later }).await, Ok(Held::Held));
-    // It comes once more, late: the claim that stands there now has the same number.
+    // The message arrives again, late: the current claim has the same attempt number.
     assert_eq!(backend.resolve(release).await, Ok(Resolved::NotIndeterminate), "a late word about an earlier claim");
     let with = Resolution::Release;
     let release = Resolve { key: key.clone(), attempt: Some(Attempt::FIRST), owner: Some(later), with };
     assert_eq!(backend.resolve(release).await, Ok(Resolved::Resolved));
 }
 
-/// E06: a stale owner's renew, complete, release and hold change nothing and say so.
+/// E06: a stale owner's renew, complete, release and hold change nothing, and the answer says so.
 pub async fn e06_a_stale_owner_changes_nothing(store: &Store) {
     let backend = store.connect().await;
     let key = fresh_key();
@@ -215,7 +215,7 @@ pub async fn e06_a_stale_owner_changes_nothing(store: &Store) {
     assert_eq!(answer, Ok(Acquired::Completed { outcome: outcome(&key, "1") }));
 }
 
-/// E06: an owner that lost the answer to a step sends it again, and learns that it is done.
+/// E06: an owner that lost the answer to a step sends it again, and learns that the step is done.
 pub async fn e06_steps_can_be_repeated_by_their_owner(store: &Store) {
     let backend = store.connect().await;
     let key = fresh_key();
@@ -228,7 +228,7 @@ pub async fn e06_steps_can_be_repeated_by_their_owner(store: &Store) {
     for _ in 0..2 {
         assert_eq!(complete(&backend, &key, owner, "1", LONG).await, Completed::Stored);
     }
-    // Not even its owner changes a stored outcome.
+    // Even its owner cannot change a stored outcome.
     complete(&backend, &key, owner, "2", LONG).await;
     let renewed = backend.renew(Renew { key: key.clone(), owner, lease: LONG }).await;
     assert_eq!(renewed, Ok(Renewed::Lost));
@@ -244,8 +244,8 @@ pub async fn e06_steps_can_be_repeated_by_their_owner(store: &Store) {
     }
 }
 
-/// E06: the owner of a lapsed claim that nobody has taken over renews, completes or releases it: it is not stale. Whether
-/// somebody has come for the key meanwhile, and was told that it is indeterminate, makes no difference.
+/// E06: the owner of a lapsed claim that no caller has taken over can renew, complete or release it; it is not stale.
+/// It makes no difference whether another caller has since found the key indeterminate.
 pub async fn e06_a_late_owner_completes_what_nobody_took_over(store: &Store) {
     let backend = store.connect().await;
     for (policy, was_seen) in [(OnAbandoned::Rerun, false), (OnAbandoned::Hold, false), (OnAbandoned::Hold, true)] {
@@ -273,7 +273,7 @@ pub async fn e06_a_late_owner_completes_what_nobody_took_over(store: &Store) {
     }
 }
 
-/// E07: release frees at once, and removes the whole claim: the next acquire wins, whatever it asks for.
+/// E07: release frees the key at once, and removes the whole claim: the next acquire wins, whatever it asks for.
 pub async fn e07_release_frees_at_once(store: &Store) {
     let (one, other) = (store.connect().await, store.connect().await);
     let key = fresh_key();
@@ -312,11 +312,11 @@ pub async fn e13_a_corrupt_outcome_is_an_error(store: &Store) {
     }
 }
 
-/// E14: records whose time is over are purged in batches no larger than asked for, or go by themselves, and nothing else
+/// E14: expired records are purged in batches no larger than requested, or disappear by themselves. No other record
 /// does.
 pub async fn e14_expired_records_are_purged_in_bounded_batches(store: &Store) {
     let backend = store.connect().await;
-    // What other checks left behind.
+    // Other checks left expired records behind.
     while backend.purge(Purge { limit: 1_000 }).await.unwrap().more {}
     let before = backend.stats(Stats).await.unwrap();
     let (kept, claimed) = (fresh_key(), fresh_key());

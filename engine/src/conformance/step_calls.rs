@@ -1,4 +1,4 @@
-//! The steps of an operation, by the engine's own calls.
+//! The steps of an operation, through the engine's own calls.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,17 +13,18 @@ use super::{Fault, Faulty, LONG, SHORT, Steps, Store, fingerprint, fresh_key, un
 use crate::backend::{Resolution, Resolved, StateView};
 use crate::record::StepNameError;
 use crate::{
-    Claim, Engine, Error, Event, EventKind, OnAbandoned, Outcome, RunError, StepError, StepOptions, StepPolicy, Verdict,
+    Claim, Engine, Error, Event, EventKind, OnAbandoned, Outcome, ReconcileOutcome, RunError, StepError, StepOptions,
+    StepPolicy,
 };
 
 type Failure = StepError<&'static str>;
 
-/// What a step's effect left: its name and its provider's key.
+/// The effects of steps: each step's name and its provider's key.
 #[derive(Clone, Default)]
 struct Ledger(Arc<Mutex<Vec<(String, String)>>>);
 
 impl Ledger {
-    /// A step whose effect is a line of the ledger.
+    /// Runs a step whose effect is a line of the ledger.
     async fn step(&self, claim: &Claim, options: impl Into<StepOptions>) -> Result<String, Failure> {
         let effect = async |step: crate::Step| {
             self.0.lock().push((step.name().to_owned(), step.key().to_string()));
@@ -43,8 +44,8 @@ fn resuming(builder: crate::EngineBuilder<super::any::AnyBackend>) -> crate::Eng
     builder.on_abandoned(OnAbandoned::Resume)
 }
 
-/// E26: a retry replays the completed steps and continues, after a panic, after an error, and after a lapse. Steps run side
-/// by side. A renamed step is found, with its provider's key.
+/// E26: a retry replays the completed steps and continues, after a panic, after an error, and after a lapse. Steps run
+/// concurrently. A renamed step is found, with its provider's key.
 pub async fn e26_a_retry_continues_where_the_last_try_ended(store: &Store) {
     if !store.capabilities.steps {
         return;
@@ -71,7 +72,7 @@ pub async fn e26_a_retry_continues_where_the_last_try_ended(store: &Store) {
     };
     assert!(matches!(run(&engine).await, Err(RunError::Engine(Error::Panicked))));
     assert!(matches!(run(&other).await, Err(RunError::Operation(StepError::Operation("not now")))));
-    // Another request may not have what the first one's steps left.
+    // Another request must not get the results of the first one's steps.
     let stranger = engine.run(key.clone(), &"something else", |_| async { Ok::<_, ()>(()) }).await;
     assert!(matches!(stranger, Err(RunError::Engine(Error::Mismatch))), "{stranger:?}");
     assert_eq!(run(&engine).await.unwrap(), Outcome::Ran("mail is done".to_owned()));
@@ -90,7 +91,7 @@ pub async fn e26_a_retry_continues_where_the_last_try_ended(store: &Store) {
     }
 }
 
-/// E26: a holder that was paused past its lease begins no further step: another one has resumed.
+/// E26: a holder that was paused past its lease begins no further step once another holder has resumed.
 pub async fn e26_a_stale_holder_begins_no_step(store: &Store) {
     if !store.capabilities.steps {
         return;
@@ -108,7 +109,7 @@ pub async fn e26_a_stale_holder_begins_no_step(store: &Store) {
                 ledger.step(&claim, "charge").await?;
                 began.notify_one();
                 go_on.notified().await;
-                // The completed one replays or is refused, the next one is refused.
+                // The completed step replays or is refused. The next one is refused.
                 let _ = ledger.step(&claim, "charge").await;
                 ledger.step(&claim, "mail").await
             };
@@ -137,7 +138,7 @@ pub async fn e26_a_stale_holder_begins_no_step(store: &Store) {
     assert_eq!(ledger.names(), ["charge", "mail"]);
 }
 
-/// E26: a step that was dropped or panicked outranks what its operation reports. Where it may run again, it does.
+/// E26: a step that was dropped or panicked outranks what its operation reports. Where the step may run again, it does.
 pub async fn e26_what_is_not_known_of_a_step_outranks_the_result(store: &Store) {
     if !store.capabilities.steps {
         return;
@@ -175,7 +176,7 @@ pub async fn e26_what_is_not_known_of_a_step_outranks_the_result(store: &Store) 
         assert_eq!(engine.run(key.clone(), fingerprint(), operation(false)).await.unwrap(), Outcome::Ran(18));
         assert_eq!(charged.load(Ordering::Relaxed), 1);
     }
-    // An operation that returns waits for the steps that still run.
+    // When an operation returns, the engine waits for its running steps.
     let (key, go) = (fresh_key(), Arc::new(Notify::new()));
     let task = Arc::new(Mutex::new(None));
     let operation = {
@@ -240,8 +241,9 @@ pub async fn e26_lost_answers_change_nothing(store: &Store) {
     assert_eq!(ledger.names(), ["charge"]);
 }
 
-/// E21, E19: what a process knows of a step reaches the store, although that was away for longer than the lease, the settling
-/// limit and the run limit. A key on which every step failed is free then, and a step that was done replays.
+/// E21, E19: what a process knows about a step reaches the store, even if the store was away for longer than the lease,
+/// the settling limit and the run limit. Afterwards, a key on which every step failed is free, and a completed step
+/// replays.
 pub async fn e21_what_the_process_knows_of_a_step_is_settled_after_a_long_outage(store: &Store) {
     if !store.capabilities.steps {
         return;
@@ -281,7 +283,8 @@ pub async fn e21_what_the_process_knows_of_a_step_is_settled_after_a_long_outage
     }
 }
 
-/// E26, E19: a step whose caller leaves between the store's answer and its operation's begin leaves nothing unsettled.
+/// E26, E19: a caller leaves after the store's answer to a begin and before the step's operation begins. No step is
+/// left unsettled.
 pub async fn e26_a_step_whose_caller_left_before_it_began_leaves_nothing(store: &Store) {
     if !store.capabilities.steps {
         return;
@@ -295,7 +298,7 @@ pub async fn e26_a_step_whose_caller_left_before_it_began_leaves_nothing(store: 
             assert!(poll!(&mut leaving).is_pending());
             until("the begin", async || engine.lookup(&key).await.unwrap().is_some_and(|view| view.steps.is_some()))
                 .await;
-            // Its answer is there, and nobody reads it.
+            // The answer has arrived, and nobody reads it.
             sleep(SHORT / 10).await;
             drop(leaving);
             Err::<String, _>("left")
@@ -309,8 +312,8 @@ pub async fn e26_a_step_whose_caller_left_before_it_began_leaves_nothing(store: 
     assert_eq!(engine.run(key, fingerprint(), operation).await.unwrap(), Outcome::Ran("charge is done".to_owned()));
 }
 
-/// E26, E23: a step that runs when the run limit of its operation passes still records its outcome, whether its operation waits
-/// for it or has returned. Its operation begins no other step, and a retry continues after it.
+/// E26, E23: a step that is running when its operation's run limit passes still records its outcome, whether the
+/// operation waits for it or has returned. The operation begins no other step, and a retry continues after it.
 pub async fn e26_a_step_that_outlasts_the_run_limit_keeps_its_outcome(store: &Store) {
     if !store.capabilities.steps {
         return;
@@ -332,7 +335,7 @@ pub async fn e26_a_step_that_outlasts_the_run_limit_keeps_its_outcome(store: &St
                 };
                 if has_returned {
                     drop(actix_rt::spawn(charge));
-                    // The step is asked for before the operation's end.
+                    // The step is requested before the operation ends.
                     sleep(SHORT / 10).await;
                 } else {
                     charge.await;
@@ -361,7 +364,7 @@ pub async fn e26_a_step_that_outlasts_the_run_limit_keeps_its_outcome(store: &St
             view.is_some_and(|view| matches!(view.state, StateView::Indeterminate))
         };
         until("the run limit", held).await;
-        // The store shows it before its answer arrives.
+        // The store shows the change before its answer arrives.
         until("its key lock is free", async || engine.keys_in_flight().await == 0).await;
         go.notify_one();
         let (charged, mailed) = charged.await.unwrap();
@@ -373,8 +376,8 @@ pub async fn e26_a_step_that_outlasts_the_run_limit_keeps_its_outcome(store: &St
     }
 }
 
-/// E23: an operation that returns past its run limit is answered at once, although the store has not taken the end of its claim
-/// and a step of it still runs.
+/// E23: an operation that returns past its run limit is answered at once, even though the store has not settled its
+/// claim yet and one of its steps still runs.
 pub async fn e23_past_the_run_limit_nobody_waits_for_a_step(store: &Store) {
     if !store.capabilities.steps {
         return;
@@ -402,7 +405,8 @@ pub async fn e23_past_the_run_limit_nobody_waits_for_a_step(store: &Store) {
     assert!(ended.is_err(), "{ended:?}");
 }
 
-/// E26: a step in a step, two of one name at once, a bad name, and a step without a claim are errors at once.
+/// E26: these are errors at once: a step in a step, two concurrent steps with one name, a bad name, and a step without
+/// a claim.
 pub async fn e26_misuse_is_an_error_at_once(store: &Store) {
     if !store.capabilities.steps {
         return;
@@ -413,7 +417,7 @@ pub async fn e26_misuse_is_an_error_at_once(store: &Store) {
         let inner = claim.clone();
         let nested = claim.step("outer", async |_| inner.step("inner", async |_| Ok::<_, ()>(1)).await).await;
         assert!(matches!(nested, Err(StepError::Operation(StepError::Nested))), "{nested:?}");
-        // Both are begun before either ends.
+        // Both begin before either ends.
         let slow = async |_| {
             sleep(SHORT / 10).await;
             Ok::<_, ()>(2)
@@ -449,8 +453,8 @@ pub async fn e26_misuse_is_an_error_at_once(store: &Store) {
     assert!(matches!(refused, Err(RunError::Operation(StepError::Unguarded))), "{refused:?}");
 }
 
-/// E26, E24: an outcome that is too large, or that today's type can't read, is the same error at the first call and at
-/// every retry, and the step never runs again.
+/// E26, E24: if an outcome is too large, or the current type cannot read it, the first call and every retry return the
+/// same error, and the step never runs again.
 pub async fn e26_an_outcome_that_cannot_be_kept_is_the_same_error_twice(store: &Store) {
     if !store.capabilities.steps {
         return;
@@ -480,7 +484,7 @@ pub async fn e26_an_outcome_that_cannot_be_kept_is_the_same_error_twice(store: &
     assert_eq!(ran.load(Ordering::Relaxed), 1);
 }
 
-/// E26: the reconciler is asked about each step of an abandoned key, with the key that the step handed to its provider.
+/// E26: the reconciler is called for each step of an abandoned key, with the key that the step passed to its provider.
 pub async fn e26_the_reconciler_is_asked_per_step(store: &Store) {
     if !store.capabilities.steps {
         return;
@@ -499,10 +503,10 @@ pub async fn e26_the_reconciler_is_asked_per_step(store: &Store) {
                     asks.lock().push(step.as_ref().map(|step| (step.name.to_string(), step.key.clone())));
                     let verdict = match step {
                         Some(step) if step.name.as_str() == "charge" => {
-                            Verdict::Completed(abandoned.outcome(&"charged, says the provider").unwrap())
+                            ReconcileOutcome::Completed(abandoned.outcome(&"charged, says the provider").unwrap())
                         }
-                        Some(_) => Verdict::NotDone,
-                        None => Verdict::Unknown,
+                        Some(_) => ReconcileOutcome::NotDone,
+                        None => ReconcileOutcome::Unknown,
                     };
                     std::future::ready(verdict)
                 })
@@ -530,7 +534,7 @@ pub async fn e26_the_reconciler_is_asked_per_step(store: &Store) {
         let mail = claim.step("mail", async |step| Ok::<_, ()>(format!("attempt {}", step.attempt()))).await;
         Ok::<_, &str>(format!("{charge}; {}", mail.map_err(|_| "mail")?))
     };
-    // Those who do not wait are told that the key is indeterminate while the reconciler works.
+    // Callers that do not wait learn that the key is indeterminate while the reconciler works.
     let second = engine.with_wait(LONG).run(key.clone(), fingerprint(), operation).await;
     assert_eq!(second.unwrap(), Outcome::Ran("charged, says the provider; attempt 2".to_owned()));
     let mut asked: Vec<_> = asked.lock().drain(..).flatten().collect();

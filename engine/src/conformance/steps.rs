@@ -1,4 +1,4 @@
-//! The steps of an operation, by the backend's own messages.
+//! The steps of an operation, through the backend's own messages.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ fn name(text: &str) -> StepName {
     StepName::new(text).unwrap()
 }
 
-/// A begin of the step that a claim runs as its `number`th.
+/// Returns a begin message for the `number`th step of a claim.
 fn begin(key: &Key, owner: Owner, step: &str, number: u32, policy: StepPolicy) -> BeginStep {
     let (key, name) = (key.clone(), name(step));
     BeginStep { key, owner, name, fingerprint: None, number, policy, retention: LONG }
@@ -26,7 +26,7 @@ fn value(key: &Key, life: FencingToken, step: &str, text: &str) -> SealedOutcome
     SealedOutcome::of_value(Binding::step(key, life, &name(step)), text).unwrap()
 }
 
-/// Begins a step that is the sender's to run.
+/// Begins a step, and expects that the sender may run it.
 async fn begun(backend: &impl Backend, message: BeginStep) -> (Attempt, StepRun, FencingToken) {
     match backend.begin_step(message).await.unwrap() {
         StepBegun::Begun { attempt, run, life } => (attempt, run, life),
@@ -57,7 +57,7 @@ async fn has_lapsed(backend: &impl Backend, key: &Key) -> bool {
     }
 }
 
-/// Claims the key, and gives the owner, the attempt and the steps that came with it.
+/// Claims the key, and returns the owner, the attempt and the steps that the claim brought.
 async fn claim_again(backend: &impl Backend, key: &Key) -> (Owner, Attempt, Option<Box<Steps>>) {
     let message = acquire(key, LONG, OnAbandoned::Resume);
     let owner = message.owner;
@@ -73,7 +73,7 @@ fn names(steps: &Steps) -> Vec<&str> {
     names
 }
 
-/// Whether the store has steps; one without refuses them.
+/// Returns whether the store has steps. A store without steps must refuse them.
 async fn has_steps(store: &Store, backend: &impl Backend) -> bool {
     if !store.capabilities.steps {
         let key = fresh_key();
@@ -84,7 +84,7 @@ async fn has_steps(store: &Store, backend: &impl Backend) -> bool {
     store.capabilities.steps
 }
 
-/// E26: a step begins and completes once, also when its messages are repeated, and answers with its outcome from then on.
+/// E26: a step begins and completes once, even if its messages are repeated, and answers with its outcome from then on.
 pub async fn e26_a_step_begins_and_completes_once(store: &Store) {
     let (backend, other) = (store.connect().await, store.connect().await);
     if !has_steps(store, &backend).await {
@@ -101,10 +101,10 @@ pub async fn e26_a_step_begins_and_completes_once(store: &Store) {
         let (attempt, run, life) = begun(backend, message.clone()).await;
         assert_eq!((attempt, run, life), (Attempt::FIRST, StepRun { token, number: 1 }, token), "also when repeated");
     }
-    // Another call of the name: nobody knows yet what became of the first one.
+    // This is another call of the name, while the result of the first call is unknown.
     let again = BeginStep { number: 2, ..message.clone() };
     assert_eq!(backend.begin_step(again.clone()).await, Ok(StepBegun::Unsettled));
-    // Every byte value, so that no encoding on the way goes unnoticed.
+    // The outcome has every byte value, so any change by an encoding on the way is noticed.
     let bytes: Vec<u8> = (0..=255).collect();
     let stored =
         SealedOutcome::seal(Binding::step(&key, token, &message.name), crate::record::PayloadKind::Json, |out| {
@@ -130,7 +130,7 @@ pub async fn e26_a_step_begins_and_completes_once(store: &Store) {
     assert_eq!(backend.begin_step(BeginStep { fingerprint: None, ..again.clone() }).await, Ok(StepBegun::Mismatch));
     let stranger = BeginStep { owner: Owner::random(), ..again };
     assert_eq!(backend.begin_step(stranger).await, Ok(StepBegun::Lost), "by somebody else");
-    // Inspection shows the step under its parent, and the parent's end keeps it.
+    // Inspection shows the step under its parent, and the parent's completion keeps it.
     assert_eq!(backend.renew(Renew { key: key.clone(), owner, lease: LONG }).await, Ok(Renewed::Renewed));
     let message = Complete { key: key.clone(), owner, outcome: outcome(&key, "1"), retention: LONG };
     assert_eq!(backend.complete(message).await, Ok(Completed::Stored));
@@ -142,7 +142,7 @@ pub async fn e26_a_step_begins_and_completes_once(store: &Store) {
     assert_eq!(listed[0].steps.as_deref().map(names), Some(vec!["charge/für Ada"]));
 }
 
-/// E26: a claim that takes a lapsed one over brings its steps, and the holder that lost it begins none.
+/// E26: a takeover of a lapsed claim brings its steps, and the holder that lost the claim begins none.
 pub async fn e26_a_takeover_brings_the_steps(store: &Store) {
     let (backend, other) = (store.connect().await, store.connect().await);
     if !has_steps(store, &backend).await {
@@ -165,18 +165,19 @@ pub async fn e26_a_takeover_brings_the_steps(store: &Store) {
             assert_eq!(step.progress, Progress::Completed(stored));
         }
         assert_eq!(backend.begin_step(late).await, Ok(StepBegun::Lost), "the claim is another's");
-        // The life goes on: steps of later attempts carry it, too.
+        // The life continues, and the steps of later attempts carry it too.
         let (_, run, later) = begun(&other, begin(&key, next, "c", 1, StepPolicy::Hold)).await;
         assert_eq!(later, life);
         assert_eq!(completed(&other, &key, run, later, "c").await, StepCompleted::Stored);
-        // The same holder asks again, since the answer to its claim was lost.
+        // The same holder asks again because the answer to its claim was lost.
         let again = Acquire { owner: next, ..acquire(&key, LONG, OnAbandoned::Resume) };
         let Ok(Acquired::Claimed { steps: Some(steps), .. }) = other.acquire(again).await else { panic!("not again") };
         assert_eq!(names(&steps), ["a", "b", "c"]);
     }
 }
 
-/// E26: a step that began and whose result is unknown makes its abandoned parent indeterminate, until that step is resolved.
+/// E26: a step that began and whose result is unknown makes its abandoned parent indeterminate, until that step is
+/// resolved.
 pub async fn e26_an_unsettled_step_makes_its_parent_indeterminate(store: &Store) {
     let backend = store.connect().await;
     if !has_steps(store, &backend).await {
@@ -220,8 +221,8 @@ pub async fn e26_an_unsettled_step_makes_its_parent_indeterminate(store: &Store)
     }
 }
 
-/// E26: a step that may run again does, under the claim that took over. Until it begins again, its first run may still
-/// record its outcome. Its provider's memory bounds it where that is said.
+/// E26: a step that may run again does so under the claim that took over. Until it begins again, its first run may
+/// still record its outcome. Where a limit is set, the provider's memory bounds the rerun.
 pub async fn e26_a_step_that_may_run_again_does(store: &Store) {
     let backend = store.connect().await;
     if !has_steps(store, &backend).await {
@@ -256,7 +257,7 @@ pub async fn e26_a_step_that_may_run_again_does(store: &Store) {
     assert!(matches!(asked, Ok(Acquired::Indeterminate { .. })), "{asked:?}");
 }
 
-/// E26, E07: a parent that is released keeps its steps for the next try of the same request, for its retention.
+/// E26, E07: a released parent keeps its steps for the next attempt of the same request, for its retention.
 pub async fn e26_a_released_parent_keeps_its_steps(store: &Store) {
     let backend = store.connect().await;
     if !has_steps(store, &backend).await {
@@ -295,7 +296,8 @@ pub async fn e26_a_released_parent_keeps_its_steps(store: &Store) {
     assert_eq!((attempt, steps), (Attempt::FIRST, None));
 }
 
-/// E26, E19: a run that had no effect leaves nothing, and its begin never lands, however late it arrives.
+/// E26, E19: a run that had no effect leaves nothing, and its begin message never takes effect, however late it
+/// arrives.
 pub async fn e26_a_failed_run_never_lands(store: &Store) {
     let backend = store.connect().await;
     if !has_steps(store, &backend).await {
@@ -306,7 +308,7 @@ pub async fn e26_a_failed_run_never_lands(store: &Store) {
     let token = view(&backend, &key).await.unwrap().token;
     let fail =
         |number| FailStep { key: key.clone(), owner, name: name("a"), run: StepRun { token, number }, retention: LONG };
-    // The begin is on its way; the engine has given its run up.
+    // The begin message is on its way, and the engine has given its run up.
     for _ in 0..2 {
         assert_eq!(backend.fail_step(fail(1)).await, Ok(StepFailed::Failed), "also when repeated");
     }
@@ -318,7 +320,7 @@ pub async fn e26_a_failed_run_never_lands(store: &Store) {
     let late = backend.begin_step(begin(&key, owner, "a", 1, StepPolicy::Rerun)).await;
     assert_eq!(late, Ok(StepBegun::Lost));
     assert_eq!(completed(&backend, &key, StepRun { token, number: 1 }, token, "a").await, StepCompleted::Lost);
-    // An error of the step is not kept: nothing of it stands in the way of the parent's release.
+    // A step's error is not kept, so it does not prevent the parent's release.
     assert_eq!(backend.fail_step(fail(2)).await, Ok(StepFailed::Failed));
     assert_eq!(completed(&backend, &key, StepRun { token, number: 2 }, token, "a").await, StepCompleted::Lost);
     assert_eq!(backend.release(Release { key: key.clone(), owner }).await, Ok(Released::Released));
@@ -357,7 +359,7 @@ pub async fn e26_steps_end_with_their_parent(store: &Store) {
     }
 }
 
-/// E26: a parent has at most 1,000 steps. The others are untouched by the refusal.
+/// E26: a parent has at most 1,000 steps. Refusing one more does not change the others.
 pub async fn e26_a_parent_has_a_bounded_number_of_steps(store: &Store) {
     let backend = store.connect().await;
     if !has_steps(store, &backend).await {
@@ -382,7 +384,7 @@ pub async fn e26_a_parent_has_a_bounded_number_of_steps(store: &Store) {
     assert_eq!(steps.list.len(), Steps::MAX);
 }
 
-/// E26: a step in a transaction commits with its rows, and only under a claim that stands at the commit.
+/// E26: a step in a transaction commits with its rows, and only under a claim that is valid at the commit.
 pub async fn e26_a_step_commits_with_its_rows(store: &Store) {
     let backend = store.connect().await;
     if !has_steps(store, &backend).await {
@@ -417,13 +419,13 @@ pub async fn e26_a_step_commits_with_its_rows(store: &Store) {
     let stranger = CommitStep { owner: Owner::random(), ..step("c", 5) };
     let lost = backend.step_in_transaction(StepInTransaction { step: stranger, operation: never() }).await;
     assert_eq!(lost, Ok(StepCommitted::Lost));
-    // A run that was given up commits nothing any more.
+    // A run that was given up can no longer commit.
     let run = StepRun { token: life, number: 6 };
     let fail = FailStep { key: key.clone(), owner, name: name("d"), run, retention: LONG };
     assert_eq!(backend.fail_step(fail.clone()).await, Ok(StepFailed::Failed));
     let late = backend.step_in_transaction(StepInTransaction { step: step("d", 6), operation: gives("d") }).await;
     assert_eq!(late, Ok(StepCommitted::Lost));
-    // One whose answer was lost is found.
+    // A committed run whose answer was lost is found.
     let asked = FailStep { name: name("b"), run: StepRun { token: life, number: 4 }, ..fail };
     let found = StepFailed::Completed { outcome: value(&key, life, "b", "b"), life };
     assert_eq!(backend.fail_step(asked).await, Ok(found));

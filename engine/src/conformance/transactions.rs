@@ -1,4 +1,4 @@
-//! Operations in the transaction that completes their record, where the store has transactions.
+//! Operations in the transaction that completes their record, for stores with transactions.
 
 use super::{LONG, Store, acquire, claim, fresh_key, outcome};
 use crate::OnAbandoned;
@@ -8,8 +8,8 @@ use crate::backend::{
 };
 use crate::record::Owner;
 
-/// Exactly once: the outcome that the operation gives is stored by its transaction; a stale owner's operation never
-/// runs, and a repeated one does not run again. A store without transactions says so.
+/// Exactly once: the transaction stores the outcome that its operation returns. A stale owner's operation never runs,
+/// and a repeated one does not run again. A store without transactions says so.
 pub async fn e18_the_outcome_commits_with_the_operation(store: &Store) {
     let backend = store.connect().await;
     let key = fresh_key();
@@ -29,13 +29,13 @@ pub async fn e18_the_outcome_commits_with_the_operation(store: &Store) {
     assert_eq!(stale, Ok(CompletedInTransaction::Lost));
     let stored = Ok(CompletedInTransaction::Stored { outcome: sealed.clone() });
     assert_eq!(transact(owner, Ok(sealed.clone())).await, stored);
-    // Found again by an owner that lost the answer: the stored outcome, not that of an operation that would run again.
+    // An owner that lost the answer finds the stored outcome, not that of an operation that would run again.
     assert_eq!(transact(owner, Err(OperationFailure::RollBack)).await, stored);
     let answer = backend.acquire(acquire(&key, LONG, OnAbandoned::Rerun)).await;
     assert_eq!(answer, Ok(Acquired::Completed { outcome: sealed }));
 }
 
-/// An operation that fails, panics, or asks for another connection leaves its claim as it was.
+/// An operation that fails, panics, or asks for another connection leaves its claim unchanged.
 pub async fn e18_a_failed_transaction_leaves_the_claim(store: &Store) {
     struct NoSuchConnection;
 

@@ -1,4 +1,4 @@
-//! Calls that meet another at work on their key.
+//! Calls that find another call in progress on their key.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -34,7 +34,8 @@ async fn until_in_flight(engine: &Engine, key: &Key) {
     until("the operation's begin", async || engine.lookup(key).await.unwrap().is_some()).await;
 }
 
-/// E01 and H03's ground: of many calls at once on several arbiters one runs its operation, and none runs it twice.
+/// E01, and the basis of H03: of many concurrent calls on several arbiters one runs its operation, and none runs it
+/// twice.
 pub async fn e01_one_of_many_calls_runs(store: &Store) {
     let ran = Arc::new(AtomicUsize::new(0));
     let keys: Arc<Vec<Key>> = Arc::new((0..50).map(|_| fresh_key()).collect());
@@ -62,7 +63,7 @@ pub async fn e01_one_of_many_calls_runs(store: &Store) {
     assert_eq!(ran.load(Ordering::Relaxed), keys.len(), "executions of {} keys", keys.len());
 }
 
-/// E08: a waiter on the same arbiter gets the outcome.
+/// E08: a waiting caller on the same arbiter gets the outcome.
 pub async fn e08_a_waiter_on_this_arbiter_gets_the_outcome(store: &Store) {
     let engine = store.engine(|builder| builder).await.with_wait(LONG);
     let (key, go) = (fresh_key(), Arc::new(Notify::new()));
@@ -77,8 +78,8 @@ pub async fn e08_a_waiter_on_this_arbiter_gets_the_outcome(store: &Store) {
     }
 }
 
-/// E08: a waiter on another connection has the outcome within 100 ms of its completion. The median of several tries: a
-/// busy machine may delay one.
+/// E08: a waiting caller on another connection has the outcome within 100 ms of its completion. The check takes the
+/// median of several tries, because a busy machine may delay one.
 pub async fn e08_a_waiter_elsewhere_gets_the_outcome_soon(store: &Store) {
     let mut delays = Vec::new();
     for _ in 0..5 {
@@ -86,7 +87,7 @@ pub async fn e08_a_waiter_elsewhere_gets_the_outcome_soon(store: &Store) {
         let owner = claim(&holder, &key, LONG, OnAbandoned::Hold).await;
         let engine = store.engine(|builder| builder).await.with_wait(LONG);
         let waiter = run_now(&engine, &key);
-        // Until it has asked, and follows the claim that it found.
+        // Wait until the caller has asked and follows the claim that it found.
         until("the waiter's lock", async || engine.keys_in_flight().await == 1).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
         let message = Complete { key: key.clone(), owner, outcome: outcome(&key, "17"), retention: LONG };
@@ -99,7 +100,7 @@ pub async fn e08_a_waiter_elsewhere_gets_the_outcome_soon(store: &Store) {
     assert!(delays[2] <= Duration::from_millis(100), "the waiters had the outcome after {delays:?}");
 }
 
-/// E08: past its limit a waiter is told that the key is in progress, whether it is held on this arbiter or elsewhere.
+/// E08: past its limit a waiting caller gets `InProgress`, whether the key is held on this arbiter or elsewhere.
 pub async fn e08_past_its_limit_a_waiter_is_told_in_progress(store: &Store) {
     let engine = store.engine(|builder| builder).await;
     let limit = Duration::from_millis(60);
@@ -119,7 +120,7 @@ pub async fn e08_past_its_limit_a_waiter_is_told_in_progress(store: &Store) {
     assert_eq!(first.await.unwrap().unwrap(), Outcome::Ran(17));
 }
 
-/// E08: waiters are counted and capped; one over the cap is told at once.
+/// E08: waiting callers are counted and capped, and one over the cap gets its answer at once.
 pub async fn e08_waiters_are_capped(store: &Store) {
     let engine = store.engine(|builder| builder.max_waiters_per_key(3)).await.with_wait(LONG);
     let (key, go) = (fresh_key(), Arc::new(Notify::new()));
@@ -135,7 +136,7 @@ pub async fn e08_waiters_are_capped(store: &Store) {
     }
 }
 
-/// E08 and E09: if the operation fails, one waiting call takes its turn, and the others go on waiting.
+/// E08 and E09: if the operation fails, one waiting call runs, and the others continue to wait.
 pub async fn e08_a_waiter_takes_its_turn_after_a_failure(store: &Store) {
     let engine = store.engine(|builder| builder).await.with_wait(LONG);
     let (key, go) = (fresh_key(), Arc::new(Notify::new()));

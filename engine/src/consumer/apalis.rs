@@ -1,12 +1,12 @@
-//! apalis (1.0) workers: each task's work once.
+//! A layer for apalis (1.0) workers that does each task's work once.
 //!
-//! A worker of [apalis](https://docs.rs/apalis) takes tasks from its storage, and storages deliver at least once: a task whose
-//! worker dies is taken again by another. [`OncePerTask`] is a layer of the worker. It runs the task's service as the
-//! operation of [`Engine::run`], under the key that you read from the task.
+//! A worker of [apalis](https://docs.rs/apalis) takes tasks from its storage. Storages deliver at least once: if a
+//! worker dies, another worker takes its task again. [`OncePerTask`] is a layer of the worker. It runs the task's
+//! service as the operation of [`Engine::run`], under the key that you read from the task.
 //!
 //! ```
 //! # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-//! use oncekey::consumer::Identity;
+//! use oncekey::consumer::MessageKey;
 //! use oncekey::consumer::apalis::{OncePerTask, apalis_core};
 //! use oncekey::{Engine, Key};
 //! use oncekey_backends::MemoryBackend;
@@ -19,7 +19,7 @@
 //!
 //! let engine = Engine::builder(MemoryBackend::new()).start()?;
 //! let once = OncePerTask::new(engine, |task: &Task<u64>| {
-//!     Ok(Identity::new(Key::new("mail", task.args)?, &task.args)?)
+//!     Ok(MessageKey::new(Key::new("mail", task.args)?, &task.args)?)
 //! });
 //! // In a worker: WorkerBuilder::new("mailer").backend(storage).layer(once).build(send_mail)
 //! let mut worker = once.layer(task_fn(send_mail));
@@ -33,14 +33,14 @@
 //! |---|---|
 //! | ran, or replayed | the response |
 //! | the service failed or panicked | its error, which counts as one of the task's attempts |
-//! | in flight elsewhere, a limit, the store is away, shutting down | [`RetryAfterError`]: the task is taken again |
+//! | in flight elsewhere, at a limit, the store is unavailable, shutting down | [`RetryAfterError`]: the task is taken again |
 //! | mismatch, a damaged record, no key in the task, indeterminate, an outcome of an older type | [`AbortError`]: no retry helps |
 //!
-//! The task's function can have the [`Claim`] as apalis' `Data<Claim>`: it derives the keys that go to a provider. The example
-//! `apalis_redis` does so, on apalis' Redis storage.
+//! The task's function can take the [`Claim`] as apalis' `Data<Claim>`, to derive keys for providers. The example
+//! `apalis_redis` shows this on apalis' Redis storage.
 //!
-//! The task's id names one enqueuing. It is a key only where each piece of work is enqueued once; else make the key of the
-//! arguments.
+//! A task's id identifies one enqueued task. Use it as the key only if you enqueue each piece of work once. Otherwise
+//! build the key from the arguments.
 
 use std::fmt;
 use std::sync::Arc;
@@ -55,7 +55,7 @@ use futures_util::future::BoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Disposition, Identity, JobResult, RetryPolicy, Unreadable};
+use super::{Disposition, IdentifyError, JobResult, MessageKey, RetryPolicy};
 use crate::{Claim, Engine, Error, RunError};
 
 /// A layer of an apalis worker that does each task's work once. See the [module](self).
@@ -66,16 +66,17 @@ pub struct OncePerTask<I> {
 }
 
 impl<I> OncePerTask<I> {
-    /// A layer that reads key and fingerprint from a task by `identify`. The policies are those of the engine's handle.
+    /// Creates a layer that reads the key and the fingerprint of a task with `identify`. It follows the policies of the
+    /// engine's handle.
     pub fn new<Args>(engine: Engine, identify: I) -> Self
     where
-        I: Fn(&Task<Args>) -> Result<Identity, Unreadable> + Send + Sync + 'static,
+        I: Fn(&Task<Args>) -> Result<MessageKey, IdentifyError> + Send + Sync + 'static,
     {
         Self { engine, identify: Arc::new(identify), retry: RetryPolicy::default() }
     }
 
-    /// The delays of tasks that are taken again, and what becomes of an indeterminate one. How often a task is tried is for
-    /// apalis to say.
+    /// Sets the delays for tasks that are taken again, and what happens to an indeterminate task. apalis decides how
+    /// many times a task is attempted.
     #[must_use]
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.retry = policy;
@@ -128,7 +129,7 @@ where
     S::Future: Send + 'static,
     S::Response: Serialize + DeserializeOwned + Send + 'static,
     S::Error: Into<BoxDynError> + Send + 'static,
-    I: Fn(&Task<Args>) -> Result<Identity, Unreadable> + Send + Sync + 'static,
+    I: Fn(&Task<Args>) -> Result<MessageKey, IdentifyError> + Send + Sync + 'static,
     Args: Send + 'static,
 {
     type Response = S::Response;
@@ -140,17 +141,17 @@ where
     }
 
     fn call(&mut self, mut task: Task<Args>) -> Self::Future {
-        // The service that was polled is the one that is ready.
+        // `poll_ready` made this instance of the service ready, so this call must use it and leave the clone behind.
         let next = self.inner.clone();
         let mut ready = std::mem::replace(&mut self.inner, next);
-        let identity = Identity::read(|| (self.once.identify)(&task));
+        let identity = MessageKey::read(|| (self.once.identify)(&task));
         let (engine, retry) = (self.once.engine.clone(), self.once.retry.clone());
-        // apalis writes a task's status around its function. When the function does not run, this layer writes it. Otherwise a
-        // storage takes the task for dead.
+        // apalis writes a task's status around its function. If the function does not run, this layer must write it;
+        // otherwise the storage treats the task as dead.
         let status = task.raw_status().clone();
         Box::pin(async move {
             let identity = identity.map_err(|reason| with_status(&status, AbortError::new(reason).into()))?;
-            let Identity { key, fingerprint } = identity;
+            let MessageKey { key, fingerprint } = identity;
             let operation = move |claim: Claim| async move {
                 task.inject_data(claim);
                 ready.call(task).await.map_err(Into::into)
@@ -160,7 +161,7 @@ where
                     status.store(Status::Done);
                     Ok(outcome.into_inner())
                 }
-                // Its status was written where it ran.
+                // apalis wrote the status where the function ran.
                 Err(RunError::Operation(error)) => Err(error),
                 Err(RunError::Engine(error)) => Err(with_status(&status, for_apalis(&retry, error))),
             }
@@ -187,7 +188,7 @@ fn for_apalis(retry: &RetryPolicy, error: Error) -> BoxDynError {
             RetryAfterError::new(error, after).into()
         }
         Disposition::RetryLater { .. } => error.into(),
-        // Finished, and there is no value to give; or no retry helps.
+        // Either the task is finished and there is no value to return, or no retry helps.
         Disposition::Ack | Disposition::DeadLetter { .. } => AbortError::new(error).into(),
     }
 }

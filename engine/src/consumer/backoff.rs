@@ -1,4 +1,4 @@
-//! Delays that grow, with jitter: what failed together does not come back together.
+//! Growing delays with jitter, so that what failed together does not retry together.
 
 use std::time::Duration;
 
@@ -6,15 +6,15 @@ use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 
 use crate::call::NEVER;
 
-/// The delay, which may be [`Duration::MAX`] for one that never ends, as one that can be added to a time.
+/// Limits a delay, which may be [`Duration::MAX`] for "never", to one that can be added to a time.
 pub(super) fn bounded(delay: Duration) -> Duration {
     delay.min(NEVER)
 }
 
-/// The delays from `first` to `longest`, each twice the one before. Each is drawn between itself and twice as much, and none
-/// is longer than `longest`.
+/// Returns delays from `first` to `longest`, each twice the one before. Each is drawn between its value and twice that,
+/// and none exceeds `longest`.
 pub(super) fn delays(first: Duration, longest: Duration) -> ExponentialBackoff {
-    // The crate's jitter adds up to as much again.
+    // The crate's jitter adds up to the same amount again.
     let before_jitter = bounded(longest) / 2;
     ExponentialBuilder::new()
         .with_min_delay(first.min(before_jitter))
@@ -25,14 +25,14 @@ pub(super) fn delays(first: Duration, longest: Duration) -> ExponentialBackoff {
         .build()
 }
 
-/// The delay after this many failures before the last one.
+/// Returns the delay after a failure that `failures` earlier ones precede.
 pub(super) fn delay(first: Duration, longest: Duration, failures: u32) -> Duration {
-    // After so many doublings each is the longest.
+    // After 64 doublings, every delay is the longest.
     let failures = failures.min(64) as usize;
     delays(first, longest).nth(failures).unwrap_or(bounded(longest))
 }
 
-/// A delay of this length at most, and half of it at least.
+/// Draws a delay between half of `delay` and `delay`.
 pub(super) fn spread(delay: Duration) -> Duration {
     delays(delay, delay).next().unwrap_or(bounded(delay))
 }

@@ -1,4 +1,4 @@
-//! One call of the engine on behalf of a message.
+//! A call to the engine on behalf of a message.
 
 use std::any::Any;
 use std::future::Future;
@@ -6,11 +6,11 @@ use std::future::Future;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::Identity;
+use super::MessageKey;
 use crate::engine::or_read;
 use crate::{Claim, Engine, Fingerprint, Key, Outcome, RunError};
 
-/// Why a job gave no value.
+/// Why a job returned no value.
 ///
 /// ```
 /// use oncekey::consumer::JobError;
@@ -19,21 +19,21 @@ use crate::{Claim, Engine, Fingerprint, Key, Outcome, RunError};
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JobError<E> {
-    /// Its own error.
+    /// The job's own error.
     #[error("{0}")]
     Failed(E),
-    /// It was not run: too many attempts before this one ended with their process, or with their claim lost.
+    /// The job did not run: too many earlier attempts died with their process or lost their claim.
     #[error("given up: {attempts} attempts had begun before, and did not end; the last ended with its process")]
     GivenUp {
-        /// Attempts before this one.
+        /// The number of attempts before this one.
         attempts: u32,
     },
 }
 
-/// What a [`Job`](super::Job) gives: the engine's decision.
+/// What a [`Job`](super::Job) returns: the engine's decision.
 pub type JobResult<T, E> = Result<Outcome<T>, RunError<JobError<E>>>;
 
-/// One call of the engine, ready to be made: its key and fingerprint are set. The job chooses how its operation runs.
+/// A prepared call to the engine, with its key and fingerprint set. The job chooses how its operation runs.
 ///
 /// | | effect after a crash |
 /// |---|---|
@@ -42,9 +42,9 @@ pub type JobResult<T, E> = Result<Outcome<T>, RunError<JobError<E>>>;
 ///
 /// ```
 /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # use oncekey::{Engine, consumer::{Identity, job}};
+/// # use oncekey::{Engine, consumer::{MessageKey, job}};
 /// # let _ = job(
-/// #   |order: &u64| Ok(Identity::new(oncekey::Key::new("mail", order)?, order)?),
+/// #   |order: &u64| Ok(MessageKey::new(oncekey::Key::new("mail", order)?, order)?),
 /// |call: oncekey::consumer::Call, order: std::sync::Arc<u64>| async move {
 ///     call.run(move |claim| async move {
 ///         Ok::<_, std::io::Error>(format!("mail for order {order}, attempt {}", claim.attempt()))
@@ -59,41 +59,41 @@ pub struct Call {
     pub(super) engine: Engine,
     pub(super) key: Key,
     pub(super) fingerprint: Fingerprint,
-    /// How often the job failed for this message before.
+    /// How many times the job has failed for this message.
     pub(super) failures: u32,
     pub(super) max_attempts: u32,
 }
 
 impl Call {
-    /// A call outside of a processor, by whoever has a message in hand: a relay that does the next consumer's part itself.
-    /// Attempts are not counted.
+    /// Creates a call outside a processor, for code that holds a message itself, such as a relay that does the next
+    /// consumer's work. This call does not count attempts.
     ///
     /// ```
     /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # use oncekey::{Engine, Key, consumer::{Call, Identity}};
+    /// # use oncekey::{Engine, Key, consumer::{Call, MessageKey}};
     /// # use oncekey_backends::MemoryBackend;
     /// let engine = Engine::builder(MemoryBackend::new()).start()?;
-    /// let call = Call::new(engine, Identity::new(Key::new("mail", 17)?, &"to: ada")?);
+    /// let call = Call::new(engine, MessageKey::new(Key::new("mail", 17)?, &"to: ada")?);
     /// let sent = call.run(|_claim| async { Ok::<_, std::io::Error>("sent".to_owned()) }).await?;
     /// assert_eq!(sent.into_inner(), "sent");
     /// # Ok(()) }
     /// ```
-    pub fn new(engine: Engine, identity: Identity) -> Self {
-        let Identity { key, fingerprint } = identity;
+    pub fn new(engine: Engine, identity: MessageKey) -> Self {
+        let MessageKey { key, fingerprint } = identity;
         Self { engine, key, fingerprint, failures: 0, max_attempts: u32::MAX }
     }
 
-    /// The key that the job read from the message.
+    /// Returns the key that the job read from the message.
     pub fn key(&self) -> &Key {
         &self.key
     }
 
-    /// How often the job failed for this message before.
+    /// Returns how many times the job has failed for this message.
     pub fn failures(&self) -> u32 {
         self.failures
     }
 
-    /// Has the call follow other policies than the engine's handle: see [`Engine::with_policy`].
+    /// Makes the call follow policies that differ from the engine handle's: see [`Engine::with_policy`].
     ///
     /// ```
     /// # use oncekey::{OnAbandoned, consumer::Call};
@@ -107,13 +107,13 @@ impl Call {
         self
     }
 
-    /// [`Engine::run`] for the message.
+    /// Calls [`Engine::run`] for the message.
     ///
     /// # Cancel safety
     /// As for [`Engine::run`].
     ///
     /// # Errors
-    /// As for [`Engine::run`]; [`JobError::GivenUp`] if too many attempts ended with their process.
+    /// As for [`Engine::run`], and [`JobError::GivenUp`] if too many attempts ended with their process.
     pub async fn run<T, E, F, Fut>(self, operation: F) -> JobResult<T, E>
     where
         F: FnOnce(Claim) -> Fut + Send + 'static,
@@ -129,15 +129,16 @@ impl Call {
         running.await
     }
 
-    /// [`Engine::run_or_read`] for the message: with a reader for outcomes of an older type.
+    /// Calls [`Engine::run_or_read`] for the message, with a reader for outcomes of an older type.
     ///
-    /// A processor acknowledges a finished message whatever the type of its outcome. This is for jobs that use the value.
+    /// A processor acknowledges a finished message whatever the type of its outcome. Use this method in jobs that need
+    /// the value.
     ///
     /// # Cancel safety
     /// As for [`Engine::run`].
     ///
     /// # Errors
-    /// As for [`Engine::run_or_read`]; [`JobError::GivenUp`] if too many attempts ended with their process.
+    /// As for [`Engine::run_or_read`], and [`JobError::GivenUp`] if too many attempts ended with their process.
     pub async fn run_or_read<Old, T, E, F, Fut>(self, operation: F, read_old: impl FnOnce(Old) -> T) -> JobResult<T, E>
     where
         F: FnOnce(Claim) -> Fut + Send + 'static,
@@ -149,13 +150,13 @@ impl Call {
         or_read(self.run(operation).await, read_old)
     }
 
-    /// [`Engine::run_in_transaction`] for the message: **exactly once** for what is written by the connection.
+    /// Calls [`Engine::run_in_transaction`] for the message. Writes through the connection happen **exactly once**.
     ///
     /// # Cancel safety
     /// As for [`Engine::run`].
     ///
     /// # Errors
-    /// As for [`Engine::run_in_transaction`]; [`JobError::GivenUp`] if too many attempts ended with their process.
+    /// As for [`Engine::run_in_transaction`], and [`JobError::GivenUp`] if too many attempts ended with their process.
     pub async fn run_in_transaction<C, T, E, F>(self, operation: F) -> JobResult<T, E>
     where
         C: Any,
@@ -171,13 +172,15 @@ impl Call {
         running.await
     }
 
-    /// [`Engine::run_in_async_transaction`] for the message: **exactly once** for what is written by the connection.
+    /// Calls [`Engine::run_in_async_transaction`] for the message. Writes through the connection happen **exactly
+    /// once**.
     ///
     /// # Cancel safety
     /// As for [`Engine::run`].
     ///
     /// # Errors
-    /// As for [`Engine::run_in_async_transaction`]; [`JobError::GivenUp`] if too many attempts ended with their process.
+    /// As for [`Engine::run_in_async_transaction`], and [`JobError::GivenUp`] if too many attempts ended with their
+    /// process.
     pub async fn run_in_async_transaction<C, T, E, F>(self, mut operation: F) -> JobResult<T, E>
     where
         C: Any,
@@ -199,7 +202,7 @@ impl Call {
     }
 }
 
-/// What counts against the cap of attempts.
+/// The attempts that count against the maximum.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Attempts {
     pub(super) failures: u32,
@@ -207,7 +210,8 @@ pub(super) struct Attempts {
 }
 
 impl Attempts {
-    /// Each takeover of the key is an attempt that ended with its process, or lost its claim.
+    /// Gives up if a takeover has reached the maximum. Each takeover means that an attempt died with its process or
+    /// lost its claim.
     pub(super) fn check<E>(self, claim: &Claim) -> Result<(), JobError<E>> {
         let taken_over = u32::try_from(claim.attempt().get().saturating_sub(1)).unwrap_or(u32::MAX);
         let attempts = self.failures.saturating_add(taken_over);

@@ -1,9 +1,9 @@
-//! What becomes of a message.
+//! How a message is settled.
 
 use std::fmt;
 use std::time::Duration;
 
-/// What becomes of a message: the one word that its source is told.
+/// How a source settles a message.
 ///
 /// ```
 /// use oncekey::consumer::Disposition;
@@ -12,25 +12,25 @@ use std::time::Duration;
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Disposition {
-    /// It is done, by this delivery or an earlier one: it is not to come again.
+    /// The message is done, by this delivery or an earlier one. The broker must not deliver it again.
     Ack,
-    /// It is to come again.
+    /// The message must be delivered again.
     RetryLater {
-        /// Not before this time has passed.
+        /// The shortest time until the next delivery.
         after: Duration,
-        /// Whether the job was tried and failed. The source counts these, and tells them with the next delivery
-        /// ([`Delivery::failures`](super::Delivery::failures)); a retry for another reason is not counted.
+        /// Whether the job ran and failed. The source counts these failures and reports the count with the next
+        /// delivery ([`Delivery::failures`](super::Delivery::failures)). It does not count retries for other reasons.
         failed: bool,
     },
-    /// It is to be put aside, with the reason, for a person to look at.
+    /// The message is set aside, with the reason, for a person to examine.
     DeadLetter {
-        /// Why: the last error of the job, or the engine's reason.
+        /// The job's last error, or the engine's reason.
         reason: String,
     },
 }
 
 impl Disposition {
-    /// The name, as logs and metrics show it.
+    /// Returns the name that logs and metrics use.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Ack => "ack",
@@ -39,7 +39,7 @@ impl Disposition {
         }
     }
 
-    /// Given back untouched, to come again at once: by a consumer that ends.
+    /// Gives a message back unprocessed, for immediate redelivery, because the consumer ends.
     pub(crate) fn give_back() -> Self {
         Self::RetryLater { after: Duration::ZERO, failed: false }
     }

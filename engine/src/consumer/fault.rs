@@ -1,48 +1,48 @@
-//! What an error of the engine affects: the one place that decides.
+//! Decides what an error of the engine affects. No other code decides this.
 
 use crate::Error;
 use crate::backend::StoreError;
 use crate::node::ALL_CALLS;
 
-/// Whom an error concerns. Nobody else waits for it, and nobody else's attempts are counted.
+/// What an error concerns. No other message waits for it or counts an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Affects {
-    /// Nobody: the message is finished.
+    /// Nothing: the message is finished.
     Nobody,
-    /// The message, which no retry helps: it becomes a dead letter.
+    /// The message, and no retry helps: it becomes a dead letter.
     Message,
-    /// The message, which a retry may help: the failure counts as one of its attempts.
+    /// The message, and a retry may help: the failure counts as one of its attempts.
     Attempt,
-    /// The message's key, which another caller holds, or held while this one ran. The store counts its attempts.
+    /// The message's key, which another caller holds or took over while this one ran. The store counts the attempts.
     Key,
-    /// The key or the scope, which is at a limit of its own: the failure counts, the message waits ever longer, and nobody
-    /// else does.
+    /// A key or scope that has reached its own limit. The failure counts and the message's delay grows. No other
+    /// message waits.
     Limit,
-    /// Every message: the store or the whole engine can't take one now. The processor pauses, and nothing counts.
+    /// Every message: the store or the whole engine cannot process any now. The processor pauses, and nothing counts.
     Store,
-    /// Every message, since the engine ends here: the message is given back.
+    /// Every message, because the engine is shutting down: messages are given back.
     Shutdown,
 }
 
 impl Affects {
-    /// Of an error other than [`Error::Indeterminate`], for which the user's policy decides.
+    /// Classifies an error. For [`Error::Indeterminate`], the user's policy can override the result.
     pub(super) fn of(error: &Error) -> Self {
         match error {
-            // It was done, and its outcome was too large to keep, or is of an older type.
+            // The operation ran. Its outcome was too large to keep, or has an older type.
             Error::OutcomeNotKept | Error::OutcomeUnreadable(_) => Self::Nobody,
-            // None of them becomes another by waiting.
+            // Waiting does not resolve any of these.
             Error::Mismatch
             | Error::Corrupt(_)
             | Error::Fingerprint(_)
             | Error::Unserializable(_)
             | Error::Indeterminate { .. } => Self::Message,
-            // The setup may be put right meanwhile, and so may the rows that a constraint speaks of.
+            // A retry may succeed: someone may fix the setup, or change the rows that violate the constraint.
             Error::Panicked | Error::NoSuchTransaction { .. } | Error::CommitRefused(_) => Self::Attempt,
             Error::InProgress { .. } | Error::ClaimLost => Self::Key,
             Error::Overloaded { what, .. } if *what != ALL_CALLS => Self::Limit,
             Error::Overloaded { .. } => Self::Store,
             Error::Store(error) => Self::of_store(error),
-            // What ran is not stored. The next delivery learns from the key what became of it.
+            // The operation ran, but its outcome may not be stored. The next delivery learns the state from the key.
             Error::OutcomeNotStored(error) | Error::CommitUnknown(error) => match Self::of_store(error) {
                 Self::Message => Self::Attempt,
                 other => other,
@@ -64,7 +64,7 @@ impl Affects {
         }
     }
 
-    /// Whether the processor takes no further messages for a while.
+    /// Returns whether the processor takes no new messages for a while.
     pub(super) fn pauses(self) -> bool {
         matches!(self, Self::Store | Self::Shutdown)
     }

@@ -1,7 +1,7 @@
-//! User code behind one guard, for async code and threads: a panic becomes a value.
+//! Runs user code so that a panic becomes a value, in async code and on threads.
 //!
-//! The processors call every job, key, order and poison test, every `Display` and every `Drop` of a user's value through
-//! [`guard`]. A panic that got past it would end a worker, and with it a batch of messages that did nothing wrong.
+//! Processors call all user code through [`guard`]: jobs, keys, orders, poison tests, and the `Display` and `Drop` of
+//! user values. A panic that got past it would end a worker, and with it a batch of unrelated messages.
 
 use std::fmt::Display;
 use std::future::Future;
@@ -10,11 +10,11 @@ use std::task::{Context, Poll};
 
 pub(super) use crate::panics::{Panicked, discard_value, guard};
 
-/// How many bytes of an error's text go with a dead letter. Brokers limit a message's headers, and a dead letter that is
-/// refused for its length would be refused for ever.
+/// The longest error text, in bytes, that a dead letter carries. Brokers limit a message's headers and would refuse a
+/// longer dead letter at every attempt.
 const LONGEST_TEXT: usize = 4_096;
 
-/// An error's text, of bounded length.
+/// Returns an error's text, shortened to a limit.
 pub(super) fn text(error: &(impl Display + ?Sized)) -> String {
     let Ok(mut text) = guard(|| error.to_string()) else {
         return "the error has no text: its Display panicked".to_owned();
@@ -34,7 +34,8 @@ pub(super) fn guarded<F: Future>(future: F) -> Guarded<F> {
     Guarded(Some(Box::pin(future)))
 }
 
-/// Calls user code for a future, and polls and drops that through [`guard`]. A panic before the first await is caught too.
+/// Calls user code that returns a future, and polls and drops that future through [`guard`]. It also catches a panic
+/// before the first await.
 pub(super) fn guarded_call<F: Future>(call: impl FnOnce() -> F) -> Guarded<impl Future<Output = F::Output>> {
     guarded(async move { call().await })
 }
@@ -43,7 +44,7 @@ impl<F: Future> Future for Guarded<F> {
     type Output = Result<F::Output, Panicked>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        // Taken out, so that a future that panicked is not polled again.
+        // Taking the future out ensures that it is not polled again after a panic.
         let Some(mut future) = self.0.take() else { return Poll::Ready(Err(Panicked)) };
         match guard(|| future.as_mut().poll(context)) {
             Ok(Poll::Pending) => {
@@ -62,7 +63,7 @@ impl<F: Future> Future for Guarded<F> {
     }
 }
 
-// The future is boxed: nothing in here is pinned in place.
+// The future is boxed, so `Guarded` pins nothing in place.
 impl<F> Unpin for Guarded<F> {}
 
 impl<F> Drop for Guarded<F> {

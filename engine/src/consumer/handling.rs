@@ -1,4 +1,4 @@
-//! One message in the hands of a processor: from its turn to the settle that its source has taken.
+//! Handles one message in a processor: it waits for its turn, runs the job, and settles it with the source.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,18 +13,17 @@ use super::guard::{Panicked, discard_value, guard, guarded_call, text};
 use super::lanes::Place;
 use super::retry::Verdict;
 use super::tally::Tally;
-use super::{Call, Delivery, Disposition, Identity, Job, Processed, RetryPolicy, Source, backoff};
+use super::{Call, Delivery, Disposition, Job, MessageKey, Processed, RetryPolicy, Source, backoff};
 use crate::{Engine, Error, RunError};
 
-/// How many messages may wait for their source to take their settle, or to answer it, before no further ones are taken. They
-/// take no job's place.
+/// How many messages may wait for their source to settle them before the processor takes no new ones. They do not
+/// occupy a job's place.
 pub(super) const MAX_RESENDING: usize = 1_000;
 
-/// How long after its first refusal a settle is sent again, at most, and the longest of these delays, after which a settle
-/// counts as unanswered.
+/// The shortest and the longest delay before the processor settles a refused message again. A call without an answer
+/// for the longest delay counts as unanswered.
 const RESEND: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
-/// What the handling of all messages shares.
 pub(super) struct Parts<S, J> {
     pub(super) engine: Engine,
     pub(super) source: S,
@@ -39,23 +38,23 @@ pub(super) struct Parts<S, J> {
 pub(super) enum Turn {
     AnyTime,
     InLane(Place),
-    /// The user's order panicked: nothing can be said of the message's place.
+    /// The user's order function panicked, so the message's place is unknown.
     Never,
 }
 
-/// A message that is out of hand.
+/// A message whose handling has ended.
 pub(super) struct Handled {
     pub(super) turn: Turn,
-    /// By its last decision, if there was one.
+    /// What the last decision affected, if there was one.
     pub(super) affects: Option<Affects>,
 }
 
-/// Messages whose settles were refused, or are not answered.
+/// Messages that their source has refused to settle, or not yet answered.
 #[derive(Debug, Default)]
 pub(super) struct Resending {
     count: AtomicUsize,
     changed: Notify,
-    /// These, and those whose settle has just been sent.
+    /// All messages that are being settled, including those just sent.
     settling: AtomicUsize,
 }
 
@@ -80,7 +79,7 @@ impl Resending {
         self.count.load(Ordering::SeqCst)
     }
 
-    /// How many messages are being settled: their jobs are behind them.
+    /// Returns how many messages are being settled. Their jobs have finished.
     pub(super) fn settling(&self) -> usize {
         self.settling.load(Ordering::SeqCst)
     }
@@ -89,7 +88,7 @@ impl Resending {
         Counted::new(&self.settling)
     }
 
-    /// Returns after the next message has come.
+    /// Waits until another message joins these.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
     }
@@ -136,7 +135,7 @@ impl<S: Source, J: Job<S::Message>> Parts<S, J> {
         permits: &Semaphore,
     ) -> Handled {
         let Delivery { message, receipt, mut failures } = delivery;
-        // What it would be given back with.
+        // How to settle the message if the processor ends before a final decision.
         let mut unfinished = Disposition::give_back();
         let mut affects = None;
         let verdict = loop {
@@ -188,13 +187,13 @@ impl<S: Source, J: Job<S::Message>> Parts<S, J> {
         Handled { turn, affects }
     }
 
-    /// Settles a message; sends the settle again while its source refuses it, for as long as its receipt is good. Returns
-    /// whether the source has taken it.
+    /// Settles a message. If the source refuses, tries again for as long as the receipt is valid. Returns whether the
+    /// source has settled it.
     async fn settle(&self, receipt: S::Receipt, disposition: &Disposition) -> bool {
         let settling = self.resending.settle();
         let is_settled = self.settle_by(&receipt, disposition).await;
         drop(settling);
-        // It may hold the last copy of the message.
+        // The receipt may hold the last copy of the message, whose `Drop` is user code.
         discard_value(receipt);
         is_settled
     }
@@ -211,7 +210,7 @@ impl<S: Source, J: Job<S::Message>> Parts<S, J> {
             let answer = match timeout(RESEND.1, &mut settling).await {
                 Ok(answer) => answer,
                 Err(_) => {
-                    // Without an answer it takes no job's place either.
+                    // An unanswered message does not occupy a job's place either.
                     if resend.is_none() {
                         warn!(%disposition, "a source does not answer a settle: the processor goes on meanwhile");
                         resend = Some(self.resending.begin());
@@ -241,7 +240,7 @@ impl<S: Source, J: Job<S::Message>> Parts<S, J> {
     }
 
     async fn decide(&self, message: Arc<S::Message>, failures: u32) -> Verdict {
-        let identity = match Identity::read(|| self.job.identify(&message)) {
+        let identity = match MessageKey::read(|| self.job.identify(&message)) {
             Ok(identity) => identity,
             Err(reason) => return Verdict::dead(reason),
         };
@@ -260,10 +259,10 @@ impl<S: Source, J: Job<S::Message>> Parts<S, J> {
     }
 }
 
-/// Waits until the processor is to end.
+/// Waits until the processor begins to end.
 async fn told(stopped: &mut watch::Receiver<bool>) {
     if stopped.wait_for(|stopped| *stopped).await.is_err() {
-        // The processor itself is gone, and this with it.
+        // The processor is gone, and this future is dropped with it.
         std::future::pending().await
     }
 }

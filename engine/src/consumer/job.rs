@@ -1,4 +1,4 @@
-//! The work that is done for each message.
+//! The work that a processor runs for each message.
 
 use std::error::Error;
 use std::fmt::{self, Display};
@@ -10,34 +10,34 @@ use super::guard::{Panicked, discard_value, guard, text};
 use super::{Call, JobResult};
 use crate::{Fingerprint, FingerprintError, Key, ToFingerprint};
 
-/// What a message is about: the key of its piece of work, and a digest of what it asks for.
+/// Identifies the work that a message asks for: its key, and a digest of the request.
 ///
 /// ```
-/// use oncekey::{Key, consumer::Identity};
+/// use oncekey::{Key, consumer::MessageKey};
 ///
-/// let identity = Identity::new(Key::new("mail", 17)?, &"to: ada")?;
+/// let identity = MessageKey::new(Key::new("mail", 17)?, &"to: ada")?;
 /// assert_eq!(identity.key.idempotency_key(), "17");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
-    /// The same for each delivery of the message, and for each message that asks for the same piece of work.
+pub struct MessageKey {
+    /// The same for each delivery of the message, and for each message that asks for the same work.
     pub key: Key,
-    /// Another one under the same key is a mismatch: a dead letter.
+    /// A different fingerprint under the same key is a mismatch, and the message becomes a dead letter.
     pub fingerprint: Fingerprint,
 }
 
-impl Identity {
-    /// From a key and what is asked: anything that serializes, or a [`Fingerprint`].
+impl MessageKey {
+    /// Creates an identity from a key and the request: anything that serializes, or a [`Fingerprint`].
     ///
     /// # Errors
-    /// What is asked can't be serialized.
+    /// The request cannot be serialized.
     pub fn new(key: Key, asked: impl ToFingerprint) -> Result<Self, FingerprintError> {
         Ok(Self { key, fingerprint: asked.to_fingerprint()? })
     }
 
-    /// As a job reads it. The error is why the message is a dead letter.
-    pub(super) fn read(identify: impl FnOnce() -> Result<Self, Unreadable>) -> Result<Self, String> {
+    /// Calls a job's `identify`. The error is the reason of the dead letter.
+    pub(super) fn read(identify: impl FnOnce() -> Result<Self, IdentifyError>) -> Result<Self, String> {
         match guard(identify) {
             Ok(Ok(identity)) => Ok(identity),
             Ok(Err(error)) => {
@@ -50,15 +50,15 @@ impl Identity {
     }
 }
 
-/// Why no [`Identity`] can be read from a message: it becomes a dead letter with this reason.
-pub type Unreadable = Box<dyn Error + Send + Sync>;
+/// Why a message has no readable [`MessageKey`]. The message becomes a dead letter with this reason.
+pub type IdentifyError = Box<dyn Error + Send + Sync>;
 
-/// The work that is done, once, for each message.
+/// The work that runs once for each message.
 ///
 /// ```
 /// use std::sync::Arc;
 /// use oncekey::Key;
-/// use oncekey::consumer::{Call, Identity, Job, JobResult, Message, Unreadable};
+/// use oncekey::consumer::{Call, MessageKey, Job, JobResult, Message, IdentifyError};
 ///
 /// struct SendMail;
 ///
@@ -66,7 +66,7 @@ pub type Unreadable = Box<dyn Error + Send + Sync>;
 ///     type Output = String;
 ///     type Error = std::io::Error;
 ///
-///     fn identify(&self, message: &Message) -> Result<Identity, Unreadable> {
+///     fn identify(&self, message: &Message) -> Result<MessageKey, IdentifyError> {
 ///         Ok(message.identity("mail")?)
 ///     }
 ///
@@ -74,44 +74,45 @@ pub type Unreadable = Box<dyn Error + Send + Sync>;
 ///         call.run(move |_claim| async move { Ok(format!("sent {} bytes", message.payload().len())) }).await
 ///     }
 ///
-///     /// Some errors are the message's own: no retry helps.
+///     /// The message itself causes these errors, so no retry helps.
 ///     fn is_poison(&self, error: &std::io::Error) -> bool {
 ///         error.kind() == std::io::ErrorKind::InvalidData
 ///     }
 /// }
 /// ```
 pub trait Job<M>: Send + Sync + 'static {
-    /// What it gives, kept as the outcome.
+    /// The type of the result, which the engine keeps as the outcome.
     type Output: Send + 'static;
-    /// What it fails with. Its text goes with a dead letter.
+    /// The type of the error. Its text is part of a dead letter.
     type Error: Display + Send + 'static;
 
-    /// Reads key and fingerprint from the message.
+    /// Reads the key and the fingerprint from the message.
     ///
     /// # Errors
-    /// The message is none that this job can read.
-    fn identify(&self, message: &M) -> Result<Identity, Unreadable>;
+    /// This job cannot read the message.
+    fn identify(&self, message: &M) -> Result<MessageKey, IdentifyError>;
 
-    /// Does the work, by one of the ways of `call`. It may be called several times for one message; the engine sees to
-    /// it that what is handed to `call` runs once.
+    /// Does the work through one of the methods of `call`. The processor may call this several times for one message.
+    /// The engine ensures that the operation passed to `call` runs once.
     fn perform(&self, call: Call, message: Arc<M>)
     -> impl Future<Output = JobResult<Self::Output, Self::Error>> + Send;
 
-    /// Whether the error is of a kind that no retry heals: the message becomes a dead letter at once. Default: never.
+    /// Returns whether no retry can resolve the error: the message then becomes a dead letter at once. Default: never.
     fn is_poison(&self, error: &Self::Error) -> bool {
         let _ = error;
         false
     }
 }
 
-/// A job from two closures: one reads the [`Identity`] of a message, the other does the work by its [`Call`].
+/// Creates a job from two closures: one reads the [`MessageKey`] of a message, the other does the work through its
+/// [`Call`].
 ///
 /// ```
 /// use oncekey::Key;
-/// use oncekey::consumer::{Identity, job};
+/// use oncekey::consumer::{MessageKey, job};
 ///
 /// let mail = job(
-///     |order: &u64| Ok(Identity::new(Key::new("mail", order)?, order)?),
+///     |order: &u64| Ok(MessageKey::new(Key::new("mail", order)?, order)?),
 ///     |call, order| async move { call.run(move |_| async move { Ok::<_, std::io::Error>(*order) }).await },
 /// );
 /// # let _ = mail;
@@ -119,7 +120,7 @@ pub trait Job<M>: Send + Sync + 'static {
 pub fn job<M, I, P, Fut, T, E>(identify: I, perform: P) -> impl Job<M, Output = T, Error = E> + use<M, I, P, Fut, T, E>
 where
     M: Send + Sync + 'static,
-    I: Fn(&M) -> Result<Identity, Unreadable> + Send + Sync + 'static,
+    I: Fn(&M) -> Result<MessageKey, IdentifyError> + Send + Sync + 'static,
     P: Fn(Call, Arc<M>) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = JobResult<T, E>> + Send + 'static,
     T: Send + 'static,
@@ -143,7 +144,7 @@ impl<M, I, P> fmt::Debug for Closures<M, I, P> {
 impl<M, I, P, Fut, T, E> Job<M> for Closures<M, I, P>
 where
     M: Send + Sync + 'static,
-    I: Fn(&M) -> Result<Identity, Unreadable> + Send + Sync + 'static,
+    I: Fn(&M) -> Result<MessageKey, IdentifyError> + Send + Sync + 'static,
     P: Fn(Call, Arc<M>) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = JobResult<T, E>> + Send + 'static,
     T: Send + 'static,
@@ -152,7 +153,7 @@ where
     type Output = T;
     type Error = E;
 
-    fn identify(&self, message: &M) -> Result<Identity, Unreadable> {
+    fn identify(&self, message: &M) -> Result<MessageKey, IdentifyError> {
         (self.identify)(message)
     }
 

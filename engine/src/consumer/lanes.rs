@@ -1,11 +1,11 @@
-//! Order by key: a message waits for the one before it that has the same key.
+//! Order by key: a message waits for the previous message with the same key.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, Hash};
 
 use tokio::sync::oneshot;
 
-/// The last message of each key in hand.
+/// The last unsettled message of each key.
 pub(super) struct Lanes<M> {
     lane_of: Box<dyn Fn(&M) -> u64 + Send + Sync>,
     last: HashMap<u64, Last>,
@@ -17,7 +17,7 @@ struct Last {
     done: oneshot::Receiver<()>,
 }
 
-/// One message's place in its lane: it is done when this is dropped.
+/// A message's place in its lane. Dropping it lets the next message begin.
 pub(super) struct Place {
     lane: u64,
     place: u64,
@@ -40,7 +40,7 @@ impl<M> Lanes<M> {
         Place { lane, place, before, _done: sender }
     }
 
-    /// Forgets a lane whose last message is done.
+    /// Removes the lane if this place is its last.
     pub(super) fn leave(&mut self, place: &Place) {
         if self.last.get(&place.lane).is_some_and(|last| last.place == place.place) {
             self.last.remove(&place.lane);
@@ -54,10 +54,9 @@ impl<M> Lanes<M> {
 }
 
 impl Place {
-    /// Waits until the message before this one is done.
     pub(super) async fn turn(&mut self) {
         if let Some(before) = self.before.take() {
-            // Nothing is ever sent: the sender is dropped with its place.
+            // Nothing is ever sent: the await ends when the sender is dropped with its place.
             let _ = before.await;
         }
     }

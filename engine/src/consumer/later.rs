@@ -1,8 +1,8 @@
-//! What waits for its time.
+//! A queue of items that become due at a given time.
 
 use std::collections::BTreeMap;
 
-/// Things in the order in which they are due, and of those that are due together in the order in which they came.
+/// Items ordered by their due time. Items that are due at the same time keep the order of their insertion.
 #[derive(Debug)]
 pub(super) struct Later<Instant, T> {
     waiting: BTreeMap<(Instant, u64), T>,
@@ -15,12 +15,12 @@ impl<Instant: Ord + Copy, T> Later<Instant, T> {
         self.next += 1;
     }
 
-    /// When the first is due.
+    /// Returns when the first item is due.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.waiting.first_key_value().map(|((due, _), _)| *due)
     }
 
-    /// The first, if it is due by now.
+    /// Removes the first item, if it is due by `now`.
     pub(super) fn pop_due(&mut self, now: Instant) -> Option<T> {
         self.next_due().filter(|due| *due <= now)?;
         self.waiting.pop_first().map(|(_, what)| what)
@@ -30,7 +30,7 @@ impl<Instant: Ord + Copy, T> Later<Instant, T> {
         self.waiting.len()
     }
 
-    /// All of them, due or not.
+    /// Removes all items, due or not.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = T> + use<Instant, T> {
         std::mem::take(&mut self.waiting).into_values()
     }

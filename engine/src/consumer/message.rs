@@ -1,4 +1,4 @@
-//! A message, whatever broker it came from.
+//! The message type that all broker sources share.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,14 +7,14 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::Identity;
+use super::MessageKey;
 use crate::{Fingerprint, Key, KeyError};
 
-/// A message of one of the kept sources: bytes, an id, and headers that are text.
+/// A message of one of the bundled sources: bytes, an id, and text headers.
 ///
-/// The **id** is its publisher's, where they gave one: it stays the same however often the message is published or
-/// delivered, so that it can be the idempotency key. A message without one has the broker's own id, which is the same for
-/// each delivery.
+/// The **id** is the publisher's, if the publisher set one. It then stays the same however often the message is
+/// published or delivered, so it can serve as the idempotency key. Otherwise the id is the broker's own, which is the
+/// same for each delivery. RabbitMQ has none, so the id is then empty.
 ///
 /// ```
 /// use oncekey::consumer::Message;
@@ -32,35 +32,36 @@ pub struct Message {
 }
 
 impl Message {
-    /// A message of bytes.
+    /// Creates a message from bytes.
     pub fn new(id: impl Into<String>, payload: impl Into<Bytes>) -> Self {
         Self { id: id.into(), payload: payload.into(), headers: BTreeMap::new() }
     }
 
-    /// A message of a value as JSON.
+    /// Creates a message with a value as JSON.
     ///
     /// # Errors
-    /// A value that JSON can't hold.
+    /// JSON cannot represent the value.
     pub fn json<T: Serialize + ?Sized>(id: impl Into<String>, value: &T) -> Result<Self, serde_json::Error> {
         Ok(Self::new(id, serde_json::to_vec(value)?))
     }
 
-    /// Adds a header. The names that begin with `oncekey-` are the sources' own.
+    /// Adds a header. Header names that begin with `oncekey-` are reserved for the sources.
     #[must_use]
     pub fn with_header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.headers.insert(name.into(), value.into());
         self
     }
 
-    /// The id: the same for each delivery.
+    /// Returns the id, which is the same for each delivery.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// The message's id under `scope` as the key, and its bytes as what is asked: right where a publisher gives ids.
+    /// Returns an identity with the message's id, in `scope`, as the key and a digest of its payload as the
+    /// fingerprint. Use it if the publisher sets ids.
     ///
     /// # Errors
-    /// The id is none, or no [`Key`] can be made of it.
+    /// The id is empty, or is not valid in a [`Key`].
     ///
     /// ```
     /// # use oncekey::consumer::Message;
@@ -68,35 +69,35 @@ impl Message {
     /// assert_eq!(identity.key.to_string(), "mail/order-17");
     /// # Ok::<(), oncekey::KeyError>(())
     /// ```
-    pub fn identity(&self, scope: &str) -> Result<Identity, KeyError> {
-        Ok(Identity { key: Key::new(scope, &self.id)?, fingerprint: Fingerprint::of(&self.payload) })
+    pub fn identity(&self, scope: &str) -> Result<MessageKey, KeyError> {
+        Ok(MessageKey { key: Key::new(scope, &self.id)?, fingerprint: Fingerprint::of(&self.payload) })
     }
 
-    /// The bytes.
+    /// Returns the payload.
     pub fn payload(&self) -> &Bytes {
         &self.payload
     }
 
-    /// A header's value.
+    /// Returns a header's value.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
     }
 
-    /// All headers, by name.
+    /// Returns all headers, ordered by name.
     pub fn headers(&self) -> &BTreeMap<String, String> {
         &self.headers
     }
 
-    /// The payload as JSON.
+    /// Parses the payload as JSON.
     ///
     /// # Errors
-    /// The payload is no JSON of a `T`.
+    /// The payload is not the JSON of a `T`.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
         serde_json::from_slice(&self.payload)
     }
 }
 
-/// Payloads may hold what no log should: their length is shown.
+/// Shows only the payload's length, because a payload may hold data that must not be logged.
 impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Message")

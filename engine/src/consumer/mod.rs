@@ -1,18 +1,19 @@
-//! Job processors and event consumers: from a message to its effect, once, and from the decision to the broker.
+//! Job processors and event consumers, which take messages from a broker and process each one once.
 //!
-//! Brokers deliver at least once. A [`Processor`] takes messages from a [`Source`], runs a [`Job`] for each under the key
-//! that the job reads from it, and settles it by one [`Disposition`]: acknowledged, retried later, or a dead letter.
+//! Brokers deliver at least once. A [`Processor`] takes messages from a [`Source`] and runs a [`Job`] for each, under
+//! the key that the job reads from the message. It then settles the message with one [`Disposition`]: acknowledge,
+//! retry later, or dead letter.
 //!
 //! ```
 //! # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use oncekey::consumer::{Identity, Processor, in_process, job};
+//! use oncekey::consumer::{MessageKey, Processor, in_process, job};
 //! use oncekey::{Engine, Key};
 //! use oncekey_backends::MemoryBackend;
 //!
 //! let engine = Engine::builder(MemoryBackend::new()).start()?;
 //! let (orders, source) = in_process::channel::<u64>(100);
 //! let mail = job(
-//!     |order: &u64| Ok(Identity::new(Key::new("mail", order)?, order)?),
+//!     |order: &u64| Ok(MessageKey::new(Key::new("mail", order)?, order)?),
 //!     |call, order| async move {
 //!         call.run(move |_claim| async move { Ok::<_, std::io::Error>(format!("mail for order {order}")) }).await
 //!     },
@@ -27,11 +28,11 @@
 //!
 //! | what | async | plain threads |
 //! |---|---|---|
-//! | the work | [`Job`], or a closure by [`job`] | [`BlockingJob`], or a closure by [`blocking_job`] |
+//! | the work | [`Job`], or a closure with [`job`] | [`BlockingJob`], or a closure with [`blocking_job`] |
 //! | the consumer | [`Processor`] | [`BlockingProcessor`] |
-//! | where messages come from | a [`Source`]: [`in_process`], Redis Streams, RabbitMQ, NATS JetStream, yours | a crossbeam channel |
+//! | where messages come from | a [`Source`]: [`in_process`], Redis Streams, RabbitMQ, NATS JetStream, or your own | a crossbeam channel |
 //!
-//! The guide to [consumers](crate::guide::consumers) says what is promised by which choice.
+//! The guide to [consumers](crate::guide::consumers) explains what each choice guarantees.
 
 #[cfg(feature = "apalis")]
 pub mod apalis;
@@ -55,12 +56,12 @@ mod tally;
 mod tap;
 
 pub use blocking::{BlockingJob, BlockingProcessed, BlockingProcessor, BlockingProcessorBuilder, blocking_job};
-/// The channels of plain threads, as [`BlockingProcessor`] and [`EventTap`] have them.
+/// The crate whose channels [`BlockingProcessor`] and [`EventTap`] use.
 pub use crossbeam_channel;
 
 pub use call::{Call, JobError, JobResult};
 pub use disposition::Disposition;
-pub use job::{Identity, Job, Unreadable, job};
+pub use job::{IdentifyError, Job, MessageKey, job};
 pub use message::Message;
 pub use processor::{Processed, Processor};
 pub use retry::{OnIndeterminate, RetryPolicy};
@@ -72,4 +73,4 @@ pub use sources::nats;
 pub use sources::rabbitmq;
 #[cfg(feature = "redis-streams")]
 pub use sources::redis_streams;
-pub use tap::{EventTap, TappedEvent, event_tap};
+pub use tap::{EventTap, TappedEvent, event_channel};

@@ -1,4 +1,4 @@
-//! A while in which nothing is taken.
+//! A pause in which a processor takes no messages.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use tokio::time::{Instant, sleep_until};
 
 use super::backoff;
 
-/// The source or the store is away. A source that goes on failing is asked ever more rarely, at last each 5 s.
+/// A pause because the source or the store is unavailable. Delays after errors of the source grow to at most 5 s.
 #[derive(Debug, Default)]
 pub(super) struct Pause {
     until: Option<Instant>,
-    /// The source's errors in a row.
+    /// The delays after consecutive errors of the source.
     after_errors: Option<ExponentialBackoff>,
 }
 
@@ -31,7 +31,7 @@ impl Pause {
         self.until = None;
     }
 
-    /// The delay has jitter: processors that found their store away don't come back to it together.
+    /// Adds jitter, so that processors that found their store unavailable do not return to it together.
     pub(super) fn at_least(&mut self, delay: Duration) {
         self.until = self.until.max(Some(Instant::now() + backoff::spread(delay)));
     }

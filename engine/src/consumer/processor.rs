@@ -1,4 +1,4 @@
-//! The async consumer: messages from a source, each settled by its disposition.
+//! The async processor: it takes messages from a source and settles each one with a disposition.
 
 use std::fmt;
 use std::future::Future;
@@ -18,7 +18,7 @@ use super::pause::Pause;
 use super::{Job, RetryPolicy, Source, backoff};
 use crate::Engine;
 
-/// What a [`Processor`] did.
+/// Reports what a [`Processor`] did.
 ///
 /// ```
 /// use oncekey::consumer::Processed;
@@ -27,39 +27,40 @@ use crate::Engine;
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Processed {
-    /// Messages whose job ran, and that were acknowledged.
+    /// Messages whose job ran and that were acknowledged.
     pub ran: u64,
-    /// Messages that were acknowledged since their job had run before.
+    /// Messages that were acknowledged because their job had run before.
     pub replayed: u64,
-    /// Deliveries that are to come again.
+    /// Deliveries that were settled to be retried later.
     pub retried: u64,
-    /// Dead letters.
+    /// Messages that became dead letters.
     pub dead: u64,
-    /// Messages that were taken and given back untouched: when the processor ended, or since the engine is shutting down.
+    /// Messages that were given back unprocessed, because the processor ended or the engine is shutting down.
     pub given_back: u64,
-    /// Deliveries whose source refused or did not answer their settle until their connection ended, or until the limit of
-    /// the drain: they come again by themselves.
+    /// Deliveries that the source could not settle before their connection or the drain limit ended. They are delivered
+    /// again.
     pub unsettled: u64,
-    /// Jobs that were still running at the limit of the drain. They go on for as long as the process lives; their
-    /// messages are not settled, and come again.
+    /// Jobs that were still running at the drain limit. They continue as long as the process lives. Their messages are
+    /// not settled, so they are delivered again.
     pub left: usize,
 }
 
-/// Takes messages from a [`Source`], runs a [`Job`] for each, and settles it by one [`Disposition`](super::Disposition).
+/// Takes messages from a [`Source`], runs a [`Job`] for each, and settles it with one
+/// [`Disposition`](super::Disposition).
 ///
-/// Many messages are in hand at once, all on the task that [`run`](Self::run) is awaited in. For several threads run
-/// several processors, of one process or of many.
+/// A processor handles many messages concurrently, all on the task that awaits [`run`](Self::run). To use several
+/// threads, run several processors, in one process or in many.
 ///
 /// ```
 /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # use std::time::Duration;
-/// # use oncekey::consumer::{Identity, Processor, RetryPolicy, in_process, job};
+/// # use oncekey::consumer::{MessageKey, Processor, RetryPolicy, in_process, job};
 /// # use oncekey::{Engine, Key};
 /// # use oncekey_backends::MemoryBackend;
 /// # let engine = Engine::builder(MemoryBackend::new()).start()?;
 /// # let (orders, source) = in_process::channel::<u64>(100);
 /// # let mail = job(
-/// #     |order: &u64| Ok(Identity::new(Key::new("mail", order)?, order)?),
+/// #     |order: &u64| Ok(MessageKey::new(Key::new("mail", order)?, order)?),
 /// #     |call, order| async move { call.run(move |_| async move { Ok::<_, std::io::Error>(*order) }).await },
 /// # );
 /// # drop(orders);
@@ -83,37 +84,38 @@ pub struct Processor<S: Source, J> {
 }
 
 impl<S: Source, J: Job<S::Message>> Processor<S, J> {
-    /// A processor with the defaults that its methods name.
+    /// Creates a processor with the defaults that its methods name.
     pub fn new(engine: Engine, source: S, job: J) -> Self {
         let parts = Parts::new(engine, source, job);
         Self { parts, in_hand: None, drain_limit: Duration::from_secs(30), lanes: None }
     }
 
-    /// How many jobs run at once. Default: 16; at least 1. No further message is taken while all are busy: that is the
-    /// back-pressure on the broker.
+    /// Sets how many jobs run concurrently. Default: 16; at least 1. While all are busy, the processor takes no further
+    /// message, which is the back-pressure on the broker.
     pub fn concurrency(mut self, jobs: usize) -> Self {
         self.parts.concurrency = jobs.clamp(1, Semaphore::MAX_PERMITS);
         self
     }
 
-    /// See [`RetryPolicy`].
+    /// Sets the [`RetryPolicy`].
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.parts.retry = policy;
         self
     }
 
-    /// The time that messages in hand have to finish after the processor was asked to end. Default: 30 s. [`Duration::MAX`] is no limit.
+    /// Sets how long unsettled messages may take to finish after the processor was asked to end. Default: 30 s.
+    /// [`Duration::MAX`] means no limit.
     pub fn drain_limit(mut self, limit: Duration) -> Self {
         self.drain_limit = limit;
         self
     }
 
-    /// Messages of the same key (an account, an aggregate) are worked on one after the other, as the source delivered
-    /// them; others go on beside them.
+    /// Processes messages with the same key (an account, an aggregate) one at a time, in the order of their delivery.
+    /// Messages with other keys run concurrently.
     ///
-    /// A message that is to be retried **stays in hand**, and holds back those of its own key, until it is settled; only
-    /// then comes the next. Its failures are counted here, and begin anew if this process dies. The order is this
-    /// processor's: of two processors on one queue each sees to its own messages only.
+    /// A retry delays only later messages with that key: the processor **keeps the message** until it is settled, and
+    /// only then starts the next one. It counts failures in memory and loses the count if the process dies. The order
+    /// holds within one processor: two processors on one queue do not coordinate.
     ///
     /// ```
     /// # use oncekey::Engine;
@@ -131,40 +133,42 @@ impl<S: Source, J: Job<S::Message>> Processor<S, J> {
         self
     }
 
-    /// How many messages are taken and not settled, those that wait for their turn included. Default: as many as jobs may
-    /// run at once, or with [`in_order_by`](Self::in_order_by) four times as many. More of them let the other keys go on
-    /// while one is held up.
+    /// Sets how many unsettled messages the processor holds, including messages that wait for their turn. Default: the
+    /// [concurrency](Self::concurrency), or four times as many with [`in_order_by`](Self::in_order_by). A higher number
+    /// lets other keys continue while one key is delayed.
     pub fn in_hand(mut self, messages: usize) -> Self {
         self.in_hand = Some(messages.max(1));
         self
     }
 
-    /// Works until `until` is ready, or the source has no more messages; then it drains: nothing more is taken, what has
-    /// not begun is given back, and what runs may finish within the [limit](Self::drain_limit). It ends at most a second
-    /// after that limit. A panic in `until` also ends the processor.
+    /// Processes messages until `until` is ready or the source has no more messages, and then drains. While it drains,
+    /// the processor takes no new message, gives back messages whose job has not begun, and lets running jobs finish
+    /// within the [limit](Self::drain_limit). It ends at most one second after that limit. A panic in `until` also ends
+    /// the processor.
     ///
-    /// The source is dropped. Messages of an [in-process](super::in_process) source are in its memory: for those use
-    /// [`run_and_return`](Self::run_and_return), or give the processor an `Arc` of the source.
+    /// This method drops the source. An [in-process](super::in_process) source holds its messages in memory: use
+    /// [`run_and_return`](Self::run_and_return) for it, or pass an `Arc` of the source.
     ///
     /// # Cancel safety
-    /// Dropped midway, jobs that began go on for as long as the process lives, and their messages come again.
+    /// If you drop the future, jobs that have begun continue as long as the process lives. Their messages are delivered
+    /// again.
     pub async fn run(self, until: impl Future<Output = ()>) -> Processed {
         self.run_and_return(until).await.1
     }
 
-    /// [`run`](Self::run), and returns the source with what is left in it.
+    /// Like [`run`](Self::run), and also returns the source with the messages that it still holds.
     ///
     /// # Cancel safety
     /// As for [`run`](Self::run).
     ///
     /// ```
     /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # use oncekey::consumer::{Identity, Processor, in_process, job};
+    /// # use oncekey::consumer::{MessageKey, Processor, in_process, job};
     /// # use oncekey::{Engine, Key};
     /// # use oncekey_backends::MemoryBackend;
     /// # let engine = Engine::builder(MemoryBackend::new()).start()?;
     /// # let mail = job(
-    /// #     |order: &u64| Ok(Identity::new(Key::new("mail", order)?, order)?),
+    /// #     |order: &u64| Ok(MessageKey::new(Key::new("mail", order)?, order)?),
     /// #     |call, order| async move { call.run(move |_| async move { Ok::<_, std::io::Error>(*order) }).await },
     /// # );
     /// let (orders, source) = in_process::channel::<u64>(100);
@@ -209,7 +213,7 @@ impl<S: Source, J: Job<S::Message>> Processor<S, J> {
                             pause.at_least(parts.retry.store_away_delay);
                         }
                     }
-                    // A place is free, though its message is still in hand.
+                    // This frees a place, although the message is not settled yet.
                     () = parts.resending.changed() => {}
                     () = pause.over(), if pause.is_on() => pause.end(),
                     taken = &mut next, if !is_over && has_place && !pause.is_on() => {
@@ -240,7 +244,7 @@ impl<S: Source, J: Job<S::Message>> Processor<S, J> {
             }
         }
         let limit = Instant::now() + backoff::bounded(self.drain_limit);
-        // Nobody left in hand is nobody to tell.
+        // The send fails only if no message is left to notify.
         let _ = stop.send(true);
         let settled = async { while in_hand.next().await.is_some() {} };
         let _ = timeout_at(limit, join(guarded_call(|| parts.source.end_intake()), settled)).await;
@@ -253,7 +257,7 @@ impl<S: Source, J: Job<S::Message>> Processor<S, J> {
     }
 }
 
-/// How long a source may take to give back what it holds, beyond the limit of the drain.
+/// How long a source may take, beyond the drain limit, to give back the messages that it holds.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 impl<S: Source, J> fmt::Debug for Processor<S, J> {

@@ -1,4 +1,4 @@
-//! From a decision of the engine to a disposition.
+//! The mapping from the engine's decision to a disposition.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use super::guard::{guard, text};
 use super::{Disposition, JobError};
 use crate::{Error, Outcome, RunError};
 
-/// What becomes of a message whose key is indeterminate: an earlier attempt may or may not have had its effect.
+/// What happens to a message whose key is indeterminate: an earlier attempt may or may not have had its effect.
 ///
 /// ```
 /// use oncekey::consumer::OnIndeterminate;
@@ -18,31 +18,32 @@ use crate::{Error, Outcome, RunError};
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OnIndeterminate {
-    /// It is put aside with that reason. The key stays indeterminate until it is resolved. The default.
+    /// The message becomes a dead letter with that reason. The key stays indeterminate until it is resolved. The
+    /// default.
     #[default]
     DeadLetter,
-    /// It comes again after this time, until a reconciler or an operator has resolved the key.
+    /// The message is retried after this time, until a reconciler or an operator has resolved the key.
     RetryLater(Duration),
 }
 
-/// How a consumer maps the engine's decisions to [`Disposition`]s.
+/// Maps the engine's decisions to [`Disposition`]s.
 ///
 /// | decision | disposition |
 /// |---|---|
 /// | ran, or replayed, or finished with an outcome that can't be read as the current type | ack |
-/// | in flight elsewhere | retry later |
+/// | in flight elsewhere, or the claim was lost | retry later |
 /// | mismatch; a damaged record; a message from which no key or fingerprint can be read | dead letter |
-/// | the job failed or panicked, its commit was refused | retry later with a growing delay, after `max_attempts` a dead letter with its error |
-/// | its key or scope is at a limit | retry later with a growing delay, never a dead letter |
-/// | the store is away, or the engine is at its limit | retry later; the processor takes no further messages meanwhile |
+/// | the job failed or panicked, or its commit was refused | retry later with an increasing delay; after `max_attempts`, a dead letter with its error |
+/// | its key or scope is at a limit | retry later with an increasing delay, never a dead letter |
+/// | the store is unavailable, or the engine is at its limit | retry later; meanwhile, the processor takes no new messages |
 /// | the engine is shutting down | given back |
 /// | indeterminate | as [`OnIndeterminate`] says |
 ///
-/// A problem of one message, key or scope counts as an attempt of that message, and nobody else waits for it. So do
-/// attempts whose process died with the claim in hand, which the store counts by the claim's attempt number. A message
-/// that waits for its store is never given up.
+/// A failure of the job counts as an attempt of its message and does not pause the processor. So does a limit of one
+/// key or scope, but that never uses the last attempt. An attempt whose process died while it held the claim also
+/// counts: the store keeps that count as the claim's attempt number. Waiting for the store never exhausts the attempts.
 ///
-/// Delays have jitter: each is drawn between itself and twice as much, and none is longer than the longest.
+/// Delays have jitter: each is drawn at random between its value and twice that, and never exceeds the maximum.
 ///
 /// ```
 /// use std::time::Duration;
@@ -62,18 +63,18 @@ pub enum OnIndeterminate {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryPolicy {
-    /// How often the job may be tried for one message. Default: 5.
+    /// How many times the job may be attempted for one message. Default: 5.
     pub max_attempts: u32,
-    /// How long after its first failure a message comes again, at least; doubled with each further one. Default: 1 s.
+    /// The shortest delay after the first failure. It doubles with each further failure. Default: 1 s.
     pub first_delay: Duration,
     /// The longest of these delays. Default: 60 s.
     pub max_delay: Duration,
-    /// The longest delay for a message whose key is in flight elsewhere; it is shorter where the other's lease is.
-    /// Default: 1 s.
+    /// The longest delay for a message whose key is in flight elsewhere. The delay is shorter if the other caller's
+    /// lease ends sooner. Default: 1 s.
     pub in_flight_delay: Duration,
-    /// How long a consumer takes no further messages after it found the store away. Default: 2 s.
+    /// How long a consumer takes no new messages after it has found the store unavailable. Default: 2 s.
     pub store_away_delay: Duration,
-    /// See [`OnIndeterminate`].
+    /// What happens to a message whose key is indeterminate.
     pub on_indeterminate: OnIndeterminate,
 }
 
@@ -91,7 +92,7 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// The disposition for what the engine decided about a message whose job failed `failures` times before.
+    /// Returns the disposition for the engine's decision about a message whose job has failed `failures` times before.
     pub fn disposition<T, E: Display>(
         &self,
         decision: &Result<Outcome<T>, RunError<JobError<E>>>,
@@ -100,7 +101,8 @@ impl RetryPolicy {
         self.verdict(decision, failures, |_| false).disposition
     }
 
-    /// The same, with whom it concerns, where the job itself says which of its errors no further try helps.
+    /// Like [`disposition`](Self::disposition), and also returns what the decision affects. `is_poison` tests for
+    /// errors that no retry resolves.
     pub(super) fn verdict<T, E: Display>(
         &self,
         decision: &Result<Outcome<T>, RunError<JobError<E>>>,
@@ -109,7 +111,7 @@ impl RetryPolicy {
     ) -> Verdict {
         let (affects, reason): (Affects, &dyn Display) = match decision {
             Ok(_) => (Affects::Nobody, &""),
-            // A test that panics says nothing about the error.
+            // A poison test that panics says nothing about the error.
             Err(RunError::Operation(JobError::Failed(error))) if guard(|| is_poison(error)) == Ok(true) => {
                 (Affects::Message, error)
             }
@@ -156,25 +158,24 @@ impl RetryPolicy {
         Disposition::RetryLater { after, failed: true }
     }
 
-    /// The failure counts, so that the message waits ever longer. It never takes the job's last attempt: a message whose
-    /// scope is busy is no dead letter.
+    /// The failure counts, so the delay grows. It never uses the last attempt: a busy scope makes no dead letter.
     fn after_limit(&self, failures: u32) -> Disposition {
         let after = backoff::delay(self.first_delay, self.max_delay, failures);
         Disposition::RetryLater { after, failed: failures.saturating_add(1) < self.max_attempts }
     }
 }
 
-/// What becomes of a message, and who else waits.
+/// How a message is settled, and what else its decision affects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Verdict {
     pub(super) disposition: Disposition,
     pub(super) affects: Affects,
-    /// Its job ran before, and not now.
+    /// The job ran in an earlier delivery, not in this one.
     pub(super) is_finished_before: bool,
 }
 
 impl Verdict {
-    /// A message that no job sees.
+    /// The verdict for a message that never reaches the job.
     pub(super) fn dead(reason: String) -> Self {
         let disposition = Disposition::DeadLetter { reason };
         Self { disposition, affects: Affects::Message, is_finished_before: false }
@@ -198,7 +199,7 @@ mod tests {
         Err(RunError::Engine(error))
     }
 
-    /// Every decision that the engine can come to, and where it leads.
+    /// Covers every decision of the engine.
     #[test]
     fn j02_one_decision_maps_to_one_disposition() {
         let policy = RetryPolicy::default();
@@ -271,7 +272,7 @@ mod tests {
             let Verdict { disposition, affects, .. } = verdict(&at_limit);
             assert!(matches!(disposition, Disposition::RetryLater { failed: true, .. }), "{disposition}");
             assert!(!affects.pauses());
-            // It waits, and keeps its last attempt.
+            // The message waits and keeps its last attempt.
             let last = policy.disposition(&engine(at_limit), policy.max_attempts - 1);
             assert!(matches!(last, Disposition::RetryLater { failed: false, .. }), "{last}");
         }

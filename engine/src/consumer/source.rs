@@ -1,4 +1,4 @@
-//! Where messages come from.
+//! The interface between a processor and a broker's queue.
 
 use std::error::Error;
 use std::future::Future;
@@ -16,68 +16,69 @@ use super::Disposition;
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery<M, R> {
-    /// The message; shared, so that a source that keeps it in memory can deliver it again.
+    /// The message, shared so that a source that keeps it in memory can deliver it again.
     pub message: Arc<M>,
-    /// What it is settled by.
+    /// The receipt with which the processor settles this delivery.
     pub receipt: R,
-    /// How often it was settled as [`RetryLater`](Disposition::RetryLater) with `failed` before.
+    /// How many times the message was settled before as [`RetryLater`](Disposition::RetryLater) with `failed` set.
     pub failures: u32,
 }
 
-/// A broker's queue, as a [`Processor`](super::Processor) sees it. A source is thin: it takes the next message, and
-/// settles one by its disposition. The guide to [sources of your own](crate::guide::writing_a_source) writes one.
+/// A broker's queue, as a [`Processor`](super::Processor) uses it. A source takes the next message and settles messages
+/// by their disposition. The guide to [sources of your own](crate::guide::writing_a_source) shows how to write one.
 ///
-/// It reconnects by itself: an error of [`next`](Self::next) goes to the log, and the processor asks again a moment later.
-/// It may deliver a message any number of times, to any number of processors at once; it must not lose one that was never
-/// settled as [`Ack`](Disposition::Ack) or [`DeadLetter`](Disposition::DeadLetter).
+/// A source reconnects by itself. The processor logs an error of [`next`](Self::next) and calls it again after a short
+/// delay. A source may deliver a message any number of times, to any number of processors at once. It must not lose a
+/// message that was never settled as [`Ack`](Disposition::Ack) or [`DeadLetter`](Disposition::DeadLetter).
 ///
-/// An `Arc` of a source is a source: keep a clone to have the source after its processor ended, or to give several
-/// processors the same one.
+/// An `Arc` of a source is also a source. Keep a clone to use the source after its processor has ended, or to share it
+/// among processors.
 pub trait Source: Send + Sync + 'static {
-    /// What it delivers.
+    /// The type of the messages that it delivers.
     type Message: Send + Sync + 'static;
-    /// What it settles a delivery by. The processor keeps a clone until the source has taken the settle.
+    /// Identifies a delivery when it is settled. The processor keeps a clone until the source has settled the delivery.
     type Receipt: Clone + Send + 'static;
-    /// Why it can't.
+    /// Why the source could not take or settle a message.
     type Error: Error + Send + Sync + 'static;
 
-    /// Waits for the next message; `None` when there will be none any more. It is not called again before it has
-    /// answered.
+    /// Waits for the next message; returns `None` when there will be no more. The processor makes one call at a time.
     ///
     /// # Cancel safety
-    /// It is dropped midway only when the processor ends. A message that it has taken by then must come again by itself.
+    /// The processor drops this future early only when it ends. A message that it has taken by then must be delivered
+    /// again.
     #[expect(clippy::type_complexity, reason = "an implementation writes it as an async fn, without the half of it")]
     fn next(&self) -> impl Future<Output = Result<Option<Delivery<Self::Message, Self::Receipt>>, Self::Error>> + Send;
 
-    /// Settles a delivery. It is called while [`next`](Self::next) waits, and for several deliveries at once.
+    /// Settles a delivery. The processor calls it while [`next`](Self::next) waits, and for several deliveries at once.
     ///
-    /// If it fails, the processor calls it again with the same receipt and the same disposition, a moment later and then
-    /// ever more rarely, for as long as the source [can settle](Self::can_settle) by that receipt. The job does not run
-    /// for it. A dead letter must be kept before the message is taken from the queue. A settle that has no answer after a
-    /// second takes no job's place any more; give it a limit of its own.
+    /// If it fails, the processor calls it again with the same receipt and disposition, with increasing delays, for as
+    /// long as the source [can settle](Self::can_settle) with that receipt. The job does not run again for this. The
+    /// source must store a dead letter before it removes the message from the queue. A call without an answer for one
+    /// second no longer occupies a job's place; set a time limit of your own.
     fn settle(
         &self,
         receipt: Self::Receipt,
         disposition: Disposition,
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// Whether a receipt still settles its message. It is asked after [`settle`](Self::settle) failed.
+    /// Returns whether a receipt can still settle its message. The processor asks after [`settle`](Self::settle) has
+    /// failed.
     ///
-    /// Return `false` once the connection that a receipt belongs to has ended: the message then comes again by itself, as
-    /// it does when a consumer dies. Default: a receipt outlives connections, and is always good.
+    /// Return `false` once the connection of the receipt has ended: the broker then delivers the message again, as it
+    /// does when a consumer dies. By default, receipts outlive connections and are always valid.
     fn can_settle(&self, receipt: &Self::Receipt) -> bool {
         let _ = receipt;
         true
     }
 
-    /// Takes no further messages: those that the broker would send from now on are left to other consumers. Called once,
-    /// when the processor begins to end; [`settle`](Self::settle) is called after it. Default: nothing, which is right
-    /// where messages are taken only while [`next`](Self::next) runs.
+    /// Stops taking messages, so that the broker delivers new messages to other consumers. The processor calls it once,
+    /// when it begins to end, and may call [`settle`](Self::settle) afterwards. The default does nothing, which is
+    /// right if only [`next`](Self::next) takes messages.
     fn end_intake(&self) -> impl Future<Output = ()> + Send {
         async {}
     }
 
-    /// Gives back what it has taken and not delivered yet. Called once, when the processor ends.
+    /// Gives back messages that the source has taken and not delivered. The processor calls it once, when it ends.
     fn close(&self) -> impl Future<Output = ()> + Send {
         async {}
     }

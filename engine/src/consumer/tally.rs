@@ -1,10 +1,10 @@
-//! Counting what became of messages.
+//! Counts how messages were settled.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Disposition;
 
-/// Shared by all that settle messages of one processor.
+/// The counts of one processor, shared by everything that settles its messages.
 #[derive(Debug)]
 pub(super) struct Tally {
     pub(super) ran: Count,
@@ -15,7 +15,7 @@ pub(super) struct Tally {
     pub(super) unsettled: Count,
 }
 
-/// A count of this processor, and of the `metrics` facade.
+/// A count for this processor, which also feeds the `metrics` facade.
 #[derive(Debug)]
 pub(super) struct Count {
     here: AtomicU64,

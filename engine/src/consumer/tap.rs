@@ -1,4 +1,4 @@
-//! What the engine did, as a channel.
+//! The engine's events as a channel.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 use crate::{Event, EventKind, Key, Observer};
 
-/// An [`Event`] that has left its arbiter.
+/// An owned [`Event`], which can leave its arbiter.
 ///
 /// ```
 /// use oncekey::{EventKind, Key, consumer::TappedEvent};
@@ -19,51 +19,51 @@ use crate::{Event, EventKind, Key, Observer};
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TappedEvent {
-    /// What was done.
+    /// What happened.
     pub kind: EventKind,
-    /// For which key.
+    /// The key that it concerns.
     pub key: Key,
-    /// The operator who caused it: see [`Event::operator`].
+    /// The operator who caused it; see [`Event::operator`].
     pub operator: Option<String>,
 }
 
-/// The receiving end of [`event_tap`].
+/// The receiving end of [`event_channel`].
 #[derive(Clone)]
 pub struct EventTap {
     events: Receiver<TappedEvent>,
     dropped: Arc<AtomicU64>,
 }
 
-/// A channel of what the engine does, for a thread of yours: give the observer to
+/// Creates a channel that carries the engine's events to one of your threads. Pass the observer to
 /// [`EngineBuilder::observer`](crate::EngineBuilder::observer), and keep the tap.
 ///
-/// The channel holds up to `capacity` events. An event that finds it full is **dropped and counted**: the engine waits for
-/// no observer.
+/// The channel holds up to `capacity` events. If it is full, the engine **drops the event and counts it**, because it
+/// never waits for an observer.
 ///
 /// ```
-/// use oncekey::{Engine, EventKind, Key, consumer::event_tap};
+/// use oncekey::{Engine, EventKind, Key, consumer::event_channel};
 /// use oncekey_backends::MemoryBackend;
 ///
-/// let (observer, tap) = event_tap(1_000);
+/// let (observer, tap) = event_channel(1_000);
 /// let engine = Engine::builder(MemoryBackend::new()).observer(observer).start()?;
 /// engine.run_blocking(Key::new("mail", 17)?, &(), |_| Ok::<_, std::io::Error>(()))?;
 /// assert_eq!(tap.events().recv()?.kind, EventKind::Miss);
 /// assert_eq!(tap.dropped(), 0);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn event_tap(capacity: usize) -> (impl Observer + fmt::Debug, EventTap) {
+pub fn event_channel(capacity: usize) -> (impl Observer + fmt::Debug, EventTap) {
     let (sender, events) = bounded(capacity);
     let dropped = Arc::new(AtomicU64::new(0));
     (Tapped { sender, dropped: Arc::clone(&dropped) }, EventTap { events, dropped })
 }
 
 impl EventTap {
-    /// The events. Receivers may be cloned: each event goes to one of them.
+    /// Returns the receiver of the events. You may clone it: each event goes to one receiver.
     pub fn events(&self) -> &Receiver<TappedEvent> {
         &self.events
     }
 
-    /// How many events found the channel full, or nobody at its end.
+    /// Returns how many events were dropped because the channel was full or had no receiver.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! Looking into the store, and the operator's word.
+//! Inspection of the store, and the operator's resolutions.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use crate::backend::{
 use crate::supervisor::CountInFlight;
 use crate::{Attempt, Error, Key};
 
-/// An arbiter whose thread is not blocked answers much sooner.
+/// The limit for an arbiter's answer. An arbiter whose thread is not blocked answers much sooner.
 const ARBITER_ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 
 impl Engine {
     /// Reads the record of one key.
     ///
     /// # Errors
-    /// [`Error::Store`] if the store can't be asked, or what it has is no record.
+    /// [`Error::Store`] if the store is unavailable, or if what it holds for the key is not a record.
     ///
     /// ```
     /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -35,13 +35,13 @@ impl Engine {
         Ok(self.nodes.current()?.ask_store(|reply| Request::Lookup(message, reply)).await?)
     }
 
-    /// Settles an indeterminate key, by the word of somebody who has found out what happened.
+    /// Settles an indeterminate key. Call it once you know whether the effect happened.
     ///
-    /// With an `attempt` the word is taken only if it is about the claim that stands there.
-    /// [`resolve_by`](Self::resolve_by) also tells observers who settled it.
+    /// With an `attempt`, it settles the key only if the indeterminate claim is that attempt.
+    /// [`resolve_by`](Self::resolve_by) also reports to observers who settled it.
     ///
     /// # Errors
-    /// [`Error::Store`] if the store can't be asked.
+    /// [`Error::Store`] if the store is unavailable.
     ///
     /// ```
     /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -56,13 +56,13 @@ impl Engine {
         self.send_resolve(Resolve { key: key.clone(), attempt, owner: None, with }, None).await
     }
 
-    /// Settles a step whose result is unknown. Pass the value that the step would have returned, or `None` if its effect did
-    /// not happen: then the step may run again.
+    /// Settles a step whose result is unknown. Pass the value that the step would have returned, or `None` if its
+    /// effect did not happen; the step may then run again.
     ///
-    /// With its last unsettled step settled, the key is free for the next try of its request.
+    /// Once its last unsettled step is settled, the key is free for the next attempt of its request.
     ///
     /// # Errors
-    /// [`Error::Store`] if the store can't be asked; [`Error::Unserializable`] for the value or the name.
+    /// [`Error::Store`] if the store is unavailable; [`Error::Unserializable`] for the value or the name.
     ///
     /// ```
     /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -82,11 +82,11 @@ impl Engine {
         self.resolve_any_step(None, key, name, with).await
     }
 
-    /// Removes a record, whatever its state. **Removing a claim lets its operation run again**, beside the one that may
+    /// Removes a record, whatever its state. **Removing a claim lets its operation run again**, alongside one that may
     /// still be running.
     ///
     /// # Errors
-    /// [`Error::Store`] if the store can't be asked.
+    /// [`Error::Store`] if the store is unavailable.
     ///
     /// ```
     /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -101,10 +101,11 @@ impl Engine {
         Ok(self.nodes.current()?.ask_store(|reply| Request::Remove(message, reply)).await?)
     }
 
-    /// Reads up to `limit` records after a key, in the order of the stored keys: page by page, the whole store.
+    /// Reads up to `limit` records after a key, in the order of the stored keys. Call it page by page to read the whole
+    /// store.
     ///
     /// # Errors
-    /// [`Error::Store`] if the store can't be asked.
+    /// [`Error::Store`] if the store is unavailable.
     ///
     /// ```
     /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -119,11 +120,11 @@ impl Engine {
         Ok(self.nodes.current()?.ask_store(|reply| Request::List(message, reply)).await?)
     }
 
-    /// Removes up to `limit` records whose time is over. The engine does so by itself at intervals; this is for tests and
-    /// for operators in a hurry.
+    /// Removes up to `limit` expired records. The engine does so itself at intervals; this method is for tests, and for
+    /// operators who don't want to wait.
     ///
     /// # Errors
-    /// [`Error::Store`] if the store can't be asked.
+    /// [`Error::Store`] if the store is unavailable.
     ///
     /// ```
     /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -137,10 +138,10 @@ impl Engine {
         Ok(self.nodes.current()?.ask_store(|reply| Request::Purge(Purge { limit }, reply)).await?)
     }
 
-    /// Counts the records. Also the way to ask whether the store answers.
+    /// Counts the records. You can also use it to check that the store answers.
     ///
     /// # Errors
-    /// [`Error::Store`] if the store can't be asked.
+    /// [`Error::Store`] if the store is unavailable.
     ///
     /// ```
     /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -154,8 +155,8 @@ impl Engine {
         Ok(self.nodes.current()?.ask_store(|reply| Request::Stats(Stats, reply)).await?)
     }
 
-    /// How many settlements the store has not taken within the settling limit, over all arbiters of the process. The
-    /// engine goes on trying.
+    /// Returns how many settlements the store has not accepted within the settling limit, over all arbiters of the
+    /// process. The engine keeps retrying them.
     ///
     /// ```
     /// # use oncekey::Engine;
@@ -168,8 +169,9 @@ impl Engine {
         self.nodes.shared().pending.count()
     }
 
-    /// How many keys are in flight, over all arbiters of the process: each has a key lock, or is being asked for. An
-    /// arbiter whose thread is blocked is counted as its last sweep found it.
+    /// Returns how many keys are in flight, over all arbiters of the process: those with a key lock, and those that the
+    /// engine is asking the store for. For an arbiter whose thread is blocked, it uses the count of that arbiter's last
+    /// sweep.
     ///
     /// ```
     /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -183,17 +185,17 @@ impl Engine {
         let counts = self.nodes.all().into_iter().map(|node| async move {
             match timeout(ARBITER_ANSWERS_WITHIN, node.supervisor.send(CountInFlight)).await {
                 Ok(Ok(count)) => count,
-                // An arbiter that has stopped has none.
+                // An arbiter that has stopped has no keys in flight.
                 Ok(Err(_)) => 0,
-                // Its thread is blocked, perhaps by an operation: its last sweep has counted.
+                // The arbiter's thread is blocked, perhaps by an operation, so the count of its last sweep is used.
                 Err(_) => node.in_flight_at_last_sweep(),
             }
         });
         join_all(counts).await.into_iter().sum()
     }
 
-    /// How many key lock actors are alive, over all arbiters of the process: those of the keys in flight, and for up to a
-    /// second those that rest for the next key. An idle engine has none.
+    /// Returns how many key lock actors are alive, over all arbiters of the process: one for each key in flight, and
+    /// those that the idle pool keeps for up to a second for the next key. An idle engine has none.
     ///
     /// ```
     /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,4 +1,4 @@
-//! The engine for plain threads.
+//! The engine's calls for plain threads.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -15,10 +15,12 @@ use crate::claims::{Grant, Settled};
 use crate::{Error, EventKind, Fingerprint, Key, Outcome, RunError, ToFingerprint};
 
 impl Engine {
-    /// [`run`](Self::run) for a plain thread: it blocks until the outcome is stored, or the engine says why not.
+    /// [`run`](Self::run) for a plain thread. It blocks until the outcome is stored, or until the engine returns an
+    /// error.
     ///
-    /// The call goes by a bounded channel to an arbiter of the engine's own; the operation runs here. A full channel
-    /// makes the thread wait. Don't call this on an arbiter or in an async task: it would hold up all others there.
+    /// The call reaches an arbiter that the engine owns through a bounded channel; the operation runs on the calling
+    /// thread. A full channel makes the thread wait. Don't call it on an arbiter or in an async task: it would block
+    /// all other work there.
     ///
     /// # Errors
     /// As for [`run`](Self::run).
@@ -46,23 +48,25 @@ impl Engine {
         let (mut operation, mut done) = (Some(operation), None);
         self.run_each_blocking(
             vec![(key, fingerprint)],
-            // There is one call, and its operation runs once.
+            // There is only one call, and its operation runs once.
             |_, claim| operation.take().map(|operation| operation(claim)),
             |_, result| done = Some(result),
         );
         done.unwrap_or(Err(RunError::Engine(Error::Stopped)))
     }
 
-    /// Runs several calls for a plain thread: their claims and outcomes are on their way to the store together, and the
-    /// thread is woken far less often than for each by itself. [`run_all`](Self::run_all) is the same for async code.
+    /// Runs several calls on a plain thread. The engine sends their claims and outcomes to the store together, and
+    /// wakes the thread far less often than for separate calls. [`run_all`](Self::run_all) does the same for async
+    /// code.
     ///
-    /// The operations run here one after the other, in any order; each gets its call's number. The results are in the
-    /// order of the calls. A call that is refused, or fails, concerns no other. Two calls of one key in a batch are two
-    /// callers of that key: the second is in flight elsewhere, waits, or replays, as the policy says. Keep a batch shorter
-    /// than the lease: an operation that waits for the others longer than that is confirmed by the store first.
+    /// The operations run on the calling thread one after the other, in any order; each receives its call's number. The
+    /// results are in the order of the calls. A call that is refused or fails does not affect the others. Two calls
+    /// with one key in a batch are two callers of that key: the second is refused as in progress, waits, or replays, as
+    /// the policy says. Keep a batch shorter than the lease: before an operation that has waited longer than that, the
+    /// engine confirms its claim with the store.
     ///
     /// # Errors
-    /// Each call's as for [`run_blocking`](Self::run_blocking).
+    /// For each call, as for [`run_blocking`](Self::run_blocking).
     ///
     /// ```
     /// use oncekey::{Engine, Fingerprint, Key, Outcome};
@@ -93,8 +97,9 @@ impl Engine {
         results.into_iter().map(|result| result.unwrap_or(Err(RunError::Engine(Error::Stopped)))).collect()
     }
 
-    /// Runs several calls for a plain thread, one operation after the other, while their claims and outcomes are on their
-    /// way together: a thread is woken far less often than for each by itself. `done` is told of each, by its number.
+    /// Runs several calls on a plain thread: their operations run one after the other, while their claims and outcomes
+    /// travel together. This wakes the thread far less often than separate calls. Calls `done` with each call's number
+    /// and result.
     pub(crate) fn run_each_blocking<T, E>(
         &self,
         calls: Vec<(Key, Fingerprint)>,
@@ -104,14 +109,14 @@ impl Engine {
         T: Serialize + DeserializeOwned,
     {
         let keys: Vec<Key> = calls.iter().map(|(key, _)| key.clone()).collect();
-        // Each has room for its answer: the answering side never waits.
+        // The channel has room for every answer, so the answering side never waits.
         let (sender, decisions) = crossbeam_channel::bounded(calls.len());
         let mut open: Vec<bool> = vec![true; calls.len()];
         if let Err(error) = self.send_to_home(calls, sender, |number, error| {
             open[number] = false;
             done(number, Err(error.into()));
         }) {
-            // What was sent is answered or dropped all the same; nothing of it has begun.
+            // The calls that were sent are still answered or dropped, and none of their operations has begun.
             for number in (0..open.len()).filter(|number| open[*number]) {
                 done(number, Err(error.clone().into()));
             }
@@ -120,8 +125,8 @@ impl Engine {
         let (settled_sender, settlements) = crossbeam_channel::bounded(keys.len());
         let derivation = &self.nodes.shared().settings.derivation;
         let mut settling: Vec<Option<Settling<T, E>>> = keys.iter().map(|_| None).collect();
-        // The supervisor answers every call: the store has its deadline, and waiting its limit. If its arbiter ends, the
-        // channel is closed.
+        // The supervisor answers every call: store calls have a deadline, and waiting has a limit. If its arbiter ends,
+        // the channel closes.
         while let Ok((number, decision)) = decisions.recv() {
             open[number] = false;
             let key = &keys[number];
@@ -146,7 +151,7 @@ impl Engine {
                 Ok(Admitted::Granted(mut grant)) => {
                     let retention = self.policy.retention;
                     let claim = Claim::completed_by_its_operation(key.clone(), &grant, retention, derivation);
-                    // The operations before it may have taken longer than its lease.
+                    // The operations before this one may have taken longer than its lease.
                     if let Err(error) = grant.begin_blocking() {
                         done(number, Err(error.into()));
                         continue;
@@ -169,7 +174,7 @@ impl Engine {
             }
         }
         drop(settled_sender);
-        // Each lock gives up by itself after its limits, so that this ends.
+        // Each lock gives up after its own limits, so this loop ends.
         while let Ok((number, settled)) = settlements.recv() {
             if let Some(Settling { mut grant, answer }) = settling[number].take() {
                 done(number, told(grant.note(settled), answer));
@@ -185,7 +190,7 @@ impl Engine {
         }
     }
 
-    /// Sends calls to the home arbiter; `refused` is told of those that find no place there.
+    /// Sends calls to the home arbiter. Calls `refused` for each call that is not admitted there.
     fn send_to_home(
         &self,
         calls: Vec<(Key, Fingerprint)>,
@@ -208,13 +213,13 @@ impl Engine {
     }
 }
 
-/// An operation that ran, its claim on the way to be settled.
+/// An operation that ran, and whose claim is being settled.
 struct Settling<T, E> {
     grant: Grant,
     answer: Result<Outcome<T>, RunError<E>>,
 }
 
-/// The operation's own error is the one to tell; its value only once it is stored.
+/// Returns the operation's own error if it has one, and its value only once that is stored.
 fn told<T, E>(
     settled: Result<Settled, Error>,
     answer: Result<Outcome<T>, RunError<E>>,

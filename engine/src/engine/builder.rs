@@ -1,4 +1,4 @@
-//! Setting an engine up.
+//! The builder, which checks the settings and starts an engine.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -15,9 +15,9 @@ use crate::node::Nodes;
 use crate::pending_settlements::PendingSettlements;
 use crate::reconcile::Reconciler;
 use crate::shared::{Settings, Shared};
-use crate::{Abandoned, CallPolicy, OnAbandoned, OnFailure, OnInProgress, OnStoreFailure, Verdict};
+use crate::{AbandonedClaim, CallPolicy, OnAbandoned, OnFailure, OnInProgress, OnStoreFailure, ReconcileOutcome};
 
-/// Why an engine can't be started.
+/// Why an engine can't start.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -28,10 +28,10 @@ use crate::{Abandoned, CallPolicy, OnAbandoned, OnFailure, OnInProgress, OnStore
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum StartError {
-    /// The heartbeat could not keep up with such a lease.
+    /// The lease is too short for the heartbeat to keep up.
     #[error("the lease is shorter than {} ms", EngineBuilder::<()>::SHORTEST_LEASE.as_millis())]
     LeaseTooShort,
-    /// A store call that may take as long as a lease could lose every lease that meets one slow call.
+    /// The store deadline is not shorter than the lease, so one slow store call could cost a claim its lease.
     #[error("the store deadline ({deadline:?}) must be shorter than the lease ({lease:?})")]
     DeadlineExceedsLease {
         /// The store deadline.
@@ -39,21 +39,21 @@ pub enum StartError {
         /// The lease.
         lease: Duration,
     },
-    /// An operation that may not run at all.
+    /// The run limit is zero, so no operation could run.
     #[error("the run limit is zero: no operation could run")]
     NoRunLimit,
-    /// An outcome that is gone at once answers no retry.
+    /// The retention is zero, so no retry could replay an outcome.
     #[error("the retention is zero: no retry would ever be answered")]
     NoRetention,
-    /// An engine that admits nothing.
-    #[error("a limit of calls or waiters is zero")]
+    /// A limit of calls, of waiting callers or of purged records is zero.
+    #[error("a limit of calls, waiting callers or purged keys is zero")]
     ZeroLimit,
-    /// Which secret decrypts an outcome could not be told.
+    /// Two encryption secrets have the same number, so the engine could not tell which one decrypts an outcome.
     #[error("one number names two secrets of the encryption")]
     AmbiguousSecret,
 }
 
-/// Sets an [`Engine`] up. Each method's documentation has its default.
+/// Configures and starts an [`Engine`]. Each method's documentation states its default.
 ///
 /// ```
 /// # fn main() -> Result<(), oncekey::StartError> {
@@ -121,85 +121,89 @@ impl<B: Backend> EngineBuilder<B> {
         }
     }
 
-    /// The largest outcome of a [step](crate::Claim::step) that is kept, in bytes as stored. The outcome of a larger one is
-    /// [`StepError::TooLarge`](crate::StepError::TooLarge), now and at every retry; the step is done all the same. Default:
-    /// 256 KiB.
+    /// Sets the largest outcome of a [step](crate::Claim::step) that the store keeps, in bytes as stored. A step with a
+    /// larger outcome is done, but returns [`StepError::TooLarge`](crate::StepError::TooLarge), now and at every retry.
+    /// Default: 256 KiB.
     pub fn max_step_bytes(mut self, bytes: usize) -> Self {
         self.settings.max_step_bytes = bytes;
         self
     }
 
-    /// Separates the [derived keys](crate::Claim::derive_key) of this application from those of another that uses the same
+    /// Separates this application's [derived keys](crate::Claim::derive_key) from those of another that uses the same
     /// provider account: staging and production, or two services. Default: none.
     ///
-    /// The namespace does not change keys in the store. Changing it changes every derived key, so that providers take a
-    /// retry for a new request: set it before the first use, and keep it.
+    /// The namespace does not change keys in the store. Changing it changes every derived key, and providers then treat
+    /// a retry as a new request. Set it before the first use, and keep it.
     pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
         self.namespace = Some(namespace.into().into());
         self
     }
 
-    /// How long a claim holds without a heartbeat. Default: 30 s; at least 50 ms.
+    /// Sets how long a claim holds without a heartbeat. Default: 30 s; at least 50 ms.
     ///
-    /// The heartbeat renews it at a third of it for as long as the operation runs, so that the lease is not a limit on
-    /// the operation: it is how long a key stays blocked after a crash. An operation that blocks its arbiter's thread
-    /// stops the heartbeat as well; such work belongs on `web::block` or a thread.
+    /// The engine renews the lease every third of its length for as long as the operation runs. The lease therefore
+    /// does not limit the operation; it is how long a key stays blocked after a crash. An operation that blocks its
+    /// arbiter's thread also stops the heartbeat: run such work on `web::block` or a thread.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.settings.lease = lease;
         self
     }
 
-    /// How long outcomes are kept, counted from completion. Default: 24 h.
+    /// Sets how long the store keeps outcomes, counted from their completion. Default: 24 h.
     pub fn retention(mut self, retention: Duration) -> Self {
         self.settings.policy.retention = retention;
         self
     }
 
-    /// What becomes of a call whose key another is working on. Default: [`OnInProgress::Reject`].
+    /// Sets what happens to a call whose key another caller holds. Default: [`OnInProgress::Reject`].
     pub fn on_in_progress(mut self, on_in_progress: OnInProgress) -> Self {
         self.settings.policy.on_in_progress = on_in_progress;
         self
     }
 
-    /// What a lapsed lease means. Default: [`OnAbandoned::Rerun`] for operations in a transaction of the store,
+    /// Sets what a lapsed lease means. Default: [`OnAbandoned::Rerun`] for operations in a transaction of the store,
     /// [`OnAbandoned::Hold`] for all others.
     pub fn on_abandoned(mut self, on_abandoned: OnAbandoned) -> Self {
         self.settings.policy.on_abandoned = Some(on_abandoned);
         self
     }
 
-    /// What becomes of a claim whose operation fails. Default: [`OnFailure::Release`].
+    /// Sets what happens to a claim whose operation returns an error. Default: [`OnFailure::Release`].
     pub fn on_failure(mut self, on_failure: OnFailure) -> Self {
         self.settings.policy.on_failure = on_failure;
         self
     }
 
-    /// What becomes of a call when the store can't be asked. Default: [`OnStoreFailure::Reject`].
+    /// Sets what happens to a call when the store is unavailable. Default: [`OnStoreFailure::Reject`].
     pub fn on_store_failure(mut self, on_store_failure: OnStoreFailure) -> Self {
         self.settings.policy.on_store_failure = on_store_failure;
         self
     }
 
-    /// How long one call of the store may take before its answer counts as unknown. It must be shorter than the lease, so
-    /// that one slow call does not cost the lease. Default: 5 s, or two thirds of a lease that is shorter than 7.5 s.
+    /// Sets how long one store call may take before its answer counts as unknown. It must be shorter than the lease, so
+    /// that one slow call does not cost a claim its lease. Default: 5 s, or two thirds of the lease if the lease is
+    /// shorter than 7.5 s.
     pub fn store_deadline(mut self, deadline: Duration) -> Self {
         self.store_deadline = Some(deadline);
         self
     }
 
-    /// How long the engine retries a settlement that the store does not take before it reports that. Default: 30 s.
+    /// Sets how long the engine retries a settlement that the store does not accept before it reports the failure.
+    /// Default: 30 s.
     ///
-    /// It keeps renewing the lease meanwhile, and goes on retrying afterwards, for as long as the process lives: see
-    /// [`max_pending_settlements`](Self::max_pending_settlements).
+    /// The engine keeps renewing the lease while it retries. After the limit it goes on retrying for as long as the
+    /// process lives: see [`max_pending_settlements`](Self::max_pending_settlements).
     pub fn settling_limit(mut self, limit: Duration) -> Self {
         self.settings.settling_limit = limit;
         self
     }
 
-    /// How many settlements, and how many bytes of outcomes, the engine keeps retrying past the
-    /// [`settling_limit`](Self::settling_limit). Past either bound it gives a settlement up, leaves the claim to its lease,
-    /// and emits [`EventKind::SettlementDropped`](crate::EventKind::SettlementDropped). The gauge
-    /// `oncekey_pending_settlements` counts them. Default: 10 000 settlements and 64 MiB.
+    /// Sets how many settlements, and how many bytes of outcomes, the engine keeps retrying past the
+    /// [`settling_limit`](Self::settling_limit). The count applies separately to settlements that report what an
+    /// operation did and to those that free a key on which nothing happened. Past a limit, the engine gives the
+    /// settlement up, leaves the claim to its lease, and emits
+    /// [`EventKind::SettlementDropped`](crate::EventKind::SettlementDropped). The gauge `oncekey_pending_settlements`
+    /// shows the current number. Default: 10 000 settlements and 64 MiB.
     ///
     /// ```
     /// # use oncekey::Engine;
@@ -212,7 +216,7 @@ impl<B: Backend> EngineBuilder<B> {
         self
     }
 
-    /// How long an operation may run: see [`CallPolicy::run_limit`]. Default: no limit.
+    /// Sets how long an operation may run: see [`CallPolicy::run_limit`]. Default: no limit.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -226,78 +230,79 @@ impl<B: Backend> EngineBuilder<B> {
         self
     }
 
-    /// How many calls an arbiter admits at once, those that wait included; more are told
+    /// Sets how many calls an arbiter admits at once, including waiting calls. Further calls return
     /// [`Error::Overloaded`](crate::Error::Overloaded). Default: 10 000.
     pub fn max_calls_per_arbiter(mut self, limit: usize) -> Self {
         self.settings.max_calls_per_arbiter = limit;
         self
     }
 
-    /// How many calls of one scope an arbiter admits at once, those that wait included; more are told
-    /// [`Error::Overloaded`](crate::Error::Overloaded), and callers of other scopes notice nothing. Default: no limit but
-    /// that of all calls, which one scope can then take up alone.
+    /// Sets how many calls of one scope an arbiter admits at once, including waiting calls. Further calls of that scope
+    /// return [`Error::Overloaded`](crate::Error::Overloaded); other scopes are unaffected. Default: no limit, so one
+    /// scope alone can use up [`max_calls_per_arbiter`](Self::max_calls_per_arbiter).
     pub fn max_calls_per_scope(mut self, limit: usize) -> Self {
         self.settings.max_calls_per_scope = Some(limit);
         self
     }
 
-    /// The store sees keyed digests in place of scopes, keys and fingerprints: see [`KeyHashing`]. Default: it sees them as
-    /// they are.
+    /// Stores keyed digests in place of scopes, keys and fingerprints: see [`KeyHashing`]. Default: the store keeps
+    /// them as they are.
     ///
-    /// Records that were stored without it, or under another secret, are not found any more.
+    /// The engine no longer finds records that were stored without hashing or under another secret.
     pub fn key_hashing(mut self, hashing: KeyHashing) -> Self {
         self.settings.at_rest = self.settings.at_rest.key_hashing(hashing);
         self
     }
 
-    /// The store sees outcomes encrypted: see [`Encryption`]. Default: it sees them as they are.
+    /// Encrypts the stored outcomes: see [`Encryption`]. Default: the store keeps them as they are.
     #[cfg(feature = "encryption")]
     pub fn encryption(mut self, encryption: Encryption) -> Self {
         self.settings.at_rest = self.settings.at_rest.encryption(encryption);
         self
     }
 
-    /// How many calls may wait for one key on an arbiter. Default: 1 000.
+    /// Sets how many calls may wait for one key on an arbiter. Default: 1 000.
     pub fn max_waiters_per_key(mut self, limit: usize) -> Self {
         self.settings.max_waiters_per_key = limit;
         self
     }
 
-    /// How often one arbiter of the process purges records whose time is over, with some jitter; `None` leaves it to
-    /// somebody else. Default: every 10 s.
+    /// Sets how often one arbiter of the process purges expired records, with some jitter. With `None` the engine never
+    /// purges; call [`Engine::purge`] yourself. Default: every 10 s.
     pub fn purge_every(mut self, interval: Option<Duration>) -> Self {
         self.settings.purge_every = interval;
         self
     }
 
-    /// How many records one purge removes at most; while there are more, the next follows soon. Default: 1 000.
+    /// Sets how many records one purge removes at most. If more are left, the next purge follows at once.
+    /// Default: 1 000.
     pub fn purge_limit(mut self, limit: usize) -> Self {
         self.settings.purge_limit = limit;
         self
     }
 
-    /// Hears of every [`Event`](crate::Event). May be called several times.
+    /// Adds an observer, which receives every [`Event`](crate::Event). You can add several.
     pub fn observer(mut self, observer: impl Observer) -> Self {
         self.observers.0.push(Arc::new(observer));
         self
     }
 
-    /// Asked about a key that a call finds indeterminate: it finds out, from the provider or a ledger, whether the
-    /// effect happened. It may be asked about one key more than once, by several processes; its word is taken only for
-    /// the attempt that it was asked about. Default: none; such keys wait for [`Engine::resolve`].
+    /// Sets the reconciler. The engine calls it when a call finds its key indeterminate. The reconciler asks the
+    /// provider or a ledger whether the effect happened. Several processes may ask about one key, and more than once; a
+    /// verdict applies only to the attempt in question. Default: none; such keys wait for [`Engine::resolve`].
     ///
     /// ```
-    /// # use oncekey::{Abandoned, Engine, Verdict, record::SealedOutcome};
+    /// # use oncekey::{AbandonedClaim, Engine, ReconcileOutcome, record::SealedOutcome};
     /// # use oncekey_backends::MemoryBackend;
     /// # async fn charge_of(_: &str) -> Option<String> { None }
     /// let engine = Engine::builder(MemoryBackend::new())
-    ///     .reconciler(|abandoned: Abandoned| async move {
+    ///     .reconciler(|abandoned: AbandonedClaim| async move {
     ///         match charge_of(abandoned.key.idempotency_key()).await {
     ///             Some(charge) => match SealedOutcome::of_value(&abandoned.key, &charge) {
-    ///                 Ok(outcome) => Verdict::Completed(outcome),
-    ///                 Err(_) => Verdict::Unknown,
+    ///                 Ok(outcome) => ReconcileOutcome::Completed(outcome),
+    ///                 Err(_) => ReconcileOutcome::Unknown,
     ///             },
-    ///             None => Verdict::NotDone,
+    ///             None => ReconcileOutcome::NotDone,
     ///         }
     ///     })
     ///     .start()?;
@@ -305,22 +310,22 @@ impl<B: Backend> EngineBuilder<B> {
     /// ```
     pub fn reconciler<F, Fut>(mut self, reconcile: F) -> Self
     where
-        F: Fn(Abandoned) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Verdict> + Send + 'static,
+        F: Fn(AbandonedClaim) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ReconcileOutcome> + Send + 'static,
     {
         self.settings.reconciler = Some(Reconciler::new(reconcile));
         self
     }
 
-    /// How long the reconciler may take. Default: 30 s.
+    /// Sets how long the reconciler may take. Default: 30 s.
     pub fn reconcile_limit(mut self, limit: Duration) -> Self {
         self.settings.reconcile_limit = limit;
         self
     }
 
-    /// Starts the engine. Its actors start on each arbiter at that arbiter's first call.
+    /// Starts the engine. On each arbiter, its actors start with that arbiter's first call.
     ///
-    /// The recorder of the `metrics` facade, if there is one, must be installed before.
+    /// If you use a recorder of the `metrics` facade, install it first.
     ///
     /// # Errors
     /// [`StartError`] for settings that can't work.

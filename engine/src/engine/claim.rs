@@ -1,4 +1,4 @@
-//! What an operation is handed.
+//! The [`Claim`]: what the engine passes to an operation.
 
 use std::fmt;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use crate::{Attempt, Error, FencingToken, Key};
 /// # let engine = Engine::builder(MemoryBackend::new()).start()?;
 /// let outcome = engine
 ///     .run(Key::new("charge", "r-1")?, &1999, |claim| async move {
-///         claim.confirm().await?; // the last moment before what can't be undone
+///         claim.confirm().await?; // immediately before the irreversible effect
 ///         Ok::<_, oncekey::Error>(format!("{} {}", claim.key(), claim.attempt()))
 ///     })
 ///     .await?;
@@ -39,7 +39,7 @@ pub struct Claim {
     claim: Option<ClaimAddr>,
     derivation: KeyDerivation,
     retention: Duration,
-    /// Where the claim's own operation may complete it: its owner.
+    /// The claim's owner, if its own operation may complete it.
     completed_as: Option<Owner>,
 }
 
@@ -50,7 +50,7 @@ impl Claim {
         Self { key, attempt: grant.attempt, token: grant.token, claim, derivation, retention, completed_as: None }
     }
 
-    /// One that its operation may complete by itself.
+    /// Creates a claim that its operation may complete by itself.
     pub(crate) fn completed_by_its_operation(
         key: Key,
         grant: &Grant,
@@ -78,19 +78,21 @@ impl Claim {
         self.retention
     }
 
-    /// The key that is claimed.
+    /// Returns the claimed key.
     pub fn key(&self) -> &Key {
         &self.key
     }
 
-    /// How often the key has been claimed since it was last free: above 1 if an earlier holder's lease lapsed, so that an
-    /// earlier attempt may have had its effect. A release starts again at 1, also the release of an attempt above 1.
+    /// Returns how often the key has been claimed since it was last free. A number above 1 means that an earlier
+    /// holder's lease lapsed, so an earlier attempt may have had its effect. After a release, the count starts at 1
+    /// again, even if the released attempt was above 1.
     pub fn attempt(&self) -> Attempt {
         self.attempt
     }
 
-    /// The fencing token of the claim. It rises with every claim of the key and never goes back, so a service that
-    /// remembers the highest token it has seen can refuse a stale holder. [`FencingToken::ZERO`] without a claim.
+    /// Returns the claim's fencing token. The token rises with every claim of the key and never goes back, so a service
+    /// that remembers the highest token it has seen can refuse a stale holder. Without a claim, this is
+    /// [`FencingToken::ZERO`].
     ///
     /// ```
     /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -109,15 +111,17 @@ impl Claim {
         self.token
     }
 
-    /// An idempotency key for the effect `name` of this operation: pass it to the provider that performs the effect, which
-    /// then performs it once, however often the operation runs.
+    /// Returns an idempotency key for the effect `name` of this operation. Pass it to the provider that performs the
+    /// effect: the provider then performs it once, however often the operation runs.
     ///
-    /// The key does not depend on the attempt. Two effects of one operation have two names, and so two keys. In a loop, the
-    /// name contains the item and not its index, since a retry may see another order. A rename makes another key.
+    /// The key does not depend on the attempt. Two effects of one operation need two names, which give two keys. In a
+    /// loop, put the item into the name and not its index, because a retry may see another order. Renaming an effect
+    /// changes its key.
     ///
-    /// It is a digest of the [namespace](crate::EngineBuilder::namespace), the scope, the idempotency key and the name.
-    /// Without [`key_hashing`](crate::EngineBuilder::key_hashing) the digest is not keyed, and a key that can be guessed can
-    /// be found by guessing. With it the digest is keyed, and another secret makes other derived keys.
+    /// The key is a digest of the [namespace](crate::EngineBuilder::namespace), the scope, the idempotency key and the
+    /// name. Without [`key_hashing`](crate::EngineBuilder::key_hashing) the digest is not keyed: anyone who sees a
+    /// derived key can test guesses of a guessable idempotency key against it. With `key_hashing` the digest is keyed,
+    /// and another secret gives other derived keys.
     ///
     /// ```
     /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -138,20 +142,20 @@ impl Claim {
         self.derivation.derive(&self.key, name.as_ref())
     }
 
-    /// Whether there is a claim at all: not where the store was away and
+    /// Returns whether the operation has a claim. It has none if the store was unavailable and
     /// [`OnStoreFailure::Run`](crate::OnStoreFailure::Run) let the operation run.
     pub fn is_guarded(&self) -> bool {
         self.claim.is_some()
     }
 
-    /// Asks the store, now, whether the claim still stands, and renews its lease. Only a renewal that is sent by this call
-    /// counts, and only if it is answered within the lease.
+    /// Asks the store now whether the claim still stands, and renews its lease. Only a renewal sent by this call
+    /// counts, and only if its answer arrives within the lease.
     ///
-    /// The lease is renewed without this. It is for the moment before an effect that can't be undone, after a pause that
-    /// may have been longer than the lease.
+    /// The engine renews the lease without this call. Use it immediately before an irreversible effect, after a pause
+    /// that may have been longer than the lease.
     ///
     /// # Errors
-    /// [`Error::ClaimLost`] if another holder has the key by now; [`Error::Store`] if the store did not say.
+    /// [`Error::ClaimLost`] if the claim no longer stands; [`Error::Store`] if the store did not answer.
     pub async fn confirm(&self) -> Result<(), Error> {
         let Some(claim) = &self.claim else { return Ok(()) };
         let (reply, confirmed) = oneshot::channel();
@@ -159,18 +163,18 @@ impl Claim {
         confirmed.await.unwrap_or(Err(Error::Stopped))
     }
 
-    /// What stores `value` as the outcome of this claim **in a transaction that the operation opened by itself**: the
-    /// message for a store's `complete_in`. Give the same value back from the operation.
+    /// Returns the message for a store's `complete_in`, which stores `value` as this claim's outcome **in a transaction
+    /// that the operation opened itself**. Return the same value from the operation.
     ///
-    /// It is for operations of [`run`](crate::Engine::run), [`run_local`](crate::Engine::run_local) and
-    /// [`run_blocking`](crate::Engine::run_blocking) whose transaction is theirs: an application's unit of work, say. Where
-    /// the transaction may be the engine's, [`run_in_transaction`](crate::Engine::run_in_transaction) is simpler, and does
-    /// deadlocks again.
+    /// Use it in operations of [`run`](crate::Engine::run), [`run_local`](crate::Engine::run_local) and
+    /// [`run_blocking`](crate::Engine::run_blocking) that own their transaction, for example an application's unit of
+    /// work. If the engine may open the transaction, [`run_in_transaction`](crate::Engine::run_in_transaction) is
+    /// simpler, and it retries after deadlocks.
     ///
     /// # Errors
-    /// [`Error::Unserializable`] for the value, and [`Error::ClaimLost`] where there is no claim that could be completed
-    /// so: an unguarded run, an HTTP request's claim (which is completed with a response, by
-    /// [`web::Transaction`](crate::web::Transaction)), a claim that is completed in the engine's own transaction.
+    /// [`Error::Unserializable`] for the value. [`Error::ClaimLost`] where this method can't complete the claim: in an
+    /// unguarded run, for an HTTP request's claim (which [`web::Transaction`](crate::web::Transaction) completes with a
+    /// response), and for a claim that the engine's own transaction completes.
     ///
     /// ```
     /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -184,7 +188,7 @@ impl Claim {
     /// # let folder = tempfile::tempdir()?;
     /// let file = folder.path().join("shop.db");
     /// let backend = SqliteBackend::open(&file)?;
-    /// // What did not commit did not happen: a claim whose holder crashed is run again.
+    /// // What was not committed did not happen, so a claim whose holder crashed may run again.
     /// let engine = Engine::builder(backend.clone()).on_abandoned(OnAbandoned::Rerun).start()?;
     /// let mut own = SqliteConnection::establish(file.to_str().unwrap_or_default())?;
     /// own.batch_execute("PRAGMA busy_timeout = 5000; CREATE TABLE orders (item TEXT)")?;
@@ -194,7 +198,7 @@ impl Claim {
     ///         own.immediate_transaction(|tx| {
     ///             tx.batch_execute("INSERT INTO orders VALUES ('book')")?;
     ///             let order = 17_u64;
-    ///             backend.complete_in(tx, claim.completion(&order)?)?; // last, since the record is locked from here
+    ///             backend.complete_in(tx, claim.completion(&order)?)?; // last: the record is locked from here on
     ///             Ok::<_, Failure>(order)
     ///         })
     ///     })

@@ -1,4 +1,4 @@
-//! The handle that callers hold.
+//! The [`Engine`]: the handle through which callers use an idempotency engine.
 
 mod admin;
 mod blocking;
@@ -38,11 +38,12 @@ use crate::{CallPolicy, Error, EventKind, Fingerprint, Key, OnAbandoned, OnFailu
 
 /// The handle to an idempotency engine.
 ///
-/// It is cheap to clone, `Send`, and works from anywhere: from an arbiter (an actix actor, an actix-web handler), from a
-/// task on a plain tokio runtime, and from a plain thread by [`run_blocking`](Self::run_blocking). On an arbiter nothing
-/// crosses a thread.
+/// It is cheap to clone and `Send`. Use it on an arbiter (in an actix actor or an actix-web handler), in a task on a
+/// plain tokio runtime, or on a plain thread with [`run_blocking`](Self::run_blocking). On an arbiter, a call never
+/// crosses threads.
 ///
-/// The engine ends when its last handle is dropped, or is ended with care by [`shutdown`](Self::shutdown).
+/// The engine ends when its last handle is dropped. [`shutdown`](Self::shutdown) lets the operations in flight finish
+/// first.
 ///
 /// ```
 /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -66,7 +67,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Sets an engine up on a store.
+    /// Returns a builder for an engine on a store.
     pub fn builder<B: Backend>(backend: B) -> EngineBuilder<B> {
         EngineBuilder::new(backend)
     }
@@ -75,7 +76,7 @@ impl Engine {
         Self { nodes: Arc::new(nodes), policy }
     }
 
-    /// The policies of calls by this handle.
+    /// Returns the policies of this handle's calls.
     ///
     /// ```
     /// # use oncekey::Engine;
@@ -88,7 +89,7 @@ impl Engine {
         &self.policy
     }
 
-    /// A handle to the same engine whose calls follow `policy`.
+    /// Returns a handle to the same engine whose calls follow `policy`.
     ///
     /// ```
     /// # use oncekey::{CallPolicy, Engine, OnFailure};
@@ -102,7 +103,7 @@ impl Engine {
         Self { nodes: Arc::clone(&self.nodes), policy }
     }
 
-    /// A handle whose outcomes are kept for `retention`, counted from completion.
+    /// Returns a handle whose outcomes are kept for `retention`, counted from their completion.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -117,7 +118,7 @@ impl Engine {
         self.with_policy(CallPolicy { retention, ..self.policy })
     }
 
-    /// A handle whose calls wait up to `limit` for another at work on their key.
+    /// Returns a handle whose calls wait up to `limit` if another caller holds their key.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -133,7 +134,7 @@ impl Engine {
         self.with_policy(CallPolicy { on_in_progress: OnInProgress::Wait(limit), ..self.policy })
     }
 
-    /// A handle whose claims, if abandoned, are treated so.
+    /// Returns a handle whose claims, if abandoned, follow `on_abandoned`.
     ///
     /// ```
     /// # use oncekey::{Engine, OnAbandoned};
@@ -147,7 +148,7 @@ impl Engine {
         self.with_policy(CallPolicy { on_abandoned: Some(on_abandoned), ..self.policy })
     }
 
-    /// A handle whose claims are treated so if their operation fails.
+    /// Returns a handle whose claims follow `on_failure` if their operation returns an error.
     ///
     /// ```
     /// # use oncekey::{Engine, OnFailure};
@@ -161,7 +162,7 @@ impl Engine {
         self.with_policy(CallPolicy { on_failure, ..self.policy })
     }
 
-    /// A handle whose calls are treated so when the store can't be asked.
+    /// Returns a handle whose calls follow `on_store_failure` when the store is unavailable.
     ///
     /// ```
     /// # use oncekey::{Engine, OnStoreFailure};
@@ -175,7 +176,7 @@ impl Engine {
         self.with_policy(CallPolicy { on_store_failure, ..self.policy })
     }
 
-    /// A handle whose operations may run for so long: see [`CallPolicy::run_limit`].
+    /// Returns a handle whose operations may run for at most `limit`: see [`CallPolicy::run_limit`].
     ///
     /// ```
     /// # use std::time::Duration;
@@ -190,8 +191,8 @@ impl Engine {
         self.with_policy(CallPolicy { run_limit: Some(limit), ..self.policy })
     }
 
-    /// Whether the engine takes new claims: false from [`shutdown`](Self::shutdown) on. Report it as readiness. Completed
-    /// keys still replay while the engine drains.
+    /// Returns whether the engine accepts new claims: `false` once [`shutdown`](Self::shutdown) has begun. Report it as
+    /// readiness. Completed keys still replay while the engine drains.
     ///
     /// ```
     /// # use oncekey::Engine;
@@ -218,9 +219,9 @@ impl Engine {
         self.nodes.shared().events.tell(kind, key);
     }
 
-    /// Asks for a key, by the supervisor of `node`.
+    /// Asks the supervisor of `node` for a key.
     ///
-    /// Dropping the future withdraws the call: a claim that is granted to nobody is released.
+    /// Dropping the future withdraws the call: the engine releases a claim that no caller received.
     pub(crate) async fn begin(
         &self,
         node: &Node,
@@ -242,7 +243,7 @@ impl Engine {
     }
 }
 
-/// A caller that waits. If its future is dropped, the supervisor frees what it held.
+/// A waiting caller. If its future is dropped, the supervisor frees what the caller held.
 struct Leaving<'a> {
     supervisor: &'a Addr<Supervisor>,
     key: Option<Key>,
@@ -251,7 +252,7 @@ struct Leaving<'a> {
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
         if let Some(key) = self.key.take() {
-            // A supervisor that has ended holds nothing.
+            // A supervisor that has ended holds nothing for the caller.
             let _ = self.supervisor.try_send(CallerLeft(key));
         }
     }

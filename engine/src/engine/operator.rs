@@ -1,4 +1,4 @@
-//! What an operator asks and decides.
+//! The operator's queries and decisions.
 
 use futures_util::future::join_all;
 use serde::Serialize;
@@ -13,15 +13,15 @@ use crate::record::{Binding, SealedOutcome, StepName};
 use crate::record::{PayloadKind, StepRecord};
 use crate::{Attempt, Error, Event, EventKind, Key};
 
-/// Small enough that other steps do not wait long for a batch of removals.
+/// Small enough that other requests do not wait long behind a batch of removals.
 const ERASED_AT_ONCE: usize = 200;
 
 impl Engine {
-    /// Reads a page of the records that match a filter, in the order of the stored keys. Ask with [`Found::next`] for the
-    /// page after it.
+    /// Reads a page of the records that match a filter, in the order of the stored keys. Pass [`Found::next`] as
+    /// `after` to read the next page.
     ///
-    /// A store that has no index for the filter looks through its records: 10,000 of them for one page at most. A page may
-    /// then have fewer records than `limit`, or none, although there are more pages.
+    /// A store without an index for the filter scans its records, at most 10,000 for one page. A page may then hold
+    /// fewer records than `limit`, or none, although more pages follow.
     ///
     /// # Errors
     /// [`Error::Store`] if the store does not answer.
@@ -43,15 +43,16 @@ impl Engine {
         Ok(self.nodes.current()?.persist(|reply| Persist::Find(message, reply)).await?)
     }
 
-    /// Removes all records of a scope, a batch at a time, and returns how many it removed. **A retry of any of its
-    /// operations runs again.** An operation that is running goes on, and its outcome is not kept.
+    /// Removes all records of a scope in batches, and returns how many it removed. **A retry of any of their operations
+    /// runs it again.** A running operation continues, and its outcome is not kept.
     ///
-    /// A store may keep a removed key for up to ten minutes without its outcome, so that a late claim can't take effect.
-    /// Dropping the future stops between two removals; call again to go on. Records that are claimed meanwhile may stay.
+    /// A store may keep a removed key for up to ten minutes, without its outcome, so that a late claim can't take
+    /// effect. Dropping the future stops between two removals; call again to continue. Records that are claimed in the
+    /// meantime may remain.
     ///
     /// # Errors
-    /// [`Error::Store`] if the store does not answer, or under [`key_hashing`](crate::EngineBuilder::key_hashing), where a
-    /// stored key does not show its scope.
+    /// [`Error::Store`] if the store does not answer, or under [`key_hashing`](crate::EngineBuilder::key_hashing),
+    /// because a hashed key does not show its scope.
     ///
     /// ```
     /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -79,8 +80,7 @@ impl Engine {
         }
     }
 
-    /// Reports the settings of the store's servers that are not as they should be. A store without such settings reports
-    /// none.
+    /// Reports the settings of the store's servers that need correcting. A store without such settings reports none.
     ///
     /// # Errors
     /// [`Error::Store`] if the store does not answer.
@@ -99,7 +99,8 @@ impl Engine {
         Ok(self.nodes.current()?.persist(Persist::Examine).await?)
     }
 
-    /// Settles an indeterminate key as [`resolve`](Self::resolve) does. The event [`EventKind::Resolved`] names the operator.
+    /// Settles an indeterminate key like [`resolve`](Self::resolve). The event [`EventKind::Resolved`] names the
+    /// operator.
     ///
     /// # Errors
     /// [`Error::Store`] if the store does not answer.
@@ -123,8 +124,8 @@ impl Engine {
         self.send_resolve(Resolve { key: key.clone(), attempt, owner: None, with }, Some(operator)).await
     }
 
-    /// Settles an indeterminate key only if it still is the claim that `view` shows. No later claim of the key is
-    /// settled, whatever happened since. The event [`EventKind::Resolved`] names the operator.
+    /// Settles an indeterminate key only if its claim is still the one that `view` shows. It never settles a later
+    /// claim of the key. The event [`EventKind::Resolved`] names the operator.
     ///
     /// # Errors
     /// [`Error::Store`] if the store does not answer.
@@ -147,7 +148,7 @@ impl Engine {
         self.send_resolve(Resolve { key: view.key.clone(), attempt, owner, with }, Some(operator)).await
     }
 
-    /// Settles a step as [`resolve_step`](Self::resolve_step) does. The event [`EventKind::StepResolved`] names the
+    /// Settles a step like [`resolve_step`](Self::resolve_step). The event [`EventKind::StepResolved`] names the
     /// operator.
     ///
     /// # Errors
@@ -219,11 +220,11 @@ impl Engine {
     }
 }
 
-/// For the console, which settles what its operator has seen and nothing else.
+/// For the console, which settles only what its operator has seen.
 #[cfg(feature = "web")]
 impl Engine {
-    /// Settles the very run of a step that the view shows. `json` is the value that the step would have returned; `None` if
-    /// its effect did not happen.
+    /// Settles exactly the run of a step that `view` shows. `json` is the value that the step would have returned, or
+    /// `None` if its effect did not happen.
     pub(crate) async fn settle_step(
         &self,
         view: &RecordView,

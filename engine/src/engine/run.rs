@@ -1,4 +1,4 @@
-//! Running an operation once, with a typed outcome.
+//! Runs an operation once and returns a typed outcome.
 
 use std::any::Any;
 use std::future::Future;
@@ -23,7 +23,7 @@ use crate::{
     UnreadableOutcome,
 };
 
-/// What a call gives: the operation's value, and whether it ran now or before.
+/// The outcome of a call: the operation's value, and whether this call ran it.
 ///
 /// ```
 /// use oncekey::Outcome;
@@ -34,46 +34,47 @@ use crate::{
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome<T> {
-    /// The operation ran, by this call.
+    /// This call ran the operation.
     Ran(T),
-    /// An earlier call ran it: this is what it gave.
+    /// An earlier call ran the operation. This is its value.
     Replayed(T),
 }
 
 impl<T> Outcome<T> {
-    /// The value, either way.
+    /// Returns the value, whichever call ran the operation.
     pub fn into_inner(self) -> T {
         match self {
             Self::Ran(value) | Self::Replayed(value) => value,
         }
     }
 
-    /// Whether the operation ran before, and not now.
+    /// Returns whether an earlier call ran the operation.
     pub fn is_replay(&self) -> bool {
         matches!(self, Self::Replayed(_))
     }
 }
 
 impl Engine {
-    /// Runs `operation` once for `key`, and gives its outcome to this call and every later one.
+    /// Runs `operation` once for `key`, and returns its outcome to this call and to every later one.
     ///
-    /// `fingerprint` is what is asked: anything that serializes, or a [`Fingerprint`](crate::Fingerprint). A later call
-    /// that asks for something else under the same key is refused. The outcome is stored as JSON, so that a later version
-    /// of the program can read it.
+    /// `fingerprint` describes the request: anything that serializes, or a [`Fingerprint`](crate::Fingerprint). The
+    /// engine refuses a later call that uses the key with another fingerprint. The store keeps the outcome as JSON, so
+    /// that a later version of the program can read it.
     ///
-    /// The outcome is stored before this returns, and this call gets the value as it was read back from what is stored: the
-    /// first answer and every replay are equal. A value that JSON can't keep (a NaN, a `Some(())`) is
-    /// [`Error::Unserializable`] before anything is stored, and the key is then indeterminate.
+    /// The engine stores the outcome before this method returns, and returns the value as read back from the stored
+    /// form. The first answer and every replay are therefore equal. For a value that JSON can't keep (a NaN, a
+    /// `Some(())`), the method returns [`Error::Unserializable`] before anything is stored, and the key becomes
+    /// indeterminate.
     ///
-    /// An operation's `Err` states that nothing happened: the key is settled as [`OnFailure`] says, and the error is
-    /// returned. A panic states nothing, so [`OnAbandoned`](crate::OnAbandoned) decides as after a crash.
+    /// An operation's `Err` states that nothing happened: the engine settles the key by [`OnFailure`] and returns the
+    /// error. A panic states nothing, so [`OnAbandoned`](crate::OnAbandoned) decides, as after a crash.
     ///
     /// # Cancel safety
-    /// Dropping the future before the operation began withdraws the call. Once it began, the operation goes on in a task
-    /// of its own and its outcome is stored.
+    /// Dropping the future before the operation began withdraws the call. Once the operation has begun, it continues in
+    /// its own task, and its outcome is stored.
     ///
     /// # Errors
-    /// [`RunError::Operation`] with the operation's own error, or [`RunError::Engine`] with the engine's reason.
+    /// [`RunError::Operation`] with the operation's own error, or [`RunError::Engine`] with the engine's error.
     ///
     /// ```
     /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -101,7 +102,7 @@ impl Engine {
         T: Serialize + DeserializeOwned + Send + 'static,
         E: Send + 'static,
     {
-        // Made before the first await, so that what it borrows need not be `Sync` for this future to be `Send`.
+        // Computed before the first await, so that this future is `Send` even if the borrowed request is not `Sync`.
         let fingerprint = fingerprint.to_fingerprint().map_err(Error::from);
         let node = self.nodes.current()?;
         match self.begin(&node, key.clone(), fingerprint?, &self.policy).await? {
@@ -123,7 +124,7 @@ impl Engine {
 
     /// [`run`](Self::run), with a reader for outcomes that an older version of the program stored as an `Old`.
     ///
-    /// `read_old` is called only for a stored outcome that can't be read as a `T`, and can be read as an `Old`.
+    /// It calls `read_old` only for a stored outcome that can't be read as a `T` but can be read as an `Old`.
     ///
     /// # Cancel safety
     /// As for [`run`](Self::run).
@@ -139,7 +140,7 @@ impl Engine {
     /// let key = Key::new("mail", 17)?;
     /// engine.run(key.clone(), &(), |_| async { Ok::<_, std::io::Error>(17_u64) }).await?;
     ///
-    /// // The next version stores a text.
+    /// // The next version stores a string.
     /// let send = |_claim| async { Ok::<_, std::io::Error>("mail 18".to_owned()) };
     /// let again = engine.run_or_read(key, &(), send, |number: u64| format!("mail {number}")).await?;
     /// assert_eq!(again, Outcome::Replayed("mail 17".into()));
@@ -162,18 +163,18 @@ impl Engine {
         or_read(self.run(key, fingerprint, operation).await, read_old)
     }
 
-    /// Runs several calls at once: their claims and outcomes are on their way to the store together.
-    /// [`run_all_blocking`](Self::run_all_blocking) is the same for a plain thread.
+    /// Runs several calls at once, and sends their claims and outcomes to the store together.
+    /// [`run_all_blocking`](Self::run_all_blocking) does the same on a plain thread.
     ///
-    /// The operations run side by side in the caller's task; each gets its call's number. The results are in the order of
-    /// the calls. A call that is refused, or fails, concerns no other. Two calls of one key are two callers of that key: the
-    /// second is in flight elsewhere, waits, or replays, as the policy says.
+    /// The operations run concurrently in the caller's task; each receives its call's number. The results are in the
+    /// order of the calls. A call that is refused or fails does not affect the others. Two calls with one key are two
+    /// callers of that key: the second is refused as in progress, waits, or replays, as the policy says.
     ///
     /// # Cancel safety
     /// As for [`run`](Self::run), for each call.
     ///
     /// # Errors
-    /// Each call's as for [`run`](Self::run).
+    /// For each call, as for [`run`](Self::run).
     ///
     /// ```
     /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -203,17 +204,19 @@ impl Engine {
         let operation = Arc::new(operation);
         let running = calls.into_iter().enumerate().map(|(number, (key, fingerprint))| {
             let operation = Arc::clone(&operation);
-            // Called inside the block, which the engine polls with its guard against panics.
+            // The operation is called inside the async block, so that the engine also catches a panic in the call
+            // itself.
             self.run(key, fingerprint, move |claim| async move { operation(number, claim).await })
         });
         join_all(running).await
     }
 
-    /// [`run`](Self::run) for operations that can't leave their thread: those that hold an `Rc`, an `HttpRequest`, ….
+    /// [`run`](Self::run) for operations that can't leave their thread because they hold an `Rc`, an `HttpRequest` or
+    /// the like.
     ///
     /// # Cancel safety
-    /// As for [`run`](Self::run), on an arbiter. On a thread that is none, an operation whose caller is dropped is torn
-    /// down, and its claim is settled as its [`OnAbandoned`](crate::OnAbandoned) says.
+    /// On an arbiter, as for [`run`](Self::run). On any other thread, dropping the future also drops the operation, and
+    /// the engine settles its claim by [`OnAbandoned`](crate::OnAbandoned).
     ///
     /// # Errors
     /// As for [`run`](Self::run).
@@ -267,11 +270,11 @@ impl Engine {
 }
 
 pub(super) fn replayed<T: DeserializeOwned>(key: &Key, outcome: &SealedOutcome) -> Result<T, Error> {
-    // The value's `Deserialize` is the user's code.
+    // The value's `Deserialize` is user code.
     let value = catch_unwind(AssertUnwindSafe(|| outcome.value(key)));
     match value.unwrap_or(Err(CorruptOutcome::Content)) {
         Ok(value) => value.ok_or(Error::OutcomeNotKept),
-        // It is sound, and another type's.
+        // The outcome is intact, but of another type.
         Err(CorruptOutcome::Content | CorruptOutcome::OtherKind) => {
             Err(Error::OutcomeUnreadable(Box::new(UnreadableOutcome::new::<T>(key, outcome))))
         }
@@ -279,7 +282,7 @@ pub(super) fn replayed<T: DeserializeOwned>(key: &Key, outcome: &SealedOutcome) 
     }
 }
 
-/// A replay that is of an older type, as the current one.
+/// Reads a replay of an older type with `read_old`.
 pub(crate) fn or_read<Old: DeserializeOwned, T, E>(
     outcome: Result<Outcome<T>, RunError<E>>,
     read_old: impl FnOnce(Old) -> T,
@@ -293,8 +296,8 @@ pub(crate) fn or_read<Old: DeserializeOwned, T, E>(
     }
 }
 
-/// The outcome to store for a value, and the value as every replay will read it: what the caller gets now and what a
-/// retry gets later are the same, by construction.
+/// Returns the outcome to store for a value, and the value as read back from it, so that the first answer and every
+/// replay are equal.
 pub(super) fn sealed<T: Serialize + DeserializeOwned>(key: &Key, value: &T) -> Result<(T, SealedOutcome), Error> {
     let unserializable = |error: &dyn std::fmt::Display| Error::Unserializable(error.to_string());
     let outcome = SealedOutcome::of_value(key, value).map_err(|error| unserializable(&error))?;
@@ -331,13 +334,13 @@ where
     let claim = Claim::completed_by_its_operation(key.clone(), &grant, policy.retention, derivation);
     let span = debug_span!("operation", %key, attempt = %grant.attempt);
     grant.begin().await?;
-    // An inner block, so that a panic before the operation's first await is caught as well.
+    // The operation is called inside the async block, so that a panic before its first await is also caught.
     let running = async move { operation(claim).await };
     let result = AssertUnwindSafe(running).catch_unwind().instrument(span).await;
     settle(shared, policy, &key, &mut grant, result).await
 }
 
-/// Settles a claim by what its operation gave.
+/// Settles a claim by the result of its operation.
 async fn settle<T: Serialize + DeserializeOwned, E>(
     shared: &Shared,
     policy: &CallPolicy,
@@ -352,13 +355,13 @@ async fn settle<T: Serialize + DeserializeOwned, E>(
     let (settlement, answer) = settlement(shared, key, policy, result);
     match (grant.settle(settlement).await, answer) {
         (Ok(_), answer) => answer,
-        // The operation's own error is the one to tell: that its claim could not be given up is an event.
+        // The caller gets the operation's own error. An event reports that the claim could not be settled.
         (Err(_), Err(error)) => Err(error),
         (Err(error), Ok(_)) => Err(RunError::Engine(error)),
     }
 }
 
-/// What becomes of the claim, and what the caller is told if the store takes it.
+/// Returns how to settle the claim, and what the caller gets if the store accepts the settlement.
 pub(super) fn settlement<T: Serialize + DeserializeOwned, E>(
     shared: &Shared,
     key: &Key,
@@ -370,12 +373,12 @@ pub(super) fn settlement<T: Serialize + DeserializeOwned, E>(
         OnFailure::Hold => Settlement::Hold,
     };
     match result {
-        // The value's `Serialize` and `Deserialize` are the user's code.
+        // The value's `Serialize` and `Deserialize` are user code.
         Ok(Ok(value)) => match catch_unwind(AssertUnwindSafe(|| sealed(key, &value))) {
             Ok(Ok((value, outcome))) => {
                 (Settlement::Complete { outcome, retention: policy.retention }, Ok(Outcome::Ran(value)))
             }
-            // The effect has happened, and can't be told to anybody else: it must not run again by itself.
+            // The effect has happened, but no replay can return its value. Hold keeps the operation from running again.
             Ok(Err(error)) => (Settlement::Hold, Err(RunError::Engine(error))),
             Err(_) => {
                 shared.events.tell(EventKind::Panicked, key);

@@ -1,4 +1,4 @@
-//! Running a part of an operation once: [`Claim::step`] and its kin.
+//! Runs parts of an operation once: [`Claim::step`] and its variants.
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
@@ -18,7 +18,7 @@ use crate::{
     Attempt, CorruptOutcome, DerivedKey, FencingToken, Fingerprint, FingerprintError, StepPolicy, ToFingerprint,
 };
 
-/// What a step's operation is handed.
+/// The step that the engine passes to the step's operation.
 ///
 /// ```
 /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -37,7 +37,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Step {
     name: StepName,
-    /// The name that the store has it by.
+    /// The name that the store knows the step by.
     stored: StepName,
     key: DerivedKey,
     attempt: Attempt,
@@ -45,13 +45,14 @@ pub struct Step {
 }
 
 impl Step {
-    /// The idempotency key for the provider that performs this step: a [derived key](Claim::derive_key) of the step's name.
-    /// It is the same at every attempt. A step that was [renamed](StepOptions::formerly) keeps the key of its old name.
+    /// Returns the idempotency key for the provider that performs this step: a [derived key](Claim::derive_key) of the
+    /// step's name. It is the same at every attempt. A step that was [renamed](StepOptions::formerly) keeps the key of
+    /// its old name.
     pub fn key(&self) -> &DerivedKey {
         &self.key
     }
 
-    /// The step's name.
+    /// Returns the step's name.
     pub fn name(&self) -> &str {
         self.name.as_str()
     }
@@ -60,18 +61,19 @@ impl Step {
         &self.stored
     }
 
-    /// How often this step has begun: above 1 if an earlier run of it may have had its effect, or failed.
+    /// Returns how often this step has begun. A number above 1 means that an earlier run failed or may have had its
+    /// effect.
     pub fn attempt(&self) -> Attempt {
         self.attempt
     }
 
-    /// The fencing token of the claim that runs the step.
+    /// Returns the fencing token of the claim that runs the step.
     pub fn fencing_token(&self) -> FencingToken {
         self.token
     }
 }
 
-/// A step's name with its settings, for [`Claim::step_with`].
+/// A step's name and settings, for [`Claim::step_with`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -94,25 +96,26 @@ pub struct StepOptions {
 }
 
 impl StepOptions {
-    /// A step of this name, without a fingerprint, under [`StepPolicy::Hold`].
+    /// Creates a step of this name, without a fingerprint, under [`StepPolicy::Hold`].
     pub fn new(name: impl Into<String>) -> Self {
         Self { name: name.into(), formerly: Vec::new(), fingerprint: None, policy: StepPolicy::default() }
     }
 
-    /// What is asked of the step. A later call of the step that asks for something else is [`StepError::Mismatch`].
+    /// Sets the fingerprint of what the step is asked to do. A later call of the step with another fingerprint returns
+    /// [`StepError::Mismatch`].
     pub fn fingerprint(mut self, fingerprint: impl ToFingerprint) -> Self {
         self.fingerprint = Some(fingerprint.to_fingerprint().map_err(|error: FingerprintError| error.to_string()));
         self
     }
 
-    /// What to do if the step begins and its result is never known. Default: [`StepPolicy::Hold`].
+    /// Sets what to do if the step begins and its result stays unknown. Default: [`StepPolicy::Hold`].
     pub fn policy(mut self, policy: StepPolicy) -> Self {
         self.policy = policy;
         self
     }
 
-    /// A name that the step had in an earlier version of the program. A record under that name is found, and keeps its
-    /// provider's [key](Step::key).
+    /// Adds a name that the step had in an earlier version of the program. The step then finds a record under that
+    /// name, and keeps that name's [key](Step::key) for the provider.
     pub fn formerly(mut self, name: impl Into<String>) -> Self {
         self.formerly.push(name.into());
         self
@@ -131,9 +134,9 @@ impl From<String> for StepOptions {
     }
 }
 
-/// Why a step gave no outcome.
+/// Why a step returned no outcome.
 ///
-/// [`has_run`](Self::has_run) tells whether the step's operation ran, by this call.
+/// [`has_run`](Self::has_run) returns whether this call ran the step's operation.
 ///
 /// ```
 /// use oncekey::StepError;
@@ -144,73 +147,73 @@ impl From<String> for StepOptions {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StepError<E> {
-    /// The step's operation ran and failed. The error is not kept: the same name may be called again.
+    /// The step's operation ran and failed. The error is not kept, and the same name may be called again.
     #[error("the step failed: {0}")]
     Operation(E),
     /// The claim was lost, or its operation has returned. The step did not begin.
     #[error("the claim was lost before the step began, and the step did not run")]
     Lost,
-    /// A step of the same name runs now.
+    /// A step of the same name is running.
     #[error("a step of this name is running: give each item of a loop a name of its own")]
     Running,
-    /// The step was called inside of another one.
+    /// The step was called inside another step.
     #[error("a step can't contain a step: call it after the other one has returned")]
     Nested,
-    /// The operation runs in the transaction that completes its claim, which commits all or nothing.
+    /// The operation runs in the transaction that completes its claim, which commits all of its writes or none.
     #[error("an operation in a transaction has no steps: what it writes commits together")]
     InTransaction,
-    /// The step was called before, for something else.
+    /// The step was called before with another fingerprint.
     #[error("this step was called before, for something else: a name stands for one effect")]
     Mismatch,
     /// An earlier run of the step began, and its result is unknown. The step did not run again.
     #[error("it is not known whether an earlier run of this step had its effect: it waits to be resolved")]
     Unsettled,
-    /// The operation has as many steps as one may have.
+    /// The operation has reached the maximum number of steps.
     #[error("the operation has {max} steps, and no more are kept", max = crate::record::Steps::MAX)]
     TooMany,
-    /// The step ran, now or before, and its outcome is over the limit,
-    /// [`max_step_bytes`](crate::EngineBuilder::max_step_bytes). The step is done and does not run again.
+    /// The step ran, now or earlier, and its outcome exceeds [`max_step_bytes`](crate::EngineBuilder::max_step_bytes).
+    /// The step is done and does not run again.
     #[error("the step is done, but its outcome was too large to keep")]
     TooLarge,
-    /// The operation runs without a claim, since the store is away. The step did not run.
+    /// The operation runs without a claim, because the store is unavailable. The step did not run.
     #[error("the operation runs unguarded, so nothing can keep its steps: the step did not run")]
     Unguarded,
-    /// The name can't be one.
+    /// The name is not valid.
     #[error(transparent)]
     Name(#[from] StepNameError),
-    /// What was asked can't be serialized to make the step's fingerprint. The step did not run.
+    /// The step's request can't be serialized to compute its fingerprint. The step did not run.
     #[error("the step's fingerprint can't be made: {0}")]
     Fingerprint(String),
-    /// The store could not be asked, or did not answer. The step did not run, or its transaction was rolled back.
+    /// The store was unavailable or did not answer. The step did not run, or its transaction was rolled back.
     #[error("the idempotency store failed, and the step did not run: {0}")]
     Store(StoreError),
-    /// **The step ran**, and its outcome could not be stored. Nobody knows better than the caller what became of it.
+    /// **The step ran**, but its outcome could not be stored. Only the caller knows what happened.
     #[error("the step ran, but its outcome could not be stored: {0}")]
     OutcomeNotStored(StoreError),
-    /// **The step ran**, and its outcome can't be serialized.
+    /// **The step ran**, but its outcome can't be serialized.
     #[error("the step ran, but its outcome can't be serialized: {0}")]
     Unserializable(String),
-    /// The step is done, and its stored outcome can't be read as the type that is asked for. The step did not run again.
+    /// The step is done, but its stored outcome can't be read as the requested type. The step did not run again.
     #[error("the step is done, but its stored outcome can't be read: {0}")]
     Corrupt(#[from] CorruptOutcome),
-    /// The store has no transactions on connections of the type that the step asked for.
+    /// The store has no transactions on the type of connection that the step asked for.
     #[error("the store can't run a step on a {wanted}: {what}")]
     NoSuchTransaction {
         /// The type of connection that the step asked for.
         wanted: &'static str,
-        /// What the store said.
+        /// The store's explanation.
         what: String,
     },
     /// The step's operation panicked in its transaction, which was rolled back.
     #[error("the step panicked, and its transaction was rolled back")]
     Panicked,
-    /// The claim's actor is gone: its thread has ended.
+    /// The claim's actor is gone, because its thread has ended.
     #[error("the idempotency engine stopped while it was processing this step: retry the operation")]
     Stopped,
 }
 
 impl<E> StepError<E> {
-    /// Whether the step's operation ran by this call, or may have run.
+    /// Returns whether this call ran the step's operation, or may have run it.
     pub fn has_run(&self) -> bool {
         matches!(self, Self::Operation(_) | Self::TooLarge | Self::OutcomeNotStored(_) | Self::Unserializable(_))
     }
@@ -232,27 +235,28 @@ impl<E> StepError<E> {
 }
 
 impl Claim {
-    /// Runs a part of the operation once, and keeps its outcome: a retry of the operation gets that outcome, and continues
-    /// after it.
+    /// Runs a part of the operation once and keeps its outcome. A retry of the operation gets that outcome and
+    /// continues after it.
     ///
-    /// Steps match by name, never by order. In a loop, the name contains the item and not its index. Independent steps may
-    /// run side by side, by `join!`. What stands outside of steps is repeated at every attempt.
+    /// Steps match by name, never by order. In a loop, put the item into the name and not its index. Independent steps
+    /// may run concurrently, with `join!`. Every attempt repeats the code outside steps.
     ///
-    /// The step begins by one atomic step of the store, which also requires that this claim holds the key. A holder that
-    /// was paused past its lease is refused **before** its next effect.
+    /// A step begins through one atomic step of the store, which also requires that this claim holds the key. A holder
+    /// that was paused past its lease is refused **before** its next effect.
     ///
-    /// An `Err` states that nothing happened. It is not kept, and the same name may be called again; return a final refusal
-    /// as `Ok`. A panic, a dropped future and a crash state nothing: the step's [`StepPolicy`] decides, by default
-    /// `Hold`, which makes the operation's key indeterminate. [`step_with`](Self::step_with) takes another policy.
+    /// An `Err` states that nothing happened. It is not kept, and the same name may be called again; return a final
+    /// refusal as `Ok`. A panic, a dropped future and a crash state nothing, so the step's [`StepPolicy`] decides. The
+    /// default, `Hold`, makes the operation's key indeterminate. [`step_with`](Self::step_with) takes another policy.
     ///
-    /// Use [`OnAbandoned::Resume`](crate::OnAbandoned::Resume) for an operation with steps, so that a retry after a crash
-    /// continues.
+    /// Use [`OnAbandoned::Resume`](crate::OnAbandoned::Resume) for an operation with steps, so that a retry after a
+    /// crash continues.
     ///
     /// # Cancel safety
-    /// Dropping the future before the operation began withdraws the step. Later the step is unsettled, as after a crash.
+    /// Dropping the future before the operation began withdraws the step. Dropping it later leaves the step unsettled,
+    /// as after a crash.
     ///
     /// # Errors
-    /// [`StepError`], which distinguishes the step's own error from the engine's reasons.
+    /// [`StepError`], which distinguishes the step's own error from the engine's.
     ///
     /// ```
     /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -294,7 +298,7 @@ impl Claim {
     /// # let engine = Engine::builder(MemoryBackend::new()).on_abandoned(OnAbandoned::Resume).start()?;
     /// engine
     ///     .run(Key::new("checkout", "r-1")?, &1999, async |claim| {
-    ///         // The provider takes the key, and so performs a repeated charge once.
+    ///         // The provider accepts the key, so it performs a repeated charge once.
     ///         let options = StepOptions::new("charge").fingerprint(&1999).policy(StepPolicy::Rerun);
     ///         claim.step_with(options, async |step| charge(1999, step.key().as_str()).await).await
     ///     })
@@ -328,7 +332,7 @@ impl Claim {
 
     /// [`step`](Self::step) for an operation on a plain thread, with the settings of [`step_with`](Self::step_with).
     ///
-    /// Not on an arbiter's thread: the engine answers there.
+    /// Don't call it on an arbiter's thread: it blocks that thread, and the engine answers there.
     ///
     /// # Errors
     /// As for [`step`](Self::step).
@@ -360,7 +364,7 @@ impl Claim {
         let Ready::Run { step, life, end } = ready else { return ready.replayed(self) };
         let result = {
             let _inside = Inside::enter(id_of(asked.about.claim));
-            // A panic passes through: the guard tells the claim that the step is unsettled.
+            // A panic passes through. The guard `end` tells the claim that the step is unsettled.
             operation(&step)
         };
         let (sender, stored) = oneshot::channel();
@@ -369,7 +373,7 @@ impl Claim {
         told_stored(stored.blocking_recv(), told)
     }
 
-    /// Asks the claim's actor for a step.
+    /// Asks the claim's actor to begin a step.
     pub(super) fn ask_step<E>(&self, options: StepOptions, is_transactional: bool) -> Result<Asked<'_>, StepError<E>> {
         let StepOptions { name, formerly, fingerprint, policy } = options;
         let at_rest = self.derivation().at_rest();
@@ -395,7 +399,7 @@ impl Claim {
     }
 }
 
-/// A step that the claim's actor was asked for.
+/// A step that the claim's actor was asked to begin.
 pub(super) struct Asked<'a> {
     pub(super) answer: oneshot::Receiver<Result<BegunStep, StepRefusal>>,
     pub(super) about: About<'a>,
@@ -403,11 +407,11 @@ pub(super) struct Asked<'a> {
 
 pub(super) struct About<'a> {
     pub(super) claim: &'a ClaimAddr,
-    /// The names, as the store knows them and as the operation does.
+    /// Each name twice: as the store knows it, and as the operation does.
     names: Vec<(StepName, StepName)>,
 }
 
-/// A step that the caller is to run, or its outcome.
+/// A step for the caller to run, or its outcome.
 pub(super) enum Ready {
     Run { step: Step, life: FencingToken, end: EndOnDrop },
     Transact { step: Step, life: FencingToken, end: EndOnDrop },
@@ -415,7 +419,7 @@ pub(super) enum Ready {
 }
 
 impl About<'_> {
-    /// Whether the caller runs the step or replays its outcome, from the claim actor's answer. A stopped actor drops its reply.
+    /// Turns the claim actor's answer into a step to run or an outcome to replay. A stopped actor drops its reply.
     pub(super) fn ready<E>(
         &self,
         claim: &Claim,
@@ -448,7 +452,7 @@ impl Ready {
     }
 }
 
-/// Reads a stored outcome. The value's `Deserialize` is the user's code.
+/// Reads a stored outcome, and catches a panic in the value's `Deserialize`, which is user code.
 pub(super) fn read<T: DeserializeOwned, E>(
     claim: &Claim,
     name: &StepName,
@@ -460,14 +464,14 @@ pub(super) fn read<T: DeserializeOwned, E>(
     value.ok_or(StepError::TooLarge)
 }
 
-/// The outcome to store for a step's value, and the value as every replay will read it.
+/// Returns the outcome to store for a step's value, and the value as every replay will read it.
 pub(super) fn sealed<T: Serialize + DeserializeOwned>(
     claim: &Claim,
     name: &StepName,
     life: FencingToken,
     value: &T,
 ) -> Result<(T, SealedOutcome), String> {
-    // The value's `Serialize` and `Deserialize` are the user's code.
+    // The value's `Serialize` and `Deserialize` are user code.
     let sealing = catch_unwind(AssertUnwindSafe(|| {
         let outcome = SealedOutcome::of_value(Binding::step(claim.key(), life, name), value)?;
         Ok::<_, serde_json::Error>((outcome.read_back()?, outcome))
@@ -480,8 +484,8 @@ pub(super) fn sealed<T: Serialize + DeserializeOwned>(
 
 type Stored = oneshot::Sender<Result<(), StepRefusal>>;
 
-/// How a step ends by its operation's result, and what its caller is told once the store has it. An outcome that can't be
-/// stored leaves the step unsettled.
+/// Returns how a step with this result ends, and what its caller gets once the store has recorded that. An outcome that
+/// can't be stored leaves the step unsettled.
 fn ending<T: Serialize + DeserializeOwned, E>(
     claim: &Claim,
     name: &StepName,
@@ -503,10 +507,10 @@ fn told_stored<T, E>(
     told: Result<T, E>,
 ) -> Result<T, StepError<E>> {
     match (stored, told) {
-        // The step's own error is the one to tell.
+        // The caller gets the step's own error, whatever the store answered.
         (_, Err(error)) => Err(StepError::Operation(error)),
         (Ok(Ok(())), Ok(value)) => Ok(value),
-        // Another run of it has begun, or somebody resolved it.
+        // Another run of the step has begun, or somebody resolved it.
         (Ok(Err(StepRefusal::Lost)), Ok(_)) => {
             Err(StepError::OutcomeNotStored(StoreError::unavailable("the step was begun again or resolved meanwhile")))
         }
@@ -524,7 +528,7 @@ thread_local! {
     static INSIDE: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
-/// While it lives, a step of the claim is nested in another one.
+/// While it exists, a call to another step of the claim counts as nested.
 struct Inside;
 
 impl Inside {

@@ -1,4 +1,4 @@
-//! Steps whose rows commit with their outcome.
+//! Steps whose rows commit together with their outcome.
 
 use std::any::{Any, type_name};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,23 +17,25 @@ use crate::backend::{OperationFailure, StepCommitted, StoreError, TransactionOpe
 use crate::claims::{StepCall, StepRefusal, ToClaim, What};
 use crate::record::{SealedOutcome, StepName};
 
-/// Where a step's operation leaves its value or its error: the store's messages carry bytes.
+/// Where a step's operation leaves its value or error for its caller, because the store's messages carry only bytes.
 type Given<T, E> = Arc<Mutex<Option<Result<T, StepError<E>>>>>;
 
 impl Claim {
-    /// Runs a step in a transaction of the store's own database: what it writes and its outcome commit together. **It happens
-    /// exactly once.** For connections that block: `diesel::SqliteConnection` for SQLite, and with an r2d2 pool
-    /// (`blocking_pool`) `diesel::PgConnection` for PostgreSQL, `diesel::MysqlConnection` for MySQL and MariaDB.
+    /// Runs a step in a transaction of the store's own database: what the step writes and its outcome commit together.
+    /// **It happens exactly once.** For blocking connections: `diesel::SqliteConnection` for SQLite, and with an r2d2
+    /// pool (`blocking_pool`) `diesel::PgConnection` for PostgreSQL and `diesel::MysqlConnection` for MySQL and
+    /// MariaDB.
     ///
-    /// The claim is checked before the step, and again under the record's lock before the commit. A holder that has lost
-    /// its claim commits nothing. The lock is held for the commit alone, so that the claim's renewals and its other steps
-    /// go on meanwhile.
+    /// The store checks the claim before the step, and again under the record's lock before the commit. A holder that
+    /// has lost its claim commits nothing. The lock is held only for the commit, so the claim's renewals and its other
+    /// steps continue while the step runs.
     ///
     /// # Cancel safety
-    /// As for [`step`](Self::step), but nothing is left unsettled: the transaction commits, or it is rolled back.
+    /// As for [`step`](Self::step), but nothing stays unsettled: the transaction commits, or it is rolled back.
     ///
     /// # Errors
-    /// As for [`step`](Self::step). After any error but [`StepError::OutcomeNotStored`], what the step wrote is rolled back.
+    /// As for [`step`](Self::step). After any error except [`StepError::OutcomeNotStored`], what the step wrote is
+    /// rolled back.
     ///
     /// ```
     /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -76,11 +78,11 @@ impl Claim {
         .await
     }
 
-    /// [`step_in_transaction`](Self::step_in_transaction) for stores whose connections are awaited:
-    /// `diesel_async::AsyncPgConnection` for PostgreSQL, `diesel_async::AsyncMysqlConnection` for MySQL and MariaDB.
+    /// [`step_in_transaction`](Self::step_in_transaction) for async connections: `diesel_async::AsyncPgConnection` for
+    /// PostgreSQL, `diesel_async::AsyncMysqlConnection` for MySQL and MariaDB.
     ///
-    /// The operation **may be run several times**: when the database gives the transaction up for another's sake, all of it
-    /// was rolled back and is done again. What it writes through its connection is committed once.
+    /// The operation **may run several times**. When the database aborts the transaction because of another one, it
+    /// rolls everything back and the operation runs again. What it writes through its connection is committed once.
     ///
     /// # Cancel safety
     /// As for [`step_in_transaction`](Self::step_in_transaction).
@@ -116,7 +118,7 @@ impl Claim {
     {
         self.transact_step(options.into(), type_name::<C>(), |claim, step, name, life, given| {
             TransactionOperation::new_async(async move |connection: &mut C| {
-                // The block, so that a panic in the call itself is caught as well.
+                // The async block also catches a panic in the call itself.
                 let running = AssertUnwindSafe(async { operation(connection, &step).await });
                 leave(running.catch_unwind().await, &claim, &name, life, &given)
             })
@@ -144,19 +146,19 @@ impl Claim {
         end.begin();
         ToClaim::send(asked.about.claim, call).map_err(|_| StepError::Stopped)?;
         let committed = committed.await;
-        // The claim's actor has ended the step.
+        // The claim's actor has already ended the step.
         end.disarm();
         let given = given.lock().take();
         match committed.unwrap_or(Err(StepRefusal::Lost)) {
             Ok(StepCommitted::Stored { outcome, life }) => match given {
                 Some(Ok(value)) => Ok(value),
-                // Committed, but the answer was lost on the way.
+                // The transaction was committed, but the answer was lost on the way.
                 _ => read(self, &name, life, &outcome),
             },
             Ok(StepCommitted::Completed { outcome, life }) => read(self, &name, life, &outcome),
             Ok(StepCommitted::RolledBack) => match given {
                 Some(Err(error)) => Err(error),
-                // A constraint that is checked at the commit, or a statement whose failure the operation passed over.
+                // A constraint failed at the commit, or the operation ignored a failed statement.
                 _ => Err(StepError::Store(StoreError::unavailable("the step's transaction was rolled back"))),
             },
             Ok(StepCommitted::WrongConnection { wanted }) => Err(StepError::NoSuchTransaction {

@@ -1,4 +1,4 @@
-//! Exactly once: the operation's writes and its outcome in one transaction.
+//! Exactly once: commits the operation's writes and its outcome in one transaction.
 
 use std::any::{Any, type_name};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,14 +23,14 @@ use crate::{
 
 impl Engine {
     /// Runs `operation` inside a transaction of the record's own database, which also stores its outcome: both commit,
-    /// or neither does. **Exactly once** for whatever the operation writes through its connection.
+    /// or neither does. Whatever the operation writes through its connection happens **exactly once**.
     ///
-    /// `C` is the store's type of connection, `diesel::SqliteConnection` for the SQLite backend. An error or a panic
-    /// rolls back, and releases the key. If the process dies midway nothing was committed, so that an abandoned claim is
-    /// taken over unless the call's policy says otherwise.
+    /// `C` is the store's connection type, `diesel::SqliteConnection` for the SQLite backend. An error or a panic rolls
+    /// back and releases the key. If the process dies midway, nothing was committed, so the next call takes the
+    /// abandoned claim over unless the call's policy says otherwise.
     ///
-    /// The operation runs where the store runs its transactions, for SQLite on the one writer's thread: keep it short,
-    /// and make outside calls elsewhere.
+    /// The operation runs where the store runs its transactions; for SQLite, that is its only writer thread. Keep the
+    /// operation short, and make external calls elsewhere.
     ///
     /// # Cancel safety
     /// As for [`run`](Self::run).
@@ -77,13 +77,13 @@ impl Engine {
         .await
     }
 
-    /// [`run_in_transaction`](Self::run_in_transaction) for stores whose connections are awaited:
-    /// `diesel_async::AsyncPgConnection` for PostgreSQL, `diesel_async::AsyncMysqlConnection` for MySQL and MariaDB.
+    /// [`run_in_transaction`](Self::run_in_transaction) for async connections: `diesel_async::AsyncPgConnection` for
+    /// PostgreSQL, `diesel_async::AsyncMysqlConnection` for MySQL and MariaDB.
     ///
-    /// The operation runs on an arbiter of the engine, in a transaction of the database's default isolation. **It may be
-    /// run several times**: when the database gives the transaction up for another's sake (a deadlock, a serialization
-    /// failure), all of it was rolled back and is done again, a few times at most. What it writes through its connection
-    /// is committed once.
+    /// The operation runs on an arbiter of the engine, in a transaction with the database's default isolation. **It may
+    /// run several times**: when the database aborts the transaction because of another one (a deadlock, a
+    /// serialization failure), it rolls everything back and the operation runs again, at most a few times. What it
+    /// writes through its connection is committed once.
     ///
     /// # Cancel safety
     /// As for [`run`](Self::run).
@@ -125,7 +125,8 @@ impl Engine {
         .await
     }
 
-    /// Claims the key, and runs what `make` makes of the claim in the transaction that completes it.
+    /// Claims the key, and runs the operation that `make` builds for the claim in the transaction that completes the
+    /// claim.
     async fn transact_under<T, E>(
         &self,
         key: Key,
@@ -139,7 +140,7 @@ impl Engine {
     {
         let policy = CallPolicy {
             on_abandoned: self.policy.on_abandoned.or(Some(OnAbandoned::Rerun)),
-            // Without its store there is no transaction to run in.
+            // Without the store there is no transaction to run in.
             on_store_failure: OnStoreFailure::Reject,
             ..self.policy
         };
@@ -156,11 +157,12 @@ impl Engine {
                     let operation = make(claim, Arc::clone(&given));
                     match transact(&engine, &key, &mut grant, policy.retention, wanted, operation, given).await {
                         Ok(Transacted::Ran(value)) => Ok(Outcome::Ran(value)),
-                        // Committed, but the answer was lost on the way: the stored outcome is the value.
+                        // The transaction was committed, but the answer was lost on the way. The stored outcome is the
+                        // value.
                         Ok(Transacted::Committed(outcome)) => Ok(Outcome::Ran(replayed(&key, &outcome)?)),
                         Err(error) => {
-                            // Rolled back: nothing happened, whatever the policy for failures says. If the claim can't
-                            // be given up, an event has reported so.
+                            // The rollback undid everything, so nothing happened, whatever the policy for failures
+                            // says. If the claim can't be released, an event has reported it.
                             let _ = grant.release_if_held().await;
                             Err(error)
                         }
@@ -173,7 +175,7 @@ impl Engine {
     }
 }
 
-/// An operation's value with the outcome that it is stored as.
+/// Pairs an operation's value with the outcome to store for it.
 trait AndThenSeal<T, E> {
     fn and_then_seal(self, key: &Key) -> Result<(T, SealedOutcome), RunError<E>>;
 }
@@ -184,18 +186,18 @@ impl<T: Serialize + DeserializeOwned, E> AndThenSeal<T, E> for Result<T, E> {
     }
 }
 
-/// How a transaction ended well.
+/// A committed transaction.
 pub(crate) enum Transacted<T> {
-    /// With the operation's value.
+    /// The operation returned this value.
     Ran(T),
-    /// With the answer to its commit lost, and found again in the store.
+    /// The operation's value was lost. The store holds this outcome.
     Committed(SealedOutcome),
 }
 
-/// Where an operation leaves its value or its error for its own caller: the store's messages carry bytes.
+/// Where an operation leaves its value or error for its caller, because the store's messages carry only bytes.
 pub(crate) type Given<T, E> = Arc<Mutex<Option<Result<T, RunError<E>>>>>;
 
-/// An operation on a connection that blocks, which leaves what it gave in `given`.
+/// Wraps an operation on a blocking connection. It leaves its result in `given`.
 pub(crate) fn blocking<C: Any, T: Send + 'static, E: Send + 'static>(
     operation: impl FnOnce(&mut C) -> Result<(T, SealedOutcome), RunError<E>> + Send + 'static,
     given: Given<T, E>,
@@ -205,13 +207,13 @@ pub(crate) fn blocking<C: Any, T: Send + 'static, E: Send + 'static>(
     })
 }
 
-/// An operation on a connection that is awaited, which leaves what it gave last in `given`.
+/// Wraps an operation on an async connection. It leaves its last result in `given`.
 pub(crate) fn awaited<C: Any, T: Send + 'static, E: Send + 'static>(
     mut operation: impl AsyncFnMut(&mut C) -> Result<(T, SealedOutcome), RunError<E>> + Send + 'static,
     given: Given<T, E>,
 ) -> TransactionOperation {
     TransactionOperation::new_async(async move |connection: &mut C| {
-        // The block, so that a panic in the call itself is caught as well.
+        // The async block also catches a panic in the call itself.
         let running = AssertUnwindSafe(async { operation(connection).await });
         leave(running.catch_unwind().await, &given)
     })
@@ -230,8 +232,8 @@ fn leave<T, E>(
     told
 }
 
-/// Runs `operation` in the transaction that completes the grant's record. On errors of the operation the claim still
-/// stands.
+/// Runs `operation` in the transaction that completes the grant's record. After an error of the operation, the claim
+/// still stands.
 pub(crate) async fn transact<T, E>(
     engine: &Engine,
     key: &Key,
@@ -256,14 +258,15 @@ pub(crate) async fn transact<T, E>(
                 }
                 Err(error)
             }
-            // The operation was content, but the database did not commit it. That is the operation's own failure.
+            // The operation succeeded, but the database did not commit it. This counts as a failure of the operation.
             _ => {
                 let why = "a constraint that is checked at the commit, or a statement whose failure the operation passed over";
                 Err(Error::CommitRefused(why.to_owned()).into())
             }
         },
         Err(Error::Store(error @ StoreError::TransactionEnded)) if !planted!(EndedTransactionReleased) => {
-            // Its writes may be committed in part: the key is indeterminate, whatever the policy for abandoned claims says.
+            // Its writes may be partly committed. The key becomes indeterminate, whatever the policy for abandoned
+            // claims says.
             let _ = grant.settle(Settlement::Hold).await;
             Err(Error::OutcomeNotStored(error).into())
         }

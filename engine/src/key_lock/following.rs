@@ -1,4 +1,4 @@
-//! A lock that follows a claim held elsewhere, so that callers here hear of its end.
+//! A lock that follows a claim held elsewhere, so that waiting callers on this arbiter learn when it ends.
 
 use std::time::Duration;
 
@@ -12,15 +12,15 @@ use crate::call::after;
 
 /// A claim of another arbiter, process or machine.
 pub(crate) struct Following {
-    /// When its lease ends, unless its holder renews it.
+    /// When the claim's lease ends, unless its holder renews it.
     lease_ends: Instant,
-    /// Dropped to end the watch.
+    /// Dropping it ends the watch.
     watching: Option<oneshot::Sender<()>>,
 }
 
-/// How long after a lease's end it is worth asking: the store's clock counts whole milliseconds.
+/// How long after a lease's end to ask again: the store's clock counts whole milliseconds.
 const AFTER_LEASE: Duration = Duration::from_millis(2);
-/// How long to wait before asking again when the store could not be watched.
+/// How long to wait before asking again if the watch failed.
 const AFTER_FAILURE: Duration = Duration::from_millis(100);
 
 impl Following {
@@ -33,7 +33,7 @@ impl Following {
     }
 }
 
-/// The key changed, or the store could not be watched.
+/// The key changed, or the watch failed.
 struct Watched(Result<Changed, StoreError>);
 
 impl Message for Watched {
@@ -49,9 +49,9 @@ impl KeyLock {
         following.watching = Some(watching);
         let message = Watch { key: self.key.clone(), limit: following.lease_left().saturating_add(AFTER_LEASE) };
         let lock = ctx.address();
-        // If the lock is gone, nobody waits any more.
+        // If the lock is gone, no caller waits any more.
         let reply = Reply::new(move |answer| drop(lock.try_send(Watched(answer))));
-        // A watch that a dead backend can't take is dropped, and its reply says so.
+        // If the backend has ended, the watch is dropped, and its reply reports that.
         let _ = self.neighbours.store.try_send(Persist::Watch(message, reply, ended));
     }
 }
@@ -59,7 +59,8 @@ impl KeyLock {
 impl Handler<Watched> for KeyLock {
     type Result = ();
 
-    /// The waiting callers ask again. If the key is still in progress, the supervisor starts another lock to follow it.
+    /// Makes the waiting callers ask again. If the key is still in progress, the supervisor starts another lock to
+    /// follow it.
     fn handle(&mut self, Watched(answer): Watched, ctx: &mut Self::Context) {
         let retire = |lock: &mut Self, ctx: &mut Context<Self>| {
             if matches!(lock.role, Role::Following(_)) {

@@ -1,12 +1,13 @@
-//! One key's state machine while the key is in flight: an actor that lives from the claim to its end.
+//! The state machine of one key: an actor that exists only while the key is in flight. Only the supervisor starts it.
 //!
-//! A lock has one of three roles. It keeps a [`Claim`] for a caller of this arbiter, and lets other callers of the key
-//! wait. It **follows** a claim that is held elsewhere, for callers here that wait ([`following`]). Or it has an abandoned
-//! key **reconciled** ([`reconciling`]).
+//! A lock has one of three roles. It keeps a [`Claim`] for a caller of this arbiter while other callers of the key
+//! wait. It **follows** a claim held elsewhere, for callers that wait here ([`following`]). Or it has an abandoned key
+//! **reconciled** ([`reconciling`]).
 //!
-//! It ends by a handshake. When its role has ended it tells the supervisor, which forgets the address. Calls that arrive
-//! in between are handed back, and when the last address is dropped, actix ends the actor. Under load the supervisor keeps
-//! the lock for a moment instead, and assigns the next key to it: see [`IdleLocks`](crate::idle_locks::IdleLocks).
+//! A lock ends by a handshake. When its role has ended, it tells the supervisor, which drops the lock's address. The
+//! lock hands back calls that arrive in the meantime. Actix ends the actor when its last address is dropped. Under
+//! load, the supervisor keeps the lock for a moment instead and assigns the next key to it: see
+//! [`IdleLocks`](crate::idle_locks::IdleLocks).
 
 mod following;
 mod reconciling;
@@ -31,21 +32,22 @@ pub(crate) use reconciling::Reconciling;
 pub(crate) use waiters::Left;
 use waiters::Waiters;
 
-/// Owned by its arbiter's supervisor, which alone starts it, and which it tells when it is done.
+/// Its arbiter's supervisor owns it and alone starts it. The lock tells the supervisor when it has ended.
 pub(crate) struct KeyLock {
     key: Key,
-    /// Tells this lock from a later one of the same key.
+    /// Distinguishes this lock from a later one for the same key.
     id: u64,
     neighbours: Arc<Neighbours>,
     fingerprint: Fingerprint,
     role: Role,
     waiters: Waiters,
-    /// For the end of the claim's run limit, where it has one.
+    /// The timer of the claim's run limit, if it has one.
     run_limit: Option<SpawnHandle>,
-    /// Whether callers of the key are sent here: not once its claim is known to be lost.
+    /// Whether the supervisor sends callers of the key here. `false` once the claim is known to be lost.
     is_routed: bool,
-    /// Whether another key may follow this one here: not once a timer was set, or an address given away that the
-    /// supervisor does not count, since what comes by them could come in the time of the other key.
+    /// Whether the lock may be assigned another key. `false` once the lock has set a timer or given its address to
+    /// something that the supervisor does not count, because a late message could then reach the lock after it has been
+    /// assigned another key.
     is_reusable: bool,
     _counted: CountedLock,
 }
@@ -53,21 +55,21 @@ pub(crate) struct KeyLock {
 /// The addresses of a lock.
 pub(crate) struct Lock {
     pub(crate) address: Addr<KeyLock>,
-    /// The same actor, for the claim that it keeps.
+    /// The same actor's address, for messages to the claim that it keeps.
     pub(crate) claim: ClaimAddr,
 }
 
-/// What the lock is there for.
+/// What a lock does for its key.
 pub(crate) enum Role {
-    /// It keeps a claim, which has this place among the arbiter's claims.
+    /// The lock keeps a claim, which has this place among the arbiter's claims.
     Claim(Claim, ClaimPlace),
     Following(Following),
     Reconciling(Reconciling),
-    /// The role has ended. A claim stays here while the store has yet to learn how its steps ended.
+    /// The role has ended. A claim stays here while the store does not yet know how its steps ended.
     Retired(Option<Box<Claim>>),
 }
 
-/// What a lock is given to do: at its start, or when it is reused.
+/// A lock's work: given at its start, or when it is reused.
 pub(crate) struct Assignment {
     pub(crate) key: Key,
     pub(crate) id: u64,
@@ -99,8 +101,8 @@ impl Lock {
             _counted: counted,
         };
         let address = KeyLock::create(|ctx| {
-            // Before the first message, not in `started`: admission is counted elsewhere, and this bound must never be
-            // the one that is met.
+            // Set before the first message, not in `started`. Calls are admitted elsewhere, so the mailbox must never
+            // reach a limit of its own.
             ctx.set_mailbox_capacity(usize::MAX >> 3);
             lock
         });
@@ -126,9 +128,9 @@ impl KeyLock {
         }
     }
 
-    /// Ends the role. Waiting callers take this outcome, or go back to the supervisor to try again.
+    /// Ends the role. Waiting callers get `outcome`, or go back to the supervisor to try again.
     fn retire(&mut self, outcome: Option<&SealedOutcome>, ctx: &mut Context<Self>) {
-        // A timer that is still to fire would keep the actor alive until then.
+        // A pending timer would keep the actor alive until it fires.
         let timers = [self.run_limit.take(), self.waiters.stop_timer()];
         for timer in timers.into_iter().flatten() {
             ctx.cancel_future(timer);
@@ -152,7 +154,8 @@ impl KeyLock {
         self.neighbours.tell_supervisor(ToSupervisor::Retired { key, id, claim, resubmit, is_reusable });
     }
 
-    /// Another has the key by now, and may have completed it: callers that wait here ask the store again.
+    /// Stops answering for the key: another holder has it and may have completed it. Calls that wait here ask the store
+    /// again.
     fn let_go(&mut self, ctx: &mut Context<Self>) {
         (self.is_routed, self.is_reusable) = (false, false);
         if let Some(timer) = self.waiters.stop_timer() {
@@ -162,14 +165,15 @@ impl KeyLock {
         self.neighbours.tell_supervisor(ToSupervisor::LetGo { key, id, resubmit });
     }
 
-    /// Takes a call that asks for the lock's key.
+    /// Accepts a call that asks for the lock's key.
     fn join(&mut self, call: Begin, ctx: &mut Context<Self>) {
         match &self.role {
-            // The supervisor reads this lock's last message first, and then begins anew with the call.
+            // The supervisor reads this lock's last message first, and then begins again with the call.
             _ if !self.is_routed || matches!(self.role, Role::Retired(_)) => {
                 self.neighbours.tell_supervisor(ToSupervisor::Resubmit(Box::new(call)));
             }
-            // Whether that claim was ever in the store, and so what the key was last used for, nobody here knows.
+            // It is unknown whether that claim ever reached the store, and so which fingerprint the key was last used
+            // with.
             Role::Claim(claim, _) if claim.is_withdrawing() && !planted!(MismatchWhileTakingBack) => {
                 call.refuse(Error::Store(StoreError::unavailable("an earlier claim of the key is being withdrawn")));
             }
@@ -181,7 +185,7 @@ impl KeyLock {
         }
     }
 
-    /// Turns away a call that does not wait, or has waited long enough.
+    /// Refuses a call that does not wait, or that has waited until its limit.
     fn refuse(&self, call: Begin) {
         let (kind, error) = match &self.role {
             Role::Reconciling(reconciling) => {
@@ -193,7 +197,7 @@ impl KeyLock {
             Role::Following(following) => {
                 (EventKind::Conflict, Error::InProgress { lease_left: following.lease_left() })
             }
-            // Unreachable by construction, and harmless: a call that meets a retired lock goes back.
+            // Unreachable by construction, and harmless: a call that meets a retired lock goes back to the supervisor.
             Role::Retired(_) => {
                 return self.neighbours.tell_supervisor(ToSupervisor::Resubmit(Box::new(call)));
             }
@@ -202,7 +206,7 @@ impl KeyLock {
         call.refuse(error);
     }
 
-    /// Lets the claim act, and does what it asks for next.
+    /// Runs `act` on the claim, and does what the claim asks for next.
     fn with_claim(
         &mut self,
         address: ClaimAddr,
@@ -229,14 +233,15 @@ impl KeyLock {
     fn ask_again_after(&mut self, pause: Duration, address: ClaimAddr, ctx: &mut Context<Self>) {
         self.is_reusable = false;
         ctx.run_later(pause, |lock, ctx| {
-            // A claim that has ended asks for its steps alone.
+            // A claim that has ended sends only the requests of its steps.
             if let Role::Claim(..) = lock.role {
                 lock.ask_again(address, ctx);
             }
         });
     }
 
-    /// A method of its own: a closure in the generic `with_claim` that calls it again would be another type at every depth.
+    /// A separate method: in the generic `with_claim`, a closure that calls it again would be another type at every
+    /// depth.
     fn ask_for_step_after(&mut self, pause: Duration, number: u32, address: ClaimAddr, ctx: &mut Context<Self>) {
         self.is_reusable = false;
         ctx.run_later(pause, move |lock, ctx| lock.ask_for_step(number, address, ctx));
@@ -269,7 +274,7 @@ impl Handler<Assignment> for KeyLock {
     type Result = ();
 
     fn handle(&mut self, assignment: Assignment, ctx: &mut Self::Context) {
-        // What was still to be told about the key before has been read from the mailbox first.
+        // The mailbox has already delivered every message about the previous key.
         let Assignment { key, id, fingerprint, role, waiting } = assignment;
         (self.key, self.id, self.fingerprint, self.role) = (key, id, fingerprint, role);
         self.waiters = Waiters::from(waiting);
@@ -314,7 +319,7 @@ impl Handler<ToClaim> for KeyLock {
             return;
         }
         if let What::Step(_) = what {
-            // Its answer could come in the time of another key.
+            // The step's answer could arrive after the lock has been assigned another key.
             self.is_reusable = false;
         }
         self.with_claim(address, ctx, |claim, arbiter, address| match what {
@@ -334,7 +339,7 @@ impl Handler<ToClaim> for KeyLock {
                 claim.ask_again(arbiter, address);
                 Next::Wait
             }
-            // Taken above.
+            // Handled above.
             What::LimitRun(_) => Next::Wait,
         });
     }
@@ -344,11 +349,11 @@ impl Handler<ToClaim> for KeyLock {
 fn refuse_late(what: What) {
     match what {
         What::Settle { reply, .. } => drop(reply.send(Err(Error::ClaimLost))),
-        // Whoever asks may have gone.
+        // The asker may have left.
         What::Confirm(reply) | What::Answered(Answered::Renewed { confirming: Some(reply), .. }) => {
             drop(reply.send(Err(Error::ClaimLost)));
         }
-        // A step's reply is dropped, and says that the claim is lost.
+        // The dropped reply tells the step's caller that the claim is lost.
         What::Step(_) => {}
         What::Abandon { .. } | What::Answered(_) | What::Tick | What::Ask | What::LimitRun(_) => {}
     }

@@ -1,4 +1,4 @@
-//! A lock that has an abandoned key settled by the user's reconciler.
+//! A lock that has the user's reconciler settle an abandoned key.
 
 use std::panic::AssertUnwindSafe;
 
@@ -14,15 +14,15 @@ use crate::backend::{
 };
 use crate::reconcile::Reconciler;
 use crate::record::{Owner, Progress, StepName, StepRecord, StepRun, StoreTime};
-use crate::{Abandoned, AbandonedStep, Attempt, EventKind, FencingToken, Verdict};
+use crate::{AbandonedClaim, AbandonedStep, Attempt, EventKind, FencingToken, ReconcileOutcome};
 
 /// An indeterminate key that the reconciler is asked about.
 pub(crate) struct Reconciling {
     pub(super) attempt: Attempt,
-    /// The reconciler's answer is about this holder's claim and no other.
+    /// The reconciler's verdict applies to this holder's claim and to no other.
     abandoned_by: Owner,
     reconciler: Reconciler,
-    /// The step that the reconciler is asked about, if it is one.
+    /// The step that the reconciler is asked about, if it is asked about a step.
     step: Option<(StepName, StepRun, FencingToken)>,
 }
 
@@ -32,10 +32,10 @@ impl Reconciling {
     }
 }
 
-/// What the reconciler said, and what the store made of it.
+/// What the reconciler said, and what the store answered.
 enum Reconciled {
     Found(Result<Option<RecordView>, StoreError>),
-    Verdict(Verdict),
+    ReconcileOutcome(ReconcileOutcome),
     Resolved(Result<Resolved, StoreError>),
 }
 
@@ -44,7 +44,7 @@ impl Message for Reconciled {
 }
 
 impl KeyLock {
-    /// Looks which of the key's steps nobody knows the outcome of: the reconciler is asked about each of them first.
+    /// Looks for steps of the key whose outcome is unknown. The reconciler is asked about each of them first.
     pub(super) fn reconcile(&mut self, ctx: &mut Context<Self>) {
         self.is_reusable = false;
         let lock = ctx.address();
@@ -55,7 +55,7 @@ impl KeyLock {
     fn on_found(&mut self, found: Result<Option<RecordView>, StoreError>, ctx: &mut Context<Self>) {
         let view = match found {
             Ok(Some(view)) if view.state == StateView::Indeterminate => view,
-            // It was settled in the meantime: the waiting callers ask again.
+            // The key was settled in the meantime. The waiting callers ask again.
             Ok(_) => return self.retire(None, ctx),
             Err(_) => {
                 self.tell(EventKind::StoreFailed);
@@ -79,38 +79,38 @@ impl KeyLock {
 
     fn ask_reconciler(&self, step: Option<AbandonedStep>, ctx: &mut Context<Self>) {
         let Role::Reconciling(Reconciling { attempt, reconciler, .. }) = &self.role else { return };
-        let abandoned = Abandoned { key: self.key.clone(), attempt: *attempt, step };
+        let abandoned = AbandonedClaim { key: self.key.clone(), attempt: *attempt, step };
         let limit = self.neighbours.shared.settings.reconcile_limit;
         let (reconciler, lock) = (reconciler.clone(), ctx.address());
         actix_rt::spawn(async move {
             let key = abandoned.key.clone();
-            // An inner block, so that a panic before the user's first await is caught as well.
+            // An inner block, so that a panic before the user's first await is also caught.
             let asking = async move { reconciler.ask(abandoned).await };
             let verdict = match timeout(limit, AssertUnwindSafe(asking).catch_unwind()).await {
                 Ok(Ok(verdict)) => verdict,
                 Ok(Err(_)) => {
                     error!(%key, "the reconciler panicked; the key stays indeterminate");
-                    Verdict::Unknown
+                    ReconcileOutcome::Unknown
                 }
                 Err(_) => {
                     error!(%key, ?limit, "the reconciler took too long; the key stays indeterminate");
-                    Verdict::Unknown
+                    ReconcileOutcome::Unknown
                 }
             };
             // If the lock is gone, its arbiter has ended.
-            let _ = lock.try_send(Reconciled::Verdict(verdict));
+            let _ = lock.try_send(Reconciled::ReconcileOutcome(verdict));
         });
     }
 
-    fn on_verdict(&mut self, verdict: Verdict, ctx: &mut Context<Self>) {
+    fn on_verdict(&mut self, verdict: ReconcileOutcome, ctx: &mut Context<Self>) {
         let Role::Reconciling(Reconciling { attempt, abandoned_by, step, .. }) = &self.role else { return };
         let lock = ctx.address();
         let reply = Reply::new(move |answer| drop(lock.try_send(Reconciled::Resolved(answer))));
         if let Some((name, run, life)) = step {
             let with = match verdict {
-                Verdict::Completed(outcome) => StepResolution::Complete { outcome },
-                Verdict::NotDone => StepResolution::Release,
-                Verdict::Unknown => return self.stay_indeterminate(ctx),
+                ReconcileOutcome::Completed(outcome) => StepResolution::Complete { outcome },
+                ReconcileOutcome::NotDone => StepResolution::Release,
+                ReconcileOutcome::Unknown => return self.stay_indeterminate(ctx),
             };
             let (key, name) = (self.key.clone(), name.clone());
             let message = ResolveStep { key, name, run: Some(*run), life: Some(*life), with };
@@ -118,11 +118,11 @@ impl KeyLock {
         }
         let (attempt, owner) = (Some(*attempt), Some(*abandoned_by));
         let with = match verdict {
-            Verdict::Completed(outcome) => {
+            ReconcileOutcome::Completed(outcome) => {
                 Resolution::Complete { outcome, retention: self.neighbours.shared.settings.policy.retention }
             }
-            Verdict::NotDone => Resolution::Release,
-            Verdict::Unknown => return self.stay_indeterminate(ctx),
+            ReconcileOutcome::NotDone => Resolution::Release,
+            ReconcileOutcome::Unknown => return self.stay_indeterminate(ctx),
         };
         self.neighbours.ask_store(Request::Resolve(Resolve { key: self.key.clone(), attempt, owner, with }, reply));
     }
@@ -132,14 +132,14 @@ impl KeyLock {
             Ok(Resolved::Resolved) => {
                 self.tell(EventKind::Reconciled);
                 match &self.role {
-                    // There may be another step, or the key itself.
+                    // Another step, or the key itself, may still be unsettled.
                     Role::Reconciling(Reconciling { step: Some(_), .. }) => self.reconcile(ctx),
                     _ => self.retire(None, ctx),
                 }
             }
-            // Another process was faster: the waiting callers ask again.
+            // Another process settled it first. The waiting callers ask again.
             Ok(Resolved::NotIndeterminate) => self.retire(None, ctx),
-            // A step that was allowed to run again, until its time was over.
+            // A step that was allowed to run again until its time ran out.
             Ok(Resolved::UnsettledStep { .. }) => self.stay_indeterminate(ctx),
             Err(_) => {
                 self.tell(EventKind::StoreFailed);
@@ -162,7 +162,7 @@ impl Handler<Reconciled> for KeyLock {
     fn handle(&mut self, reconciled: Reconciled, ctx: &mut Self::Context) {
         match reconciled {
             Reconciled::Found(found) => self.on_found(found, ctx),
-            Reconciled::Verdict(verdict) => self.on_verdict(verdict, ctx),
+            Reconciled::ReconcileOutcome(verdict) => self.on_verdict(verdict, ctx),
             Reconciled::Resolved(answer) => self.on_resolved(answer, ctx),
         }
     }

@@ -1,4 +1,4 @@
-//! The calls that wait for a key, and the one timer that they share.
+//! The calls that wait for a key, and the single timer that they share.
 
 use actix::prelude::*;
 use tokio::time::Instant;
@@ -7,11 +7,11 @@ use super::{KeyLock, Role};
 use crate::call::Begin;
 use crate::{Error, EventKind};
 
-/// Calls that wait. Each holds its permit and its caller's place for an answer, and nothing else.
+/// The waiting calls. Each holds only its permit and its caller's reply channel.
 #[derive(Default)]
 pub(super) struct Waiters {
     calls: Vec<Begin>,
-    /// For the earliest of their limits.
+    /// The timer for the earliest wait limit.
     timer: Option<(Instant, SpawnHandle)>,
 }
 
@@ -30,14 +30,14 @@ impl Waiters {
         self.timer.take().map(|(_, handle)| handle)
     }
 
-    /// Lets go of the calls whose caller has left.
+    /// Drops the calls whose caller has left.
     fn prune(&mut self) {
         self.calls.retain(|call| !call.reply.is_closed());
     }
 }
 
 impl KeyLock {
-    /// Lets a call wait, if its caller wants to.
+    /// Lets a call wait, or refuses it if its policy is not to wait.
     pub(super) fn wait(&mut self, call: Begin, ctx: &mut Context<Self>) {
         if call.wait_until.is_none() {
             return self.refuse(call);
@@ -55,7 +55,7 @@ impl KeyLock {
         self.set_timer(ctx);
     }
 
-    /// Sets the timer for the earliest limit, if it is not set for that already.
+    /// Sets the timer to the earliest limit, unless it is already set.
     fn set_timer(&mut self, ctx: &mut Context<Self>) {
         let Some(earliest) = self.waiters.calls.iter().filter_map(|call| call.wait_until).min() else { return };
         if let Some((at, handle)) = self.waiters.timer {
@@ -81,7 +81,7 @@ impl KeyLock {
         self.leave_if_nobody_waits(ctx);
     }
 
-    /// A lock that only follows another's claim has nothing left to do once nobody waits here.
+    /// Retires a lock that only follows another holder's claim once no call waits here.
     fn leave_if_nobody_waits(&mut self, ctx: &mut Context<Self>) {
         if self.waiters.calls.is_empty() && matches!(self.role, Role::Following(_)) {
             self.retire(None, ctx);
@@ -89,7 +89,7 @@ impl KeyLock {
     }
 }
 
-/// A caller that waited has left.
+/// Reports that a waiting caller has left.
 pub(crate) struct Left;
 
 impl Message for Left {

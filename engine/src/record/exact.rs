@@ -1,7 +1,8 @@
-//! Finds values that JSON would silently turn into others.
+//! Finds values that JSON would silently change.
 //!
-//! `serde_json` writes NaN and the infinities as `null`, and `Some(())` as `null`, which is read back as `None`. A replay
-//! would then give another value than the first call got. This serializer writes nothing; it only looks.
+//! `serde_json` writes NaN and the infinities as `null`. It also writes `Some(())` as `null`, which reads back as
+//! `None`. A replay would then return a different value from the first call. This serializer writes nothing; it only
+//! checks.
 
 use std::fmt::Display;
 
@@ -12,14 +13,14 @@ use serde::ser::{
 
 type Checked = Result<Written, serde_json::Error>;
 
-/// What a value is written as, as far as it matters.
+/// How a value is written, as far as the check needs to know.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Written {
     Null,
     Other,
 }
 
-/// Refuses a value that would be read back as another.
+/// Returns an error for a value that would be read back as another value.
 pub(super) fn check<T: Serialize + ?Sized>(value: &T) -> Result<(), serde_json::Error> {
     value.serialize(Check).map(drop)
 }
@@ -163,7 +164,7 @@ impl SerializeMap for Check {
     type Ok = Written;
     type Error = serde_json::Error;
 
-    /// Keys are texts, or refused when they are written.
+    /// `serde_json` itself refuses keys that are not strings.
     fn serialize_key<T: Serialize + ?Sized>(&mut self, _: &T) -> Result<(), Self::Error> {
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The record of a key and its life: what a store keeps, and the steps that change it.
+//! The record of a key and its life cycle: what a store keeps, and the steps that change it.
 //!
 //! ```text
 //!            acquire                      complete
@@ -8,10 +8,10 @@
 //!                     renew (heartbeat)            └── resolve(release) ──▶ absent
 //! ```
 //!
-//! The steps in [`transition`] are pure functions from the record that was found to what to write and what to answer.
-//! A store that can run them under a lock (the memory backend under a shard's, SQLite inside a write transaction) needs
-//! no other logic; a store with steps of its own (a Redis script) is held to the same behaviour by the
-//! [conformance suite](crate::conformance).
+//! The steps in [`transition`] are pure functions. Each takes the record that the store found, and returns what to
+//! write and what to answer. A store that can run them under a lock (the memory backend under a shard's lock, SQLite
+//! inside a write transaction) needs no other logic. A store with its own steps (a Redis script) must behave the same,
+//! and the [conformance suite](crate::conformance) checks it.
 
 mod exact;
 mod outcome;
@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use crate::{Fingerprint, OnAbandoned, chance};
 
-/// Milliseconds by the store's clock. Where the clock starts is the store's affair: only differences count.
+/// A point in time, in milliseconds of the store's clock. Only differences count, so each store chooses its own origin.
 ///
 /// ```
 /// use std::time::Duration;
@@ -41,36 +41,37 @@ use crate::{Fingerprint, OnAbandoned, chance};
 pub struct StoreTime(u64);
 
 impl StoreTime {
-    /// The end of time. A signed 64-bit column holds it.
+    /// The latest representable time. It fits a signed 64-bit column.
     pub const END: Self = Self(i64::MAX as u64);
 
-    /// A point in time, in milliseconds of the store's clock.
+    /// Returns the point at `millis` milliseconds of the store's clock.
     pub const fn from_millis(millis: u64) -> Self {
         Self(millis)
     }
 
-    /// This point in milliseconds.
+    /// Returns this point in milliseconds.
     pub const fn as_millis(self) -> u64 {
         self.0
     }
 
-    /// The point `duration` later: rounded up to whole milliseconds, and at the end of time if beyond it.
+    /// Returns the point `duration` later, rounded up to whole milliseconds and capped at [`END`](Self::END).
     pub fn after(self, duration: Duration) -> Self {
         let millis = u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
         Self(self.0.saturating_add(millis)).min(Self::END)
     }
 
-    /// What is left until this point, seen from `now`; zero if it is past.
+    /// Returns the time from `now` until this point, or zero if the point has passed.
     pub fn left(self, now: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(now.0))
     }
 }
 
-/// How often an operation has been claimed: 1 for a key's first claim, and one more for every claim that takes a lapsed
-/// one over. It starts again at 1 when the key is released, resolved or removed.
+/// How often an operation has been claimed: 1 for a key's first claim, and one more for each claim that takes over a
+/// lapsed one or continues a key released with steps. It restarts at 1 when the key becomes free without steps, and
+/// when its record expires or is removed.
 ///
-/// An operation reads it to learn that an earlier attempt may have had its effect. To fence off a stale holder, use the
-/// [`FencingToken`], which never goes back.
+/// An attempt above 1 tells the operation that an earlier attempt may have had its effect. To fence off a stale holder,
+/// use the [`FencingToken`], which never goes back.
 ///
 /// ```
 /// use oncekey::Attempt;
@@ -85,17 +86,17 @@ impl Attempt {
     /// The first claim of a key.
     pub const FIRST: Self = Self(1);
 
-    /// An attempt read back from a store.
+    /// Wraps an attempt number read from a store.
     pub const fn new(number: u64) -> Self {
         Self(number)
     }
 
-    /// The number: 1, 2, 3, …
+    /// Returns the number: 1, 2, 3, …
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// The attempt of the claim that takes this one over.
+    /// Returns the attempt of the claim that takes this one over.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
@@ -108,14 +109,14 @@ impl fmt::Display for Attempt {
     }
 }
 
-/// A number that rises with every claim of a key and never goes back, also after the key was released, resolved, removed
-/// or purged.
+/// A number that rises with every claim of a key and never goes back, even after the key was released, resolved,
+/// removed or purged.
 ///
-/// Pass it to whatever the operation calls. A service that remembers the highest token it has seen can refuse a late call
-/// by a holder that has lost its claim.
+/// Pass it to the services that the operation calls. A service that remembers the highest token it has seen can refuse
+/// a late call from a holder that has lost its claim.
 ///
-/// It follows the store's clock: a claim's token is the store's time in microseconds, or one more than the token of the
-/// record that the claim replaces, whichever is higher. Tokens of one key are ordered; between two keys they mean nothing.
+/// The token follows the store's clock. It is the store's time in microseconds, or one more than the token of the
+/// record that the claim replaces, whichever is higher. Only tokens of the same key can be compared.
 ///
 /// ```
 /// use oncekey::FencingToken;
@@ -130,21 +131,21 @@ impl fmt::Display for Attempt {
 pub struct FencingToken(u64);
 
 impl FencingToken {
-    /// The token of records that were written before tokens existed, and of runs without a claim. It is lower than any
-    /// other.
+    /// The token of records written before tokens existed, and of runs without a claim. It is lower than any other
+    /// token.
     pub const ZERO: Self = Self(0);
 
-    /// A token read back from a store.
+    /// Wraps a token read from a store.
     pub const fn new(number: u64) -> Self {
         Self(number)
     }
 
-    /// The number.
+    /// Returns the number.
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// The token of a claim made at `now` that replaces a record with the token `previous`.
+    /// Returns the token of a claim made at `now` that replaces a record with the token `previous`.
     #[must_use]
     pub fn of_claim(previous: Option<Self>, now: StoreTime) -> Self {
         let by_clock = now.as_millis().saturating_mul(1_000);
@@ -152,7 +153,7 @@ impl FencingToken {
         Self(previous.map_or(0, |previous| previous.0.saturating_add(1)).max(by_clock).min(i64::MAX as u64))
     }
 
-    /// The first point in time at which the clock alone gives a higher token.
+    /// Returns the first time at which the clock alone gives a higher token.
     fn passed_at(self) -> StoreTime {
         StoreTime(self.0 / 1_000 + 1)
     }
@@ -164,7 +165,7 @@ impl fmt::Display for FencingToken {
     }
 }
 
-/// Who holds a claim: 128 random bits, new for every claim. Each later step must name it.
+/// The owner token of a claim's holder: 128 random bits, new for every claim. Each later step must name it.
 ///
 /// ```
 /// use oncekey::record::Owner;
@@ -178,17 +179,17 @@ impl Owner {
     /// The length in bytes.
     pub const LEN: usize = 16;
 
-    /// A new owner.
+    /// Returns a new random owner.
     pub fn random() -> Self {
         Self(chance::bits())
     }
 
-    /// The bits, as a store keeps them.
+    /// Returns the bits, as a store keeps them.
     pub const fn as_bytes(&self) -> &[u8; Self::LEN] {
         &self.0
     }
 
-    /// An owner read back from a store.
+    /// Restores an owner from its stored bits.
     ///
     /// ```
     /// # use oncekey::record::Owner;
@@ -206,7 +207,7 @@ impl fmt::Debug for Owner {
     }
 }
 
-/// What a store keeps of one key.
+/// The record that a store keeps for one key.
 ///
 /// ```
 /// use std::time::Duration;
@@ -226,29 +227,29 @@ impl fmt::Debug for Owner {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// What was asked by the first caller.
+    /// The fingerprint of the first caller's request.
     pub fingerprint: Fingerprint,
-    /// The number of the last claim.
+    /// The number of the latest claim.
     pub attempt: Attempt,
-    /// The fencing token of the last claim.
+    /// The fencing token of the latest claim.
     pub token: FencingToken,
-    /// A claim that was withdrawn and may still arrive at the store. Boxed, since few records have one.
+    /// A barrier against a withdrawn claim that may still arrive at the store. Boxed, because few records have one.
     pub barrier: Option<Box<Barrier>>,
-    /// The holder of the last claim. It stays after completion, so that a holder that repeats its step after a lost
-    /// answer is told that it is done.
+    /// The holder of the latest claim. It stays after completion, so that a holder that repeats its step after a lost
+    /// answer learns that the step is done.
     pub owner: Owner,
-    /// The steps of the operation. Boxed, since most operations have none.
+    /// The operation's steps. Boxed, because most operations have none.
     pub steps: Option<Box<Steps>>,
-    /// Where in its life the record is.
+    /// Where the record is in its life cycle.
     pub state: State,
 }
 
 /// Keeps a withdrawn claim from taking effect when it arrives late.
 ///
-/// While a barrier stands, a claim succeeds only if its [`Acquire`](crate::backend::Acquire) names the withdrawn owner. A
-/// claim that was sent before the withdrawal cannot name it, so the store refuses it however late it arrives. A store
-/// whose claims are conditional writes (an insert where there is no row, an update of an unchanged row) gets the same
-/// from the record's existence and from the barrier, which changes what such a write compares.
+/// While a barrier stands, a claim succeeds only if its [`Acquire`](crate::backend::Acquire) names the withdrawn owner.
+/// A claim sent before the withdrawal cannot name it, so the store refuses it however late it arrives. Some stores
+/// claim by conditional writes: an insert where there is no row, or an update of an unchanged row. There, the record's
+/// existence and the barrier have the same effect, because they change what such a write compares.
 ///
 /// ```
 /// use oncekey::record::{Barrier, Owner, StoreTime};
@@ -258,17 +259,16 @@ pub struct Record {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Barrier {
-    /// What a claim must name: the owner of the withdrawn claim. Where another barrier already stood, it is a digest of
-    /// that barrier's name and the owner: a withdrawal that arrives twice must not bring back a name that a claim
-    /// withdrawn in between was sent with.
+    /// What a claim must name: the owner of the withdrawn claim. Where another barrier already stood, this is a digest
+    /// of that barrier's name and the owner. Otherwise a withdrawal that arrives twice could restore a name that a
+    /// claim withdrawn in between was sent with.
     pub withdrawn: Owner,
-    /// When the barrier goes away: no network and no server holds a command back for longer than
-    /// [`WITHDRAWAL_KEPT`].
+    /// When the barrier ends. No network and no server delays a command for longer than [`WITHDRAWAL_KEPT`].
     pub until: StoreTime,
 }
 
 impl Barrier {
-    /// The barrier that a withdrawal of `owner`'s claim leaves where `standing` is found.
+    /// Returns the barrier that a withdrawal of `owner`'s claim leaves where the barrier `standing` already exists.
     fn of_withdrawal(standing: Option<&Self>, owner: Owner, now: StoreTime) -> Self {
         let until = now.after(WITHDRAWAL_KEPT);
         match standing {
@@ -283,10 +283,10 @@ impl Barrier {
     }
 }
 
-/// How long a withdrawn claim is kept from arriving.
+/// How long the store refuses a withdrawn claim.
 pub const WITHDRAWAL_KEPT: Duration = Duration::from_secs(10 * 60);
 
-/// Where in its life a [`Record`] is; an absent one has no record.
+/// Where a [`Record`] is in its life cycle. An absent key has no record.
 ///
 /// ```
 /// use oncekey::record::{State, StoreTime};
@@ -295,39 +295,40 @@ pub const WITHDRAWAL_KEPT: Duration = Duration::from_secs(10 * 60);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
-    /// A holder works on it.
+    /// A holder has claimed the key.
     InProgress {
-        /// Until when the claim holds.
+        /// When the lease lapses.
         lease_until: StoreTime,
-        /// What a lapse of this claim means, in the word of the one who made it: nobody else knows whether its
-        /// operation may run twice.
+        /// What a lapse of this claim means. The caller that made the claim decides, because nobody else knows whether
+        /// its operation may run twice.
         on_abandoned: OnAbandoned,
     },
-    /// The outcome is known, and answers every retry.
+    /// The outcome is known and answers every retry.
     Completed {
-        /// The answer to replay.
+        /// The outcome to replay.
         outcome: SealedOutcome,
-        /// When its retention ends.
+        /// When the retention ends.
         expires_at: StoreTime,
     },
-    /// The effect may or may not have happened: only a reconciler's or an operator's word settles it. It never expires.
+    /// The effect may or may not have happened. Only a reconciler or an operator can settle the key. The record never
+    /// expires.
     Indeterminate,
-    /// The key was released, and its steps are kept for the next claim. The same request claims it; another one is a
-    /// mismatch.
+    /// The key was released, and its steps are kept for the next claim. The same request can claim the key; any other
+    /// request is a mismatch.
     Released {
-        /// When its retention ends, counted from the last change.
+        /// When the retention ends, counted from the last change.
         expires_at: StoreTime,
     },
-    /// The key is free. The record is kept for a short while, for its [barrier](Barrier) or its token; inspection does not
-    /// show it.
+    /// The key is free. The store keeps the record for a short time, for its [barrier](Barrier) or its token.
+    /// Inspection does not show it.
     Vacant {
-        /// When the record may go away.
+        /// When the store may delete the record.
         until: StoreTime,
     },
 }
 
 impl State {
-    /// The state's name, as lists and logs show it.
+    /// Returns the state's name, as lists and logs show it.
     pub fn name(&self) -> &'static str {
         match self {
             Self::InProgress { .. } => "in progress",
@@ -339,23 +340,23 @@ impl State {
     }
 }
 
-/// How long a lapsed claim that may be rerun is kept when nobody comes for it, so that its attempt is still known to
-/// the next claim.
+/// How long a store keeps a lapsed claim that may be rerun and that no caller takes over, so that the next claim still
+/// learns its attempt.
 pub const ABANDONED_CLAIM_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Record {
-    /// When the record goes away by itself; `None` for one that needs somebody's word.
+    /// Returns when the record expires by itself, or `None` if a reconciler or an operator must settle it.
     ///
-    /// A store that purges by an index keeps this beside the record.
+    /// A store that purges by an index keeps this value beside the record.
     pub fn purge_at(&self) -> Option<StoreTime> {
         match &self.state {
             State::Completed { expires_at: at, .. }
             | State::Released { expires_at: at }
             | State::Vacant { until: at } => Some(*at),
-            // It waits for somebody's word, or will when its lease lapses.
+            // The key is indeterminate, or becomes so when its lease lapses.
             _ if self.steps.as_ref().is_some_and(|steps| steps.may_be_unsettled()) => None,
             State::InProgress { lease_until, on_abandoned: OnAbandoned::Rerun | OnAbandoned::Resume } => {
-                // Not before its barrier has served, nor before the clock has passed its token.
+                // Keep the record until its barrier ends and the clock has passed its token.
                 let retention = self.steps.as_ref().map_or(ABANDONED_CLAIM_KEPT, |steps| steps.retention);
                 let kept = lease_until.after(ABANDONED_CLAIM_KEPT.max(retention));
                 let barrier = self.barrier.as_deref().map_or(kept, |barrier| kept.max(barrier.until));
@@ -365,8 +366,8 @@ impl Record {
         }
     }
 
-    /// The record as it stands at `now`, whatever time has done to it since it was written: an expired or vacant one is
-    /// absent, and a lapsed claim that must be held is indeterminate.
+    /// Returns the record as it stands at `now`. An expired or vacant record is absent, and a lapsed claim under Hold
+    /// is indeterminate.
     #[must_use]
     pub fn at(mut self, now: StoreTime) -> Option<Self> {
         if matches!(self.state, State::Vacant { .. }) || self.purge_at().is_some_and(|at| at <= now) {
@@ -378,12 +379,13 @@ impl Record {
         Some(self)
     }
 
-    /// The barrier, while it stands.
+    /// Returns the barrier while it stands.
     pub(crate) fn barrier_at(&self, now: StoreTime) -> Option<&Barrier> {
         self.barrier.as_deref().filter(|barrier| barrier.until > now)
     }
 
-    /// Whether somebody's word is needed: by a hold, by a lapse under Hold, or by a lapse with an unsettled step.
+    /// Returns whether a reconciler or an operator must settle the key: after a hold, after a lapse under Hold, or
+    /// after a lapse with an unsettled step.
     pub(crate) fn is_indeterminate(&self, now: StoreTime) -> bool {
         match self.state {
             State::Indeterminate => true,

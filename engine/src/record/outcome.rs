@@ -1,4 +1,4 @@
-//! Outcomes as stored: versioned, checksummed bytes, so that a corrupt or foreign record is an error, never an answer.
+//! Stored outcomes: versioned, checksummed bytes. A corrupt or foreign record is therefore an error, never an answer.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -10,17 +10,17 @@ use serde::de::DeserializeOwned;
 use super::{FencingToken, StepName, exact};
 use crate::Key;
 
-/// The first byte of every outcome. A reader refuses any other.
+/// The first byte of every outcome. A reader refuses any other value.
 const VERSION: u8 = 1;
-/// Up to this many bytes an outcome is copied to a block of its own length.
+/// An outcome of at most this many bytes is copied to a block of its exact length.
 const SMALL: usize = 4_096;
-/// Version, kind, checksum.
+/// The length of version, kind and checksum.
 const HEADER_LEN: usize = 6;
 
 /// An outcome as a store keeps it: opaque bytes with a version, a kind and a checksum.
 ///
-/// The checksum (CRC-32) covers the key as well, so that bytes that were copied to another key's record are refused.
-/// It guards against damage, not against an attacker who can write to the store.
+/// The checksum (CRC-32) also covers the key, so an outcome copied to another key's record is refused. It guards
+/// against damage, not against an attacker who can write to the store.
 ///
 /// ```
 /// use oncekey::Key;
@@ -35,7 +35,7 @@ const HEADER_LEN: usize = 6;
 #[derive(Clone, PartialEq, Eq)]
 pub struct SealedOutcome(Bytes);
 
-/// What the bytes of an outcome are.
+/// What the bytes of an outcome contain.
 ///
 /// ```
 /// use oncekey::record::PayloadKind;
@@ -50,7 +50,7 @@ pub enum PayloadKind {
     Http,
 }
 
-/// What [`SealedOutcome::open`] finds.
+/// What [`SealedOutcome::open`] returns.
 ///
 /// ```
 /// use oncekey::Key;
@@ -64,16 +64,16 @@ pub enum PayloadKind {
 pub enum Payload {
     /// An outcome that can be replayed.
     Value {
-        /// What the bytes are.
+        /// What the bytes contain.
         kind: PayloadKind,
-        /// The outcome itself, shared with the stored bytes.
+        /// The outcome itself. It shares its memory with the stored bytes.
         bytes: Bytes,
     },
     /// "Done, but too large to keep": the operation never runs again, and there is nothing to replay.
     Tombstone,
 }
 
-/// The stored bytes are not an outcome of this key: damaged, or written by something else.
+/// The stored bytes are not an outcome of this key: they are damaged, or something else wrote them.
 ///
 /// ```
 /// use oncekey::Key;
@@ -85,34 +85,35 @@ pub enum Payload {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CorruptOutcome {
-    /// There is not even a header.
+    /// The bytes are shorter than a header.
     #[error("an outcome has at least {HEADER_LEN} bytes; this one has {0}")]
     TooShort(usize),
-    /// Another version, or no outcome at all.
+    /// The outcome has another version, or the bytes are no outcome at all.
     #[error("outcomes of version {0} are not known here (this library writes version {VERSION})")]
     UnknownVersion(u8),
-    /// A kind that this version does not have.
+    /// The outcome has a kind that this version does not know.
     #[error("an outcome of kind {0} is not known here")]
     UnknownKind(u8),
-    /// The bytes changed since they were written, or belong to another key.
+    /// The bytes changed after they were written, or belong to another key.
     #[error("the outcome's checksum does not match its bytes and its key")]
     Checksum,
-    /// A typed outcome where an HTTP response was expected, or the reverse.
+    /// A typed outcome was found where an HTTP response was expected, or the reverse.
     #[error("the key's outcome was stored by another kind of caller")]
     OtherKind,
-    /// The checksum is right, but the content is not what the kind says.
+    /// The checksum is right, but the content does not match its kind.
     #[error("the outcome's content can't be read as what is expected of it")]
     Content,
-    /// An encrypted outcome, where nothing was there to decrypt it, or where it could not be decrypted.
+    /// The outcome is encrypted, and there was no secret to decrypt it, or decryption failed.
     #[error("the outcome is encrypted, and was not decrypted")]
     Encrypted,
-    /// A plain outcome, where only encrypted ones are taken.
+    /// The outcome is plain, and only encrypted outcomes are accepted.
     #[error("the outcome is not encrypted, and plain ones are not accepted here")]
     NotEncrypted,
-    /// It was encrypted by a secret that this engine was not given.
+    /// The outcome was encrypted with a secret that this engine does not have.
     #[error("the outcome is encrypted by secret {0}, which is not known here")]
     UnknownSecret(u32),
-    /// It was changed since it was encrypted, belongs to another key, or its secret's number names another secret here.
+    /// The outcome was changed after it was encrypted, belongs to another key, or its secret's number names another
+    /// secret here.
     #[error("the encrypted outcome is not authentic for its key")]
     NotAuthentic,
 }
@@ -121,8 +122,7 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What an outcome is sealed for: a key, or a step of one life of a key. An outcome that is found in another place is
-/// corrupt.
+/// What an outcome is sealed for: a key, or a step of one life of a key. An outcome found anywhere else is corrupt.
 ///
 /// ```
 /// use oncekey::{FencingToken, Key};
@@ -142,12 +142,12 @@ pub struct Binding<'a> {
 }
 
 impl<'a> Binding<'a> {
-    /// The step `name` of the life of `key` that began with this fencing token.
+    /// Binds to the step `name` of the life of `key` that began with the fencing token `life`.
     pub fn step(key: &'a Key, life: FencingToken, name: &'a StepName) -> Self {
         Self { key, step: Some((life, name)) }
     }
 
-    /// Gives the bytes, in parts. No key and no name contains the byte that stands between them.
+    /// Passes the bytes to `take` in parts. No key and no name contains the byte that separates them.
     pub(crate) fn feed(self, mut take: impl FnMut(&[u8])) {
         if !(planted!(StepsShareAName) && self.step.is_some()) {
             take(self.key.as_stored().as_bytes());
@@ -167,15 +167,15 @@ impl<'a> From<&'a Key> for Binding<'a> {
 }
 
 impl SealedOutcome {
-    /// The first byte of an outcome that is encrypted, where a plain one has its version.
+    /// The first byte of an encrypted outcome, where a plain one has its version.
     pub(crate) const ENCRYPTED: u8 = 2;
 
-    /// What stands for an outcome that can't be shown: to open it is an error.
+    /// Returns a placeholder for an outcome that cannot be shown. Opening it is an error.
     pub(crate) fn unreadable() -> Self {
         Self(Bytes::from_static(&[Self::ENCRYPTED]))
     }
 
-    /// Seals what `write` appends.
+    /// Seals the bytes that `write` appends.
     pub fn seal<'a>(bound_to: impl Into<Binding<'a>>, kind: PayloadKind, write: impl FnOnce(&mut Vec<u8>)) -> Self {
         let tag = match kind {
             PayloadKind::Json => 1,
@@ -184,12 +184,12 @@ impl SealedOutcome {
         Self::assemble(bound_to.into(), tag, write)
     }
 
-    /// Seals a typed outcome, as [`Engine::run`](crate::Engine::run) does: for reconcilers and operators, who have
-    /// found out what an operation did.
+    /// Seals a typed outcome, as [`Engine::run`](crate::Engine::run) does. Reconcilers and operators use it once they
+    /// have found out what an operation did.
     ///
     /// # Errors
-    /// A value that JSON can't hold: one that would be read back as another value (NaN and infinities, `Some` of what is
-    /// written as `null`), or a map whose keys are no texts.
+    /// JSON cannot hold the value: it would be read back as another value (NaN and infinities, `Some` of a value
+    /// written as `null`), or it is a map whose keys are not strings.
     ///
     /// ```
     /// # use oncekey::{Key, record::SealedOutcome};
@@ -210,10 +210,10 @@ impl SealedOutcome {
         written.map(|()| sealed)
     }
 
-    /// Reads a typed outcome; `None` for a tombstone.
+    /// Reads a typed outcome, or returns `None` for a tombstone.
     ///
     /// # Errors
-    /// [`CorruptOutcome`] if the bytes are not a typed outcome of this key or step, or not one of type `T`.
+    /// [`CorruptOutcome`] if the bytes are not a typed outcome of this key or step, or not of type `T`.
     pub fn value<'a, T: DeserializeOwned>(
         &self,
         bound_to: impl Into<Binding<'a>>,
@@ -227,17 +227,17 @@ impl SealedOutcome {
         }
     }
 
-    /// Reads the value that was just sealed by [`of_value`](Self::of_value), without checking it again.
+    /// Reads the value that [`of_value`](Self::of_value) has just sealed, without checking it again.
     pub(crate) fn read_back<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
         serde_json::from_slice(self.0.get(HEADER_LEN..).unwrap_or_default())
     }
 
-    /// An outcome that says only that the operation is done.
+    /// Returns an outcome that says only that the operation is done.
     pub fn tombstone<'a>(bound_to: impl Into<Binding<'a>>) -> Self {
         Self::assemble(bound_to.into(), 0, |_| ())
     }
 
-    /// Kind and payload, checked.
+    /// Checks the bytes and returns kind and payload.
     pub(crate) fn parts(&self, bound_to: Binding<'_>) -> Result<(u8, Bytes), CorruptOutcome> {
         let bytes = &self.0;
         if bytes.first() == Some(&Self::ENCRYPTED) {
@@ -258,7 +258,7 @@ impl SealedOutcome {
         Ok((tag, bytes.slice(HEADER_LEN..)))
     }
 
-    /// The outcome of `from`, sealed for `to`: one record under two names.
+    /// Seals the outcome of `from` for `to`. The two are names of one record.
     pub(crate) fn move_to(&self, from: Binding<'_>, to: Binding<'_>) -> Result<Self, CorruptOutcome> {
         if from == to {
             return Ok(self.clone());
@@ -268,8 +268,8 @@ impl SealedOutcome {
     }
 
     pub(crate) fn assemble(bound_to: Binding<'_>, tag: u8, write: impl FnOnce(&mut Vec<u8>)) -> Self {
-        // Most outcomes are small: they are written here and copied once, so that what is kept for a day has its exact
-        // length, and no larger block is cut up for it. A large one takes the buffer with it instead.
+        // Most outcomes are small. They are written to this buffer and copied once, so that what a store keeps for a
+        // day has its exact length and no larger block is split for it. A large outcome takes the buffer instead.
         let mut bytes = SCRATCH.take();
         bytes.extend_from_slice(&[VERSION, tag, 0, 0, 0, 0]);
         write(&mut bytes);
@@ -284,20 +284,20 @@ impl SealedOutcome {
         sealed
     }
 
-    /// Takes bytes back from a store. Nothing is checked until [`open`](Self::open).
+    /// Wraps bytes read from a store. Nothing is checked before [`open`](Self::open).
     pub fn from_stored(bytes: Bytes) -> Self {
         Self(bytes)
     }
 
-    /// The bytes, as a store keeps them.
+    /// Returns the bytes, as a store keeps them.
     pub fn as_stored(&self) -> &Bytes {
         &self.0
     }
 
-    /// Checks the bytes and gives the outcome.
+    /// Checks the bytes and returns the outcome.
     ///
     /// # Errors
-    /// [`CorruptOutcome`] if the bytes were not sealed for this key or step by a version that is known here.
+    /// [`CorruptOutcome`] if the bytes were not sealed for this key or step by a version that this library knows.
     pub fn open<'a>(&self, bound_to: impl Into<Binding<'a>>) -> Result<Payload, CorruptOutcome> {
         let (tag, bytes) = self.parts(bound_to.into())?;
         let kind = match tag {
@@ -318,7 +318,7 @@ fn checksum(bound_to: Binding<'_>, tag: u8, payload: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// Outcomes may hold personal data: only the length is shown.
+/// Shows only the length, because outcomes may hold personal data.
 impl fmt::Debug for SealedOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SealedOutcome({} bytes)", self.0.len())
@@ -340,7 +340,7 @@ mod tests {
         }
     }
 
-    /// A parser that is off by the last bit would replay another number than was stored.
+    /// A parser that is off by the last bit would replay a different number from the stored one.
     #[test]
     fn e04_a_replayed_number_is_the_one_that_was_stored() {
         let key = Key::new("s", "k").unwrap();
@@ -350,7 +350,7 @@ mod tests {
         }
     }
 
-    /// A small outcome leaves the buffer for the next one, a large one takes it along.
+    /// A small outcome returns the buffer for the next one; a large outcome keeps it.
     #[test]
     fn outcomes_of_all_sizes_are_read_back() {
         let key = Key::new("s", "k").unwrap();

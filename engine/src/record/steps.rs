@@ -1,6 +1,6 @@
 //! The steps of an operation, as its record keeps them.
 //!
-//! Steps belong to their parent's record: one life, one lease, one expiry. They match by name, never by order.
+//! Steps belong to their parent's record, and share its life, lease and expiry. They match by name, never by order.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,8 +10,8 @@ use crate::Fingerprint;
 
 /// The name of a step, unique in its operation.
 ///
-/// 1 to 200 bytes of UTF-8 without control characters. A name that begins with `#` is reserved for digests, which
-/// [`key_hashing`](crate::EngineBuilder::key_hashing) puts in the place of names.
+/// A name has 1 to 200 bytes of UTF-8 without control characters. Names that begin with `#` are reserved for the
+/// digests with which [`key_hashing`](crate::EngineBuilder::key_hashing) replaces names.
 ///
 /// ```
 /// use oncekey::record::StepName;
@@ -24,7 +24,7 @@ use crate::Fingerprint;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StepName(Box<str>);
 
-/// Why a text is no name of a step.
+/// Why a text is not a valid step name.
 ///
 /// ```
 /// use oncekey::record::{StepName, StepNameError};
@@ -40,22 +40,23 @@ pub enum StepNameError {
     /// The name is too long.
     #[error("the step's name has {0} bytes; the limit is {max}", max = StepName::MAX_LEN)]
     TooLong(usize),
-    /// The name has a control character.
+    /// The name contains a control character.
     #[error("the step's name has a control character")]
     Control,
-    /// The name begins with the sign of digests.
+    /// The name begins with `#`.
     #[error("the step's name begins with '#', which is reserved for digests")]
     Reserved,
 }
 
 impl StepName {
-    /// The longest name, in bytes.
+    /// The length limit of a name, in bytes.
     pub const MAX_LEN: usize = 200;
 
-    /// A step's name.
+    /// Checks a step's name.
     ///
     /// # Errors
-    /// The text is empty, longer than [`MAX_LEN`](Self::MAX_LEN) bytes, has a control character, or begins with `#`.
+    /// The text is empty, is longer than [`MAX_LEN`](Self::MAX_LEN) bytes, contains a control character, or begins with
+    /// `#`.
     pub fn new(name: impl AsRef<str>) -> Result<Self, StepNameError> {
         let name = name.as_ref();
         if name.starts_with(Self::DIGEST) {
@@ -66,10 +67,10 @@ impl StepName {
 
     const DIGEST: char = '#';
 
-    /// A name read back from a store.
+    /// Restores a name that was read from a store.
     ///
     /// # Errors
-    /// The text can't be a name.
+    /// The text is not a valid name.
     ///
     /// ```
     /// # use oncekey::record::StepName;
@@ -88,17 +89,17 @@ impl StepName {
         }
     }
 
-    /// The name that stands for another one in the store.
+    /// Returns the name that replaces another one in the store.
     pub(crate) fn hashed(digest: &str) -> Self {
         Self(format!("{}{digest}", Self::DIGEST).into())
     }
 
-    /// Whether it is a digest, read back from a store.
+    /// Returns whether the name is a digest read from a store.
     pub(crate) fn is_hashed(&self) -> bool {
         self.0.starts_with(Self::DIGEST)
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -110,11 +111,11 @@ impl fmt::Display for StepName {
     }
 }
 
-/// Which run of a step: the fencing token of the claim that began it, and a number that rises with every step that this
+/// One run of a step: the fencing token of the claim that began it, and a number that rises with every step that this
 /// claim begins.
 ///
 /// Runs of one step are ordered. A store refuses a message of a run that is not above the last one it has seen, so a
-/// `BeginStep` that arrives late never lands.
+/// `BeginStep` that arrives late never takes effect.
 ///
 /// ```
 /// use oncekey::FencingToken;
@@ -127,11 +128,11 @@ impl fmt::Display for StepName {
 pub struct StepRun {
     /// The fencing token of the parent's claim.
     pub token: FencingToken,
-    /// Which of this claim's steps.
+    /// The number of this step among the steps that the claim begins.
     pub number: u32,
 }
 
-/// How far a step has come.
+/// How far a step has progressed.
 ///
 /// ```
 /// use oncekey::record::Progress;
@@ -140,16 +141,16 @@ pub struct StepRun {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress {
-    /// It began. Whether its effect happened is not known until its outcome is stored.
+    /// The step began. Whether its effect happened is unknown until its outcome is stored.
     Begun,
-    /// Its outcome answers every later call.
+    /// The step is done. This outcome answers every later call.
     Completed(SealedOutcome),
-    /// Nothing happened by its last run, so it may be run again. The record is kept for its [run](StepRun).
+    /// The last run had no effect, so the step may run again. The record is kept for its [run](StepRun).
     Failed,
 }
 
 impl Progress {
-    /// The name, as lists and logs show it.
+    /// Returns the name, as lists and logs show it.
     ///
     /// ```
     /// assert_eq!(oncekey::record::Progress::Begun.name(), "begun");
@@ -163,7 +164,7 @@ impl Progress {
     }
 }
 
-/// What a store keeps of one step.
+/// The record that a store keeps for one step.
 ///
 /// ```
 /// use oncekey::{Attempt, FencingToken};
@@ -183,24 +184,24 @@ impl Progress {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StepRecord {
-    /// Its name.
+    /// The step's name.
     pub name: StepName,
-    /// What was asked of it, where the caller names that.
+    /// The fingerprint of the step's request, if the caller gave one.
     pub fingerprint: Option<Fingerprint>,
-    /// How often it has begun.
+    /// How often the step has begun.
     pub attempt: Attempt,
-    /// Its last run. Only that one may record an outcome.
+    /// The latest run. Only this run may record an outcome.
     pub run: StepRun,
-    /// When it began first.
+    /// When the step first began.
     pub began_at: StoreTime,
     /// Until when a run of unknown effect may be repeated; `None` for never.
     pub reruns_until: Option<StoreTime>,
-    /// How far it has come.
+    /// How far the step has progressed.
     pub progress: Progress,
 }
 
 impl StepRecord {
-    /// Whether it began, its result is unknown, and it may not be run again. Such a step makes its parent
+    /// Returns whether the step began, its result is unknown, and it may not run again. Such a step makes its parent
     /// indeterminate.
     pub fn is_unsettled(&self, now: StoreTime) -> bool {
         self.progress == Progress::Begun && self.reruns_until.is_none_or(|until| until <= now)
@@ -220,20 +221,20 @@ impl StepRecord {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Steps {
-    /// The parent's life: the fencing token of the claim that began its first step. A step of another life is none of
-    /// this record.
+    /// The parent's life: the fencing token of the claim that began its first step. A step of another life does not
+    /// belong to this record.
     pub life: FencingToken,
     /// How long the record is kept after a release, counted from its last change.
     pub retention: Duration,
-    /// The steps, each name once, in the order in which they began first.
+    /// The steps, each name once, in the order in which they first began.
     pub list: Vec<StepRecord>,
 }
 
 impl Steps {
-    /// The most steps of one record. It bounds what a claim has to read.
+    /// The maximum number of steps in one record. It bounds what a claim has to read.
     pub const MAX: usize = 1_000;
 
-    /// The step of this name.
+    /// Returns the step with this name.
     pub fn get(&self, name: &StepName) -> Option<&StepRecord> {
         self.list.iter().find(|step| step.name == *name)
     }
@@ -242,7 +243,7 @@ impl Steps {
         self.list.iter_mut().find(|step| step.name == *name)
     }
 
-    /// The first step that makes the parent indeterminate.
+    /// Returns the first step that makes the parent indeterminate.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -255,18 +256,19 @@ impl Steps {
         self.list.iter().find(|step| step.is_unsettled(now))
     }
 
-    /// Whether time, or the end of its claim, may make the parent indeterminate: then it must not expire.
+    /// Returns whether the passage of time, or the end of its claim, may make the parent indeterminate. The parent must
+    /// not expire then.
     pub(super) fn may_be_unsettled(&self) -> bool {
         let is_bounded = |step: &StepRecord| step.reruns_until.is_none_or(|until| until < StoreTime::END);
         self.list.iter().any(|step| step.progress == Progress::Begun && is_bounded(step))
     }
 
-    /// Whether a release must keep them. A step that failed left nothing.
+    /// Returns whether a release must keep the steps. A failed step leaves nothing to keep.
     pub(super) fn is_worth_keeping(&self) -> bool {
         self.list.iter().any(|step| step.progress != Progress::Failed)
     }
 
-    /// The bytes of all names and outcomes.
+    /// Returns the total size of all names and outcomes, in bytes.
     ///
     /// ```
     /// # use std::time::Duration;

@@ -31,7 +31,7 @@ fn e10_a_record_goes_when_its_time_is_over() {
     assert_eq!(completed(0).name(), "completed");
     assert_eq!(record(completed(1_000)).at(NOW), None);
     assert_eq!(record(completed(1_001)).at(NOW), Some(record(completed(1_001))));
-    // A day, and not a moment less.
+    // The record is kept for exactly one day.
     let day = 24 * 60 * 60 * 1_000;
     let lapsed = record(claim(1_000, OnAbandoned::Rerun));
     assert_eq!(lapsed.purge_at(), Some(StoreTime::from_millis(1_000 + day)));

@@ -1,10 +1,11 @@
 //! The steps of a record's life, as pure functions.
 //!
-//! Each takes the record that was found, the store's time and the message, and says what to write and what to answer.
-//! They are the definition of the protocol: run one under whatever makes the look-up and the write a single step.
+//! Each function takes the record that the store found, the store's time and the message. It returns what to write and
+//! what to answer. These functions define the protocol. A store must run each one so that the lookup and the write are
+//! one atomic step.
 //!
-//! Every step is safe to repeat by its owner: a holder that lost the answer to a step sends it again, and learns that
-//! it is done.
+//! The owner of a claim can safely repeat every step: if it lost the answer, it sends the step again and learns that
+//! the step is done.
 //!
 //! ```
 //! use std::time::Duration;
@@ -39,7 +40,7 @@ use crate::backend::{
 };
 use crate::{Fingerprint, OnAbandoned};
 
-/// What a step decided.
+/// The result of a step.
 ///
 /// ```
 /// use oncekey::record::transition::{Step, Write};
@@ -49,9 +50,9 @@ use crate::{Fingerprint, OnAbandoned};
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step<Answer> {
-    /// What becomes of the record.
+    /// What happens to the record.
     pub write: Write,
-    /// What the sender of the message is told, once the write is done.
+    /// The answer to the message's sender, valid once the write is done.
     pub answer: Answer,
 }
 
@@ -66,9 +67,9 @@ pub struct Step<Answer> {
 pub enum Write {
     /// The record stays as it is.
     Nothing,
-    /// This record takes the place of what was found.
+    /// This record replaces the one that was found.
     Put(Record),
-    /// The record goes.
+    /// The record is deleted.
     Delete,
 }
 
@@ -80,10 +81,10 @@ fn put<Answer>(record: Record, answer: Answer) -> Step<Answer> {
     Step { write: Write::Put(record), answer }
 }
 
-/// Claims the key, or tells what stands in the way.
+/// Claims the key, or returns what stands in the way.
 pub fn acquire(found: Option<&Record>, now: StoreTime, message: &Acquire) -> Step<Acquired> {
     let barrier = found.and_then(|record| record.barrier_at(now)).copied();
-    // A claim of a key whose earlier life is over begins without its steps.
+    // When a key's earlier life is over, a new claim starts without that life's steps.
     let kept = || {
         let is_kept = |record: &&Record| !is_free(record, now) || planted!(OlderLifeReplays);
         let mut kept = found.filter(is_kept).and_then(|record| record.steps.clone());
@@ -110,7 +111,8 @@ pub fn acquire(found: Option<&Record>, now: StoreTime, message: &Acquire) -> Ste
         )
     };
     let claim = |attempt: Attempt, took_over: bool| match barrier {
-        // It may be the withdrawn claim itself, or one sent before the withdrawal: neither knows of it.
+        // This may be the withdrawn claim itself, or another claim sent before the withdrawal. Neither knows of the
+        // barrier.
         Some(Barrier { withdrawn, .. })
             if message.past_withdrawal.as_deref() != Some(&withdrawn) && !planted!(WithdrawnClaimLands) =>
         {
@@ -128,13 +130,13 @@ pub fn acquire(found: Option<&Record>, now: StoreTime, message: &Acquire) -> Ste
         return unchanged(Acquired::Mismatch);
     }
     match &record.state {
-        // The same holder asks again: the answer to its claim was lost.
+        // The same holder asks again because the answer to its claim was lost.
         State::InProgress { .. } if record.owner == message.owner => write(record.attempt, record.token, false),
         State::InProgress { .. } if planted!(ClaimedWhileHeld) => claim(record.attempt.next(), true),
         State::InProgress { lease_until, .. } if *lease_until > now => {
             unchanged(Acquired::InProgress { lease_left: lease_until.left(now) })
         }
-        // The result of a step is unknown. The steps say so, and not the record's own state.
+        // The result of a step is unknown. The steps show this; the record's own state does not.
         State::InProgress { on_abandoned: OnAbandoned::Rerun | OnAbandoned::Resume, .. }
             if record.is_indeterminate(now) =>
         {
@@ -152,15 +154,15 @@ pub fn acquire(found: Option<&Record>, now: StoreTime, message: &Acquire) -> Ste
         State::Completed { outcome, .. } => unchanged(Acquired::Completed { outcome: outcome.clone() }),
         State::Indeterminate => unchanged(Acquired::Indeterminate { attempt: record.attempt, owner: record.owner }),
         State::Released { .. } => claim(record.attempt.next(), false),
-        // Taken above.
+        // Handled above.
         State::Vacant { .. } => claim(Attempt::FIRST, false),
     }
 }
 
-/// Lengthens the holder's lease.
+/// Renews the holder's lease.
 ///
-/// A lapsed lease that nobody has taken over can still be renewed, also one that made the key *indeterminate*: see
-/// [`complete`].
+/// A lapsed lease that no other caller has taken over can still be renewed, even if the lapse made the key
+/// *indeterminate*: see [`complete`].
 pub fn renew(found: Option<&Record>, now: StoreTime, message: &Renew) -> Step<Renewed> {
     let owner = anyone_if(planted!(RenewByAnyone), found, message.owner);
     let Some(record) = owned(found, now, owner) else { return unchanged(Renewed::Lost) };
@@ -176,7 +178,7 @@ pub fn renew(found: Option<&Record>, now: StoreTime, message: &Renew) -> Step<Re
 /// Stores the outcome.
 ///
 /// The owner of a claim that lapsed into *indeterminate* is not stale: nobody has run the operation since, and nobody
-/// knows better what became of it. Until somebody resolves the key, its owner may complete, renew or release it.
+/// knows better what happened. Until the key is resolved, its owner may complete, renew or release it.
 pub fn complete(found: Option<&Record>, now: StoreTime, message: &Complete) -> Step<Completed> {
     match owned(found, now, anyone_if(planted!(CompleteByAnyone), found, message.owner)) {
         Some(Record { state: State::Completed { .. }, .. }) => unchanged(Completed::Stored),
@@ -187,12 +189,13 @@ pub fn complete(found: Option<&Record>, now: StoreTime, message: &Complete) -> S
     }
 }
 
-/// Gives the claim up: nothing happened, and the next acquire wins.
+/// Releases the claim: nothing happened, and the next acquire wins.
 pub fn release(found: Option<&Record>, now: StoreTime, message: &Release) -> Step<Released> {
     match owned(found, now, anyone_if(planted!(ReleaseByAnyone), found, message.owner)) {
         Some(_) if planted!(ReleaseLeavesTheRecord) => unchanged(Released::Released),
         Some(record) if record.is_claim() => match &record.steps {
-            // It outranks what the operation reports. When it is settled, the key is free by this lapsed claim.
+            // An unsettled step outranks what the operation reports. Once it is settled, this lapsed claim leaves the
+            // key free.
             Some(steps)
                 if !planted!(DroppedStepReleased)
                     && let Some(step) = steps.unsettled(now) =>
@@ -203,24 +206,24 @@ pub fn release(found: Option<&Record>, now: StoreTime, message: &Release) -> Ste
             }
             _ => Step { write: freed(record, now), answer: Released::Released },
         },
-        // The release was sent again.
+        // The sender repeated its release.
         Some(Record { state: State::Released { .. }, .. }) => unchanged(Released::Released),
         _ => unchanged(Released::Lost),
     }
 }
 
-/// Takes a claim back of which the sender does not know whether the store has it, and on which nothing has begun.
+/// Withdraws a claim on which nothing has begun, and of which the sender does not know whether it reached the store.
 ///
-/// Afterwards the claim is gone, and it cannot arrive any more: a [`Barrier`] keeps it out for
-/// [`WITHDRAWAL_KEPT`](super::WITHDRAWAL_KEPT), whoever holds the key in
-/// that time. A takeover of a lapsed claim is kept out in the same way.
+/// Afterwards the claim is gone and can no longer take effect. A [`Barrier`] refuses it for
+/// [`WITHDRAWAL_KEPT`](super::WITHDRAWAL_KEPT), whoever holds the key in that time. The barrier also refuses a
+/// withdrawn takeover of a lapsed claim.
 pub fn withdraw(found: Option<&Record>, now: StoreTime, message: &Withdraw) -> Step<Withdrawn> {
     let standing = found.and_then(|record| record.barrier_at(now));
     let barrier = Barrier::of_withdrawal(standing, message.owner, now);
     let free = |token: FencingToken| State::Vacant { until: barrier.until.max(token.passed_at()) };
     let put_barrier = Some(Box::new(barrier));
     let Some(record) = found.filter(|record| !is_free(record, now)) else {
-        // A record that went away left a token that this clock has passed: so has the one given here.
+        // If a record was here and expired, this clock has passed its token, so the token computed here is higher.
         let token = found.map_or_else(|| FencingToken::of_claim(None, now), |record| record.token);
         let vacant = Record {
             fingerprint: Fingerprint::of(b""),
@@ -237,7 +240,7 @@ pub fn withdraw(found: Option<&Record>, now: StoreTime, message: &Withdraw) -> S
         State::InProgress { .. } | State::Indeterminate if record.owner == message.owner => {
             released(record, now).unwrap_or_else(|| free(record.token))
         }
-        // Outliving the barrier is part of its work.
+        // The record must outlive its barrier.
         State::Completed { outcome, expires_at } => {
             State::Completed { outcome: outcome.clone(), expires_at: barrier.until.max(*expires_at) }
         }
@@ -247,7 +250,7 @@ pub fn withdraw(found: Option<&Record>, now: StoreTime, message: &Withdraw) -> S
         State::Released { expires_at } => State::Released { expires_at: barrier.until.max(expires_at) },
         other => other,
     };
-    // A key that is free has none.
+    // A free key has no steps.
     let steps = record.steps.clone().filter(|_| !matches!(state, State::Vacant { .. }));
     put(Record { barrier: put_barrier, state, steps, ..record.clone() }, Withdrawn)
 }
@@ -260,7 +263,7 @@ pub fn remove(found: Option<&Record>, now: StoreTime, _: &Remove) -> Step<Remove
     }
 }
 
-/// Makes the claim indeterminate by its holder's own word.
+/// Makes the claim indeterminate at its holder's request.
 pub fn hold(found: Option<&Record>, now: StoreTime, message: &Hold) -> Step<Held> {
     match owned(found, now, anyone_if(planted!(HoldByAnyone), found, message.owner)) {
         Some(record @ Record { state: State::InProgress { .. }, .. }) => {
@@ -271,11 +274,12 @@ pub fn hold(found: Option<&Record>, now: StoreTime, message: &Hold) -> Step<Held
     }
 }
 
-/// Settles an indeterminate key by somebody's word.
+/// Settles an indeterminate key, as a reconciler or an operator decided.
 pub fn resolve(found: Option<&Record>, now: StoreTime, message: &Resolve) -> Step<Resolved> {
     let Some(record) = found.filter(|record| {
         let indeterminate = record.is_indeterminate(now);
-        // A word about attempt 1 says nothing of attempt 2, nor of the first attempt of a later life of the key.
+        // A decision about attempt 1 says nothing about attempt 2, nor about the first attempt of a later life of the
+        // key.
         let is_meant = message.attempt.is_none_or(|attempt| attempt == record.attempt)
             && (planted!(LateWordTaken) || message.owner.is_none_or(|owner| owner == record.owner));
         indeterminate && (is_meant || planted!(ResolvesAnotherAttempt))
@@ -283,7 +287,7 @@ pub fn resolve(found: Option<&Record>, now: StoreTime, message: &Resolve) -> Ste
         return unchanged(Resolved::NotIndeterminate);
     };
     match &message.with {
-        // Its effect may have happened, and only a word about this step tells.
+        // The step's effect may have happened, and only a resolution of this step settles that.
         Resolution::Release if let Some(step) = record.steps.as_ref().and_then(|steps| steps.unsettled(now)) => {
             unchanged(Resolved::UnsettledStep { step: step.name.clone() })
         }
@@ -295,21 +299,22 @@ pub fn resolve(found: Option<&Record>, now: StoreTime, message: &Resolve) -> Ste
 }
 
 impl Record {
-    /// The record with its outcome. Where a barrier stands, the outcome is kept for at least as long; after the clock was
-    /// set back, until it has passed the token, so that the next claim gets a higher one.
+    /// Returns the record with its outcome. The record is kept at least as long as its barrier stands. If the clock was
+    /// set back, the record is also kept until the clock has passed its token, so that the next claim gets a higher
+    /// token.
     fn completed(&self, outcome: SealedOutcome, now: StoreTime, retention: Duration) -> Self {
         let expires_at = now.after(retention).max(self.token.passed_at());
         let expires_at = self.barrier_at(now).map_or(expires_at, |barrier| expires_at.max(barrier.until));
         Self { state: State::Completed { outcome, expires_at }, ..self.clone() }
     }
 
-    /// Whether somebody holds the key, or is to be asked about it.
+    /// Returns whether the key is claimed or indeterminate.
     fn is_claim(&self) -> bool {
         matches!(self.state, State::InProgress { .. } | State::Indeterminate)
     }
 }
 
-/// Frees a key whose operation may be tried again: its steps stay for the next claim.
+/// Frees a key whose operation may be tried again, and keeps its steps for the next claim.
 fn freed(record: &Record, now: StoreTime) -> Write {
     match released(record, now) {
         Some(state) => Write::Put(Record { state, ..record.clone() }),
@@ -317,7 +322,7 @@ fn freed(record: &Record, now: StoreTime) -> Write {
     }
 }
 
-/// The state of a free key that keeps its steps; `None` if there are none to keep.
+/// Returns the state of a free key that keeps its steps, or `None` if there are no steps to keep.
 fn released(record: &Record, now: StoreTime) -> Option<State> {
     let steps = record.steps.as_ref().filter(|steps| steps.is_worth_keeping() && !planted!(StepsForgottenAtRelease))?;
     let expires_at = now.after(steps.retention).max(record.token.passed_at());
@@ -325,8 +330,8 @@ fn released(record: &Record, now: StoreTime) -> Option<State> {
     Some(State::Released { expires_at })
 }
 
-/// Frees a key. The record stays for as long as its barrier stands, and until the clock has passed its token: a clock
-/// that was set back must not give the next claim a lower one.
+/// Frees a key. The record stays while its barrier stands, and until the clock has passed its token: a clock that was
+/// set back must not give the next claim a lower token.
 fn free(record: &Record, now: StoreTime) -> Write {
     let barrier = record.barrier_at(now);
     let until = barrier.map_or(now, |barrier| barrier.until).max(record.token.passed_at());
@@ -354,12 +359,12 @@ fn owned(found: Option<&Record>, now: StoreTime, owner: Owner) -> Option<&Record
     found.filter(|record| record.owner == owner && !is_free(record, now) && !refused(record))
 }
 
-/// The owner that a step is judged by: the sender.
+/// Returns the owner that a step is checked against: the sender, unless the planted bug is active.
 fn anyone_if(planted: bool, found: Option<&Record>, sender: Owner) -> Owner {
     found.filter(|_| planted).map_or(sender, |record| record.owner)
 }
 
-/// Whether the record stands in nobody's way.
+/// Returns whether the record leaves the key free to claim.
 fn is_free(record: &Record, now: StoreTime) -> bool {
     matches!(record.state, State::Vacant { .. }) || is_expired(record, now)
 }

@@ -1,4 +1,4 @@
-//! Asking the store for a key: one question at a time for each key. What the answer leads to.
+//! Asks the store for keys, and acts on its answers. For each key, at most one request is in flight.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,16 +19,16 @@ use crate::record::{Owner, SealedOutcome, Steps};
 use crate::shared::Shared;
 use crate::{Attempt, Error, EventKind, FencingToken, OnStoreFailure};
 
-/// What an answer of the store needs, on whichever thread it arrives.
+/// What handles the store's answers, on whichever thread they arrive.
 pub(super) struct Asker {
     pub(super) neighbours: Arc<Neighbours>,
     pub(super) supervisor: Addr<Supervisor>,
-    /// Locked for one look at a time, and hardly ever by two threads: an answer that needs no lock actor removes its
-    /// key's route where it arrives.
+    /// Locked only briefly, and rarely by two threads at once: an answer that needs no lock actor removes its key's
+    /// route on the thread where it arrives.
     pub(super) routes: Mutex<Routes>,
 }
 
-/// A call that the store is asked for.
+/// A call for which the store is being asked.
 struct Asked {
     call: Begin,
     owner: Owner,
@@ -36,18 +36,18 @@ struct Asked {
 }
 
 impl Supervisor {
-    /// Takes a call: it waits for the answer to an earlier question about its key, or its key's lock has it, or the store
-    /// is asked.
+    /// Accepts a call. If the store is already being asked for the key, the call waits for that answer. If the key has
+    /// a lock, the call goes there. Otherwise the store is asked.
     pub(super) fn begin(&mut self, call: Begin) {
         if call.reply.is_closed() {
-            // Its caller has left: what the call holds is freed with it.
+            // The caller has left. Dropping the call frees what it held.
             return;
         }
         let is_closing = self.asker.neighbours.shared.is_closing();
         let is_routed = self.asker.routes.lock().is_routed(&call.key, !is_closing);
         if is_routed {
             let sent = self.asker.routes.lock().send(call);
-            // Its lock is gone: now the key has no route.
+            // The key's lock is gone, and the failed send has removed the key's route.
             if let Err(call) = sent {
                 self.begin(call);
             }
@@ -67,14 +67,14 @@ impl Supervisor {
             on_abandoned: call.on_abandoned,
             past_withdrawal,
         };
-        // One count for all that the answer needs, and one that no other arbiter shares.
+        // A single reference count covers everything that the answer needs, and no other arbiter shares it.
         let asker = Arc::clone(&self.asker);
         let asked = Asked { call, owner, asked_at: Instant::now() };
         let reply = Reply::new(move |answer| asker.on_answer(asked, answer));
         self.asker.neighbours.ask_store(Request::Acquire(message, reply));
     }
 
-    /// The engine takes no new claims, but what is completed is still replayed.
+    /// Looks a key up while the engine accepts no new claims: completed keys still replay.
     fn look_up(&self, call: Begin) {
         let message = Lookup { key: call.key.clone() };
         let neighbours = Arc::clone(&self.asker.neighbours);
@@ -93,10 +93,10 @@ impl Supervisor {
                 let claim = Claim::granted(owner, on_abandoned, asked_at, permit, steps);
                 let claim = self.claim(key, fingerprint, asked_at, claim);
                 let grant = Grant::new(claim, (attempt, token, owner), asked_at, lease, run_limit);
-                // If the caller has gone, the grant gives itself up.
+                // If the caller has left, the dropped grant settles itself.
                 reply.send(Ok(Admitted::Granted(grant)));
             }
-            // As another owner: a copy of the message that is still on its way cannot pass for this one.
+            // The retry uses a new owner, so that a late copy of the first message cannot pass for it.
             NeedsLock::Withdrawn { owner: withdrawn } => self.acquire(call, Owner::random(), Some(Box::new(withdrawn))),
             NeedsLock::ToFollow { lease_left } => {
                 let role = Role::Following(Following::new(lease_left));
@@ -110,7 +110,7 @@ impl Supervisor {
                 let waiting = self.asker.routes.lock().take_waiting(&call.key);
                 let claim = Claim::to_withdraw(&call.key, owner, call.on_abandoned);
                 let claim = self.claim(call.key.clone(), call.fingerprint, asked_at, claim);
-                // The lock has just been started.
+                // The lock has just been started, so the send succeeds.
                 let _ = ToClaim::send(&claim, What::Ask);
                 for call in [call].into_iter().chain(waiting) {
                     answer_store_failure(&self.asker.neighbours.shared, call, error.clone());
@@ -133,11 +133,11 @@ enum NeedsLock {
         took_over: bool,
         steps: Option<Box<Steps>>,
     },
-    /// A claim of the key was withdrawn a short while ago: the message is sent again, past it.
+    /// A claim of the key was withdrawn recently. The acquire is sent again, past the withdrawal.
     Withdrawn {
         owner: Owner,
     },
-    /// Another holds it, and the call waits.
+    /// Another holder has the key, and the call waits.
     ToFollow {
         lease_left: Duration,
     },
@@ -146,7 +146,7 @@ enum NeedsLock {
         abandoned_by: Owner,
         reconciler: Reconciler,
     },
-    /// The claim may be in the store, for nobody: it is withdrawn as soon as the store hears of it.
+    /// The claim may be in the store, but no caller holds it. The engine withdraws it as soon as the store answers.
     ToWithdraw(StoreError),
 }
 
@@ -161,14 +161,14 @@ enum Final {
 }
 
 impl Asker {
-    /// Takes the store's answer, on whichever thread it comes. One that ends the call goes straight to the caller; one
-    /// that needs a lock goes to the supervisor.
+    /// Handles the store's answer, on whichever thread it arrives. An answer that ends the call goes straight to the
+    /// caller; one that needs a lock goes to the supervisor.
     fn on_answer(&self, asked: Asked, answer: Result<Acquired, StoreError>) {
         let shared = &self.neighbours.shared;
         let last = match judge(shared, &asked, answer) {
             Ok(last) => last,
             Err(answer) => {
-                // A supervisor that has ended leaves the claim to its lease, and the caller hears that it stopped.
+                // If the supervisor has ended, the claim is left to its lease, and the caller gets `Error::Stopped`.
                 let _ = self.supervisor.try_send(AcquireAnswered { asked, answer });
                 return;
             }
@@ -179,14 +179,14 @@ impl Asker {
             let shares = match &last {
                 Final::Failed(_) => Some(last.clone()),
                 Final::Mismatch if call.fingerprint != fingerprint => None,
-                // The record is of what the first call asks for.
+                // The record belongs to the fingerprint of the first call.
                 _ if call.fingerprint != fingerprint => Some(Final::Mismatch),
                 Final::InProgress { .. } if call.wait_until.is_some() => None,
                 _ => Some(last.clone()),
             };
             match shares {
                 Some(last) => answer_call(shared, call, last),
-                // It has a question of its own.
+                // This call needs its own request to the store.
                 None => self.neighbours.tell_supervisor(ToSupervisor::Resubmit(Box::new(call))),
             }
         }
@@ -197,7 +197,7 @@ impl Asker {
     }
 }
 
-/// What the answer means: the call's end, or something that needs a lock.
+/// Returns what the answer means: the end of the call, or something that needs a lock.
 fn judge(shared: &Shared, asked: &Asked, answer: Result<Acquired, StoreError>) -> Result<Final, NeedsLock> {
     match answer {
         Ok(Acquired::Claimed { attempt, token, took_over, steps }) => {
@@ -205,7 +205,7 @@ fn judge(shared: &Shared, asked: &Asked, answer: Result<Acquired, StoreError>) -
         }
         Ok(Acquired::Withdrawn { owner }) => Err(NeedsLock::Withdrawn { owner }),
         Ok(Acquired::Completed { outcome }) => Ok(Final::Replay(outcome)),
-        // A caller that has left while the store was asked does not wait.
+        // A caller that left while the store was asked does not wait.
         Ok(Acquired::InProgress { lease_left }) => match asked.call.wait_until {
             Some(_) if !asked.call.reply.is_closed() => Err(NeedsLock::ToFollow { lease_left }),
             _ => Ok(Final::InProgress { lease_left }),
@@ -239,7 +239,7 @@ fn answer_call(shared: &Shared, call: Begin, last: Final) {
 fn answer_store_failure(shared: &Shared, call: Begin, error: StoreError) {
     shared.events.tell(EventKind::StoreFailed, &call.key);
     let may_run = call.on_store_failure == OnStoreFailure::Run || planted!(UnguardedWithoutLeave);
-    if may_run && error.is_passing() {
+    if may_run && error.is_transient() {
         shared.events.tell(EventKind::Unguarded, &call.key);
         call.answer(Ok(Admitted::Unguarded));
     } else {
@@ -256,7 +256,7 @@ fn replay_or_refuse(shared: &Shared, call: Begin, found: Result<Option<RecordVie
             answer_call(shared, call, Final::Replay(outcome));
         }
         Ok(_) => call.refuse(Error::ShuttingDown),
-        // Nothing begins any more, not even without a guard.
+        // Nothing begins any more, not even an unguarded operation.
         Err(_) => {
             shared.events.tell(EventKind::StoreFailed, &call.key);
             call.refuse(Error::ShuttingDown);
@@ -277,7 +277,7 @@ impl Handler<AcquireAnswered> for Supervisor {
     }
 }
 
-/// An answer has removed a route while the engine drains.
+/// Sent when an answer has removed a route while the engine drains.
 pub(super) struct LooksDrained;
 
 impl Message for LooksDrained {

@@ -1,11 +1,11 @@
-//! The end of a supervisor: draining, and counting what is left.
+//! How a supervisor ends: draining, and counting the keys that are left.
 
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
 use super::Supervisor;
 
-/// Tells when no key is in flight here any more.
+/// Asks for a signal once no key is in flight on this arbiter.
 pub(crate) struct Drain(pub(crate) oneshot::Sender<()>);
 
 impl Message for Drain {
@@ -21,7 +21,7 @@ impl Handler<Drain> for Supervisor {
     }
 }
 
-/// How many keys are in flight here.
+/// Asks how many keys are in flight on this arbiter.
 pub(crate) struct CountInFlight;
 
 impl Message for CountInFlight {
@@ -36,7 +36,7 @@ impl Handler<CountInFlight> for Supervisor {
     }
 }
 
-/// The engine is dropped: end as soon as nothing is in flight.
+/// Tells the supervisor that the engine was dropped: it ends as soon as nothing is in flight.
 pub(crate) struct End;
 
 impl Message for End {

@@ -1,4 +1,5 @@
-//! The supervisor of one arbiter: it routes calls by key, owns the claims and the key locks, and drains them at the end.
+//! The supervisor of one arbiter. It routes calls by key, owns the claims and the key locks, and drains them at
+//! shutdown.
 
 mod acquire;
 mod ending;
@@ -29,18 +30,18 @@ use crate::neighbours::{Neighbours, ToSupervisor};
 use crate::shared::Shared;
 use crate::{Fingerprint, Key};
 
-/// One on each arbiter that uses the engine. It ends when the engine is dropped, or with its arbiter.
+/// Each arbiter that uses the engine has one supervisor. It ends when the engine is dropped, or with its arbiter.
 pub(crate) struct Supervisor {
     asker: Arc<Asker>,
-    /// What this arbiter holds in the store. Heartbeat and drain follow these, not the routes.
+    /// The claims that this arbiter holds in the store. Heartbeat and drain follow these, not the routes.
     claims: Claims,
     idle: IdleLocks,
     next_lock_id: u64,
     purging: bool,
-    /// Who waits for the last key to be settled.
+    /// Notified when the last key is settled.
     draining: Vec<oneshot::Sender<()>>,
     in_flight: metrics::Gauge,
-    /// As of the last sweep, for those who ask while this thread is blocked.
+    /// The number of keys in flight at the last sweep, for readers that ask while this thread is blocked.
     at_last_sweep: Arc<AtomicUsize>,
     ending: bool,
 }
@@ -52,7 +53,7 @@ impl Drop for Supervisor {
 }
 
 impl Supervisor {
-    /// Starts one on the current arbiter.
+    /// Starts a supervisor on the current arbiter.
     pub(crate) fn start(
         shared: Arc<Shared>,
         store: Recipient<Persist>,
@@ -60,7 +61,7 @@ impl Supervisor {
     ) -> Arc<Addr<Self>> {
         let mut address = None;
         Self::create(|ctx| {
-            // Admission is counted before a message is sent; this bound must never be the one that is met.
+            // Calls are admitted before a message is sent, so the mailbox must never reach a limit of its own.
             ctx.set_mailbox_capacity(usize::MAX >> 3);
             let supervisor = ctx.address();
             address = Some(Arc::new(supervisor.clone()));
@@ -89,7 +90,7 @@ impl Supervisor {
         address
     }
 
-    /// Starts a lock for a key, or reuses one, and gives it the call and those that wait for the store's answer.
+    /// Starts a lock for a key, or reuses one. The lock takes the call, and the calls that wait for the store's answer.
     fn lock(&mut self, key: Key, fingerprint: Fingerprint, role: Role, call: Option<Begin>) -> ClaimAddr {
         self.next_lock_id += 1;
         let id = self.next_lock_id;
@@ -118,7 +119,8 @@ impl Supervisor {
         address
     }
 
-    /// Wakes the claims whose lease has run for a while.
+    /// Wakes the claims older than a third of the lease, ends the idle locks, and purges when it is this arbiter's
+    /// turn.
     fn sweep(&mut self) {
         self.idle.dismiss();
         let in_flight = self.in_flight();
@@ -147,8 +149,8 @@ impl Supervisor {
         neighbours.ask_store(Request::Purge(Purge { limit }, reply));
     }
 
-    /// How many keys are in flight: asked for, claimed, or waited for. Each has a route; a claim that had lost its route
-    /// would still count.
+    /// Returns how many keys are in flight: asked for, claimed or waited for. Each has a route. A claim that had lost
+    /// its route would still count.
     fn in_flight(&self) -> usize {
         if planted!(ClaimOnItsWayForgotten) {
             return self.claims.len();
@@ -159,7 +161,7 @@ impl Supervisor {
     fn end_if_drained(&mut self) {
         if !self.draining.is_empty() && self.in_flight() == 0 {
             for waiting in self.draining.drain(..) {
-                // Whoever waited may have given up.
+                // The waiting task may have given up.
                 let _ = waiting.send(());
             }
         }
@@ -214,7 +216,7 @@ impl Handler<ToSupervisor> for Supervisor {
     }
 }
 
-/// A caller that waited for a key has left: what it held is freed.
+/// Reports that a caller waiting for a key has left. The supervisor frees what the caller held.
 pub(crate) struct CallerLeft(pub(crate) Key);
 
 impl Message for CallerLeft {
@@ -243,7 +245,7 @@ impl Handler<PurgeAnswered> for Supervisor {
         match answer {
             Ok(Purged { removed, more }) => {
                 debug!(removed, more, "purged expired records");
-                // The next batch goes through the mailboxes like any message: the rest is served in between.
+                // The next batch goes through the mailboxes like any message, so other work runs in between.
                 if more {
                     self.purge();
                 }

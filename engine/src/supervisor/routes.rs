@@ -1,4 +1,5 @@
-//! Where the calls of a key are sent. Routes say nothing about claims: these have a structure of their own.
+//! The routes of an arbiter: where the calls of each key go. Routes do not own claims; the supervisor tracks those
+//! separately.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -14,9 +15,9 @@ use crate::{Key, KeyHasher};
 pub(super) struct Routes(HashMap<Key, Route, KeyHasher>);
 
 enum Route {
-    /// The store is asked for the key. These calls wait for its answer.
+    /// The store is being asked for the key. These calls wait for its answer.
     Asking(Vec<Begin>),
-    /// The key has a lock, with its number.
+    /// The key's lock, with the lock's number.
     Locked(Lock, u64),
 }
 
@@ -25,7 +26,7 @@ impl Routes {
         self.0.len()
     }
 
-    /// Whether calls of a key are sent somewhere already. If not, and `asks`, the store is asked for the key from now on.
+    /// Returns whether the key has a route. If it has none and `asks` is set, marks the key as being asked for.
     pub(super) fn is_routed(&mut self, key: &Key, asks: bool) -> bool {
         match self.0.entry(key.clone()) {
             Entry::Occupied(place) => !(planted!(ClaimFollowsTheRoute) && matches!(place.get(), Route::Asking(_))),
@@ -38,7 +39,7 @@ impl Routes {
         }
     }
 
-    /// Sends a call to where its key is being asked for, or is locked. Gives it back if that is nowhere.
+    /// Sends a call along its key's route. Returns the call if the key has no route.
     #[expect(clippy::result_large_err, reason = "given back at once, to be begun again")]
     pub(super) fn send(&mut self, call: Begin) -> Result<(), Begin> {
         match self.0.get_mut(&call.key) {
@@ -49,7 +50,7 @@ impl Routes {
             }
             Some(Route::Locked(lock, _)) => match lock.address.try_send(Join(call)) {
                 Ok(()) => Ok(()),
-                // The lock's task is gone, by a panic: what it held is left to its lease.
+                // The lock's task has ended in a panic. What it held is left to its lease.
                 Err(SendError::Closed(Join(call)) | SendError::Full(Join(call))) => {
                     tracing::error!(key = %call.key, "the lock of a key is gone; what it held is left to its lease");
                     self.0.remove(&call.key);
@@ -59,7 +60,7 @@ impl Routes {
         }
     }
 
-    /// The answer needs no lock: gives the calls that waited for it.
+    /// Handles an answer that needs no lock: removes the route and returns the calls that waited for the answer.
     pub(super) fn answered(&mut self, key: &Key) -> Vec<Begin> {
         match self.0.entry(key.clone()) {
             Entry::Occupied(place) if matches!(place.get(), Route::Asking(_)) => match place.remove() {
@@ -70,7 +71,7 @@ impl Routes {
         }
     }
 
-    /// The calls that wait for the answer, for the lock that is about to be started.
+    /// Returns the calls that wait for the answer, for the lock that is about to start.
     pub(super) fn take_waiting(&mut self, key: &Key) -> Vec<Begin> {
         match self.0.get_mut(key) {
             Some(Route::Asking(waiting)) => std::mem::take(waiting),
@@ -78,7 +79,7 @@ impl Routes {
         }
     }
 
-    /// Routes a key to a lock, and gives the lock that had its place, if one had.
+    /// Routes a key to a lock. Returns the lock that it replaces, if there was one.
     pub(super) fn locked(&mut self, key: Key, lock: Lock, id: u64) -> Option<Lock> {
         match self.0.insert(key, Route::Locked(lock, id)) {
             Some(Route::Locked(replaced, _)) => Some(replaced),
@@ -86,7 +87,7 @@ impl Routes {
         }
     }
 
-    /// Removes the route to a lock that has ended, and gives the lock back; not if a later one has its place.
+    /// Removes the route to a lock that has ended, and returns that lock, unless a later lock has taken the route.
     pub(super) fn retired(&mut self, key: Key, id: u64) -> Option<Lock> {
         match self.0.entry(key) {
             Entry::Occupied(place) if matches!(place.get(), Route::Locked(_, there) if *there == id) => {
@@ -99,7 +100,7 @@ impl Routes {
         }
     }
 
-    /// A caller that waited for the key has left.
+    /// Handles the departure of a caller that waited for the key.
     pub(super) fn left(&mut self, key: &Key) {
         match self.0.get_mut(key) {
             Some(Route::Asking(waiting)) => waiting.retain(|call| !call.reply.is_closed()),
@@ -109,7 +110,7 @@ impl Routes {
         }
     }
 
-    /// Forgets the locks whose task is gone, by a panic.
+    /// Forgets the locks whose task has ended in a panic.
     pub(super) fn sweep(&mut self) {
         self.0.retain(|_, route| match route {
             Route::Asking(_) => true,

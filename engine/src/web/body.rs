@@ -1,4 +1,4 @@
-//! Bodies: reading a request's, watching whether an inner service reads it, and finding out what a response's is.
+//! Reads request bodies, watches whether an inner service reads them, and examines response bodies.
 
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
@@ -21,10 +21,10 @@ use super::IdempotencyError;
 use super::guard::RequestGuard;
 use crate::panics;
 
-/// How much the guard reads of a body that it has refused.
+/// The most bytes that the guard reads of a refused body.
 const DRAIN_LIMIT: usize = 64 << 20;
 
-/// How long the guard waits for the end of a response that a compressing middleware has made a stream.
+/// How long the guard waits for the end of a response that a compressing middleware has turned into a stream.
 const COMPRESSION_LIMIT: Duration = Duration::from_secs(1);
 
 /// Reads the whole body, up to `limit` bytes and within `time`.
@@ -50,7 +50,7 @@ pub(super) async fn read(
     }
 }
 
-/// `None` if there is more than `limit`.
+/// Returns `None` if the body is longer than `limit`.
 async fn gather(payload: &mut Payload, limit: usize) -> Result<Option<Bytes>, PayloadError> {
     let mut first = Bytes::new();
     let mut gathered = BytesMut::new();
@@ -59,7 +59,7 @@ async fn gather(payload: &mut Payload, limit: usize) -> Result<Option<Bytes>, Pa
         if first.len() + gathered.len() + chunk.len() > limit {
             return Ok(None);
         }
-        // Most bodies arrive in one piece, which is then not copied.
+        // Most bodies arrive in one piece, which this avoids copying.
         if first.is_empty() && gathered.is_empty() {
             first = chunk;
         } else {
@@ -70,7 +70,8 @@ async fn gather(payload: &mut Payload, limit: usize) -> Result<Option<Bytes>, Pa
     Ok(Some(if gathered.is_empty() { first } else { gathered.freeze() }))
 }
 
-/// Reads on for a while, so that a client that sends its whole body before it reads gets the answer, and not a reset.
+/// Continues reading for a limited time, so that a client that sends its whole body first receives the answer instead
+/// of a reset.
 pub(super) async fn drain(mut payload: Payload, time: Duration) {
     let draining = async {
         let mut drained = 0;
@@ -81,28 +82,27 @@ pub(super) async fn drain(mut payload: Payload, time: Duration) {
             }
         }
     };
-    // Whatever is left, the server closes the connection.
+    // If anything is left, the server closes the connection.
     let _ = timeout(time, draining).await;
 }
 
-/// Reads an upload to its end, as its handler would have. Only a client that sends nothing for `idle` ends it early: the
-/// retry of a long upload takes as long as the upload did.
+/// Reads an upload to its end, as its handler would have done. It stops early only if the client sends nothing for
+/// `idle`. So the retry of a long upload takes as long as the upload did.
 pub(super) async fn drain_upload(mut payload: Payload, idle: Duration) {
     while let Ok(Some(Ok(_))) = timeout(idle, payload.next()).await {}
 }
 
-/// What the inner service reads as the request's body. It notes that something has begun to read it, and that something
-/// has read it to its end.
+/// The request body that the inner service reads. It notes when reading has begun, and when the body has been read to
+/// its end.
 pub(super) struct Watched {
     body: Body,
     guard: Rc<RequestGuard>,
 }
 
-/// A body for the inner service.
 pub(super) enum Body {
     /// The guard has read it.
     Read(Bytes),
-    /// It streams through.
+    /// It streams to the inner service.
     Unread(Payload),
 }
 
@@ -128,26 +128,25 @@ impl Stream for Watched {
     }
 }
 
-/// What a response's body turned out to be.
+/// What the guard found out about a response's body.
 pub(super) enum Found<B> {
-    /// All of it.
+    /// The complete body.
     Whole(Bytes),
-    /// Too large to keep, or a stream: it goes to its caller as it is.
+    /// The body is too large to keep, or a stream. It goes to its caller unchanged.
     Passing(B),
-    /// The same, of which some was read.
+    /// Like `Passing`, but a part of the body was already read.
     Begun(BoxBody),
-    /// It broke off.
+    /// The body ended with an error or a panic.
     Broken,
 }
 
 /// Finds out whether a body can be kept.
 ///
-/// A stream is never waited for: it may be endless, and its first caller is to have it at once. The exception is a
-/// response that is encoded. A `Compress` inside the guard makes a stream of a body that was whole, and its end is
-/// near.
+/// The guard never waits for a stream: it may be endless, and its first caller must get it at once. The exception is an
+/// encoded response. A `Compress` inside the guard turns a complete body into a stream, whose end comes soon.
 ///
-/// The body is code of the user's. Its panic must not reach the server, which would close the connection without an
-/// answer, so it counts as a body that broke off.
+/// The body is user code. If its panic reached the server, the server would close the connection without an answer. So
+/// a panic counts as a broken body.
 pub(super) async fn look_into<B: MessageBody + 'static>(body: B, headers: &HeaderMap, limit: usize) -> Found<B> {
     AssertUnwindSafe(find_out(body, headers, limit)).catch_unwind().await.unwrap_or_else(|payload| {
         panics::discard(payload);
@@ -163,8 +162,8 @@ async fn find_out<B: MessageBody + 'static>(body: B, headers: &HeaderMap, limit:
             Ok(bytes) => Found::Whole(bytes),
             Err(body) => match collect(Box::pin(body), limit, None).await {
                 Collected::Whole(bytes) if bytes.len() as u64 == size => Found::Whole(bytes),
-                // Of another length than it said, as of a file that changes while it is read: the server would not have sent
-                // it as a whole response either.
+                // The length differs from the announced one, for example because a file changed during the read. The
+                // server would not have sent this as a complete response either.
                 Collected::Whole(_) | Collected::Rest(_) | Collected::Broken => Found::Broken,
             },
         },
@@ -221,7 +220,7 @@ async fn collect<B: MessageBody>(mut body: Pin<Box<B>>, limit: usize, until: Opt
     }
 }
 
-/// A stream of which some was read: first that, then the rest.
+/// A stream of which a part was already read. It returns that part first, then the rest.
 struct Begun<B> {
     chunks: VecDeque<Bytes>,
     body: Pin<Box<B>>,

@@ -1,14 +1,15 @@
-//! JSON in its canonical form (RFC 8785), for fingerprints.
+//! Canonical JSON (RFC 8785), for fingerprints.
 
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-/// The canonical form of a JSON body without the fields that the pointers name; `None` if the body has none.
+/// Returns the canonical form of a JSON body without the fields that the pointers name.
 ///
-/// That is so for a body that is not JSON, and for JSON whose canonical form would hide a difference: an object with the
-/// same name twice, or a number that a double cannot hold exactly. Such a body is compared byte by byte.
+/// Returns `None` if the body has no canonical form: it is not JSON, or the canonical form would hide a difference. The
+/// latter applies to an object that contains a name twice, and to a number that a double cannot hold exactly. The
+/// caller then compares the body byte by byte.
 pub(super) fn of(body: &[u8], without: &[Pointer]) -> Option<Vec<u8>> {
     let Unambiguous(mut value) = serde_json::from_slice(body).ok()?;
     if !numbers(body).all(is_exact_as_double) {
@@ -39,7 +40,7 @@ impl Pointer {
         &self.written
     }
 
-    /// Whether it names a field: it begins with a slash, and each `~` begins an escape.
+    /// Returns whether the pointer names a field: it begins with a slash, and each `~` begins an escape.
     pub(super) fn is_valid(&self) -> bool {
         self.written.starts_with('/')
             && self.written.split('~').skip(1).all(|escaped| escaped.starts_with('0') || escaped.starts_with('1'))
@@ -54,7 +55,7 @@ impl Pointer {
                 members.remove(&self.last);
             }
             Some(Value::Array(items)) => {
-                // As RFC 6901 writes an index: no sign, no leading zero.
+                // RFC 6901 allows neither a sign nor a leading zero in an index.
                 if let Some(index) = self.last.parse::<usize>().ok().filter(|index| index.to_string() == self.last)
                     && index < items.len()
                 {
@@ -66,7 +67,7 @@ impl Pointer {
     }
 }
 
-/// JSON none of whose objects has a name twice.
+/// JSON in which no object contains a name twice.
 struct Unambiguous(Value);
 
 impl<'de> Deserialize<'de> for Unambiguous {
@@ -127,7 +128,7 @@ impl<'de> Visitor<'de> for ReadUnambiguous {
     }
 }
 
-/// The numbers of a valid JSON text, as they are written.
+/// Returns the numbers of a valid JSON text, as written.
 fn numbers(json: &[u8]) -> impl Iterator<Item = &str> {
     let mut rest = json;
     std::iter::from_fn(move || {
@@ -159,22 +160,21 @@ fn after_string(mut rest: &[u8]) -> &[u8] {
     rest
 }
 
-/// Whether the double that is read from a number is written as that number again: then no other number is read as the
-/// same double.
+/// Returns whether a number survives a round trip through a double. Then no other number reads as the same double.
 fn is_exact_as_double(written: &str) -> bool {
     written.parse::<f64>().is_ok_and(|double| double.is_finite() && decimal(written) == decimal(&format!("{double:e}")))
 }
 
-/// A number's sign, digits and exponent, without zeros that say nothing.
+/// Returns a number's sign, digits and exponent, without insignificant zeros.
 fn decimal(number: &str) -> Option<(bool, String, i64)> {
     let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
     let (is_negative, mantissa) = mantissa.strip_prefix('-').map_or((false, mantissa), |rest| (true, rest));
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
     let digits = format!("{whole}{fraction}");
     let trimmed = digits.trim_end_matches('0');
-    // An exponent that is too large for this is too large for a double.
+    // An exponent that does not fit here does not fit a double either.
     let exponent: i64 = exponent.parse().ok()?;
-    // Saturating: the exponent of a zero may be as large as an integer holds, and then says nothing.
+    // The exponent of a zero may be as large as an integer holds, and has no meaning, so the arithmetic saturates.
     let exponent = exponent.saturating_sub(fraction.len() as i64).saturating_add((digits.len() - trimmed.len()) as i64);
     let significant = trimmed.trim_start_matches('0');
     Some(if significant.is_empty() {
@@ -193,7 +193,7 @@ mod tests {
         of(body.as_bytes(), &[]).map(|bytes| String::from_utf8(bytes).unwrap())
     }
 
-    /// RFC 8785, section 3.2.2 to 3.2.4, and appendix B: the numbers that a double holds exactly as they are written.
+    /// RFC 8785, sections 3.2.2 to 3.2.4 and appendix B: the numbers that a double holds exactly as written.
     #[test]
     fn h23_the_vectors_of_rfc_8785() {
         let sample = r#"{
@@ -272,7 +272,7 @@ mod tests {
             assert_eq!(canonical(body), canonical(same), "{body}");
             assert!(canonical(body).is_some());
         }
-        // A number in a string is no number.
+        // A number inside a string does not count.
         assert!(canonical("\"9007199254740993 \\\" 9007199254740993\"").is_some());
     }
 
@@ -290,7 +290,7 @@ mod tests {
         assert_eq!(without(&["", "a", "/a~"], r#"{"a":1}"#), r#"{"a":1}"#, "no pointers to a field");
     }
 
-    /// JSON values whose numbers a double holds.
+    /// JSON values whose numbers fit a double.
     fn any_json() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![
             Just(Value::Null),
@@ -308,7 +308,7 @@ mod tests {
         })
     }
 
-    /// Writes a value with its members in another order, with white space, and with characters escaped.
+    /// Writes a value with reordered members, extra white space and escaped characters.
     fn written_otherwise(value: &Value, text: &mut String) {
         match value {
             Value::Object(members) => {
@@ -377,7 +377,7 @@ mod tests {
                     let mut without = items.clone();
                     without.remove(n);
                     others.push(without.into());
-                    // An integer is the same as a double of its value.
+                    // An integer equals a double of the same value.
                     let written = |n: usize| items.get(n).map(|item: &Value| canonical(&item.to_string()));
                     if n > 0 && written(n) != written(n - 1) {
                         let mut swapped = items.clone();

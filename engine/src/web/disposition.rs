@@ -1,4 +1,4 @@
-//! What an answer means for its key.
+//! Decides what an answer means for its key.
 
 use actix_web::dev::{PeerAddr, ServiceResponse};
 use actix_web::error::{
@@ -13,9 +13,9 @@ use super::guard::RequestGuard;
 use super::pattern;
 use super::rules::{Disposition, Rules};
 
-/// What the guard does with the key, and with the response, after an answer.
+/// What the guard does with the key and the response after an answer.
 ///
-/// The guard decides by the status ([`by_status`](Self::by_status)).
+/// By default, the status decides ([`by_status`](Self::by_status)).
 /// [`Idempotency::disposition`](super::Idempotency::disposition) replaces that decision for a route, and
 /// [`WithDisposition`] for one response. The guide [what your handler's answer means](crate::guide::answers) has the
 /// whole table.
@@ -33,18 +33,19 @@ use super::rules::{Disposition, Rules};
 pub enum ResponseDisposition {
     /// The guard stores the response and replays it to every retry.
     Keep,
-    /// The guard stores nothing and frees the key: a retry runs the handler at once. It states that nothing happened.
+    /// The guard stores nothing and frees the key, so a retry runs the handler at once. This states that nothing
+    /// happened.
     Release,
-    /// The handler does not know whether its effect happened. The key is indeterminate: nothing runs until it is
+    /// The handler does not know whether its effect happened. The key becomes indeterminate: nothing runs until it is
     /// resolved.
     Indeterminate,
-    /// The answer does not say whether the effect happened. The guard treats it as a crash of the handler:
+    /// The answer does not say whether the effect happened. The guard treats it as a crash of the handler, and
     /// [`OnAbandoned`](crate::OnAbandoned) decides.
     Abandoned,
 }
 
 impl ResponseDisposition {
-    /// The default decision:
+    /// Returns the default decision:
     ///
     /// | status | |
     /// |---|---|
@@ -63,7 +64,7 @@ impl ResponseDisposition {
     }
 }
 
-/// A handler's own decision about its key.
+/// Lets a handler decide about its own key.
 ///
 /// ```
 /// use actix_web::HttpResponse;
@@ -88,20 +89,20 @@ impl<B> WithDisposition for HttpResponse<B> {
     }
 }
 
-/// Where an answer comes from.
+/// The origin of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {
     /// The handler, as far as the guard can tell.
     Handler,
-    /// No handler saw the request.
+    /// No handler: the request did not reach one.
     NoHandler,
-    /// An error that extractors and middleware return, and handlers too: its status says nothing about the effect.
+    /// An error that extractors, middleware and handlers all return. Its status says nothing about the effect.
     Unclear,
     /// The guard, because the handler panicked.
     Panic,
 }
 
-/// Decides about a key: the one place that does.
+/// Decides about a key. No other code does.
 pub(super) fn decide(
     origin: Origin,
     status: StatusCode,
@@ -118,16 +119,16 @@ pub(super) fn decide(
         (None, Origin::Handler | Origin::Panic) => by_status.of(status, headers),
     };
     match (decided, origin) {
-        // There is no response of the handler's to keep.
+        // The handler panicked, so there is no response to keep.
         (Keep, Origin::Panic) if is_rolled_back => Release,
         (Keep, Origin::Panic) => Abandoned,
-        // All that the operation wrote was rolled back, so nothing happened.
+        // The database rolled back everything that the operation wrote, so nothing happened.
         (Abandoned, _) if is_rolled_back => Release,
         (decided, _) => decided,
     }
 }
 
-/// Where the answer of the inner service comes from, judged by what happened.
+/// Infers from what happened where the answer of the inner service comes from.
 pub(super) fn origin_of<B>(response: &ServiceResponse<B>, guard: &RequestGuard, rules: &Rules) -> Origin {
     let (request, response) = (response.request(), response.response());
     let no_handler = match response.error() {
@@ -137,8 +138,8 @@ pub(super) fn origin_of<B>(response: &ServiceResponse<B>, guard: &RequestGuard, 
         }
         _ => match response.status() {
             StatusCode::NOT_FOUND => !rules.guards_default_service && !pattern::is_routed(request),
-            // A resource answers so for a method that it has no route for. A handler that did something has at least
-            // read its body, taken its claim, or waited.
+            // A resource answers like this to a method for which it has no route. A handler that had an effect would at
+            // least have read its body, taken its claim, or waited.
             StatusCode::METHOD_NOT_ALLOWED => {
                 !rules.guards_default_service && !pattern::is_routed(request)
                     || response.headers().contains_key(header::ALLOW) && !guard.is_touched() && !guard.has_waited()
@@ -149,9 +150,10 @@ pub(super) fn origin_of<B>(response: &ServiceResponse<B>, guard: &RequestGuard, 
     if no_handler { Origin::NoHandler } else { Origin::Handler }
 }
 
-/// Where an inner middleware's error comes from. It is a refusal, unless the middleware may have failed after the handler
-/// ran, or in its midst, as a time limit does. An effect waits for something, and a handler that has one has mostly read
-/// its body or taken its claim: one of the two is enough where the error says "failed", both where it does not.
+/// Infers the origin of an inner middleware's error. The error is a refusal, unless the middleware may have failed
+/// during or after the handler, as a time limit does. An effect waits for something, and a handler with an effect has
+/// usually read its body or taken its claim. If the status says "failed", one of these two signs is enough; otherwise
+/// both are needed.
 pub(super) fn origin_of_inner_error(status: StatusCode, guard: &RequestGuard) -> Origin {
     let (is_touched, has_waited) = (guard.is_touched(), guard.has_waited());
     if status == StatusCode::SERVICE_UNAVAILABLE && !is_touched {
@@ -169,8 +171,8 @@ fn is<E: ResponseError + 'static>(error: &Error) -> bool {
     error.as_error::<E>().is_some() || error.as_error::<InternalError<E>>().is_some()
 }
 
-/// Whether the error is one that actix-web's extractors return, but handlers as well, after their effect: a client's
-/// response breaks off, or its text does not parse.
+/// Returns whether actix-web's extractors return this error, but handlers do too, after their effect: for example when
+/// the response of a provider breaks off or does not parse.
 fn is_shared_with_handlers(error: &Error) -> bool {
     is::<PayloadError>(error)
         || is::<QueryPayloadError>(error)
@@ -179,16 +181,17 @@ fn is_shared_with_handlers(error: &Error) -> bool {
         || is::<ParseError>(error)
 }
 
-/// Whether such an error comes from an extractor. An effect waits for something. An extractor waits for nothing but the
-/// body, and if the guard has read that before, for nothing at all.
+/// Returns whether such an error comes from an extractor. An effect waits for something. An extractor waits only for
+/// the body, and for nothing if the guard has already read it.
 fn is_of_extractor(error: &Error, guard: &RequestGuard) -> bool {
-    // Whoever has the whole body has no reason to say that it cannot be read.
+    // A handler that has the whole body has no reason to report that it is unreadable.
     !guard.has_waited() && (!is::<PayloadError>(error) || guard.holds_body() && !guard.is_body_read())
 }
 
-/// Whether the error is one that only actix-web's own extractors return, for a request that they cannot read.
+/// Returns whether only actix-web's own extractors return this error, for a request that they cannot read.
 pub(super) fn is_of_actix_extractors(error: &Error) -> bool {
-    // A handler's `Json` or `Form` response that can't be serialized has these types too, and the handler ran.
+    // A handler's `Json` or `Form` response that cannot be serialized has these types too, but then the handler has
+    // run.
     if matches!(error.as_error(), Some(JsonPayloadError::Serialize(_)))
         || matches!(error.as_error(), Some(UrlencodedError::Serialize(_)))
     {
@@ -198,12 +201,13 @@ pub(super) fn is_of_actix_extractors(error: &Error) -> bool {
         || is::<UrlencodedError>(error)
         || is::<PathError>(error)
         || is::<<PeerAddr as FromRequest>::Error>(error)
-        // `Path` without a `PathConfig` wraps the deserializer's error alone.
+        // Without a `PathConfig`, `Path` wraps only the deserializer's error.
         || error.as_error::<InternalError<serde::de::value::Error>>().is_some()
         || is_text_of_actix(error)
 }
 
-/// Four of actix-web's extractors (`String`, `Bytes`, `Data`, `ReqData`) fail with a text that has no type of its own.
+/// Detects errors of four actix-web extractors (`String`, `Bytes`, `Data`, `ReqData`), which return a text without a
+/// type of its own.
 fn is_text_of_actix(error: &Error) -> bool {
     const TEXTS: [&str; 5] = [
         "Can not decode body",
@@ -218,7 +222,7 @@ fn is_text_of_actix(error: &Error) -> bool {
     })
 }
 
-/// A method and pattern under one name.
+/// Combines a method and a pattern into one name.
 pub(super) fn route_name(method: &Method, pattern: &str) -> String {
     format!("{method} {pattern}")
 }

@@ -1,4 +1,4 @@
-//! What the guard answers when it neither runs a handler nor replays a response, as `application/problem+json`.
+//! The guard's own errors, which it returns as `application/problem+json`.
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderValue};
@@ -10,7 +10,7 @@ use crate::{Error, KeyError, KeyPart};
 
 /// Why the guard neither ran the handler nor replayed a response.
 ///
-/// Each has a status and a stable `type` URI that clients can match on:
+/// Each error has a status and a stable `type` URI, which clients can match on:
 ///
 /// | `type`, after `urn:oncekey:problem:` | status |
 /// |---|---|
@@ -21,7 +21,7 @@ use crate::{Error, KeyError, KeyPart};
 /// | `outcome-not-kept`, `indeterminate`, `claim-lost` | 409 |
 /// | `request-too-large` | 413 |
 /// | `mismatch` | 422 |
-/// | `outcome-not-stored`, `record-unreadable`, `handler-panicked`, `internal` | 500 |
+/// | `outcome-not-stored`, `record-unreadable`, `commit-refused`, `handler-panicked`, `internal` | 500 |
 /// | `commit-unknown` | 503 |
 /// | `store-unavailable`, `overloaded`, `shutting-down` | 503, `Retry-After` |
 ///
@@ -39,14 +39,14 @@ pub enum IdempotencyError {
     /// The route requires an idempotency key, and the request has none.
     #[error("this request needs an idempotency key, in its {0} header")]
     KeyMissing(String),
-    /// The idempotency key is not one.
+    /// The idempotency key is invalid.
     #[error("the idempotency key is invalid: {0}")]
     KeyInvalid(BadKey),
-    /// The scope, or the key of a custom strategy, cannot name a record. Both are made of the request, so the client must
-    /// change it.
+    /// The scope, or the key from a custom strategy, is not valid in a record's key. Both are derived from the request,
+    /// so the client must change it.
     #[error("this request cannot be identified: {0}")]
     KeyRejected(#[from] KeyError),
-    /// A closure of the guard's settings panicked before the handler was to run.
+    /// A closure in the guard's settings panicked before the handler ran.
     #[error("nothing ran: the guard's {0} panicked")]
     SettingPanicked(&'static str),
     /// The header that names the caller is missing.
@@ -70,18 +70,18 @@ pub enum IdempotencyError {
     /// The request's body did not arrive in time.
     #[error("the request's body did not arrive within {} seconds", .0.as_secs_f32())]
     RequestTimeout(std::time::Duration),
-    /// The engine's reason.
+    /// The engine returned this error.
     #[error(transparent)]
     Engine(#[from] Error),
 }
 
 impl IdempotencyError {
-    /// The stable URI of the kind of problem.
+    /// Returns the stable URI of this kind of problem.
     pub fn problem_type(&self) -> &'static str {
         self.describe().1
     }
 
-    /// Status, type and title.
+    /// Returns the status, the type URI and the title.
     fn describe(&self) -> (StatusCode, &'static str, &'static str) {
         use StatusCode as S;
         match self {
@@ -115,17 +115,17 @@ impl IdempotencyError {
 
     fn retry_after(&self) -> Option<HeaderValue> {
         match self {
-            // The other request may end at any moment. Its lease says only when it must have ended.
+            // The other request may end at any moment. Its lease only bounds how long that takes.
             Self::Engine(Error::InProgress { .. } | Error::Overloaded { .. }) => Some(HeaderValue::from_static("1")),
-            Self::Engine(error) if error.is_passing() => Some(HeaderValue::from_static("2")),
+            Self::Engine(error) if error.is_transient() => Some(HeaderValue::from_static("2")),
             _ => None,
         }
     }
 
-    /// The text for the client. A store's own text is for the log: it may name hosts and files.
+    /// Returns the text for the client. The store's own text goes only to the log, because it may name hosts and files.
     fn detail(&self) -> String {
         match self {
-            Self::Engine(Error::Store(error)) if error.is_passing() => {
+            Self::Engine(Error::Store(error)) if error.is_transient() => {
                 "Nothing ran. Retry when the idempotency store is available.".to_owned()
             }
             Self::Engine(Error::Store(_) | Error::Corrupt(_)) => {
@@ -167,7 +167,7 @@ fn describe_engine_error(error: &Error) -> (StatusCode, &'static str, &'static s
         }
         Error::OutcomeNotKept => (S::CONFLICT, "urn:oncekey:problem:outcome-not-kept", "Outcome not kept"),
         Error::ClaimLost => (S::CONFLICT, "urn:oncekey:problem:claim-lost", "Claim lost to another request"),
-        Error::Store(error) if error.is_passing() => {
+        Error::Store(error) if error.is_transient() => {
             (S::SERVICE_UNAVAILABLE, "urn:oncekey:problem:store-unavailable", "Idempotency store unavailable")
         }
         Error::Store(_) | Error::Corrupt(_) | Error::OutcomeUnreadable(_) => {
@@ -207,12 +207,12 @@ impl ResponseError for IdempotencyError {
         if let Some(after) = self.retry_after() {
             response.insert_header((header::RETRY_AFTER, after));
         }
-        // A struct of strings and a number: it always serializes.
+        // A struct of strings and a number always serializes.
         response.content_type("application/problem+json").body(serde_json::to_vec(&problem).unwrap_or_default())
     }
 }
 
-/// A problem as RFC 9457 has it.
+/// A problem as RFC 9457 defines it.
 #[derive(Serialize)]
 struct Problem {
     r#type: &'static str,

@@ -1,4 +1,4 @@
-//! What a handler can ask of its guard: the claim, and a transaction that stores its response.
+//! Extractors for guarded handlers: the claim, and a transaction that stores the handler's response.
 
 use std::any::{Any, type_name};
 use std::fmt;
@@ -34,10 +34,10 @@ fn guard_of(request: &HttpRequest) -> Result<Rc<RequestGuard>, actix_web::Error>
     Ok(guard)
 }
 
-/// The claim under which a handler runs, as an extractor. Pass a [derived key](Claim::derive_key) to each provider that the
+/// Extracts the claim under which a handler runs. Pass a [derived key](Claim::derive_key) to each provider that the
 /// handler calls.
 ///
-/// Take an `Option<Claim>` on a route whose key is optional.
+/// Use `Option<Claim>` on a route whose key is optional.
 ///
 /// ```
 /// use actix_web::HttpResponse;
@@ -58,12 +58,11 @@ impl FromRequest for Claim {
     }
 }
 
-/// A transaction of the record's own database, as an extractor: what the handler writes in it and its response commit
-/// together.
+/// Extracts a transaction on the record's own database. The handler's writes in it commit together with the response.
 ///
-/// The writes happen exactly once: if the process dies before the commit, nothing happened, and if it dies after the
+/// The writes happen exactly once. If the process dies before the commit, nothing happened; if it dies after the
 /// commit, the retry replays. So a handler that takes a `Transaction` **reruns after a crash**, unless the route or the
-/// engine sets [`OnAbandoned`]. Such a handler must have no effect outside the transaction that may not happen twice.
+/// engine sets [`OnAbandoned`]. Outside the transaction, such a handler must have no effect that may not happen twice.
 ///
 /// ```
 /// use actix_web::HttpResponse;
@@ -81,23 +80,26 @@ impl FromRequest for Claim {
 /// # let _ = order;
 /// ```
 ///
-/// **Take it as an argument of every handler of a method and pattern, or name the route's [`OnAbandoned`].** Once a handler
-/// there took one, the guard claims with `Rerun` before it knows which handler runs. A handler without a `Transaction`
-/// whose answer does not say what happened is then held, as elsewhere. But if its process dies, the policy of the claim
-/// stands, and the retry runs: the effect can happen twice.
+/// **Take it as an argument of every handler of a method and pattern, or set the route's [`OnAbandoned`].** After one
+/// handler there has taken it, the guard claims with `Rerun` before it knows which handler runs. If a handler without a
+/// `Transaction` then gives an answer that does not say what happened, its key is still held, as elsewhere. But if its
+/// process dies, the claim's `Rerun` applies, and the retry runs: the effect can happen twice.
 ///
-/// **The first `Transaction` of a method and pattern claims its key twice.** The guard learns from it that the handlers there
-/// take one. Until it knows, in each process anew, it claims with [`Hold`](OnAbandoned::Hold). When the extractor runs, before
-/// the handler begins, the guard releases the key and claims it anew with `Rerun`. Four things follow:
+/// **The first `Transaction` of a method and pattern claims its key twice.** From it, the guard learns that the
+/// handlers there take one. Each process must learn this again, and until then it claims with
+/// [`Hold`](OnAbandoned::Hold). When the extractor runs, before the handler begins, the guard releases the key and
+/// claims it again with `Rerun`. This has four consequences:
 ///
-/// - If the process dies after the first claim and before its release, the key becomes indeterminate although nothing ran.
-///   Only requests that arrive before the first extractor has run can meet this. Set
-///   [`on_abandoned(OnAbandoned::Rerun)`](super::RouteRules::on_abandoned) for the route to rule it out.
-/// - Take the transaction before [`Claim`], or use [`claim`](Self::claim): a `Claim` that was taken earlier is the old one.
-/// - If the second claim fails, because another request has taken the key or the store is unavailable, the guard answers, and
-///   the extractor never returns. So no handler runs without its claim, not even one that takes an `Option<Transaction>`.
-/// - A handler that calls `Transaction::extract` after it has waited for something, or that has middleware before it which
-///   does, may have had an effect. For this first request the claim then stays with `Hold`.
+/// - If the process dies between the first claim and its release, the key becomes indeterminate although nothing ran.
+///   This affects only requests that arrive before the first extractor has run. Set
+///   [`on_abandoned(OnAbandoned::Rerun)`](super::RouteRules::on_abandoned) for the route to avoid it.
+/// - Take the transaction before [`Claim`], or use [`claim`](Self::claim): a `Claim` that was extracted earlier is the
+///   released one.
+/// - If the second claim fails, because another request has taken the key or the store is unavailable, the guard
+///   answers and the extractor never returns. So no handler runs without its claim, not even one that takes an
+///   `Option<Transaction>`.
+/// - If the handler has waited for something before it calls `Transaction::extract`, or middleware inside the guard
+///   has, there may have been an effect. For this first request, the claim then stays with `Hold`.
 pub struct Transaction {
     guard: Rc<RequestGuard>,
     request: HttpRequest,
@@ -113,17 +115,17 @@ impl FromRequest for Transaction {
             let guard = guard_of(&request)?;
             guard.took_transaction.set(true);
             if guard.policy.get().on_abandoned.is_none() {
-                // Before the key is claimed anew, so that the next request need not do the same.
+                // Learn this before the second claim, so that the next request does not need one.
                 guard.setup.rules.transactional.learn(&request);
-                // Whatever has waited may have had an effect, and its key must not be released.
+                // A request that has waited may have had an effect, so its key must not be released.
                 if !guard.has_waited() {
                     let claimed = Rc::clone(&guard);
                     let asked = request.clone();
                     let claiming = async move { claim_anew(&claimed, &asked).await }.boxed_local().shared();
                     guard.claiming.replace(Some(claiming.clone()));
                     if let Err(not_taken) = claiming.await {
-                        // An error could be swallowed, by an `Option<Transaction>` for one, and the handler would run
-                        // without a claim. The guard answers instead, and drops what waits here.
+                        // The handler could ignore an error, for example through an `Option<Transaction>`, and would
+                        // run without a claim. So the guard answers instead, and drops this future.
                         guard.turn_away(not_taken);
                         return std::future::pending().await;
                     }
@@ -135,9 +137,9 @@ impl FromRequest for Transaction {
     }
 }
 
-/// Claims the key again, with the policy of a transaction: the handler has not begun, so nothing happened yet.
+/// Claims the key again with the policy of a transaction. The handler has not begun, so nothing has happened yet.
 ///
-/// The store keeps the policy with the claim, for the case that the process dies, so it cannot be changed here alone.
+/// The store keeps the policy with the claim in case the process dies, so changing it only here is not enough.
 async fn claim_anew(guard: &RequestGuard, request: &HttpRequest) -> Result<(), ClaimNotTaken> {
     let policy = CallPolicy { on_abandoned: Some(OnAbandoned::Rerun), ..guard.policy.get() };
     let slot = guard.grant.replace(GrantSlot::Lent);
@@ -160,7 +162,7 @@ async fn claim_anew(guard: &RequestGuard, request: &HttpRequest) -> Result<(), C
             Err(error) => return Err(ClaimNotTaken::new(guard, &error.into())),
         },
         Ok(Admitted::Unguarded) => (Claim::unguarded(key, derivation), GrantSlot::Gone),
-        // Another request took the key in between, and is done: this one gets its outcome.
+        // Another request has taken the key in the meantime and finished. This request replays its outcome.
         Ok(Admitted::Replay(outcome)) => {
             let replayed = guard.setup.replay(request, &key, &outcome);
             return Err(replayed.map_or_else(|error| ClaimNotTaken::new(guard, &error), ClaimNotTaken::answered));
@@ -172,7 +174,7 @@ async fn claim_anew(guard: &RequestGuard, request: &HttpRequest) -> Result<(), C
     Ok(())
 }
 
-/// The answer to a request whose key could not be claimed anew for a transaction: the handler does not run.
+/// The answer to a request whose key could not be claimed again for a transaction. Its handler does not run.
 #[derive(Clone)]
 pub(super) struct ClaimNotTaken {
     status: StatusCode,
@@ -197,7 +199,7 @@ impl ClaimNotTaken {
     }
 }
 
-/// Why a transaction of a handler gave no response.
+/// Why a handler's transaction returned no response.
 ///
 /// ```
 /// use oncekey::{Error, web::{IdempotencyError, TransactionError}};
@@ -207,16 +209,16 @@ impl ClaimNotTaken {
 /// ```
 #[derive(Debug, thiserror::Error)]
 pub enum TransactionError<E> {
-    /// The operation failed, and the database rolled back all that it wrote. The claim still stands, so the handler may
-    /// try again, or answer. A 500, 502 or 504 then releases the key: nothing happened.
+    /// The operation failed, and the database rolled back everything that it wrote. The claim is still held, so the
+    /// handler may try again or answer. An answer of 500, 502 or 504 then releases the key, because nothing happened.
     #[error("the operation failed, and was rolled back: {0}")]
     Operation(E),
-    /// The engine's reason.
+    /// The engine returned this error.
     #[error(transparent)]
     Engine(IdempotencyError),
 }
 
-/// 500 for the operation's own error; a handler that wants another status maps the error.
+/// Answers 500 to the operation's own error. Map the error in the handler for another status.
 impl<E: fmt::Debug + fmt::Display> ResponseError for TransactionError<E> {
     fn status_code(&self) -> actix_web::http::StatusCode {
         match self {
@@ -234,24 +236,25 @@ impl<E: fmt::Debug + fmt::Display> ResponseError for TransactionError<E> {
 }
 
 impl Transaction {
-    /// The claim under which the handler runs.
+    /// Returns the claim under which the handler runs.
     pub fn claim(&self) -> Claim {
         self.guard.claim().clone()
     }
 
-    /// Runs `operation` in a transaction on the store's connection, and stores the response that it returns; returns
-    /// that response to be sent. `C` is the store's type of connection. The response is any [`Responder`] whose body is
-    /// known at once: an `HttpResponse`, a `web::Json`, a [`RecordedResponse`].
+    /// Runs `operation` in a transaction on the store's connection, and stores the response that it returns. Returns
+    /// that response for the handler to send. `C` is the store's connection type. The response is any [`Responder`]
+    /// whose body is complete: an `HttpResponse`, a `web::Json`, a [`RecordedResponse`].
     ///
-    /// **The rollback decides.** `Ok` commits and stores the response, whatever its status. `Err` and a panic roll back,
-    /// so nothing happened.
+    /// **The rollback decides.** `Ok` commits and stores the response, whatever its status. `Err` and a panic roll
+    /// back, so nothing happened.
     ///
-    /// The operation runs where the store runs its transactions, for SQLite on the one writer's thread: keep it short.
+    /// The operation runs where the store runs its transactions, which for SQLite is the only writer thread. Keep it
+    /// short.
     ///
     /// # Errors
-    /// [`TransactionError::Operation`] with the operation's own error, all rolled back; [`TransactionError::Engine`] if
-    /// the claim was lost in the meantime, the store has no such transactions, the response is a stream, or the commit
-    /// failed.
+    /// [`TransactionError::Operation`] with the operation's own error, after a rollback. [`TransactionError::Engine`]
+    /// if the claim was lost in the meantime, the store has no such transactions, the response is a stream, or the
+    /// commit failed.
     pub async fn run<C, R, E, F>(&self, operation: F) -> Result<HttpResponse, TransactionError<E>>
     where
         C: Any,
@@ -270,12 +273,12 @@ impl Transaction {
         .await
     }
 
-    /// [`run`](Self::run) for stores whose connections are async: `diesel_async::AsyncPgConnection` for PostgreSQL,
+    /// Like [`run`](Self::run), for stores with async connections: `diesel_async::AsyncPgConnection` for PostgreSQL,
     /// `diesel_async::AsyncMysqlConnection` for MySQL and MariaDB.
     ///
-    /// The operation runs on this worker, and **may run several times**: when the database gives the transaction up in
-    /// favor of another (a deadlock, a serialization failure), it has rolled back all of it, and the store runs it again,
-    /// a few times at most. What it writes commits once.
+    /// The operation runs on this worker, and **may run several times**. If the database aborts the transaction in
+    /// favor of another (a deadlock, a serialization failure), it rolls everything back, and the store runs the
+    /// operation again, a few times at most. Its writes commit once.
     ///
     /// # Errors
     /// As for [`run`](Self::run).
@@ -345,7 +348,8 @@ impl Transaction {
                 }
             }
             Err(error) => {
-                // Where the claim is lost, the handler's answer is not the key's outcome: nothing of it happened.
+                // If the claim is lost, nothing of this handler's work was committed, so its answer is not the key's
+                // outcome.
                 let is_settled = grant.is_settled();
                 guard.grant.replace(if is_settled { GrantSlot::Gone } else { GrantSlot::Held(grant) });
                 let is_rolled_back = matches!(
@@ -364,9 +368,9 @@ impl Transaction {
     }
 }
 
-/// What turns an operation's response into its outcome, on the thread of the store.
+/// Turns an operation's response into its outcome, on the store's thread.
 struct Seal {
-    /// The handler's request cannot leave its thread, but a `Responder` wants one.
+    /// Replaces the handler's request, which cannot leave its thread, because a `Responder` needs one.
     head: Head,
     kept_headers: Vec<HeaderName>,
     limit: usize,
@@ -407,7 +411,7 @@ impl Seal {
     }
 }
 
-/// The response of an operation, for its first caller.
+/// The operation's response for its first caller.
 struct FirstResponse {
     status: StatusCode,
     headers: HeaderMap,

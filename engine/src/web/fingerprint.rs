@@ -1,4 +1,4 @@
-//! What a retry must have in common with its first request.
+//! Fingerprints: what a retry must have in common with its first request.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,7 +15,8 @@ use crate::{Fingerprint, FingerprintBuilder};
 
 type MakeFingerprint = dyn Fn(&ServiceRequest, &Bytes) -> Fingerprint + Send + Sync;
 
-/// What a retry must have in common with the first request under its key. A request that differs is answered with 422.
+/// Defines what a retry must have in common with the first request under its key. The guard answers 422 to a request
+/// that differs.
 ///
 /// ```
 /// use oncekey::{Fingerprint, web::FingerprintStrategy};
@@ -35,25 +36,26 @@ type MakeFingerprint = dyn Fn(&ServiceRequest, &Bytes) -> Fingerprint + Send + S
 pub enum FingerprintStrategy {
     /// Method, path, query, the body's media type, and the body, byte by byte. The default.
     ///
-    /// The path is the one that the router matches: `/%70ay` is `/pay`. The media type comes with its parameters, but
-    /// without a `boundary`, which clients choose anew for each try.
+    /// The path is the decoded one that the router matches: `/%70ay` equals `/pay`. The media type includes its
+    /// parameters except `boundary`, which clients choose anew for each attempt.
     #[default]
     Full,
-    /// The body, byte by byte, and nothing else.
+    /// Only the body, byte by byte.
     BodyOnly,
-    /// As [`Full`](Self::Full), but a JSON body counts in its canonical form. See
+    /// Like [`Full`](Self::Full), but compares a JSON body in its canonical form. See
     /// [`canonical_json`](Self::canonical_json).
     CanonicalJson(CanonicalJson),
     /// Method, path, query, media type, and the digest in the request's `Content-Digest` header (RFC 9530, `sha-256` or
-    /// `sha-512`). **The body streams to the handler unread**, whatever its size. A request without such a digest is
-    /// answered with 400.
+    /// `sha-512`). **The body streams to the handler unread**, whatever its size. The guard answers 400 to a request
+    /// without such a digest.
     ///
-    /// The guard does not compare the digest with the body. A handler that must know compares them while it reads.
+    /// The guard does not compare the digest with the body. If the match matters, the handler must compare them while
+    /// it reads.
     ContentDigest,
-    /// Method, path, query, and the values of some headers. **The body streams to the handler unread**, and plays no
-    /// part. See [`headers_only`](Self::headers_only).
+    /// Method, path, query, and the values of some headers. **The body streams to the handler unread** and is not
+    /// compared. See [`headers_only`](Self::headers_only).
     HeadersOnly(Headers),
-    /// What a function of yours makes of the request and its body.
+    /// A function of the request and its body.
     Custom(Custom),
 }
 
@@ -76,19 +78,20 @@ impl fmt::Debug for Custom {
 }
 
 impl FingerprintStrategy {
-    /// As [`Full`](Self::Full), but a JSON body counts in its canonical form (RFC 8785): the order of an object's
-    /// members, white space, and the way in which strings and numbers are written do not count. `without` names fields
-    /// that do not count either, as JSON pointers (RFC 6901).
+    /// Like [`Full`](Self::Full), but compares a JSON body in its canonical form (RFC 8785). The order of an object's
+    /// members, white space, and the notation of strings and numbers do not matter. `without` names fields to leave
+    /// out, as JSON pointers (RFC 6901).
     ///
-    /// A body counts byte by byte if it is not JSON, if an object in it has a name twice, or if it has a number that a
-    /// double cannot hold exactly (`9007199254740993`): the canonical form would hide a difference.
+    /// The guard compares a body byte by byte if the canonical form would hide a difference: if the body is not JSON,
+    /// if an object in it contains a name twice, or if it has a number that a double cannot hold exactly
+    /// (`9007199254740993`).
     pub fn canonical_json<P: Into<String>>(without: impl IntoIterator<Item = P>) -> Self {
         Self::CanonicalJson(CanonicalJson(without.into_iter().map(|pointer| Pointer::new(pointer.into())).collect()))
     }
 
-    /// Method, path, query, and all values of these headers. The body streams to the handler unread and is not
-    /// compared, so a retry with another body is replayed: use it where the key alone identifies the request, or where a
-    /// header does, such as one that carries the version of a document.
+    /// Compares the method, path, query, and all values of these headers. The body streams to the handler unread and is
+    /// not compared, so a retry with another body is replayed. Use it if the key alone identifies the request, or if a
+    /// header does, such as one that carries a document's version.
     ///
     /// ```
     /// use actix_web::http::header;
@@ -101,7 +104,7 @@ impl FingerprintStrategy {
         Self::HeadersOnly(Headers(names.into_iter().collect()))
     }
 
-    /// A strategy of your own.
+    /// Creates a strategy from your own function.
     pub fn custom(make: impl Fn(&ServiceRequest, &Bytes) -> Fingerprint + Send + Sync + 'static) -> Self {
         Self::Custom(Custom(Arc::new(make)))
     }
@@ -155,7 +158,7 @@ impl fmt::Debug for FingerprintStrategy {
     }
 }
 
-/// The fingerprint of the whole request.
+/// Returns the fingerprint of the whole request.
 pub(super) fn whole(request: &ServiceRequest, body: &Bytes) -> Fingerprint {
     head(request)
         .field(&media_type(request))
@@ -164,7 +167,8 @@ pub(super) fn whole(request: &ServiceRequest, body: &Bytes) -> Fingerprint {
 }
 
 fn head(request: &ServiceRequest) -> FingerprintBuilder {
-    // The router decodes a path, and replaces what is not UTF-8: two paths that it replaces alike are still two paths.
+    // The router replaces bytes that are not UTF-8 when it decodes a path. Two different paths could then look equal,
+    // so this uses the original path.
     let path = match request.match_info().as_str() {
         lossy if lossy.contains(char::REPLACEMENT_CHARACTER) => request.path(),
         path => path,
@@ -175,7 +179,7 @@ fn head(request: &ServiceRequest) -> FingerprintBuilder {
         .field(request.query_string().as_bytes())
 }
 
-/// The media type of the body, with its parameters but without a boundary.
+/// Returns the body's media type, with its parameters but without a boundary.
 fn media_type(request: &ServiceRequest) -> Cow<'_, [u8]> {
     let Some(value) = request.headers().get(header::CONTENT_TYPE) else { return Cow::Borrowed(b"") };
     let written = value.as_bytes();
@@ -187,18 +191,18 @@ fn media_type(request: &ServiceRequest) -> Cow<'_, [u8]> {
     let counts = mime.params().filter(|(name, _)| *name != "boundary");
     let mut parameters: Vec<_> = counts.map(|(name, value)| format!("; {name}={value:?}")).collect();
     parameters.sort();
-    // A charset's name, like the type, is the same in upper and lower case.
+    // The names of charsets, like those of types, are case-insensitive.
     Cow::Owned(format!("{}{}", mime.essence_str(), parameters.concat()).to_ascii_lowercase().into())
 }
 
-/// The strongest digest of the header that RFC 9530 still recommends.
+/// Returns the strongest digest in the header that RFC 9530 still recommends.
 fn content_digest(request: &ServiceRequest) -> Result<(&'static str, Vec<u8>), IdempotencyError> {
     const ALGORITHMS: [(&str, usize); 2] = [("sha-512", 64), ("sha-256", 32)];
     let values: Vec<_> = request.headers().get_all("content-digest").map(|value| value.as_bytes()).collect();
     if values.is_empty() {
         return Err(IdempotencyError::DigestMissing);
     }
-    // Several lines of a structured field are one, joined by commas (RFC 9651, section 4.2).
+    // Several lines of a structured field are one value, joined by commas (RFC 9651, section 4.2).
     let joined = values.join(&b", "[..]);
     let digests = sfv::Parser::new(joined.as_slice()).parse::<sfv::Dictionary>();
     let digests = digests.map_err(|_| IdempotencyError::DigestInvalid)?;

@@ -1,4 +1,4 @@
-//! A guarded request, from its key to its answer.
+//! Guards one request, from its key to its answer.
 
 use std::cell::{Cell, Ref, RefCell};
 use std::net::SocketAddr;
@@ -32,14 +32,14 @@ use crate::engine::Claim;
 use crate::record::{Payload as Stored, PayloadKind, SealedOutcome};
 use crate::{CallPolicy, CorruptOutcome, Engine, Error, EventKind, Fingerprint, Key, OnAbandoned, panics};
 
-/// The middleware's settings, on one worker.
+/// The middleware's settings on one worker.
 pub(super) struct Guard {
     pub(super) engine: Engine,
     pub(super) rules: Rules,
     pub(super) unrouted: Unrouted,
 }
 
-/// In the request's extensions while its handler runs.
+/// Marks a guarded request. It is in the request's extensions while the handler runs.
 #[derive(Clone)]
 pub(super) struct Guarded(pub(super) Rc<RequestGuard>);
 
@@ -59,20 +59,20 @@ pub(super) struct RequestGuard {
     is_body_read: Cell<bool>,
     /// Whether the inner service has waited for anything.
     has_waited: Cell<bool>,
-    /// The route by which the guard expected a handler that takes a transaction.
+    /// The route at which the guard expected a handler that takes a transaction.
     expected_at: Option<String>,
     /// Whether the claim was made for a handler that takes a transaction.
     pub(super) for_transaction: Cell<bool>,
-    /// Whether the handler did take one.
+    /// Whether the handler actually took one.
     pub(super) took_transaction: Cell<bool>,
-    /// Whether a transaction of the handler's was rolled back.
+    /// Whether a transaction of the handler was rolled back.
     pub(super) rolled_back: Cell<bool>,
-    /// The key's being claimed anew for a transaction. It is kept here as well, because another extractor that fails
-    /// drops the one that waits for it, and the key can be settled only once it is claimed.
+    /// The second claim of the key, for a transaction. The guard keeps it too, because another extractor that fails
+    /// drops the one that awaits it, and the key can be settled only once it is claimed.
     pub(super) claiming: RefCell<Option<Claiming>>,
-    /// The guard's own answer, because that failed.
+    /// The guard's own answer, after the second claim failed.
     turned_away: RefCell<Option<ClaimNotTaken>>,
-    /// Wakes the guard for that answer, where the inner service runs in a task of its own.
+    /// Wakes the guard to send that answer if the inner service runs in its own task.
     waker: RefCell<Option<Waker>>,
 }
 
@@ -119,7 +119,8 @@ impl RequestGuard {
         }
     }
 
-    /// Polls the inner service to its end, or until the guard must answer in its place. Notes whether it ever had to wait.
+    /// Polls the inner service to its end, or until the guard must answer in its place. Notes whether the service had
+    /// to wait.
     async fn watch<F: Future>(&self, service: F) -> Result<F::Output, ClaimNotTaken> {
         let mut service = pin!(service);
         poll_fn(|context| {
@@ -140,16 +141,17 @@ impl RequestGuard {
     }
 }
 
-/// Who settles the key: the middleware when the handler has answered, unless a transaction of the handler's did.
+/// Holds the right to settle the key. The middleware settles it after the handler has answered, unless a transaction of
+/// the handler did.
 pub(super) enum GrantSlot {
     Held(Grant),
-    /// A transaction of the handler's has it.
+    /// A transaction of the handler holds the grant.
     Lent,
-    /// A transaction stored the response, or there was no claim at all.
+    /// A transaction stored the response, or there was no claim.
     Gone,
 }
 
-/// Whether a guard further out has the request.
+/// Returns whether an outer guard already guards the request.
 pub(super) fn is_guarded(request: &ServiceRequest) -> bool {
     request.extensions().contains::<Guarded>()
 }
@@ -157,7 +159,7 @@ pub(super) fn is_guarded(request: &ServiceRequest) -> bool {
 type Answered<B> = Result<ServiceResponse<EitherBody<B>>, actix_web::Error>;
 
 impl Guard {
-    /// Answers a request to the route whose rules were found at `rules_at`.
+    /// Answers a request under the rules found at `rules_at`.
     pub(super) async fn answer<S, B>(
         self: Rc<Self>,
         rules_at: Option<usize>,
@@ -173,7 +175,7 @@ impl Guard {
             Ok(Some(asked)) => asked,
             Ok(None) => return service.call(request).await.map(ServiceResponse::map_into_left_body),
             Err(turned_away) => {
-                // By HTTP/2 the server resets the stream of a body that nobody read, and clients then lose the answer.
+                // On HTTP/2, the server resets the stream of an unread body, and clients then lose the answer.
                 if request.version() == Version::HTTP_2 {
                     body::drain(request.take_payload(), rules.request_timeout).await;
                 }
@@ -229,7 +231,7 @@ impl Guard {
             setup: self,
         });
         request.set_payload(Watched::payload(body, Rc::clone(&guard)));
-        // A client that disconnects drops this future. The handler goes on without it, to its stored response.
+        // A client that disconnects drops this future. The handler continues until its response is stored.
         let go_on = |rest: Pin<Box<_>>| detach::go_on_here(Box::pin(async move { drop(rest.await) }));
         Ok(DetachOnDrop::new(Running { guard }.finish(service, request), go_on).await)
     }
@@ -245,8 +247,8 @@ impl Guard {
         }
     }
 
-    /// The policy of a request's claim, and if it is made for a handler that is expected to take a transaction, the route
-    /// by which it is expected.
+    /// Returns the policy of a request's claim. If the guard expects the handler to take a transaction, also returns
+    /// the route at which it expects this.
     fn policy(&self, rules: &RouteRules, request: &ServiceRequest) -> (CallPolicy, Option<String>) {
         let policy = rules.policy(self.engine.policy());
         if policy.on_abandoned.is_some() {
@@ -257,15 +259,15 @@ impl Guard {
         (CallPolicy { on_abandoned, ..policy }, expected_at)
     }
 
-    /// Reads what names the request; `None` if it may run unguarded. `has_rules` is whether a route's rules are for it.
+    /// Reads what identifies the request. Returns `None` if the request may run unguarded. `has_rules` tells whether a
+    /// route's own rules apply.
     async fn read(
         &self,
         rules: &RouteRules,
         has_rules: bool,
         request: &mut ServiceRequest,
     ) -> Result<Option<Asked>, TurnedAway> {
-        // A missing key is the router's to answer, by 404, but only if there is certainly no route: a path that some scope
-        // may take is guarded.
+        // If there is certainly no route, the router answers with 404. A path that some scope may match is guarded.
         let may_lack_key = |request: &ServiceRequest| {
             !rules.required || !(has_rules || self.rules.guards_default_service) && self.unrouted.is_certain(request)
         };
@@ -319,8 +321,8 @@ fn key_missing(rules: &RouteRules) -> TurnedAway {
     IdempotencyError::KeyMissing(rules.header.to_string()).into()
 }
 
-/// The response of an error, with what middleware has added to it, and with the error in it for middleware further out.
-/// `None` if the error's own code panics.
+/// Turns an error into a response, including what middleware has added to it. The response contains the error for outer
+/// middleware. Returns `None` if the error's own code panics.
 fn response_of(error: actix_web::Error) -> Option<HttpResponse> {
     settings::caught("call of an error's error_response", || {
         let mapped = error.error_response();
@@ -350,7 +352,7 @@ enum Begun {
 /// Why a request does not reach the engine.
 pub(super) enum TurnedAway {
     By(IdempotencyError),
-    /// With the answer of the user's scope.
+    /// The user's scope closure returned this error as the answer.
     ByScope(actix_web::Error),
 }
 
@@ -360,10 +362,10 @@ impl From<IdempotencyError> for TurnedAway {
     }
 }
 
-/// The head of a request, kept for an answer to it after the request itself is gone: a panic and an inner middleware's
-/// error take it with them, and while an inner service has the request, the router panics if anyone else holds it.
+/// The head of a request, for an answer after the request itself is gone. A panic and an inner middleware's error take
+/// the request with them. The guard cannot keep the request itself, because the router panics if anyone else holds it.
 ///
-/// Middleware further out needs it: CORS reads the `Origin`. What stood in the request's extensions is lost.
+/// Outer middleware needs the head: CORS reads the `Origin`. The request's extensions are lost.
 #[derive(Clone)]
 pub(super) struct Head {
     method: Method,
@@ -385,7 +387,7 @@ impl Head {
     }
 
     pub(super) fn into_request(self) -> HttpRequest {
-        // The one way to a request that actix-web offers outside of its server.
+        // Outside its server, actix-web offers no other way to create a request.
         let mut request = ServiceRequest::from_request(TestRequest::default().to_http_request());
         request.match_info_mut().get_mut().update(&self.uri);
         let head = request.head_mut();
@@ -417,18 +419,18 @@ impl Running {
             let claim = self.guard.claim();
             debug_span!("handler", key = %claim.key(), attempt = %claim.attempt())
         };
-        // An inner block, so that a panic in `call` itself is caught as well.
+        // The inner block also catches a panic in `call` itself.
         let running = async move { service.call(request).await };
         let running = AssertUnwindSafe(running).catch_unwind().instrument(span);
         let answered = self.guard.watch(running).await;
         let claiming = self.guard.claiming.take();
         if let Some(claiming) = claiming {
-            // It may have failed: then the guard answers so, or another extractor has failed before.
+            // If it failed, the guard answers for it, or another extractor failed before.
             let _ = claiming.await;
         }
         let answered = match answered {
             Ok(answered) => answered,
-            // No handler ran. There is a claim to settle only if its release failed before.
+            // No handler ran. There is a claim to settle only if its release failed earlier.
             Err(not_taken) => {
                 let request = head.into_request();
                 let _ = self.settle(Settlement::Release, &request).await;
@@ -443,7 +445,7 @@ impl Running {
                 let (response, request) = (self.on_response(origin, &request, response).await, request);
                 return ServiceResponse::new(request, response);
             }
-            // Middleware further out never sees an error as a response, and could add nothing to it.
+            // Outer middleware cannot add to an error, so the guard turns it into a response.
             Ok(Err(error)) => match response_of(error) {
                 Some(response) => {
                     let request = head.into_request();
@@ -453,7 +455,7 @@ impl Running {
                     let response = response.map_body(|_, body| EitherBody::right(BoxBody::new(body)));
                     return ServiceResponse::new(request, response);
                 }
-                // A refusal that cannot be written is a refusal. Any other may come after an effect, as a panic may.
+                // A refusal without a response is still a refusal. Other errors may follow an effect, as a panic may.
                 None => match origin_of_inner_error(StatusCode::INTERNAL_SERVER_ERROR, &self.guard) {
                     Origin::NoHandler => Origin::NoHandler,
                     _ => Origin::Panic,
@@ -471,7 +473,7 @@ impl Running {
         self.guard.setup.engine.tell(EventKind::Panicked, self.guard.claim().key());
         self.note_transaction(origin);
         let response = self.answer_to(Error::Panicked);
-        // The user's error handler chooses what the caller sees. It does not know what the handler did.
+        // The user's error handler chooses only what the caller sees, because it does not know what the handler did.
         let (status, headers) = (StatusCode::INTERNAL_SERVER_ERROR, HeaderMap::new());
         let disposition = self.decide(origin, status, &headers, None);
         let instead = self.settle_without_response(disposition, &request).await;
@@ -486,12 +488,14 @@ impl Running {
         self.rules().respond(&error.into())
     }
 
-    /// Whether the claim was made for a transaction, which the handler did not take. It has no rollback to rely on.
+    /// Returns whether the claim was made for a transaction that the handler did not take. There is then no rollback to
+    /// rely on.
     fn lacks_transaction(&self) -> bool {
         self.guard.for_transaction.get() && !self.guard.took_transaction.get()
     }
 
-    /// A request that no handler saw says nothing about the handlers of its route.
+    /// Corrects what the guard has learned about the route. A request that no handler saw says nothing about its
+    /// handlers.
     fn note_transaction(&self, origin: Origin) {
         if let Some(route) = &self.guard.expected_at
             && self.lacks_transaction()
@@ -534,7 +538,7 @@ impl Running {
         }
     }
 
-    /// Settles the key without a response; `Some` is to be sent instead of the handler's.
+    /// Settles the key without a response. A returned response replaces the handler's.
     async fn settle_without_response(
         &self,
         disposition: ResponseDisposition,
@@ -544,7 +548,7 @@ impl Running {
             ResponseDisposition::Keep => self.tombstone(),
             ResponseDisposition::Release => Settlement::Release,
             ResponseDisposition::Indeterminate => Settlement::Hold,
-            // The claim's policy is to rerun, which is right for a transaction only.
+            // The claim's policy is `Rerun`, which is right only for a transaction.
             ResponseDisposition::Abandoned if self.lacks_transaction() => Settlement::Hold,
             // The operation did not report what happened.
             ResponseDisposition::Abandoned => Settlement::Abandon,
@@ -584,7 +588,7 @@ impl Running {
                 self.report_not_kept(request, &body);
                 (None, EitherBody::right(body))
             }
-            // What the client would have got is lost, but what the handler did is done.
+            // The client loses the response, but the handler's work is done.
             Found::Broken => {
                 let failed = HttpResponse::InternalServerError().finish();
                 let instead = self.settle(self.tombstone(), request).await;
@@ -598,7 +602,7 @@ impl Running {
         }
     }
 
-    /// A stream is never kept, often to the surprise of whoever wraps a middleware inside the guard.
+    /// Logs that a stream is not kept, because a middleware inside the guard may produce one unexpectedly.
     fn report_not_kept<B: MessageBody>(&self, request: &HttpRequest, body: &B) {
         if matches!(body.size(), actix_web::body::BodySize::Stream) {
             let route = pattern::of_routed(request).unwrap_or_else(|| "a path that no route matches".to_owned());
@@ -617,8 +621,8 @@ impl Running {
         self.complete(SealedOutcome::tombstone(self.guard.claim().key()))
     }
 
-    /// Settles the key. `Some` response is to be sent instead of the handler's: the outcome could not be stored, or another
-    /// holder took the claim over in the meantime, and its outcome is the one that every retry gets.
+    /// Settles the key. A returned response replaces the handler's: either the outcome could not be stored, or another
+    /// holder has taken over the claim, and every retry gets that holder's outcome.
     async fn settle(&self, settlement: Settlement, request: &HttpRequest) -> Option<HttpResponse> {
         let slot = self.guard.grant.replace(GrantSlot::Gone);
         let GrantSlot::Held(mut grant) = slot else { return None };
@@ -629,7 +633,7 @@ impl Running {
         match (grant.settle(settlement).await, outcome) {
             (Ok(_), _) => None,
             (Err(Error::ClaimLost), Some(outcome)) => self.after_a_lost_claim(outcome, request).await,
-            // A claim that was not to be kept, and could not be given up either, is left to its lease.
+            // This claim was not to be completed and could not be released either, so it is left to its lease.
             (Err(_), None) => None,
             (Err(error), Some(_)) => Some(self.answer_to(error)),
         }
@@ -644,7 +648,7 @@ impl Running {
                 Ok(response) => Some(response),
                 Err(error) => Some(self.rules().respond(&error)),
             },
-            // The record is gone. This handler ran, so its outcome is the key's.
+            // The record is gone. This handler ran, so its outcome becomes the key's.
             Ok(Admitted::Granted(mut grant)) => {
                 let settled = match grant.begin().await {
                     Ok(()) => grant.settle(self.complete(outcome)).await,

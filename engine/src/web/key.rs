@@ -1,4 +1,4 @@
-//! The caller's idempotency key, from a request.
+//! Reads the idempotency key from a request.
 
 use std::fmt;
 use std::sync::Arc;
@@ -26,25 +26,25 @@ type MakeKey = dyn Fn(&ServiceRequest, &Bytes) -> Option<String> + Send + Sync;
 /// ```
 #[derive(Clone, Default)]
 pub enum KeyStrategy {
-    /// The header. The default.
+    /// From the header. The default.
     #[default]
     Header,
-    /// The fingerprint of the whole request: within a scope, equal requests are the same request.
+    /// From the fingerprint of the whole request. Within a scope, equal requests then count as the same request.
     BodyHash,
-    /// The header or, where it is missing, as [`BodyHash`](Self::BodyHash).
+    /// From the header or, without one, as [`BodyHash`](Self::BodyHash).
     HeaderOrBodyHash,
-    /// What this function makes of the request and its body. `None` is a missing key. A key that is empty, longer than
-    /// [`MAX_PART_LEN`] bytes, or has a control character is answered with 400.
+    /// From a function of the request and its body. `None` means that the key is missing. The guard answers 400 to a
+    /// key that is empty, longer than [`MAX_PART_LEN`] bytes, or contains a control character.
     Custom(Arc<MakeKey>),
 }
 
 impl KeyStrategy {
-    /// A strategy of your own.
+    /// Creates a strategy from your own function.
     pub fn custom(make: impl Fn(&ServiceRequest, &Bytes) -> Option<String> + Send + Sync + 'static) -> Self {
         Self::Custom(Arc::new(make))
     }
 
-    /// Whether it may need the body; `has_header` is whether the header has a key.
+    /// Returns whether the strategy may need the body. `has_header` tells whether the header contains a key.
     pub(super) fn needs_body(&self, has_header: bool) -> bool {
         match self {
             Self::Header => false,
@@ -57,7 +57,7 @@ impl KeyStrategy {
         matches!(self, Self::Header | Self::HeaderOrBodyHash)
     }
 
-    /// The key of a request whose header has none; `Ok(None)` if it has none at all.
+    /// Makes the key of a request without a key header. Returns `Ok(None)` if the request has no key.
     pub(super) fn make(
         &self,
         request: &ServiceRequest,
@@ -86,7 +86,7 @@ impl fmt::Debug for KeyStrategy {
     }
 }
 
-/// What is wrong with an idempotency key.
+/// Why an idempotency key is invalid.
 ///
 /// ```
 /// use oncekey::web::BadKey;
@@ -95,27 +95,27 @@ impl fmt::Debug for KeyStrategy {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadKey {
-    /// The header is empty, or an empty string in quotes.
+    /// The header is empty, or contains an empty quoted string.
     #[error("it is empty")]
     Empty,
-    /// Over [`MAX_PART_LEN`] bytes.
+    /// The key is longer than [`MAX_PART_LEN`] bytes.
     #[error("it is longer than {MAX_PART_LEN} bytes")]
     TooLong,
-    /// A space, a control character, or a character outside of ASCII.
+    /// The key contains a space, a control character, or a non-ASCII character.
     #[error("it has a character that is not visible ASCII")]
     NotVisibleAscii,
-    /// A quote in a bare key, or a quoted key that is not a structured-field String (RFC 9651).
+    /// A bare key contains a quote, or a quoted key is not a structured-field String (RFC 9651).
     #[error("it is not quoted as a structured-field String")]
     BadQuoting,
-    /// The header is there more than once.
+    /// The request has more than one such header.
     #[error("there is more than one")]
     Several,
 }
 
-/// The key in the header, bare or as a structured-field String: `abc` and `"abc"` are one key.
+/// Reads the key from the header, bare or as a structured-field String: `abc` and `"abc"` are the same key.
 ///
-/// The IETF draft (draft-ietf-httpapi-idempotency-key-header-07) has it quoted; Stripe and nearly every client send it
-/// bare.
+/// The IETF draft (draft-ietf-httpapi-idempotency-key-header-07) requires quotes. Stripe and nearly every client send a
+/// bare key.
 pub(super) fn from_header(request: &ServiceRequest, name: &HeaderName) -> Result<Option<String>, BadKey> {
     let mut values = request.headers().get_all(name);
     let Some(value) = values.next() else { return Ok(None) };

@@ -24,8 +24,8 @@ use crate::{Engine, OnAbandoned, OnInProgress, OnStoreFailure};
 
 /// Middleware that makes routes idempotent. See the [module](super) for what it answers.
 ///
-/// Its methods set the rules of all routes; [`route`](Self::route) changes them for one. It is `Clone` and `Send`: build
-/// it once, outside the factory of `HttpServer`, and wrap a clone in each worker.
+/// Its methods set the rules of all routes, and [`route`](Self::route) changes them for one route. It is `Clone` and
+/// `Send`: build it once, outside the factory of `HttpServer`, and wrap a clone in each worker.
 ///
 /// ```
 /// use std::time::Duration;
@@ -54,8 +54,8 @@ impl Idempotency {
     /// The header that the IETF draft and nearly every API use.
     pub const DEFAULT_HEADER: HeaderName = HeaderName::from_static("idempotency-key");
 
-    /// A guard with the default rules. `scope` names the caller whose keys a request uses, so that no caller gets
-    /// another caller's response. Calls follow the policies of this handle to the engine.
+    /// Creates a guard with the default rules. `scope` names the caller whose keys a request uses, so that no caller
+    /// gets another caller's response. Calls follow the policies of this engine handle.
     pub fn new(engine: Engine, scope: Scope) -> Self {
         Self { engine, rules: Rules::new(scope, Arc::new(|error| error.error_response())) }
     }
@@ -65,18 +65,19 @@ impl Idempotency {
         self.everywhere(|rules| rules.header(name))
     }
 
-    /// Lets replays carry this header too. By default replays carry `Content-Type`, `-Language`, `-Encoding`,
+    /// Lets replays carry this header too. By default, replays carry `Content-Type`, `-Language`, `-Encoding`,
     /// `-Disposition` and `-Location`, `Location`, `ETag`, `Last-Modified`, `Cache-Control`, `Expires`, `Vary`, `Link`,
     /// `Allow`, `Retry-After` and `WWW-Authenticate`.
     ///
-    /// `Set-Cookie`, `Date`, `Content-Length` and the hop-by-hop headers are never kept.
+    /// Replays never carry `Set-Cookie`, `Date`, `Content-Length` or hop-by-hop headers.
     pub fn keep_header(mut self, name: HeaderName) -> Self {
         self.rules.kept_headers.push(name);
         self
     }
 
-    /// Makes the responses of the guard's own errors. Default: `application/problem+json`, as [`IdempotencyError`]
-    /// describes. It decides about the response alone, never about the key. If the closure panics, the default answers.
+    /// Sets the function that builds the responses of the guard's own errors. Default: `application/problem+json`, as
+    /// [`IdempotencyError`] describes. The function chooses only the response and never affects the key. If it panics,
+    /// the guard sends the default response.
     ///
     /// ```
     /// # use oncekey::{Engine, web::{Idempotency, Scope}};
@@ -93,13 +94,15 @@ impl Idempotency {
         self
     }
 
-    /// Tells the guard that errors of type `E` come from your extractors: from a `FromRequest` of yours, or from an
-    /// `error_handler` of `JsonConfig` and its like that returns your own type. The handler has not run then, so the key
-    /// stays new. **Never name a type that a handler returns after its effect**: a retry would run it again.
+    /// Tells the guard that errors of type `E` come from your extractors: from your own `FromRequest`, or from an
+    /// `error_handler` (of `JsonConfig`, for example) that returns your own type. The handler has not run then, so the
+    /// key stays new. **Never name a type that a handler returns after its effect**, because a retry would run it
+    /// again.
     ///
-    /// The guard knows the errors of actix-web's own extractors. Some of them, such as `QueryPayloadError`, are returned by
-    /// handlers too, and the guard trusts them only if nothing waited before: see the guide
-    /// [what your handler's answer means](crate::guide::answers). Name such a type here if no handler of yours returns it.
+    /// The guard knows the errors of actix-web's own extractors. Handlers also return some of them, such as
+    /// `QueryPayloadError`. The guard attributes these to an extractor only if nothing has waited before: see the guide
+    /// [what your handler's answer means](crate::guide::answers). Name such a type here if none of your handlers
+    /// returns it.
     ///
     /// ```
     /// # use oncekey::{Engine, web::{Idempotency, Scope}};
@@ -121,10 +124,12 @@ impl Idempotency {
         self
     }
 
-    /// Changes a response before the guard stores it. The first caller gets the response as it is; a replay has what is
-    /// left. Remove here what the store must not keep, such as a secret that is shown once. If the closure panics, the
-    /// guard keeps no response, and a retry is answered with 409 (`outcome-not-kept`). The same holds for a response with a
-    /// `Content-Encoding`, whose body the closure could not read: wrap `Compress` outside the guard.
+    /// Changes a response before the guard stores it. The first caller gets the original response; replays carry the
+    /// changed one. Use it to remove what the store must not keep, such as a secret that is shown once.
+    ///
+    /// If the closure panics, the guard keeps no response and answers retries with 409 (`outcome-not-kept`). It does
+    /// the same for a response with a `Content-Encoding`, whose body the closure could not read: wrap `Compress`
+    /// outside the guard.
     ///
     /// ```
     /// # use oncekey::{Engine, web::{Idempotency, Scope}};
@@ -143,8 +148,8 @@ impl Idempotency {
         self
     }
 
-    /// Changes a replay before it is sent: to refresh a URL that has expired, say. The closure gets the request of the
-    /// retry and the replay, and may add any header. If it panics, the guard sends the replay as it is stored.
+    /// Changes a replay before it is sent, for example to refresh an expired URL. The closure receives the retry's
+    /// request and the replay, and may add any header. If it panics, the guard sends the replay as stored.
     ///
     /// ```
     /// # use oncekey::{Engine, web::{Idempotency, Scope}};
@@ -166,24 +171,24 @@ impl Idempotency {
         self
     }
 
-    /// Treats the default service of the application as a handler, such as a gateway that passes requests on. Without
-    /// this, a request that certainly no route matches is left to the default service where it has no key, and a 404 or
-    /// 405 from there leaves its key new.
+    /// Treats the application's default service, such as a gateway that forwards requests, as a handler. Without this
+    /// setting, a request without a key that certainly matches no route goes to the default service, and a 404 or 405
+    /// from there leaves its key new.
     pub fn guard_default_service(mut self) -> Self {
         self.rules.guards_default_service = true;
         self
     }
 
-    /// Other rules for one route, by the pattern with which the route is registered (`/orders/{id}`). They begin as the
-    /// rules of all routes stand at this call. Of several patterns for a route, the first counts.
+    /// Changes the rules of one route, named by the pattern with which it is registered (`/orders/{id}`). They start
+    /// from the rules of all routes as they are at this call. If several patterns match a route, the first one applies.
     ///
     /// The rules apply to each request that the router sends to that route, however its path is encoded. The names of
-    /// segments do not count: `/orders/{id}` is `/orders/{order}`. The patterns of scopes are a part of the pattern; a
-    /// guard inside a scope also takes patterns that begin at that scope.
+    /// segments do not matter: `/orders/{id}` equals `/orders/{order}`. The pattern includes the patterns of enclosing
+    /// scopes. For a guard inside a scope, it may also begin at that scope.
     ///
     /// # Panics
-    /// If actix-web's router does not take the pattern: a brace that is not closed, a segment without a name, two segments
-    /// of one name, more than 16 segments, or a malformed regular expression.
+    /// If actix-web's router rejects the pattern: an unclosed brace, a segment without a name, two segments with the
+    /// same name, more than 16 segments, or a malformed regular expression.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -201,7 +206,7 @@ impl Idempotency {
         self
     }
 
-    /// The settings that cannot work. The guard also reports them when its server starts.
+    /// Returns the settings that cannot work. The guard also logs them when its server starts.
     pub fn problems(&self) -> Vec<SettingProblem> {
         settings::problems(&self.rules)
     }
@@ -295,14 +300,14 @@ where
         for problem in self.problems() {
             settings::report_once(&problem.to_string());
         }
-        // The worker's node starts here, where it is certain to be on its arbiter.
+        // Start the worker's node here, where this code certainly runs on the worker's arbiter.
         self.engine.attach();
         let guard = Guard { engine: self.engine.clone(), rules: self.rules.clone(), unrouted: Unrouted::default() };
         ready(Ok(IdempotencyService { service: Rc::new(service), guard: Rc::new(guard) }))
     }
 }
 
-/// The service that [`Idempotency`] puts around another.
+/// The service that [`Idempotency`] wraps around another.
 ///
 /// ```
 /// # fn named<S>(_: oncekey::web::IdempotencyService<S>) {}

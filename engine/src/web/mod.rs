@@ -1,21 +1,21 @@
-//! The actix-web middleware: a guarded route answers a retry with its first response.
+//! The actix-web middleware, which answers a retry of a guarded request with the first response.
 //!
-//! [`Idempotency`] wraps an `App`, a scope or a resource. For each guarded request it makes a [`Key`](crate::Key) from
-//! the caller's [`Scope`] and the `Idempotency-Key` header, and a [`Fingerprint`](crate::Fingerprint) of the request. It
-//! asks the engine, and then runs the handler, replays its stored response, or answers with a problem. It talks to the
-//! engine alone, never to a store.
+//! [`Idempotency`] wraps an `App`, a scope or a resource. For each guarded request it builds a [`Key`](crate::Key) from
+//! the caller's [`Scope`] and the `Idempotency-Key` header, and a [`Fingerprint`](crate::Fingerprint) of the request.
+//! It then asks the engine, and runs the handler, replays the stored response, or answers with a problem. It
+//! communicates only with the engine, never with a store.
 //!
-//! The response leaves **after** it is stored. A client that disconnects does not stop a handler that began: its
-//! response is stored for the retry.
+//! The guard sends the response **after** it has stored it. If the client disconnects, a handler that has begun still
+//! finishes, and its response is stored for the retry.
 //!
 //! | request | answer |
 //! |---|---|
 //! | first use of a key | the handler's response |
 //! | a retry | the same status, body and kept headers, plus `Idempotent-Replayed: true` |
-//! | the key is in progress | 409 and `Retry-After`, or with waiting on, the replay |
+//! | the key is in progress | 409 and `Retry-After`; if waiting is on, the replay |
 //! | same key, another method, path, query, media type or body | 422 |
-//! | no key, a bad key, two keys | 400 (no key: only where one is required) |
-//! | no caller or two callers in the scope's header | 400 |
+//! | no key, a bad key, two keys | 400 (no key: only if the route requires one) |
+//! | no caller, or two callers, in the scope's header | 400 |
 //! | a body over the limit; a body that does not arrive in time | 413; 408 |
 //! | the handler answered "not now" (503, 408, 425, 429) | released: a retry runs at once |
 //! | the handler panicked, or answered 500, 502 or 504 | as after a crash: [`OnAbandoned`](crate::OnAbandoned) decides |
@@ -24,9 +24,9 @@
 //! | the outcome is indeterminate | 409 |
 //! | the store is unavailable | 503 and `Retry-After` |
 //!
-//! [What your handler's answer means](crate::guide::answers) has the details. Each error of the guard's own is
+//! [What your handler's answer means](crate::guide::answers) has the details. The guard's own errors are
 //! `application/problem+json` (RFC 9457); see [`IdempotencyError`]. Every answer that leaves the guard is an `Ok`
-//! response, so middleware further out sees it.
+//! response, so outer middleware sees it.
 //!
 //! ```no_run
 //! use actix_web::{App, HttpResponse, HttpServer, web};
@@ -48,12 +48,12 @@
 //! ```
 //!
 //! # The operator's console
-//! [`console`] is a scope with pages for your operators: they find stuck keys there, and settle them. See the guide to
+//! [`console`] is a scope with pages on which your operators find and settle stuck keys. See the guide to
 //! [stuck keys](crate::guide::stuck_keys).
 //!
 //! # Where to wrap
-//! The guide [middleware around the guard](crate::guide::http) has the order by example. Of two guards, one inside the
-//! other, the outer one guards.
+//! The guide [middleware around the guard](crate::guide::http) shows the order by example. If one guard is inside
+//! another, only the outer one acts.
 
 mod body;
 mod canonical;
@@ -85,14 +85,14 @@ pub use rules::RouteRules;
 pub use scope::Scope;
 pub use settings::SettingProblem;
 
-/// For the fuzz targets.
+/// Exposes the key parser to the fuzz targets.
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub fn key_of_header(value: &[u8]) -> Result<String, BadKey> {
     key::parse(value)
 }
 
-/// For the fuzz targets.
+/// Exposes the replay to the fuzz targets.
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub fn replay_of(response: RecordedResponse) -> actix_web::HttpResponse {

@@ -1,4 +1,4 @@
-//! Which route a request goes to, as the router itself sees it.
+//! Finds the route of a request as the router itself would.
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
@@ -13,33 +13,34 @@ use parking_lot::RwLock;
 
 use super::router_map::RouterMap;
 
-/// The pattern of the route that the router sends the request to, with the patterns of the scopes around it.
+/// Returns the pattern of the route to which the router sends the request, including the patterns of the enclosing
+/// scopes.
 ///
-/// `None` if the router's map knows no route for the path. **The router may know one nonetheless**: the map asks only the
-/// first scope whose prefix matches, and the router goes on to the next one if a guard of that scope refuses.
-/// [`Unrouted`] says when there is certainly none.
+/// Returns `None` if the router's map has no route for the path. **The router may still have one**: the map looks only
+/// into the first scope whose prefix matches, but the router continues with the next scope if a guard of the first
+/// refuses. [`Unrouted`] tells when there is certainly no route.
 pub(super) fn of_request(request: &ServiceRequest) -> Option<String> {
     of_path(request.resource_map(), request.match_info()).or_else(|| request.match_pattern())
 }
 
-/// The same once the request is at its handler.
+/// Like [`of_request`], once the request has reached its handler.
 pub(super) fn of_routed(request: &HttpRequest) -> Option<String> {
     of_path(request.resource_map(), request.match_info()).or_else(|| request.match_pattern())
 }
 
-/// Says of a path whether the router certainly has no route for it.
+/// Tells whether the router certainly has no route for a path.
 #[derive(Default)]
 pub(super) struct Unrouted {
-    /// Everything that the router knows. `None` if it could not be read.
+    /// All scopes and resources of the router. `None` if its map could not be read.
     router: OnceCell<Option<RouterMap>>,
-    /// The router's map, and after all that is in it a resource that takes every path. The map never looks behind a scope
-    /// whose prefix matches, so it finds that last resource only for a path that no scope and no resource can take.
+    /// The router's map plus a final resource that matches every path. The map never looks past a scope whose prefix
+    /// matches, so it finds that resource only for a path that no scope and no other resource can match.
     with_catch_all: OnceCell<ResourceMap>,
 }
 
 impl Unrouted {
-    /// Whether no resource of any scope matches the path, nor what a `NormalizePath` would make of it. Where the router's
-    /// map cannot be read, this is `false` for every path beneath a scope.
+    /// Returns whether no resource of any scope matches the path, even after a `NormalizePath`. If the router's map
+    /// cannot be read, this is `false` for every path inside a scope.
     pub(super) fn is_certain(&self, request: &ServiceRequest) -> bool {
         if of_request(request).is_some() {
             return false;
@@ -59,12 +60,12 @@ impl Unrouted {
 }
 
 fn of_path(map: &ResourceMap, path: &Path<Url>) -> Option<String> {
-    // Not the path of the URI: the router matches the decoded one.
+    // The router matches the decoded path, not the path of the URI.
     let path = path.as_str();
     map.match_pattern(path).or_else(|| normalized(path).find_map(|path| map.match_pattern(&path)))
 }
 
-/// What a `NormalizePath` inside the guard may make of a path that no route matches as it is.
+/// Returns the forms into which a `NormalizePath` inside the guard may change a path that no route matches.
 fn normalized(path: &str) -> impl Iterator<Item = String> {
     let mut merged = String::with_capacity(path.len());
     for character in path.chars() {
@@ -77,36 +78,36 @@ fn normalized(path: &str) -> impl Iterator<Item = String> {
     [merged, trimmed, slashed].into_iter().filter(|path| !path.is_empty())
 }
 
-/// Whether the router found a route for the request. Only a request that has passed the router can be asked about.
+/// Returns whether the router found a route for the request, which must have passed the router.
 pub(super) fn is_routed(request: &HttpRequest) -> bool {
-    // A scope that matched leaves the rest of the path; a resource that matched leaves nothing. Where a resource matches
-    // by its pattern but refuses the method, nothing of the path has been processed. The request knows the resource that
-    // the router chose, also where the map would have asked another scope.
+    // A matching scope leaves the rest of the path unprocessed, and a matching resource leaves nothing. If a resource
+    // matches the path but refuses the method, the whole path is unprocessed. The request knows which resource the
+    // router chose, even where the map would have chosen another scope.
     let path = request.match_info();
     path.unprocessed().is_empty()
         && (request.match_pattern().is_some() || request.resource_map().match_pattern(path.as_str()).is_some())
 }
 
-/// Makes a definition. The router's crate leaks a part of each one and compiles a regular expression, so the guard makes
-/// them when it is built, and once for each pattern of the router.
+/// Creates a definition. Each one compiles a regular expression, and the router's crate leaks a part of it. So the
+/// guard creates them when it is built, and one for each pattern of the router.
 ///
 /// # Panics
-/// If the router does not take the pattern.
+/// If the router rejects the pattern.
 fn define(pattern: &str, is_prefix: bool) -> ResourceDef {
     #[cfg(test)]
     tests::MADE.with(|made| made.set(made.get() + 1));
     if is_prefix { ResourceDef::root_prefix(pattern) } else { ResourceDef::new(pattern) }
 }
 
-/// A definition of the router's own, made anew from its patterns.
+/// Recreates one of the router's own definitions from its patterns.
 fn define_all(patterns: Vec<String>, is_prefix: bool) -> ResourceDef {
     #[cfg(test)]
     tests::MADE.with(|made| made.set(made.get() + 1));
     if is_prefix { ResourceDef::prefix(patterns) } else { ResourceDef::new(patterns) }
 }
 
-/// The definitions of the router's own patterns, made when a request first needs them. There are no more of them than
-/// routes and scopes.
+/// The definitions of the router's own patterns, created when a request first needs them. Their number is bounded by
+/// the number of routes and scopes.
 #[derive(Default)]
 pub(super) struct Definitions {
     routes: RwLock<HashMap<String, Option<Arc<ResourceDef>>>>,
@@ -114,8 +115,8 @@ pub(super) struct Definitions {
 }
 
 impl Definitions {
-    /// The definition of a nameless pattern: of a scope, or of a route with its scopes. `None` if the two cannot be
-    /// written as one pattern, as where they have too many segments together.
+    /// Returns the definition of a nameless pattern, of a scope or of a route with its scopes. Returns `None` if the
+    /// two cannot form one pattern, for example because they have too many segments together.
     fn of(&self, nameless: &str, is_scope: bool) -> Option<Arc<ResourceDef>> {
         let known = if is_scope { &self.scopes } else { &self.routes };
         if let Some(found) = known.read().get(nameless) {
@@ -127,18 +128,18 @@ impl Definitions {
     }
 }
 
-/// A pattern for which the user made rules.
+/// A pattern for which the user has set rules.
 #[derive(Clone, Debug)]
 pub(super) struct RulePattern {
     written: String,
-    /// The pattern without the names of its segments, which need not be those of the route.
+    /// The pattern without the names of its segments, which may differ from the route's.
     nameless: String,
     definition: ResourceDef,
 }
 
 impl RulePattern {
     /// # Panics
-    /// If the router does not take the pattern.
+    /// If the router rejects the pattern.
     pub(super) fn new(written: &str) -> Self {
         let written =
             if written.is_empty() || written.starts_with('/') { written.to_owned() } else { format!("/{written}") };
@@ -151,7 +152,7 @@ impl RulePattern {
         &self.written
     }
 
-    /// Whether two patterns name the same routes.
+    /// Returns whether two patterns name the same routes.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self.nameless == other.nameless
     }
@@ -160,8 +161,8 @@ impl RulePattern {
         !self.written.contains('{')
     }
 
-    /// Whether the rules are for the route of this pattern. A guard inside a scope takes patterns that begin at that
-    /// scope as well.
+    /// Returns whether the rules apply to the request's route. For a guard inside a scope, the pattern may also begin
+    /// at that scope.
     pub(super) fn applies(&self, routed: &Routed<'_>) -> bool {
         self.is_pattern(routed) || self.is_path(routed)
     }
@@ -172,7 +173,7 @@ impl RulePattern {
         }
         let scope = routed.nameless.as_deref().and_then(|routed| routed.strip_suffix(self.nameless.as_str()));
         let Some(scope) = scope else { return false };
-        // On a resource itself nothing of the path is left, and the guard sees no other route.
+        // A guard on a resource leaves nothing of the path and sees no other route.
         let is_of_the_mount = routed.rest.is_empty() || {
             let before = routed.path.len() - routed.rest.len();
             before > 0
@@ -181,8 +182,9 @@ impl RulePattern {
         is_of_the_mount && !scope.is_empty()
     }
 
-    /// For a literal path beneath a dynamic route (`/orders/vip` beneath `/orders/{id}`), for a resource with several
-    /// patterns, of which the router names only the first, and for a route that the router's map does not find.
+    /// Matches by path. This covers a literal path under a dynamic route (`/orders/vip` under `/orders/{id}`), a
+    /// resource with several patterns, of which the router reports only the first, and a route that the router's map
+    /// does not find.
     fn is_path(&self, routed: &Routed<'_>) -> bool {
         let is_own = |path: &str| match self.is_literal() {
             true => path == self.written,
@@ -201,9 +203,9 @@ impl RulePattern {
     }
 }
 
-/// A request's route, as a guard at some place in the application sees it.
+/// A request's route, as seen by a guard at its place in the application.
 pub(super) struct Routed<'a> {
-    /// The pattern of the route; `None` where the router's map finds none.
+    /// The pattern of the route. `None` if the router's map finds none.
     nameless: Option<Cow<'a, str>>,
     path: &'a str,
     /// The part of the path that the scopes around the guard have not matched.
@@ -221,7 +223,7 @@ impl<'a> Routed<'a> {
     }
 }
 
-/// `/orders/{id:[0-9]+}` as `/orders/{:[0-9]+}`.
+/// Removes the names of segments: `/orders/{id:[0-9]+}` becomes `/orders/{:[0-9]+}`.
 fn nameless(pattern: &str) -> Cow<'_, str> {
     if !pattern.contains('{') {
         return Cow::Borrowed(pattern);
@@ -251,7 +253,7 @@ fn nameless(pattern: &str) -> Cow<'_, str> {
     Cow::Owned(nameless)
 }
 
-/// A nameless pattern with names that differ, as the router wants them.
+/// Gives each segment of a nameless pattern a distinct name, as the router requires.
 fn with_names(nameless: &str) -> String {
     let mut named = String::with_capacity(nameless.len() + 8);
     let (mut depth, mut count) = (0_u32, 0_u32);
@@ -281,7 +283,7 @@ mod tests {
     use super::*;
 
     thread_local! {
-        /// How many definitions this thread has made.
+        /// The number of definitions that this thread has created.
         pub(super) static MADE: Cell<usize> = const { Cell::new(0) };
     }
 
@@ -292,7 +294,7 @@ mod tests {
         let made = |requests: usize| {
             let before = MADE.get();
             for n in 0..requests {
-                // In a scope, by the second pattern of a resource, and where the map knows no route.
+                // These cases cover a scope, the second pattern of a resource, and a route that the map does not know.
                 for (pattern, path, scope) in [
                     (Some("/in/{id}/carts/{id}"), format!("/in/{n}/carts/7"), 4 + n.to_string().len()),
                     (Some("/first/{id}"), format!("/second/{n}"), 0),
@@ -325,7 +327,7 @@ mod tests {
         for malformed in ["/orders/{id", "/a/{}", "/{id}/{id}", "/{id:[}", too_many.as_str()] {
             assert!(catch_unwind(|| RulePattern::new(malformed)).is_err(), "{malformed}");
         }
-        // Two patterns that are fine, and not as one: no request brings the worker down.
+        // Each pattern is valid alone, but not both together. No request may bring the worker down.
         assert!(Definitions::default().of(&nameless(&too_many), false).is_none());
     }
 

@@ -15,9 +15,9 @@ pub(super) const REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
 
 /// A response as the engine stores and replays it: status, headers and body.
 ///
-/// A reconciler returns one when it has found out what a handler did. A sanitizer changes one before the guard stores
-/// it. It is also a [`Responder`]: an operation in a [`Transaction`](super::Transaction) that returns one decides by
-/// itself which headers a replay carries, whatever the guard's allow-list says.
+/// A reconciler returns one after it has found out what a handler did. A sanitizer changes one before the guard stores
+/// it. It is also a [`Responder`]: an operation in a [`Transaction`](super::Transaction) may return it to choose which
+/// headers a replay carries, regardless of the guard's allow-list.
 ///
 /// ```
 /// use actix_web::http::{StatusCode, header};
@@ -35,7 +35,7 @@ pub struct RecordedResponse {
     body: Bytes,
 }
 
-/// Stored bytes that are no HTTP response.
+/// The stored bytes are not an HTTP response.
 ///
 /// ```
 /// use oncekey::web::RecordedResponse;
@@ -47,7 +47,7 @@ pub struct RecordedResponse {
 pub struct MalformedResponse;
 
 impl RecordedResponse {
-    /// A response with a body and no headers.
+    /// Creates a response with a body and no headers.
     ///
     /// ```
     /// # use actix_web::http::StatusCode;
@@ -58,16 +58,16 @@ impl RecordedResponse {
         Self { status, headers: Vec::new(), body: body.into() }
     }
 
-    /// A response with a JSON body and its content type.
+    /// Creates a response with a JSON body and its content type.
     ///
     /// # Errors
-    /// A value that JSON can't hold.
+    /// JSON cannot represent the value.
     pub fn json(status: StatusCode, value: &impl Serialize) -> Result<Self, serde_json::Error> {
         let content_type = HeaderValue::from_static("application/json");
         Ok(Self::new(status, serde_json::to_vec(value)?).header(header::CONTENT_TYPE, content_type))
     }
 
-    /// Adds a header; one that is there already stays as well. Those that a replay must never carry are left out: see
+    /// Adds a header and keeps existing ones of that name. Headers that a replay must never carry are left out: see
     /// [`Idempotency::keep_header`](super::Idempotency::keep_header).
     #[must_use]
     pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
@@ -77,7 +77,8 @@ impl RecordedResponse {
         self
     }
 
-    /// The part of a handler's response that a replay carries: `kept` of its headers, or all where this is `None`.
+    /// Captures the part of a handler's response that a replay carries: the headers in `kept`, or all headers if `kept`
+    /// is `None`.
     pub(super) fn capture(status: StatusCode, headers: &HeaderMap, kept: Option<&[HeaderName]>, body: Bytes) -> Self {
         let headers = headers
             .iter()
@@ -86,7 +87,7 @@ impl RecordedResponse {
         Self { status, headers: headers.collect(), body }
     }
 
-    /// The status.
+    /// Returns the status.
     pub fn status(&self) -> StatusCode {
         self.status
     }
@@ -96,7 +97,7 @@ impl RecordedResponse {
         self.status = status;
     }
 
-    /// The headers, in their order.
+    /// Returns the headers in their order.
     pub fn headers(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
         self.headers.iter().map(|(name, value)| (name, value))
     }
@@ -106,7 +107,7 @@ impl RecordedResponse {
         self.headers.retain(|(found, _)| found != name);
     }
 
-    /// Replaces all values of a header. One that a replay must never carry is left out.
+    /// Replaces all values of a header. Leaves out a header that a replay must never carry.
     ///
     /// ```
     /// # use actix_web::http::{StatusCode, header};
@@ -123,7 +124,7 @@ impl RecordedResponse {
         }
     }
 
-    /// The body.
+    /// Returns the body.
     pub fn body(&self) -> &Bytes {
         &self.body
     }
@@ -137,16 +138,17 @@ impl RecordedResponse {
     ///
     /// ```
     /// # use actix_web::http::StatusCode;
-    /// # use oncekey::{Key, Verdict, web::RecordedResponse};
+    /// # use oncekey::{Key, ReconcileOutcome, web::RecordedResponse};
     /// let key = Key::new("public", "r-1")?;
-    /// let happened = Verdict::Completed(RecordedResponse::new(StatusCode::CREATED, "charged").seal(&key));
+    /// let happened = ReconcileOutcome::Completed(RecordedResponse::new(StatusCode::CREATED, "charged").seal(&key));
     /// # Ok::<(), oncekey::KeyError>(())
     /// ```
     pub fn seal(&self, key: &Key) -> SealedOutcome {
         SealedOutcome::seal(key, PayloadKind::Http, |bytes| self.encode(bytes))
     }
 
-    /// Status, count of headers, then each name and value behind its length, then the body; numbers are big-endian.
+    /// Writes the status, the number of headers, each name and value after its length, and the body. Numbers are
+    /// big-endian.
     fn encode(&self, bytes: &mut Vec<u8>) {
         bytes.extend_from_slice(&self.status.as_u16().to_be_bytes());
         bytes.extend_from_slice(&(self.headers.len() as u32).to_be_bytes());
@@ -159,8 +161,8 @@ impl RecordedResponse {
         bytes.extend_from_slice(&self.body);
     }
 
-    /// Reads what [`seal`](Self::seal) wrote, of an outcome that was opened. Whatever the bytes hold, no header comes out
-    /// of them that HTTP does not allow or a replay must not carry.
+    /// Reads what [`seal`](Self::seal) wrote, after the outcome was opened. Whatever the bytes contain, the result has
+    /// no header that HTTP forbids or a replay must not carry.
     ///
     /// # Errors
     /// [`MalformedResponse`] for any other bytes.
@@ -179,7 +181,7 @@ impl RecordedResponse {
         Ok(Self { status, headers, body: bytes })
     }
 
-    /// The response as it is sent for the first time.
+    /// Returns the response for its first caller.
     pub(super) fn into_response(self) -> HttpResponse<BoxBody> {
         let mut response = HttpResponse::new(self.status);
         for (name, value) in self.headers {
@@ -188,7 +190,7 @@ impl RecordedResponse {
         response.set_body(BoxBody::new(self.body))
     }
 
-    /// The response as it is sent again.
+    /// Returns the response as a replay.
     pub(super) fn into_replay(self) -> HttpResponse<BoxBody> {
         let mut response = self.into_response();
         response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
@@ -196,7 +198,7 @@ impl RecordedResponse {
     }
 }
 
-/// Marks a response all of whose headers are to be kept.
+/// Marks a response whose headers are all kept.
 #[derive(Clone, Copy)]
 pub(super) struct KeepAllHeaders;
 
@@ -218,8 +220,8 @@ fn part(bytes: &mut Bytes) -> Result<Bytes, MalformedResponse> {
     Ok(bytes.split_to(len))
 }
 
-/// Headers that belong to one message or one client, and never to a replay: cookies, the date, the framing, and the
-/// hop-by-hop headers of RFC 9110, section 7.6.1.
+/// Returns whether a header belongs to one message or one client and must never be replayed: cookies, the date, the
+/// framing, and the hop-by-hop headers of RFC 9110, section 7.6.1.
 fn is_never_kept(name: &HeaderName) -> bool {
     const NEVER: [HeaderName; 11] = [
         header::SET_COOKIE,

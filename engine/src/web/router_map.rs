@@ -1,8 +1,8 @@
-//! The router's map as a tree that can be searched whole.
+//! The router's map as a tree that can be searched completely.
 //!
-//! [`ResourceMap`] stops at the first scope whose prefix matches. The router goes on to the next one if a guard of that
-//! scope refuses, so a path that the map does not know may have a route all the same. The map does not hand out its nodes,
-//! but it shows them by its `Debug` form. Where that form is not the expected one there is no tree, and the caller must
+//! [`ResourceMap`] stops at the first scope whose prefix matches. The router continues with the next scope if a guard
+//! of the first refuses. So a path that the map does not know may still have a route. The map does not expose its
+//! nodes, but its `Debug` form shows them. If that form is not the expected one, there is no tree, and the caller must
 //! assume that a route exists.
 
 use actix_web::dev::{ResourceDef, ResourceMap};
@@ -12,7 +12,7 @@ pub(super) struct RouterMap(Vec<Node>);
 
 struct Node {
     definition: ResourceDef,
-    /// Of a scope; `None` for a resource.
+    /// The children of a scope. `None` for a resource.
     children: Option<Vec<Node>>,
 }
 
@@ -24,7 +24,7 @@ impl RouterMap {
         if reader.rest.is_empty() { root.children.map(Self) } else { None }
     }
 
-    /// Whether some resource matches the path, in any scope whose prefix matches, whatever guards say.
+    /// Returns whether some resource matches the path, in any scope whose prefix matches. Ignores route guards.
     pub(super) fn may_route(&self, path: &str) -> bool {
         may_route(&self.0, path)
     }
@@ -39,7 +39,7 @@ fn may_route(nodes: &[Node], path: &str) -> bool {
     })
 }
 
-/// Reads the `Debug` form.
+/// Parses the `Debug` form.
 struct Reader<'a> {
     rest: &'a str,
     define: fn(Vec<String>, bool) -> ResourceDef,
@@ -99,7 +99,7 @@ impl Reader<'_> {
         Some(())
     }
 
-    /// Passes over what is complete in itself, up to a text outside of all brackets and strings that were opened here.
+    /// Skips to `text`, ignoring matches inside strings and brackets that are opened on the way.
     fn skip_to(&mut self, text: &str) -> Option<()> {
         let mut depth = 0_usize;
         loop {
@@ -120,7 +120,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A string as `Debug` writes it.
+    /// Reads a string in its `Debug` form.
     fn string(&mut self) -> Option<String> {
         self.take("\"")?;
         let mut text = String::new();

@@ -1,4 +1,4 @@
-//! What is guarded, and how: the settings behind the middleware's builder.
+//! The settings behind the middleware's builder: which requests are guarded, and how.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -27,7 +27,8 @@ type IsExtractorError = dyn Fn(&ActixError) -> bool + Send + Sync;
 type Sanitize = dyn Fn(&mut RecordedResponse) + Send + Sync;
 type Refresh = dyn Fn(&HttpRequest, HttpResponse) -> HttpResponse + Send + Sync;
 
-/// The rules of a route. [`Idempotency`] has the rules of all routes, and [`Idempotency::route`] changes them for one.
+/// The rules of a route. [`Idempotency`] holds the rules of all routes, and [`Idempotency::route`] changes them for
+/// one.
 ///
 /// ```
 /// use std::time::Duration;
@@ -51,7 +52,7 @@ pub struct RouteRules {
     policy: PolicyChanges,
 }
 
-/// What differs from the engine handle's policy.
+/// The differences from the engine handle's policy.
 #[derive(Clone, Copy, Debug, Default)]
 struct PolicyChanges {
     retention: Option<Duration>,
@@ -65,7 +66,7 @@ struct PolicyChanges {
 pub(super) struct Disposition(Arc<DecideDisposition>);
 
 impl Disposition {
-    /// The user's decision. If the closure panics, nobody has decided, and the key is held.
+    /// Returns the user's decision. If the closure panics, there is no decision, and the key is held.
     pub(super) fn of(&self, status: StatusCode, headers: &HeaderMap) -> ResponseDisposition {
         settings::caught("disposition", || (self.0)(status, headers)).unwrap_or(ResponseDisposition::Indeterminate)
     }
@@ -95,67 +96,67 @@ impl Default for RouteRules {
 }
 
 impl RouteRules {
-    /// A request without a key is answered with 400.
+    /// Requires a key: the guard answers 400 to a request without one.
     pub fn required(mut self) -> Self {
         self.required = true;
         self
     }
 
-    /// A request without a key runs unguarded. The default.
+    /// Lets a request without a key run unguarded. The default.
     pub fn optional(mut self) -> Self {
         self.required = false;
         self
     }
 
-    /// The methods that are guarded. Default: `POST` and `PATCH`, which HTTP itself does not make idempotent.
+    /// Sets the guarded methods. Default: `POST` and `PATCH`, which HTTP itself does not define as idempotent.
     pub fn methods(mut self, methods: impl IntoIterator<Item = Method>) -> Self {
         self.methods = methods.into_iter().collect();
         self
     }
 
-    /// The header that carries the key. Default: `Idempotency-Key`.
+    /// Sets the header that carries the key. Default: `Idempotency-Key`.
     pub fn header(mut self, name: HeaderName) -> Self {
         self.header = name;
         self
     }
 
-    /// Where the key comes from. Default: [`KeyStrategy::Header`].
+    /// Sets where the key comes from. Default: [`KeyStrategy::Header`].
     pub fn key(mut self, strategy: KeyStrategy) -> Self {
         self.key = strategy;
         self
     }
 
-    /// What a retry must have in common with the first request. Default: [`FingerprintStrategy::Full`].
+    /// Sets what a retry must have in common with the first request. Default: [`FingerprintStrategy::Full`].
     pub fn fingerprint(mut self, strategy: FingerprintStrategy) -> Self {
         self.fingerprint = strategy;
         self
     }
 
-    /// The largest body, in bytes, that the guard reads; a request with a larger one is answered with 413. Default:
-    /// 1 MiB. A body that streams to the handler unread has no limit here.
+    /// Sets the largest request body, in bytes, that the guard reads. It answers 413 to a larger one. Default: 1 MiB.
+    /// The limit does not apply to a body that streams to the handler unread.
     pub fn request_limit(mut self, bytes: usize) -> Self {
         self.request_limit = bytes;
         self
     }
 
-    /// How long the guard waits for the whole body of a request; a slower request is answered with 408, and nothing
-    /// runs. Default: 30 seconds. A body that streams to the handler unread has no limit here.
+    /// Sets how long the guard waits for the whole body of a request. It answers 408 to a slower request, and nothing
+    /// runs. Default: 30 seconds. The limit does not apply to a body that streams to the handler unread.
     pub fn request_timeout(mut self, limit: Duration) -> Self {
         self.request_timeout = limit;
         self
     }
 
-    /// The largest body, in bytes, of a response that is kept. A larger one, and a stream, reaches its first caller
-    /// whole, and a retry is answered with 409 (`outcome-not-kept`). Default: 1 MiB.
+    /// Sets the largest response body, in bytes, that is kept. A larger one, or a stream, reaches its first caller
+    /// complete, and the guard answers retries with 409 (`outcome-not-kept`). Default: 1 MiB.
     pub fn response_limit(mut self, bytes: usize) -> Self {
         self.response_limit = bytes;
         self
     }
 
-    /// What an answer means for its key, by its status and headers. Default: [`ResponseDisposition::by_status`].
+    /// Sets what an answer means for its key, by status and headers. Default: [`ResponseDisposition::by_status`].
     ///
-    /// A panic of the handler counts as a 500 without headers, whatever the guard's error handler answers. If this closure
-    /// itself panics, the key becomes indeterminate.
+    /// A panic of the handler counts as a 500 without headers, whatever the guard's error handler answers. If the
+    /// closure itself panics, the key becomes indeterminate.
     ///
     /// ```
     /// use oncekey::web::{ResponseDisposition, RouteRules};
@@ -175,7 +176,7 @@ impl RouteRules {
         self
     }
 
-    /// How long responses are kept. Default: the engine handle's.
+    /// Sets how long responses are kept. Default: the engine handle's setting.
     ///
     /// # Panics
     /// If it is zero: every retry would run the handler again.
@@ -185,28 +186,28 @@ impl RouteRules {
         self
     }
 
-    /// What happens to a request whose key is in progress. Default: the engine handle's.
+    /// Sets what happens to a request whose key is in progress. Default: the engine handle's setting.
     pub fn on_in_progress(mut self, on_in_progress: OnInProgress) -> Self {
         self.policy.on_in_progress = Some(on_in_progress);
         self
     }
 
-    /// What happens to the key when the process dies, when the handler panics, and when its answer does not say whether
-    /// it had its effect. Default: the engine handle's. Where neither chooses, it is
-    /// [`Rerun`](OnAbandoned::Rerun) for a handler that takes a [`Transaction`](super::Transaction), and
-    /// [`Hold`](OnAbandoned::Hold) for any other.
+    /// Sets what happens to the key when the process dies, when the handler panics, and when its answer does not say
+    /// whether its effect happened. Default: the engine handle's setting. If neither is set,
+    /// [`Rerun`](OnAbandoned::Rerun) applies to a handler that takes a [`Transaction`](super::Transaction), and
+    /// [`Hold`](OnAbandoned::Hold) to any other.
     pub fn on_abandoned(mut self, on_abandoned: OnAbandoned) -> Self {
         self.policy.on_abandoned = Some(on_abandoned);
         self
     }
 
-    /// What happens to a request when the store is unavailable. Default: the engine handle's.
+    /// Sets what happens to a request when the store is unavailable. Default: the engine handle's setting.
     pub fn on_store_failure(mut self, on_store_failure: OnStoreFailure) -> Self {
         self.policy.on_store_failure = Some(on_store_failure);
         self
     }
 
-    /// How long a handler may run: see [`CallPolicy::run_limit`]. Default: the engine handle's.
+    /// Sets how long a handler may run: see [`CallPolicy::run_limit`]. Default: the engine handle's setting.
     ///
     /// # Panics
     /// If it is zero: no handler could run.
@@ -229,7 +230,7 @@ impl RouteRules {
     }
 }
 
-/// All that the guard was told.
+/// All settings of a guard.
 #[derive(Clone)]
 pub(super) struct Rules {
     pub(super) scope: Scope,
@@ -262,13 +263,14 @@ impl Rules {
         }
     }
 
-    /// Whether any rules guard this method. Requests of other methods are not looked up.
+    /// Returns whether any rules guard this method. The guard does not look up requests with other methods.
     pub(super) fn guard_method(&self, method: &Method) -> bool {
         let mut all = std::iter::once(&self.everywhere).chain(self.routes.iter().map(|(_, rules)| rules));
         all.any(|rules| rules.methods.contains(method))
     }
 
-    /// Which rules are a request's: those of the first pattern that is its route's; `None` for those of all routes.
+    /// Finds the rules of a request: the first whose pattern matches its route. Returns `None` for the rules of all
+    /// routes.
     pub(super) fn find(&self, request: &ServiceRequest) -> Option<usize> {
         if self.routes.is_empty() {
             return None;
@@ -290,31 +292,32 @@ impl Rules {
         self.on_replay = Some(refresh);
     }
 
-    /// The user's response to an error of the guard's, or the default one if their closure panics.
+    /// Returns the user's response to one of the guard's errors, or the default if the user's closure panics.
     pub(super) fn respond(&self, error: &IdempotencyError) -> HttpResponse {
         settings::caught("error handler", || (self.answer)(error)).unwrap_or_else(|| error.error_response())
     }
 
-    /// What is sent for a stored response: as the user refreshes it, or as it is if their closure panics.
+    /// Returns the replay of a stored response, as the user's closure changes it, or unchanged if the closure panics.
     pub(super) fn refreshed(&self, request: &HttpRequest, recorded: RecordedResponse) -> HttpResponse {
         let Some(refresh) = &self.on_replay else { return recorded.into_replay() };
         let replay = recorded.clone().into_replay();
         settings::caught("on_replay closure", || refresh(request, replay)).unwrap_or_else(|| recorded.into_replay())
     }
 
-    /// Whether the error says that an extractor could not read its request.
+    /// Returns whether the error means that an extractor could not read its request.
     pub(super) fn is_extractor_error(&self, error: &ActixError) -> bool {
         is_of_actix_extractors(error) || self.extractor_errors.iter().any(|is| is(error))
     }
 }
 
-/// What the user changes of a response before it is stored.
+/// The user's change to a response before it is stored.
 #[derive(Clone, Default)]
 pub(super) struct Sanitizer(pub(super) Option<Arc<Sanitize>>);
 
 impl Sanitizer {
-    /// What is stored of a response; `None` if the user's closure panicked, cannot read the body because it is encoded, or
-    /// chose a status below 200, which is no answer. What it was to remove is then not stored.
+    /// Returns what to store of a response. Returns `None`, so that nothing sensitive is stored, in three cases: the
+    /// user's closure panicked, it cannot read the body because the body is encoded, or it set a status below 200,
+    /// which is not an answer.
     pub(super) fn sanitized(&self, mut recorded: RecordedResponse) -> Option<RecordedResponse> {
         let Some(sanitize) = &self.0 else { return Some(recorded) };
         let is_plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
@@ -338,7 +341,7 @@ impl Sanitizer {
 }
 
 /// The routes whose handlers take a [`Transaction`](super::Transaction), as far as requests have shown. Their claims
-/// are made with [`OnAbandoned::Rerun`] from the start.
+/// use [`OnAbandoned::Rerun`] from the start.
 #[derive(Default)]
 pub(super) struct Transactional {
     any: AtomicBool,
@@ -348,19 +351,19 @@ pub(super) struct Transactional {
 
 /// What the requests to one method and pattern have shown.
 struct Seen {
-    /// How many handlers took a transaction since the last one that took none.
+    /// How many handlers have taken a transaction since the last one that took none.
     taken: u32,
-    /// How many must have, so that the next one is expected to.
+    /// How many must take one before the guard expects it of the next.
     needed: u32,
 }
 
 impl Transactional {
-    /// How much more evidence is needed after each handler that took none.
+    /// The factor by which `needed` grows after each handler that took none.
     const STEP: u32 = 16;
 
-    /// The name of the request's route, if its handler is expected to take a transaction.
+    /// Returns the name of the request's route, if the guard expects its handler to take a transaction.
     pub(super) fn expects(&self, request: &ServiceRequest) -> Option<String> {
-        // Most applications have no such route, and need not look their requests up.
+        // Most applications have no such route, so this avoids the lookup.
         if !self.any.load(Ordering::Acquire) {
             return None;
         }
@@ -372,7 +375,7 @@ impl Transactional {
         self.routes.read().get(name).is_some_and(|seen| seen.taken >= seen.needed)
     }
 
-    /// Notes that the handler of this request took a transaction which was not expected.
+    /// Notes that the handler of this request took a transaction that was not expected.
     pub(super) fn learn(&self, request: &HttpRequest) {
         if let Some(pattern) = pattern::of_routed(request) {
             self.note_taken(route_name(request.method(), &pattern));
@@ -386,9 +389,9 @@ impl Transactional {
         self.any.store(true, Ordering::Release);
     }
 
-    /// Notes that a handler took none although one was expected: guards choose between two handlers there, or one
-    /// handler takes two ways. The route is known again after many requests that all took one, for the case that this
-    /// request was an exception.
+    /// Notes that a handler took none although one was expected. Either route guards choose between two handlers there,
+    /// or one handler works both ways. This request may be an exception, so the guard expects a transaction again after
+    /// many requests that all took one.
     pub(super) fn unlearn(&self, name: &str) {
         if let Some(seen) = self.routes.write().get_mut(name) {
             seen.taken = 0;
@@ -397,7 +400,7 @@ impl Transactional {
     }
 }
 
-/// The headers that a replay carries unless the user adds others.
+/// The headers that a replay carries by default.
 fn default_kept_headers() -> Vec<HeaderName> {
     vec![
         header::CONTENT_TYPE,

@@ -1,4 +1,4 @@
-//! Who asks: the scope that owns a request's key.
+//! The scope that owns a request's key.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,20 +12,20 @@ use super::{IdempotencyError, settings};
 
 type ReadScope = dyn Fn(&ServiceRequest) -> Result<String, actix_web::Error> + Send + Sync;
 
-/// The scope of all callers where one scope is enough.
+/// The scope that all callers share with [`Scope::shared`].
 const SHARED: &str = "http";
 
 /// Names the caller whose keys a request uses: a tenant, a user, an API key.
 ///
 /// Two scopes never share a record, so no caller gets another caller's response. That is why
-/// [`Idempotency::new`](super::Idempotency::new) requires a scope: a guard that puts all callers into one scope replays
-/// `alice`'s response to `bob` when both choose the key `1`.
+/// [`Idempotency::new`](super::Idempotency::new) requires a scope. A guard that put all callers into one scope would
+/// replay `alice`'s response to `bob` if both chose the key `1`.
 ///
 /// # A scope outlives a credential
-/// A retry must have the scope of its first request. **A bearer token that is refreshed cannot be a scope**: after the
-/// refresh, the same caller has another scope, the key is new, and the operation runs again. A scope from
+/// A retry must have the same scope as its first request. **Do not use a bearer token that is refreshed as a scope.**
+/// After the refresh, the same caller has another scope, the key is new, and the operation runs again. A scope from
 /// `Authorization` or from a session cookie is safe only if its value never changes between a request and its retry.
-/// Take the token's subject instead, which an authentication layer outside the guard has verified:
+/// Use the token's subject instead, after an authentication layer outside the guard has verified it:
 ///
 /// ```
 /// # use oncekey::{Engine, web::{Idempotency, Scope}};
@@ -64,10 +64,10 @@ enum Source {
 }
 
 impl Scope {
-    /// Takes the scope from a header, such as `X-Api-Key`. The guard digests the value, because the value is often a
-    /// credential and the scope is stored and logged.
+    /// Takes the scope from a header, such as `X-Api-Key`. The guard uses a digest of the value, because the scope is
+    /// stored and logged and the value is often a credential.
     ///
-    /// A request without the header, with an empty value, or with two values is answered with 400, and nothing runs.
+    /// If the header is missing, empty, or has two values, the guard answers 400, and nothing runs.
     /// [`header_or`](Self::header_or) accepts requests without the header.
     ///
     /// ```
@@ -81,8 +81,8 @@ impl Scope {
         Self(Source::Header { name: header_name(name), absent: None })
     }
 
-    /// [`header`](Self::header), and `absent` as the scope of all requests that do not have the header. These requests
-    /// share one scope: use it only for callers that may see each other's responses.
+    /// Like [`header`](Self::header), but uses `absent` as the scope of all requests without the header. These requests
+    /// share one scope, so use it only for callers that may see each other's responses.
     ///
     /// ```
     /// # use oncekey::web::Scope;
@@ -95,18 +95,18 @@ impl Scope {
         Self(Source::Header { name: header_name(name), absent: Some(absent.into()) })
     }
 
-    /// Takes the scope from the request: from its path, or from what an authentication layer outside the guard left in
-    /// its extensions. If the closure returns an error, the guard answers with that error unchanged, and nothing runs.
+    /// Takes the scope from the request: from its path, or from its extensions, as an authentication layer outside the
+    /// guard set them. If the closure returns an error, the guard answers with that error unchanged, and nothing runs.
     ///
-    /// The scope is stored and logged as it is, so it must not be a credential. A scope that is empty, longer than
-    /// [`MAX_PART_LEN`](crate::MAX_PART_LEN) bytes, or has a control character is answered with 400.
+    /// The scope is stored and logged as is, so it must not be a credential. The guard answers 400 to a scope that is
+    /// empty, longer than [`MAX_PART_LEN`](crate::MAX_PART_LEN) bytes, or contains a control character.
     ///
     /// ```
     /// # use oncekey::web::Scope;
     /// use actix_web::error::ErrorNotFound;
     ///
     /// let scope = Scope::from_request(|request| {
-    ///     // The decoded path, which the router matches: `/%61da/pay` is of the tenant `ada`, too.
+    ///     // The decoded path, which the router matches: `/%61da/pay` belongs to the tenant `ada` too.
     ///     let path = request.match_info().as_str();
     ///     let tenant = path.split('/').nth(1).filter(|tenant| !tenant.is_empty());
     ///     tenant.map(str::to_owned).ok_or_else(|| ErrorNotFound("no such tenant"))
@@ -118,8 +118,8 @@ impl Scope {
         Self(Source::Request(Arc::new(read)))
     }
 
-    /// One scope for all callers. **Whoever knows a key gets its response.** It is right where there is one caller, or
-    /// where the keys are secret and unguessable.
+    /// Uses one scope for all callers. **Anyone who knows a key gets its response.** Use it if there is one caller, or
+    /// if the keys are secret and unguessable.
     ///
     /// ```
     /// # use oncekey::web::Scope;
@@ -150,14 +150,14 @@ impl Scope {
                 let mut digest = Sha256::new();
                 digest.update((value.len() as u64).to_le_bytes());
                 digest.update(value.as_bytes());
-                // 128 bits: no two callers collide.
+                // 128 bits are enough to keep the digests of two callers from colliding.
                 let digest: String = digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
                 Ok(format!("{name}-{digest}"))
             }
         }
     }
 
-    /// The header, if it usually carries a credential that is refreshed.
+    /// Returns the header if it usually carries a credential that is refreshed.
     pub(super) fn refreshed_header(&self) -> Option<&HeaderName> {
         use actix_web::http::header::{AUTHORIZATION, COOKIE};
         match &self.0 {

@@ -1,4 +1,4 @@
-//! Settings that cannot work, reported at start.
+//! Detects settings that cannot work, and reports them at start.
 
 use std::collections::BTreeSet;
 
@@ -11,9 +11,9 @@ use super::fingerprint::{CanonicalJson, FingerprintStrategy};
 use super::rules::{RouteRules, Rules};
 use crate::panics::guard;
 
-/// A setting of a guard that cannot work as it is written.
+/// A setting of a guard that cannot work as written.
 ///
-/// The guard reports each once, at `warn` level, when its server starts. A test can ask for them:
+/// The guard logs each problem once, at `warn` level, when its server starts. A test can check for them:
 ///
 /// ```
 /// # use oncekey::{Engine, web::{Idempotency, Scope}};
@@ -37,22 +37,22 @@ pub enum SettingProblem {
     /// A replay never carries this header.
     #[error("keep_header({0}): a replay never carries this header")]
     NeverKept(HeaderName),
-    /// Two rules are for one route, and the second is never used.
+    /// Two rules match the same route, so the second is never used.
     #[error("route({0}): an earlier rule is for the same route, so this one is never used")]
     RuleTwice(String),
     /// The rules name no method.
     #[error("{0}: no method is guarded")]
     NoMethods(String),
-    /// A method whose requests are not guarded usefully: they have no effect.
+    /// The rules guard a method that has no effect, so guarding it is useless.
     #[error("{0}: {1} requests have no effect that a guard could protect")]
     SafeMethod(String, Method),
-    /// The key is made of the body, but the fingerprint strategy leaves the body unread.
+    /// The key is derived from the body, but the fingerprint strategy leaves the body unread.
     #[error("{0}: the key strategy needs the body, so the guard reads the body after all, up to the request limit")]
     BodyIsRead(String),
-    /// Not a pointer to a field.
+    /// The text is not a JSON pointer to a field.
     #[error("{0}: canonical_json: {1:?} is not a JSON pointer to a field, so it leaves nothing out")]
     BadPointer(String, String),
-    /// A limit of zero.
+    /// A limit is zero.
     #[error("{0}: {1} is zero, so no request or response with a body passes it")]
     ZeroLimit(String, &'static str),
 }
@@ -103,8 +103,8 @@ fn of_rules(which: &str, rules: &RouteRules, found: &mut Vec<SettingProblem>) {
     }
 }
 
-/// Calls a closure of the user's. `None` if it panicked: the panic must not reach the server, which would close the
-/// connection without an answer.
+/// Calls a user's closure. Returns `None` if it panics: a panic that reached the server would close the connection
+/// without an answer.
 pub(super) fn caught<T>(name: &'static str, closure: impl FnOnce() -> T) -> Option<T> {
     let returned = guard(closure).ok();
     if returned.is_none() {
@@ -113,7 +113,7 @@ pub(super) fn caught<T>(name: &'static str, closure: impl FnOnce() -> T) -> Opti
     returned
 }
 
-/// Reports it at `warn` level, once in the process, however many workers find it.
+/// Logs `text` at `warn` level, once per process, even if several workers report it.
 pub(super) fn report_once(text: &str) {
     static REPORTED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     if REPORTED.lock().insert(text.to_owned()) {

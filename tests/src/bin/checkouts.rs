@@ -1,6 +1,6 @@
 //! `checkouts --store sqlite|postgres|mariadb|redis-cluster [--count N] [--control | --stale]`: see
-//! [`tests::nemesis::checkouts`] and [`tests::nemesis::stale`]. Exit code 0 if the run passed, 1 if it did not, 2 if it was
-//! called wrongly.
+//! [`tests::nemesis::checkouts`] and [`tests::nemesis::stale`]. The exit code is 0 if the run passed, 1 if it failed,
+//! and 2 if the arguments were wrong.
 
 #![allow(clippy::expect_used, reason = "a process of the tests: what fails fails the test")]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "its report is its output")]

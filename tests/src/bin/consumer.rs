@@ -1,17 +1,17 @@
-//! A consumer process, for tests that kill it: each message is to leave one row in the table `effects`.
+//! A consumer process, for tests that kill it. Each message must leave one row in the table `effects`.
 //!
-//! Usage: `consumer URL NAME MODE FILE WORK_MS`. The URL's scheme names the broker; the queue, stream or group are those
-//! of [`tests::broker`]. The mode says how the row is written:
+//! Usage: `consumer URL NAME MODE FILE WORK_MS`. The URL's scheme names the broker; the queue, stream or group are
+//! those of [`tests::broker`]. The mode says how the row is written:
 //!
 //! - `transaction`: in the transaction that completes the message's key
-//! - `hold`, `rerun`: in a commit of its own, inside an operation of the engine, with that policy
-//! - `unguarded`: in a commit of its own, with no engine: the control
+//! - `hold`, `rerun`: in a separate commit, inside an operation of the engine with that policy
+//! - `unguarded`: in a separate commit, without an engine, as the control
 //!
-//! A message with the payload `poison` is put aside by its first try, which leaves a row in `tries` instead. A dead letter
-//! that the broker refuses leaves one in `refusals`, each time.
+//! The first attempt on a message with the payload `poison` dead-letters it, and leaves a row in `tries` instead. Each
+//! time the broker refuses a dead letter, a row in `refusals` records it.
 //!
-//! The acknowledgement of each third message is lost once: it is delivered again after its effect. It says `ready`, and,
-//! told to end by SIGTERM, `ended` with what it did.
+//! The acknowledgement of each third message is lost once, so the message is redelivered after its effect. The process
+//! prints `ready` and, after SIGTERM, `ended` with what it did.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a process of the tests: what fails fails the test")]
 #![expect(clippy::print_stdout, reason = "its output is its interface")]
@@ -26,7 +26,7 @@ use oncekey::consumer::nats::{NatsJetStream, async_nats};
 use oncekey::consumer::rabbitmq::RabbitMq;
 use oncekey::consumer::redis_streams::{RedisStreams, redis};
 use oncekey::consumer::{
-    Call, Delivery, Disposition, Identity, Job, JobResult, Message, Processor, RetryPolicy, Source, Unreadable,
+    Call, Delivery, Disposition, IdentifyError, Job, JobResult, Message, MessageKey, Processor, RetryPolicy, Source,
 };
 use oncekey::{Engine, OnAbandoned};
 use oncekey_backends::SqliteBackend;
@@ -47,7 +47,7 @@ async fn main() {
     let [url, name, mode, file, work] = arguments.as_slice() else { unreachable!("URL NAME MODE FILE WORK_MS") };
     let work = Duration::from_millis(work.parse().expect("a number"));
     let settings = Settings { mode: mode.clone(), file: file.clone(), work };
-    // The broker may be down just now.
+    // The broker may be down at this moment.
     if url.starts_with("redis:") {
         let client = redis::Client::open(url.as_str()).expect("a URL");
         let open = async || {
@@ -83,7 +83,7 @@ fn insert(connection: &mut SqliteConnection, table: &str, id: &str) -> QueryResu
     row.bind::<diesel::sql_types::Text, _>(id).execute(connection)
 }
 
-/// The tables, by commits of their own and off the arbiter.
+/// The tables, written in separate commits and off the arbiter.
 #[derive(Clone)]
 struct Tables(Arc<Mutex<SqliteConnection>>);
 
@@ -102,7 +102,7 @@ impl Tables {
     }
 }
 
-/// Leaves a message's row.
+/// Writes a message's row.
 struct Effect {
     mode: String,
     work: Duration,
@@ -113,7 +113,7 @@ impl Job<Message> for Effect {
     type Output = ();
     type Error = String;
 
-    fn identify(&self, message: &Message) -> Result<Identity, Unreadable> {
+    fn identify(&self, message: &Message) -> Result<MessageKey, IdentifyError> {
         Ok(message.identity("effect")?)
     }
 
@@ -136,13 +136,13 @@ impl Job<Message> for Effect {
             let call = if self.mode == "hold" { call } else { rerun(call) };
             call.run(move |_| async move {
                 tables.insert("effects", id).await?;
-                // Killed here, the effect has happened and nobody knows.
+                // If the process is killed here, the effect has happened and no outcome records it.
                 sleep(work).await;
                 Ok(())
             })
             .await
         };
-        // Killed here, the outcome is stored and the message not acknowledged.
+        // If the process is killed here, the outcome is stored and the message is not acknowledged.
         sleep(work / 2).await;
         done
     }
@@ -164,12 +164,13 @@ async fn consume(source: impl Source<Message = Message>, settings: Settings) {
         loop {
             let Ok(Some(Delivery { message, receipt, .. })) = source.next().await else { continue };
             tables.insert("effects", message.id().to_owned()).await.expect("the row");
-            // If it can't be settled it comes again.
+            // A message that cannot be settled is redelivered.
             let _ = source.settle((receipt.0, message.clone()), Disposition::Ack).await;
         }
     }
     let backend = SqliteBackend::builder(&file).busy_timeout(Duration::from_secs(10)).open().expect("the store opens");
-    // Short, so that what a killed process held is soon free; the store deadline, two thirds of it, leaves a busy disk time.
+    // The lease is short, so that keys held by a killed process are soon free. The store deadline, two thirds of it,
+    // leaves time for a busy disk.
     let engine = Engine::builder(backend).lease(Duration::from_secs(3));
     let engine = engine.start().expect("the engine starts");
     println!("ready");
@@ -189,7 +190,7 @@ async fn consume(source: impl Source<Message = Message>, settings: Settings) {
     println!("ended {processed:?}");
 }
 
-/// Loses the first acknowledgement of each third message, and notes each dead letter that is refused.
+/// Loses the first acknowledgement of each third message, and records each refused dead letter.
 struct Forgetful<S> {
     source: S,
     forgotten: Mutex<HashSet<String>>,

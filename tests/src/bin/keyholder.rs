@@ -1,21 +1,21 @@
 //! A process that uses an engine on a store, for tests that kill it, pause it, or set its clock.
 //!
-//! Usage: `keyholder STORE LEASE_MS [OUTSIDE]`. The store is an SQLite file or a URL; with a URL, `OUTSIDE` is the SQLite file of
-//! all effects outside of the store. It reads commands, a line each, and answers in lines:
+//! Usage: `keyholder STORE LEASE_MS [OUTSIDE]`. The store is an SQLite file or a URL. With a URL, `OUTSIDE` is the
+//! SQLite file of all effects outside the store. The process reads one command per line, and answers in lines:
 //!
-//! - `run KEY rerun|hold quick|stall|wait`: runs an operation; `stall` makes it last until `go`, `wait` has the call wait
-//!   for another's. `began KEY ATTEMPT` when the operation begins, then `ran KEY VALUE`, `replayed KEY VALUE`, or
-//!   `refused KEY WHY`. The value is the process's id.
+//! - `run KEY rerun|hold quick|stall|wait`: runs an operation. `stall` makes it last until `go`; `wait` makes the call
+//!   wait for another holder. The process answers `began KEY ATTEMPT` when the operation begins, then `ran KEY VALUE`,
+//!   `replayed KEY VALUE`, or `refused KEY WHY`. The value is the process's id.
 //! - `order KEY`: inserts a row into the table `orders` in the transaction that completes the key.
-//! - `order-unguarded KEY`: inserts the row in a transaction of its own, with no engine: the control.
-//! - `checkout KEY hold|rerun|transaction|heedless quick|before-STEP|in-STEP`: runs an operation of the steps `reserve`, `charge`
-//!   and `mail` under Resume, each of which inserts a row into the table `effects`: in its transaction, or in another file,
-//!   `FILE.outside`. `heedless` is `hold` by an operation that passes over every error, and goes on to its next step: `lost KEY STEP` when one
-//!   was refused.
-//!   `step KEY STEP ATTEMPT` when a step runs; `stalled KEY` before a step, or in it after its effect, until `go`.
-//! - `settle KEY`: settles the key's unsettled step by what the table says, and answers `settled KEY STEP`.
+//! - `order-unguarded KEY`: inserts the row in a separate transaction without an engine, as the control.
+//! - `checkout KEY hold|rerun|transaction|heedless quick|before-STEP|in-STEP`: runs an operation of the steps
+//!   `reserve`, `charge` and `mail` under Resume. Each step inserts a row into the table `effects`, in its transaction
+//!   or in another file, `FILE.outside`. `heedless` is `hold` with an operation that ignores every error and continues
+//!   with its next step; it prints `lost KEY STEP` when a step was refused. The process prints `step KEY STEP ATTEMPT`
+//!   when a step runs, and `stalled KEY` before a step, or in it after its effect, until `go`.
+//! - `settle KEY`: settles the key's unsettled step according to the table, and answers `settled KEY STEP`.
 //! - `go`: lets stalled operations end.
-//! - `clock`: `clock SECONDS`, what the process takes for the wall clock's time.
+//! - `clock`: answers `clock SECONDS`, the wall-clock time as the process sees it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a process of the tests: what fails fails the test")]
 #![expect(clippy::print_stdout, reason = "its output is its interface")]
@@ -72,7 +72,7 @@ async fn order(engine: Engine, key: Key) {
     report::<diesel::result::Error>(&key, result);
 }
 
-/// An effect outside of the store: it is there as soon as it has happened.
+/// Inserts an effect outside the store. It is visible as soon as it has happened.
 fn effect(connection: &mut SqliteConnection, key: &str, step: &str) -> QueryResult<usize> {
     diesel::sql_query("INSERT INTO effects (key, step) VALUES (?, ?)")
         .bind::<diesel::sql_types::Text, _>(key)
@@ -83,7 +83,7 @@ fn effect(connection: &mut SqliteConnection, key: &str, step: &str) -> QueryResu
 /// How a checkout runs its steps, and where it stalls.
 #[derive(Clone)]
 struct Checkout {
-    /// The connection of all effects outside of the store.
+    /// The connection for all effects outside the store.
     outside: Arc<Mutex<SqliteConnection>>,
     kind: String,
     stalls: String,
@@ -111,7 +111,7 @@ impl Checkout {
         let run = async |step: Step| {
             println!("step {key} {name} {}", step.attempt());
             let (outside, of) = (Arc::clone(&self.outside), key.clone());
-            // Not on the arbiter, which renews the leases.
+            // This runs off the arbiter, which renews the leases.
             let writing = tokio::task::spawn_blocking(move || effect(&mut outside.lock().unwrap(), &of, name));
             writing.await.unwrap().map_err(|error| error.to_string())?;
             self.stall(format!("in-{name}"), &key).await;
@@ -143,7 +143,7 @@ async fn checkout(engine: Engine, key: Key, checkout: Checkout) {
     report(&key, result.await);
 }
 
-/// Settles a step as an operator does who has asked the provider.
+/// Settles a step, like an operator who has asked the provider.
 async fn settle(engine: Engine, key: Key, file: String) {
     let found = engine.lookup(&key).await.unwrap().expect("a record");
     let step = found.steps.as_ref().and_then(|steps| steps.unsettled(StoreTime::END)).expect("an unsettled step");
@@ -176,7 +176,7 @@ async fn main() {
         (arguments.next().expect("STORE"), arguments.next().expect("LEASE_MS").parse().expect("a number"));
     let outside_file = arguments.next().unwrap_or_else(|| format!("{store}.outside"));
     let engine = engine_on(&store, Duration::from_millis(lease)).await;
-    // Orders are rows of the store's file, where it is one.
+    // Orders are rows of the store's file if the store is a file.
     let mut unguarded = connect(if store.contains(':') { &outside_file } else { &store });
     let outside = Arc::new(Mutex::new(connect(&outside_file)));
     let go = Arc::new(Notify::new());
@@ -217,7 +217,7 @@ async fn main() {
     }
 }
 
-/// Standard input, read on a thread of its own: a blocked arbiter would serve nobody.
+/// Reads standard input on a separate thread, because a blocked arbiter could not do anything else.
 fn tokio_stdin() -> tokio::io::DuplexStream {
     let (here, there) = tokio::io::duplex(4_096);
     let handle = tokio::runtime::Handle::current();

@@ -1,4 +1,4 @@
-//! Explores the model to its full bounds, or to those given: `model [CALLS FAULTS]`.
+//! Explores the model to its full bounds, or to the given ones: `model [CALLS FAULTS]`.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is its result")]
 

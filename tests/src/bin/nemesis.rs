@@ -1,5 +1,5 @@
 //! `tests/nemesis --store sqlite|postgres|mariadb|redis [--minutes N] [--seed S] [--clients N] [--control]`: see
-//! [`tests::nemesis`]. Exit code 0 if the run passed, 1 if it did not, 2 if it was called wrongly.
+//! [`tests::nemesis`]. The exit code is 0 if the run passed, 1 if it failed, and 2 if the arguments were wrong.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "its report is its output")]
 
@@ -11,8 +11,8 @@ use tests::nemesis::{Plan, run};
 
 const USAGE: &str = "nemesis --store sqlite|postgres|mariadb|redis [--minutes N] [--seed S] [--clients N] [--control]";
 
-/// More do not get more done: each waits longer than the shops' store deadline, and all that their store has done for it is
-/// in vain.
+/// More clients do not get more done: each one waits longer than the shops' store deadline, and its store's work is
+/// wasted.
 const CLIENTS: usize = 32;
 
 fn plan(mut arguments: impl Iterator<Item = String>) -> Option<Plan> {

@@ -1,4 +1,4 @@
-//! Runs seeds: `simulation [FIRST [COUNT]]`, as many as `ONCEKEY_SIMULATION_SEEDS` says if no count is given.
+//! Runs seeds: `simulation [FIRST [COUNT]]`. Without a count, `ONCEKEY_SIMULATION_SEEDS` says how many.
 
 #![allow(clippy::print_stdout, reason = "its output is its result")]
 

@@ -1,6 +1,6 @@
-//! Two shops on one store that look like one: each connection goes to the other one than the last.
+//! Two shops on one store behind one address. Connections alternate between the shops.
 //!
-//! Usage: `two_shops FLAGS…`, as for the shop. SIGTERM ends both as it would end one.
+//! Usage: `two_shops FLAGS…`, with the shop's flags. SIGTERM ends both, as it would end one.
 
 #![allow(clippy::unwrap_used, reason = "a process of the tests: what fails fails the test")]
 
@@ -13,7 +13,7 @@ use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// A shop whose output goes on being read, on any port.
+/// Opens a shop on any port, and keeps reading its output.
 fn open(flags: &[String]) -> (Process, SocketAddr) {
     let mut command = shop::command(Path::new("."), &[]);
     let mut process = Process::start(command.args(flags));
@@ -21,7 +21,7 @@ fn open(flags: &[String]) -> (Process, SocketAddr) {
     (process, url.trim_end_matches('/').parse().unwrap())
 }
 
-/// Takes `--bind ADDRESS` out of the flags: it is where the two are met.
+/// Removes `--bind ADDRESS` from the flags: it is the common address.
 fn take_bind(flags: &mut Vec<String>) -> SocketAddr {
     let at = flags.iter().position(|flag| flag == "--bind").unwrap();
     flags.remove(at);
@@ -41,7 +41,7 @@ async fn main() {
             let address = *address;
             tokio::spawn(async move {
                 let mut server = TcpStream::connect(address).await.unwrap();
-                // One that breaks takes the other with it.
+                // If one side breaks, the other one ends too.
                 let _ = copy_bidirectional(&mut client, &mut server).await;
             });
         }

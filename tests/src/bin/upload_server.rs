@@ -1,8 +1,8 @@
-//! A server for large uploads, in a process of its own so that its memory can be measured.
+//! A server for large uploads, in a separate process so that its memory can be measured.
 //!
-//! It prints `ready ADDRESS`. `POST /upload` is guarded by `Content-Digest`. Its handler counts and hashes the body as it
-//! arrives, compares the digest, prints `read LENGTH`, and answers when a line `go` arrives. `GET /runs` answers how many
-//! times the handler ran.
+//! It prints `ready ADDRESS`. `POST /upload` is guarded by `Content-Digest`. Its handler counts and hashes the body as
+//! it arrives, compares the digest, prints `read LENGTH`, and answers when a line `go` arrives. `GET /runs` returns how
+//! many times the handler ran.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a process of the tests: what fails fails the test")]
 #![expect(clippy::print_stdout, reason = "its output is its interface")]

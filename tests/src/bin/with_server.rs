@@ -1,8 +1,8 @@
-//! Runs a command beside a real server of its own, with `{url}` in its words replaced by the server's URL.
+//! Runs a command beside a real server, with `{url}` in its arguments replaced by the server's URL.
 //!
-//! Usage: `with_server STORE COMMAND…`, where the store is `postgres`, `pgbouncer`, `mariadb`, `redis`, `redis-sentinel` or
-//! `redis-cluster`; `postgresN` is PostgreSQL N, and `valkey…` is Valkey in `redis…`'s place. Ends with the command's exit
-//! code; the server ends with it.
+//! Usage: `with_server STORE COMMAND…`, where the store is `postgres`, `pgbouncer`, `mariadb`, `redis`,
+//! `redis-sentinel` or `redis-cluster`. `postgresN` is PostgreSQL N, and `valkey…` is Valkey in place of `redis…`. The
+//! process ends with the command's exit code, and the server ends with it.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a process of the tests: what fails fails the test")]
 
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The variable that chooses a store's version, its value, and the store's name without it.
+/// Returns the variable that chooses a store's version, its value, and the store's name without the version.
 fn version_of(store: &str) -> Option<(&'static str, String, String)> {
     if let Some(topology) = store.strip_prefix("valkey") {
         return Some(("ONCEKEY_REDIS", "valkey".to_owned(), format!("redis{topology}")));

@@ -1,4 +1,4 @@
-//! What can happen, and what it does.
+//! The actions of the model, and their effects.
 
 use stateright::{Model, Property};
 
@@ -9,55 +9,56 @@ use super::{
     properties,
 };
 
-/// A claim of a process, by their places.
+/// A claim of a process, by their indices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Who {
-    /// The place of the process.
+    /// The index of the process.
     pub process: u8,
-    /// The place of the claim in its process.
+    /// The index of the claim in its process.
     pub job: u8,
 }
 
-/// One thing that happens.
+/// One action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// An idle process calls.
+    /// An idle process makes a call.
     Call {
-        /// Which.
+        /// The process.
         process: u8,
-        /// For which key.
+        /// The key.
         key: u8,
     },
-    /// A process calls for a key that it is asking for or working on: the call waits, and shares the fate of the other.
+    /// A process makes a call for a key that it already asks for or works on. The call waits, and shares the result of
+    /// the other.
     Join(Who),
-    /// A process has its outside effect.
+    /// A process performs its external effect.
     Work(Who),
-    /// A process settles its claim by this.
+    /// A process settles its claim with this request.
     Settle(Who, Ask),
     /// A process renews its claim.
     Renew(Who),
-    /// An operation asks whether its claim still stands.
+    /// An operation asks whether its claim is still valid.
     Confirm(Who),
-    /// It is answered.
+    /// The operation receives the answer.
     HearConfirm(Who),
-    /// The store takes a request, by its place on the wire.
+    /// The store executes a request, by its index on the wire.
     Take(u8),
-    /// A process hears what the store answered.
+    /// A process receives the store's answer.
     Hear(Who),
-    /// A fault: the store takes a request that will come once more.
+    /// A fault: the store executes a request that will arrive again.
     TakeTwice(u8),
     /// A fault: a request is lost.
     Lose(u8),
-    /// A fault: a process stops waiting for an answer. The request may be on its way still, to be taken later; it may be
-    /// lost; or it was taken, and its answer is never heard.
+    /// A fault: a process stops waiting for an answer. The request may still be on its way and executed later, it may
+    /// be lost, or it was executed and its answer is never received.
     TimeOut(Who),
-    /// A fault: a process forgets all that it was doing.
+    /// A fault: a process forgets everything that it was doing.
     Crash(u8),
-    /// A reconciler sends its word on an indeterminate key, which is the truth.
+    /// A reconciler resolves an indeterminate key, according to the truth.
     Resolve(u8),
-    /// The store purges a key whose time is over.
+    /// The store purges an expired key.
     Purge(u8),
-    /// Time passes, for leases, retentions and all who pause.
+    /// Time passes, for leases, retentions and paused processes.
     Tick,
 }
 
@@ -150,7 +151,7 @@ impl Model for Protocol {
                 let job = at(&mut state, who)?;
                 let (key, owner) = (job.key, job.owner);
                 match &mut job.confirm {
-                    // An error: a renewal that is under way is to answer.
+                    // The planted bug: a renewal already in flight answers the confirmation.
                     Confirm::Waiting { asked, .. } => *asked = true,
                     confirm => {
                         *confirm = Confirm::Waiting { asked: true, age: 0, answer: None };
@@ -176,7 +177,7 @@ impl Model for Protocol {
                 state.faults += 1;
                 let request = state.wire[usize::from(at)];
                 if matches!(request.ask, Ask::Acquire { .. }) {
-                    // Its process takes the first answer for the last word, and may be gone when the second claim lands.
+                    // The process treats the first answer as final, and may be gone when the second claim takes effect.
                     state.ghosts[usize::from(request.key)].excused.add(request.owner);
                 }
                 self.take(&mut state, at);
@@ -219,7 +220,7 @@ impl Model for Protocol {
                 }
             }
         }
-        // Processes are alike but for their calls: their order is no difference worth exploring.
+        // Processes differ only in their calls, so their order makes no difference worth exploring.
         state.processes.iter_mut().for_each(|process| process.jobs.sort_unstable());
         state.processes.sort_unstable();
         for ((ghost, record), key) in state.ghosts.iter_mut().zip(&state.records).zip(0..) {
@@ -242,7 +243,7 @@ impl Model for Protocol {
     }
 }
 
-/// A claim that may be rerun, and that nobody came for in its time, is no more.
+/// Forgets a claim that may be rerun and that no caller took over in time.
 fn forget(ghost: &mut Ghost, mode: Mode, record: Option<&Stored>) {
     let claimed = matches!(record, Some(Stored { life: Life::Claimed { left: ..=0, hold: false }, .. }));
     if claimed && mode != Mode::Hold && ghost.lease == 0 {
@@ -254,7 +255,7 @@ fn at(state: &mut State, who: Who) -> Option<&mut Job> {
     state.processes[usize::from(who.process)].jobs.get_mut(usize::from(who.job))
 }
 
-/// A process sends an acquire, as a new owner.
+/// Makes a process send an acquire with a new owner.
 fn asks(state: &mut State, process: u8, key: u8, past: Option<Name>) -> u8 {
     let owner = state.next_owner();
     state.processes[usize::from(process)].jobs.push(Job::asking(key, owner));
@@ -271,7 +272,7 @@ fn settle(state: &mut State, who: Who, ask: Ask) -> Option<()> {
 }
 
 impl Protocol {
-    /// The calls that a process may make.
+    /// Adds the calls that a process may make.
     fn calls(&self, state: &State, at: u8, actions: &mut Vec<Action>) {
         if state.calls == self.bounds.calls {
             return;
@@ -295,14 +296,14 @@ impl Protocol {
                 }
                 Some((job, _)) if job.joined => {}
                 Some((_, number)) => actions.push(Action::Join(Who { process: at, job: number })),
-                // The claim before is being withdrawn.
+                // The previous claim is being withdrawn.
                 None if jobs.len() < 2 => actions.push(Action::Call { process: at, key }),
                 None => {}
             }
         }
     }
 
-    /// Whether a process renews a claim when its lease is worn.
+    /// Returns whether a process renews a claim whose lease is running out.
     pub(super) fn renews(&self, job: &Job) -> bool {
         let wants = match job.phase {
             Phase::Asking => false,
@@ -313,7 +314,7 @@ impl Protocol {
         wants && job.is_renewed
     }
 
-    /// What a process can do of its own accord with its claim.
+    /// Adds what a process can do with its claim on its own initiative.
     fn work(&self, state: &State, job: &Job, at: Who, actions: &mut Vec<Action>) {
         let mode = self.store.mode(job.key);
         let on_the_wire = |ask| state.wire.iter().any(|request| request.owner == job.owner && request.ask == ask);
@@ -329,7 +330,7 @@ impl Protocol {
             if mode != Mode::Transaction {
                 actions.push(Action::Settle(at, Ask::Hold));
             }
-            // Under Hold and in transactions nobody takes a claim over.
+            // Nobody takes over a claim under Hold or in a transaction.
             if mode == Mode::Rerun && !did {
                 match job.confirm {
                     Confirm::Waiting { asked: true, answer: Some(_), .. } => actions.push(Action::HearConfirm(at)),
@@ -382,17 +383,17 @@ impl Protocol {
                 state.ghosts[usize::from(key)].began.add(owner);
                 self.replaces(state, who, owner);
             }
-            // The barrier kept it out: as a new owner, it asks once more.
+            // The barrier refused the claim, so the process asks once more, with a new owner.
             (Phase::Asking, Heard::Withdrawn(name)) => {
                 state.processes[usize::from(who.process)].jobs.remove(usize::from(who.job));
                 let owner = asks(state, who.process, key, Some(name));
                 state.job_of(owner)?.joined = joined;
             }
-            // The transaction was not committed: its holder gives the claim up.
+            // The transaction was not committed, so its holder releases the claim.
             (Phase::Settling(Ask::Probe), Heard::Yes) => settle(state, who, Ask::Release)?,
             (phase, _) => {
                 state.processes[usize::from(who.process)].jobs.remove(usize::from(who.job));
-                // The key is free again: the call that waited asks for it. It shares every other end.
+                // The key is free again, so the waiting call asks for it. The waiting call shares every other result.
                 if joined && phase == Phase::Settling(Ask::Release) {
                     asks(state, who.process, key, None);
                 }
@@ -401,7 +402,7 @@ impl Protocol {
         Some(())
     }
 
-    /// An error: the claim that was answered last takes the place of the one before, which is renewed no more.
+    /// The planted bug: the claim that was answered last replaces the previous one, which is no longer renewed.
     fn replaces(&self, state: &mut State, who: Who, by: u8) {
         if self.store.is(Mutation::HeartbeatFollowsTheRoute) {
             let others = state.processes[usize::from(who.process)].jobs.iter_mut().filter(|job| job.owner != by);
@@ -409,8 +410,8 @@ impl Protocol {
         }
     }
 
-    /// A process that has heard nothing asks again, as its owner; of a transaction it asks what became of it. A claim on
-    /// which nothing began is withdrawn, until that is answered.
+    /// Makes a process that got no answer ask again, as the same owner. For a transaction, it asks how the transaction
+    /// ended. A claim on which nothing began is withdrawn, until that is answered.
     fn time_out(&self, state: &mut State, who: Who) -> Option<()> {
         let job = at(state, who)?;
         let again = match job.phase {
@@ -418,7 +419,7 @@ impl Protocol {
                 state.processes[usize::from(who.process)].jobs.remove(usize::from(who.job));
                 return Some(());
             }
-            // A call that joined hears the same.
+            // A call that joined gets the same answer.
             Phase::Asking => {
                 let owner = job.owner;
                 job.joined = false;
@@ -432,8 +433,8 @@ impl Protocol {
         settle(state, who, again)
     }
 
-    /// Whether an operator can know what became of an indeterminate key, and whether its effect happened: nobody must
-    /// be at work on it any more.
+    /// Returns whether an operator can know what happened to an indeterminate key, and whether its effect happened. No
+    /// process may be working on the key any more.
     fn may_resolve(&self, state: &State, key: u8) -> Option<bool> {
         let now = self.store.now(state.records[usize::from(key)].as_ref(), key)?;
         let working = state.jobs().any(|job| job.owner == now.owner && !matches!(job.phase, Phase::Settling(_)));

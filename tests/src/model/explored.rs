@@ -1,4 +1,4 @@
-//! Running the exploration, and what it found.
+//! Runs an exploration and collects its results.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -7,26 +7,26 @@ use stateright::{Checker as _, HasDiscoveries, Model as _, report::WriteReporter
 
 use super::{Action, Bounds, Mutation, Protocol, Transition};
 
-/// What an exploration found.
+/// The results of an exploration.
 #[derive(Debug)]
 pub struct Explored {
-    /// Up to where.
+    /// The bounds.
     pub bounds: Bounds,
-    /// Different states.
+    /// The number of different states.
     pub unique: usize,
-    /// The longest of the shortest ways to a state.
+    /// The length of the longest of the shortest paths to a state.
     pub depth: usize,
     /// How long it took.
     pub took: Duration,
-    /// What was broken, by the property's name, with the shortest way there.
+    /// The violated properties by name, each with the shortest path to the violation.
     pub violations: Vec<(&'static str, Vec<Action>)>,
-    /// What was to happen somewhere and did not.
+    /// The properties that should have occurred somewhere and did not.
     pub never: Vec<&'static str>,
     /// How often each transition was taken.
     pub seen: Vec<(Transition, u64)>,
 }
 
-/// Explores all states within the bounds, or with a mutation until something breaks.
+/// Explores all states within the bounds. With a mutation, stops at the first violation.
 pub fn explore(bounds: Bounds, mutation: Option<Mutation>, threads: usize, progress: bool) -> Explored {
     let started = Instant::now();
     let checker = Protocol::mutated(bounds, mutation).checker().threads(threads);

@@ -1,4 +1,4 @@
-//! What is true of a key, kept beside the store: the promises are checked against it, never against the record alone.
+//! The truth about a key, kept beside the store. The promises are checked against it, never against the record alone.
 
 use super::store::{Answer, OPERATORS};
 use super::{Ask, LEASE, Life, Mode, RETENTION, Stored, Transition};
@@ -6,28 +6,28 @@ use super::{Ask, LEASE, Life, Mode, RETENTION, Stored, Transition};
 /// The truth about one key.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Ghost {
-    /// Whose claim stands.
+    /// The owner of the current claim.
     pub claimant: Option<u8>,
-    /// For how many ticks the store has promised the claim.
+    /// For how many more ticks the store has promised the claim.
     pub lease: i8,
     /// The highest attempt of this life of the key.
     pub attempt: u8,
-    /// Whether the claim has been given to somebody's word.
+    /// Whether only a reconciler or an operator can settle the claim.
     pub held: bool,
-    /// The outcome that stands, and for how many ticks.
+    /// The current outcome, and for how many ticks it is kept.
     pub completed: Option<(u8, i8)>,
-    /// How often the effect happened in this life of the key, where it is to happen once.
+    /// How often the effect happened in this life of the key, if it must happen at most once.
     pub effects: u8,
-    /// Whether its holder has put the claim on hold in this life of the key.
+    /// Whether the holder has put the claim on hold in this life of the key.
     pub was_held: bool,
-    /// The owners of whose claims a withdrawal was executed.
+    /// The owners whose claims a withdrawal has withdrawn.
     pub withdrawn: Owners,
     /// The owners whose operations began.
     pub began: Owners,
-    /// The owners who may leave a claim on which nothing began: their process crashed, or the network repeated their
-    /// acquire.
+    /// The owners that may leave a claim on which nothing began, because their process crashed or the network repeated
+    /// their acquire.
     pub excused: Owners,
-    /// The first promise that was broken.
+    /// The first broken promise.
     pub broken: Option<Broken>,
 }
 
@@ -36,12 +36,12 @@ pub struct Ghost {
 pub struct Owners(u32);
 
 impl Owners {
-    /// Whether it has this one.
+    /// Returns whether the set contains this owner.
     pub fn has(self, owner: u8) -> bool {
         self.0 & (1 << owner) != 0
     }
 
-    /// Takes one in.
+    /// Adds an owner.
     pub fn add(&mut self, owner: u8) {
         self.0 |= 1 << owner;
     }
@@ -51,30 +51,30 @@ impl Owners {
     }
 }
 
-/// A promise that did not hold.
+/// A broken promise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Broken {
-    /// A claim was granted while another's lease held.
+    /// A claim was granted while another owner's lease held.
     TwoOwners,
     /// An effect that happens at most once happened twice.
     TwoEffects,
-    /// An outcome changed or went away before its time.
+    /// An outcome changed or disappeared before its time.
     OutcomeChanged,
-    /// Somebody changed a record that was not theirs.
+    /// A request changed a record of another owner.
     StaleWrite,
     /// The holder of a claim was refused.
     OwnerRefused,
     /// A takeover did not raise the attempt.
     AttemptNotRaised,
-    /// A claim that is to be held was taken over.
+    /// A claim under Hold was taken over.
     HeldTakenOver,
-    /// The store's answer does not fit what stands there.
+    /// The store's answer does not match its record.
     WrongAnswer,
-    /// Another request was taken for the same.
+    /// A different request was treated as the same one.
     FingerprintIgnored,
     /// A claim was granted after its withdrawal.
     WithdrawnClaimLanded,
-    /// A holder's claim was confirmed while another held the key.
+    /// A holder's claim was confirmed while another owner held the key.
     ConfirmedWhileHeld,
 }
 
@@ -88,12 +88,12 @@ impl Ghost {
         *self = Self { withdrawn, began, excused, broken, ..Self::default() };
     }
 
-    /// Forgets what is known of owners of whom nothing is left.
+    /// Forgets owners of which nothing is left.
     pub fn keeps(&mut self, left: Owners) {
         [&mut self.withdrawn, &mut self.began, &mut self.excused].into_iter().for_each(|owners| owners.keep(left));
     }
 
-    /// A holder hears that its claim stands.
+    /// A holder learns that its claim is still valid.
     pub fn confirms(&mut self, owner: u8) {
         if self.lease > 0 && self.claimant.is_some_and(|claimant| claimant != owner) {
             self.breaks(Broken::ConfirmedWhileHeld);
@@ -105,16 +105,16 @@ impl Ghost {
         self.completed = Some((outcome, RETENTION));
     }
 
-    /// An outside effect happens.
+    /// Records an external effect.
     pub fn effect(&mut self, mode: Mode) {
-        // Where it may be rerun, nobody counts.
+        // Effects that may be rerun are not counted.
         self.effects += u8::from(mode != Mode::Rerun);
         if self.effects > 1 {
             self.breaks(Broken::TwoEffects);
         }
     }
 
-    /// A tick passes. An outcome stays for as long as a barrier stands.
+    /// Lets one tick pass. An outcome is kept while a barrier stands.
     pub fn ages(&mut self, is_barred: bool) {
         self.lease = (self.lease - 1).max(0);
         if let Some((_, left)) = &mut self.completed {
@@ -125,7 +125,7 @@ impl Ghost {
         }
     }
 
-    /// Compares what the store did with a request to what it may do, and tells which transition it was.
+    /// Compares what the store did with a request to what it may do, and returns the transition.
     pub fn observes(
         &mut self,
         mode: Mode,
@@ -189,7 +189,7 @@ impl Ghost {
                 Transition::Renew
             }
             Ask::Complete | Ask::Transact | Ask::Probe if !rightful => {
-                // Said again by the one who said it first.
+                // The sender repeats its own request.
                 if self.completed.is_some_and(|(stands, _)| stands != owner && stands != OPERATORS) {
                     self.breaks(Broken::StaleWrite);
                 }
@@ -260,7 +260,7 @@ impl Ghost {
         }
     }
 
-    /// A word on the claim of `owner` arrives.
+    /// Records a resolution of the claim of `owner`.
     fn is_resolved(&mut self, owner: u8, happened: bool, answer: Answer, changed: bool) -> Transition {
         if answer == Answer::Lost {
             if changed {
@@ -279,7 +279,7 @@ impl Ghost {
         Transition::ResolveReleased
     }
 
-    /// Compares what stands in the store to what should.
+    /// Compares the store's record with the truth.
     pub fn compares(&mut self, now: Option<&Stored>) {
         let stands = now.and_then(|record| match record.life {
             Life::Completed { outcome, .. } => Some(outcome),
@@ -288,7 +288,7 @@ impl Ghost {
         if stands != self.completed.map(|(outcome, _)| outcome) {
             self.breaks(Broken::OutcomeChanged);
         }
-        // A claim that may be rerun is forgotten when nobody came for it; one to be held never is.
+        // A claim that may be rerun is forgotten if no caller took it over. A claim under Hold never is.
         if now.is_none() && self.held {
             self.breaks(Broken::OutcomeChanged);
         }

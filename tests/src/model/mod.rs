@@ -1,15 +1,15 @@
 //! A model of the record's life, explored state by state.
 //!
-//! Processes call, work, crash and pause; their messages are lost, repeated and late; time passes. The store's steps are
-//! not a description of the product's: they **are** [`oncekey::record::transition`], so that model and product can't
-//! drift apart. What the promises need to know beside the record (whose claim stands, how often an effect happened) is
-//! kept by a ghost that the steps never see.
+//! Processes make calls, work, crash and pause. Their messages are lost, repeated and late, and time passes. The model
+//! does not imitate the product's store steps: it calls [`oncekey::record::transition`] itself, so model and product
+//! cannot drift apart. A ghost, which the steps never see, keeps what the promises need beside the record: whose claim
+//! is valid, and how often an effect happened.
 //!
-//! Time counts in ticks relative to now, so that the states are finitely many. What is bounded is said by [`Bounds`].
+//! Time counts in ticks relative to now, so the number of states is finite. [`Bounds`] lists what is bounded.
 //!
-//! A barrier stands for minutes and a tick is half a day. What the barrier relies on is that no message is on its way for
-//! longer than it stands. So the model turns this around: a tick ends a barrier only when no acquire of a withdrawn owner is
-//! on its way to the key any more, and until then time may pass behind it. See [`State::lifts_barriers`].
+//! A barrier stands for minutes, and a tick is half a day. The barrier relies on no message being in transit for longer
+//! than it stands. The model turns this around: a tick ends a barrier only when no acquire of a withdrawn owner is in
+//! transit to the key any more. Until then time may pass behind the barrier. See [`State::lifts_barriers`].
 
 mod action;
 mod explored;
@@ -31,12 +31,12 @@ pub use transitions::Transition;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What a key's operations are.
+/// What the operations of a key do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Mode {
-    /// An outside effect, at most once.
+    /// An external effect, at most once.
     Hold,
-    /// An outside effect that may be rerun, at least once.
+    /// An external effect that may be rerun, at least once.
     Rerun,
     /// An effect in the transaction that stores the outcome, exactly once.
     Transaction,
@@ -45,13 +45,13 @@ pub enum Mode {
 /// How far the model is explored.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// How many processes.
+    /// The number of processes.
     pub processes: u8,
-    /// The keys, by what is done under them.
+    /// The keys, by the mode of their operations.
     pub keys: &'static [Mode],
-    /// How many calls the processes make, taken together.
+    /// The total number of calls that the processes make.
     pub calls: u8,
-    /// How many faults strike: crashes, lost or repeated requests, answers that are lost or not heard in time.
+    /// The number of faults: crashes, lost or repeated requests, and answers that are lost or too late.
     pub faults: u8,
 }
 
@@ -71,12 +71,12 @@ pub struct Protocol {
 }
 
 impl Protocol {
-    /// The protocol as it is.
+    /// Returns the protocol without mutations.
     pub fn new(bounds: Bounds) -> Self {
         Self::mutated(bounds, None)
     }
 
-    /// The protocol with an error planted.
+    /// Returns the protocol with a planted bug.
     pub fn mutated(bounds: Bounds, mutation: Option<Mutation>) -> Self {
         Self { bounds, store: Store::new(bounds.keys, mutation), seen: [const { AtomicU64::new(0) }; _] }
     }
@@ -85,7 +85,7 @@ impl Protocol {
         self.seen[transition as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often each transition was taken.
+    /// Returns how often each transition was taken.
     pub fn seen(&self) -> impl Iterator<Item = (Transition, u64)> {
         Transition::ALL
             .into_iter()

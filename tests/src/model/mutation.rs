@@ -1,54 +1,54 @@
-//! The errors that the model must notice.
+//! The planted bugs that the model must notice.
 
-/// An error planted in the store's steps: a model that does not notice is worth nothing.
+/// A bug planted in the store's steps. A model that does not notice it proves nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mutation {
-    /// A completion is taken from whoever sends it.
+    /// A completion is accepted from any sender.
     CompleteByAnyone,
-    /// A release is taken from whoever sends it.
+    /// A release is accepted from any sender.
     ReleaseByAnyone,
-    /// A renewal is taken from whoever sends it.
+    /// A renewal is accepted from any sender.
     RenewByAnyone,
-    /// A takeover keeps the attempt of the claim before.
+    /// A takeover keeps the attempt of the previous claim.
     AttemptNotRaised,
-    /// A lapsed claim to be held is taken over.
+    /// A lapsed claim under Hold is taken over.
     HoldRerun,
-    /// A claim is granted while another holds.
+    /// A claim is granted while another one holds.
     ClaimedWhileHeld,
-    /// A repeated completion writes once more.
+    /// A repeated completion writes again.
     CompletedTwice,
     /// A completed key is claimed again.
     CompletedForgotten,
-    /// A release leaves the claim where it is.
+    /// A release leaves the claim in place.
     ReleaseLeavesTheClaim,
-    /// A purge takes lapsed claims before their time.
+    /// A purge removes lapsed claims before their time.
     PurgeTakesClaims,
-    /// An operator's word is taken about whichever claim is there.
+    /// An operator's resolution applies to whichever claim is there.
     ResolveAnything,
-    /// A reconciler's word that comes late is taken about a later claim of the same number.
+    /// A reconciler's late resolution applies to a later claim with the same attempt number.
     LateWordTaken,
-    /// An owner whose lease lapsed is refused though nobody took over.
+    /// An owner whose lease lapsed is refused although nobody took over.
     LateOwnerRefused,
-    /// An unknown commit is sent again as if it had not happened.
+    /// A commit of unknown result is sent again as if it had not happened.
     CommitRepeatedBlindly,
-    /// Another fingerprint is taken for the same.
+    /// Another fingerprint is treated as the same one.
     FingerprintIgnored,
-    /// A barrier keeps no claim out.
+    /// A barrier refuses no claim.
     WithdrawnClaimLands,
-    /// A withdrawal that arrives once more gives the barrier its first name again.
+    /// A withdrawal that arrives again restores the barrier's first name.
     BarrierNameComesBack,
-    /// Two calls of one process ask for a key at once, and the process renews the claim of the one that was answered last.
+    /// Two calls of one process ask for a key at once, and the process renews the claim that was answered last.
     HeartbeatFollowsTheRoute,
-    /// A confirmation is given by a renewal that was sent before it, however old its answer is.
+    /// A renewal that was sent before a confirmation answers it, however old the answer is.
     ConfirmByOlderRenewal,
-    /// A claim that nobody heard of is taken for refused.
+    /// A claim without an answer counts as refused.
     UnknownTakenForNo,
-    /// A claim is not renewed while its hold is not stored.
+    /// A claim is not renewed while its hold is not stored yet.
     HoldNotRenewed,
 }
 
 impl Mutation {
-    /// All of them.
+    /// All mutations.
     pub const ALL: [Self; 21] = [
         Self::CompleteByAnyone,
         Self::ReleaseByAnyone,

@@ -30,7 +30,7 @@ pub(super) fn all() -> Vec<Property<Protocol>> {
         Property::always("an operator's word about another attempt changes nothing", another_attempt_is_not_resolved),
         Property::always("a stranger changes nothing", strangers_change_nothing),
         Property::always("every abandoned key can be settled", every_key_settles),
-        // A model in which these never happen shows nothing.
+        // A model in which these never happen proves nothing.
         Property::sometimes("a process works whose lease has lapsed", |protocol: &Protocol, state: &State| {
             state.jobs().any(|job| {
                 let record = state.records[usize::from(job.key)].as_ref();
@@ -61,7 +61,7 @@ fn no(state: &State, broken: &[Broken]) -> bool {
     !state.ghosts.iter().any(|ghost| ghost.broken.is_some_and(|found| broken.contains(&found)))
 }
 
-/// Once its process is done with a claim under which nothing began, the key is not indeterminate for it.
+/// Once a process has finished with a claim under which nothing began, that claim does not make the key indeterminate.
 fn nothing_began_nothing_stays(protocol: &Protocol, state: &State) -> bool {
     state.records.iter().zip(&state.ghosts).zip(0..).all(|((record, ghost), key)| {
         protocol.store.now(record.as_ref(), key).is_none_or(|now| {
@@ -73,7 +73,7 @@ fn nothing_began_nothing_stays(protocol: &Protocol, state: &State) -> bool {
     })
 }
 
-/// Whoever works under a claim, or settles it by anything that needs the claim to stand, renews it.
+/// A process renews every claim under which it works, or that it settles in a way that needs a valid claim.
 fn live_claims_are_renewed(protocol: &Protocol, state: &State) -> bool {
     state.jobs().all(|job| {
         let is_live = match job.phase {
@@ -103,7 +103,7 @@ fn another_attempt_is_not_resolved(protocol: &Protocol, state: &State) -> bool {
     })
 }
 
-/// One who never claimed the key may ask for all that an owner may.
+/// Requests from an owner that never claimed the key change nothing.
 fn strangers_change_nothing(protocol: &Protocol, state: &State) -> bool {
     const STRANGER: u8 = 200;
     state.records.iter().zip(0..).all(|(record, key)| {
@@ -114,8 +114,8 @@ fn strangers_change_nothing(protocol: &Protocol, state: &State) -> bool {
     })
 }
 
-/// If all processes vanish now and all messages with them, then time, one caller and, where the effect is in doubt, one
-/// operator are enough to settle every key.
+/// If all processes and messages vanish now, then time, one caller and, where the effect is in doubt, one operator are
+/// enough to settle every key.
 fn every_key_settles(protocol: &Protocol, state: &State) -> bool {
     const NEWCOMER: u8 = 201;
     state.records.iter().zip(0..).all(|(record, key)| {

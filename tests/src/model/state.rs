@@ -1,166 +1,167 @@
-//! The state of the whole: the store, the processes, and the messages between them.
+//! The state of the whole system: the store, the processes, and the messages between them.
 
 use super::{Ghost, Life, Stored, ghost::Owners};
 
 /// The name of a barrier: the bytes of an owner.
 pub type Name = [u8; oncekey::record::Owner::LEN];
 
-/// All that there is at one moment.
+/// The state at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct State {
-    /// What the store keeps, by key.
+    /// The store's records, by key.
     pub records: Vec<Option<Stored>>,
-    /// What is true of each key, whatever the store says.
+    /// The truth about each key, independent of the store.
     pub ghosts: Vec<Ghost>,
-    /// Who calls.
+    /// The processes.
     pub processes: Vec<Process>,
-    /// Requests on their way to the store, in an order without meaning: any may be taken next.
+    /// Requests on their way to the store. Their order means nothing: any may be executed next.
     pub wire: Vec<Wire>,
-    /// Calls made so far.
+    /// The number of calls so far.
     pub calls: u8,
-    /// Owners given out so far: each acquire has one of its own.
+    /// The number of owners so far. Each acquire has its own.
     pub owners: u8,
-    /// Faults that struck so far.
+    /// The number of faults so far.
     pub faults: u8,
 }
 
-/// One process: its claims, from the moment it asks for one until it is settled or withdrawn.
+/// One process, with its claims from the moment it asks for one until it is settled or withdrawn.
 ///
-/// It has at most one acquire of a key in flight, and at most one claim of a key that takes calls in: see
-/// [`Job::is_routed`]. A claim that is being withdrawn does not, so that another call may ask for the key meanwhile.
+/// For each key it has at most one acquire in flight, and at most one claim that other calls can join: see
+/// [`Job::is_routed`]. Calls cannot join a claim that is being withdrawn, so another call may ask for the key in the
+/// meantime.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Process {
-    /// The claims, in an order without meaning.
+    /// The claims. Their order means nothing.
     pub jobs: Vec<Job>,
 }
 
 /// A call on its way through the engine.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Job {
-    /// Its key, as a place among the keys.
+    /// The index of its key.
     pub key: u8,
-    /// Its owner: each acquire has one of its own.
+    /// Its owner. Each acquire has its own.
     pub owner: u8,
-    /// How far it is.
+    /// Its progress.
     pub phase: Phase,
-    /// What the store has answered and the process has not heard yet.
+    /// The store's answer, if the process has not received it yet.
     pub answer: Option<Heard>,
-    /// Whether another call of this process waits for its answer, and shares its fate.
+    /// Whether another call of this process waits for the answer, and shares its result.
     pub joined: bool,
-    /// Whether the claim is among those that the process renews.
+    /// Whether the process renews the claim.
     pub is_renewed: bool,
     /// Whether the operation has asked for a confirmation.
     pub confirm: Confirm,
 }
 
 impl Job {
-    /// A call that asks for its key.
+    /// Returns a call that asks for its key.
     pub fn asking(key: u8, owner: u8) -> Self {
         let (phase, confirm) = (Phase::Asking, Confirm::NotAsked);
         Self { key, owner, phase, answer: None, joined: false, is_renewed: true, confirm }
     }
 
-    /// Whether other calls of the key join this one.
+    /// Returns whether other calls of the key join this one.
     pub fn is_routed(&self) -> bool {
         self.phase != Phase::Settling(Ask::Withdraw)
     }
 }
 
-/// A confirmation: the operation asks once whether its claim still stands.
+/// A confirmation: the operation asks once whether its claim is still valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Confirm {
-    /// Not asked for, or answered.
+    /// No confirmation was requested, or it was answered.
     NotAsked,
-    /// A renewal that may answer is under way. In the protocol it is sent for the confirmation.
+    /// A renewal that may answer is in flight. In the protocol it is sent for the confirmation.
     Waiting {
         /// Whether the operation waits for it.
         asked: bool,
         /// Ticks since it was sent.
         age: i8,
-        /// What the store has answered and the process has not heard yet.
+        /// The store's answer, if the process has not received it yet.
         answer: Option<bool>,
     },
 }
 
-/// How far a call is.
+/// The progress of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Phase {
-    /// It has asked for its key.
+    /// The call has asked for its key.
     Asking,
-    /// It has its claim, and has had its effect or not.
+    /// The call has its claim. Its effect may have happened.
     Working {
         /// Whether the effect has happened.
         did: bool,
     },
-    /// It has asked the store to end its claim.
+    /// The call has asked the store to end its claim.
     Settling(Ask),
 }
 
 /// A process's request to the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Wire {
-    /// What is asked.
+    /// The request.
     pub ask: Ask,
-    /// Of which key.
+    /// The key.
     pub key: u8,
-    /// By whom.
+    /// The owner.
     pub owner: u8,
 }
 
-/// What a process asks of the store.
+/// A request of a process to the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Ask {
     /// See [`oncekey::backend::Acquire`].
     Acquire {
-        /// The barrier that it was sent past.
+        /// The barrier that the acquire names.
         past: Option<Name>,
     },
     /// See [`oncekey::backend::Renew`].
     Renew,
-    /// A renewal that was sent for a confirmation, and answers it.
+    /// A renewal that was sent for a confirmation and answers it.
     Confirm,
     /// See [`oncekey::backend::Complete`].
     Complete,
     /// See [`oncekey::backend::CompleteInTransaction`].
     Transact,
-    /// The transaction that is only rolled back, to learn whether an earlier one was committed.
+    /// A transaction that is only rolled back, to learn whether an earlier one was committed.
     Probe,
     /// See [`oncekey::backend::Release`].
     Release,
     /// See [`oncekey::backend::Hold`].
     Hold,
-    /// See [`oncekey::backend::Withdraw`]: it is unknown whether the claim was granted.
+    /// See [`oncekey::backend::Withdraw`]. It is unknown whether the claim was granted.
     Withdraw,
-    /// A reconciler's word on the claim of this owner. See [`oncekey::backend::Resolve`].
+    /// A reconciler's resolution of this owner's claim. See [`oncekey::backend::Resolve`].
     Word {
         /// Whether the effect happened.
         happened: bool,
-        /// The attempt that the word is about.
+        /// The attempt to resolve.
         attempt: u8,
     },
 }
 
-/// What a process makes of an answer.
+/// An answer as a process understands it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Heard {
-    /// The claim is granted, or still stands.
+    /// The claim is granted, or is still valid.
     Yes,
-    /// The key is free behind a barrier of this name: the process asks again, past it.
+    /// The key is free behind a barrier of this name. The process asks again, past the barrier.
     Withdrawn(Name),
-    /// The claim is not granted, or is no more: settled or lost.
+    /// The claim is not granted, or no longer exists: it was settled or lost.
     No,
 }
 
 impl State {
-    /// Sends a request. Which order equal sets were sent in makes no difference.
+    /// Sends a request. The wire is sorted, because the order of sending makes no difference.
     pub fn send(&mut self, ask: Ask, key: u8, owner: u8) {
         let sent = Wire { ask, key, owner };
         let place = self.wire.partition_point(|there| *there < sent);
         self.wire.insert(place, sent);
     }
 
-    /// Ends the barriers behind which nothing is left to keep out: a tick is longer than they stand, but no message that
-    /// one of them keeps out is on its way for longer than that.
+    /// Ends the barriers that have nothing left to refuse. A tick is longer than a barrier stands, but no message that
+    /// it refuses is in transit for longer than that.
     pub fn lifts_barriers(&mut self) {
         for ((place, ghost), key) in self.records.iter_mut().zip(&self.ghosts).zip(0..) {
             let keeps_out = |request: &Wire| {
@@ -178,7 +179,7 @@ impl State {
         }
     }
 
-    /// The owners of whom something is left at a key.
+    /// Returns the owners of which something is left at a key.
     pub fn owners_at(&self, key: u8) -> Owners {
         let mut left = Owners::default();
         let found = self.records[usize::from(key)].as_ref().filter(|found| found.life != Life::Vacant);
@@ -188,23 +189,23 @@ impl State {
         left
     }
 
-    /// The next owner.
+    /// Returns a new owner.
     pub fn next_owner(&mut self) -> u8 {
         self.owners += 1;
         self.owners - 1
     }
 
-    /// All calls on their way.
+    /// Returns all calls in flight.
     pub fn jobs(&self) -> impl Iterator<Item = &Job> {
         self.processes.iter().flat_map(|process| &process.jobs)
     }
 
-    /// The call of this owner, if its process still knows of it.
+    /// Returns the call of this owner, if its process still knows it.
     pub fn job_of(&mut self, owner: u8) -> Option<&mut Job> {
         self.processes.iter_mut().flat_map(|process| &mut process.jobs).find(|job| job.owner == owner)
     }
 
-    /// The call that waits for the answer to a request, if it still does.
+    /// Returns the call that waits for the answer to a request, if it still does.
     pub fn waiting_for(&mut self, request: Wire) -> Option<&mut Job> {
         self.job_of(request.owner).filter(|job| {
             let awaits = match job.phase {

@@ -15,60 +15,61 @@ use oncekey::{Fingerprint, Key, OnAbandoned};
 use super::state::Name;
 use super::{Ask, Mode, Mutation};
 
-/// Ticks that a claim holds without a renewal.
+/// The lease of a claim, in ticks.
 pub const LEASE: i8 = 2;
-/// Ticks that an outcome is kept.
+/// The retention of an outcome, in ticks.
 pub const RETENTION: i8 = 2;
-/// Ticks that a lapsed claim is kept that may be rerun.
+/// How many ticks a lapsed claim that may be rerun is kept.
 pub const KEPT: i8 = 2;
 
 const TICK: Duration = Duration::from_millis(ABANDONED_CLAIM_KEPT.as_millis() as u64 / KEPT as u64);
-/// The store's time at every step: records move instead.
+/// The store's time at every step. It is constant, and the records move instead.
 const NOW: StoreTime = StoreTime::from_millis(1_000 * TICK.as_millis() as u64);
-/// The outcome that an operator gives, beside those that owners do.
+/// The outcome of a resolution by an operator, distinct from the owners' outcomes.
 pub(super) const OPERATORS: u8 = u8::MAX;
 
-/// A record, with what is left of its times.
+/// A record, with the time left for each of its deadlines.
 ///
-/// Fencing tokens are left out: each is a function of the one before and of the clock, which does not move here. That they
-/// never go back is checked beside the transitions, by chance.
+/// Fencing tokens are left out: each depends on the previous one and on the clock, which is constant here. Randomized
+/// tests of the transitions check that they never go back.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Stored {
-    /// The number of the last claim.
+    /// The number of the latest claim.
     pub attempt: u8,
-    /// The holder of the last claim.
+    /// The holder of the latest claim.
     pub owner: u8,
-    /// Where in its life it is.
+    /// Where the record is in its life cycle.
     pub life: Life,
-    /// The name of its barrier, which stands: see [`State::lifts_barriers`](super::State::lifts_barriers).
+    /// The name of its barrier, while it stands: see [`State::lifts_barriers`](super::State::lifts_barriers).
     pub barrier: Option<Name>,
 }
 
 /// A record's state, in ticks from now.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Life {
-    /// In progress; below zero since the lease has lapsed.
+    /// In progress. Below zero, the lease has lapsed.
     Claimed {
         /// Ticks left of the lease.
         left: i8,
-        /// Whether its lapse makes it indeterminate.
+        /// Whether a lapse makes the key indeterminate.
         hold: bool,
     },
     /// Completed.
     Completed {
-        /// Whose outcome it is.
+        /// The owner of the outcome.
         outcome: u8,
         /// Ticks left of the retention.
         left: i8,
     },
-    /// It waits for somebody's word.
+    /// A reconciler or an operator must settle the key.
     Indeterminate,
-    /// The key is free, behind a barrier. Without one there is no record.
+    /// The key is free behind a barrier. Without a barrier there is no record.
     Vacant,
 }
 
 impl Stored {
-    /// The record one tick later. What is far enough in the past stands still, and no record goes before its barrier.
+    /// Returns the record one tick later. Times that are far enough in the past stay constant, and no record disappears
+    /// before its barrier.
     #[must_use]
     pub fn aged(mut self) -> Self {
         let stays = i8::from(self.barrier.is_some());
@@ -80,7 +81,7 @@ impl Stored {
         self
     }
 
-    /// The record without its barrier: what a reader sees.
+    /// Returns the record without its barrier, as a reader sees it.
     #[must_use]
     pub fn shown(mut self) -> Option<Self> {
         self.barrier = None;
@@ -88,37 +89,37 @@ impl Stored {
     }
 }
 
-/// What the store answers, with all that the ghost wants to know of it.
+/// The store's answer, with everything that the ghost needs to know about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Answer {
-    /// The claim is the sender's.
+    /// The sender holds the claim.
     Claimed {
         /// The number of the claim.
         attempt: u8,
-        /// Whether a lapsed claim was taken over.
+        /// Whether the claim took over a lapsed one.
         took_over: bool,
     },
-    /// Another holds it.
+    /// Another owner holds the claim.
     InProgress,
-    /// It was done before.
+    /// The operation was completed before.
     Replay(u8),
-    /// Something else was asked.
+    /// The key was used for another request.
     Mismatch,
-    /// Nobody knows.
+    /// The key is indeterminate.
     Indeterminate,
     /// The key is free, behind a barrier of this name.
     Withdrawn(Name),
-    /// Done as asked.
+    /// The request was executed.
     Done,
-    /// The transaction ran: its effect and its outcome are there.
+    /// The transaction ran, and its effect and its outcome are committed.
     Committed,
     /// The transaction is known not to have been committed.
     RolledBack,
-    /// The claim is not the sender's.
+    /// The sender does not hold the claim.
     Lost,
 }
 
-/// The real steps with a translation on either side.
+/// The real steps, with a translation on either side.
 #[derive(Debug)]
 pub struct Store {
     keys: Vec<(Key, Mode)>,
@@ -126,13 +127,13 @@ pub struct Store {
 }
 
 impl Store {
-    /// A store of these keys.
+    /// Returns a store of these keys.
     pub fn new(modes: &[Mode], mutation: Option<Mutation>) -> Self {
         let keys = modes.iter().enumerate().map(|(at, mode)| (Key::new("model", at).unwrap(), *mode)).collect();
         Self { keys, mutation }
     }
 
-    /// What is done under a key.
+    /// Returns what the operations of a key do.
     pub fn mode(&self, key: u8) -> Mode {
         self.keys[usize::from(key)].1
     }
@@ -145,7 +146,7 @@ impl Store {
         self.keys[usize::from(key)].0.clone()
     }
 
-    /// Takes a request, and gives what is stored afterwards.
+    /// Executes a request, and returns the record afterwards.
     pub fn take(&self, found: Option<&Stored>, ask: Ask, key: u8, owner: u8) -> (Option<Stored>, Answer) {
         if let Ask::Word { happened, attempt } = ask {
             let (stored, resolved) = self.resolve(found, key, (attempt, Some(owner)), happened);
@@ -214,7 +215,7 @@ impl Store {
                 let step = transition::hold(found_record, NOW, &Hold { key: self.key(key), owner });
                 done(found, step, |answer| done_if(answer == oncekey::backend::Held::Held))
             }
-            // Taken above.
+            // Handled above.
             Ask::Word { .. } => (found.cloned(), Answer::Lost),
         }
     }
@@ -294,7 +295,7 @@ impl Store {
         step
     }
 
-    /// Takes an operator's word on a key.
+    /// Executes an operator's resolution of a key.
     pub fn resolve(
         &self,
         found: Option<&Stored>,
@@ -315,12 +316,12 @@ impl Store {
         (done(found, step, |_| Answer::Done).0, resolved)
     }
 
-    /// The record as it stands now: expired is absent, a lapsed claim to be held is indeterminate.
+    /// Returns the record as it stands now: an expired one is absent, and a lapsed claim under Hold is indeterminate.
     pub fn now(&self, found: Option<&Stored>, key: u8) -> Option<Stored> {
         self.real(key, found?).at(NOW).and_then(|record| modelled(&record))
     }
 
-    /// What a purge leaves of a record.
+    /// Returns what a purge leaves of a record.
     pub fn purged(&self, found: Option<&Stored>, key: u8) -> Option<Stored> {
         let lapsed = matches!(found, Some(Stored { life: Life::Claimed { left: ..=0, .. }, .. }));
         if lapsed && self.is(Mutation::PurgeTakesClaims) {
@@ -330,7 +331,7 @@ impl Store {
         self.now(found, key).or_else(|| found.filter(|found| found.life == Life::Vacant).cloned())
     }
 
-    /// Whether asking for something else under a used key is refused, and changes nothing.
+    /// Returns whether another request under a used key is refused and changes nothing.
     pub fn refuses_another_fingerprint(&self, found: &Stored, key: u8) -> bool {
         let record = self.real(key, found);
         let step = self.acquire(Some(&record), key, by(OPERATORS), Fingerprint::of(b"something else"), None);
@@ -378,11 +379,12 @@ fn modelled(record: &Record) -> Option<Stored> {
             Life::Completed { outcome: whose(outcome), left: ticks_to(*expires_at) }
         }
         State::Indeterminate => Life::Indeterminate,
-        // It stays for its token, which is left out here. Nothing of the model has steps, which alone release a record.
+        // The record stays for its token, which the model leaves out. The model has no steps, and only steps lead to
+        // this state.
         State::Released { .. } => return None,
         State::Vacant { .. } if barrier.is_none() => return None,
         State::Vacant { .. } => {
-            // Nothing reads who held the key last, nor how often.
+            // Nothing reads who last held the key, or how often.
             return Some(Stored { attempt: 0, owner: 0, life: Life::Vacant, barrier });
         }
     };
@@ -419,7 +421,7 @@ fn fingerprint() -> Fingerprint {
     Fingerprint::from_bytes([7; Fingerprint::LEN])
 }
 
-/// The one byte that an outcome is made of here, behind its header.
+/// Returns the single byte of the model's outcomes, behind the header.
 fn whose(outcome: &SealedOutcome) -> u8 {
     *outcome.as_stored().last().unwrap()
 }

@@ -1,54 +1,54 @@
-//! The model's transitions, each tied to the checks by which every backend is held to it.
+//! The model's transitions, each tied to the checks that hold every backend to it.
 
-/// One arrow of the record's life, as the model takes it.
+/// One transition of the record's life cycle, as the model takes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Transition {
     /// A fresh key is claimed.
     Claim,
-    /// A claim is asked for again by its owner.
+    /// An owner repeats its claim.
     ClaimRepeated,
     /// A lapsed claim that may be rerun is taken over.
     Takeover,
-    /// A claim of another is met.
+    /// An acquire finds another owner's claim.
     InProgress,
-    /// An outcome is met.
+    /// An acquire finds an outcome.
     Replay,
-    /// A lapsed claim that is to be held becomes indeterminate.
+    /// A lapsed claim under Hold becomes indeterminate.
     Lapse,
     /// A claim is renewed.
     Renew,
     /// An outcome is stored.
     Complete,
-    /// An outcome is stored once more by its owner.
+    /// An owner repeats its completion.
     CompleteRepeated,
     /// An outcome and its effect are committed.
     Commit,
-    /// A probe finds an unknown commit done.
+    /// A probe finds that an unknown commit happened.
     ProbedCommitted,
-    /// A probe finds an unknown commit not done.
+    /// A probe finds that an unknown commit did not happen.
     ProbedUncommitted,
-    /// A claim is given up.
+    /// A claim is released.
     Release,
     /// A claim of unknown fate is withdrawn.
     Withdraw,
-    /// A claim meets the barrier of a withdrawn one.
+    /// An acquire finds the barrier of a withdrawn claim.
     Barred,
-    /// A claim is held by its owner's word.
+    /// A claim is put on hold by its owner.
     Hold,
-    /// Whoever has lost the claim is refused.
+    /// A request of an owner that has lost the claim is refused.
     StaleRefused,
-    /// An operator says that the effect happened.
+    /// An operator resolves that the effect happened.
     ResolveCompleted,
-    /// An operator says that it did not.
+    /// An operator resolves that the effect did not happen.
     ResolveReleased,
-    /// A word that comes too late, about a claim that is no more, is refused.
+    /// A late resolution of a claim that no longer exists is refused.
     StaleWord,
-    /// A record whose time is over goes away.
+    /// An expired record disappears.
     Expire,
 }
 
 impl Transition {
-    /// All of them.
+    /// All transitions.
     pub const ALL: [Self; 21] = [
         Self::Claim,
         Self::ClaimRepeated,
@@ -73,7 +73,7 @@ impl Transition {
         Self::Expire,
     ];
 
-    /// The checks of the conformance suite that hold a real store to it.
+    /// Returns the checks of the conformance suite that hold a real store to this transition.
     pub fn checks(self) -> &'static [&'static str] {
         match self {
             Self::Claim => &["e01_one_of_many_acquires_wins", "e01_one_of_many_calls_runs"],

@@ -12,7 +12,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::process::{PATIENCE, Process};
 use crate::shop::command;
 
-/// Two shops on one store. Each is killed and opened again by one fault at a time; the clients ask where it is.
+/// Two shops on one store. One fault at a time kills a shop and opens it again; the clients look up its address.
 #[derive(Debug)]
 pub struct Apps {
     folder: PathBuf,
@@ -21,31 +21,32 @@ pub struct Apps {
     addresses: [RwLock<SocketAddr>; 2],
 }
 
-/// One that was opened: its process, and its log.
+/// An opened shop: its process, and its log.
 #[derive(Debug)]
 struct Opened {
     process: Process,
     log: PathBuf,
 }
 
-/// The claims on which nothing ran, by the logs of all shops that were opened.
+/// The claims on which nothing ran, according to the logs of all shops.
 #[derive(Debug, Default)]
 pub(super) struct Freeing {
-    /// The keys of all.
+    /// The keys of all such claims.
     pub(super) begun: HashSet<String>,
-    /// The keys of those that a shop had not freed yet when it was killed: nobody is left who knows that nothing ran.
+    /// The keys of the claims that a shop had not freed yet when it was killed. No process is left that knows that
+    /// nothing ran.
     pub(super) never_freed: HashSet<String>,
 }
 
-/// What one shop logs of claims on which nothing ran, from its opening to its end: each has a file of its own.
+/// The log of claims on which nothing ran. Each start of a shop has its own file.
 const LOG_FILTER: &str = "off,oncekey::freeing=debug";
 const LOG_EXTENSION: &str = "log";
 
-/// How long a shop may take to open: its store may be away.
+/// How long a shop may take to open. Its store may be away.
 const OPENS_WITHIN: Duration = Duration::from_secs(60);
 
 impl Apps {
-    /// Opens both.
+    /// Opens both shops.
     ///
     /// # Panics
     /// If they do not open.
@@ -53,7 +54,7 @@ impl Apps {
         Self::open_with(folder, urls, lease, &[])
     }
 
-    /// The same with more flags.
+    /// Opens both shops with more flags.
     ///
     /// # Panics
     /// If they do not open.
@@ -72,12 +73,12 @@ impl Apps {
         }
     }
 
-    /// Where one of them listens, or listened before it was killed.
+    /// Returns where a shop listens, or listened before it was killed.
     pub fn address(&self, number: usize) -> SocketAddr {
         *self.addresses[number].read()
     }
 
-    /// SIGKILL, and opens it again.
+    /// Kills a shop with SIGKILL, and opens it again.
     pub(super) fn kill(&self, number: usize) {
         let mut shop = self.shops[number].lock();
         shop.process.kill();
@@ -86,7 +87,7 @@ impl Apps {
         *self.addresses[number].write() = address;
     }
 
-    /// SIGSTOP for a while.
+    /// Pauses a shop with SIGSTOP for a while.
     pub(super) fn pause(&self, number: usize, time: Duration) {
         let shop = self.shops[number].lock();
         shop.process.pause();
@@ -94,7 +95,7 @@ impl Apps {
         shop.process.resume();
     }
 
-    /// Waits until the open shops have freed every claim on which nothing ran; false if they did not.
+    /// Waits until the open shops have freed every claim on which nothing ran. Returns false if they did not.
     pub(super) fn have_freed_all(&self) -> bool {
         let deadline = Instant::now() + PATIENCE;
         let has_freed = |shop: &Mutex<Opened>| read(&shop.lock().log).never_freed.is_empty();
@@ -107,7 +108,7 @@ impl Apps {
         true
     }
 
-    /// What the logs of all shops say.
+    /// Returns what the logs of all shops say.
     pub(super) fn freeing(&self) -> Freeing {
         let mut all = Freeing::default();
         for file in std::fs::read_dir(&self.folder).unwrap().map(|entry| entry.unwrap().path()) {
@@ -121,7 +122,7 @@ impl Apps {
     }
 }
 
-/// Opens a shop, again and again while its store is away.
+/// Opens a shop, and retries while its store is away.
 fn open(folder: &Path, flags: &[String]) -> (Opened, SocketAddr) {
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let deadline = Instant::now() + OPENS_WITHIN;
@@ -150,7 +151,7 @@ fn read(log: &Path) -> Freeing {
 fn parse(log: &str) -> Freeing {
     let mut found = Freeing::default();
     for line in log.lines() {
-        // A line that the kill cut short names no key.
+        // A line that a kill truncated names no key.
         let Some((said, key)) = line.rsplit_once("key=") else { continue };
         let key = key.rsplit('/').next().unwrap_or(key).to_owned();
         if said.contains("to be freed") {

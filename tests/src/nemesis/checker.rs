@@ -1,4 +1,4 @@
-//! What every client saw, beside what the shop's tables hold.
+//! Compares what every client saw with the contents of the shop's tables.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,20 +16,20 @@ use super::workload::{end_of, request};
 use crate::http::Request;
 use crate::process::PATIENCE;
 
-/// What is wrong.
+/// The kind of a violation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Wrong {
-    /// It happened more than once.
+    /// The operation happened more than once.
     Double,
-    /// A client was told that it happened, and it did not, or its outcome is gone.
+    /// A client got a success, but the operation did not happen or its outcome is gone.
     Lost,
     /// Two answers to one key differ, or both claim to be the first.
     Unlike,
-    /// No final answer came, long after all faults were over.
+    /// No final answer came, long after the last fault.
     Stuck,
-    /// It waits for somebody's word, and nothing that a client saw explains it.
+    /// The key is indeterminate, and nothing that a client saw explains it.
     Unexplained,
-    /// An answer that no client of a sound shop gets.
+    /// An answer that no client of a correct shop gets.
     Unexpected,
 }
 
@@ -47,28 +47,29 @@ impl fmt::Display for Wrong {
 }
 
 impl Wrong {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 6] =
         [Self::Double, Self::Lost, Self::Unlike, Self::Stuck, Self::Unexplained, Self::Unexpected];
 }
 
-/// Everything that is wrong, each with the operation that shows it.
+/// All violations, each with the operation that shows it.
 #[derive(Debug, Clone, Default)]
 pub struct Findings {
-    /// What, and how it shows.
+    /// The kind, and how it shows.
     pub wrong: Vec<(Wrong, String)>,
-    /// How many keys were asked for once more at the end.
+    /// How many keys were requested once more at the end.
     pub asked_again: usize,
-    /// How many indeterminate keys no try explains, and the rule of before excused: by it, any answer of 500 and more did.
+    /// How many indeterminate keys no attempt explains, although the former rule excused them: it accepted any answer
+    /// of 500 or above.
     pub excused_before: usize,
     /// How many of these a shop was about to free when it was killed.
     pub killed_before_freed: usize,
-    /// How many of these were freed later: their store was away for longer than their lease.
+    /// How many of these were freed later, because their store was away for longer than their lease.
     pub freed_late: usize,
 }
 
 impl Findings {
-    /// How many of one kind.
+    /// Returns the number of violations of one kind.
     pub fn count(&self, wrong: Wrong) -> usize {
         self.wrong.iter().filter(|(found, _)| *found == wrong).count()
     }
@@ -82,10 +83,10 @@ impl Findings {
     }
 }
 
-/// Reads the shop's tables, asks for every success once more, and compares.
+/// Reads the shop's tables, requests every success once more, and compares.
 ///
 /// # Panics
-/// If the shop can't be read.
+/// If the shop cannot be read.
 pub async fn check(history: &History, apps: &Apps, store: Store, control: bool) -> Findings {
     let mut findings = Findings::default();
     let rows = Rows::read(apps).await;
@@ -99,7 +100,7 @@ pub async fn check(history: &History, apps: &Apps, store: Store, control: bool) 
         }
         let answers = ask_all_again(history, apps).await;
         findings.asked_again = answers.len();
-        // A holder that stood still may have ended its work between the first reading and its key's last answer.
+        // A paused holder may have finished its work between the first reading and the last answer for its key.
         let after = Rows::read(apps).await;
         for operation in &history.operations {
             let (before, after) = (rows.of(operation), after.of(operation));
@@ -118,7 +119,7 @@ pub async fn check(history: &History, apps: &Apps, store: Store, control: bool) 
     findings
 }
 
-/// The numbers of the shop's rows, by their names.
+/// The numbers of the shop's rows, by name.
 struct Rows {
     orders: HashMap<String, Vec<i64>>,
     charges: HashMap<String, Vec<i64>>,
@@ -138,18 +139,18 @@ impl Rows {
     }
 }
 
-/// The number of the row that a success speaks of.
+/// Returns the number of the row that a success names.
 fn row_of(seen: &Seen) -> Option<i64> {
     let Seen::Answer { body, .. } = seen else { return None };
     serde_json::from_slice::<Value>(body).ok()?["id"].as_i64()
 }
 
-/// The rows of a table by their name, each by its number.
+/// Reads the rows of a table, and returns their numbers by name.
 async fn read(apps: &Apps, target: &str, name: &str) -> HashMap<String, Vec<i64>> {
     let deadline = Instant::now() + PATIENCE;
     let rows: Vec<Value> = loop {
         let found = Request::new("GET", target, "").send(apps.address(0)).await;
-        // The first one may meet a connection that the last fault has cut.
+        // The first request may use a connection that the last fault has cut.
         match serde_json::from_slice(&found.body) {
             Ok(rows) => break rows,
             Err(_) => assert!(Instant::now() < deadline, "{target} can't be read: {}", found.status),
@@ -179,7 +180,7 @@ fn judge(findings: &mut Findings, operation: &Operation, rows: &[i64]) {
             ),
         }
     }
-    // In a control run the tries have nothing to do with each other.
+    // In a control run the attempts are independent of each other.
     let is_first = |seen: &&&Seen| matches!(seen, Seen::Answer { is_replay: false, .. });
     if rows.len() <= 1 && (successes.iter().filter(is_first).count() > 1 || !all_same(&successes)) {
         findings.add(Wrong::Unlike, operation, "its successes differ, or more than one is no replay");
@@ -199,23 +200,24 @@ fn judge(findings: &mut Findings, operation: &Operation, rows: &[i64]) {
         End::Success => {}
         End::Stuck => findings.add(Wrong::Stuck, operation, format_args!("{} tries", operation.tries.len())),
         End::Refused => findings.add(Wrong::Unexpected, operation, "refused for good"),
-        // What explains it is known when it has been asked for once more.
+        // The request at the end shows what explains it.
         End::Indeterminate => {}
     }
 }
 
-/// Where an order's row and its outcome commit together there is nothing to find out.
+/// Returns whether an operation may be indeterminate. It may not if an order's row and its outcome commit together.
 fn may_be_indeterminate(operation: &Operation, transactions: bool) -> bool {
     operation.kind == Kind::Payment || !transactions
 }
 
-/// Whether an answer to a client explains why the key is indeterminate.
+/// Returns whether an answer to a client explains why the key is indeterminate.
 fn is_explained(operation: &Operation, transactions: bool) -> bool {
     may_be_indeterminate(operation, transactions) && operation.tries.iter().any(Seen::leaves_open)
 }
 
-/// The clients were told that nothing ran, and then that nobody knows. A shop that was killed before it could free the claim,
-/// and a store that was away for longer than the lease, make that true; nothing else does. The shops' logs tell.
+/// Judges a key that became indeterminate although every answer said that nothing ran. Only two events can cause this:
+/// a shop was killed before it could free the claim, or a store was away for longer than the lease. The shops' logs
+/// show which.
 fn judge_unexplained(
     findings: &mut Findings,
     operation: &Operation,
@@ -244,10 +246,10 @@ fn all_same(successes: &[&Seen]) -> bool {
     successes.windows(2).all(|pair| body(pair[0]) == body(pair[1]))
 }
 
-/// How many ask side by side at the end.
+/// How many concurrent requests are made at the end.
 const ASKING_AGAIN: usize = 16;
 
-/// Asks for everything that came to an end, on either shop, until the answer is one that lasts.
+/// Requests every finished operation again, on either shop, until the answer is final.
 async fn ask_all_again<'a>(history: &'a History, apps: &Apps) -> Vec<(&'a Operation, Seen)> {
     let ended = |operation: &&Operation| matches!(operation.end, End::Success | End::Indeterminate);
     let operations = Mutex::new(history.operations.iter().filter(ended).enumerate());
@@ -269,9 +271,9 @@ async fn ask_all_again<'a>(history: &'a History, apps: &Apps) -> Vec<(&'a Operat
     join_all(asking).await.into_iter().flatten().collect()
 }
 
-/// No outcome is lost: each success is there, a replay, the same on either shop. What nobody knew the end of is still so, or its
-/// holder has woken up and completed it, or given it up, since it had not begun: then it runs now. What had happened never
-/// runs again: no key has more than the one row.
+/// Judges the final answers. No outcome may be lost: each success is a replay, and is the same on either shop. An
+/// unknown operation is still unknown, or its holder woke up and completed it, or released it because it had not begun;
+/// then it runs now. An effect that has happened never runs again, so no key has more than one row.
 fn judge_again(findings: &mut Findings, operation: &Operation, again: &Seen, rows: &[i64]) {
     let is_replay = matches!(again, Seen::Answer { status: 200..300, is_replay: true, .. });
     match operation.end {
@@ -343,7 +345,7 @@ mod tests {
         let held = Seen::Answer { status: 409, is_replay: false, problem: Some("indeterminate".into()), body: vec![] };
         let open = [Seen::Unknown, held.clone()];
         assert_eq!(again(End::Indeterminate, &open, &held, &[7]), []);
-        // Its holder woke up and completed it, or gave it up, so that it ran now.
+        // Its holder woke up and completed it, or released it, so that it ran now.
         for is_replay in [true, false] {
             assert_eq!(again(End::Indeterminate, &open, &success(7, is_replay), &[7]), []);
             assert_eq!(again(End::Indeterminate, &open, &success(7, is_replay), &[]), [Wrong::Lost]);
@@ -408,14 +410,14 @@ mod tests {
             (Freeing { begun: key(), ..Freeing::default() }, Freeing { begun: key(), never_freed: key() });
         assert_eq!(judged(Kind::Payment, &held, &killed), (0, 1, 0));
         assert_eq!(judged(Kind::Payment, &success(7, false), &freed), (0, 0, 1));
-        // It was freed, and is indeterminate all the same.
+        // The key was freed and is still indeterminate.
         assert_eq!(judged(Kind::Payment, &held, &freed), (1, 0, 0));
         assert_eq!(judged(Kind::Payment, &success(7, false), &Freeing::default()), (1, 0, 0));
         // An order is never indeterminate.
         assert_eq!(judged(Kind::Order, &held, &killed), (1, 0, 0));
     }
 
-    /// The shop is taken at its word: if every answer said that nothing ran, nothing may be indeterminate.
+    /// The shop's answers must be true: if every answer said that nothing ran, the key may not be indeterminate.
     #[test]
     fn e19_a_key_of_which_all_answers_say_that_nothing_ran_is_not_indeterminate() {
         let problem = |status, name: &str| Seen::Answer {

@@ -1,8 +1,8 @@
 //! Checkouts of several steps in two shops on one store, which are killed again and again.
 //!
-//! Clients begin as many checkouts at each shop, and retry each of them, at either shop, until it has finished or its key is
-//! indeterminate. When nobody is at work any more, an operator settles the steps that a kill struck by what the ledger says,
-//! and each of their checkouts has to finish at its next retry.
+//! Clients begin the same number of checkouts at each shop. They retry each one, at either shop, until it has finished
+//! or its key is indeterminate. When all clients are done, an operator settles the steps that a kill interrupted,
+//! according to the ledger. Each of these checkouts must then finish at its next retry.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,25 +22,26 @@ use super::ledger::Ledger;
 use crate::http::Request;
 use crate::shared_store::{SharedStore, StoreKind, engine_on};
 
-/// What to do.
+/// The plan of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
-    /// On which store.
+    /// The store.
     pub store: StoreKind,
     /// How many checkouts begin at each shop.
     pub count: usize,
-    /// Takes the steps away: the effects stand bare in the handler, and run again after a crash. Such a run must show doubles.
+    /// Removes the steps: the handler performs the effects directly, and repeats them after a crash. Such a run must
+    /// show doubles.
     pub control: bool,
 }
 
-/// How long a claim holds: long enough that only a killed shop's lapse.
+/// The lease of a claim. It is long enough that only the claims of a killed shop lapse.
 const LEASE: Duration = Duration::from_millis(1_500);
-/// How many clients work at once.
+/// How many clients run at once.
 const CLIENTS: usize = 32;
-/// How often the shops are killed, in a long run. In a short one there is a kill for every few checkouts.
+/// How often the shops are killed in a long run. In a short run there is a kill for every few checkouts.
 const KILLS: usize = 40;
 const CHECKOUTS_PER_KILL: usize = 10;
-/// A checkout that is not over after this time is stuck.
+/// A checkout that has not finished after this time is stuck.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The scope of requests without an API key.
 const SCOPE: &str = "public";
@@ -48,13 +49,13 @@ const SCOPE: &str = "public";
 /// One checkout, as its client saw it.
 #[derive(Debug)]
 pub struct Checkout {
-    /// Its reference, and its key.
+    /// Its reference, which is also its key.
     pub reference: String,
-    /// In the order of their answers.
+    /// The attempts, in the order of their answers.
     pub tries: Vec<Try>,
 }
 
-/// One try: at which shop, from when to when, and what came of it.
+/// One attempt: its shop, its start and end, and its result.
 #[derive(Debug)]
 pub struct Try {
     shop: usize,
@@ -72,7 +73,8 @@ impl Checkout {
         self.last().is_some_and(Seen::is_success)
     }
 
-    /// Whether a kill alone explains that it was interrupted: it met a try, and no shop has said that it failed.
+    /// Returns whether a kill alone explains the interruption: it interrupted an attempt, and no shop has reported a
+    /// failure.
     fn was_struck(&self, kills: &[Kill]) -> bool {
         let failed = |tried: &Try| matches!(tried.seen, Seen::Answer { status: 500.., .. });
         let met = |tried: &Try| {
@@ -83,7 +85,7 @@ impl Checkout {
     }
 }
 
-/// A shop was killed.
+/// A kill of a shop.
 #[derive(Debug, Clone, Copy)]
 struct Kill {
     shop: usize,
@@ -100,33 +102,33 @@ struct Shared {
     is_done: AtomicBool,
 }
 
-/// What came of a run.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Report {
-    /// What was to be done.
+    /// The plan.
     pub plan: Plan,
-    /// For how long clients worked.
+    /// How long the clients ran.
     pub worked: Duration,
     /// How often a shop was killed.
     pub kills: usize,
-    /// How many checkouts were interrupted by a kill inside of a step, and between two of them.
+    /// How many checkouts a kill interrupted inside a step, and between two steps.
     pub struck: [usize; 2],
-    /// How many finished before an operator was asked.
+    /// How many finished without an operator.
     pub finished: usize,
-    /// How many steps the operator settled: those whose effect had happened, and those whose had not.
+    /// How many steps the operator settled: those whose effect had happened, and those whose effect had not.
     pub settled: [usize; 2],
-    /// How many effects happened, by what they are and how often.
+    /// How many effects happened, by name and number of times.
     pub effects: BTreeMap<(String, usize), usize>,
-    /// The tries, by what they saw.
+    /// The attempts, by result.
     pub tries: BTreeMap<String, usize>,
-    /// What is wrong.
+    /// The violations.
     pub wrong: Vec<String>,
 }
 
 /// Runs a plan.
 ///
 /// # Panics
-/// If the store or the shops can't be started, or do not come back.
+/// If the store or the shops cannot be started, or do not come back.
 pub fn run(plan: Plan) -> Report {
     let folder = tempfile::tempdir().unwrap();
     let store = SharedStore::start(plan.store, folder.path());
@@ -163,7 +165,7 @@ pub fn run(plan: Plan) -> Report {
         };
         if !plan.control {
             let engine = engine_on(store.url(), LEASE).await;
-            // No process is left that may still run a step: what the ledger says is the last word.
+            // No process is left that may still run a step, so the ledger is final.
             shared.apps.kill(0);
             shared.apps.kill(1);
             settle_all(&engine, &shared.apps, &checkouts, &kills, &mut report).await;
@@ -176,7 +178,7 @@ pub fn run(plan: Plan) -> Report {
 }
 
 impl Shared {
-    /// Kills one shop and the other by turns, each time when some more checkouts are over and others are under way.
+    /// Kills the two shops in turn, each time after more checkouts have finished and while others are in flight.
     fn kill_again_and_again(&self) -> Vec<Kill> {
         let every = (2 * self.plan.count / KILLS).max(CHECKOUTS_PER_KILL);
         let (mut kills, mut at) = (Vec::new(), every);
@@ -207,7 +209,7 @@ impl Shared {
         }
     }
 
-    /// Retries until the checkout is over, or for as long as patience lasts.
+    /// Retries until the checkout has finished or the time limit has passed.
     async fn ask_until_over(&self, checkout: &mut Checkout, number: usize, by: &mut Connections) {
         let began = Instant::now();
         while began.elapsed() < PATIENCE && !self.is_over_after_a_try(checkout, number, by).await {
@@ -215,18 +217,18 @@ impl Shared {
         }
     }
 
-    /// The first try is at the checkout's own shop, and each one after it at the other one than the last.
+    /// Makes one attempt. The first one is at the checkout's own shop, and the shops alternate after that.
     async fn is_over_after_a_try(&self, checkout: &mut Checkout, number: usize, by: &mut Connections) -> bool {
         let (shop, began) = ((number + checkout.tries.len()) % 2, Instant::now());
         let seen = by.ask(&request(&checkout.reference), &self.apps, shop).await;
-        // In progress, or nothing is known: asked again.
+        // The key is in progress, or the result is unknown: ask again.
         let is_open = matches!(seen, Seen::Answer { status: 409 | 500.., .. } | Seen::Unknown);
         let is_over = !is_open || seen.is_indeterminate();
         checkout.tries.push(Try { shop, began, ended: Instant::now(), seen });
         is_over
     }
 
-    /// Asks once more for each checkout that was held: it has to finish.
+    /// Requests each held checkout once more. It must finish.
     async fn finish_all(&self, checkouts: &mut [Checkout], report: &mut Report) {
         let mut connections = Connections::default();
         for (number, checkout) in checkouts.iter_mut().enumerate().filter(|(_, checkout)| !checkout.has_finished()) {
@@ -249,14 +251,14 @@ fn key_of(checkout: &Checkout) -> Key {
     Key::new(SCOPE, &checkout.reference).unwrap()
 }
 
-/// Settles the steps of the checkouts that are held, as an operator does who has asked the provider.
+/// Settles the steps of the held checkouts, like an operator who has asked the provider.
 async fn settle_all(engine: &Engine, apps: &Apps, checkouts: &[Checkout], kills: &[Kill], report: &mut Report) {
     let ledger = Ledger::read(apps, checkouts.iter().map(|checkout| &checkout.reference)).await;
     for checkout in checkouts.iter().filter(|checkout| checkout.last().is_some_and(Seen::is_indeterminate)) {
         let (key, reference) = (key_of(checkout), &checkout.reference);
         let view = engine.lookup(&key).await.unwrap();
         let steps = view.and_then(|view| view.steps);
-        // A holder whose lease lapsed on a busy machine may have recorded its step since.
+        // On a busy machine, a holder whose lease lapsed may have recorded its step in the meantime.
         let Some(step) = steps.as_deref().and_then(|steps| steps.unsettled(StoreTime::END)) else { continue };
         let name = step.name.as_str();
         let has_happened = ledger.times(reference, name) > 0;
@@ -270,7 +272,7 @@ async fn settle_all(engine: &Engine, apps: &Apps, checkouts: &[Checkout], kills:
     }
 }
 
-/// What the step would have returned.
+/// Returns what the step would have returned.
 fn outcome(step: &str, reference: &str) -> Value {
     match step {
         "charge" => json!({"Charge": "charge: tok_visa"}),
@@ -278,8 +280,8 @@ fn outcome(step: &str, reference: &str) -> Value {
     }
 }
 
-/// Counts the checkouts whose claim was given up by a killed shop with some steps done and none running: another claim has
-/// continued it, and no step began twice.
+/// Counts the checkouts whose claim a killed shop lost between steps: another claim continued them, and no step began
+/// twice.
 async fn count_between(engine: &Engine, checkouts: &[Checkout], kills: &[Kill], report: &mut Report) {
     for checkout in checkouts.iter().filter(|checkout| checkout.was_struck(kills)) {
         let Some(view) = engine.lookup(&key_of(checkout)).await.unwrap() else { continue };

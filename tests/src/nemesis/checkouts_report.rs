@@ -1,18 +1,18 @@
-//! What came of a run of checkouts, in words.
+//! The report of a run of checkouts, as text.
 
 use std::fmt;
 
 use super::checkouts::Report;
 
 impl Report {
-    /// How many effects happened more than once.
+    /// Returns how many effects happened more than once.
     pub fn doubles(&self) -> usize {
         self.effects.iter().filter(|((_, times), _)| *times > 1).map(|(_, effects)| effects).sum()
     }
 
-    /// Why the run does not pass; empty if it does.
+    /// Returns why the run does not pass; empty if it passes.
     ///
-    /// A control run passes if it shows doubles: it has shown then that the kills would have made them.
+    /// A control run passes if it shows doubles, which proves that the kills would have caused them.
     pub fn failures(&self) -> Vec<String> {
         let mut failures: Vec<String> = self.wrong.iter().take(20).cloned().collect();
         if self.kills == 0 {

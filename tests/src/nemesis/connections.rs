@@ -12,12 +12,12 @@ use super::history::Seen;
 use super::workload::seen;
 use crate::http::{Request, read_answer};
 
-/// How long a client waits for an answer before it tries again.
+/// How long a client waits for an answer before it retries.
 pub const PATIENCE: Duration = Duration::from_millis(800);
-/// The shops close a connection on which nothing is asked for five seconds.
+/// How long a connection is reused. The shops close a connection that is idle for five seconds.
 const IDLE_LIMIT: Duration = Duration::from_secs(4);
 
-/// One to each shop, kept from one request to the next.
+/// One connection to each shop, kept from one request to the next.
 #[derive(Debug, Default)]
 pub struct Connections {
     kept: [Kept; 2],
@@ -35,12 +35,12 @@ struct Open {
 }
 
 impl Connections {
-    /// Asks a shop, and waits for its answer for as long as a client does.
+    /// Sends a request to a shop, and waits for its answer for as long as a client does.
     pub async fn ask(&mut self, request: &Request, apps: &Apps, shop: usize) -> Seen {
         self.kept[shop].ask(request, apps.address(shop)).await
     }
 
-    /// Asks both at once, each for something.
+    /// Sends a request to each shop at once.
     pub async fn ask_both(&mut self, requests: [&Request; 2], apps: &Apps) -> [Seen; 2] {
         let [one, other] = &mut self.kept;
         let asked = (one.ask(requests[0], apps.address(0)), other.ask(requests[1], apps.address(1)));
@@ -50,7 +50,8 @@ impl Connections {
 
 impl Kept {
     async fn ask(&mut self, request: &Request, server: SocketAddr) -> Seen {
-        // A connection is kept only if its answer came whole: the next answer on it is that of the next request.
+        // A connection is kept only if its answer arrived whole. The next answer on it then belongs to the next
+        // request.
         let kept = self.0.take().filter(|open| open.is_usable(server));
         let asked = async {
             let mut stream = match kept {
@@ -74,8 +75,8 @@ impl Kept {
 }
 
 impl Open {
-    /// Whether it leads to the shop as it is now, and is still open. One that its shop has closed would lose a request that
-    /// was never sent, and leave open what is known.
+    /// Returns whether the connection leads to the shop's current address and is still open. A request on a connection
+    /// that the shop has closed would be lost before it was sent, and would count as unknown.
     fn is_usable(&self, server: SocketAddr) -> bool {
         let is_open =
             || matches!(self.stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock);

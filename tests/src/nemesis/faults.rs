@@ -1,8 +1,7 @@
-//! Who does what to whom, and when: one thread for the shops, one for the server, one for the network, one for each
-//! kind of stall.
+//! The faults: one thread for the shops, one for the server, one for the network, and one for each kind of stall.
 //!
-//! Faults come in rounds of less than two seconds, which makes more than 300 of each kind in ten minutes. In a round all
-//! threads begin at about the same moment, so that faults meet each other; what is left of the round is for operations.
+//! Faults come in rounds of less than two seconds, which makes more than 300 of each kind in ten minutes. In each round
+//! all threads begin at about the same moment, so that faults overlap. The rest of the round is for operations.
 
 use std::fmt;
 use std::ops::Range;
@@ -19,26 +18,26 @@ use super::proxy::Proxy;
 use super::stores::{Kind, Store};
 use super::{LEASE, STORE_DEADLINE};
 
-/// What can go wrong.
+/// A fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// SIGKILL for a shop.
+    /// Kills a shop with SIGKILL.
     KillsApp,
-    /// SIGSTOP for a shop, until its leases have lapsed.
+    /// Pauses a shop with SIGSTOP, until its leases have lapsed.
     PausesApp,
-    /// A client's connection, cut before the answer.
+    /// Cuts a client's connection before the answer.
     CutsClient,
-    /// SIGKILL for the server.
+    /// Kills the server with SIGKILL.
     KillsServer,
-    /// SIGSTOP for the server.
+    /// Pauses the server with SIGSTOP.
     PausesServer,
-    /// All connections of a shop to the server, cut.
+    /// Cuts all connections of a shop to the server.
     CutsConnections,
-    /// All connections of a shop to the server, swallowed.
+    /// Swallows everything on all connections of a shop to the server.
     BlackHole,
-    /// A lock or a pause that stops every write and still lets reads pass, until after the store deadline.
+    /// Stops every write, by a lock or a pause, but lets reads pass, until after the store deadline.
     StallsWrites,
-    /// Commits that wait for a standby that is not there. Reads go on, and do not see them.
+    /// Makes commits wait for a standby that is not there. Reads continue, and do not see the commits.
     StallsCommits,
 }
 
@@ -55,8 +54,8 @@ impl Fault {
         Self::StallsCommits,
     ];
 
-    /// Whether it can strike such a store. SQLite has neither a server nor connections; commits wait for a standby on
-    /// PostgreSQL alone.
+    /// Returns whether the fault can strike such a store. SQLite has neither a server nor connections, and only
+    /// PostgreSQL's commits wait for a standby.
     pub fn applies_to(self, store: Kind) -> bool {
         match self {
             Self::KillsApp | Self::PausesApp | Self::CutsClient | Self::StallsWrites => true,
@@ -82,7 +81,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// How often each has struck.
+/// How often each fault has struck.
 #[derive(Debug, Default)]
 pub struct Counts([AtomicU64; Fault::ALL.len()]);
 
@@ -91,7 +90,7 @@ impl Counts {
         self.0[fault as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Each that applies to the store, with how often it has struck.
+    /// Returns each fault that applies to the store, with how often it has struck.
     pub fn all(&self, store: Kind) -> Vec<(Fault, u64)> {
         let applies = Fault::ALL.into_iter().filter(|fault| fault.applies_to(store));
         applies.map(|fault| (fault, self.0[fault as usize].load(Ordering::Relaxed))).collect()
@@ -101,7 +100,7 @@ impl Counts {
 /// What one thread does in each round.
 type Strike = Box<dyn FnMut(Round, &mut StdRng) + Send>;
 
-/// The threads at work.
+/// The running threads.
 #[derive(Debug)]
 pub struct Faults {
     stop: Arc<AtomicBool>,
@@ -109,7 +108,7 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Lets them loose.
+    /// Starts the faults.
     pub fn begin(seed: u64, store: &Arc<Store>, apps: &Arc<Apps>, counts: &Arc<Counts>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
@@ -139,10 +138,10 @@ impl Faults {
         Self { stop, threads }
     }
 
-    /// Ends them; what they struck is whole again when this returns.
+    /// Ends the faults. When this returns, everything works again.
     ///
     /// # Panics
-    /// If one of them did.
+    /// If one of the threads panicked.
     pub fn end(self) {
         self.stop.store(true, Ordering::SeqCst);
         for thread in self.threads {
@@ -161,18 +160,18 @@ struct Rounds {
 }
 
 impl Rounds {
-    /// 315 in ten minutes.
+    /// This makes 315 rounds in ten minutes.
     const EVERY: Duration = Duration::from_millis(1_900);
-    /// By how much the threads of one round differ.
+    /// How far apart the threads of one round begin, in milliseconds.
     const SPREAD: Range<u64> = 0..150;
-    /// What struck comes back to work before the same thread strikes again.
+    /// The minimum pause between two rounds of one thread, in milliseconds, so that its victim works again.
     const LEAST_REST: Range<u64> = 100..300;
 
     fn start() -> Self {
         Self { number: 0, began: Instant::now() }
     }
 
-    /// Waits for it. A thread whose last fault took longer to undo than the round comes late, and makes up for it.
+    /// Waits for the next round. A thread whose last fault took longer to undo than the round is late, and catches up.
     fn next(&mut self, rng: &mut StdRng) -> Round {
         self.number += 1;
         let begins = self.began + Self::EVERY * self.number as u32 + millis(rng, Self::SPREAD);
@@ -182,12 +181,12 @@ impl Rounds {
     }
 }
 
-/// Between two faults of one thread in one round.
+/// Waits between two faults of one thread in one round.
 fn rest(rng: &mut StdRng) {
     sleep(millis(rng, 20..120));
 }
 
-/// Whom a round strikes that strikes one shop: the other one works meanwhile, and may take over.
+/// Returns the shop that a round strikes. The other shop continues to work, and may take over.
 fn victim(round: Round) -> usize {
     usize::from(round.is_multiple_of(2))
 }
@@ -196,12 +195,12 @@ fn strike_app(round: Round, rng: &mut StdRng, apps: &Apps, counts: &Counts) {
     apps.kill(victim(round));
     counts.add(Fault::KillsApp);
     rest(rng);
-    // Past the lease, and past the sweep after it.
+    // The pause outlasts the lease, and the sweep after it.
     apps.pause(victim(round), LEASE + LEASE / 5 + millis(rng, 0..100));
     counts.add(Fault::PausesApp);
 }
 
-/// A pause may fall into a stall of writes, and a kill ends none: it waits for the stall, or the stall for it.
+/// Strikes the server. A pause may overlap with a stall of writes, but a kill and a stall wait for each other.
 fn strike_server(rng: &mut StdRng, store: &Store, counts: &Counts) {
     let kills = || {
         store.kill_server();
@@ -227,14 +226,14 @@ fn strike_server(rng: &mut StdRng, store: &Store, counts: &Counts) {
     }
 }
 
-/// Past the store deadline of the shops: answers are lost, and what was sent is executed after its caller has been answered.
-/// Every fourth time past the lease too, so that claims lapse meanwhile.
+/// Returns a time past the shops' store deadline: answers are lost, and requests are executed after their callers were
+/// answered. Every fourth time it is past the lease too, so that claims lapse.
 fn stall(rng: &mut StdRng) -> Duration {
     if rng.random_bool(0.25) { LEASE + millis(rng, 0..150) } else { STORE_DEADLINE + millis(rng, 40..120) }
 }
 
 fn strike_with_stall(rng: &mut StdRng, fault: Fault, store: &Store, counts: &Counts) {
-    // The server may be down, or nobody there who writes: then nothing is stalled, and nothing counts. Soon it is.
+    // If the server is down or nothing writes to it, nothing is stalled and nothing counts. The fault tries again.
     for _ in 0..TRIED {
         let time = stall(rng);
         let stalls =
@@ -246,14 +245,14 @@ fn strike_with_stall(rng: &mut StdRng, fault: Fault, store: &Store, counts: &Cou
     }
 }
 
-/// How often a fault is tried in one round that met nobody.
+/// How often a fault without effect is tried in one round.
 const TRIED: usize = 3;
 
-/// Mostly one shop's network, sometimes both.
+/// Strikes mostly one shop's network, and sometimes both.
 fn strike_network(round: Round, rng: &mut StdRng, store: &Store, counts: &Counts) {
     let struck = if rng.random_bool(0.25) { 0..2 } else { victim(round)..victim(round) + 1 };
     let networks = &store.networks()[struck];
-    // Only what struck something counts. While the server comes back there is nothing to cut: soon there is.
+    // Only cuts that struck a connection count. While the server restarts there is nothing to cut yet.
     for _ in 0..100 {
         if networks.iter().map(Proxy::cut).sum::<usize>() > 0 {
             counts.add(Fault::CutsConnections);

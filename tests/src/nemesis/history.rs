@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// What a client wants.
+/// The kind of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// An order: its row and its outcome commit together. Exactly once.
+    /// An order, exactly once: its row and its outcome commit together.
     Order,
-    /// A payment: an outside effect, held if its holder vanishes. At most once.
+    /// A payment, at most once: an external effect that is held if its holder vanishes.
     Payment,
 }
 
-/// What came of one try.
+/// The result of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Seen {
     /// An answer.
@@ -21,31 +21,31 @@ pub enum Seen {
         status: u16,
         /// Whether it was marked as a replay.
         is_replay: bool,
-        /// The `type` of its problem, if it is one.
+        /// The `type` of its problem, if it is a problem.
         problem: Option<String>,
-        /// Its body, where it is a success.
+        /// Its body, if it is a success.
         body: Vec<u8>,
     },
-    /// None: the connection failed, or took too long. It may have been carried out, or not.
+    /// There was no answer: the connection failed, or it took too long. The operation may or may not have run.
     Unknown,
-    /// The client left without waiting.
+    /// The client disconnected without waiting.
     Left,
 }
 
 impl Seen {
-    /// Whether it is a success.
+    /// Returns whether it is a success.
     pub fn is_success(&self) -> bool {
         matches!(self, Self::Answer { status: 200..300, .. })
     }
 
-    /// Whether the shop says that nobody knows whether it happened.
+    /// Returns whether the shop answered that the key is indeterminate.
     pub fn is_indeterminate(&self) -> bool {
         matches!(self, Self::Answer { status: 409, problem: Some(problem), .. } if problem == "indeterminate")
     }
 
-    /// Whether it leaves open what happened: what explains that a key is indeterminate later. A client without an answer
-    /// knows nothing, and a shop that says that the outcome was not stored, or that its handler failed, says that the
-    /// operation may have run. A shop that says "nothing ran" is taken at its word.
+    /// Returns whether the result leaves open what happened, and so explains why a key is indeterminate later. A client
+    /// without an answer knows nothing. If the shop says that the outcome was not stored, or that its handler failed,
+    /// the operation may have run. If the shop says "nothing ran", that must be true.
     pub fn leaves_open(&self) -> bool {
         match self {
             Self::Unknown | Self::Left => true,
@@ -54,13 +54,13 @@ impl Seen {
         }
     }
 
-    /// Whether the rule of before would have left it open: any answer of 500 and more.
+    /// Returns whether the former rule would have left it open: any answer of 500 or above.
     pub fn left_open_before(&self) -> bool {
         matches!(self, Self::Unknown | Self::Left | Self::Answer { status: 500.., .. })
     }
 }
 
-/// The problems by which the shop states that this request ran nothing.
+/// Returns whether the problem states that this request ran nothing.
 fn says_nothing_ran(problem: &str) -> bool {
     matches!(problem, "store-unavailable" | "overloaded" | "shutting-down" | "record-unreadable")
 }
@@ -86,62 +86,63 @@ impl fmt::Display for Seen {
 pub enum End {
     /// It succeeded.
     Success,
-    /// The key is indeterminate: somebody has to find out.
+    /// The key is indeterminate and must be resolved.
     Indeterminate,
-    /// Refused for good.
+    /// The request was refused for good.
     Refused,
-    /// There was no final answer, however often it was asked for.
+    /// No final answer came, however often the client asked.
     Stuck,
 }
 
-/// One operation: all tries under one key, or in a control run, under a key each.
+/// One operation: all attempts under one key. In a control run each attempt has its own key.
 #[derive(Debug, Clone)]
 pub struct Operation {
-    /// What is wanted.
+    /// The kind of the operation.
     pub kind: Kind,
     /// The name of its row in the shop's tables.
     pub name: String,
-    /// Its key, unless each try had its own.
+    /// Its key, unless each attempt had its own.
     pub key: String,
-    /// In the order of their answers.
+    /// The attempts, in the order of their answers.
     pub tries: Vec<Seen>,
     /// How it ended.
     pub end: End,
-    /// What came of asking for it once more, after its success and while faults still struck: all tries of each time.
+    /// The requests made after its success, while faults still struck: all attempts of each one.
     pub replays: Vec<Vec<Seen>>,
 }
 
 impl Operation {
-    /// Those until its end, and those of its replays.
+    /// Returns the attempts until its end, and those of its replays.
     pub fn all_tries(&self) -> impl Iterator<Item = &Seen> {
         self.tries.iter().chain(self.replays.iter().flatten())
     }
 }
 
-/// All of them.
+/// All operations.
 #[derive(Debug, Clone, Default)]
 pub struct History {
-    /// In the order of their ends.
+    /// The operations, in the order of their ends.
     pub operations: Vec<Operation>,
 }
 
 impl History {
-    /// How many times a client wanted something, until it had a final answer or gave up: each key, and each replay.
+    /// Returns how many times a client wanted something, until it had a final answer or gave up: each key, and each
+    /// replay.
     pub fn len(&self) -> usize {
         self.operations.iter().map(|operation| 1 + operation.replays.len()).sum()
     }
 
-    /// Whether nobody wanted anything.
+    /// Returns whether there were no operations.
     pub fn is_empty(&self) -> bool {
         self.operations.is_empty()
     }
 
-    /// How many times something was asked for once more, while faults still struck.
+    /// Returns how many times a success was requested again, while faults still struck.
     pub fn replays(&self) -> usize {
         self.operations.iter().map(|operation| operation.replays.len()).sum()
     }
 
-    /// How many ended in which way, by kind.
+    /// Returns how many operations ended in which way, by kind.
     pub fn ends(&self) -> BTreeMap<Kind, [usize; 4]> {
         let mut ends: BTreeMap<Kind, [usize; 4]> = BTreeMap::new();
         for operation in &self.operations {
@@ -150,7 +151,7 @@ impl History {
         ends
     }
 
-    /// How many tries there were, by what they saw.
+    /// Returns the number of attempts, by result.
     pub fn tries(&self) -> BTreeMap<String, usize> {
         let mut tries = BTreeMap::new();
         for seen in self.operations.iter().flat_map(Operation::all_tries) {

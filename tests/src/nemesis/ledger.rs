@@ -1,4 +1,4 @@
-//! What the shop's own tables say of its checkouts.
+//! What the shop's own tables record about its checkouts.
 
 use std::collections::HashMap;
 
@@ -17,7 +17,7 @@ impl Ledger {
     /// The effects of a checkout. The charge is the charge itself, and not the line that its step writes after it.
     pub(super) const EFFECTS: [&str; 3] = ["reserve", "charge", "mail"];
 
-    /// Asks the shops.
+    /// Reads the tables from the shops.
     ///
     /// # Panics
     /// If they do not answer.

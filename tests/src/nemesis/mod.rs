@@ -1,18 +1,18 @@
-//! Faults of real processes, servers and connections against two shops on one store, and a checker of what came of it.
+//! Faults of real processes, servers and connections against two shops on one store, and a checker of the results.
 //!
-//! Clients order and pay, each with a key of its own, and retry until they are answered. Meanwhile the shops are killed and
-//! paused past their lease, the server under them is killed and paused, and connections are cut and black-holed. At the end the
-//! [`checker`] compares what every client saw with what the shop's ledger holds.
+//! Clients order and pay, each with its own key, and retry until they get an answer. In the meantime faults kill the
+//! shops, pause them past their lease, kill and pause the server, and cut and black-hole connections. At the end the
+//! [`checker`] compares what every client saw with the shop's ledger.
 //!
-//! - [`stores`]: the store under test, its server, and what can be done to it.
+//! - [`stores`]: the store under test, its server, and the faults that it offers.
 //! - [`proxy`]: the network between the shops and the server.
 //! - [`apps`]: the two shops.
-//! - [`faults`]: who does what to whom, and when.
+//! - [`faults`]: what strikes which part, and when.
 //! - [`workload`] and [`history`]: the clients, and what they saw.
 //! - [`connections`]: a client's connections to the shops, which it keeps.
-//! - [`checker`] and [`report`]: what it means.
+//! - [`checker`] and [`report`]: the evaluation.
 //!
-//! Operations of several steps have runs of their own: [`checkouts`] in shops that are killed between and inside of steps, and
+//! Operations of several steps have separate runs: [`checkouts`] in shops that are killed between and inside steps, and
 //! [`stale`] holders, which were paused past their lease.
 
 pub mod apps;
@@ -38,32 +38,32 @@ use faults::Faults;
 use report::Report;
 use stores::{Kind, Store};
 
-/// What to do.
+/// The plan of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
-    /// On which store.
+    /// The store.
     pub store: Kind,
-    /// For how long faults strike.
+    /// How long faults strike.
     pub duration: Duration,
-    /// What happens when follows from it, as far as real processes follow anything.
+    /// The seed of the run. It determines what happens when, as far as real processes allow.
     pub seed: u64,
-    /// Takes the guard away: every try has a key of its own. Such a run must show doubles.
+    /// Removes the guard: every attempt has its own key. Such a run must show doubles.
     pub control: bool,
-    /// How many clients work at once.
+    /// How many clients run at once.
     pub clients: usize,
 }
 
-/// How long a claim holds: short, so that many lapse.
+/// The lease of a claim. It is short, so that many lapse.
 pub const LEASE: Duration = Duration::from_millis(400);
-/// How long the shops wait for an answer of their store: what the engine makes of [`LEASE`].
+/// How long the shops wait for their store's answer. The engine derives it from [`LEASE`].
 pub const STORE_DEADLINE: Duration = Duration::from_millis(266);
-/// How long the clients may still retry when the last fault is over. A key without an answer by then is stuck.
+/// How long the clients may still retry after the last fault. A key without an answer by then is stuck.
 const RECOVERY: Duration = Duration::from_secs(90);
 
 /// Runs a plan.
 ///
 /// # Panics
-/// If the store or the shops can't be started, or do not come back.
+/// If the store or the shops cannot be started, or do not come back.
 pub fn run(plan: Plan) -> Report {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -84,7 +84,7 @@ pub fn run(plan: Plan) -> Report {
     let working = runtime.spawn(clients.work(plan.clients));
     let faults = Faults::begin(plan.seed, &store, &apps, &counts);
     std::thread::sleep(plan.duration);
-    // In this order: the clients' last retries meet a world that is whole again.
+    // The faults end first, so that everything works again when the clients make their last retries.
     faults.end();
     stop.store(true, Ordering::SeqCst);
     let history = runtime.block_on(working).unwrap();

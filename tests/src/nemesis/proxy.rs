@@ -1,4 +1,4 @@
-//! The network between a shop and the server: it can cut every connection, and swallow what is sent on all of them.
+//! The network between a shop and the server. It can cut every connection, and swallow what is sent on all of them.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
-/// Stands before a server on 127.0.0.1. It ends with the process.
+/// A proxy in front of a server on 127.0.0.1. It ends with the process.
 #[derive(Debug)]
 pub struct Proxy {
     port: u16,
@@ -18,9 +18,9 @@ pub struct Proxy {
 struct Network {
     state: Mutex<State>,
     opened: Condvar,
-    /// What was held back since the black hole began.
+    /// How many pieces were held back since the black hole began.
     swallowed: AtomicU64,
-    /// What the shops have sent so far, in pieces.
+    /// How many pieces the shops have sent so far.
     sent: AtomicU64,
 }
 
@@ -51,10 +51,10 @@ impl Network {
 }
 
 impl Proxy {
-    /// Starts one before the server at `port`.
+    /// Starts a proxy in front of the server at `port`.
     ///
     /// # Panics
-    /// If it can't listen.
+    /// If it cannot listen.
     pub fn before(server: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -69,28 +69,29 @@ impl Proxy {
         Self { port, network }
     }
 
-    /// Where it listens on 127.0.0.1.
+    /// Returns its port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Cuts all connections, and tells how many there were.
+    /// Cuts all connections, and returns how many there were.
     pub fn cut(&self) -> usize {
         self.network.cut()
     }
 
-    /// How many pieces the shops have sent so far: whether a fault met anybody shows by it.
+    /// Returns how many pieces the shops have sent so far. It shows whether a fault affected a shop.
     pub fn sent(&self) -> u64 {
         self.network.sent.load(Ordering::SeqCst)
     }
 
-    /// From now on nothing passes, and nobody is told: what is sent is taken, connections are accepted.
+    /// Starts a black hole: nothing passes and nothing reports it. Sent data is accepted, and so are connections.
     pub fn begin_black_hole(&self) {
         self.network.swallowed.store(0, Ordering::SeqCst);
         self.network.state.lock().black_hole = true;
     }
 
-    /// Ends it; tells how much had been held back. Where the connections are not cut, what was sent arrives late.
+    /// Ends the black hole, and returns how much it held back. Unless the connections are cut, the held data arrives
+    /// late.
     pub fn end_black_hole(&self, and_cut: bool) -> u64 {
         if and_cut {
             self.network.cut();
@@ -103,7 +104,7 @@ impl Proxy {
 
 fn connect(network: &Arc<Network>, client: TcpStream, port: u16) {
     network.wait_for_passage();
-    // A server that is away: the client is refused late, by an end.
+    // If the server is away, the client's connection is accepted and then closed.
     let Ok(server) = TcpStream::connect(("127.0.0.1", port)) else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let clones = (client.try_clone(), server.try_clone(), client.try_clone(), server.try_clone());
@@ -131,7 +132,7 @@ fn pass(network: &Network, mut from: TcpStream, mut to: TcpStream, pieces: &Atom
             break;
         }
     }
-    // An end passes a black hole no more than anything else does.
+    // The end of a connection does not pass a black hole either.
     network.wait_for_passage();
     let _ = (to.shutdown(Shutdown::Both), from.shutdown(Shutdown::Both));
 }

@@ -1,4 +1,4 @@
-//! What came of a run.
+//! The report of a run.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,25 +8,25 @@ use super::checker::{Findings, Wrong};
 use super::faults::Fault;
 use super::history::{End, History};
 
-/// All that a run showed.
+/// Everything that a run showed.
 #[derive(Debug)]
 pub struct Report {
-    /// What was to be done.
+    /// The plan.
     pub plan: Plan,
-    /// For how long the clients worked.
+    /// How long the clients ran.
     pub worked: Duration,
-    /// What they saw.
+    /// What the clients saw.
     pub history: History,
-    /// What is wrong.
+    /// The violations.
     pub findings: Findings,
-    /// What was done to them, and how often.
+    /// The faults, and how often each struck.
     pub faults: Vec<(Fault, u64)>,
 }
 
 impl Report {
-    /// Why the run does not pass; empty if it does.
+    /// Returns why the run does not pass; empty if it passes.
     ///
-    /// A control run passes if it shows doubles: it has shown then that the faults would have made them.
+    /// A control run passes if it shows doubles, which proves that the faults would have caused them.
     pub fn failures(&self) -> Vec<String> {
         let mut failures = Vec::new();
         for (fault, _) in self.faults.iter().filter(|(_, struck)| *struck == 0) {
@@ -91,7 +91,7 @@ impl fmt::Display for Report {
             writeln!(f, "  {:>8} {wrong}", self.findings.count(wrong))?;
         }
         for wrong in Wrong::ALL {
-            // In a control run they are what is wanted, and many.
+            // In a control run the violations are expected, and there are many.
             let shown = if control { 0 } else { 10 };
             for (_, why) in self.findings.wrong.iter().filter(|(found, _)| *found == wrong).take(shown) {
                 writeln!(f, "  {wrong}: {why}")?;

@@ -1,8 +1,8 @@
-//! A holder that was paused past its lease, with many operations at once, while another process takes them over.
+//! A holder that was paused past its lease with many operations in progress, while another process takes them over.
 //!
-//! Half of them stand before their step `charge`, half in it, after its effect. The other process continues the former;
-//! of the latter, an operator settles the charge first. Then the old holder goes on, and passes over every error: each of
-//! its operations tries its next steps.
+//! Half of the operations are paused before their step `charge`, and half in it, after its effect. The other process
+//! continues the former. For the latter, an operator settles the charge first. Then the old holder resumes and ignores
+//! every error: each of its operations tries its next steps.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,40 +18,40 @@ use oncekey::{Engine, Key};
 use crate::process::{PATIENCE, Process};
 use crate::shared_store::{SharedStore, StoreKind, engine_on};
 
-/// What to do.
+/// The plan of a run.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// On which store.
+    /// The store.
     pub store: StoreKind,
     /// How many operations the paused process has.
     pub count: usize,
-    /// The binary of that name.
+    /// The path of the binary `keyholder`.
     pub keyholder: PathBuf,
 }
 
-/// What came of it.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Report {
-    /// What was to be done.
+    /// The plan.
     pub plan: Plan,
-    /// How many steps the old holder tried to begin, and was refused.
+    /// How many steps the old holder tried to begin and was refused.
     pub refused: usize,
-    /// How many it began.
+    /// How many steps it began.
     pub began: usize,
-    /// How many of its steps in progress were recorded before it went on, and stand there as they stood.
+    /// How many of its steps in progress were recorded before it resumed, and are unchanged afterwards.
     pub kept: usize,
-    /// What is wrong.
+    /// The violations.
     pub wrong: Vec<String>,
 }
 
 const LEASE: Duration = Duration::from_secs(2);
-/// How many operations the new holder has under way at once.
+/// How many operations the new holder runs at once.
 const AT_ONCE: usize = 50;
 
 /// Runs a plan.
 ///
 /// # Panics
-/// If a server or a process does not start, or falls silent.
+/// If a server or a process does not start, or stops answering.
 pub fn run(plan: Plan) -> Report {
     let folder = tempfile::tempdir().unwrap();
     let store = SharedStore::start(plan.store, folder.path());
@@ -112,8 +112,8 @@ pub fn run(plan: Plan) -> Report {
     Report { plan, refused, began, kept, wrong }
 }
 
-/// Lets a process finish operations that another one holds. Returns the steps that it ran, by key. It first settles the steps
-/// whose result is unknown.
+/// Makes a process finish operations that another one holds, and returns the steps that it ran, by key. The process
+/// first settles the steps whose result is unknown.
 fn take_over(heir: &mut Process, keys: &[String]) -> HashMap<String, Vec<String>> {
     let mut ran: HashMap<String, Vec<String>> = keys.iter().map(|key| (key.clone(), Vec::new())).collect();
     let mut open = keys.len();
@@ -127,7 +127,8 @@ fn take_over(heir: &mut Process, keys: &[String]) -> HashMap<String, Vec<String>
             ["step", key, step, attempt] => ran.get_mut(key).unwrap().push(format!("{step} {attempt}")),
             ["refused", key, "Indeterminate", ..] => heir.say(&format!("settle {key}")),
             ["settled", key, _] => ask(heir, key),
-            // The old holder's lease is not over yet; or the machine is busy, and this holder has lost its own.
+            // The old holder's lease has not lapsed yet; or the machine is busy, and this holder has lost its own
+            // claim.
             ["refused" | "failed", key, ..] => {
                 std::thread::sleep(Duration::from_millis(5));
                 ask(heir, key);
@@ -148,7 +149,7 @@ async fn steps(engine: &Engine, keys: &[String]) -> HashMap<String, Option<Box<S
     found
 }
 
-/// How often each effect of each key happened, by the file that all of them are written to.
+/// Reads how often each effect of each key happened, from the file that all effects are written to.
 fn effects(outside: &Path) -> HashMap<String, [i64; 3]> {
     #[derive(QueryableByName)]
     struct Row {

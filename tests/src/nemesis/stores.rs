@@ -1,4 +1,4 @@
-//! The store under test, its server, and what can be done to it.
+//! The store under test, its server, and the faults that it offers.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,10 +11,10 @@ use super::proxy::Proxy;
 use crate::process::PATIENCE;
 use crate::server::{MariaDb, Postgres, Redis};
 
-/// Which store.
+/// The kind of store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A file: there is no server, and no connection.
+    /// A file. There is no server and no connection.
     Sqlite,
     /// PostgreSQL.
     Postgres,
@@ -25,7 +25,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The store that a URL's scheme names; the harness starts the server itself.
+    /// Returns the store that a URL's scheme names. The harness starts the server itself.
     pub fn named(name: &str) -> Option<Self> {
         match name.split(':').next().unwrap_or_default() {
             "sqlite" => Some(Self::Sqlite),
@@ -36,12 +36,12 @@ impl Kind {
         }
     }
 
-    /// Whether an order's row and its outcome commit together, so that there is never a question about it.
+    /// Returns whether an order's row and its outcome commit together, so that its result is never in doubt.
     pub fn has_transactions(self) -> bool {
         self != Self::Redis
     }
 
-    /// Whether there is a server that can fail, and a connection to it.
+    /// Returns whether there is a server that can fail, and a connection to it.
     pub fn has_server(self) -> bool {
         self != Self::Sqlite
     }
@@ -49,18 +49,19 @@ impl Kind {
 
 /// A server of the harness.
 pub trait Server: Send + Sync {
-    /// SIGKILL.
+    /// Kills it with SIGKILL.
     fn kill(&mut self);
     /// Starts it again after [`kill`](Self::kill).
     fn restart(&mut self);
-    /// SIGSTOP for all its processes.
+    /// Pauses all its processes with SIGSTOP.
     fn pause(&self);
-    /// SIGCONT.
+    /// Resumes them with SIGCONT.
     fn resume(&self);
-    /// Stops every write for a while and lets reads pass; false if the server could not be asked to, or nobody met it.
+    /// Stops every write for a while and lets reads pass. Returns false if the server refused, or if no write was
+    /// affected.
     fn stall_writes(&self, time: Duration) -> bool;
-    /// Lets commits wait for a standby that is not there; false if the server could not be asked to, has no standbys, or
-    /// nobody met it.
+    /// Makes commits wait for a standby that is not there. Returns false if the server refused or has no standbys, or
+    /// if no commit was affected.
     fn stall_commits(&self, _: Duration) -> bool {
         false
     }
@@ -93,22 +94,22 @@ macro_rules! server {
 server!(Postgres, pause_all, resume_all, {
     fn stall_writes(&self, time: Duration) -> bool {
         let lock = "BEGIN; SET LOCAL lock_timeout = '2s'; LOCK TABLE oncekey_records IN EXCLUSIVE MODE";
-        // Fails if nobody waits.
+        // This statement fails if no write waits.
         let met = "SELECT 1 / count(*) FROM pg_locks WHERE NOT granted";
         self.try_sql(&format!("{lock}; SELECT pg_sleep({}); {met}; COMMIT", time.as_secs_f64()))
     }
 
     fn stall_commits(&self, time: Duration) -> bool {
         let set = |standbys: &str| {
-            // A commit that waits already goes on waiting until the setting is gone.
+            // A commit that already waits continues to wait until the setting is gone.
             let set = format!("ALTER SYSTEM SET synchronous_standby_names = '{standbys}'");
             self.try_each_sql(&[&set, "SELECT pg_reload_conf()"])
         };
         let stalled = set("absent");
         std::thread::sleep(time);
-        // Fails if nobody waits.
+        // This statement fails if no commit waits.
         let met = self.try_sql("SELECT 1 / count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
-        // The setting outlives a kill of the server: it must go, whatever happens meanwhile.
+        // The setting outlives a kill of the server, so it must be removed whatever happens in the meantime.
         let deadline = Instant::now() + PATIENCE;
         while !set("") {
             assert!(Instant::now() < deadline, "the standby's setting could not be taken back");
@@ -136,20 +137,20 @@ server!(Redis, pause, resume, {
 pub struct Store {
     kind: Kind,
     urls: [String; 2],
-    /// A kill has the server for itself; a pause and a stall share it. What cuts and swallows connections is the proxy, which
-    /// meets them all.
+    /// A kill takes the server exclusively; a pause and a stall share it. The proxy cuts and swallows connections,
+    /// which affects all of them.
     server: Option<RwLock<Box<dyn Server>>>,
-    /// The file of a store that is one.
+    /// The file, if the store is a file.
     file: Option<PathBuf>,
     /// The network of each shop.
     proxies: Option<[Proxy; 2]>,
 }
 
 impl Store {
-    /// Starts the server, and a proxy before it for each shop.
+    /// Starts the server, and a proxy in front of it for each shop.
     ///
     /// # Panics
-    /// If it is not installed, or does not start.
+    /// If the server is not installed, or does not start.
     pub fn start(kind: Kind, folder: &Path) -> Self {
         let behind = |server: Box<dyn Server>, url: String, port: u16| {
             let proxies = [(); 2].map(|()| Proxy::before(port));
@@ -181,12 +182,12 @@ impl Store {
         }
     }
 
-    /// Which store it is.
+    /// Returns the kind of store.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// SIGKILL for the server, and starts it again.
+    /// Kills the server with SIGKILL, and starts it again.
     pub(super) fn kill_server(&self) {
         if let Some(server) = &self.server {
             let mut server = server.write();
@@ -195,7 +196,7 @@ impl Store {
         }
     }
 
-    /// SIGSTOP for the server, for a while; tells whether there is one.
+    /// Pauses the server with SIGSTOP for a while. Returns whether there is a server.
     pub(super) fn pause_server(&self, time: Duration) -> bool {
         let Some(server) = &self.server else { return false };
         let server = server.read();
@@ -205,14 +206,15 @@ impl Store {
         true
     }
 
-    /// Whether a fault struck, and a shop met it: it sent something while the fault was there. Who asks a file is not seen.
+    /// Returns whether a fault struck and affected a shop, which sent something during the fault. Requests to a file
+    /// are not visible.
     pub(super) fn strikes(&self, fault: impl FnOnce() -> bool) -> bool {
         let sent = || self.proxies.as_ref().map(|proxies| proxies.iter().map(Proxy::sent).sum::<u64>());
         let before = sent();
         fault() && (before.is_none() || sent() > before)
     }
 
-    /// Stops every write for a while and lets reads pass; tells whether it did.
+    /// Stops every write for a while and lets reads pass. Returns whether it did.
     pub(super) fn stall_writes(&self, time: Duration) -> bool {
         match (&self.server, &self.file) {
             (Some(server), _) => server.read().stall_writes(time),
@@ -221,23 +223,23 @@ impl Store {
         }
     }
 
-    /// Lets commits wait for a standby that is not there; tells whether it did.
+    /// Makes commits wait for a standby that is not there. Returns whether it did.
     pub(super) fn stall_commits(&self, time: Duration) -> bool {
         self.server.as_ref().is_some_and(|server| server.read().stall_commits(time))
     }
 
-    /// Where each of the shops finds it: by its proxy, where there is one.
+    /// Returns the store's URL for each shop. It leads through a proxy if there is one.
     pub fn urls(&self) -> &[String; 2] {
         &self.urls
     }
 
-    /// The networks of the shops, if they have one.
+    /// Returns the networks of the shops, if there are any.
     pub(super) fn networks(&self) -> &[Proxy] {
         self.proxies.as_ref().map_or(&[], |proxies| &proxies[..])
     }
 }
 
-/// Keeps an SQLite file's writers waiting, as an application's long transaction does.
+/// Makes an SQLite file's writers wait, like an application's long transaction.
 fn hold_write_lock(file: &Path, time: Duration) -> Result<(), Box<dyn std::error::Error>> {
     let mut connection = SqliteConnection::establish(&file.display().to_string())?;
     connection.batch_execute("PRAGMA busy_timeout = 2000; BEGIN IMMEDIATE")?;

@@ -1,4 +1,4 @@
-//! The clients: each orders and pays, again and again, and retries until it is answered.
+//! The clients. Each one orders and pays, again and again, and retries until it gets an answer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,25 +14,25 @@ use super::faults::{Counts, Fault};
 use super::history::{End, History, Kind, Operation, Seen};
 use crate::http::{Answer, Request};
 
-/// All that the clients share.
+/// What the clients share.
 #[derive(Debug, Clone)]
 pub struct Clients {
     /// The shops.
     pub apps: Arc<Apps>,
     /// Where cut connections are counted.
     pub counts: Arc<Counts>,
-    /// Set when no new operations are to begin.
+    /// Set when no new operations may begin.
     pub stop: Arc<AtomicBool>,
-    /// Whether every try has a key of its own.
+    /// Whether every attempt has its own key.
     pub control: bool,
-    /// Of the run.
+    /// The seed of the run.
     pub seed: u64,
-    /// After how long without a final answer, faults over, a key is stuck.
+    /// How long after the last fault a key without a final answer counts as stuck.
     pub give_up_after: Duration,
 }
 
 impl Clients {
-    /// Works with this many clients until it is stopped, and then until all that was begun has ended.
+    /// Runs this many clients until they are stopped, and then until every operation has ended.
     pub async fn work(self, clients: usize) -> History {
         let next = Arc::new(AtomicU64::new(0));
         let working: Vec<_> = (0..clients)
@@ -67,7 +67,7 @@ impl Clients {
         done
     }
 
-    /// One operation, from its first try to its final answer.
+    /// Runs one operation, from its first attempt to its final answer.
     async fn operate(&self, number: u64, rng: &mut StdRng, connections: &mut Connections) -> Operation {
         let kind = if rng.random_bool(0.5) { Kind::Order } else { Kind::Payment };
         let (name, key) = (format!("op-{number}"), format!("key-{}-{number}", self.seed));
@@ -76,7 +76,7 @@ impl Clients {
         let mut shop = rng.random_range(0..2);
         loop {
             let seen = if rng.random_range(0..20) == 0 {
-                // Two at once, one at each shop.
+                // Two requests at once, one at each shop.
                 let requests = [self.request(&operation), self.request(&operation)];
                 let [one, other] = connections.ask_both([&requests[0], &requests[1]], &self.apps).await;
                 operation.tries.push(one);
@@ -86,11 +86,11 @@ impl Clients {
             } else {
                 connections.ask(&self.request(&operation), &self.apps, shop).await
             };
-            // The other one may be well.
+            // The other shop may be working.
             shop = 1 - shop;
             operation.tries.push(seen);
-            // Of two at once one may be told that nobody knows, and the other one that it is done: a holder that was
-            // paused past its lease wakes up and completes, since with Hold nobody took over meanwhile.
+            // Of two concurrent requests, one may get "indeterminate" and the other a success. A holder that was paused
+            // past its lease wakes up and completes, because under Hold nobody took over in the meantime.
             let ends = || operation.tries.iter().rev().take(2).filter_map(end_of);
             if let Some(end) = ends().find(|end| *end == End::Success).or_else(|| ends().next()) {
                 operation.end = end;
@@ -102,14 +102,14 @@ impl Clients {
         }
     }
 
-    /// Every second time, one of those that this client has seen succeed.
+    /// Picks, every second time, an operation that this client has seen succeed.
     fn to_replay(&self, done: &[Operation], rng: &mut StdRng) -> Option<usize> {
         let asks_again = rng.random_bool(0.5) && !self.control && !done.is_empty();
         let number = asks_again.then(|| rng.random_range(0..done.len()))?;
         (done[number].end == End::Success).then_some(number)
     }
 
-    /// Asks for it once more, until the answer is final.
+    /// Requests the operation once more, until the answer is final.
     async fn replay(&self, operation: &Operation, rng: &mut StdRng, connections: &mut Connections) -> Vec<Seen> {
         let (mut tries, mut patience) = (Vec::new(), Patience::new(self));
         let mut shop = rng.random_range(0..2);
@@ -132,7 +132,7 @@ impl Clients {
         if self.control { format!("try-{:032x}", rand::random::<u128>()) } else { operation.key.clone() }
     }
 
-    /// Sends it and cuts the connection.
+    /// Sends the request and cuts the connection.
     async fn leave(&self, operation: &Operation, shop: usize) -> Seen {
         let sent = timeout(PATIENCE, self.request(operation).try_send_only(self.apps.address(shop))).await;
         if let Ok(Ok(stream)) = sent {
@@ -143,7 +143,7 @@ impl Clients {
     }
 }
 
-/// How a client waits between its tries.
+/// How a client waits between its attempts.
 struct Patience<'a> {
     clients: &'a Clients,
     stopped_at: Option<Instant>,
@@ -155,8 +155,8 @@ impl<'a> Patience<'a> {
         Self { clients, stopped_at: None, pause_ms: 5 }
     }
 
-    /// Longer each time, up to a fifth of a second, and never two clients in step. False if the client gives up: the faults
-    /// were over long ago.
+    /// Waits longer each time, up to a fifth of a second, with jitter. Returns false if the client gives up because the
+    /// faults ended long ago.
     async fn pauses(&mut self, rng: &mut StdRng) -> bool {
         if self.clients.stop.load(Ordering::SeqCst) {
             let stopped_at = self.stopped_at.get_or_insert_with(Instant::now);
@@ -170,7 +170,7 @@ impl<'a> Patience<'a> {
     }
 }
 
-/// The request of an operation.
+/// Returns the request of an operation.
 pub(super) fn request(kind: Kind, name: &str, key: &str) -> Request {
     let (target, body) = match kind {
         Kind::Order => ("/orders", format!(r#"{{"item": "{name}", "quantity": 1}}"#)),
@@ -190,12 +190,12 @@ pub(super) fn seen(answer: Answer) -> Seen {
     Seen::Answer { status: answer.status, is_replay, problem, body: if is_success { answer.body } else { Vec::new() } }
 }
 
-/// What is final: a success, a key that waits for somebody's word, a refusal that no retry changes.
+/// Returns the end that an answer means: a success, an indeterminate key, or a refusal that no retry changes.
 pub(super) fn end_of(seen: &Seen) -> Option<End> {
     match seen {
         Seen::Answer { status: 200..300, .. } => Some(End::Success),
         seen if seen.is_indeterminate() => Some(End::Indeterminate),
-        // In progress, or lost to another: asked again.
+        // The key is in progress, or the claim was lost to another holder: ask again.
         Seen::Answer { status: 409 | 429 | 500.., .. } | Seen::Unknown | Seen::Left => None,
         Seen::Answer { .. } => Some(End::Refused),
     }

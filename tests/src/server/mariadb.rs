@@ -10,19 +10,19 @@ use super::{Running, as_user, binary, folder_for, free_port, never_started, os, 
 const USER: &str = "mysql";
 const PACKAGE: &str = "mariadb-server";
 
-/// A server of its own, with durable settings. It can be killed, paused and started again.
+/// A separate server with durable settings. It can be killed, paused and restarted.
 #[derive(Debug)]
 pub struct MariaDb {
     folder: PathBuf,
     port: u16,
     settings: Vec<String>,
-    /// What keeps the redo log from the disk, where that is wanted.
+    /// Keeps the redo log from the disk, if the test wants that.
     holder: Option<LogHolder>,
     running: Running,
 }
 
 impl MariaDb {
-    /// Makes the system tables and starts it.
+    /// Creates the system tables and starts the server.
     ///
     /// # Panics
     /// If MariaDB is not installed, or does not start.
@@ -30,7 +30,7 @@ impl MariaDb {
         Self::start_with(&[])
     }
 
-    /// The same with settings, such as `--innodb-flush-log-at-trx-commit=2`.
+    /// Starts the server with settings, such as `--innodb-flush-log-at-trx-commit=2`.
     ///
     /// # Panics
     /// If MariaDB is not installed, or does not start.
@@ -38,7 +38,8 @@ impl MariaDb {
         Self::start_with_files(&[], settings)
     }
 
-    /// The same with files of its own, by name and text; `{folder}` in the settings is where they are.
+    /// Starts the server with settings and files, each with a name and a text. `{folder}` in the settings is the folder
+    /// of the files.
     ///
     /// # Panics
     /// If MariaDB is not installed, or does not start.
@@ -46,10 +47,10 @@ impl MariaDb {
         Self::start_in(folder_for(USER), files, settings, None)
     }
 
-    /// The same, with a redo log that can be [held](Self::hold_log).
+    /// Starts the server with settings and a redo log that can be [held](Self::hold_log).
     ///
     /// # Panics
-    /// If MariaDB or a C compiler is not installed, or it does not start.
+    /// If MariaDB or a C compiler is not installed, or the server does not start.
     pub fn start_with_log_to_hold(settings: &[&str]) -> Self {
         let folder = folder_for(USER);
         let holder = LogHolder::build(&folder);
@@ -83,17 +84,17 @@ impl MariaDb {
         server
     }
 
-    /// The URL of a database of its own.
+    /// Returns the URL of the tests' database.
     pub fn url(&self) -> String {
         format!("mysql://shop@127.0.0.1:{}/shop", self.port)
     }
 
-    /// The server's port on 127.0.0.1.
+    /// Returns the server's port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Runs SQL by the server's client, and gives what it prints.
+    /// Runs SQL with the server's client, and returns what it prints.
     ///
     /// # Panics
     /// If the server refuses.
@@ -103,7 +104,7 @@ impl MariaDb {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
-    /// The same for a server that may be down or stand still: tells whether it was run, within some seconds.
+    /// Runs SQL on a server that may be down or paused. Returns whether it ran within a few seconds.
     pub fn try_sql(&self, text: &str) -> bool {
         let mut client = Command::new("timeout");
         client.arg("5").arg(binary("mariadb", &[], "mariadb-client"));
@@ -112,7 +113,7 @@ impl MariaDb {
         client.status().is_ok_and(|status| status.success())
     }
 
-    /// Whether a statement that begins so is under way.
+    /// Returns whether a statement with this beginning is executing.
     ///
     /// # Panics
     /// If the server refuses to tell.
@@ -121,22 +122,22 @@ impl MariaDb {
         self.sql(&format!("{statements} LEFT(info, LENGTH('{beginning}')) = '{beginning}'")) != "0"
     }
 
-    /// SIGKILL.
+    /// Kills the server with SIGKILL.
     pub fn kill(&self) {
         self.running.kill();
     }
 
-    /// SIGSTOP: all stands still.
+    /// Pauses the whole server with SIGSTOP.
     pub fn pause(&self) {
         self.running.signal(Signal::STOP);
     }
 
-    /// SIGCONT.
+    /// Resumes the server with SIGCONT.
     pub fn resume(&self) {
         self.running.signal(Signal::CONT);
     }
 
-    /// Starts it again after [`kill`](Self::kill), on the same port and data.
+    /// Starts the server again after [`kill`](Self::kill), on the same port and data.
     ///
     /// # Panics
     /// If it does not start.
@@ -144,18 +145,18 @@ impl MariaDb {
         self.running.relaunch(|| launch(&self.folder, self.port, &self.settings, self.holder.as_ref()));
     }
 
-    /// From here on nothing of InnoDB's redo log reaches the disk, as where a disk is slow.
+    /// Keeps InnoDB's redo log from reaching the disk from now on, as on a slow disk.
     ///
     /// # Panics
-    /// If it was not [started for that](Self::start_with_log_to_hold).
+    /// If the server was not [started for that](Self::start_with_log_to_hold).
     pub fn hold_log(&self) {
         std::fs::write(&self.holder().held, "").unwrap();
     }
 
-    /// The log goes to the disk again.
+    /// Lets the log reach the disk again.
     ///
     /// # Panics
-    /// If it was not held.
+    /// If the log was not held.
     pub fn let_log_go(&self) {
         std::fs::remove_file(&self.holder().held).unwrap();
     }
@@ -165,7 +166,7 @@ impl MariaDb {
     }
 }
 
-/// A library that the server loads, by which its writes to the log wait while a file is there.
+/// A library that the server loads. It makes writes to the log wait while a certain file exists.
 #[derive(Debug)]
 struct LogHolder {
     library: PathBuf,
@@ -195,7 +196,8 @@ impl LogHolder {
     }
 }
 
-/// Its own: a server that starts removes what it finds of temporary tables, another's as well.
+/// Gives each server its own folder: a server that starts removes all temporary tables that it finds, including those
+/// of another server.
 fn tmpdir(folder: &Path) -> String {
     format!("--tmpdir={}", folder.display())
 }

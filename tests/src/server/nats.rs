@@ -7,7 +7,7 @@ use super::{Running, as_user, binary, folder_for, free_port, os, wait_until_read
 const USER: &str = "nats";
 const PACKAGE: &str = "nats-server";
 
-/// A server of its own. It can be killed and started again.
+/// A separate server. It can be killed and restarted.
 #[derive(Debug)]
 pub struct Nats {
     folder: PathBuf,
@@ -16,7 +16,7 @@ pub struct Nats {
 }
 
 impl Nats {
-    /// Starts it.
+    /// Starts the server.
     ///
     /// # Panics
     /// If NATS is not installed, or does not start.
@@ -26,17 +26,17 @@ impl Nats {
         Self { folder, port, running }
     }
 
-    /// Its URL.
+    /// Returns its URL.
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    /// SIGKILL.
+    /// Kills the server with SIGKILL.
     pub fn kill(&self) {
         self.running.kill();
     }
 
-    /// Starts it again after [`kill`](Self::kill), on the same port and data.
+    /// Starts the server again after [`kill`](Self::kill), on the same port and data.
     ///
     /// # Panics
     /// If it does not start.
@@ -53,7 +53,7 @@ fn launch(folder: &Path, port: u16) -> Result<Running, String> {
     let running = Running::start(folder, &os(&command));
     let log = folder.join("log");
     let ready = wait_until_ready(&running, folder, port, || {
-        // It listens before its streams are recovered.
+        // The server listens before it has recovered its streams.
         std::fs::read_to_string(&log).is_ok_and(|log| log.contains("Server is ready"))
     });
     running.unless_it_ended(ready)

@@ -1,4 +1,4 @@
-//! PgBouncer before a PostgreSQL server.
+//! PgBouncer in front of a PostgreSQL server.
 
 use super::{
     Postgres, Running, as_user, binary, folder_for, free_port, never_started, os, wait_until_ready, write_for,
@@ -7,7 +7,7 @@ use super::{
 const USER: &str = "postgres";
 const PACKAGE: &str = "pgbouncer";
 
-/// A pooler of its own, which ends with the test.
+/// A separate pooler, which ends with the test.
 #[derive(Debug)]
 pub struct PgBouncer {
     port: u16,
@@ -15,7 +15,7 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// Starts one before a server; `mode` is its `pool_mode`: `session` or `transaction`.
+    /// Starts a pooler in front of a server. `mode` is its `pool_mode`: `session` or `transaction`.
     ///
     /// # Panics
     /// If PgBouncer is not installed, or does not start.
@@ -23,7 +23,7 @@ impl PgBouncer {
         Self::before_with(server, mode, "")
     }
 
-    /// The same with more settings, a line each; the last word on each counts.
+    /// Starts a pooler with more settings, one per line. The last value of each setting counts.
     ///
     /// # Panics
     /// If PgBouncer is not installed, or does not start.
@@ -46,7 +46,7 @@ impl PgBouncer {
         Self { port, _running: running }
     }
 
-    /// The URL of the server's database through the pooler.
+    /// Returns the URL of the server's database through the pooler.
     pub fn url(&self) -> String {
         format!("postgres://shop@127.0.0.1:{}/postgres", self.port)
     }

@@ -1,4 +1,4 @@
-//! Ports for servers, which nobody else comes to take.
+//! Ports for servers that no other process takes.
 
 use std::net::TcpListener;
 use std::ops::Range;
@@ -6,21 +6,22 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::sync::Mutex;
 
-/// What this process has reserved, until it ends.
+/// The ports that this process has reserved until it ends.
 static RESERVED: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
 
-/// A free port on 127.0.0.1, reserved for this process: no other test's server gets it, also while the server is down.
+/// Returns a free port on 127.0.0.1, reserved for this process: no other test's server gets it, even while the server
+/// is down.
 ///
-/// The kernel never gives it to a client, either: it lies outside the range from which clients' ports come. A port from
-/// `bind` to 0 lies inside, and any connection can take it before the server starts, or while it is restarted.
+/// The kernel never gives it to a client either, because it lies outside the range of client ports. A port from `bind`
+/// to 0 lies inside that range, so any connection can take it before the server starts or while it restarts.
 ///
 /// # Panics
-/// If there is none.
+/// If there is no free port.
 pub fn free_port() -> u16 {
     let ports = outside(&std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap());
     for _ in 0..1_000 {
         let port = rand::random_range(ports.clone());
-        // A name without a file, which is free again once this process has ended.
+        // This name has no file. It is free again once this process has ended.
         let name = SocketAddr::from_abstract_name(format!("oncekey-test-port-{port}")).unwrap();
         let Ok(reservation) = UnixListener::bind_addr(&name) else { continue };
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
@@ -31,8 +32,8 @@ pub fn free_port() -> u16 {
     panic!("no port is free in {ports:?}")
 }
 
-/// The larger range of ports below or above those of clients, without the well-known ports. If clients have them all, so
-/// have servers.
+/// Returns the larger range of ports below or above those of clients, without the well-known ports. If clients may use
+/// all ports, servers use them too.
 fn outside(range_of_clients: &str) -> Range<u16> {
     let mut bounds = range_of_clients.split_whitespace().map(|bound| bound.parse::<u16>().unwrap());
     let (lowest, highest) = (bounds.next().unwrap(), bounds.next().unwrap());

@@ -13,7 +13,7 @@ use super::{
 const USER: &str = "postgres";
 const PACKAGE: &str = "postgresql";
 
-/// A server of its own, with durable settings. It can be killed, paused and started again.
+/// A separate server with durable settings. It can be killed, paused and restarted.
 #[derive(Debug)]
 pub struct Postgres {
     folder: PathBuf,
@@ -23,7 +23,7 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Makes a cluster and starts it.
+    /// Creates a cluster and starts the server.
     ///
     /// # Panics
     /// If PostgreSQL is not installed, or does not start.
@@ -31,7 +31,7 @@ impl Postgres {
         Self::start_with(&[])
     }
 
-    /// The same with settings, such as `synchronous_commit=off`.
+    /// Starts the server with settings, such as `synchronous_commit=off`.
     ///
     /// # Panics
     /// If PostgreSQL is not installed, or does not start.
@@ -39,7 +39,8 @@ impl Postgres {
         Self::start_with_files(&[], settings)
     }
 
-    /// The same with files of its own, by name and text; `{folder}` in the settings is where they are.
+    /// Starts the server with settings and files, each with a name and a text. `{folder}` in the settings is the folder
+    /// of the files.
     ///
     /// # Panics
     /// If PostgreSQL is not installed, or does not start.
@@ -60,10 +61,10 @@ impl Postgres {
         Self { folder, port, settings, running }
     }
 
-    /// A hot standby that follows this server.
+    /// Returns a hot standby that follows this server.
     ///
     /// # Panics
-    /// If it can't be copied, or does not start.
+    /// If the server cannot be copied, or the standby does not start.
     pub fn standby(&self) -> Self {
         let folder = folder_for(USER);
         let data = folder.join("data").display().to_string();
@@ -76,22 +77,22 @@ impl Postgres {
         Self { folder, port, settings, running }
     }
 
-    /// Which version the suites run on where `ONCEKEY_POSTGRES` chooses one, such as 18.
+    /// Returns the version that `ONCEKEY_POSTGRES` chooses for the suites, such as 18.
     pub fn chosen_version() -> Option<String> {
         std::env::var("ONCEKEY_POSTGRES").ok().filter(|version| !version.is_empty())
     }
 
-    /// The URL of a database that every server has.
+    /// Returns the URL of a database that every server has.
     pub fn url(&self) -> String {
         format!("postgres://shop@127.0.0.1:{}/postgres", self.port)
     }
 
-    /// The server's port on 127.0.0.1.
+    /// Returns the server's port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Runs SQL by `psql`, and gives what it prints.
+    /// Runs SQL with `psql`, and returns what it prints.
     ///
     /// # Panics
     /// If the server refuses.
@@ -104,12 +105,12 @@ impl Postgres {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
-    /// The same for a server that may be down or stand still: tells whether it was run, within some seconds.
+    /// Runs SQL on a server that may be down or paused. Returns whether it ran within a few seconds.
     pub fn try_sql(&self, text: &str) -> bool {
         self.try_each_sql(&[text])
     }
 
-    /// The same for several, each in a transaction of its own.
+    /// Like [`try_sql`](Self::try_sql), for several texts, each in its own transaction.
     pub fn try_each_sql(&self, texts: &[&str]) -> bool {
         let mut psql = Command::new("timeout");
         psql.arg("5").arg(find("psql")).env("PGCONNECT_TIMEOUT", "2");
@@ -118,32 +119,32 @@ impl Postgres {
         psql.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
     }
 
-    /// SIGKILL for the postmaster, after which its other processes end by themselves.
+    /// Kills the postmaster with SIGKILL. Its other processes then end by themselves.
     pub fn kill(&self) {
         self.running.kill();
     }
 
-    /// SIGSTOP for the postmaster: new connections get no answer.
+    /// Pauses the postmaster with SIGSTOP, so new connections get no answer.
     pub fn pause(&self) {
         self.running.signal(Signal::STOP);
     }
 
-    /// SIGSTOP for the postmaster and all its processes: nothing is answered at all.
+    /// Pauses the postmaster and all its processes with SIGSTOP, so nothing gets an answer.
     pub fn pause_all(&self) {
         self.running.signal_all(Signal::STOP);
     }
 
-    /// SIGCONT for all of them.
+    /// Resumes all of them with SIGCONT.
     pub fn resume_all(&self) {
         self.running.signal_all(Signal::CONT);
     }
 
-    /// SIGCONT.
+    /// Resumes the postmaster with SIGCONT.
     pub fn resume(&self) {
         self.running.signal(Signal::CONT);
     }
 
-    /// Starts it again after [`kill`](Self::kill), on the same port and data.
+    /// Starts the server again after [`kill`](Self::kill), on the same port and data.
     ///
     /// # Panics
     /// If it does not start.
@@ -157,7 +158,8 @@ fn launch(folder: &std::path::Path, port: u16, settings: &[String]) -> Result<Ru
     command.push(find("postgres").display().to_string());
     command.extend(["-D".to_owned(), folder.join("data").display().to_string(), "-p".to_owned(), port.to_string()]);
     let socket = format!("unix_socket_directories={}", folder.display());
-    // After a crash all files of the data folder are flushed, here by one call instead of one each: three seconds less.
+    // After a crash PostgreSQL flushes every file of the data folder. This setting does it in one call, which saves
+    // three seconds.
     let flush = "recovery_init_sync_method=syncfs";
     let own = ["listen_addresses=127.0.0.1", &socket, "max_connections=300", flush];
     for setting in own.into_iter().chain(settings.iter().map(String::as_str)) {
@@ -173,8 +175,9 @@ fn launch(folder: &std::path::Path, port: u16, settings: &[String]) -> Result<Ru
     running.unless_it_ended(ready)
 }
 
-/// Debian keeps the server's binaries out of the path, in a folder for each version, of which this takes the newest.
-/// `ONCEKEY_POSTGRES` chooses a version, there or among [`further_servers`]; `ONCEKEY_POSTGRES_BIN` names any other folder.
+/// Finds a binary. Debian keeps the server's binaries out of the path, in one folder per version, of which this takes
+/// the newest. `ONCEKEY_POSTGRES` chooses a version, there or among [`further_servers`]; `ONCEKEY_POSTGRES_BIN` names
+/// any other folder.
 fn find(name: &str) -> PathBuf {
     let chosen = |root: PathBuf| {
         let versions = std::fs::read_dir(root).into_iter().flatten().flatten();

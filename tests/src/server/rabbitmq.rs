@@ -10,7 +10,7 @@ use crate::process::PATIENCE;
 const USER: &str = "rabbitmq";
 const PACKAGE: &str = "rabbitmq-server";
 
-/// A node of its own, with a port mapper of its own: Erlang's would outlive it. It can be killed and started again.
+/// A separate node with its own port mapper, because Erlang's would outlive it. It can be killed and restarted.
 #[derive(Debug)]
 pub struct RabbitMqServer {
     folder: PathBuf,
@@ -27,7 +27,7 @@ struct Ports {
 }
 
 impl RabbitMqServer {
-    /// Starts it.
+    /// Starts the node.
     ///
     /// # Panics
     /// If RabbitMQ is not installed, or does not start.
@@ -44,12 +44,12 @@ impl RabbitMqServer {
         Self { folder, ports, running, _mapper: mapper }
     }
 
-    /// Its URL.
+    /// Returns its URL.
     pub fn url(&self) -> String {
         format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.ports.node)
     }
 
-    /// Runs a command of `rabbitmqctl`, and gives what it says.
+    /// Runs a command of `rabbitmqctl`, and returns what it prints.
     ///
     /// # Panics
     /// If it fails.
@@ -62,24 +62,24 @@ impl RabbitMqServer {
         String::from_utf8_lossy(&told.stdout).into_owned()
     }
 
-    /// SIGKILL.
+    /// Kills the node with SIGKILL.
     pub fn kill(&self) {
         self.running.kill();
     }
 
-    /// Starts it again after [`kill`](Self::kill), on the same port and data.
+    /// Starts the node again after [`kill`](Self::kill), on the same port and data.
     ///
     /// # Panics
     /// If it does not start.
     pub fn restart(&mut self) {
         self.running.relaunch(|| launch(&self.folder, self.ports));
         let (folder, ports) = (self.folder.clone(), self.ports);
-        // Aside: the test's faults go on meanwhile.
+        // This runs on a separate thread, because the test's faults continue in the meantime.
         std::thread::spawn(move || elect_leaders(&folder, ports));
     }
 }
 
-/// How a command for the node begins.
+/// Returns the beginning of a command for the node.
 fn words(folder: &Path, ports: Ports) -> Vec<String> {
     let mut command = as_user(USER);
     command.push("env".to_owned());
@@ -99,18 +99,18 @@ fn words(folder: &Path, ports: Ports) -> Vec<String> {
         ("RABBITMQ_CONFIG_FILE", path("rabbitmq.conf")),
         ("RABBITMQ_ENABLED_PLUGINS_FILE", path("plugins")),
         ("RABBITMQ_PID_FILE", path("pid")),
-        // So that the script becomes the node instead of starting it: what is killed is the node.
+        // With this setting the script becomes the node instead of starting it, so a kill hits the node.
         ("RABBITMQ_ALLOW_INPUT", "true".to_owned()),
-        // A message that a queue hands on and whose confirm is lost, is handed on again after this; by default after three
-        // minutes, which is longer than a test waits.
+        // If a queue forwards a message and the confirmation is lost, it forwards the message again after this time.
+        // The default is three minutes, which is longer than a test waits.
         ("RABBITMQ_SERVER_START_ARGS", "-noinput -rabbit dead_letter_worker_publisher_confirm_timeout 5000".to_owned()),
     ];
     command.extend(own.map(|(name, value)| format!("{name}={value}")));
     command
 }
 
-/// Elects the leaders of quorum queues that have none: after a kill, RabbitMQ 3.10 at times leaves a queue without one for
-/// ever. <https://github.com/rabbitmq/rabbitmq-server/issues/10070>
+/// Elects the leaders of quorum queues that have none: after a kill, RabbitMQ 3.10 sometimes leaves a queue without one
+/// forever. <https://github.com/rabbitmq/rabbitmq-server/issues/10070>
 fn elect_leaders(folder: &Path, ports: Ports) {
     const WITHOUT_LEADER: &str = "[begin ra:trigger_election(Server), Name end || Queue <- rabbit_amqqueue:list(), \
         amqqueue:get_type(Queue) =:= rabbit_quorum_queue, {Name, _} = Server <- [amqqueue:get_pid(Queue)], \
@@ -140,7 +140,7 @@ fn launch(folder: &Path, ports: Ports) -> Result<Running, String> {
     running.unless_it_ended(ready)
 }
 
-/// The server's own scripts: Debian's on the path insist on their user and their folders.
+/// Returns the server's own script. Debian's scripts in the path insist on their own user and folders.
 fn script(name: &str) -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/rabbitmq/lib").into_iter().flatten().flatten();
     let folders: Vec<_> = versions.map(|entry| entry.path().join("sbin")).collect();

@@ -1,5 +1,5 @@
-//! Redis servers: one, one with a replica under Sentinel, and a cluster. `ONCEKEY_REDIS=valkey` makes them Valkey's, and
-//! `ONCEKEY_REDIS_BIN` names the folder of another version's binaries.
+//! Redis servers: one, one with a replica under Sentinel, and a cluster. `ONCEKEY_REDIS=valkey` runs Valkey instead,
+//! and `ONCEKEY_REDIS_BIN` names the folder of another version's binaries.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -13,22 +13,22 @@ use crate::process::PATIENCE;
 
 const USER: &str = "redis";
 const PACKAGE: &str = "redis-server";
-/// How a server must be set to keep what it confirms.
+/// The settings with which a server keeps what it confirms.
 const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
-/// The name that the sentinels have for the master.
+/// The sentinels' name for the master.
 const MASTER: &str = "main";
 
-/// What the suites run on.
+/// The server that the suites run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RedisKind {
     /// Redis itself.
     Redis,
-    /// Its fork.
+    /// The fork of Redis.
     Valkey,
 }
 
 impl RedisKind {
-    /// What `ONCEKEY_REDIS` chooses: `redis`, which is the default, or `valkey`.
+    /// Returns the server that `ONCEKEY_REDIS` chooses: `redis`, which is the default, or `valkey`.
     ///
     /// # Panics
     /// If it is neither.
@@ -41,8 +41,7 @@ impl RedisKind {
     }
 }
 
-/// A server of its own, which writes every change to the disk before it answers. It can be killed, paused and started
-/// again.
+/// A separate server that writes every change to the disk before it answers. It can be killed, paused and restarted.
 #[derive(Debug)]
 pub struct Redis {
     folder: PathBuf,
@@ -52,7 +51,7 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// Starts it, with durable settings.
+    /// Starts the server with durable settings.
     ///
     /// # Panics
     /// If Redis is not installed, or does not start.
@@ -60,7 +59,8 @@ impl Redis {
         Self::start_with(&[])
     }
 
-    /// The same with more settings, such as `--maxmemory-policy allkeys-lru`; the last word on each counts.
+    /// Starts the server with more settings, such as `--maxmemory-policy allkeys-lru`. The last value of each setting
+    /// counts.
     ///
     /// # Panics
     /// If Redis is not installed, or does not start.
@@ -71,27 +71,27 @@ impl Redis {
         Self { folder, port, settings, running }
     }
 
-    /// The URL of database 0.
+    /// Returns the URL of database 0.
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/0", self.port)
     }
 
-    /// The URL by its socket.
+    /// Returns the URL of its socket.
     pub fn socket_url(&self) -> String {
         format!("redis+unix://{}?db=0", self.folder.join("socket").display())
     }
 
-    /// The server's port on 127.0.0.1.
+    /// Returns the server's port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Where its files are.
+    /// Returns the folder of its files.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Runs a command by the server's client, and gives what it prints.
+    /// Runs a command with the server's client, and returns what it prints.
     ///
     /// # Panics
     /// If there is no answer.
@@ -99,29 +99,29 @@ impl Redis {
         cli(self.port, command)
     }
 
-    /// The same for a server that may be down or stand still: tells whether it answered OK within some seconds.
+    /// Runs a command on a server that may be down or paused. Returns whether it answered OK within a few seconds.
     pub fn try_cli(&self, command: &[&str]) -> bool {
         let mut client = Command::new("timeout");
         client.arg("2").arg(find("cli")).args(["-h", "127.0.0.1", "-p", &self.port.to_string()]).args(command);
         client.output().is_ok_and(|output| output.stdout.trim_ascii() == b"OK")
     }
 
-    /// SIGKILL.
+    /// Kills the server with SIGKILL.
     pub fn kill(&self) {
         self.running.kill();
     }
 
-    /// SIGSTOP: all stands still.
+    /// Pauses the whole server with SIGSTOP.
     pub fn pause(&self) {
         self.running.signal(Signal::STOP);
     }
 
-    /// SIGCONT.
+    /// Resumes the server with SIGCONT.
     pub fn resume(&self) {
         self.running.signal(Signal::CONT);
     }
 
-    /// Starts it again after [`kill`](Self::kill), on the same port and data.
+    /// Starts the server again after [`kill`](Self::kill), on the same port and data.
     ///
     /// # Panics
     /// If it does not start.
@@ -129,7 +129,7 @@ impl Redis {
         self.running.relaunch(|| launch(&self.folder, self.port, &self.settings));
     }
 
-    /// The same, with all its data gone.
+    /// Starts the server again without its data.
     ///
     /// # Panics
     /// If it does not start.
@@ -142,10 +142,10 @@ impl Redis {
     }
 }
 
-/// A master with a replica, and three sentinels that put the one in the place of the other.
+/// A master with a replica, and three sentinels that replace the master with the replica.
 #[derive(Debug)]
 pub struct RedisSentinel {
-    /// The two servers; which of them is the master changes.
+    /// The two servers. Which one is the master changes.
     pub servers: [Redis; 2],
     sentinels: Vec<(u16, Running)>,
 }
@@ -171,29 +171,29 @@ impl RedisSentinel {
         servers
     }
 
-    /// The URL by its sentinels.
+    /// Returns the URL of the sentinels.
     pub fn url(&self) -> String {
         let hosts: Vec<String> = self.sentinels.iter().map(|(port, _)| format!("127.0.0.1:{port}")).collect();
         format!("redis+sentinel://{}/{MASTER}/0", hosts.join(","))
     }
 
-    /// Which of the servers the sentinels say is the master.
+    /// Returns the server that the sentinels name as the master.
     pub fn master(&self) -> usize {
         let said = cli(self.sentinels[0].0, &["sentinel", "get-master-addr-by-name", MASTER]);
         usize::from(said.lines().nth(1) != Some(&self.servers[0].port.to_string()))
     }
 
-    /// Waits until the other server has taken the place of one that was killed. Gives which one that is.
+    /// Waits until the other server has replaced a killed one, and returns its index.
     ///
     /// # Panics
-    /// If it does not.
+    /// If that does not happen.
     pub fn until_taken_over(&self, old: usize) -> usize {
         until("the failover", || self.servers[1 - old].cli(&["role"]).starts_with("master"));
         1 - old
     }
 }
 
-/// One sentinel by itself: it names a master, and puts nothing in its place.
+/// A single sentinel. It names a master and never replaces it.
 #[derive(Debug)]
 pub struct LoneSentinel {
     port: u16,
@@ -201,7 +201,7 @@ pub struct LoneSentinel {
 }
 
 impl LoneSentinel {
-    /// Starts it before the master at a port on 127.0.0.1, which may be a proxy's.
+    /// Starts a sentinel for the master at a port on 127.0.0.1, which may be a proxy's port.
     ///
     /// # Panics
     /// If Redis is not installed, or it does not start.
@@ -210,7 +210,7 @@ impl LoneSentinel {
         Self { port, _running: running }
     }
 
-    /// The URL by it.
+    /// Returns the sentinel's URL.
     pub fn url(&self) -> String {
         format!("redis+sentinel://127.0.0.1:{}/{MASTER}/0", self.port)
     }
@@ -224,7 +224,7 @@ pub struct RedisCluster {
 }
 
 impl RedisCluster {
-    /// Starts them and joins them.
+    /// Starts the nodes and joins them.
     ///
     /// # Panics
     /// If Redis is not installed, or they do not start.
@@ -263,7 +263,7 @@ impl RedisCluster {
         cluster
     }
 
-    /// One node that has all slots and tells every client to come to `port`, a proxy's.
+    /// Returns one node that has all slots and directs every client to `port`, the port of a proxy.
     ///
     /// # Panics
     /// If Redis is not installed, or it does not start.
@@ -279,7 +279,7 @@ impl RedisCluster {
         node
     }
 
-    /// The URL by three of its nodes.
+    /// Returns the URL with three of the nodes.
     pub fn url(&self) -> String {
         let hosts: Vec<String> = self.nodes[..3].iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
         format!("redis+cluster://{}", hosts.join(","))
@@ -288,7 +288,7 @@ impl RedisCluster {
     /// Waits until every slot is served again.
     ///
     /// # Panics
-    /// If that does not come to pass.
+    /// If that does not happen.
     pub fn until_served(&self) {
         until("the cluster's recovery", || {
             let alive = self.nodes.iter().filter(|node| node.running.is_alive());
@@ -296,7 +296,7 @@ impl RedisCluster {
         });
     }
 
-    /// Whether a node is a replica.
+    /// Returns whether a node is a replica.
     ///
     /// # Panics
     /// If it does not answer.
@@ -342,7 +342,7 @@ fn launch(folder: &Path, port: u16, settings: &[String]) -> Result<Running, Stri
     command.push(folder.display().to_string());
     command.extend(settings.iter().cloned());
     let running = Running::start(folder, &os(&command));
-    // One that wants a password says so; it is there all the same.
+    // A server that requires a password says so, and is ready too.
     let ready = wait_until_ready(&running, folder, port, || {
         let said = cli(port, &["ping"]);
         said == "PONG" || said.contains("NOAUTH")
@@ -357,7 +357,7 @@ fn cli(port: u16, command: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-/// `redis-server`, or what Valkey calls it.
+/// Finds `redis-server`, or Valkey's equivalent.
 fn find(name: &str) -> PathBuf {
     if let Some(folder) = std::env::var_os("ONCEKEY_REDIS_BIN").map(PathBuf::from) {
         let valkey = folder.join(format!("valkey-{name}"));

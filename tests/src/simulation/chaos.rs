@@ -1,4 +1,4 @@
-//! What befalls the processes.
+//! The faults of the processes.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use super::world::{Fault, Shared, World};
 use super::{CHAOS, LEASE, Process, SETTLING_LIMIT};
 
-/// Crashes, pauses and shuts processes down, and takes the store away, one after another.
+/// Crashes, pauses and shuts down processes, and takes the store away, one after another.
 pub(super) async fn strike(world: Shared, processes: Arc<Mutex<Vec<Process>>>) {
     let end = Instant::now() + CHAOS;
     if world.with(|world| world.calm) {

@@ -1,4 +1,4 @@
-//! Operations with steps: what each does, and what may go wrong in it.
+//! Operations with steps: what each one does, and what can go wrong in it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::clients::{stands_still, takes_a_while};
 use super::world::{Fault, Life, Shared, Transaction};
 use super::{LEASE, Value};
 
-/// What a step's interruption means.
+/// The meaning of an interrupted step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StepKind {
     /// At most once.
@@ -23,7 +23,7 @@ pub(super) enum StepKind {
     Transaction,
 }
 
-/// One to three steps, by the key's number.
+/// Returns one to three steps, depending on the key's number.
 pub(super) fn steps(key: &Key) -> &'static [(&'static str, StepKind)] {
     use StepKind::{Hold, Rerun, Transaction};
     let number: usize = key.idempotency_key().parse().unwrap();
@@ -35,7 +35,7 @@ pub(super) fn steps(key: &Key) -> &'static [(&'static str, StepKind)] {
     }
 }
 
-/// Calls a key whose operation has steps.
+/// Makes a call for a key whose operation has steps.
 pub(super) async fn call(
     world: &Shared,
     engine: &Engine,
@@ -47,7 +47,7 @@ pub(super) async fn call(
     engine.run_local(key.clone(), &"the same", move |claim| check_out(world, life, claim)).await
 }
 
-/// The outcome is that of the last step.
+/// Runs the steps. The operation's outcome is that of the last step.
 async fn check_out(world: Shared, life: Arc<Life>, claim: Claim) -> Result<Value, &'static str> {
     stands_still(&life).await;
     let working = world.begins(claim.key(), claim.attempt(), &life);
@@ -83,7 +83,7 @@ async fn check_out(world: Shared, life: Arc<Life>, claim: Claim) -> Result<Value
 
 type Told = Result<u64, Option<StepError<&'static str>>>;
 
-/// Runs one step; `None` if its future was dropped.
+/// Runs one step. Returns `None` if its future was dropped.
 async fn one(world: &Shared, life: &Arc<Life>, claim: &Claim, name: &'static str, kind: StepKind) -> Told {
     let key = claim.key();
     let policy = if kind == StepKind::Rerun { StepPolicy::Rerun } else { StepPolicy::Hold };

@@ -1,4 +1,4 @@
-//! Those who call, and what they make of the answers.
+//! The callers, and how they interpret the answers.
 
 use std::future::pending;
 use std::pin::pin;
@@ -18,7 +18,7 @@ use super::{BUSIEST, CHAOS, LEASE, Process, Value, checkouts};
 type Processes = Arc<Mutex<Vec<Process>>>;
 type Answered = Result<Outcome<u64>, RunError<&'static str>>;
 
-/// Calls one key after another, by one process after another, until the faults end.
+/// Calls one key after another, through one process after another, until the faults end.
 pub(super) async fn call_around(world: Shared, processes: Processes) {
     let end = Instant::now() + CHAOS;
     let keys = super::keys();
@@ -38,7 +38,7 @@ pub(super) async fn call_around(world: Shared, processes: Processes) {
             0 => process.engine.clone(),
             _ => process.engine.with_wait(world.up_to(2_000)),
         };
-        // Duplicates reach the arbiter at one instant.
+        // Duplicates reach the arbiter at the same instant.
         let calls = if world.with(|world| world.strikes(Fault::Twins, 15.0)) { 2 } else { 1 };
         let busy = world.with(|world| match world.strikes(Fault::BusyCaller, 10.0) {
             true => world.up_to((BUSIEST - LEASE).as_millis() as u64) + LEASE,
@@ -53,7 +53,7 @@ pub(super) async fn call_around(world: Shared, processes: Processes) {
             biased;
             () = process.life.end() => {}
             () = sleep(patience) => {
-                // Whoever called an operation that never returns leaves in the end.
+                // A caller of an operation that never returns leaves eventually.
                 if !goes_away && !world.with(|world| world.is_hung(key)) {
                     world.with(|world| world.breaks(format!("a call of {key} was never answered")));
                 }
@@ -63,7 +63,7 @@ pub(super) async fn call_around(world: Shared, processes: Processes) {
     }
 }
 
-/// Asks at once, and hears nothing for a while.
+/// Sends the call at once, and reads nothing for a while.
 async fn heard_late<F: Future>(calling: F, busy: Duration) -> F::Output {
     let mut calling = pin!(calling);
     if let Poll::Ready(answers) = poll!(&mut calling) {
@@ -81,7 +81,7 @@ fn judge(world: &Shared, key: &Key, answered: Answered) {
             Error::InProgress { .. }
             | Error::Indeterminate { .. }
             | Error::Store(_)
-            // The transaction was rolled back: nothing happened.
+            // The transaction was rolled back, so nothing happened.
             | Error::CommitRefused(_)
             | Error::ShuttingDown
             | Error::Stopped
@@ -108,7 +108,7 @@ async fn ask_for_something_else(world: &Shared, process: &Process, key: &Key) {
     }
 }
 
-/// Calls a key by what is done under it.
+/// Calls a key in the way that its mode requires.
 pub async fn call(world: &Shared, engine: &Engine, life: &Arc<Life>, key: &Key, mode: Mode) -> Answered {
     world.calls();
     let told = world.clone();
@@ -144,14 +144,14 @@ pub async fn call(world: &Shared, engine: &Engine, life: &Arc<Life>, key: &Key, 
     })
 }
 
-/// A process that has crashed does nothing more.
+/// Stops a process that has crashed from doing anything more.
 pub(super) async fn stands_still(life: &Life) {
     if !life.is_alive() {
         pending::<()>().await;
     }
 }
 
-/// An operation with an outside effect.
+/// Runs an operation with an external effect.
 async fn operate(world: Shared, life: Arc<Life>, claim: oncekey::Claim) -> Result<Value, &'static str> {
     stands_still(&life).await;
     let working = world.begins(claim.key(), claim.attempt(), &life);
@@ -174,7 +174,7 @@ async fn operate(world: Shared, life: Arc<Life>, claim: oncekey::Claim) -> Resul
         drop(working);
         std::panic::resume_unwind(Box::new("simulated: the operation panics"));
     }
-    // It may have done its work, or not: nothing of it comes any more.
+    // The operation hangs, before or after its effect. It returns nothing any more.
     let hangs = world.with(|world| world.strikes(Fault::Hang, 4.0).then(|| world.chance.random_bool(0.5)));
     if hangs == Some(false) {
         return working.hangs().await;
@@ -200,7 +200,7 @@ pub(super) async fn takes_a_while(world: &Shared, life: &Life) {
     sleep(world.with(|world| world.pause_left(life.process))).await;
 }
 
-/// Now that nothing goes wrong any more, every key must come to its one outcome, for every process.
+/// Checks, after the last fault, that every key reaches its one outcome for every process.
 pub(super) async fn settle_all(world: &Shared, processes: &Processes) {
     let processes = processes.lock().unwrap().clone();
     for (key, mode) in super::keys() {
@@ -222,7 +222,7 @@ pub(super) async fn settle_all(world: &Shared, processes: &Processes) {
                 None => world.with(|world| world.breaks(format!("{key} is stuck: {told:?}"))),
             }
         }
-        // Once more: what was settled is replayed.
+        // A settled key replays once more.
         match call(world, &processes[0].engine, &processes[0].life, &key, mode).await {
             Ok(Outcome::Replayed(value)) => world.is_told(&key, value),
             other => world.with(|world| world.breaks(format!("{key} is not replayed: {other:?}"))),

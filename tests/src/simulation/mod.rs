@@ -1,15 +1,15 @@
-//! The real engine in a simulated world: its actors on a virtual clock, a store that loses and delays, processes that
-//! crash and pause, all decided by one seed.
+//! The real engine in a simulated world: its actors run on a virtual clock, the store loses and delays messages, and
+//! processes crash and pause. One seed decides everything.
 //!
-//! A run has three parts. In the first everything goes wrong that can, while clients call. Then the faults end, the last
-//! late messages arrive, and what was under way comes to its end: what a process that lives knows of a key must have reached
-//! the store by then. At last every key is called once more: it must have exactly one outcome, and none may
-//! be stuck. The [world](World) holds what really happened, and compares.
+//! A run has three parts. In the first, everything goes wrong that can, while clients make calls. Then the faults end,
+//! the last late messages arrive, and everything in flight finishes. By then, whatever a living process knows about a
+//! key must have reached the store. Finally every key is called once more: it must have exactly one outcome, and none
+//! may be stuck. The [world](World) keeps what really happened, and compares.
 //!
-//! Some operations never return. The run limit ends their claims, and nobody waits for them at the end.
+//! Some operations never return. The run limit ends their claims, and nothing waits for them at the end.
 //!
-//! In every fourth world processes live and the store answers; only claims go astray. There an operation that may be rerun
-//! never runs twice at once.
+//! In every fourth world processes live and the store answers; only claims go astray. In such a world, an operation
+//! that may be rerun never runs twice at the same time.
 
 mod chaos;
 mod checkouts;
@@ -28,42 +28,44 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use oncekey::{Abandoned, Engine, OnAbandoned};
+use oncekey::{AbandonedClaim, Engine, OnAbandoned};
 
-/// What a simulated process is set up with. The faults take longer than the lease, and so may an answer.
+/// The lease of a simulated process. The faults take longer than the lease, and so may an answer.
 pub const LEASE: Duration = Duration::from_millis(600);
-/// One or the other, by the seed: an answer that outlasts the lease, or a request that outlasts its sender.
+/// The seed picks one of these: with one, an answer can outlast the lease; with the other, a request can outlast its
+/// sender.
 const STORE_DEADLINES: [Duration; 2] = [Duration::from_millis(400), Duration::from_millis(550)];
-/// Short, so that operations pass it while things go wrong. In a calm world none does but one that never returns.
+/// The limits are short, so that operations pass them while things go wrong. In a calm world only an operation that
+/// never returns passes its limit.
 const RUN_LIMITS: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(8)];
 const SETTLING_LIMIT: Duration = Duration::from_millis(1_500);
 const CHAOS: Duration = Duration::from_secs(6);
-/// No message is on its way for longer.
+/// The maximum time that a message is in transit.
 const LATEST: Duration = Duration::from_secs(180);
-/// A caller that is busy hears of its grant within this time, and not before its lease is over.
+/// The maximum time after which a busy caller learns of its grant. It learns of it only after its lease is over.
 const BUSIEST: Duration = Duration::from_millis(2_500);
 const PROCESSES: usize = 3;
 const KEYS: usize = 16;
 const CLIENTS: usize = 5;
 
-/// How a run went.
+/// The result of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
     /// The seed that it came from.
     pub seed: u64,
-    /// A digest of all that happened, in its order.
+    /// A digest of all events, in order.
     pub trace: u64,
-    /// How many things happened.
+    /// The number of events.
     pub events: u64,
-    /// Calls that clients made, and how many got an outcome.
+    /// The number of calls that clients made.
     pub calls: u64,
-    /// Calls that ended with an outcome.
+    /// The number of calls that ended with an outcome.
     pub answered: u64,
-    /// Effects, over all keys.
+    /// The number of effects, over all keys.
     pub effects: u64,
-    /// Faults that struck, by kind.
+    /// The number of faults that struck, by kind.
     pub faults: BTreeMap<&'static str, u64>,
-    /// What was promised and did not hold.
+    /// The promises that did not hold.
     pub violations: Vec<String>,
 }
 
@@ -104,23 +106,23 @@ pub fn run(seed: u64, sabotage: Option<Sabotage>) -> Report {
     })
 }
 
-/// Runs what a test does itself in a world, on the same virtual clock.
+/// Runs a test's own actions in a world, on the same virtual clock.
 pub fn on_virtual_time<T>(seed: u64, act: impl AsyncFnOnce(Shared) -> T) -> T {
     oncekey::simulation::seed(seed);
     actix_rt::System::with_tokio_rt(runtime).block_on(async move { act(World::shared(seed, None)).await })
 }
 
-/// A simulated process, in its present life.
+/// A simulated process in its current life.
 #[derive(Debug, Clone)]
 pub struct Process {
     /// Its engine.
     pub engine: Engine,
-    /// What its store knows of it.
+    /// What its store knows about it.
     pub life: Arc<Life>,
 }
 
 impl Process {
-    /// Starts one.
+    /// Starts a process.
     pub fn start(world: &Shared, number: usize) -> Self {
         let life = world.is_born(number);
         let asked = world.clone();
@@ -131,7 +133,7 @@ impl Process {
             .run_limit(world.run_limit())
             .retention(Duration::from_secs(24 * 60 * 60))
             .on_abandoned(OnAbandoned::Hold)
-            .reconciler(move |abandoned: Abandoned| {
+            .reconciler(move |abandoned: AbandonedClaim| {
                 let world = asked.clone();
                 async move {
                     tokio::time::sleep(world.up_to(100)).await;
@@ -146,7 +148,7 @@ impl Process {
 
 const MODES: [Mode; 4] = [Mode::Hold, Mode::Transaction, Mode::Rerun, Mode::Steps];
 
-/// All keys, each with what is done under it.
+/// Returns all keys, each with its mode.
 pub fn keys() -> Vec<(oncekey::Key, Mode)> {
     (0..KEYS).map(|number| (oncekey::Key::new("simulation", number).unwrap(), MODES[number % MODES.len()])).collect()
 }

@@ -1,4 +1,4 @@
-//! The store as a process sees it: over a network that loses, repeats and delays.
+//! The store as a process sees it, over a network that loses, repeats and delays messages.
 
 use std::fmt;
 use std::future::pending;
@@ -20,14 +20,14 @@ use tokio::time::sleep;
 use super::world::{Fault, Life, Shared, World};
 use super::{BUSIEST, LATEST, LEASE};
 
-/// One life's connection to the world's store.
+/// The connection of one life of a process to the world's store.
 #[derive(Debug, Clone)]
 pub struct SimulatedStore {
     world: Shared,
     life: Arc<Life>,
 }
 
-/// What becomes of one request, decided when it is sent.
+/// What happens to one request, decided when it is sent.
 #[derive(Debug)]
 struct Fate {
     there: Duration,
@@ -36,7 +36,7 @@ struct Fate {
     request_lost: bool,
     answer_lost: bool,
     reset: bool,
-    /// Whether it is taken once more, this long after.
+    /// If the request is executed twice, the time between the two.
     repeated: Option<Duration>,
 }
 
@@ -63,7 +63,7 @@ impl World {
 }
 
 impl World {
-    /// What becomes of an acquire: it may also arrive when nobody waits for it any more.
+    /// Returns the fate of an acquire. It may also arrive after its sender has stopped waiting.
     fn fate_of_acquire(&mut self, life: &Life) -> Fate {
         let mut fate = self.fate(life);
         if self.strikes(Fault::Late, 3.0) {
@@ -77,13 +77,13 @@ impl World {
 }
 
 impl SimulatedStore {
-    /// A connection for one life of a process.
+    /// Returns a connection for one life of a process.
     pub fn new(world: Shared, life: Arc<Life>) -> Self {
         Self { world, life }
     }
 
-    /// Sends a request on its way. What becomes of it does not depend on who still waits: a request whose sender has
-    /// given up, or died, is taken all the same.
+    /// Sends a request. Its fate does not depend on its sender: the store executes it even if the sender has given up
+    /// or died.
     async fn ask<T: fmt::Debug + 'static>(
         &self,
         take: impl FnMut(&mut World) -> Option<T> + 'static,
@@ -135,7 +135,7 @@ impl SimulatedStore {
         }
     }
 
-    /// A step of the record's life.
+    /// Executes a step of the record's life.
     async fn step<M: Clone + 'static, T: fmt::Debug + 'static>(
         &self,
         name: &'static str,
@@ -163,7 +163,7 @@ impl Backend for SimulatedStore {
         let take = move |world: &mut World| {
             let key = &message.key;
             let answer = world.step("acquire", key, |found, now| transition::acquire(found, now, &message));
-            // When it is taken once more nobody hears the answer.
+            // The answer to a repeated request reaches nobody.
             let is_heard = std::mem::replace(&mut is_heard, false) && life.is_alive();
             if let Acquired::Claimed { token, .. } = answer {
                 world.is_granted(key, token, message.owner);
@@ -183,7 +183,8 @@ impl Backend for SimulatedStore {
                 return here.is_not_promised(promise);
             }
             here.is_heard(promise);
-            // A caller that hears of its claim begins at once, or after it was busy and the engine confirmed the claim, or never.
+            // A caller that learns of its claim begins at once, or after it was busy and the engine confirmed the
+            // claim, or never.
             actix_rt::spawn(async move {
                 sleep(BUSIEST + 2 * LEASE).await;
                 world.with(|world| world.is_not_promised(promise));
@@ -215,7 +216,7 @@ impl Backend for SimulatedStore {
     ) -> Result<CompletedInTransaction, StoreError> {
         let (life, mut message) = (Arc::clone(&self.life), Some(message));
         let take = move |world: &mut World| {
-            // The transaction is its client's: with the client it is gone, and its driver never sends it twice.
+            // The transaction belongs to its client: it ends with the client, and its driver never sends it twice.
             let message = message.take().filter(|_| life.is_alive())?;
             Some(world.transact(message))
         };
@@ -248,7 +249,7 @@ impl Backend for SimulatedStore {
     async fn step_in_transaction(&self, message: StepInTransaction) -> Result<StepCommitted, StoreError> {
         let (life, mut message) = (Arc::clone(&self.life), Some(message));
         let take = move |world: &mut World| {
-            // As for an operation: with its client the transaction is gone, and it is never sent twice.
+            // As for an operation, the transaction ends with its client, and is never sent twice.
             let message = message.take().filter(|_| life.is_alive())?;
             Some(world.transact_step(message))
         };
@@ -294,7 +295,7 @@ impl Backend for SimulatedStore {
     }
 
     async fn purge(&self, _: Purge) -> Result<Purged, StoreError> {
-        // Nothing expires in the time of a run.
+        // Nothing expires during a run.
         Ok(Purged { removed: 0, more: false })
     }
 

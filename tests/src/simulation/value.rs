@@ -1,23 +1,23 @@
-//! What simulated operations give.
+//! The results of simulated operations.
 
 use serde::{Deserialize, Serialize};
 
-/// The number of an effect, and a mark that no stored value has: JSON can't tell `Some(())` from `None`.
+/// The number of an effect, and a mark that no stored value has: JSON cannot distinguish `Some(())` from `None`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Value {
-    /// Which effect gave it.
+    /// The effect that returned it.
     pub number: u64,
-    /// Set in values that would be read back as another.
+    /// Set in values that would be read back as another value.
     pub mark: Option<()>,
 }
 
 impl Value {
-    /// What an effect gives.
+    /// Returns the result of an effect.
     pub fn of(number: u64) -> Self {
         Self { number, mark: None }
     }
 
-    /// The same, as a value that can't be stored.
+    /// Returns the same result as a value that cannot be stored.
     pub fn unstorable(number: u64) -> Self {
         Self { number, mark: Some(()) }
     }

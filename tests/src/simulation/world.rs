@@ -1,4 +1,4 @@
-//! What really happens: chance, the records, the ledger of effects, and the promises that are compared to them.
+//! What really happens: chance, the records, the ledger of effects, and the promises that are checked against them.
 
 mod shared;
 mod steps;
@@ -23,20 +23,20 @@ use steps::StepLedger;
 
 use super::{LEASE, Report};
 
-/// What is done under a key.
+/// What the operations of a key do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// An outside effect, at most once.
+    /// An external effect, at most once.
     Hold,
-    /// An outside effect, at least once.
+    /// An external effect, at least once.
     Rerun,
     /// An effect in the store's transaction, exactly once.
     Transaction,
-    /// Several effects, each in a step of its own.
+    /// Several effects, each in its own step.
     Steps,
 }
 
-/// What goes wrong.
+/// The faults of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     /// The store refuses the connection.
@@ -47,17 +47,17 @@ pub enum Fault {
     AnswerLost,
     /// The connection breaks after the request was sent.
     Reset,
-    /// A request is taken twice.
+    /// A request is executed twice.
     Repeated,
     /// A request takes longer than its sender waits.
     Delayed,
-    /// A process ends without a word.
+    /// A process crashes.
     Crash,
-    /// A process stands still for longer than a lease.
+    /// A process pauses for longer than a lease.
     Pause,
-    /// A process ends politely.
+    /// A process shuts down in order.
     Shutdown,
-    /// A client goes away.
+    /// A client disconnects.
     ClientGone,
     /// An operation fails.
     Failure,
@@ -65,38 +65,38 @@ pub enum Fault {
     Panic,
     /// An acquire arrives long after its sender has given up.
     Late,
-    /// The store is away, for longer than a lease and than settlements are reported after.
+    /// The store is away for longer than a lease and than the settling limit.
     Outage,
-    /// Several calls of one key are made at one instant on one arbiter.
+    /// Several calls for one key reach one arbiter at the same instant.
     Twins,
     /// An operation no longer waits for its step.
     StepDropped,
     /// An operation never returns.
     Hang,
-    /// An operation gives a value that would be read back as another.
+    /// An operation returns a value that would be read back as another value.
     Unstorable,
-    /// The store gives a transaction up and rolls it back, and its operation passes over that.
+    /// The store aborts a transaction and rolls it back, and its operation ignores that.
     Contention,
-    /// The store ends a transaction and goes on without one, and its operation passes over that.
+    /// The store ends a transaction and continues without one, and its operation ignores that.
     TransactionEnd,
     /// The store's clock is set back.
     ClockBack,
-    /// A caller hears nothing for longer than a lease, as one whose thread is busy: its grant grows old meanwhile.
+    /// A caller reads nothing for longer than a lease, as if its thread were busy. Its grant ages in the meantime.
     BusyCaller,
 }
 
-/// An error of the store that the checks must notice: the control.
+/// A bug of the store that the checks must notice, as the control.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sabotage {
-    /// Claims are granted whoever holds the key.
+    /// Claims are granted even while another holder has the key.
     LeasesForgotten,
-    /// Whoever completes a key is believed.
+    /// Completions are accepted from any owner.
     OwnersIgnored,
     /// One outcome in a hundred is not written.
     OutcomesDropped,
-    /// Whoever begins a step is believed.
+    /// Steps begin for any owner.
     StepsUnfenced,
-    /// A key that is released or taken over has no steps any more.
+    /// A key loses its steps when it is released or taken over.
     StepsForgotten,
 }
 
@@ -105,19 +105,19 @@ pub enum Sabotage {
 pub struct Life {
     /// The process.
     pub process: usize,
-    /// Which of its lives.
+    /// The number of this life.
     pub number: u64,
     alive: AtomicBool,
     died: Notify,
 }
 
 impl Life {
-    /// Whether it is not over yet.
+    /// Returns whether this life has not ended.
     pub fn is_alive(&self) -> bool {
         self.alive.load(Ordering::Relaxed)
     }
 
-    /// Resolves when it is over.
+    /// Resolves when this life has ended.
     pub async fn end(&self) {
         let died = self.died.notified();
         if self.is_alive() {
@@ -126,18 +126,19 @@ impl Life {
     }
 }
 
-/// What really became of a claim that somebody asked for.
+/// What really happened to a requested claim.
 #[derive(Debug)]
 pub(super) struct Fate {
     life: Arc<Life>,
-    /// Whether the network repeated the acquire: its second arrival may leave a claim that nobody knows of.
+    /// Whether the network repeated the acquire. Its second arrival may leave a claim that no process knows about.
     repeated: bool,
     began: bool,
-    /// Whether the operation said that nothing happened.
+    /// Whether the operation reported that nothing happened.
     failed: bool,
 }
 
-/// Somebody who has a claim, or may be about to hear of it: who judges that the effect never will happen must know.
+/// A process that has a claim, or may still learn of it. A judgement that the effect will never happen must take it
+/// into account.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Engaged {
     key: Key,
@@ -145,11 +146,11 @@ struct Engaged {
     life: u64,
 }
 
-/// A claim that was granted and has not begun.
+/// A granted claim whose operation has not begun.
 #[derive(Debug)]
 struct Promise {
     number: u64,
-    /// Whether its holder has heard of it.
+    /// Whether its holder has learned of it.
     heard: bool,
     owner: Owner,
     engaged: Engaged,
@@ -160,39 +161,41 @@ struct Promise {
 pub struct World {
     pub(super) chance: SmallRng,
     began: Instant,
-    /// How fast the store's clock runs beside the processes'.
+    /// The pace of the store's clock relative to the processes' clocks.
     rate: f64,
-    /// By how much it was set back.
+    /// How far the clock was set back.
     back: Duration,
     records: BTreeMap<Key, Record>,
     pub(super) modes: BTreeMap<Key, Mode>,
-    /// Each effect that happened: of which key, and the value that it gave.
+    /// Each effect that happened: its key and its value.
     ledger: Vec<(Key, u64)>,
     steps: StepLedger,
     outcomes: BTreeMap<Key, u64>,
     promised: Vec<Promise>,
-    /// Every claim that was asked for, by its owner.
+    /// Every requested claim, by its owner.
     fates: BTreeMap<[u8; Owner::LEN], Fate>,
-    /// Operations that ended well, each with its value, in the life of its process.
+    /// Operations that succeeded, each with its value and the life of its process.
     finished: Vec<(Key, u64, Arc<Life>)>,
     /// Until when the store is away.
     away_until: Option<Instant>,
-    /// A world in which processes live, the store answers, and only claims go astray: nothing excuses anything.
+    /// Whether the world is calm: processes live, the store answers, and only claims go astray. In a calm world nothing
+    /// excuses a violation.
     pub(super) calm: bool,
     working: Vec<Engaged>,
     /// The keys of operations that never return.
     hung: Vec<Key>,
-    /// The effects whose values can't be stored.
+    /// The effects whose values cannot be stored.
     unstorable: Vec<u64>,
-    /// The last token of each key, and whose it is. No clock that was set back excuses a lower one while there is a record.
+    /// The latest token of each key, and its owner. While there is a record, a lower token is an error even if the
+    /// clock was set back.
     tokens: BTreeMap<Key, (FencingToken, Owner)>,
     paused: BTreeMap<usize, Instant>,
     pub(super) healed: bool,
     /// How much longer answers to acquires take.
     pub(super) slow_acquires: Duration,
-    /// How many commits' answers are still to be lost, each with its connection.
+    /// How many commits must still lose their answer and their connection.
     pub(super) lost_commits: u32,
-    /// How many transactions' operations are still to commit them by themselves.
+    /// How many transactions must still be committed by their own operations.
     transactions_to_end: u32,
     sabotage: Option<Sabotage>,
     next: u64,
@@ -201,7 +204,7 @@ pub struct World {
     report: Report,
 }
 
-/// What a transaction writes to: taken over into the ledger if it commits.
+/// What a transaction writes. The ledger takes it over if the transaction commits.
 #[derive(Debug)]
 pub(crate) struct Transaction {
     pub(crate) value: u64,
@@ -210,7 +213,7 @@ pub(crate) struct Transaction {
 }
 
 impl World {
-    /// A new world.
+    /// Returns a new world.
     pub fn shared(seed: u64, sabotage: Option<Sabotage>) -> Shared {
         let mut chance = SmallRng::seed_from_u64(seed);
         let rate = chance.random_range(0.9..1.1);
@@ -257,7 +260,7 @@ impl World {
     }
 
     pub(super) fn now(&self) -> StoreTime {
-        // An hour ahead of the processes' clocks, and running at a pace of its own.
+        // The store's clock is an hour ahead of the processes' clocks, and runs at a different pace.
         let millis = self.began.elapsed().as_millis() as f64 * self.rate;
         StoreTime::from_millis(3_600_000 + millis as u64 - self.back.as_millis() as u64)
     }
@@ -266,11 +269,11 @@ impl World {
         self.counts(Fault::ClockBack);
         let back = self.up_to(1_000);
         self.back += back;
-        // A token is kept by its record. What is gone was passed by the clock, as it was before.
+        // A record keeps its token. If the record is gone, the clock had already passed its token.
         self.tokens.retain(|key, _| self.records.contains_key(key));
     }
 
-    /// Takes a note of what happens. What is noted makes the trace.
+    /// Records an event. The events make up the trace.
     pub(super) fn note(&mut self, what: fmt::Arguments<'_>) {
         let line = format!("{:>6} {what}", self.began.elapsed().as_millis());
         if self.show {
@@ -291,7 +294,7 @@ impl World {
     }
 
     pub(super) fn strikes(&mut self, fault: Fault, percent: f64) -> bool {
-        // Drawn in any case: what is healed must not change what chance gives to others.
+        // The number is drawn in any case, because healing must not change the random numbers of others.
         let is_left = !self.calm
             || matches!(
                 fault,
@@ -362,7 +365,7 @@ impl World {
         self.away_until = Some(Instant::now() + long);
     }
 
-    /// Takes one step on a record.
+    /// Executes one step on a record.
     pub(super) fn step<Answer: fmt::Debug>(
         &mut self,
         name: &str,
@@ -413,12 +416,12 @@ impl World {
         self.sabotage == Some(Sabotage::OwnersIgnored)
     }
 
-    /// An operation may begin only under a claim that holds: one who may run it as well would begin it otherwise.
+    /// Checks that an operation begins only under a valid claim. Otherwise another holder could begin it too.
     pub(super) fn checks_begin(&mut self, key: &Key, attempt: Attempt) {
         let now = self.now();
         let record = self.records.get(key);
         let holds = record.is_some_and(|record| {
-            // The store's clock and the process's differ in pace.
+            // The clocks of the store and the process run at different paces.
             let has_lease = |lease_until: StoreTime| lease_until.after(LEASE / 8) > now;
             record.attempt == attempt
                 && matches!(record.state, State::InProgress { lease_until, .. } if has_lease(lease_until))
@@ -440,7 +443,7 @@ impl World {
         self.records.iter()
     }
 
-    /// Runs a transaction's operation and commits it with its outcome, or neither.
+    /// Runs a transaction's operation, and commits it together with its outcome, or commits neither.
     pub(super) fn transact(
         &mut self,
         message: oncekey::backend::CompleteInTransaction,
@@ -469,7 +472,7 @@ impl World {
         }
     }
 
-    /// Commits what an operation wrote that is content, and its outcome: if the transaction is still the one that began.
+    /// Commits the writes of a successful operation with its outcome, if the transaction is still the one that began.
     fn commit(
         &mut self,
         message: &oncekey::backend::Complete,
@@ -491,7 +494,7 @@ impl World {
             }
             wrote = false;
             if !oncekey::__planted!(TransactionNotProven) {
-                // Nobody can say what of it was committed: as if an operation had begun, and not ended.
+                // It is unknown how much was committed, as if an operation had begun and not ended.
                 if let Some(fate) = self.fates.get_mut(owner.as_bytes()) {
                     fate.began = true;
                 }
@@ -519,7 +522,7 @@ impl World {
         self.ledger.push((key.clone(), value));
     }
 
-    /// A claim is asked for.
+    /// Records that a claim was requested.
     pub(super) fn is_asked_for(&mut self, owner: Owner, life: &Arc<Life>, repeated: bool) {
         let fate = Fate { life: Arc::clone(life), repeated, began: false, failed: false };
         self.fates.insert(*owner.as_bytes(), fate);
@@ -537,17 +540,17 @@ impl World {
         self.unstorable.contains(&value)
     }
 
-    /// A claim is granted, with its token.
+    /// Records that a claim was granted, with its token.
     pub(super) fn is_granted(&mut self, key: &Key, token: FencingToken, owner: Owner) {
         match self.tokens.insert(key.clone(), (token, owner)) {
-            // The same claim, asked for again.
+            // The same claim was requested again.
             Some((_, before)) if before == owner => {}
             Some((before, _)) if before >= token => self.breaks(format!("{key} is granted {token} after {before}")),
             _ => {}
         }
     }
 
-    /// A claim is granted to somebody who may hear of it; the number is its name.
+    /// Records a granted claim whose caller may learn of it. The returned number identifies it.
     pub(super) fn is_promised(&mut self, key: &Key, attempt: Attempt, owner: Owner, life: u64) -> u64 {
         let number = self.next_value();
         let engaged = Engaged { key: key.clone(), attempt, life };
@@ -565,8 +568,8 @@ impl World {
         self.promised.retain(|promised| promised.number != promise);
     }
 
-    /// A holder hears that its claim still stands. Where the store's clock is the faster one, it may end a lease that the
-    /// process counts as standing: nobody promises anything for that moment.
+    /// Records that a holder's claim was confirmed. If the store's clock is faster, it may end a lease that the process
+    /// still counts as valid; nothing is promised for that moment.
     pub(super) fn is_confirmed(&mut self, key: &Key, attempt: Attempt) {
         let now = self.now();
         self.note(format_args!("{key} is confirmed, attempt {attempt}"));
@@ -580,8 +583,8 @@ impl World {
         }
     }
 
-    /// The store is there, the processes that live had all the time they need, and every late message has arrived. What a
-    /// process knows must have reached the store.
+    /// Checks that everything that a process knows has reached the store. At this point the store is available, the
+    /// living processes had all the time that they need, and every late message has arrived.
     pub(super) fn compares_what_is_known(&mut self) {
         let now = self.now();
         let mut broken = Vec::new();

@@ -26,7 +26,7 @@ async fn j03_each_mail_of_an_apalis_worker_that_is_killed_is_sent_once() {
         let mut command = Command::new(env!("CARGO_BIN_EXE_apalis_redis"));
         Process::start(command.arg(redis.url()).arg(&file).arg(mails.to_string()))
     };
-    // How often each was begun, and told to be sent.
+    // How often each mail was begun, and how often it was sent.
     let (mut begun, mut ended): (HashMap<u64, u32>, HashMap<u64, u32>) = Default::default();
     let mut note = |line: &str| {
         let number = |text: &str| text.trim().parse::<u64>().unwrap();
@@ -38,13 +38,13 @@ async fn j03_each_mail_of_an_apalis_worker_that_is_killed_is_sent_once() {
     };
     let mut worker = start(MAILS);
     for kill in 0..KILLS {
-        // By turns in the middle of a mail, and when it is sent and apalis may not have heard of it.
+        // The kill hits, in turn, a mail that is being sent, and a sent mail of which apalis may not know yet.
         let word = if kill % 2 == 0 { "sending" } else { "sent" };
         for _ in 0..8 {
             note(&format!("{word} {}", worker.expect(word)));
         }
         worker.kill();
-        // As before, and everything twice: an order that is enqueued again is mailed once.
+        // After the first kill everything is enqueued again: an order that is enqueued twice is mailed once.
         worker = start(if kill == 0 { MAILS } else { 0 });
     }
     let began = Instant::now();
@@ -62,7 +62,7 @@ async fn j03_each_mail_of_an_apalis_worker_that_is_killed_is_sent_once() {
     let sent: Vec<u64> = sent.iter().map(|mail| mail.mail_order as u64).collect();
     assert_eq!(sent, (0..MAILS).collect::<Vec<_>>(), "each once");
     assert_eq!(redis.cli(&["SCARD", "mails:dead"]), "0");
-    // The kills struck: mails were begun that their workers did not end, and yet none was begun at each delivery.
+    // The kills took effect: workers began mails that they did not finish. Still, not every delivery began a mail.
     let begun: u32 = begun.values().sum();
     assert!(u64::from(begun) < MAILS + 2 * KILLS as u64, "{begun} begun");
 }

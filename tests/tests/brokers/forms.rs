@@ -1,4 +1,4 @@
-//! Brokers in the forms in which they are found: a group that is gone, entries that are deleted, an open pull at the end.
+//! Brokers in unusual states: a lost group, deleted entries, and a pull that is still open at the end.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ fn numbered(numbers: std::ops::Range<u32>) -> Vec<Message> {
     numbers.map(|number| Message::new(number.to_string(), "mail")).collect()
 }
 
-/// Messages that were added after the group was lost, and before it is made again, are not missed.
+/// Messages that were added after the group was lost, and before it is created again, are not missed.
 #[actix_rt::test]
 async fn j05_a_group_that_is_gone_begins_again_where_it_was() {
     let redis = Redis::start();
@@ -37,13 +37,13 @@ async fn j05_a_group_that_is_gone_begins_again_where_it_was() {
     for id in ["5", "6"] {
         assert_eq!(next(&source).await.message.id(), id);
     }
-    // The server comes back without its data: the stream that is there now is another one.
+    // The server comes back without its data, so the stream is a different one now.
     redis.cli(&["DEL", QUEUE]);
     redis.cli(&["XADD", QUEUE, "1-1", "id", "7", "payload", "mail"]);
     assert_eq!(next(&source).await.message.id(), "7");
 }
 
-/// An entry that is deleted while it is pending is dropped, and holds nothing up.
+/// An entry that is deleted while it is pending is dropped, and delays nothing.
 #[actix_rt::test]
 async fn j05_entries_that_are_deleted_while_they_are_pending_hold_up_nobody() {
     let redis = Redis::start();
@@ -51,7 +51,7 @@ async fn j05_entries_that_are_deleted_while_they_are_pending_hold_up_nobody() {
     let client = redis::Client::open(redis.url()).unwrap();
     let first = RedisStreams::builder(client.clone(), QUEUE, GROUP, "mailer-1").open().await.unwrap();
     let taken = next(&first).await;
-    // As if its process died: nothing is given back.
+    // This is as if its process died: nothing is given back.
     drop(first);
     let entries = redis.cli(&["XRANGE", QUEUE, "-", "+"]);
     let ids: Vec<&str> = entries.lines().filter(|line| line.contains('-')).collect();
@@ -68,7 +68,7 @@ async fn j05_entries_that_are_deleted_while_they_are_pending_hold_up_nobody() {
     assert_eq!((redis.left().await, taken.message.id()), (0, "0"));
 }
 
-/// Redis can't keep a dead letter: the message stays pending, and is not acknowledged in its stead.
+/// If Redis cannot keep a dead letter, the message stays pending, and is not acknowledged instead.
 #[actix_rt::test]
 async fn j08_a_dead_letter_that_redis_can_not_keep_leaves_its_message_pending() {
     let redis = Redis::start();
@@ -95,12 +95,13 @@ async fn j08_a_dead_letter_that_redis_can_not_keep_leaves_its_message_pending() 
     source.close().await;
 }
 
-/// What is given back while the processor ends goes to others at once, and not to the pull that is still open here.
+/// Messages that are given back while the processor ends go to other consumers at once, and not to the pull that is
+/// still open here.
 #[actix_rt::test]
 async fn j05_what_nats_redelivers_while_a_consumer_ends_goes_to_another() {
     let nats = Nats::start();
     nats.publish(&numbered(0..20)).await;
-    // So long that a message that lies here unseen fails the test.
+    // This time is so long that a message that waits here unseen fails the test.
     let open = async || {
         let client = async_nats::connect(nats.url()).await.unwrap();
         let builder = NatsJetStream::builder(client, STREAM, CONSUMER).ack_wait(Duration::from_secs(600));
@@ -122,7 +123,7 @@ async fn j05_what_nats_redelivers_while_a_consumer_ends_goes_to_another() {
     ending.close().await;
 }
 
-/// Headers on which the server acts are the publishing's, and not the dead letter's.
+/// Headers on which the server acts come from the publishing alone, and not from the dead letter.
 #[actix_rt::test]
 async fn j08_a_nats_dead_letter_has_the_original_s_headers_under_a_prefix_only() {
     let nats = Nats::start();
@@ -147,7 +148,7 @@ async fn j08_a_nats_dead_letter_has_the_original_s_headers_under_a_prefix_only()
     assert_eq!(nats.left().await, 0);
 }
 
-/// A header that NATS can't carry is an error for its publisher.
+/// A header that NATS cannot carry is an error for its publisher.
 #[actix_rt::test]
 async fn j07_a_header_that_nats_can_not_carry_is_an_error() {
     let nats = Nats::start();

@@ -1,6 +1,6 @@
-//! Job processors over real brokers, with consumers that are killed and brokers that are restarted under them.
+//! Job processors over real brokers, with consumers that are killed and brokers that are restarted.
 //!
-//! A run has 1,000 messages, or as many as `ONCEKEY_BROKER_MESSAGES` says; with `--nocapture` it says what it met:
+//! A run has 1,000 messages, or as many as `ONCEKEY_BROKER_MESSAGES` says. With `--nocapture` it prints what happened:
 //!
 //! ```console
 //! $ ONCEKEY_BROKER_MESSAGES=10000 cargo test -p tests --all-features --test brokers j03 -- --nocapture --test-threads 1

@@ -1,4 +1,4 @@
-//! Messages that no try helps.
+//! Messages that fail at every attempt.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 const OTHERS: usize = 200;
 
-/// Two processors, one after the other, share the count of failures: it is with the broker.
+/// Two processors, one after the other, share the count of failures, because the broker keeps it.
 pub(crate) async fn reaches_the_dead_letters(broker: impl Broker) {
     let poison = ["poison-1", "poison-2"].map(|id| Message::new(id, "poison"));
     let unreadable = Message::new("unreadable", "unreadable");
@@ -22,10 +22,10 @@ pub(crate) async fn reaches_the_dead_letters(broker: impl Broker) {
 
     let engine = Engine::builder(MemoryBackend::new()).start().unwrap();
     let tried = Arc::new(AtomicUsize::new(0));
-    // The first ends when each poison message has failed once, and all others are done.
+    // The first processor ends when each poison message has failed once and all others are done.
     let first = consume_once(&broker, &engine, &tried, 2, OTHERS).await;
     assert_eq!((first.ran, first.dead), (OTHERS as u64, 1), "{first:?}");
-    // The second has two attempts left for each.
+    // The second one has two attempts left for each.
     let second = consume_once(&broker, &engine, &tried, 6, 0).await;
     assert_eq!((second.ran, second.dead, tried.load(Ordering::SeqCst)), (0, 2, 6), "{second:?}");
 
@@ -38,7 +38,7 @@ pub(crate) async fn reaches_the_dead_letters(broker: impl Broker) {
     assert_eq!(broker.left().await, 0);
 }
 
-/// Consumes until poison was tried `tries` times in all, and `others` messages are done by this processor.
+/// Consumes until the poison messages have had `tries` attempts in all, and this processor has done `others` messages.
 async fn consume_once(
     broker: &impl Broker,
     engine: &Engine,
@@ -89,7 +89,7 @@ async fn consume(
         while tried.load(Ordering::SeqCst) < tries || done.load(Ordering::SeqCst) < others {
             changed.notified().await;
         }
-        // With the last try behind it, a poison message is a letter.
+        // After its last attempt, a poison message is a dead letter.
         while tries == 6 && broker.dead().await.len() < 3 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

@@ -1,5 +1,5 @@
-//! RabbitMQ refuses what a settle needs: the same receipt settles the message later, on the same connection, and the message
-//! is not delivered again for it.
+//! RabbitMQ refuses what a settle needs. The same receipt settles the message later, on the same connection, and the
+//! message is not redelivered for it.
 
 use oncekey::consumer::rabbitmq::lapin::options::{
     BasicGetOptions, BasicPublishOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
@@ -61,7 +61,7 @@ async fn j08_a_dead_letter_that_no_queue_takes_is_kept_until_one_does() {
     assert_eq!(server.left().await, 0);
 }
 
-/// The broker closes the channel that publishes to an exchange that is not there; the connection lives.
+/// The broker closes the channel that publishes to a missing exchange. The connection stays open.
 #[actix_rt::test]
 async fn j08_a_dead_letter_whose_exchange_is_gone_is_kept_until_it_is_back() {
     let server = RabbitMqServer::start();
@@ -75,7 +75,7 @@ async fn j08_a_dead_letter_whose_exchange_is_gone_is_kept_until_it_is_back() {
         assert!(source.settle(receipt.clone(), dead()).await.is_err());
         assert!(source.can_settle(&receipt));
     }
-    // Others go on.
+    // Other messages continue.
     source.settle(next(&source).await.receipt, Disposition::Ack).await.unwrap();
     let durable =
         oncekey::consumer::rabbitmq::lapin::options::ExchangeDeclareOptions { durable: true, ..Default::default() };
@@ -93,7 +93,7 @@ async fn j08_a_retry_whose_queue_can_not_be_declared_is_kept_until_it_can() {
 
     let server = RabbitMqServer::start();
     server.publish(&[Message::new("1", "mail")]).await;
-    // Somebody else's, and of another form: the broker closes the channel on which it is asked for.
+    // The queue exists with another form: the broker closes the channel that declares it.
     let taken = format!("{QUEUE}.retry.16");
     let channel = open_channel(&server).await;
     channel.queue_declare(taken.as_str().into(), QueueDeclareOptions::default(), FieldTable::default()).await.unwrap();
@@ -113,7 +113,7 @@ async fn j08_a_retry_whose_queue_can_not_be_declared_is_kept_until_it_can() {
     assert_eq!(server.left().await, 0);
 }
 
-/// A receipt is its connection's.
+/// A receipt belongs to its connection.
 #[actix_rt::test]
 async fn j08_a_receipt_is_void_once_its_connection_has_ended() {
     let mut server = RabbitMqServer::start();
@@ -123,7 +123,7 @@ async fn j08_a_receipt_is_void_once_its_connection_has_ended() {
     server.kill_and_restart();
     assert!(source.settle(first.receipt.clone(), Disposition::Ack).await.is_err());
     assert!(!source.can_settle(&first.receipt));
-    // It comes again by itself, on the next connection.
+    // The message is redelivered by itself, on the next connection.
     let again = timeout(tests::process::PATIENCE, async {
         loop {
             match source.next().await {
@@ -138,7 +138,8 @@ async fn j08_a_receipt_is_void_once_its_connection_has_ended() {
     assert_eq!(server.left().await, 0);
 }
 
-/// What a publisher sets acts on its own publishing alone, and none of its headers passes for the source's.
+/// A publisher's headers and properties affect only its own publishing, and none of its headers can pass for the
+/// source's.
 #[actix_rt::test]
 async fn j08_a_user_s_headers_and_properties_go_nowhere_but_under_their_prefix() {
     let server = RabbitMqServer::start();
@@ -162,7 +163,7 @@ async fn j08_a_user_s_headers_and_properties_go_nowhere_but_under_their_prefix()
     assert_eq!((first.failures, first.message.header("tenant")), (0, Some("a")));
     let failed = Disposition::RetryLater { after: std::time::Duration::from_millis(16), failed: true };
     source.settle(first.receipt, failed).await.unwrap();
-    // Over a retry the message is the same to its job.
+    // After a retry, the job sees the same message.
     let second = next(&source).await;
     assert_eq!((second.failures, second.message.header("tenant")), (1, Some("a")));
     assert_eq!(second.message.headers(), first.message.headers());
@@ -181,13 +182,14 @@ async fn j08_a_user_s_headers_and_properties_go_nowhere_but_under_their_prefix()
     assert_eq!(text("oncekey-error").as_deref(), Some("no route"));
     assert_eq!(text("oncekey-header-oncekey-error").as_deref(), Some("forged"));
     assert_eq!(text("oncekey-header-tenant").as_deref(), Some("a"));
-    // Its deliveries are counted by the broker.
+    // The broker counts its deliveries.
     let others = headers.keys().filter(|name| !name.as_str().starts_with("oncekey-"));
     assert_eq!(others.map(|name| name.as_str()).collect::<Vec<_>>(), ["x-delivery-count"]);
     source.close().await;
 }
 
-/// The limit is set where the source declares the queue. A queue that has another keeps it, and the source says so.
+/// The limit is set where the source declares the queue. A queue with another limit keeps it, and the source reports
+/// it.
 #[actix_rt::test]
 async fn j08_the_limit_of_deliveries_is_set_at_the_declaration_or_reported() {
     let server = RabbitMqServer::start();
@@ -210,11 +212,12 @@ async fn j08_the_limit_of_deliveries_is_set_at_the_declaration_or_reported() {
         assert_eq!(source.has_delivery_limit_asked_for().await, Some(is_as_asked), "{queue} {limit:?}");
         source.close().await;
     }
-    // Another form is another matter: the broker refuses it.
+    // A queue of another type is different: the broker refuses it.
     assert!(RabbitMq::builder(&server.url(), "plain").unwrap().classic().open().await.is_err());
 }
 
-/// A message with a long delay that has not failed (an indeterminate key, a scope at its limit) takes none of the prefetch's places.
+/// A message with a long delay that has not failed (an indeterminate key, a scope at its limit) takes no place of the
+/// prefetch.
 #[actix_rt::test]
 async fn j09_messages_that_wait_for_long_do_not_use_up_the_prefetch() {
     const HOUR: std::time::Duration = std::time::Duration::from_secs(3_600);
@@ -228,7 +231,7 @@ async fn j09_messages_that_wait_for_long_do_not_use_up_the_prefetch() {
         let waits = Disposition::RetryLater { after: HOUR, failed: false };
         source.settle(taken.receipt, if number < 10 { waits } else { Disposition::Ack }).await.unwrap();
     }
-    // Shorter, they come again, and have not failed.
+    // With a shorter delay it is redelivered, and has not failed.
     server.publish(&[Message::new("12", "mail")]).await;
     let taken = next(&source).await;
     let waits = Disposition::RetryLater { after: std::time::Duration::from_secs(3), failed: false };
@@ -239,8 +242,8 @@ async fn j09_messages_that_wait_for_long_do_not_use_up_the_prefetch() {
     source.close().await;
 }
 
-/// The broker's limit counts deliveries that ended with their consumer, and not attempts: a job that fails more often than
-/// the limit allows ends as a dead letter, and a message that is given back more often is the broker's to drop.
+/// The broker's limit counts deliveries that ended with their consumer, and not attempts. A job that fails more often
+/// than the limit allows ends as a dead letter. The broker may drop a message that is given back more often.
 #[actix_rt::test]
 async fn j08_a_limit_of_deliveries_below_the_attempts_drops_no_message_whose_job_fails() {
     const LIMIT: u32 = 3;
@@ -263,7 +266,7 @@ async fn j08_a_limit_of_deliveries_below_the_attempts_drops_no_message_whose_job
     source.settle(next(&source).await.receipt, dead()).await.unwrap();
     assert_eq!(server.dead().await.len(), 1);
 
-    // A policy has the broker put what it would drop where the dead letters are.
+    // A policy makes the broker route what it would drop to the dead letters.
     let policy = format!(r#"{{"dead-letter-exchange":"{DEAD}"}}"#);
     server.ctl(&["set_policy", "--apply-to", "queues", "dropped", &format!("^{QUEUE}$"), &policy]);
     publisher.publish(&Message::new("is given back", "mail")).await.unwrap();
@@ -284,7 +287,7 @@ async fn j08_a_limit_of_deliveries_below_the_attempts_drops_no_message_whose_job
     assert_eq!(server.left().await, 0);
 }
 
-/// A message that is given back again and again is never dropped by the broker.
+/// The broker never drops a message that is given back again and again.
 #[actix_rt::test]
 async fn j05_a_message_is_redelivered_as_often_as_it_takes() {
     let server = RabbitMqServer::start();

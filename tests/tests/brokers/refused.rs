@@ -1,4 +1,5 @@
-//! A broker refuses dead letters for a while: the jobs do not run for it, the others go on, and each letter arrives.
+//! A broker refuses dead letters for a while. The jobs do not run for it, the other messages continue, and each letter
+//! arrives.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -31,7 +32,7 @@ pub(crate) async fn for_a_while(broker: impl Broker) {
         consume(source, &broker).await;
     } else {
         let client = async_nats::connect(url).await.unwrap();
-        // Shorter than the refusal: the message is kept from coming again all the same.
+        // This is shorter than the refusal. The message is still not redelivered.
         let source =
             NatsJetStream::builder(client, STREAM, CONSUMER).ack_wait(Duration::from_secs(6)).open().await.unwrap();
         consume(source, &broker).await;
@@ -65,14 +66,14 @@ async fn consume(source: impl Source<Message = Message>, broker: &impl Broker) {
         } {
             sleep(Duration::from_millis(10)).await;
         }
-        // Long enough for many refusals of each, and longer than NATS waits for an answer.
+        // This is long enough for many refusals of each letter, and longer than NATS waits for an answer.
         sleep(Duration::from_secs(8)).await;
         broker.refuse_dead_letters(false).await;
         while broker.dead().await.len() < POISON {
             sleep(Duration::from_millis(50)).await;
         }
     };
-    // Fewer jobs at once than there are refused letters.
+    // There are fewer concurrent jobs than refused letters.
     let running = Processor::new(engine, source, mail).concurrency(4).retry(retry).run(until);
     let processed = match timeout(4 * PATIENCE, running).await {
         Ok(processed) => processed,

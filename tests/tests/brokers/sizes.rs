@@ -1,4 +1,4 @@
-//! Messages of every size that the broker takes: empty ones, and those to which nothing could be added.
+//! Messages of every size that the broker accepts: empty ones, and ones to which nothing could be added.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tests::broker::Broker;
 use tests::process::PATIENCE;
 use tokio::time::{sleep, timeout};
 
-/// What NATS takes by default, headers included; RabbitMQ and Redis take more.
+/// The maximum that NATS accepts by default, headers included. RabbitMQ and Redis accept more.
 const MEBIBYTE: usize = 1 << 20;
 
 fn with_headers(id: &str, payload: Vec<u8>, count: usize) -> Message {
@@ -18,13 +18,14 @@ fn with_headers(id: &str, payload: Vec<u8>, count: usize) -> Message {
     numbers.fold(Message::new(id, payload), |message, number| message.with_header(format!("h{number}"), "v".repeat(32)))
 }
 
-/// By id. Each has its own payload, so that a letter that is put together wrongly shows.
+/// Returns the messages by id. Each has a distinct payload, so that a wrongly assembled letter is noticed.
 fn messages(url: &str) -> Vec<Message> {
     let bytes = |count: usize| (0..count).map(|number| (number % 251) as u8).collect::<Vec<u8>>();
     let is_nats = url.starts_with("nats:");
-    // NATS counts the version's line, and the id's header with its line's end.
+    // NATS counts the version's line, and the id's header with its line end.
     let largest = MEBIBYTE - "NATS/1.0\r\nNats-Msg-Id: largest\r\n\r\n".len();
-    // A stream of NATS takes 64 KiB of headers, a frame of RabbitMQ 128 KiB, and a script of Redis about 8,000 values.
+    // A stream of NATS accepts 64 KiB of headers, a frame of RabbitMQ 128 KiB, and a script of Redis about 8,000
+    // values.
     let many = if is_nats {
         1_500
     } else if url.starts_with("amqp:") {
@@ -48,12 +49,12 @@ pub(crate) async fn of_dead_letters(broker: impl Broker) {
     consume(broker.source().await, &broker, &messages).await;
 }
 
-/// Each fails once, is retried as it was, and becomes a dead letter.
+/// Consumes the messages. Each one fails once, is retried unchanged, and becomes a dead letter.
 async fn consume(source: impl Source<Message = Message>, broker: &impl Broker, messages: &[Message]) {
     let expected: Arc<BTreeMap<String, Message>> =
         Arc::new(messages.iter().map(|message| (message.id().to_owned(), message.clone())).collect());
     let as_published = expected.clone();
-    // Longer than a header of NATS may be beside the largest payload, if there were any room.
+    // This is longer than a header of NATS can be beside the largest payload.
     let reason = "no route ".repeat(300);
     let mail = job(
         |message: &Message| Ok(message.identity("mail")?),

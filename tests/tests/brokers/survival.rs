@@ -1,5 +1,5 @@
-//! Consumers are killed again and again, the broker twice, every third message is delivered again, and for a while the broker
-//! refuses dead letters.
+//! Consumers are killed again and again, and the broker twice. Every third message is redelivered, and for a while the
+//! broker refuses dead letters.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -15,17 +15,17 @@ use tests::process::{PATIENCE, Process};
 
 const CONSUMERS: usize = 3;
 
-/// Fewer would be hardly a fault.
+/// Fewer kills would hardly be a fault.
 const FEWEST_KILLS: usize = 5;
 
 fn messages() -> usize {
     std::env::var("ONCEKEY_BROKER_MESSAGES").map_or(1_000, |count| count.parse().expect("a number of messages"))
 }
 
-/// Each of these is poison, where there is any.
+/// One in this many messages is poison, if there is any.
 const POISON_EACH: usize = 25;
 
-/// Messages of which some are poison, by their numbers.
+/// Returns messages, some of which are poison, depending on their numbers.
 fn numbered(count: usize, has_poison: bool) -> Vec<Message> {
     let payload = |number| if has_poison && is_poison(number) { "poison" } else { "mail" };
     (0..count).map(|number| Message::new(number.to_string(), payload(number))).collect()
@@ -51,7 +51,7 @@ struct Rows {
     messages: i64,
 }
 
-/// The file in which the consumers' effects and keys are.
+/// The file with the consumers' effects and keys.
 struct Ledger {
     folder: TempDir,
     connection: SqliteConnection,
@@ -72,14 +72,14 @@ impl Ledger {
         self.folder.path().join("effects.db")
     }
 
-    /// How often each message had its effect.
+    /// Returns how often each message had its effect.
     fn effects(&mut self) -> HashMap<String, i64> {
         let counted = diesel::sql_query("SELECT message, count(*) AS count FROM effects GROUP BY message");
         let rows: Vec<Effects> = counted.load(&mut self.connection).unwrap();
         rows.into_iter().map(|row| (row.message, row.count)).collect()
     }
 
-    /// How many rows a table has after the first ones, and of how many messages these are.
+    /// Returns how many rows a table has after row number `after`, and how many messages they belong to.
     fn rows(&mut self, table: &str, after: i64) -> Rows {
         let counted =
             format!("SELECT count(*) AS count, count(DISTINCT message) AS messages FROM {table} WHERE rowid > {after}");
@@ -93,17 +93,17 @@ fn start(url: &str, number: usize, mode: &str, ledger: &Ledger) -> Process {
     Process::start(&mut command)
 }
 
-/// What strikes besides the kills of consumers.
+/// The faults besides the kills of consumers.
 #[derive(Clone, Copy)]
 struct Faults {
     broker_restarts: usize,
-    /// Some messages are poison, and for a while the broker refuses their letters.
+    /// Some messages are poison, and for a while the broker refuses their dead letters.
     has_refusals: bool,
 }
 
-/// The while in which dead letters are refused.
+/// The period in which dead letters are refused.
 enum Refusals {
-    /// When this many messages are done, it begins.
+    /// The period begins when this many messages are done.
     From(usize),
     On {
         refusals_before: i64,
@@ -113,16 +113,16 @@ enum Refusals {
     Over(Refused),
 }
 
-/// What the while of refusals saw.
+/// What happened in the period of refusals.
 #[derive(Debug, Default)]
 struct Refused {
     refusals: i64,
-    /// Tries of poison, and of how many messages.
+    /// The attempts on poison messages, and the number of these messages.
     tries: i64,
     tried: i64,
 }
 
-/// What a run left.
+/// The results of a run.
 struct Left {
     messages: usize,
     kills: usize,
@@ -161,12 +161,13 @@ impl Left {
     }
 }
 
-/// Publishes messages, has them consumed under faults until none is left, and gives what came of them.
+/// Publishes messages, has them consumed under faults until none is left, and returns the results.
 async fn run(mut broker: impl Broker, mode: &str, faults: Faults) -> Left {
     let Faults { broker_restarts, has_refusals } = faults;
     let (count, mut ledger) = (messages(), Ledger::new());
     let messages = numbered(count, has_refusals);
-    // With refusals in three parts: so there is poison to refuse, and there are messages left to kill for afterwards.
+    // With refusals the messages come in three parts, so that there is poison to refuse, and messages are left for the
+    // kills afterwards.
     let (first, second) = if has_refusals { (count / 2, count * 3 / 4) } else { (count, count) };
     broker.publish(&messages[..first]).await;
     let url = broker.url();
@@ -193,16 +194,16 @@ async fn run(mut broker: impl Broker, mode: &str, faults: Faults) -> Left {
                     broker.publish(&messages[second..]).await;
                     refusals = Refusals::Over(Refused { refusals: seen, tries, tried });
                 } else if told.elapsed() > Duration::from_secs(1) {
-                    // A consumer that has opened meanwhile may have put it right.
+                    // A consumer that has opened in the meantime may have ended the refusals.
                     broker.refuse_dead_letters(true).await;
                     *told = Instant::now();
                 }
             }
             Refusals::From(_) | Refusals::Over(_) => {}
         }
-        // While dead letters are refused nothing else strikes: a consumer that dies has its messages tried again.
+        // No other fault strikes while dead letters are refused: the messages of a dead consumer would be tried again.
         let is_refusing = matches!(refusals, Refusals::On { .. });
-        // Nothing to kill for once nearly all is done: the rest is left in peace.
+        // Once nearly all messages are done, there are no more kills.
         if done < count * 9 / 10
             && (done >= killed_at + count / 15 || last_kill.elapsed() > Duration::from_secs(1))
             && done > 0
@@ -228,7 +229,8 @@ async fn run(mut broker: impl Broker, mode: &str, faults: Faults) -> Left {
                     consumer.expect("ended");
                     assert_eq!(consumer.exit_code(), Some(0));
                 }
-                // RabbitMQ does not count what somebody has in hand. It is given back now: for others, if there is any.
+                // RabbitMQ does not count delivered messages. This gives them back to other consumers, if there are
+                // any.
                 if broker.left().await == 0 {
                     break;
                 }
@@ -255,7 +257,7 @@ async fn run(mut broker: impl Broker, mode: &str, faults: Faults) -> Left {
     left
 }
 
-/// So many that each letter is refused several times.
+/// Returns enough refusals for each letter to be refused several times.
 fn wanted_refusals(messages: usize) -> i64 {
     i64::try_from((messages / POISON_EACH).clamp(20, 400)).unwrap()
 }
@@ -267,11 +269,11 @@ pub(crate) async fn exactly_once_in_a_transaction(broker: impl Broker) {
     assert_eq!(left.lost(), 0);
     let mut dead: Vec<usize> = left.dead.iter().map(|letter| letter.id.parse().unwrap()).collect();
     dead.sort_unstable();
-    // A kill between a letter and its message's end leaves the letter twice.
+    // A kill between a letter and the acknowledgement of its message leaves the letter twice.
     dead.dedup();
     assert_eq!(dead, poison);
     assert!(left.dead.iter().all(|letter| letter.error == "no route"), "{:?}", left.dead);
-    // The job does not run again for a refusal: only for a message that the broker took from a consumer that was busy.
+    // The job does not run again for a refusal, but only for a message that the broker took from a busy consumer.
     let Refused { refusals, tries, tried } = left.refused;
     assert!(tries - tried <= 16 + refusals / 10, "{tries} tries of {tried} messages for {refusals} refusals");
 }
@@ -280,7 +282,7 @@ pub(crate) async fn at_most_once_under_hold(broker: impl Broker) {
     let left = run(broker, "hold", Faults { broker_restarts: 2, has_refusals: false }).await;
     assert_eq!(left.doubled(), 0, "after {} kills", left.kills);
     assert_eq!(left.lost(), 0);
-    // Those that a kill met midway, and no others.
+    // These are the messages that a kill interrupted, and no others.
     assert!(left.dead.iter().all(|letter| letter.error.contains("not known whether")), "{:?}", left.dead);
     let without_effect = left.messages - left.effects.len();
     assert!(!left.dead.is_empty() && without_effect <= left.dead.len(), "{} dead", left.dead.len());
@@ -289,7 +291,7 @@ pub(crate) async fn at_most_once_under_hold(broker: impl Broker) {
 pub(crate) async fn at_least_once_under_rerun(broker: impl Broker) {
     let left = run(broker, "rerun", Faults { broker_restarts: 2, has_refusals: false }).await;
     assert_eq!((left.effects.len(), left.dead.as_slice()), (left.messages, &[][..]), "after {} kills", left.kills);
-    // Only what a kill met midway: each kill meets sixteen at most.
+    // Only messages that a kill interrupted are doubled, and each kill interrupts at most sixteen.
     assert!((1..=left.kills * 16).contains(&left.doubled()), "{} doubled by {} kills", left.doubled(), left.kills);
 }
 
@@ -299,7 +301,7 @@ pub(crate) async fn control_without_the_engine(broker: impl Broker) {
     assert!(left.doubled() * 4 > left.messages, "only {} of {} are doubled", left.doubled(), left.messages);
 }
 
-/// SIGTERM for each consumer in turn while messages flow: what was taken is finished or given back.
+/// SIGTERM for each consumer in turn while messages flow: every message that it took is finished or given back.
 pub(crate) async fn sigterm_under_load(broker: impl Broker) {
     let (count, mut ledger) = (messages(), Ledger::new());
     broker.publish(&numbered(count, false)).await;
@@ -316,7 +318,7 @@ pub(crate) async fn sigterm_under_load(broker: impl Broker) {
         consumer.terminate();
         consumer.expect("ended");
         assert_eq!(consumer.exit_code(), Some(0));
-        // The drain's limit, and a second for the last words.
+        // This is the drain's limit, and a second for the last output.
         assert!(told.elapsed() < Duration::from_secs(12), "it took {:?}", told.elapsed());
         ended += 1;
     }
@@ -328,13 +330,13 @@ pub(crate) async fn sigterm_under_load(broker: impl Broker) {
         }
         last.terminate();
         assert_eq!(last.exit_code(), Some(0));
-        // What the last one had in hand it has given back, where the broker did not count it.
+        // The last consumer has given back what it held, even where the broker did not count it.
         if broker.left().await == 0 {
             break;
         }
     }
     assert_eq!(ended, 4);
-    // Under Hold an operation that was cut short would be a dead letter.
+    // Under Hold, an interrupted operation would be a dead letter.
     assert_eq!(broker.dead().await, []);
     assert!(ledger.effects().values().all(|count| *count == 1));
 }

@@ -1,4 +1,5 @@
-//! Servers as users run them: behind a pooler, in a cluster, failed over, with small limits and with defaults of their own.
+//! Servers as users run them: behind a pooler, in a cluster, failed over, with small limits, and with their own
+//! defaults.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,11 +30,12 @@ async fn claims(backend: &impl Backend, name: &str) -> Result<Acquire, StoreErro
     Ok(claim)
 }
 
-/// A pooler that shares connections by transaction keeps neither settings nor prepared statements: it is refused, by name.
+/// A pooler in transaction mode keeps neither settings nor prepared statements. It is refused, by name.
 #[actix_rt::test]
 async fn e27_a_pooler_by_transaction_is_refused_at_open() {
     let server = Postgres::start();
-    // It lends what came back last, or what came back first; or it has one connection for all.
+    // The pooler lends the connection that was returned last, or the one that was returned first, or it has one
+    // connection for all.
     for settings in ["", "server_round_robin = 1", "default_pool_size = 1"] {
         let pooler = PgBouncer::before_with(&server, "transaction", settings);
         let opened = [
@@ -49,7 +51,7 @@ async fn e27_a_pooler_by_transaction_is_refused_at_open() {
     assert_eq!(server.sql("SELECT to_regclass('oncekey_records') IS NULL"), "t");
 }
 
-/// Others' transactions, which take and give back the server's processes meanwhile, hide a pooler from nobody.
+/// Transactions of other clients, which take and return the server's processes in the meantime, do not hide a pooler.
 #[actix_rt::test]
 async fn e27_a_busy_pooler_by_transaction_is_refused_at_open() {
     let server = Postgres::start();
@@ -58,7 +60,7 @@ async fn e27_a_busy_pooler_by_transaction_is_refused_at_open() {
         let url = pooler.url();
         actix_rt::spawn(async move {
             loop {
-                // What the driver prepares at its start may be gone: then it starts again.
+                // The statement that the driver prepares at its start may be gone. It then starts again.
                 let Ok(mut connection) = AsyncPgConnection::establish(&url).await else { continue };
                 while connection.batch_execute("BEGIN; SELECT 1; COMMIT").await.is_ok() {}
             }
@@ -72,7 +74,7 @@ async fn e27_a_busy_pooler_by_transaction_is_refused_at_open() {
     others.iter().for_each(actix_rt::task::JoinHandle::abort);
 }
 
-/// One that shares them by session is as good as none.
+/// A pooler in session mode changes nothing.
 #[actix_rt::test]
 async fn e27_a_pooler_by_session_works() {
     let server = Postgres::start();
@@ -94,7 +96,7 @@ async fn e27_a_pooler_by_session_works() {
         assert_eq!(other.run_in_async_transaction(key, b"", operation).await.unwrap(), Outcome::Replayed(1));
     }
     assert_eq!(server.sql("SELECT count(*) FROM orders"), "20");
-    // A waiting caller on the other engine hears of the end.
+    // A waiting caller on the other engine learns of the end.
     let (began, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (begins, goes_on) = (Arc::clone(&began), Arc::clone(&go_on));
     let running = engines[0].run_local(Key::new("s", "w").unwrap(), b"", async move |_| {
@@ -116,8 +118,8 @@ async fn e27_a_pooler_by_session_works() {
     assert_eq!((ran.unwrap(), waited.unwrap()), (Outcome::Ran(7), Outcome::Replayed(7)));
 }
 
-/// A server that has become a replica refuses to write, and the connections to it are closed: the next ones may lead to the
-/// primary.
+/// A server that has become a replica refuses to write, and the connections to it are closed, because the next ones may
+/// lead to the primary.
 #[actix_rt::test]
 async fn e11_a_server_that_failed_over_to_read_only_is_left() {
     let server = Postgres::start();
@@ -143,7 +145,7 @@ async fn e11_a_server_that_failed_over_to_read_only_is_left() {
     for n in 0..4 {
         let refused = claims(&backend, &format!("during {n}")).await.unwrap_err();
         assert!(matches!(refused, StoreError::ReadOnly(_)), "{refused:?}");
-        assert!(refused.is_passing() && !refused.is_unknown());
+        assert!(refused.is_transient() && !refused.is_unknown());
     }
     server.sql("ALTER SYSTEM RESET default_transaction_read_only");
     server.sql("SELECT pg_reload_conf()");
@@ -175,12 +177,12 @@ async fn e11_a_server_that_failed_over_to_read_only_is_left() {
     claims(&backend, "after").await.unwrap();
 }
 
-/// Connections that the server closed while they lay in the pool are nobody's error.
+/// Idle connections in the pool that the server has closed cause no errors.
 #[actix_rt::test]
 async fn e11_connections_that_were_cut_while_idle_are_nobodys_error() {
     let server = Postgres::start_with(&["idle_session_timeout=1s"]);
     let backend = PostgresBackend::open(&server.url()).await.unwrap();
-    let outbox = PostgresOutbox::open(backend.pool_of_its_own()).await.unwrap();
+    let outbox = PostgresOutbox::open(backend.pool()).await.unwrap();
     claims(&backend, "before").await.unwrap();
     tokio::time::sleep(Duration::from_millis(1_800)).await;
     claims(&backend, "after").await.unwrap();
@@ -188,14 +190,15 @@ async fn e11_connections_that_were_cut_while_idle_are_nobodys_error() {
 
     let server = MariaDb::start_with(&["--wait-timeout=1"]);
     let backend = MysqlBackend::open(&server.url()).await.unwrap();
-    let outbox = MysqlOutbox::open(backend.pool_of_its_own()).await.unwrap();
+    let outbox = MysqlOutbox::open(backend.pool()).await.unwrap();
     claims(&backend, "before").await.unwrap();
     tokio::time::sleep(Duration::from_millis(2_500)).await;
     claims(&backend, "after").await.unwrap();
     outbox.parked(1).await.unwrap();
 }
 
-/// One outcome that the server does not take, and large ones beside it: all are completed, the one as a tombstone.
+/// The server refuses one outcome, beside large ones that it accepts. All are completed, and the refused one becomes a
+/// tombstone.
 #[actix_rt::test]
 async fn e12_an_outcome_larger_than_the_servers_packet_is_a_tombstone() {
     let server = MariaDb::start_with(&["--max-allowed-packet=1M"]);
@@ -222,7 +225,7 @@ async fn e12_an_outcome_larger_than_the_servers_packet_is_a_tombstone() {
         let replayed = backend.acquire(acquire(&format!("k{n}"))).await;
         assert!(matches!(&replayed, Ok(Acquired::Completed { outcome }) if *outcome == wanted), "{n}: {size}");
     }
-    // In a transaction: its caller has its outcome, and later ones the tombstone.
+    // In a transaction, the caller gets the outcome, and later callers get the tombstone.
     let engine = Engine::builder(backend.clone()).start().unwrap();
     let run = async || {
         engine
@@ -238,7 +241,7 @@ async fn e12_an_outcome_larger_than_the_servers_packet_is_a_tombstone() {
     assert!(findings.iter().any(|finding| finding.setting == "max_allowed_packet"), "{findings:?}");
 }
 
-/// The same of steps: the tombstone is sealed for the step, and its neighbours in the batch are as ever.
+/// The same for steps: the tombstone is sealed for the step, and its neighbours in the batch are unaffected.
 #[actix_rt::test]
 async fn e12_a_steps_outcome_larger_than_the_servers_packet_is_a_tombstone() {
     let server = MariaDb::start_with(&["--max-allowed-packet=1M"]);
@@ -276,7 +279,7 @@ async fn e12_a_steps_outcome_larger_than_the_servers_packet_is_a_tombstone() {
         let is_wanted = matches!(&replayed, Ok(StepBegun::Completed { outcome, .. }) if *outcome == wanted);
         assert!(is_wanted, "{}: {size}", held.key);
     }
-    // In a transaction: its caller has its outcome, and later ones the tombstone.
+    // In a transaction, the caller gets the outcome, and later callers get the tombstone.
     let one = &held[0];
     let order = |number: u32| {
         let outcome = sealed_for(one, "order", 3 << 20);
@@ -290,7 +293,7 @@ async fn e12_a_steps_outcome_larger_than_the_servers_packet_is_a_tombstone() {
     assert!(order(3).await == Ok(stored));
     let again = StepCommitted::Completed { outcome: tombstone(one, "order"), life: one.token };
     assert!(order(4).await == Ok(again));
-    // By an operator's word.
+    // An operator's resolution behaves the same.
     let lost = claim_for(&backend, "lost", Duration::from_millis(500)).await;
     assert!(matches!(backend.begin_step(lost.begin("charge", 1)).await, Ok(StepBegun::Begun { .. })));
     lost.lapsed(&backend).await;
@@ -306,7 +309,8 @@ async fn e12_a_steps_outcome_larger_than_the_servers_packet_is_a_tombstone() {
     assert!(next.steps.unwrap().list[0].progress == Progress::Completed(tombstone(&lost, "charge")));
 }
 
-/// On a pool of the application's, whatever its isolation: a claim is renewed while its operation runs, and completed after.
+/// On any pool of the application, whatever its isolation level, a claim is renewed while its operation runs, and
+/// completed afterwards.
 #[actix_rt::test]
 async fn e27_a_claim_is_renewed_while_its_operation_runs_on_any_pool() {
     let settings: [&[&str]; 3] = [
@@ -335,7 +339,7 @@ async fn e27_a_claim_is_renewed_while_its_operation_runs_on_any_pool() {
             assert!(matches!(answer, Ok(CompletedInTransaction::Stored { .. })), "{settings:?}: {answer:?}");
         }
         assert!(!backend.doctor().await.unwrap().is_empty());
-        // The application has its own setting back.
+        // The application gets its own setting back.
         let check = "BEGIN NOT ATOMIC IF @@innodb_snapshot_isolation <> @@GLOBAL.innodb_snapshot_isolation \
                      OR @@tx_isolation <> @@GLOBAL.tx_isolation THEN SIGNAL SQLSTATE '45000'; END IF; END";
         let lent = join_all((0..10).map(|_| pool.get())).await;
@@ -362,8 +366,9 @@ async fn e27_a_claim_is_renewed_while_its_operation_runs_on_any_pool() {
     assert!(matches!(answer, Ok(CompletedInTransaction::Stored { .. })), "{answer:?}");
 }
 
-/// On a pool of the application's, whatever its isolation: a step's transaction keeps neither its claim's heartbeats nor its
-/// sibling steps waiting, operations with steps are taken over side by side, and what a step of theirs wrote is there once.
+/// On any pool of the application, whatever its isolation level: a step's transaction delays neither its claim's
+/// heartbeats nor its sibling steps. Operations with steps are taken over concurrently, and what each of their steps
+/// wrote is there once.
 #[actix_rt::test]
 async fn e27_steps_in_transactions_work_on_any_pool() {
     const KEYS: usize = 8;
@@ -384,7 +389,7 @@ async fn e27_steps_in_transactions_work_on_any_pool() {
             let operation = async move |claim: Claim| {
                 let reserve = async move |tx: &mut AsyncMysqlConnection, _: &Step| {
                     tx.batch_execute(&format!("INSERT INTO reserved VALUES ('{number}')")).await?;
-                    // Longer than the lease, which its heartbeats keep meanwhile.
+                    // This is longer than the lease, which the heartbeats renew in the meantime.
                     tokio::time::sleep(LASTS).await;
                     Ok::<_, diesel::result::Error>(1_u32)
                 };
@@ -402,7 +407,7 @@ async fn e27_steps_in_transactions_work_on_any_pool() {
             };
             engine.run_local(key, b"", operation).await
         };
-        // Four at once: a pool of ten has six connections for transactions.
+        // Four run at once, because a pool of ten has six connections for transactions.
         for first in (0..KEYS).step_by(4) {
             let ran = join_all((first..first + 4).map(|number| check_out(&engine, number, true))).await;
             assert!(
@@ -413,7 +418,7 @@ async fn e27_steps_in_transactions_work_on_any_pool() {
         let ran = join_all((0..KEYS).map(|number| check_out(&other, number, false))).await;
         assert!(ran.iter().all(|ran| matches!(ran, Ok(Outcome::Ran(3)))), "{settings:?}: {ran:?}");
         assert_eq!(server.sql("SELECT count(*), count(DISTINCT item) FROM reserved"), format!("{KEYS}\t{KEYS}"));
-        // Messages about the steps of many keys, each in a transaction of its own, beside each other.
+        // Messages about the steps of many keys run concurrently, each in its own transaction.
         let (backend, beside) = (open().await, open().await);
         let held = join_all((0..KEYS).map(async |number| claim(&backend, &format!("f{number:02}")).await)).await;
         for held in &held {
@@ -438,7 +443,7 @@ async fn e27_steps_in_transactions_work_on_any_pool() {
     }
 }
 
-/// A node of a Galera cluster: it opens, claims, completes, purges and relays, without locks by name.
+/// A node of a Galera cluster opens, claims, completes, purges and relays, without named locks.
 #[actix_rt::test]
 async fn e14_a_galera_node_purges() {
     let port = tests::server::free_port();
@@ -469,13 +474,13 @@ async fn e14_a_galera_node_purges() {
         MysqlOutbox::write(tx, "mails", &oncekey::consumer::Message::new("mail-1", "")).await?;
         Ok::<u32, diesel::result::Error>(1)
     });
-    let outbox = MysqlOutbox::open(backend.pool_of_its_own()).await.unwrap();
+    let outbox = MysqlOutbox::open(backend.pool()).await.unwrap();
     assert_eq!(order.await.unwrap(), Outcome::Ran(1));
     let sent = outbox.relay().run(async |_| Ok::<_, String>(()), a_while()).await;
     assert_eq!(sent, 1);
 }
 
-/// Two processes purge: one at a time, and the turn of one that died ends.
+/// Two processes purge, one at a time, and the turn of a dead one ends.
 #[actix_rt::test]
 async fn e14_the_turn_of_a_dead_purger_ends() {
     let server = MariaDb::start();
@@ -495,7 +500,7 @@ async fn e14_the_turn_of_a_dead_purger_ends() {
     assert_eq!(backend.purge(Purge { limit: 10 }).await.unwrap().removed, 1);
 }
 
-/// What is found has a name, a value, the value that is wanted, and a reason.
+/// Each finding has a name, a value, the wanted value, and a reason.
 #[actix_rt::test]
 async fn e27_the_doctor_names_what_is_set_wrong() {
     let server = Postgres::start_with(&["fsync=off", "synchronous_commit=off"]);

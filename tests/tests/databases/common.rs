@@ -1,4 +1,4 @@
-//! What holds for each database.
+//! Checks that hold for each database.
 
 use std::time::Duration;
 
@@ -15,12 +15,12 @@ pub(crate) fn mysql_pool(url: &str, size: usize) -> Pool<AsyncMysqlConnection> {
     Pool::builder(AsyncDieselConnectionManager::new(url)).max_size(size).build().unwrap()
 }
 
-/// Long enough for a relay's first look.
+/// Waits long enough for a relay's first query.
 pub(crate) async fn a_while() {
     tokio::time::sleep(Duration::from_secs(2)).await;
 }
 
-/// The conformance suite, and the checks that are made on every database, in the module of one of them.
+/// The conformance suite and the checks for every database, in the module of one of them.
 macro_rules! on_database {
     (
         server: $server:ty,
@@ -79,7 +79,7 @@ macro_rules! on_database {
             assert_eq!(failed, ["bad"], "{ran:?}");
         }
 
-        /// The server restarts under an engine: it goes on by itself.
+        /// The server restarts under an engine, which continues by itself.
         #[actix_rt::test]
         async fn after_the_servers_restart_it_goes_on() {
             let mut server = <$server>::start();
@@ -97,7 +97,7 @@ macro_rules! on_database {
             Pool::builder(AsyncDieselConnectionManager::new(SERVER.url())).max_size(20).build().unwrap()
         }
 
-        /// On the application's own pool: the rows and the outcome commit together, or neither does.
+        /// On the application's own pool, the rows and the outcome commit together, or neither does.
         #[actix_rt::test]
         async fn the_operations_rows_commit_with_the_outcome() {
             let table = fresh_table();
@@ -121,7 +121,7 @@ macro_rules! on_database {
             assert_eq!(count("book"), "1");
         }
 
-        /// The store's deadline counts while the store works, and not while the operation does.
+        /// The store's deadline counts while the store works, and not while the operation runs.
         #[actix_rt::test]
         async fn j09_an_async_transaction_takes_the_time_that_it_needs() {
             let deadline = std::time::Duration::from_secs(1);
@@ -134,7 +134,8 @@ macro_rules! on_database {
             assert_eq!(ran.unwrap(), Outcome::Ran(17));
         }
 
-        /// In a transaction that the application opens by itself: the rows and the outcome commit together, or neither does.
+        /// In a transaction that the application opens itself, the rows and the outcome commit together, or neither
+        /// does.
         #[actix_rt::test]
         async fn e18_a_claim_is_completed_in_the_callers_own_transaction() {
             type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -147,14 +148,14 @@ macro_rules! on_database {
                 let operation = move |claim: Claim| async move {
                     let completion = claim.completion(&17_u32)?;
                     let mut connection = pool.get().await?;
-                    // Outside of a transaction it would be committed by itself.
+                    // Outside a transaction it would be committed by itself.
                     let alone = backend.complete_in(&mut connection, completion.clone()).await;
                     assert!(matches!(alone, Err(CompleteInError::NoTransaction)));
                     connection
                         .transaction(async |tx| {
                             tx.batch_execute("INSERT INTO own VALUES ('book')").await?;
                             backend.complete_in(tx, completion.clone()).await?;
-                            // As good as once.
+                            // A second completion changes nothing.
                             backend.complete_in(tx, completion).await?;
                             if commits { Ok(17_u32) } else { Err(Failure::from("changed its mind")) }
                         })
@@ -170,7 +171,7 @@ macro_rules! on_database {
             assert_eq!(count(), "1");
         }
 
-        /// A holder whose claim was taken over is told so in its own transaction, which it rolls back.
+        /// A holder whose claim was taken over learns so in its own transaction, which it rolls back.
         #[actix_rt::test]
         async fn e06_a_stale_owner_completes_nothing_in_its_own_transaction() {
             SERVER.sql("CREATE TABLE own_late (item varchar(50))");
@@ -189,7 +190,7 @@ macro_rules! on_database {
             assert_eq!(SERVER.sql("SELECT count(*) FROM own_late"), "0");
         }
 
-        /// Two operations that take the same rows in opposite order: the database gives one up, and it is done again.
+        /// Two operations take the same rows in opposite order. The database aborts one of them, and it runs again.
         #[actix_rt::test]
         async fn a_deadlock_is_done_again() {
             SERVER.sql(
@@ -253,7 +254,7 @@ macro_rules! on_database {
             assert_eq!(SERVER.sql("SELECT text FROM notes"), "kept");
         }
 
-        /// A holder that was away for longer than its lease, while its operation ran, commits nothing.
+        /// A holder that was away for longer than its lease while its operation ran commits nothing.
         #[actix_rt::test]
         async fn a_claim_taken_over_during_the_operation_commits_nothing() {
             SERVER.sql("CREATE TABLE late (text varchar(50))");
@@ -273,7 +274,7 @@ macro_rules! on_database {
             assert_eq!(SERVER.sql("SELECT count(*) FROM late"), "0");
         }
 
-        /// The connection is cut after COMMIT: the record tells that it took place, and nothing runs again.
+        /// The connection is cut after COMMIT. The record shows that the commit took place, and nothing runs again.
         #[actix_rt::test]
         async fn a_commit_without_an_answer_is_found_again() {
             SERVER.sql("CREATE TABLE cut (text varchar(50))");

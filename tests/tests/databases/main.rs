@@ -1,4 +1,4 @@
-//! SQL databases: the conformance suite, and what is their own, on real servers.
+//! SQL databases on real servers: the conformance suite, and the tests of each database.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test, what fails fails the test")]
 

@@ -85,7 +85,7 @@ names_on_database! {
         IF(@@tx_read_only, 'read only', ''), IF(IS_USED_LOCK('left_there') <=> CONNECTION_ID(), 'lock', ''))",
 }
 
-/// Data definition is no part of a transaction here: the process may end between the columns and the version.
+/// DDL is not part of a transaction in MySQL, so the process may end between the columns and the version.
 #[actix_rt::test]
 async fn a_migration_that_was_cut_short_is_finished() {
     let table = fresh_table();
@@ -95,8 +95,8 @@ async fn a_migration_that_was_cut_short_is_finished() {
     assert_eq!(SERVER.sql(&format!("SELECT max(version) FROM {table}_migrations")), "4");
 }
 
-/// Two operations that take the same rows in opposite order. The one that the server gives up passes over the error, whose
-/// rows are gone with it, and goes on: it is run again, and its record is completed with its rows.
+/// Two operations take the same rows in opposite order. The one that the server aborts ignores the error, which has
+/// rolled back its rows, and continues. It runs again, and its record is completed with its rows.
 #[actix_rt::test]
 async fn e18_an_operation_that_passes_over_a_deadlock_is_run_again() {
     SERVER.sql(
@@ -133,13 +133,13 @@ async fn e18_an_operation_that_passes_over_a_deadlock_is_run_again() {
     assert!(passed_over.load(Ordering::Relaxed) > 0, "there was no deadlock");
     assert_eq!(SERVER.sql("SELECT left_over FROM shelf"), "98\n98");
     assert_eq!(SERVER.sql("SELECT items FROM sold ORDER BY items"), "ab\nba");
-    // The connections are what they were.
+    // The connections are unchanged.
     let states = SERVER.sql(&format!("SELECT state FROM {table}"));
     assert_eq!(states, "2\n2");
 }
 
-/// The same where the transaction is the caller's own: what it wrote after the deadlock is committed already, which it is
-/// told, and its record is not completed without its rows.
+/// The same in the caller's own transaction: what it wrote after the deadlock is already committed. The error says so,
+/// and its record is not completed without its rows.
 #[actix_rt::test]
 async fn e18_a_claim_is_not_completed_in_a_transaction_that_a_deadlock_ended() {
     SERVER.sql(
@@ -167,7 +167,7 @@ async fn e18_a_claim_is_not_completed_in_a_transaction_that_a_deadlock_ended() {
             })
             .await
     };
-    // The server gives up the one that has written less.
+    // The server aborts the transaction that has written less.
     let heavy = async {
         let mut connection = pool.get().await.unwrap();
         connection
@@ -183,13 +183,13 @@ async fn e18_a_claim_is_not_completed_in_a_transaction_that_a_deadlock_ended() {
     heavy.unwrap();
     assert!(matches!(light, Err(CompleteInError::TransactionEnded)), "{light:?}");
     assert_eq!(SERVER.sql("SELECT left_over FROM bin"), "99\n99");
-    // What the error is there to tell.
+    // This row is what the error reports.
     assert_eq!(SERVER.sql("SELECT count(*) FROM since_then"), "1");
     let view = backend.lookup(Lookup { key: claim.key }).await.unwrap().unwrap();
     assert!(matches!(view.state, StateView::InProgress { .. }), "{view:?}");
 }
 
-/// An operation must not end its transaction. If it does, its record is not completed, and it is not run again.
+/// An operation must not end its transaction. If it does, its record is not completed, and it does not run again.
 #[actix_rt::test]
 async fn e18_an_operation_that_commits_by_itself_is_told() {
     SERVER.sql("CREATE TABLE early (n int)");
@@ -221,7 +221,7 @@ async fn a_table_that_is_not_to_be_made_is_asked_for() {
 /// Lists and purges never read the whole table.
 #[actix_rt::test]
 async fn list_and_purge_go_by_their_indexes() {
-    // The counters are the whole server's.
+    // The counters belong to the whole server.
     let server = MariaDb::start();
     let backend = MysqlBackend::builder(server.url()).table("big").unwrap().open().await.unwrap();
     server.sql(
@@ -241,7 +241,7 @@ async fn list_and_purge_go_by_their_indexes() {
     assert!(scanned < 10_000, "{scanned} rows were read of a table of 200,000");
 }
 
-/// Connections cut behind the engine's back are replaced by it.
+/// The engine replaces connections that were cut.
 #[actix_rt::test]
 async fn cut_connections_are_replaced() {
     let server = MariaDb::start();
@@ -256,7 +256,7 @@ async fn cut_connections_are_replaced() {
     assert!(matches!(backend.acquire(acquire("b")).await, Ok(Acquired::Claimed { .. })));
 }
 
-/// Where a commit is shown before it is on the disk, nobody is told of an outcome that a crash can still take away.
+/// Where a commit is visible before it is on disk, no caller gets an outcome that a crash can still take away.
 #[actix_rt::test]
 async fn e02_an_outcome_is_told_of_once_it_is_on_the_disk() {
     let mut server = MariaDb::start_with_log_to_hold(&["--table-open-cache-instances=1"]);
@@ -265,9 +265,10 @@ async fn e02_an_outcome_is_told_of_once_it_is_on_the_disk() {
     let claim = acquire("k");
     assert!(matches!(holder.acquire(claim.clone()).await, Ok(Acquired::Claimed { .. })));
     let asked = || Acquire { owner: Owner::random(), ..claim.clone() };
-    // It has met a record, and looks first from here on: an INSERT would wait for the log before it finds anything.
+    // This session has met a record, so it reads first from now on: an INSERT would wait for the log before it finds
+    // anything.
     assert!(matches!(another.acquire(asked()).await, Ok(Acquired::InProgress { .. })));
-    // Nor can a table be opened while the log is held: those that are read are open before.
+    // No table can be opened while the log is held either, so the tables that are read are opened before.
     server.sql("SELECT 1 FROM oncekey_records a, oncekey_records b, oncekey_records c, oncekey_records d");
     let state = |server: &MariaDb| server.sql("SELECT state FROM oncekey_records");
 
@@ -279,13 +280,13 @@ async fn e02_an_outcome_is_told_of_once_it_is_on_the_disk() {
         retention: Duration::from_secs(60),
     };
     let completing = actix_rt::spawn(async move { holder.complete(completion).await });
-    // A reader is shown the outcome, though its commit has not returned.
+    // A reader sees the outcome, although its commit has not returned.
     until("a shown commit", || state(&server) == "2").await;
     let asked = asked();
     let asking = actix_rt::spawn(async move { another.acquire(asked).await });
     let flush = "INSERT INTO `shop`.`oncekey_records_flushes`";
     until("an answer or a flush", || asking.is_finished() || server.is_executing(flush)).await;
-    // Its holder is gone as well, or it would complete its claim on the server that comes back.
+    // The holder is stopped as well, because it would complete its claim on the restarted server.
     completing.abort();
     server.kill();
     server.let_log_go();
@@ -296,7 +297,7 @@ async fn e02_an_outcome_is_told_of_once_it_is_on_the_disk() {
     assert!(!matches!(told, Ok(Acquired::Completed { .. })), "an outcome was told of that is gone: {told:?}");
 }
 
-/// A replay of what has been on the disk since long ago waits for a flush too, but only where there is no binary log.
+/// A replay of an outcome that has long been on disk waits for a flush too, but only where there is no binary log.
 #[actix_rt::test]
 async fn a_server_with_a_binary_log_is_not_asked_to_flush() {
     for (settings, flushes) in [(&[][..], "1"), (&["--log-bin", "--sync-binlog=1"][..], "0")] {
@@ -314,7 +315,7 @@ async fn a_server_with_a_binary_log_is_not_asked_to_flush() {
 #[actix_rt::test]
 async fn a_closed_connection_is_not_handed_to_the_application() {
     let server = MariaDb::start();
-    let pool = MysqlBackend::open(&server.url()).await.unwrap().pool_of_its_own();
+    let pool = MysqlBackend::open(&server.url()).await.unwrap().pool();
     let mut held = pool.get().await.unwrap();
     held.batch_execute("SELECT 1").await.unwrap();
     drop(held);
@@ -326,7 +327,8 @@ async fn a_closed_connection_is_not_handed_to_the_application() {
     pool.get().await.unwrap().batch_execute("SELECT 1").await.unwrap();
 }
 
-/// MySQL gives a parameter in a derived table room for 65,535 bytes. (MariaDB takes any length: this is about what is sent.)
+/// MySQL gives a parameter in a derived table room for 65,535 bytes. (MariaDB accepts any length, so this test checks
+/// what is sent.)
 #[actix_rt::test]
 async fn e02_no_long_outcome_is_sent_through_a_derived_table() {
     let server = MariaDb::start_with(&["--log-output=TABLE", "--general-log=1"]);
@@ -354,7 +356,7 @@ async fn e02_no_long_outcome_is_sent_through_a_derived_table() {
     assert_eq!(sent("UPDATE `shop`.`oncekey\\_records` SET %7777777777777777777777777777777777%"), "2");
 }
 
-/// A server whose sessions begin without autocommit: what was answered is committed, and is there after a crash.
+/// Sessions of this server begin without autocommit. Whatever was answered is still committed, and survives a crash.
 #[actix_rt::test]
 async fn e27_outcomes_are_committed_where_autocommit_is_off_by_default() {
     let mut server = MariaDb::start_with(&["--autocommit=0"]);
@@ -367,7 +369,7 @@ async fn e27_outcomes_are_committed_where_autocommit_is_off_by_default() {
     server.restart();
     assert_eq!(run(&server, "k").await, Outcome::Replayed(1));
 
-    // A pool of the application's own has the default.
+    // The application's own pool has the default.
     let manager = AsyncDieselConnectionManager::<AsyncMysqlConnection>::new(server.url());
     let pool = Pool::builder(manager).max_size(5).build().unwrap();
     let refused = MysqlBackend::from_pool(pool).open().await.unwrap_err();
@@ -378,7 +380,7 @@ async fn e27_outcomes_are_committed_where_autocommit_is_off_by_default() {
     assert!(refused.to_string().contains("autocommit"), "{refused}");
 }
 
-/// A server whose sessions read what is not committed: an outcome that is rolled back later is never replayed.
+/// Sessions of this server read uncommitted data. An outcome that is rolled back later is still never replayed.
 #[actix_rt::test]
 async fn e27_an_outcome_that_is_rolled_back_is_never_replayed() {
     let server = MariaDb::start_with(&["--transaction-isolation=READ-UNCOMMITTED"]);
@@ -386,7 +388,7 @@ async fn e27_an_outcome_that_is_rolled_back_is_never_replayed() {
     let claim = acquire("k");
     assert!(matches!(backend.acquire(claim.clone()).await, Ok(Acquired::Claimed { .. })));
     let completion = sessions::completion("k", claim.owner, Duration::from_secs(60));
-    let mut connection = backend.pool_of_its_own().get().await.unwrap();
+    let mut connection = backend.pool().get().await.unwrap();
     AnsiTransactionManager::begin_transaction(&mut *connection).await.unwrap();
     backend.complete_in(&mut connection, completion).await.unwrap();
     let answer = backend.acquire(acquire("k")).await;
@@ -399,7 +401,7 @@ async fn e27_an_outcome_that_is_rolled_back_is_never_replayed() {
     assert!(matches!(&refused, MysqlOpenError::Setting { setting: "transaction_isolation", .. }), "{refused:?}");
 }
 
-/// An operation's record changes while the operation runs, by its own heartbeats. No default of the server takes that for a
+/// An operation's heartbeats change its record while the operation runs. No default of the server treats that as a
 /// conflict.
 #[actix_rt::test]
 async fn e27_a_claim_is_renewed_while_its_operation_runs_whatever_the_isolation() {

@@ -1,6 +1,6 @@
-//! Names and sessions: what an operation or the application leaves on a connection changes nothing for what follows.
+//! Names and sessions: whatever an operation or the application leaves on a connection does not affect later work.
 
-/// Checks that are made on every database, in the module of one of them.
+/// Checks for every database, in the module of one of them.
 macro_rules! names_on_database {
     (
         backend: $backend:ident,
@@ -27,7 +27,8 @@ macro_rules! names_on_database {
                 diesel::sql_query(text).get_result::<Left>(connection).await.unwrap().found
             }
 
-            /// An operation leaves its connection elsewhere: every later claim is still made in the table of the opening.
+            /// An operation switches its connection to another schema or database. Every later claim is still made in
+            /// the original table.
             #[actix_rt::test]
             async fn e27_an_operation_that_moves_its_session_moves_no_claim() {
                 let server = SERVER.url();
@@ -37,7 +38,7 @@ macro_rules! names_on_database {
                 let lent = $backend::from_pool(pool()).table(&table).unwrap().open().await.unwrap();
                 for backend in [own, lent] {
                     let engine = Engine::builder(backend.clone()).on_abandoned(OnAbandoned::Resume).start().unwrap();
-                    // As many at once as there are connections, and some more.
+                    // This makes more concurrent calls than there are connections.
                     let move_away = |number: usize| {
                         let key = Key::new("s", number).unwrap();
                         let operation = async |tx: &mut $connection, _: &Claim| {
@@ -77,7 +78,7 @@ macro_rules! names_on_database {
                 assert_eq!(SERVER.sql(&format!("SELECT count(*) FROM elsewhere.{table}_steps")), "0");
             }
 
-            /// The application moves all connections of its own pool.
+            /// The application switches all connections of its own pool.
             #[actix_rt::test]
             async fn e27_a_pool_that_is_moved_moves_no_claim() {
                 let table = fresh_table();
@@ -95,7 +96,7 @@ macro_rules! names_on_database {
                 let again = backend.acquire(acquire("k")).await;
                 assert!(matches!(again, Ok(Acquired::InProgress { .. })), "{again:?}");
                 assert_eq!(backend.purge(Purge { limit: 1 }).await.unwrap().removed, 0);
-                // Steps, and what is decided with all of them.
+                // Steps, and decisions about all of them.
                 let held = crate::steps::claim(&backend, "steps").await;
                 held.done(&backend, "charge", 1).await;
                 let release = oncekey::backend::Release { key: held.key.clone(), owner: held.owner };
@@ -109,7 +110,7 @@ macro_rules! names_on_database {
                 assert_eq!(SERVER.sql(&format!("SELECT count(*) FROM elsewhere.{table}_steps")), "0");
             }
 
-            /// A connection that was lent to an operation comes back as it was, or does not come back.
+            /// A connection that was lent to an operation is returned unchanged, or not at all.
             #[actix_rt::test]
             async fn e27_nothing_of_an_operation_is_left_on_its_connection() {
                 let table = fresh_table();
@@ -129,7 +130,7 @@ macro_rules! names_on_database {
                             };
                             engine.run_in_async_transaction(key, b"", operation).await.unwrap();
                             assert_eq!(*before.lock(), "", "{scope}: {leave}");
-                            // A step's operation as well.
+                            // The same holds for a step's operation.
                             let key = Key::new(scope, format!("step-{number}-{round}")).unwrap();
                             let seen = Arc::clone(&before);
                             let step = async move |tx: &mut $connection, _: &oncekey::Step| {

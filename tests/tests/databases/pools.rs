@@ -18,7 +18,7 @@ use crate::common::{acquire, fresh_table};
 static POSTGRES: LazyLock<Postgres> = LazyLock::new(Postgres::start);
 static MARIADB: LazyLock<MariaDb> = LazyLock::new(MariaDb::start);
 
-/// More than any check needs at once.
+/// More connections than any check needs at once.
 const SIZE: u32 = 20;
 
 fn manager<C: PoolableConnection + 'static>(url: &str) -> AsyncDieselConnectionManager<C> {
@@ -57,7 +57,7 @@ oncekey::conformance_tests!(mobc_pool, Capabilities::all(), {
     }
 });
 
-/// Rows and outcome commit together, a connection that was spoilt is closed, and the backend's own pool is none.
+/// Rows and outcome commit together, a spoilt connection is closed, and the backend has no pool of its own.
 macro_rules! a_pool_serves {
     ($name:ident, $backend:ident, $connection:ty, $pool:expr, $server:ident) => {
         #[actix_rt::test]
@@ -67,7 +67,7 @@ macro_rules! a_pool_serves {
             $server.sql(&format!("CREATE TABLE {rows} (item varchar(50))"));
             let pool = $pool;
             let backend = $backend::from_pool(pool.clone()).table(&table).unwrap().open().await.unwrap();
-            let own = backend.pool_of_its_own().get().await.err().map(|error| error.to_string());
+            let own = backend.pool().get().await.err().map(|error| error.to_string());
             assert!(own.as_ref().is_some_and(|why| why.contains("not deadpool's")), "{own:?}");
             let engine = Engine::builder(backend).start().unwrap();
             let order = async |key: &str, fails: bool| {
@@ -92,7 +92,7 @@ a_pool_serves!(bb8_serves_mysql, MysqlBackend, AsyncMysqlConnection, bb8_mysql()
 a_pool_serves!(mobc_serves_postgres, PostgresBackend, AsyncPgConnection, mobc_postgres(), POSTGRES);
 a_pool_serves!(mobc_serves_mysql, MysqlBackend, AsyncMysqlConnection, mobc_mysql(), MARIADB);
 
-/// A call that is dropped midway leaves neither a statement nor a lock in the pool: its connection is closed.
+/// A call that is dropped midway leaves neither a statement nor a lock in the pool, because its connection is closed.
 #[actix_rt::test]
 async fn e27_a_connection_whose_call_was_dropped_is_closed() {
     let server = Postgres::start();

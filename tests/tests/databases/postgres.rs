@@ -45,7 +45,7 @@ oncekey::conformance_tests!(pooled, Capabilities::all(), {
     }
 });
 
-/// What `ONCEKEY_POSTGRES` asks for is what the suite met.
+/// The suite runs on the version that `ONCEKEY_POSTGRES` asks for.
 #[test]
 fn chosen_version() {
     let running = SERVER.sql("SELECT current_setting('server_version_num')::int / 10000");
@@ -102,7 +102,7 @@ names_on_database! {
         (SELECT 'cursor' FROM pg_cursors WHERE name = 'left_there'))",
 }
 
-/// From here on commits wait for a standby that is not there.
+/// Makes commits wait, from now on, for a standby that is not there.
 fn miss_a_standby(server: &Postgres) {
     server.sql("ALTER SYSTEM SET synchronous_standby_names = 'absent'");
     server.sql("SELECT pg_reload_conf()");
@@ -117,7 +117,7 @@ fn is_set(server: &Postgres) -> bool {
     server.sql("SHOW synchronous_standby_names") == "absent"
 }
 
-/// A row whose commit waits is invisible to those who only read.
+/// A row whose commit waits is invisible to mere readers.
 #[actix_rt::test]
 async fn e19_a_claim_whose_commit_waits_for_a_standby_leaves_the_key_free() {
     let server = Postgres::start();
@@ -130,8 +130,8 @@ async fn e19_a_claim_whose_commit_waits_for_a_standby_leaves_the_key_free() {
     assert_eq!(server.sql("SELECT state FROM oncekey_records"), "2");
 }
 
-/// The answer to a COMMIT is lost while it waits for a standby. Whoever only reads would say that nothing was committed;
-/// nothing is said until the commit has ended.
+/// The answer to a COMMIT is lost while it waits for a standby. A mere read would suggest that nothing was committed,
+/// so the engine answers only after the commit has ended.
 #[actix_rt::test]
 async fn e12_a_commit_that_waits_for_a_standby_is_not_denied() {
     let server = Postgres::start();
@@ -157,7 +157,7 @@ async fn e12_a_commit_that_waits_for_a_standby_is_not_denied() {
     until("the setting", || is_set(&server)).await;
     proxy.leave_commits_alone(1);
     go_on.notify_one();
-    // The probe waits for the lock of the commit.
+    // The probe waits for the commit's lock.
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
     until("a probe or an answer", || running.is_finished() || server.sql(waits) != "0").await;
     assert!(!running.is_finished(), "an answer was given while the commit waited");
@@ -192,7 +192,7 @@ async fn list_and_purge_go_by_their_indexes() {
     let refused = backend.list(List { after: None, limit: 100 }).await.unwrap_err();
     assert!(refused.to_string().contains("corrupt"), "the rows are no records: {refused}");
     drop(backend);
-    // A session's counts are there when it has ended.
+    // A session's counts appear when it has ended.
     let count = |what: &str| {
         SERVER.sql(&format!("SELECT coalesce(sum({what}), 0) FROM pg_stat_user_tables WHERE relname = '{table}'"))
     };
@@ -204,7 +204,7 @@ async fn list_and_purge_go_by_their_indexes() {
     assert_eq!(count("seq_tup_read"), "0", "rows were read by scanning the table");
 }
 
-/// Connections cut behind the engine's back are replaced by it.
+/// The engine replaces connections that were cut.
 #[actix_rt::test]
 async fn cut_connections_are_replaced() {
     let table = fresh_table();
@@ -217,8 +217,8 @@ async fn cut_connections_are_replaced() {
     assert!(matches!(backend.acquire(acquire("b")).await, Ok(Acquired::Claimed { .. })));
 }
 
-/// After a statement that failed PostgreSQL refuses all others. An operation that passes over the failure has failed itself:
-/// it is rolled back, and the store is not called unavailable.
+/// After a failed statement PostgreSQL refuses all others. An operation that ignores the failure has itself failed: it
+/// is rolled back, and the store does not count as unavailable.
 #[actix_rt::test]
 async fn e19_an_operation_that_passes_over_a_violation_is_rolled_back() {
     SERVER.sql("CREATE TABLE once (n int PRIMARY KEY); INSERT INTO once VALUES (1)");
@@ -239,7 +239,7 @@ async fn e19_an_operation_that_passes_over_a_violation_is_rolled_back() {
     assert_eq!(SERVER.sql(&format!("SELECT state FROM {table}")), "1");
 }
 
-/// What correctness needs is set on each connection, whatever the database's defaults are.
+/// The backend sets what correctness needs on each connection, whatever the database's defaults are.
 #[actix_rt::test]
 async fn e27_the_settings_are_the_backends_whatever_the_databases_defaults() {
     let server = Postgres::start();
@@ -253,7 +253,7 @@ async fn e27_the_settings_are_the_backends_whatever_the_databases_defaults() {
     let outcome = SealedOutcome::tombstone(&key);
     let (renewed_key, renewing) = (key.clone(), backend.clone());
     let operation = TransactionOperation::new_async(async move |tx: &mut AsyncPgConnection| {
-        // An operation waits for locks as the database says.
+        // An operation waits for locks as the database's setting says.
         let settings = "DO $$ BEGIN IF current_setting('synchronous_commit') <> 'on' \
                         OR current_setting('transaction_isolation') <> 'read committed' \
                         OR current_setting('lock_timeout') <> '7s' \
@@ -269,7 +269,7 @@ async fn e27_the_settings_are_the_backends_whatever_the_databases_defaults() {
     assert!(matches!(answer, Ok(CompletedInTransaction::Stored { .. })), "{answer:?}");
 }
 
-/// A constraint that is checked at the commit: the operation's own failure, and no store that is away.
+/// A constraint that is checked at the commit is the operation's own failure, and not an unavailable store.
 #[actix_rt::test]
 async fn j09_a_constraint_that_fails_at_the_commit_is_the_operations_own_failure() {
     SERVER.sql("CREATE TABLE parents (id int PRIMARY KEY)");

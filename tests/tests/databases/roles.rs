@@ -1,4 +1,4 @@
-//! Roles that may do little: without the right to make tables, or owners of no more than a schema.
+//! Roles with few rights: without the right to create tables, or owning only a schema.
 
 use diesel_async::{AsyncMysqlConnection, AsyncPgConnection, SimpleAsyncConnection as _};
 use oncekey::backend::{Acquired, Backend as _};
@@ -11,7 +11,7 @@ use tests::server::{MariaDb, Postgres};
 
 use crate::common::{a_while, acquire, mysql_pool, postgres_pool};
 
-/// The tables are made by the application's own tools, from the DDL that the library gives. The role may use them, and
+/// The application's own tools create the tables, from the DDL that the library returns. The role may use them, and
 /// nothing more.
 #[actix_rt::test]
 async fn e27_a_role_without_ddl_rights_works_in_postgres() {
@@ -22,10 +22,10 @@ async fn e27_a_role_without_ddl_rights_works_in_postgres() {
          GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO app; CREATE TABLE orders (n int); GRANT ALL ON orders TO app",
     );
     let url = server.url().replace("shop@", "app@");
-    // Nothing is missing: the default is right as well.
+    // Nothing is missing, so the default works as well.
     drop(PostgresBackend::open(&url).await.unwrap());
     let backend = PostgresBackend::builder(&url).migrate(false).open().await.unwrap();
-    let pool = backend.pool_of_its_own();
+    let pool = backend.pool();
     PostgresOutbox::open(pool.clone()).await.unwrap();
     let outbox = PostgresOutbox::builder(pool).migrate(false).open().await.unwrap();
     let engine = Engine::builder(backend.clone()).start().unwrap();
@@ -52,7 +52,7 @@ async fn e27_a_role_without_ddl_rights_works_in_mysql() {
     let url = server.url().replace("shop@", "app@");
     drop(MysqlBackend::open(&url).await.unwrap());
     let backend = MysqlBackend::builder(&url).migrate(false).open().await.unwrap();
-    let pool = backend.pool_of_its_own();
+    let pool = backend.pool();
     MysqlOutbox::open(pool.clone()).await.unwrap();
     let outbox = MysqlOutbox::builder(pool).migrate(false).open().await.unwrap();
     let engine = Engine::builder(backend.clone()).start().unwrap();
@@ -68,7 +68,7 @@ async fn e27_a_role_without_ddl_rights_works_in_mysql() {
     assert_eq!(sent, 1);
 }
 
-/// It owns its schema, and may not make another.
+/// The role owns its schema, and may not create another.
 #[actix_rt::test]
 async fn e27_a_role_that_owns_its_schema_needs_no_more() {
     let server = Postgres::start();
@@ -77,15 +77,15 @@ async fn e27_a_role_that_owns_its_schema_needs_no_more() {
     let builder = || PostgresBackend::builder(&url).schema("app").unwrap();
     let backend = builder().open().await.unwrap();
     assert!(matches!(backend.acquire(acquire("k")).await, Ok(Acquired::Claimed { .. })));
-    let outbox = PostgresOutbox::builder(backend.pool_of_its_own()).schema("app").unwrap().open().await.unwrap();
+    let outbox = PostgresOutbox::builder(backend.pool()).schema("app").unwrap().open().await.unwrap();
     drop(outbox.relay());
     assert_eq!(server.sql("SELECT count(*) FROM app.oncekey_outbox"), "0");
-    // A schema that is missing is what it can't make.
+    // It cannot create a missing schema.
     let refused = PostgresBackend::builder(&url).schema("other").unwrap().open().await.unwrap_err();
     assert!(matches!(refused, PostgresOpenError::Migration { .. }), "{refused}");
 }
 
-/// An opening that fails leaves the application's pool as it was.
+/// An `open` that fails leaves the application's pool as it was.
 #[actix_rt::test]
 async fn e27_an_opening_that_fails_leaves_no_transaction_in_the_pool() {
     let server = Postgres::start();
@@ -116,6 +116,6 @@ async fn e27_an_opening_that_fails_leaves_no_transaction_in_the_pool() {
         pool.get().await.unwrap().batch_execute("SELECT 1").await.unwrap();
     }
     assert_eq!(server.sql("SELECT count(*) FROM information_schema.innodb_trx"), "0");
-    // The lock of the migration went with its connection.
+    // The lock of the migration was released with its connection.
     MysqlBackend::open(&server.url()).await.unwrap();
 }

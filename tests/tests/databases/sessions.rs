@@ -1,4 +1,4 @@
-//! What other sessions, the server's defaults and an operation's own statements do to a transaction or to a lock.
+//! How other sessions, the server's defaults and an operation's own statements affect a transaction or a lock.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
@@ -11,7 +11,7 @@ pub(crate) fn key(name: &str) -> Key {
     Key::new("s", name).unwrap()
 }
 
-/// An outcome of that many bytes and some.
+/// Returns an outcome of slightly more than that many bytes.
 pub(crate) fn long_outcome(key: &Key, bytes: usize) -> SealedOutcome {
     SealedOutcome::seal(key, PayloadKind::Json, |payload| payload.resize(bytes, b'7'))
 }
@@ -22,7 +22,7 @@ pub(crate) fn completion(name: &str, owner: Owner, retention: Duration) -> Compl
     Complete { key, owner, outcome, retention }
 }
 
-/// A reply that sends the answer with the name of its key.
+/// Returns a reply that sends the answer with the name of its key.
 pub(crate) fn reply<T: Send + 'static>(name: &str, answered: &Sender<(String, Result<T, StoreError>)>) -> Reply<T> {
     let (name, answered) = (name.to_owned(), answered.clone());
     Reply::new(move |answer| drop(answered.send((name, answer))))
@@ -31,7 +31,7 @@ pub(crate) fn reply<T: Send + 'static>(name: &str, answered: &Sender<(String, Re
 /// The name of a claim, and the answer to its renewal.
 pub(crate) type RenewalAnswer = (String, Result<Renewed, StoreError>);
 
-/// Renewals of these claims, as one batch.
+/// Returns renewals of these claims, as one batch.
 pub(crate) fn renewals(claims: &[(String, Owner)]) -> (Vec<Request>, Receiver<RenewalAnswer>) {
     let (answered, answers) = channel();
     let renewal = |(name, owner): &(String, Owner)| {
@@ -41,7 +41,7 @@ pub(crate) fn renewals(claims: &[(String, Owner)]) -> (Vec<Request>, Receiver<Re
     (claims.iter().map(renewal).collect(), answers)
 }
 
-/// Checks that are made on every database, in the module of one of them.
+/// Checks for every database, in the module of one of them.
 macro_rules! sessions_on_database {
     (
         backend: $backend:ident,
@@ -69,7 +69,7 @@ macro_rules! sessions_on_database {
                 owner
             }
 
-            /// Another session has one record's row locked, and stays away. The other claims of the batch are renewed.
+            /// Another session has locked one record's row and keeps it. The other claims of the batch are renewed.
             #[actix_rt::test]
             async fn e04_a_locked_row_does_not_keep_its_neighbours_from_being_renewed() {
                 let table = fresh_table();
@@ -83,7 +83,7 @@ macro_rules! sessions_on_database {
                 let pool = pool();
                 let mut session = pool.get().await.unwrap();
                 session.batch_execute("BEGIN").await.unwrap();
-                // By its whole key: MySQL locks every row that it has to look at.
+                // The row is selected by its whole key, because MySQL locks every row that it has to read.
                 let k4 = key("k4");
                 let lock = format!("UPDATE {table} SET attempt = attempt WHERE {} = '{}'", $key_column, k4.as_stored());
                 session.batch_execute(&lock).await.unwrap();
@@ -107,7 +107,7 @@ macro_rules! sessions_on_database {
                 assert!(answers.try_iter().all(|(_, answer)| answer == Ok(Renewed::Renewed)));
             }
 
-            /// Another session has inserted a key that nobody can see yet. The other keys of the batch are claimed.
+            /// Another session has inserted a key that is not visible yet. The other keys of the batch are claimed.
             #[actix_rt::test]
             async fn e11_an_insert_that_waits_does_not_keep_its_neighbours_from_being_claimed() {
                 let table = fresh_table();
@@ -141,7 +141,8 @@ macro_rules! sessions_on_database {
                 claimed(&backend, "k1").await;
             }
 
-            /// The short wait for locks is the steps' own: an operation waits as long as the server's default says.
+            /// The short lock timeout applies only to the backend's steps. An operation waits as long as the server's
+            /// default says.
             #[actix_rt::test]
             async fn e11_an_operation_waits_for_its_locks_as_the_server_says() {
                 let table = fresh_table();
@@ -149,7 +150,7 @@ macro_rules! sessions_on_database {
                 let engine = Engine::builder(open(&table).await).start().unwrap();
                 let runs = Arc::new(AtomicUsize::new(0));
                 let pool = pool();
-                // Twice: the connection is lent again as it was.
+                // The check runs twice, because the connection is lent again in its original state.
                 for number in 0..2 {
                     let mut session = pool.get().await.unwrap();
                     session.batch_execute("BEGIN").await.unwrap();
@@ -196,7 +197,7 @@ macro_rules! sessions_on_database {
                 }
             }
 
-            /// The same in a transaction of the caller's own.
+            /// The same in the caller's own transaction.
             #[actix_rt::test]
             async fn e19_a_claim_is_not_completed_after_its_transaction() {
                 SERVER.sql("CREATE TABLE ended_own (n int)");
@@ -228,7 +229,7 @@ macro_rules! sessions_on_database {
                 assert_eq!(SERVER.sql(&format!("SELECT state FROM {table}")), "2");
             }
 
-            /// Outcomes of any length come back whole, also where a look came before their write.
+            /// Outcomes of any length are replayed whole, even if a read came before their write.
             #[actix_rt::test]
             async fn e02_a_long_outcome_is_replayed_whole() {
                 let backend = open(&fresh_table()).await;
@@ -264,8 +265,8 @@ macro_rules! sessions_on_database {
                 }
             }
 
-            /// The clock was set back: the record's token is ahead of it. A record that went away before the clock has
-            /// passed its token would let the next claim have a lower one.
+            /// The clock was set back, so the record's token is ahead of it. If the record disappeared before the clock
+            /// has passed its token, the next claim would get a lower one.
             #[actix_rt::test]
             async fn e25_a_completed_record_outlives_its_token() {
                 let table = fresh_table();
@@ -290,7 +291,8 @@ macro_rules! sessions_on_database {
                 }
             }
 
-            /// A connection whose packets vanish while it lies in its pool costs a call a second, and not its deadline.
+            /// A connection loses all packets while it is idle in its pool. It costs a call one second, and not its
+            /// deadline.
             #[actix_rt::test]
             async fn e11_a_silent_idle_connection_is_replaced_within_the_deadline() {
                 let table = fresh_table();
@@ -298,7 +300,7 @@ macro_rules! sessions_on_database {
                 let url = withdrawals::through(&proxy, &SERVER.url(), SERVER.port());
                 let backend = $backend::builder(url).table(&table).unwrap().open().await.unwrap();
                 claimed(&backend, "before").await;
-                // Longer than a connection is taken to be alive untried.
+                // This is longer than a connection counts as alive without a check.
                 tokio::time::sleep(Duration::from_millis(700)).await;
                 proxy.swallow();
                 let started = Instant::now();

@@ -1,4 +1,5 @@
-//! Whatever a server, a database or a role sets for its sessions: the store keeps its word, or says at open what is in the way.
+//! Whatever a server, a database or a role sets for its sessions, the store keeps its promises, or `open` names the
+//! obstacle.
 
 use std::sync::mpsc::channel;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use crate::steps::claim;
 
 const KEYS: usize = 8;
 
-/// Claims, outcomes and steps of many keys, by statements for one and for several. Says what went wrong.
+/// Checks claims, outcomes and steps of many keys, with statements for one and for several. Returns what went wrong.
 async fn keeps_its_word(
     backend: &impl Backend,
     ordering: impl Fn(SealedOutcome) -> TransactionOperation,
@@ -62,7 +63,7 @@ async fn keeps_its_word(
         return Err("a key that is missing is not absent".to_owned());
     }
 
-    // Steps, among them those that are decided on in a transaction of their own.
+    // Steps, including ones that are decided in their own transaction.
     let held = claim(backend, "steps").await;
     held.done(backend, "charge", 1).await;
     if backend.fail_step(held.fail("charge", 9)).await.is_err() {
@@ -78,7 +79,7 @@ async fn keeps_its_word(
     if released != Ok(Released::Released) {
         return Err(format!("a release with steps: {released:?}"));
     }
-    // What was last done on a connection is committed as well.
+    // The last work on a connection is committed as well.
     let again = claim(backend, "steps").await;
     if again.steps.as_ref().map(|steps| steps.list.len()) != Some(2) {
         return Err(format!("the steps after a release: {:?}", again.steps));
@@ -122,8 +123,8 @@ fn ordering_in_postgres(outcome: SealedOutcome) -> TransactionOperation {
     })
 }
 
-/// Session settings of MariaDB, in the server's defaults: those that a pool of the application's must not have, each by
-/// itself, and those that change nothing, some together.
+/// Session settings in MariaDB's server defaults: those that the application's pool must not have, each by itself, and
+/// those that change nothing, some of them together.
 #[actix_rt::test]
 async fn s01_whatever_mysqls_sessions_begin_with_what_is_answered_is_committed() {
     type Settings = &'static [(&'static str, &'static str)];
@@ -191,7 +192,7 @@ async fn s01_whatever_mysqls_sessions_begin_with_what_is_answered_is_committed()
         };
         let checked = check().await;
         server.sql(&back);
-        // What is committed, as another session sees it.
+        // The committed rows, as another session sees them.
         let completed = "(SELECT count(*) FROM own WHERE state = 2), (SELECT count(*) FROM pooled WHERE state = 2)";
         let committed = server.sql(&format!("SELECT {completed}, (SELECT count(*) FROM orders)"));
         let wanted = if is_fit { format!("{0}\t{0}\t2", KEYS + 1) } else { format!("{}\t0\t1", KEYS + 1) };
@@ -204,7 +205,7 @@ async fn s01_whatever_mysqls_sessions_begin_with_what_is_answered_is_committed()
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// What is run for each connection of a user who is no administrator.
+/// The server's `init_connect`, which runs for each connection of a user who is not an administrator.
 #[actix_rt::test]
 async fn s01_what_mysql_runs_at_each_connection_changes_nothing() {
     let text = "SET autocommit = 0, completion_type = 1, sql_select_limit = 1, sql_mode = 'EMPTY_STRING_IS_NULL'; \
@@ -222,7 +223,7 @@ async fn s01_what_mysql_runs_at_each_connection_changes_nothing() {
     assert!(matches!(refused, MysqlOpenError::Setting { .. }), "{refused}");
 }
 
-/// A connection of the application's pool that is set otherwise than the one that was checked at open.
+/// One connection of the application's pool has other settings than the one that was checked by `open`.
 #[actix_rt::test]
 async fn s01_each_connection_of_a_pool_is_checked() {
     let server = MariaDb::start();
@@ -245,7 +246,7 @@ async fn s01_each_connection_of_a_pool_is_checked() {
         for number in 0..4 {
             match backend.acquire(acquire(&format!("{setting} {number}"))).await {
                 Err(StoreError::Unavailable(told)) if told.contains("pool") => refusals += 1,
-                // A connection that was cut.
+                // The connection was cut.
                 Err(StoreError::Unavailable(_)) => {}
                 other => panic!("{setting}: {other:?}"),
             }
@@ -258,7 +259,8 @@ async fn s01_each_connection_of_a_pool_is_checked() {
     assert_eq!(server.sql("SELECT count(*) FROM oncekey_records"), "4");
 }
 
-/// Session settings of PostgreSQL, by role, some together: the store works, on its own connections and on a pool that has them.
+/// Session settings of PostgreSQL, by role, some of them together. The store works, on its own connections and on a
+/// pool with these settings.
 #[actix_rt::test]
 async fn s06_whatever_a_role_sets_in_postgres_the_store_keeps_its_word() {
     let settings: [&[(&str, &str)]; 3] = [
@@ -328,7 +330,7 @@ async fn s06_whatever_a_role_sets_in_postgres_the_store_keeps_its_word() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// A role whose transactions only read, and one without a schema in its path: said, and nothing is kept of it.
+/// A role whose transactions only read, and one without a schema in its path: the error says so, and nothing is kept.
 #[actix_rt::test]
 async fn s13_what_a_role_may_not_do_is_said() {
     let server = Postgres::start();
@@ -345,7 +347,7 @@ async fn s13_what_a_role_may_not_do_is_said() {
     assert!(findings.iter().any(|finding| finding.setting == "default_transaction_read_only"), "{findings:?}");
     let refused = backend.acquire(acquire("k")).await;
     assert!(matches!(refused, Err(StoreError::ReadOnly(_))), "{refused:?}");
-    // Tables that are still to be made can't be.
+    // Tables that do not exist yet cannot be created.
     let refused = PostgresBackend::builder(&url).table("others").unwrap().open().await.unwrap_err();
     assert!(matches!(refused, PostgresOpenError::Migration { .. }), "{refused}");
     server.sql("ALTER ROLE app RESET default_transaction_read_only");
@@ -361,8 +363,8 @@ async fn s13_what_a_role_may_not_do_is_said() {
     assert!(findings.iter().any(|finding| finding.setting == "transaction_read_only"), "{findings:?}");
 }
 
-/// A session that is ended while an operation is idle in its transaction, or a statement that takes too long: the operation
-/// fails, and nothing of it stays.
+/// The server ends a session while an operation is idle in its transaction, or cancels a statement that takes too long.
+/// The operation fails, and nothing of it remains.
 #[actix_rt::test]
 async fn s04_a_session_that_the_server_ends_leaves_nothing_behind() {
     let server = Postgres::start();
@@ -398,7 +400,7 @@ async fn s04_a_session_that_the_server_ends_leaves_nothing_behind() {
     }
 }
 
-/// A pooler that shares connections by statement takes no transaction at all: it is refused by the same name.
+/// A pooler in statement mode allows no transactions at all. It is refused by the same name.
 #[actix_rt::test]
 async fn s07_a_pooler_by_statement_is_refused_at_open() {
     let server = Postgres::start();
@@ -415,7 +417,7 @@ async fn s07_a_pooler_by_statement_is_refused_at_open() {
     assert_eq!(server.sql("SELECT to_regclass('oncekey_records') IS NULL"), "t");
 }
 
-/// A hot standby refuses every claim and says what it is; it is left once it is promoted.
+/// A hot standby refuses every claim and says what it is. It is used once it is promoted.
 #[actix_rt::test]
 async fn s13_a_hot_standby_is_told_of_and_used_once_it_is_promoted() {
     let primary = Postgres::start();
@@ -431,7 +433,7 @@ async fn s13_a_hot_standby_is_told_of_and_used_once_it_is_promoted() {
     let refused = backend.acquire(acquire("new")).await;
     assert!(matches!(refused, Err(StoreError::ReadOnly(_))), "{refused:?}");
     assert!(backend.lookup(Lookup { key: key("done") }).await.unwrap().is_some());
-    // Tables can't be made on a standby: said at open.
+    // Tables cannot be created on a standby, and `open` says so.
     let refused = PostgresBackend::builder(standby.url()).table("others").unwrap().open().await.unwrap_err();
     assert!(matches!(refused, PostgresOpenError::Migration { .. }), "{refused}");
     standby.sql("SELECT pg_promote()");

@@ -1,4 +1,4 @@
-//! Steps of operations on a real server: what each message does to the rows, and what it does beside others.
+//! Steps of operations on a real server: what each message does to the rows, and how it behaves beside others.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::sessions::reply;
 
 pub(crate) const RETENTION: Duration = Duration::from_secs(60);
 
-/// A claim that may be continued.
+/// A claim that can be continued.
 #[derive(Debug, Clone)]
 pub(crate) struct Held {
     pub(crate) key: Key,
@@ -114,7 +114,7 @@ impl Held {
     }
 }
 
-/// The names of the steps, and how far each has come.
+/// Returns the names of the steps, and how far each has progressed.
 pub(crate) fn progress(steps: Option<&Steps>) -> Vec<(String, &'static str)> {
     let steps = steps.map_or(&[][..], |steps| &steps.list);
     steps.iter().map(|step| (step.name.to_string(), step.progress.name())).collect()
@@ -124,7 +124,7 @@ fn told(steps: &[(&str, &'static str)]) -> Vec<(String, &'static str)> {
     steps.iter().map(|(name, progress)| ((*name).to_owned(), *progress)).collect()
 }
 
-/// A step begins once, and what is asked again is told what is known of it.
+/// A step begins once, and a repeated begin returns what is known about it.
 pub(crate) async fn begins_once(backend: impl Backend) {
     let held = claim(&backend, "k").await;
     assert_eq!(held.steps, None);
@@ -148,7 +148,7 @@ pub(crate) async fn begins_once(backend: impl Backend) {
     assert_eq!(progress(view.steps.as_deref()), told(&[("charge", "completed")]));
 }
 
-/// What each message of a failed step does; a begin that arrives after its failure does not land.
+/// Checks each message of a failed step. A begin that arrives after its failure does not take effect.
 pub(crate) async fn fails(backend: impl Backend) {
     let held = claim(&backend, "k").await;
     assert_eq!(backend.fail_step(held.fail("never", 1)).await, Ok(StepFailed::Failed));
@@ -163,7 +163,7 @@ pub(crate) async fn fails(backend: impl Backend) {
     assert!(matches!(completed, StepFailed::Completed { life, .. } if life == held.token), "{completed:?}");
 }
 
-/// A takeover brings all steps; the earlier holder begins nothing more, but may tell of what it began.
+/// A takeover brings all steps. The earlier holder begins nothing more, but may report on what it began.
 pub(crate) async fn is_taken_over(backend: impl Backend) {
     let first = claim_for(&backend, "k", Duration::from_secs(1)).await;
     let life = first.done(&backend, "reserve", 1).await;
@@ -183,13 +183,13 @@ pub(crate) async fn is_taken_over(backend: impl Backend) {
     assert_eq!(backend.complete_step(first.complete(life, "charge", 2)).await, Ok(StepCompleted::Stored));
     let replayed = backend.begin_step(second.begin("charge", 1)).await.unwrap();
     assert!(matches!(&replayed, StepBegun::Completed { outcome, .. } if *outcome == first.outcome(life, "charge", 2)));
-    // The same owner is told again.
+    // The same owner gets the same answer again.
     let again = Acquire { owner: second.owner, on_abandoned: OnAbandoned::Resume, ..acquire("k") };
     let again = backend.acquire(again).await.unwrap();
     assert!(matches!(&again, Acquired::Claimed { steps: Some(steps), .. } if steps.list.len() == 2), "{again:?}");
 }
 
-/// A run of unknown effect makes the parent indeterminate, until somebody tells of that step.
+/// A run of unknown effect makes the parent indeterminate, until that step is resolved.
 pub(crate) async fn is_resolved(backend: impl Backend, sql: impl Fn(&str) -> String, table: &str) {
     for with in
         [StepResolution::Release, StepResolution::Complete { outcome: SealedOutcome::tombstone(&acquire("k").key) }]
@@ -200,7 +200,7 @@ pub(crate) async fn is_resolved(backend: impl Backend, sql: impl Fn(&str) -> Str
         let asked = backend.acquire(acquire("k")).await.unwrap();
         assert!(matches!(asked, Acquired::Indeterminate { .. }), "{asked:?}");
         assert_eq!(held.view(&backend).await.unwrap().state, StateView::Indeterminate);
-        // However long ago: nobody knows yet.
+        // The time since then does not matter, because the result is still unknown.
         sql(&format!("UPDATE {table} SET lease_until = 1, purge_at = 2"));
         assert_eq!(backend.purge(Purge { limit: 10 }).await.unwrap().removed, 0);
         assert_eq!(held.view(&backend).await.unwrap().state, StateView::Indeterminate);
@@ -224,7 +224,7 @@ pub(crate) async fn is_resolved(backend: impl Backend, sql: impl Fn(&str) -> Str
     }
 }
 
-/// A release keeps the steps and the fingerprint, and ends the key where no step is worth it.
+/// A release keeps the steps and the fingerprint, and ends the key if no step is worth keeping.
 pub(crate) async fn is_released(backend: impl Backend, sql: impl Fn(&str) -> String, table: &str) {
     let steps_left = || sql(&format!("SELECT count(*) FROM {table}_steps"));
     let held = claim(&backend, "k").await;
@@ -239,18 +239,18 @@ pub(crate) async fn is_released(backend: impl Backend, sql: impl Fn(&str) -> Str
     assert_eq!(backend.acquire(other).await, Ok(Acquired::Mismatch));
     let next = claim(&backend, "k").await;
     assert_eq!(next.steps.as_ref().map(|steps| steps.life), Some(life));
-    // With a step of unknown effect it is not released.
+    // A key with a step of unknown effect is not released.
     assert!(matches!(backend.begin_step(next.begin("charge", 1)).await, Ok(StepBegun::Begun { .. })));
     let release = Release { key: next.key.clone(), owner: next.owner };
     assert_eq!(backend.release(release).await, Ok(Released::Unsettled { step: name("charge") }));
     assert_eq!(next.view(&backend).await.unwrap().state, StateView::Indeterminate);
-    // Its owner still knows.
+    // Its owner may still report the outcome.
     assert_eq!(backend.complete_step(next.complete(life, "charge", 1)).await, Ok(StepCompleted::Stored));
     let third = claim(&backend, "k").await;
     let withdraw = Withdraw { key: third.key.clone(), owner: third.owner };
     assert_eq!(backend.withdraw(withdraw).await, Ok(Withdrawn));
     assert!(matches!(third.view(&backend).await.unwrap().state, StateView::Released { .. }));
-    // Its time ends: the next life has none of its steps, and no row is left.
+    // Its time ends. The next life has none of its steps, and no row is left.
     sql(&format!("UPDATE {table} SET purge_at = 1, barrier_until = 1"));
     assert_eq!(third.view(&backend).await, None);
     assert_eq!(steps_left(), "2");
@@ -259,7 +259,7 @@ pub(crate) async fn is_released(backend: impl Backend, sql: impl Fn(&str) -> Str
     assert_eq!(steps_left(), "0");
     assert_eq!(backend.complete_step(next.complete(life, "charge", 1)).await, Ok(StepCompleted::Lost));
     assert_ne!(fourth.done(&backend, "reserve", 1).await, life);
-    // A step that failed left nothing.
+    // A failed step left nothing.
     let fifth = claim(&backend, "failed").await;
     assert!(matches!(backend.begin_step(fifth.begin("charge", 1)).await, Ok(StepBegun::Begun { .. })));
     assert_eq!(backend.fail_step(fifth.fail("charge", 1)).await, Ok(StepFailed::Failed));
@@ -269,7 +269,7 @@ pub(crate) async fn is_released(backend: impl Backend, sql: impl Fn(&str) -> Str
     assert_eq!(steps_left(), "1");
 }
 
-/// A completed parent keeps its steps until its time ends, and its renewals and its completion do not touch them.
+/// A completed parent keeps its steps until its time ends. Its renewals and its completion do not touch them.
 pub(crate) async fn completes_with_its_steps(backend: impl Backend, sql: impl Fn(&str) -> String, table: &str) {
     let held = claim(&backend, "k").await;
     held.done(&backend, "reserve", 1).await;
@@ -292,7 +292,7 @@ pub(crate) async fn completes_with_its_steps(backend: impl Backend, sql: impl Fn
     assert_eq!(sql(&format!("SELECT count(*) FROM {table}_steps")), "0");
 }
 
-/// Removal and purge take the steps along, and a purge counts them.
+/// Removal and purge delete the steps too, and a purge counts them.
 pub(crate) async fn are_removed(backend: impl Backend, sql: impl Fn(&str) -> String, table: &str) {
     let count = || sql(&format!("SELECT (SELECT count(*) FROM {table}) + (SELECT count(*) FROM {table}_steps)"));
     let with_steps = async |key: &str, steps: u32| {
@@ -316,7 +316,7 @@ pub(crate) async fn are_removed(backend: impl Backend, sql: impl Fn(&str) -> Str
     }
     with_steps("stays", 2).await;
     with_steps("alone", 0).await;
-    // Those that are released, and one claim that nobody came back for.
+    // The released records, and one claim that no caller takes over.
     sql(&format!("UPDATE {table} SET purge_at = 1 WHERE state = 5"));
     assert_eq!(count(), "20");
     for (limit, removed, more) in [(1, 4, true), (10, 8, true), (100, 4, false), (100, 0, false)] {
@@ -324,7 +324,7 @@ pub(crate) async fn are_removed(backend: impl Backend, sql: impl Fn(&str) -> Str
         assert_eq!((purged.removed, purged.more), (removed, more), "{limit}");
     }
     assert_eq!(count(), "4");
-    // A claim that nobody comes back for goes once its steps are settled, and after its retention.
+    // An abandoned claim is purged once its steps are settled and its retention has passed.
     sql(&format!("UPDATE {table} SET purge_at = 1 WHERE state = 1 AND steps_life IS NOT NULL"));
     assert_eq!(backend.purge(Purge { limit: 100 }).await.unwrap().removed, 0);
     sql(&format!("UPDATE {table} SET purge_at = 1, lease_until = 1 WHERE state = 1 AND steps_life IS NOT NULL"));
@@ -332,7 +332,7 @@ pub(crate) async fn are_removed(backend: impl Backend, sql: impl Fn(&str) -> Str
     assert_eq!(count(), "1");
 }
 
-/// What was decided before a record's first step began, and arrives after it, does not undo it.
+/// A decision from before a record's first step does not undo the step when it arrives after it.
 pub(crate) async fn first_step_beats_a_late_release(
     backend: impl Backend,
     late: impl Backend,
@@ -351,7 +351,7 @@ pub(crate) async fn first_step_beats_a_late_release(
     assert_eq!(progress(view.steps.as_deref()), told(&[("charge", "completed")]));
 }
 
-/// Steps of many records and of one, side by side; a row of an earlier life that was left over is nobody's.
+/// Steps of many records and of one run concurrently. A leftover row of an earlier life belongs to no record.
 pub(crate) async fn run_side_by_side(
     backend: impl Backend,
     sql: impl Fn(&str) -> String,
@@ -363,7 +363,7 @@ pub(crate) async fn run_side_by_side(
     for number in 0..40 {
         holders.push(claim(&backend, &format!("k{number:02}")).await);
     }
-    // Left over from an earlier life, by somebody's own SQL.
+    // The application's own SQL left these rows of an earlier life.
     let left_over = format!(
         "INSERT INTO {table}_steps ({key_column}, name, life, ordinal, attempt, run_token, run_number, began_at, state) VALUES \
          ('{}', '{{}}', 5, 0, 1, 5, 1, 1, 1)",
@@ -392,7 +392,7 @@ pub(crate) async fn run_side_by_side(
     for (step, number) in [("a", 1), ("b", 2)] {
         batch.extend(holders.iter().enumerate().map(|(index, held)| {
             let mut message = held.complete(held.token, step, number);
-            // One of them is none of this run.
+            // One of them is not of this run.
             if index == 7 {
                 message.run.number += 5;
             }
@@ -414,7 +414,7 @@ pub(crate) async fn run_side_by_side(
             assert_eq!(outcomes, [of("a", 1), of("b", 2)]);
         }
     }
-    // Begun at once by connections of many batches.
+    // Connections of many batches begin these steps at once.
     let held = claim(&backend, "one").await;
     let names: Vec<_> = (1..=20).map(|number| format!("s{number}")).collect();
     let begun = join_all((1..).zip(&names).map(|(number, step)| held.done(&backend, step, number))).await;
@@ -422,7 +422,7 @@ pub(crate) async fn run_side_by_side(
     assert_eq!(held.view(&backend).await.unwrap().steps.unwrap().list.len(), 20);
 }
 
-/// No more than the limit.
+/// A record has no more steps than the limit.
 pub(crate) async fn are_limited(backend: impl Backend) {
     let held = claim(&backend, "k").await;
     let (answered, answers) = std::sync::mpsc::channel();
@@ -441,7 +441,7 @@ pub(crate) async fn are_limited(backend: impl Backend) {
     assert_eq!(held.view(&backend).await.unwrap().steps.unwrap().list.len(), Steps::MAX);
 }
 
-/// Checks that are made on every database, in the module of one of them.
+/// Checks for every database, in the module of one of them.
 macro_rules! steps_on_database {
     (
         backend: $backend:ident,
@@ -562,7 +562,7 @@ macro_rules! steps_on_database {
                 assert_eq!(progress(view.steps.as_deref()), [("order".to_owned(), "completed")]);
             }
 
-            /// While a step's operation runs its parent is renewed, and its sibling steps begin and end.
+            /// While a step's operation runs, its parent is renewed, and its sibling steps begin and end.
             #[actix_rt::test]
             async fn e26_a_steps_transaction_keeps_nobody_waiting() {
                 SERVER.sql("CREATE TABLE slow_step (n int)");
@@ -586,7 +586,7 @@ macro_rules! steps_on_database {
                 assert_eq!(view.steps.unwrap().list.len(), 2);
             }
 
-            /// A holder that was away for longer than its lease, while its step ran, commits nothing.
+            /// A holder that was away for longer than its lease while its step ran commits nothing.
             #[actix_rt::test]
             async fn e26_a_step_of_a_lost_claim_commits_nothing() {
                 SERVER.sql("CREATE TABLE late_step (n int)");
@@ -601,7 +601,7 @@ macro_rules! steps_on_database {
                 });
                 let message = StepInTransaction { step: commit(&held, "order", 1), operation };
                 assert_eq!(backend.step_in_transaction(message).await, Ok(StepCommitted::Lost));
-                // Nor does it run again.
+                // It does not run again either.
                 let operation = inserting(&held, "late_step");
                 let message = StepInTransaction { step: commit(&held, "order", 2), operation };
                 assert_eq!(backend.step_in_transaction(message).await, Ok(StepCommitted::Lost));
@@ -609,7 +609,7 @@ macro_rules! steps_on_database {
                 assert_eq!(SERVER.sql(&format!("SELECT count(*) FROM {table}_steps")), "0");
             }
 
-            /// Another run of the step ends while this one's transaction is open, whose snapshot may be older.
+            /// Another run of the step ends while this run's transaction is open, which may have an older snapshot.
             #[actix_rt::test]
             async fn e26_a_step_that_was_completed_meanwhile_is_not_committed_again() {
                 SERVER.sql("CREATE TABLE twice_step (n int)");
@@ -650,7 +650,7 @@ macro_rules! steps_on_database {
                 assert_eq!(SERVER.sql(&format!("SELECT count(*) FROM {table}_steps")), "0");
             }
 
-            /// The connection is cut after COMMIT: the step tells that it took place, and nothing runs again.
+            /// The connection is cut after COMMIT. The step shows that the commit took place, and nothing runs again.
             #[actix_rt::test]
             async fn e26_a_steps_commit_without_an_answer_is_found_again() {
                 SERVER.sql("CREATE TABLE cut_step (n int)");
@@ -678,7 +678,7 @@ macro_rules! steps_on_database {
                 assert_eq!(SERVER.sql(&begun), "0");
             }
 
-            /// On the application's own pool.
+            /// This runs on the application's own pool.
             #[actix_rt::test]
             async fn e26_an_operation_continues_where_its_last_try_ended() {
                 let backend = $backend::from_pool(pool()).table(&fresh_table()).unwrap().open().await.unwrap();

@@ -1,5 +1,5 @@
-//! Steps whose fate is unknown: claims that arrive late, commits that wait, transactions that ended unnoticed; and the
-//! fencing tokens, which never go back.
+//! Steps whose fate is unknown: late claims, waiting commits, and transactions that ended unnoticed. Also the fencing
+//! tokens, which never go back.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tests::proxy::Proxy;
 
 use crate::common::acquire;
 
-/// The URL of a server through its proxy.
+/// Returns the URL of a server through its proxy.
 pub(crate) fn through(proxy: &Proxy, url: &str, port: u16) -> String {
     url.replace(&port.to_string(), &proxy.port().to_string())
 }
@@ -43,8 +43,8 @@ async fn lapsed(backend: &impl Backend, key: &str) -> Key {
     key
 }
 
-/// An engine's claim waits inside the server, its deadline passes, and no connection succeeds for a while. Then the server
-/// goes on, with the claim and with its withdrawal. Nothing began, so that the key is free.
+/// An engine's claim waits inside the server, its deadline passes, and no connection succeeds for a while. Then the
+/// server executes the claim and its withdrawal. Nothing began, so the key is free.
 pub(crate) async fn key_ends_free(backend: impl Backend, proxy: &Proxy, let_go: impl AsyncFnOnce()) {
     let deadline = Duration::from_millis(400);
     let engine = Engine::builder(backend).store_deadline(deadline).on_abandoned(OnAbandoned::Hold).start().unwrap();
@@ -65,11 +65,11 @@ pub(crate) async fn key_ends_free(backend: impl Backend, proxy: &Proxy, let_go: 
     }
 }
 
-/// The connection breaks after a claim was executed, and no other succeeds: it is not known that nothing happened. `count`
-/// gives how many records there are of a key.
+/// The connection breaks after a claim was executed, and no other connection succeeds: whether anything happened is
+/// unknown. `count` returns how many records a key has.
 pub(crate) async fn broken_claim_is_unknown(backend: impl Backend, proxy: &Proxy, count: impl Fn(&str) -> String) {
     for number in 0.. {
-        // It leaves its connection in the pool.
+        // This leaves its connection in the pool.
         assert!(matches!(backend.acquire(acquire(&format!("warm{number}"))).await, Ok(Acquired::Claimed { .. })));
         let key = format!("broken{number}");
         let message = acquire(&key);
@@ -78,7 +78,7 @@ pub(crate) async fn broken_claim_is_unknown(backend: impl Backend, proxy: &Proxy
         proxy.cut_answers(1);
         let answer = backend.acquire(message).await;
         proxy.heal();
-        // On a machine that took its time the connection was tried before it was lent, and the claim was not sent.
+        // On a slow machine the connection was checked before it was lent, and the claim was not sent.
         if count(&key) == "1" {
             assert!(matches!(&answer, Err(error) if error.is_unknown()), "{answer:?}");
             assert_eq!(backend.withdraw(withdraw.clone()).await, Ok(Withdrawn));
@@ -88,7 +88,7 @@ pub(crate) async fn broken_claim_is_unknown(backend: impl Backend, proxy: &Proxy
     }
 }
 
-/// A claim is held back on its way, withdrawn, and let through: it does not land.
+/// A claim is held back on its way, withdrawn, and let through. It does not take effect.
 pub(crate) async fn late_claim_does_not_land(
     direct: impl Backend,
     late: impl Backend,
@@ -114,7 +114,7 @@ pub(crate) async fn late_claim_does_not_land(
     assert!(matches!(claimed, Acquired::Claimed { took_over, .. } if took_over == takes_over), "{claimed:?}");
 }
 
-/// The token rises with every claim of a key, whatever ended the one before. `sql` runs SQL on the server.
+/// The token rises with every claim of a key, however the previous one ended. `sql` runs SQL on the server.
 pub(crate) async fn token_rises(backend: impl Backend, sql: impl Fn(&str) -> String, table: &str) {
     let short = Duration::from_millis(1);
     let key = Key::new("s", "k").unwrap();
@@ -125,7 +125,7 @@ pub(crate) async fn token_rises(backend: impl Backend, sql: impl Fn(&str) -> Str
         *last = token;
         owner
     };
-    // As after a clock that was set back: the clock alone would give a lower token.
+    // This is the state after a clock was set back: the clock alone would give a lower token.
     for ahead in [0, 3_600_000_000_i64] {
         if ahead > 0 {
             sql(&format!("UPDATE {table} SET fencing_token = fencing_token + {ahead}"));
@@ -134,7 +134,7 @@ pub(crate) async fn token_rises(backend: impl Backend, sql: impl Fn(&str) -> Str
             last = view.token;
         }
         backend.release(Release { key: key.clone(), owner }).await.unwrap();
-        // A row that stands for its token alone is no record.
+        // A row that is kept only for its token is not a record.
         assert_eq!(backend.lookup(Lookup { key: key.clone() }).await, Ok(None));
         assert_eq!(backend.list(List { after: None, limit: 10 }).await, Ok(Vec::new()));
         assert_eq!(backend.stats(Stats).await.unwrap().in_progress, 0);
@@ -160,7 +160,7 @@ pub(crate) async fn token_rises(backend: impl Backend, sql: impl Fn(&str) -> Str
         backend.remove(Remove { key: key.clone() }).await.unwrap();
         owner = rises(&mut last, "removal of a taken over claim").await;
     }
-    // What was purged ended by the clock, whose token is past.
+    // The clock has passed the token of a purged row.
     sql(&format!("UPDATE {table} SET fencing_token = 1"));
     let outcome = SealedOutcome::tombstone(&key);
     let completion = Complete { key: key.clone(), owner, outcome, retention: short };
@@ -170,7 +170,7 @@ pub(crate) async fn token_rises(backend: impl Backend, sql: impl Fn(&str) -> Str
     rises(&mut last, "purge").await;
 }
 
-/// Opens a table of an earlier schema version, with rows in it. `previous` is the SQL that takes the migrations back.
+/// Opens a table of an earlier schema version with rows in it. `previous` is the SQL that reverts the migrations.
 pub(crate) async fn rows_of_the_version_before<B: Backend>(
     open: impl AsyncFn() -> B,
     sql: impl Fn(&str) -> String,
@@ -197,7 +197,7 @@ pub(crate) async fn rows_of_the_version_before<B: Backend>(
     assert!(token > view.token);
 }
 
-/// Checks that are made on every database, in the module of one of them.
+/// Checks for every database, in the module of one of them.
 macro_rules! withdrawals_on_database {
     (
         backend: $backend:ident,
@@ -211,7 +211,7 @@ macro_rules! withdrawals_on_database {
             $backend::builder(url).table(table).unwrap().open().await.unwrap()
         }
 
-        /// Readers go on, writers wait: what only reads sees no claim.
+        /// Readers continue and writers wait. A mere read sees no claim.
         #[actix_rt::test]
         async fn e19_a_claim_behind_a_table_lock_leaves_the_key_free() {
             let (table, proxy) = (fresh_table(), Proxy::before(SERVER.port()));
@@ -261,7 +261,7 @@ macro_rules! withdrawals_on_database {
             withdrawals::rows_of_the_version_before(async || open(&table).await, |text| SERVER.sql(text), &previous).await;
         }
 
-        /// What is no record can still be removed.
+        /// A row that is not a valid record can still be removed.
         #[actix_rt::test]
         async fn e13_a_corrupt_row_can_be_removed() {
             let table = fresh_table();

@@ -1,5 +1,5 @@
-//! Code of the user's that fails while the guard calls it, and answers that are no final answers: each caller gets a
-//! response that outer middleware sees, and no effect happens twice.
+//! User code that fails while the guard calls it, and answers that are not final. Each caller gets a response that
+//! outer middleware sees, and no effect happens twice.
 
 use std::fmt;
 use std::pin::Pin;
@@ -32,7 +32,7 @@ on_both_protocols! {
     h02_an_answer_that_is_not_final_is_not_stored
 }
 
-/// A body that panics when it is asked for its first piece.
+/// A body that panics at its first chunk.
 struct PanicsAtOnce;
 
 impl MessageBody for PanicsAtOnce {
@@ -59,7 +59,7 @@ async fn fails_in_its_body(runs: Runs, how: web::Path<String>) -> HttpResponse {
         "too-short" => created.body(SizedStream::new(10, begins)),
         "breaks" => created.body(SizedStream::new(10, begins.chain(breaks))),
         "panics" => created.body(SizedStream::new(10, begins.chain(panics))),
-        // These two are read by the guard if they are compressed inside it.
+        // The guard reads these two if they are compressed inside it.
         "stream-breaks" => created.content_type("text/plain").streaming(begins.chain(breaks)),
         _ => created.content_type("text/plain").streaming(begins.chain(panics)),
     }
@@ -162,7 +162,7 @@ async fn h22_a_405_of_a_handler_that_had_its_effect_is_kept(protocol: Protocol) 
     running.stop().await;
 }
 
-/// An error that cannot be written.
+/// An error that cannot be formatted.
 #[derive(Debug)]
 struct Unspeakable;
 
@@ -227,7 +227,7 @@ async fn h24_an_error_whose_response_panics_is_answered(protocol: Protocol) {
     running.stop().await;
 }
 
-/// What a panic carries is a value of the user's too.
+/// A panic's payload is a user's value too.
 struct PanicsWhenDropped;
 
 impl Drop for PanicsWhenDropped {
@@ -265,7 +265,7 @@ async fn h24_a_panic_that_panics_again_when_it_is_dropped_is_answered(protocol: 
     running.stop().await;
 }
 
-/// HTTP knows a status below 200 as a note on the way to an answer. A replay of one would leave its client waiting.
+/// A status below 200 only announces an answer. A replay of one would leave its client waiting.
 async fn h02_an_answer_that_is_not_final_is_not_stored(protocol: Protocol) {
     let store = RowsBackend::new();
     let guard = Idempotency::new(Engine::builder(store.clone()).start().unwrap(), Scope::shared()).required().sanitize(
@@ -308,7 +308,7 @@ async fn h02_an_answer_that_is_not_final_is_not_stored(protocol: Protocol) {
     assert_eq!((first.status, first.text().as_str()), (201, "sanitized"));
     assert_eq!(again.problem(), "outcome-not-kept");
     assert_eq!(counted.load(Ordering::Relaxed), 1);
-    // What cannot be an outcome is rolled back.
+    // A response that cannot be an outcome is rolled back.
     let request = Request::post("/transaction", "").key(&new_key()).by(protocol);
     for _ in 0..2 {
         assert_eq!(request.send(running.address).await.problem(), "internal");

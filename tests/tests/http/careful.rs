@@ -1,4 +1,4 @@
-//! What the guard cannot know for certain: it never lets an effect happen twice on a guess.
+//! Cases that the guard cannot know for certain: it never lets an effect happen twice on a guess.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -35,7 +35,7 @@ on_both_protocols! {
     h26_a_secret_that_is_compressed_is_not_stored
 }
 
-/// A handler that has its effect, and then returns an error that extractors return too.
+/// A handler that performs its effect, and then returns an error that extractors return too.
 fn charges_and_fails<E>(error: fn() -> E) -> impl Handler<(Runs,), Output = Result<HttpResponse, actix_web::Error>>
 where
     E: Into<actix_web::Error> + 'static,
@@ -108,7 +108,7 @@ async fn h10_a_handler_without_a_transaction_is_held_where_another_took_one(prot
             let learned = Request::post("/pay", "").header("x-mode", "transaction").key(&new_key());
             assert_eq!(learned.by(protocol).send(running.address).await.status, 201);
         }
-        // More than the first: what is claimed after that is claimed as anywhere else.
+        // There is more than one, because later claims are made as anywhere else.
         for n in 1..=3 {
             let (first, again) = twice(&running, Request::post("/pay", how).key(&new_key()).by(protocol)).await;
             assert!(first.status >= 500, "{how}: {first:?}");
@@ -125,7 +125,7 @@ async fn h10_a_request_that_no_handler_saw_says_nothing_about_transactions(proto
         App::new().wrap(guard.clone()).route(
             "/pay",
             web::post().to(async |claim: Claim, _: web::Json<Payment>, transaction: Transaction| {
-                // A claim that is taken first is an old one if the transaction had to claim the key anew.
+                // If the transaction had to claim the key anew, a claim that was extracted before it is an old one.
                 let is_expected = claim.fencing_token() == transaction.claim().fencing_token();
                 HttpResponse::Created().body(is_expected.to_string())
             }),
@@ -156,7 +156,7 @@ async fn h22_an_error_that_handlers_return_too_frees_no_key_after_an_effect(prot
         App::new()
             .app_data(runs.clone())
             .wrap(guard.clone())
-            // What a client's `response.body().await` returns.
+            // The error that a client's `response.body().await` returns.
             .route("/payload", web::post().to(charges_and_fails(|| PayloadError::Incomplete(None))))
             .route(
                 "/payload-at-once",
@@ -196,7 +196,7 @@ async fn h22_an_error_that_handlers_return_too_frees_no_key_after_an_effect(prot
         assert_eq!(again.problem(), "indeterminate", "{path}");
     }
 
-    // The client leaves in the midst of its upload, and then tries again.
+    // The client disconnects in the middle of its upload, and then retries.
     let (before, key) = (counted.load(Ordering::Relaxed), new_key());
     let upload = Request::post("/streams", "0123456789").key(&key).by(protocol);
     let leaving = upload.clone().cut().begin(running.address, Leave::Close).await.unwrap();
@@ -237,7 +237,7 @@ async fn h22_the_same_errors_free_the_key_where_an_extractor_returns_them(protoc
     assert_eq!(counted.load(Ordering::Relaxed), 0);
     running.stop().await;
 
-    // A request that came by no socket has no peer.
+    // A request that did not arrive over a socket has no peer.
     let no_peer = App::new().wrap(required()).route("/peer", web::post().to(async |_: PeerAddr| "paid"));
     let app = test::init_service(no_peer).await;
     for _ in 0..2 {
@@ -248,7 +248,7 @@ async fn h22_the_same_errors_free_the_key_where_an_extractor_returns_them(protoc
 
 type Called = LocalBoxFuture<'static, Result<actix_web::dev::ServiceResponse, actix_web::Error>>;
 
-/// Middleware that gives its handler up, and answers by an error: 408 where the request says so, else 504.
+/// Middleware that abandons its handler, and answers with an error: 408 if the request asks for it, or 504.
 fn time_limit(
     request: ServiceRequest,
     service: &impl actix_web::dev::Service<
@@ -345,13 +345,13 @@ async fn h21_the_second_of_two_scopes_with_one_prefix_is_guarded(protocol: Proto
             let answer = of_second("/api/pay").key(bad).by(protocol).send(running.address).await;
             assert_eq!((answer.status, counted.load(Ordering::Relaxed)), (400, 0), "{bad}: {answer:?}");
         }
-        // The handler's own 404 is its answer, and the router's is not.
+        // The handler's own 404 is its answer, and the router's 404 is not.
         let (first, again) = twice(&running, of_second("/api/missing").key(&new_key()).by(protocol)).await;
         assert_eq!((first.status, again.status, again.is_replay()), (404, 404, true), "{again:?}");
         assert_eq!(counted.load(Ordering::Relaxed), 1);
         let (first, again) = twice(&running, of_second("/api/nowhere").key(&new_key()).by(protocol)).await;
         assert_eq!((first.status, again.status, again.is_replay()), (404, 404, false), "{again:?}");
-        // Where it is certain that there is no route, the router says so.
+        // If it is certain that there is no route, the router answers.
         assert_eq!(Request::post("/nowhere", "").by(protocol).send(running.address).await.status, 404);
         assert_eq!(of_second("/api/nowhere").by(protocol).send(running.address).await.status, 404);
         running.stop().await;
@@ -373,7 +373,7 @@ async fn h05_no_bad_request_passes_the_guard_because_its_path_is_unknown(protoco
         App::new()
             .app_data(runs.clone())
             .wrap_fn(|mut request, service| {
-                // Middleware that sends the request elsewhere, which the guard outside cannot know.
+                // This middleware routes the request elsewhere, which the guard outside it cannot know.
                 request.match_info_mut().get_mut().update(&"/pay".parse().unwrap());
                 service.call(request)
             })

@@ -1,4 +1,4 @@
-//! What the user's own rules change, what a failing store answers, and other runtimes.
+//! What the user's own rules change, how a failing store is answered, and other runtimes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -225,8 +225,8 @@ async fn h20_the_users_policy_decides_by_status(protocol: Protocol) {
     server.stop().await;
 }
 
-/// A handler that finds in its transaction that its claim is lost wrote nothing: what it answers is not stored as the outcome
-/// of the key, even if the key is free again by then.
+/// A handler that finds in its transaction that its claim is lost wrote nothing. Its answer is not stored as the key's
+/// outcome, even if the key is free again by then.
 async fn h02_a_claim_lost_in_a_transaction_is_no_outcome(protocol: Protocol) {
     let server = Server::on(sqlite()).await.by(protocol);
     let key = new_key();
@@ -236,7 +236,7 @@ async fn h02_a_claim_lost_in_a_transaction_is_no_outcome(protocol: Protocol) {
         actix_rt::spawn(async move { request.send(address).await })
     };
     server.shop.began.notified().await;
-    // As after another has taken the claim over, and given it up.
+    // This is as if another holder had taken the claim over and released it.
     assert_eq!(server.engine.remove(&Key::new("public", &key).unwrap()).await, Ok(Removed::Removed));
     server.shop.go.notify_one();
     let lost = first.await.unwrap();
@@ -267,7 +267,7 @@ async fn h02_a_transaction_stores_its_response_or_nothing(protocol: Protocol) {
     server.stop().await;
 }
 
-/// On a plain tokio runtime, without an actix `System`, the workers are no arbiters; the middleware works there too.
+/// On a plain tokio runtime without an actix `System`, the workers are not arbiters. The middleware works there too.
 #[test]
 fn h01_on_a_plain_tokio_runtime() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();

@@ -1,4 +1,4 @@
-//! Requests that end early, answers that nobody waits for, and what stands between the guard and its handler.
+//! Requests that end early, answers that nobody waits for, and layers between the guard and its handler.
 
 use std::sync::atomic::Ordering;
 
@@ -32,8 +32,8 @@ async fn pay(runs: Runs) -> HttpResponse {
     HttpResponse::Created().body("paid")
 }
 
-/// The first transaction of a route claims its key anew. The store fails between the two claims, and each of these handlers
-/// would go on without a transaction.
+/// The first transaction of a route claims its key anew. The store fails between the two claims, and each of these
+/// handlers would continue without a transaction.
 async fn h03_no_handler_runs_without_the_claim_that_its_transaction_needs(protocol: Protocol) {
     for path in ["/argument", "/option", "/result", "/extracted"] {
         for steps in [Steps::Acquire, Steps::Release] {
@@ -47,7 +47,7 @@ async fn h03_no_handler_runs_without_the_claim_that_its_transaction_needs(protoc
                 let struck = struck.clone();
                 App::new()
                     .app_data(runs.clone())
-                    // The guard has claimed the key by now.
+                    // The guard has already claimed the key.
                     .wrap_fn(move |request, service| {
                         if request.headers().contains_key("x-strike") {
                             struck.strike(steps, Fault::Down);
@@ -77,7 +77,7 @@ async fn h03_no_handler_runs_without_the_claim_that_its_transaction_needs(protoc
             store.heal();
             let again = loop {
                 let answer = request.send(running.address).await;
-                // The release is on its way.
+                // The release is still on its way.
                 if answer.problem_name().as_deref() != Some("in-progress") {
                     break answer;
                 }
@@ -89,7 +89,7 @@ async fn h03_no_handler_runs_without_the_claim_that_its_transaction_needs(protoc
     }
 }
 
-/// The handler may have had an effect by then, so its key must not be released, not even for a moment.
+/// The handler may already have had an effect, so its key must not be released, not even for a moment.
 async fn h10_a_transaction_that_is_taken_late_frees_no_key(protocol: Protocol) {
     let store = Faulty::new(RowsBackend::new());
     let guard = Idempotency::new(Engine::builder(store.clone()).start().unwrap(), Scope::shared()).required();
@@ -176,7 +176,7 @@ async fn h10_a_panic_of_inner_middleware_charges_once(protocol: Protocol) {
         let request = Request::post("/pay", "").key(&new_key()).by(protocol);
         let first = request.clone().header(when, "yes").send(running.address).await;
         assert_eq!(first.problem(), "handler-panicked", "{when}");
-        // The guard cannot tell the two apart.
+        // The guard cannot distinguish the two.
         assert_eq!(request.send(running.address).await.problem(), "indeterminate", "{when}");
         assert_eq!(counted.load(Ordering::Relaxed), charges, "{when}");
     }
@@ -257,7 +257,7 @@ async fn h22_an_extractors_error_in_another_dress_uses_up_no_key(protocol: Proto
     let running = Running::start(move || {
         App::new()
             .app_data(runs.clone())
-            // As the documentation of actix-web has it: another body, and another status.
+            // This handler replaces body and status, as in the documentation of actix-web.
             .wrap(ErrorHandlers::new().handler(StatusCode::BAD_REQUEST, |response: ServiceResponse<_>| {
                 let (request, mut response) = response.into_parts();
                 *response.status_mut() = StatusCode::UNPROCESSABLE_ENTITY;

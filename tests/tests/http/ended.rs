@@ -1,4 +1,4 @@
-//! Operations that end their transaction by themselves: what they wrote may be committed, so they never run again.
+//! Operations that end their own transaction. Their writes may be committed, so they never run again.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -23,7 +23,7 @@ async fn tells(calls: web::Data<AtomicUsize>, transaction: Transaction) -> Resul
     ends(&calls, &transaction).await
 }
 
-/// It takes every error for one that a retry may mend.
+/// Treats every error as one that a retry may fix.
 async fn hides(calls: web::Data<AtomicUsize>, transaction: Transaction) -> HttpResponse {
     ends(&calls, &transaction).await.unwrap_or_else(|_| HttpResponse::ServiceUnavailable().finish())
 }

@@ -8,7 +8,7 @@ use tests::http::{Leave, Protocol, Request};
 use super::running::new_key;
 use super::server::{Server, new_order, sqlite};
 
-/// A test of each function on either store, by either version of HTTP.
+/// Generates a test of each function on either store, over either version of HTTP.
 macro_rules! on_both_stores {
     ($($test:ident)*) => {
         mod on_memory {
@@ -169,7 +169,8 @@ async fn h11_a_client_that_leaves_does_not_stop_the_work(server: &Server) {
         let begun = request.clone().by(server.protocol()).begin(server.address, how).await.unwrap();
         server.shop.began.notified().await;
         begun.leave().await;
-        // The server has noticed once the next request on the same worker has been served; both workers serve some.
+        // Once the next request on the same worker has been served, the server has noticed. Both workers serve some of
+        // these.
         for _ in 0..10 {
             server.send(&new_order()).await;
         }
@@ -195,7 +196,7 @@ async fn h12_scopes_never_share_a_record(server: &Server) {
     let nobody = server.send(&Request::post("/orders", "a book").key(&key)).await;
     assert!(!nobody.is_replay());
     assert_eq!(server.send(&of("alice")).await.body, alice.body);
-    // A scope that tries to pose as another, with the key's help.
+    // This scope tries to pose as another one with the help of the key.
     let posing = Request::post("/orders", "a book").key(&format!("alice:{key}"));
     assert!(!server.send(&posing).await.is_replay());
     let records = server.engine.list(None, 100).await.unwrap();

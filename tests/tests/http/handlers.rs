@@ -11,7 +11,7 @@ use oncekey::Claim;
 use oncekey::web::{ResponseDisposition, Transaction, TransactionError, WithDisposition as _};
 use tokio::sync::Notify;
 
-/// What the handlers count, and wait for.
+/// What the handlers count and wait for.
 #[derive(Default)]
 pub(super) struct Shop {
     pub(super) runs: AtomicUsize,
@@ -27,7 +27,7 @@ impl Shop {
 
 pub(super) type State = web::Data<Shop>;
 
-/// Counts, and answers with what was asked and the number of the run.
+/// Counts, and answers with the request's body and the number of the run.
 pub(super) async fn order(shop: State, body: Bytes) -> HttpResponse {
     let run = shop.runs.fetch_add(1, Ordering::Relaxed) + 1;
     HttpResponse::Created()
@@ -47,7 +47,7 @@ pub(super) async fn status(shop: State, path: web::Path<u16>) -> HttpResponse {
     HttpResponse::build(StatusCode::from_u16(*path).unwrap()).body("as you wish")
 }
 
-/// Says that it began, and waits.
+/// Signals that it began, and waits.
 pub(super) async fn slow(shop: State) -> HttpResponse {
     shop.runs.fetch_add(1, Ordering::Relaxed);
     shop.began.notify_one();
@@ -71,7 +71,7 @@ pub(super) async fn large(shop: State, path: web::Path<String>) -> HttpResponse 
             HttpResponse::Ok().body(SizedStream::new(5, stream::iter([Ok::<_, std::io::Error>(Bytes::from("small"))])))
         }
         "stream" => HttpResponse::Ok().body(BodyStream::new(piece())),
-        // Another length than the one that is announced, as of a file that changes while it is read.
+        // The body's length differs from the announced one, as with a file that changes while it is read.
         "short" | "long" => {
             let announced = if path.as_str() == "short" { 8 } else { 3 };
             let small = stream::iter([Ok::<_, std::io::Error>(Bytes::from("small"))]);

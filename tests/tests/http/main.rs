@@ -1,7 +1,7 @@
 //! The HTTP lines of the contract, over real sockets against the middleware on each embedded store.
 //!
-//! The acceptance script checks most of them from outside, against the shop; here are the finer points, and what needs
-//! a store that fails.
+//! The acceptance script checks most of them from outside, against the shop. These tests cover the details, and what
+//! needs a store that fails.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
 

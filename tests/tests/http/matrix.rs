@@ -1,5 +1,5 @@
-//! What each answer means for its key: every status, from each place that an answer can come from, with and without a
-//! transaction, by either version of HTTP.
+//! What each answer means for its key: every status, from each source of an answer, with and without a transaction,
+//! over either version of HTTP.
 
 use std::future::{Ready, ready};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use tests::rows::{Rows, RowsBackend};
 
 use super::running::{Running, new_key};
 
-/// What the second of two equal requests gets.
+/// The answer to the second of two equal requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Second {
     Replay,
@@ -24,11 +24,11 @@ enum Second {
     Indeterminate,
 }
 
-/// Where an answer comes from.
+/// The source of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum From {
     Handler,
-    /// A handler that answers by an error of its own.
+    /// A handler that returns an error of its own.
     HandlerError,
     Extractor,
     InnerMiddleware,
@@ -54,7 +54,7 @@ fn expected(place: From, in_transaction: bool, status: u16, on_abandoned: Option
 
 #[derive(Default)]
 struct Effects {
-    /// Charges of plain handlers, which state "not now" only when they have not charged.
+    /// Charges of plain handlers, which answer "not now" only if they have not charged.
     charges: AtomicUsize,
     calls: AtomicUsize,
 }
@@ -108,7 +108,7 @@ async fn plain_error(effects: web::Data<Effects>, status: web::Path<u16>) -> Res
 async fn no_route(effects: web::Data<Effects>, request: HttpRequest) -> HttpResponse {
     let status: u16 = request.path().rsplit('/').next().unwrap().parse().unwrap();
     if matches!(status, 404 | 405) {
-        // It says that there is nothing, and did nothing.
+        // The answer says that there is nothing, and the handler did nothing.
         effects.calls.fetch_add(1, Ordering::Relaxed);
     } else {
         charge(&effects, status);
@@ -132,7 +132,7 @@ async fn never_in_transaction(effects: web::Data<Effects>, _: Transaction, _: Un
     never(effects, Unreadable).await
 }
 
-/// Commits for what is an answer, and rolls back for what is a failure.
+/// Commits for an answer, and rolls back for a failure.
 async fn transacts(
     effects: web::Data<Effects>,
     status: web::Path<u16>,
@@ -217,7 +217,7 @@ async fn the_matrix(protocol: Protocol, on_abandoned: Option<OnAbandoned>) {
     for place in PLACES {
         for in_transaction in [false, true] {
             for status in STATUSES {
-                // What an error cannot be, and what HTTP/2 frames as it likes.
+                // Skips statuses that an error cannot have, and those that HTTP/2 frames in its own way.
                 if !matches!(place, From::Handler | From::NoRoute) && status < 400 {
                     continue;
                 }
@@ -243,7 +243,7 @@ async fn the_matrix(protocol: Protocol, on_abandoned: Option<OnAbandoned>) {
                     _ => Second::RunsAgain,
                 };
                 let expects = expected(place, in_transaction, status, on_abandoned);
-                // A rerun that was chosen explicitly may charge twice; nothing else may.
+                // Only an explicitly chosen rerun may charge twice.
                 let charged = effects.charges.load(Ordering::Relaxed) - charges;
                 let chose_rerun = on_abandoned == Some(OnAbandoned::Rerun);
                 let may_charge = if expects == Second::RunsAgain && chose_rerun { 2 } else { 1 };
@@ -313,7 +313,7 @@ async fn panics_in_transaction(
     Ok(rolled_back.await?)
 }
 
-/// What is committed is the outcome, whatever its status: the rollback decides.
+/// A committed response is the outcome, whatever its status: only a rollback changes that.
 async fn commits_a_503(transaction: Transaction) -> Result<HttpResponse, TransactionError<Failed>> {
     transaction
         .run(|rows: &mut Rows, _| {

@@ -1,4 +1,4 @@
-//! Which requests the rules are for, whose keys they use, and what no handler saw.
+//! Which requests the rules apply to, whose keys they use, and requests that no handler saw.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -36,7 +36,7 @@ async fn send(running: &Running, request: Request, protocol: Protocol) -> Answer
     request.by(protocol).send(running.address).await
 }
 
-/// The answers to a request without a key: 400 if its route requires one, else that of its handler.
+/// Returns the status for a request without a key: 400 if its route requires one, otherwise the handler's status.
 async fn without_key(running: &Running, path: &str, protocol: Protocol) -> u16 {
     send(running, Request::post(path, "x"), protocol).await.status
 }
@@ -112,12 +112,12 @@ async fn h05_h21_rules_are_for_what_the_router_matches() {
         ] {
             assert_eq!(without_key(&running, path, protocol).await, status, "{path} by {protocol:?}");
         }
-        // A path is the same path however it is encoded.
+        // A path is the same path in any encoding.
         let key = new_key();
         let first = send(&running, Request::post("/pay", "x").key(&key), protocol).await;
         let again = send(&running, Request::post("/%70ay", "x").key(&key), protocol).await;
         assert!(first.status == 201 && again.is_replay(), "{again:?}");
-        // What the router does not know is its own to answer, but nothing passes the guard with a bad key.
+        // The router answers for unknown paths, but no request with a bad key passes the guard.
         for (key, status) in [("a-key", 404), ("", 400), ("not a key", 400)] {
             let answer = send(&running, Request::post("/nowhere", "x").key(key), protocol).await;
             assert_eq!(answer.status, status, "{key}");
@@ -213,7 +213,7 @@ async fn h12_a_scope_is_a_header_a_closure_or_shared() {
             .service(web::resource("/shared").wrap(shared.clone()).route(web::post().to(pay)))
             .service(web::resource("/request").wrap(by_request.clone()).route(web::post().to(pay)).wrap_fn(
                 |request, service| {
-                    // An authentication layer: the token of a subject changes, the subject does not.
+                    // This is an authentication layer: a subject's token changes, but the subject does not.
                     let token = request.headers().get(header::AUTHORIZATION).cloned();
                     if let Some(subject) = token.as_ref().and_then(|token| token.to_str().ok()?.split('.').next()) {
                         request.extensions_mut().insert(Subject(subject.to_owned()));
@@ -299,7 +299,7 @@ async fn h22_what_no_handler_saw_uses_up_no_key() {
             .service(web::resource("/get-only").route(web::get().to(HttpResponse::Ok)))
             .route("/get-by-route", web::get().to(HttpResponse::Ok))
             .service(web::resource("/guarded").guard(guard::Header("x-version", "2")).route(web::post().to(pay)))
-            // It serializes badly, but it ran.
+            // The response fails to serialize, but the handler ran.
             .route(
                 "/serializes-badly",
                 web::post().to(async |runs: Runs| {
@@ -322,7 +322,7 @@ async fn h22_what_no_handler_saw_uses_up_no_key() {
             assert!(send(&running, json(path, r#"{"amount": 1999}"#, &key), protocol).await.is_replay());
             assert_eq!(counted.load(Ordering::Relaxed), runs + 1);
         }
-        // A corrected media type is another request, and a wrong one was seen by nobody.
+        // A corrected media type is another request, and no handler saw the wrong one.
         let key = new_key();
         let wrong = Request::post("/json", r#"{"amount": 1}"#).header("Content-Type", "text/plain").key(&key);
         assert_eq!(send(&running, wrong, protocol).await.status, 400, "as actix-web refuses a content type");
@@ -343,7 +343,7 @@ async fn h22_what_no_handler_saw_uses_up_no_key() {
             let first = send(&running, request.clone(), protocol).await;
             assert!((400..500).contains(&first.status), "{path}: {first:?}");
             assert!(!send(&running, request, protocol).await.is_replay(), "{path}");
-            // The key is new: it takes another request.
+            // The key is new, and accepts another request.
             let other = send(&running, json("/json", r#"{"amount": 5}"#, &key), protocol).await;
             assert!(other.status == 201 && !other.is_replay(), "{path}: {other:?}");
             assert_eq!(counted.load(Ordering::Relaxed), runs + 1, "{path}");
@@ -376,7 +376,7 @@ async fn h24_every_answer_passes_the_outer_middleware() {
                     }
                 })
                 .wrap(guard.clone())
-                // As CORS does: a header that depends on the request's own.
+                // As CORS does, this adds a header that depends on the request's own.
                 .wrap_fn(|request, service| {
                     let called = service.call(request);
                     async move {
@@ -502,7 +502,7 @@ async fn h14_a_compressed_response_is_kept_and_a_stream_is_not() {
                     assert_eq!(again.problem(), "outcome-not-kept", "{path} {encoding}");
                 }
             }
-            // A stream goes to its caller before it ends.
+            // A stream reaches its caller before it ends.
             let request = Request::post("/stream", "").header("Accept-Encoding", encoding).key(&new_key());
             let first = {
                 let (request, address) = (request.clone().by(protocol), running.address);

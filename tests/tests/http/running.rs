@@ -1,4 +1,4 @@
-//! An application of a test's own, on a free port, by both versions of HTTP.
+//! A test's own application on a free port, over both versions of HTTP.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -18,7 +18,7 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Serves what `make` makes, on two workers.
+    /// Serves the application that `make` returns, on two workers.
     pub(super) async fn start<T, B>(make: impl Fn() -> App<T> + Clone + Send + 'static) -> Self
     where
         T: ServiceFactory<
@@ -50,13 +50,13 @@ pub(super) fn runs() -> Runs {
     Runs::new(AtomicUsize::new(0))
 }
 
-/// An effect that happens while the handler waits for its provider.
+/// Performs an effect while the handler waits for its provider.
 pub(super) async fn charge(runs: &Runs) {
     tokio::time::sleep(Duration::from_millis(1)).await;
     runs.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Sends a request, and sends it again.
+/// Sends a request twice.
 pub(super) async fn twice(running: &Running, request: Request) -> (Answer, Answer) {
     (request.send(running.address).await, request.send(running.address).await)
 }
@@ -65,7 +65,7 @@ pub(super) fn engine() -> Engine {
     Engine::builder(MemoryBackend::new()).start().unwrap()
 }
 
-/// A guard that requires a key, with one scope for all.
+/// Returns a guard that requires a key, with one scope for all.
 pub(super) fn required() -> Idempotency {
     Idempotency::new(engine(), Scope::shared()).required()
 }
@@ -75,7 +75,7 @@ pub(super) fn new_key() -> String {
     format!("key-{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A test of each function, by each version of HTTP.
+/// Generates a test of each function, over each version of HTTP.
 macro_rules! on_both_protocols {
     ($($test:ident)*) => {
         mod by_http1 {

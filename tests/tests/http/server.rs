@@ -1,4 +1,4 @@
-//! A server on a free port, guarded, with its engine at hand.
+//! A guarded server on a free port, with access to its engine.
 
 use std::net::SocketAddr;
 
@@ -18,7 +18,7 @@ pub(super) struct Server {
     pub(super) address: SocketAddr,
     pub(super) shop: State,
     pub(super) engine: Engine,
-    /// What its client speaks.
+    /// The protocol of its client.
     protocol: Protocol,
     handle: ServerHandle,
 }
@@ -75,7 +75,7 @@ impl Server {
         request.clone().by(self.protocol).send(self.address).await
     }
 
-    /// Sends it twice, and gives both answers.
+    /// Sends a request twice, and returns both answers.
     pub(super) async fn twice(&self, request: &Request) -> (Answer, Answer) {
         (self.send(request).await, self.send(request).await)
     }

@@ -1,4 +1,4 @@
-//! Requests that are compared otherwise than byte by byte, and bodies that the guard does not read.
+//! Requests that are not compared byte by byte, and bodies that the guard does not read.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -80,7 +80,7 @@ async fn h23_the_same_json_written_differently_is_a_retry() {
         }
         assert_eq!(send("/json", "text/json", r#"{"amount": 100, "to": "ada"}"#).await.problem(), "mismatch");
 
-        // The default is byte by byte, and includes the media type, but no boundary.
+        // The default compares byte by byte. It includes the media type without its boundary.
         let key = new_key();
         let send = async |media_type: &str, body: &str| {
             let request = Request::post("/bytes", body).header("Content-Type", media_type).key(&key).by(protocol);
@@ -130,7 +130,7 @@ async fn h25_a_digest_or_headers_identify_a_body_that_is_not_read() {
 async fn h13_a_body_that_does_not_arrive_is_408() {
     let runs = Runs::new(AtomicUsize::new(0));
     let running = start(runs.clone()).await;
-    // By HTTP/2 the server resets the stream behind its answer, and this client's library then drops the answer.
+    // Over HTTP/2 the server resets the stream after its answer, and this client's library then drops the answer.
     let half = Request::post("/bytes", "0123456789").key(&new_key()).cut();
     let answer = half.send(running.address).await;
     assert_eq!((answer.status, answer.problem().as_str()), (408, "request-timeout"));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use oncekey::consumer::Identity;
+use oncekey::consumer::MessageKey;
 use oncekey::consumer::apalis::OncePerTask;
 use oncekey::consumer::apalis::apalis_core::error::{AbortError, BoxDynError, RetryAfterError};
 use oncekey::consumer::apalis::apalis_core::layers::{Layer as _, Service};
@@ -18,15 +18,15 @@ use crate::tasks::engine;
 
 type Mail = (u64, &'static str);
 
-fn once(engine: Engine) -> OncePerTask<impl Fn(&Task<Mail>) -> Result<Identity, oncekey::consumer::Unreadable>> {
+fn once(engine: Engine) -> OncePerTask<impl Fn(&Task<Mail>) -> Result<MessageKey, oncekey::consumer::IdentifyError>> {
     OncePerTask::new(engine, |task: &Task<Mail>| match task.args.1 {
         "unreadable" => Err("it has no number".into()),
         "panics in its key" => panic!("as told"),
-        _ => Ok(Identity::new(Key::new("mail", task.args.0)?, &task.args)?),
+        _ => Ok(MessageKey::new(Key::new("mail", task.args.0)?, &task.args)?),
     })
 }
 
-/// The result has the status that a storage reads, though the task's function may not have run.
+/// Calls the worker. The result has the status that a storage reads, even if the task's function did not run.
 async fn call<S>(worker: &mut S, mail: Mail) -> Result<S::Response, BoxDynError>
 where
     S: Service<Task<Mail>, Error = BoxDynError>,
@@ -38,7 +38,7 @@ where
         Ok(_) => Some(Status::Done),
         Err(error) if error.is::<AbortError>() => Some(Status::Killed),
         Err(error) if error.is::<RetryAfterError>() => Some(Status::Pending),
-        // The lifecycle of a worker writes it.
+        // The worker's lifecycle writes this status.
         Err(_) => None,
     };
     assert!(expected.is_none_or(|expected| status.load() == expected), "{:?} for {mail:?}", status.load());
@@ -59,14 +59,14 @@ async fn j01_a_task_of_apalis_does_its_work_once() {
             }
         }
     }));
-    // Its own error is apalis' to retry.
+    // apalis retries its own errors.
     let failed = call(&mut worker, (1, "fails once")).await.unwrap_err();
     assert_eq!(failed.to_string(), "not yet");
     for _ in 0..3 {
         assert_eq!(call(&mut worker, (1, "fails once")).await.unwrap(), "sent 1");
     }
     assert_eq!(ran.load(Ordering::SeqCst), 2);
-    // What no retry helps.
+    // No retry helps these.
     for mail in [(1, "another mail"), (2, "unreadable"), (2, "panics in its key")] {
         assert!(call(&mut worker, mail).await.unwrap_err().is::<AbortError>(), "{mail:?}");
     }

@@ -71,7 +71,7 @@ async fn j04_an_async_batch_has_each_call_s_own_result_in_order() {
     assert_eq!(ran.load(Ordering::SeqCst), 48);
 }
 
-/// The error of an outcome of another type names the key and the type, and reads it as the type that it is.
+/// The error for an outcome of another type names the key and the type, and can read the outcome as its own type.
 #[actix_rt::test]
 async fn j06_an_outcome_of_an_older_type_is_read_by_a_fallback() {
     let engine = engine();

@@ -1,8 +1,8 @@
 //! The processor's drain in every order of events.
 //!
-//! All of a processor runs in one task, so no lock and no thread's timing is part of it: what varies is the order in which
-//! messages arrive, jobs finish, settles are refused and the end is told. This runs the processor itself, under each of
-//! the 120 orders of five events, in four forms: 480 runs.
+//! All of a processor runs in one task, so no lock and no thread timing is part of it. Only the order varies in which
+//! messages arrive, jobs finish, settles are refused, and the processor is told to end. This test runs the processor
+//! itself under each of the 120 orders of five events, in four forms: 480 runs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +24,7 @@ enum Event {
 
 const EVENTS: [Event; 5] = [Event::Arrives(0), Event::Arrives(1), Event::Finishes(0), Event::Finishes(1), Event::End];
 
-/// Every order of the events.
+/// Returns every order of the events.
 fn orders(events: &[Event]) -> Vec<Vec<Event>> {
     if events.is_empty() {
         return vec![Vec::new()];
@@ -40,7 +40,7 @@ fn orders(events: &[Event]) -> Vec<Vec<Event>> {
 #[derive(Debug, Clone, Copy)]
 struct Form {
     is_ordered: bool,
-    /// The first settle is refused once, and the first try of each job fails.
+    /// The first settle is refused once, and the first attempt of each job fails.
     has_faults: bool,
 }
 
@@ -48,7 +48,7 @@ struct Form {
 #[error("refused")]
 struct Refused;
 
-/// A broker of two messages: what is given back or retried comes again at once.
+/// A broker of two messages. Messages that are given back or retried are redelivered at once.
 struct Script {
     arriving: tokio::sync::Mutex<mpsc::UnboundedReceiver<u64>>,
     again: mpsc::UnboundedSender<u64>,
@@ -121,7 +121,7 @@ async fn run(order: &[Event], form: Form) {
             Event::Finishes(number) => gates[usize::from(*number == 1)].add_permits(10),
             Event::End => drop(end.take()),
         }
-        // The processor does all that it can do before the next event.
+        // The processor does everything that it can before the next event.
         for _ in 0..30 {
             tokio::task::yield_now().await;
         }
@@ -133,7 +133,8 @@ async fn run(order: &[Event], form: Form) {
     for number in [0, 1] {
         let of_it: Vec<_> = settled.iter().filter(|(settled, _)| *settled == number).map(|(_, put)| put).collect();
         let acks = of_it.iter().filter(|put| ***put == Disposition::Ack).count();
-        // Once it is acknowledged, it is neither delivered nor settled again; and no job that finished is given back.
+        // After its acknowledgement a message is neither redelivered nor settled again, and a message whose job
+        // finished is never given back.
         assert!(
             acks == 0 || (acks == 1 && *of_it[of_it.len() - 1] == Disposition::Ack),
             "{order:?} {form:?}: {of_it:?}"

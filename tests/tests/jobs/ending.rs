@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use oncekey::consumer::{Call, Identity, Processor, job};
+use oncekey::consumer::{Call, MessageKey, Processor, job};
 use oncekey::{Key, Outcome, RunError};
 use tokio::sync::{Notify, oneshot};
 
 use crate::tasks::{Kept, Ledger, Task, all_of, engine, identify, queue, task, work};
 
-/// What began is finished, what did not is given back, and it ends within its limit.
+/// The processor finishes the jobs that began, gives back the other messages, and ends within its limit.
 #[actix_rt::test]
 async fn j05_a_told_end_finishes_what_began_and_gives_back_the_rest() {
     let (engine, ledger) = (engine(), Ledger::default());
@@ -40,7 +40,7 @@ async fn j05_a_told_end_finishes_what_began_and_gives_back_the_rest() {
         .run(async { drop(stopped.await) });
     let ending = async {
         began.notified().await;
-        // Let the processor take all that it may have in hand.
+        // Let the processor take as many messages as it may hold.
         while format!("{:?}", source.source) != "InProcess { in_hand: 4, later: 0 }" {
             tokio::task::yield_now().await;
         }
@@ -50,14 +50,14 @@ async fn j05_a_told_end_finishes_what_began_and_gives_back_the_rest() {
     };
     let (processed, ()) = futures_util::future::join(processing, ending).await;
     assert_eq!((processed.ran, processed.given_back, processed.left), (1, 3, 0));
-    // The next one finds all that is left.
+    // The next processor finds all remaining messages.
     drop(publisher);
     let rest = Processor::new(engine, source, work(&ledger)).run(std::future::pending()).await;
     assert_eq!((rest.ran, rest.replayed), (9, 0));
     assert!((0..10).all(|number| ledger.of(number) == 1));
 }
 
-/// A job that does not end does not keep the processor; its effect is still kept, and its message comes again.
+/// A job that does not end does not stop the processor from ending. Its effect is kept, and its message is redelivered.
 #[actix_rt::test]
 async fn j05_a_job_beyond_the_limit_goes_on_and_its_message_is_not_settled() {
     let engine = engine();
@@ -89,7 +89,7 @@ async fn j05_a_job_beyond_the_limit_goes_on_and_its_message_is_not_settled() {
     go.notify_one();
     let waiting = engine.with_wait(Duration::from_secs(10));
     let key = Key::new("task", 1).unwrap();
-    let fingerprint = Identity::new(key.clone(), &task(1, "work")).unwrap().fingerprint;
+    let fingerprint = MessageKey::new(key.clone(), &task(1, "work")).unwrap().fingerprint;
     let again: Result<Outcome<u64>, RunError<String>> = waiting.run(key, fingerprint, |_| async { Ok(99) }).await;
     assert_eq!(again.unwrap(), Outcome::Replayed(17));
 }

@@ -1,4 +1,4 @@
-//! Settings at the ends of their types: a limit of `Duration::MAX` means never, and `usize::MAX` as many as there are.
+//! Settings at the limits of their types: `Duration::MAX` means never, and `usize::MAX` means unlimited.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,7 +45,7 @@ async fn j05_a_processor_without_limits_drains_and_gives_back_what_it_would_retr
             while (0..3).any(|number| ledger.of(number) == 0) {
                 tokio::task::yield_now().await;
             }
-            // What failed is put off by now.
+            // Failed messages are delayed by now.
             tokio::time::sleep(Duration::from_millis(50)).await;
         };
         let running = timeout(PATIENCE, processor.run_and_return(until));
@@ -57,7 +57,7 @@ async fn j05_a_processor_without_limits_drains_and_gives_back_what_it_would_retr
     }
 }
 
-/// As many places as there are, by the default of `in_hand`.
+/// The concurrency is unlimited, and so are the places that the default of `in_hand` derives from it.
 #[actix_rt::test]
 async fn j04_a_processor_of_any_concurrency_starts() {
     let ledger = Ledger::default();

@@ -1,4 +1,4 @@
-//! What an error means: whom it concerns, and who waits for it.
+//! What an error means: which messages it concerns, and which messages wait for it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use crate::tasks::{Ledger, Task, all_of, engine, identify, queue, quick, task, work};
 
-/// So long that a test in which a processor pauses fails by its time.
+/// So long that a test in which a processor pauses times out.
 const NEVER: Duration = Duration::from_secs(600);
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -25,7 +25,7 @@ fn patient() -> RetryPolicy {
     RetryPolicy { store_away_delay: NEVER, ..quick() }
 }
 
-/// An engine on a file in which the records of some tasks are no valid records.
+/// Returns an engine on a file in which the records of some tasks are invalid.
 async fn with_damaged_records(numbers: &[u64]) -> (TempDir, Engine) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keys.db");
@@ -39,7 +39,7 @@ async fn with_damaged_records(numbers: &[u64]) -> (TempDir, Engine) {
     (folder, engine)
 }
 
-/// The bench `consumers` measures what such a record costs.
+/// The bench `consumers` measures the cost of such a record.
 #[actix_rt::test]
 async fn j09_damaged_records_among_20_000_messages_are_dead_letters_and_pause_nobody() {
     let (_folder, engine) = with_damaged_records(&[700, 701]).await;
@@ -58,7 +58,7 @@ async fn j09_damaged_records_among_20_000_messages_are_dead_letters_and_pause_no
 #[test]
 fn j09_damaged_records_are_dead_letters_for_threads() {
     let (_folder, engine) = actix_rt::System::new().block_on(async { with_damaged_records(&[700]).await });
-    // The system that made the record has ended, and its arbiters with it.
+    // The system that created the record has ended with its arbiters.
     drop(engine);
     let engine = Engine::builder(SqliteBackend::open(_folder.path().join("keys.db")).unwrap()).start().unwrap();
     let (settled, told) = crossbeam_channel::unbounded();
@@ -85,7 +85,7 @@ fn j09_damaged_records_are_dead_letters_for_threads() {
     assert_eq!(processor.join().dead, 1);
 }
 
-/// A constraint that the database checks at the commit is the operation's own failure: it has its attempts.
+/// A constraint that the database checks at the commit is the operation's own failure, and uses up its attempts.
 #[actix_rt::test]
 async fn j09_a_commit_that_is_refused_is_a_failure_of_its_message_alone() {
     let folder = tempfile::tempdir().unwrap();
@@ -114,7 +114,7 @@ async fn j09_a_commit_that_is_refused_is_a_failure_of_its_message_alone() {
     assert!(letter.message.number == 70 && letter.reason.to_lowercase().contains("commit"), "{letter:?}");
 }
 
-/// A store that can't run the operation at all is no outage either.
+/// A store that cannot run the operation at all is not an outage either.
 #[actix_rt::test]
 async fn j09_an_operation_that_the_store_can_not_run_ends_as_a_dead_letter() {
     let transact = job(identify, |call: Call, task: Arc<Task>| async move {
@@ -132,7 +132,7 @@ async fn j09_an_operation_that_the_store_can_not_run_ends_as_a_dead_letter() {
     assert!(dead.recv().await.unwrap().reason.contains("transaction"));
 }
 
-/// One tenant at its limit: its messages come again later, and the others' go on.
+/// One tenant is at its limit. Its messages are redelivered later, and those of the others continue.
 #[actix_rt::test]
 async fn j09_a_scope_at_its_limit_waits_alone() {
     let engine = Engine::builder(MemoryBackend::new()).max_calls_per_scope(1).start().unwrap();
@@ -152,7 +152,7 @@ async fn j09_a_scope_at_its_limit_waits_alone() {
     let by_scope = job(
         |task: &Task| {
             let scope = if task.what == "busy" { "busy".to_owned() } else { format!("free-{}", task.number) };
-            Ok(oncekey::consumer::Identity::new(Key::new(scope, task.number)?, task)?)
+            Ok(oncekey::consumer::MessageKey::new(Key::new(scope, task.number)?, task)?)
         },
         {
             let (left, go) = (Arc::new(std::sync::atomic::AtomicUsize::new(200)), go.clone());
@@ -186,7 +186,7 @@ struct Receipt {
     id: String,
 }
 
-/// The same after a deploy.
+/// The same type after a deployment.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct ReceiptWithTotal {
     id: String,

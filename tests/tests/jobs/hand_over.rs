@@ -1,4 +1,4 @@
-//! Workers hand their messages to each other, and the last one ends the processor.
+//! Workers pass their messages to each other, and the last one ends the processor.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,7 @@ use crate::tasks::{Task, engine, identify, task};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Room for one message that waits: each worker is full in turn, and another takes the retry that frees it.
+/// There is room for one waiting message. Each worker is full in turn, and another takes the retry that frees it.
 #[test]
 fn j05_join_returns_whichever_worker_takes_the_last_retry() {
     let engine = engine();

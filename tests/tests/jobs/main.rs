@@ -1,4 +1,4 @@
-//! Job processors and event consumers, on memory and SQLite: the contract's J lines without a broker.
+//! Job processors and event consumers, on memory and SQLite: the J lines of the contract without a broker.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
 

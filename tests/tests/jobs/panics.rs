@@ -1,4 +1,4 @@
-//! User code that panics wherever it is called: it ends no worker and no processor.
+//! User code that panics wherever it is called. It ends no worker and no processor.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use oncekey::Claim;
 use oncekey::consumer::{
-    BlockingJob, BlockingProcessor, Call, Disposition, Identity, Job, JobResult, Processor, Unreadable,
+    BlockingJob, BlockingProcessor, Call, Disposition, IdentifyError, Job, JobResult, MessageKey, Processor,
     crossbeam_channel, job,
 };
 use serde::{Deserialize, Serialize, Serializer};
@@ -16,10 +16,10 @@ use crate::tasks::{Ledger, Task, all_of, engine, identify, queue, quick, task, w
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Each place in which user code is called, by the task that has it panic.
+/// Each place that calls user code, by the name of the task that makes it panic.
 const PLACES: [&str; 6] = ["identify", "perform", "display", "is_poison", "serialize", "drop"];
 
-/// Fails as its task says.
+/// Fails in the way that its task names.
 struct Failing(&'static str);
 
 impl fmt::Display for Failing {
@@ -58,7 +58,7 @@ fn done(task: &Task) -> Result<Value, Failing> {
 struct Explosive;
 
 impl Explosive {
-    fn read(task: &Task) -> Result<Identity, Unreadable> {
+    fn read(task: &Task) -> Result<MessageKey, IdentifyError> {
         assert!(task.what != "identify", "in identify, as told");
         identify(task)
     }
@@ -73,7 +73,7 @@ impl Job<Task> for Explosive {
     type Output = Value;
     type Error = Failing;
 
-    fn identify(&self, task: &Task) -> Result<Identity, Unreadable> {
+    fn identify(&self, task: &Task) -> Result<MessageKey, IdentifyError> {
         Self::read(task)
     }
 
@@ -90,7 +90,7 @@ impl BlockingJob<Task> for Explosive {
     type Output = Value;
     type Error = Failing;
 
-    fn identify(&self, task: &Task) -> Result<Identity, Unreadable> {
+    fn identify(&self, task: &Task) -> Result<MessageKey, IdentifyError> {
         Self::read(task)
     }
 
@@ -103,7 +103,7 @@ impl BlockingJob<Task> for Explosive {
     }
 }
 
-/// Some of each kind, among others that are sound.
+/// Returns some tasks of each kind, among valid ones.
 fn mixed() -> Vec<Task> {
     (0..120)
         .map(|number| task(number, if number % 5 == 0 { PLACES[number as usize / 5 % 6] } else { "work" }))
@@ -178,7 +178,7 @@ fn j07_user_code_that_panics_ends_no_worker() {
     }
 }
 
-/// A message of which the last copy explodes.
+/// A message whose last copy panics when it is dropped.
 #[derive(Debug)]
 struct Bomb(Task);
 
@@ -206,13 +206,13 @@ async fn j07_a_message_whose_drop_panics_ends_no_processor() {
         let processor = Processor::new(engine(), source, work).concurrency(4).retry(quick());
         let processor = if is_ordered { processor.in_order_by(|bomb: &Bomb| bomb.0.number % 5) } else { processor };
         let processed = timeout(PATIENCE, processor.run(std::future::pending())).await.expect("it ends");
-        // One that explodes while its job still holds it has panicked in its job.
+        // A message that panics while its job still holds it has panicked in its job.
         assert_eq!(processed.ran + processed.replayed + processed.dead, 60, "{processed:?}");
         assert!(processed.ran >= 40, "{processed:?}");
     }
 }
 
-/// The end that the user waits for panics: it is an end all the same.
+/// The future that signals the end panics, which counts as the end.
 #[actix_rt::test]
 async fn j07_an_end_that_panics_drains_the_processor() {
     let (publisher, source, _dead) = queue();
@@ -240,7 +240,7 @@ async fn j07_an_end_that_panics_drains_the_processor() {
     assert_eq!(processed.ran as usize + source.into_remaining().len(), 10);
 }
 
-/// A source of the user's that panics wherever it is called, each time at first.
+/// A user's source that panics wherever it is called, each time at first.
 struct Shaky {
     source: oncekey::consumer::in_process::InProcess<Task>,
     calls: std::sync::atomic::AtomicU64,
@@ -264,7 +264,7 @@ impl Drop for Untold {
 }
 
 impl Shaky {
-    /// Two of three calls fail: one by its panic, one by an error.
+    /// Lets two of three calls fail: one with a panic, one with an error.
     fn shake(&self) -> Result<(), Untold> {
         match self.calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) % 3 {
             0 => panic!("in a source, as told"),
@@ -281,7 +281,7 @@ impl oncekey::consumer::Source for Shaky {
     type Receipt = InQueue;
     type Error = Untold;
 
-    // Not an async fn: it panics before there is a future.
+    // This is not an async fn, because it panics before there is a future.
     fn next(&self) -> impl Future<Output = Result<Option<oncekey::consumer::Delivery<Task, InQueue>>, Untold>> + Send {
         let shaken = self.shake();
         async move {

@@ -1,4 +1,4 @@
-//! The store is away, and a processor on threads pauses.
+//! The store is unavailable, and a processor on threads pauses.
 
 use std::time::Duration;
 
@@ -10,7 +10,8 @@ use oncekey_backends::SqliteBackend;
 
 use crate::tasks::{Task, identify, quick, task};
 
-/// The file is locked by another connection: what a worker took waits, the rest stays in the channel, and no attempt counts.
+/// Another connection locks the file. The messages that workers took wait, the rest stays in the channel, and no
+/// attempt counts.
 #[test]
 fn j09_while_the_store_is_away_threads_take_no_further_messages() {
     let folder = tempfile::tempdir().unwrap();
@@ -26,7 +27,7 @@ fn j09_while_the_store_is_away_threads_take_no_further_messages() {
     let (messages, taken) = crossbeam_channel::bounded(100);
     (0..100).for_each(|number| messages.send(task(number, "work")).unwrap());
     let processor = BlockingProcessor::builder(engine, work).threads(2).retry(policy).start(taken).unwrap();
-    // Each pause of at least a quarter of a second lets each thread take one more message at most.
+    // Each pause of at least a quarter of a second lets each thread take at most one more message.
     std::thread::sleep(4 * away);
     assert!(messages.len() > 60, "{} are left in the channel", messages.len());
     other.batch_execute("COMMIT").unwrap();

@@ -1,4 +1,4 @@
-//! The async processor: what becomes of a message.
+//! The async processor: what happens to a message.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
 use oncekey::backend::{Acquire, Acquired, Backend as _};
-use oncekey::consumer::{Call, Identity, Job, Processor, RetryPolicy, job};
+use oncekey::consumer::{Call, Job, MessageKey, Processor, RetryPolicy, job};
 use oncekey::record::Owner;
 use oncekey::{Engine, Key, OnAbandoned, Outcome};
 use oncekey_backends::{MemoryBackend, SqliteBackend};
@@ -39,8 +39,8 @@ async fn j02_a_mismatch_and_an_unreadable_message_are_dead_letters() {
     assert_eq!((ledger.of(1), ledger.of(2)), (1, 0));
 }
 
-/// A poison message has its attempts, then it is put aside with its last error; nobody waits for it meanwhile. A job that
-/// panics does not say what happened, so it does not run again: its key is indeterminate.
+/// A poison message has its attempts and is then dead-lettered with its last error; no other message waits for it. A
+/// job that panics does not report what happened, so it does not run again: its key is indeterminate.
 #[actix_rt::test]
 async fn j02_a_poison_message_reaches_the_dead_letters_and_holds_up_nobody() {
     let ledger = Ledger::default();
@@ -64,7 +64,7 @@ impl Job<Task> for Fussy {
     type Output = u64;
     type Error = String;
 
-    fn identify(&self, task: &Task) -> Result<Identity, oncekey::consumer::Unreadable> {
+    fn identify(&self, task: &Task) -> Result<MessageKey, oncekey::consumer::IdentifyError> {
         identify(task)
     }
 
@@ -92,7 +92,7 @@ async fn j02_an_error_that_no_retry_heals_is_a_dead_letter_at_once() {
     assert_eq!(dead.recv().await.unwrap().reason, "malformed");
 }
 
-/// The effect's row, its outcome and nothing twice: in one transaction.
+/// One transaction writes the effect's row and its outcome, and nothing happens twice.
 #[actix_rt::test]
 async fn j03_a_job_in_a_transaction_commits_its_rows_with_its_outcome() {
     let folder = tempfile::tempdir().unwrap();
@@ -106,7 +106,7 @@ async fn j03_a_job_in_a_transaction_commits_its_rows_with_its_outcome() {
         async move {
             call.run_in_transaction(move |tx: &mut SqliteConnection, _claim| {
                 diesel::sql_query(format!("INSERT INTO effects VALUES ({})", task.number)).execute(tx)?;
-                // Rolled back once, after the row was written.
+                // The operation rolls back once, after the row was written.
                 match fails.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
                     Ok(_) => Err(diesel::result::Error::RollbackTransaction),
                     Err(_) => Ok(task.number),
@@ -134,13 +134,13 @@ struct Number {
     number: i64,
 }
 
-/// A message whose process dies at each attempt is given up by the count that the store keeps.
+/// If the process dies at each attempt on a message, the count that the store keeps ends the attempts.
 #[actix_rt::test]
 async fn j02_attempts_that_ended_with_their_process_count() {
     let (backend, ledger) = (MemoryBackend::new(), Ledger::default());
     let engine = Engine::builder(backend.clone()).start().unwrap();
-    let Identity { key, fingerprint } = identify(&task(1, "work")).unwrap();
-    // What three processes leave that die with the claim in hand, each after it took over from the one before.
+    let MessageKey { key, fingerprint } = identify(&task(1, "work")).unwrap();
+    // This is what three processes leave that die during the claim, each after it took over from the previous one.
     for attempt in 1..=3 {
         let claim = Acquire {
             key: key.clone(),

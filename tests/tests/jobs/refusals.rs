@@ -1,4 +1,5 @@
-//! A broker that refuses to settle: the disposition is kept and sent again, and the job does not run for it.
+//! A broker that refuses to settle. The processor keeps the disposition and sends it again, and the job does not run
+//! for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -64,7 +65,7 @@ async fn j08_a_refused_disposition_is_sent_again_and_the_job_does_not_run_for_it
     }
 }
 
-/// Messages whose settles are refused take no job's place: the others go on.
+/// Messages whose settles are refused take no job's place, and the others continue.
 #[actix_rt::test]
 async fn j08_a_broker_that_refuses_dead_letters_holds_up_nobody() {
     let ledger = Ledger::default();
@@ -73,7 +74,7 @@ async fn j08_a_broker_that_refuses_dead_letters_holds_up_nobody() {
     let refusing = Arc::new(Refusing { source, kind: "dead_letter", left: AtomicUsize::new(usize::MAX) });
     let running = Processor::new(engine(), refusing.clone(), work(&ledger)).concurrency(2).retry(quick());
     let mut running = std::pin::pin!(running.run(std::future::pending()));
-    // Each dead letter is refused, many times over, and all sound messages are done beside them.
+    // Each dead letter is refused many times, and all valid messages are done in the meantime.
     let all_done = async {
         while (0..50).any(|number| ledger.of(number) < 3) || refusing.left.load(Ordering::SeqCst) > usize::MAX - 100 {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -96,7 +97,7 @@ async fn j08_a_broker_that_refuses_dead_letters_holds_up_nobody() {
     }
 }
 
-/// Answers no acknowledgement, of the first messages.
+/// Never answers the acknowledgements of the first messages.
 struct Silent {
     source: InProcess<Task>,
     first: u64,
@@ -120,7 +121,7 @@ impl Source for Silent {
     }
 }
 
-/// A settle that is never answered takes no job's place, and does not hold up the end.
+/// A settle that is never answered takes no job's place, and does not delay the end.
 #[actix_rt::test]
 async fn j08_a_broker_that_answers_no_settle_holds_up_nobody() {
     for is_ordered in [false, true] {
@@ -132,7 +133,7 @@ async fn j08_a_broker_that_answers_no_settle_holds_up_nobody() {
             while (0..100).any(|number| ledger.of(number) == 0) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            // The last one's settle.
+            // Waits for the last message's settle.
             tokio::time::sleep(Duration::from_millis(100)).await;
         };
         let processor = Processor::new(engine(), silent, work(&ledger))

@@ -1,4 +1,4 @@
-//! What the processor retries that is no attempt, and whom a retry holds back.
+//! Retries that are not attempts, and which messages a retry delays.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -37,7 +37,7 @@ async fn j02_in_flight_elsewhere_is_retried_and_counts_as_no_attempt() {
         .retry(RetryPolicy { max_attempts: 2, ..quick() })
         .run(std::future::pending());
     let processed = async {
-        // More retries than there are attempts.
+        // This is more retries than there are attempts.
         while source.retries() < 10 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -48,7 +48,8 @@ async fn j02_in_flight_elsewhere_is_retried_and_counts_as_no_attempt() {
     assert_eq!((processed.ran, processed.replayed, processed.dead, ledger.of(1)), (0, 1, 0, 0));
 }
 
-/// The file is locked by another connection for a while: nothing runs, nothing is given up, and it goes on by itself.
+/// Another connection locks the file for a while. Nothing runs, no message is given up, and the processor continues by
+/// itself.
 #[actix_rt::test]
 async fn j02_while_the_store_is_away_messages_wait_and_no_attempt_is_counted() {
     let folder = tempfile::tempdir().unwrap();
@@ -77,7 +78,7 @@ async fn j02_while_the_store_is_away_messages_wait_and_no_attempt_is_counted() {
     assert!((0..20).all(|number| ledger.of(number) == 1));
 }
 
-/// Messages of one key one after the other, in their order, also over a retry; other keys go on.
+/// Messages of one key run one at a time and in order, even across a retry. Other keys continue.
 #[actix_rt::test]
 async fn j02_in_order_by_key_a_retry_holds_back_its_own_key_only() {
     let (publisher, source, _dead) = queue();

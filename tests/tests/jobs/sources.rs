@@ -1,4 +1,4 @@
-//! In-process messages are never with the processor alone: the caller gets back what is left.
+//! The processor never has the only copy of an in-process message: the caller gets back what is left.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 
 use crate::tasks::{Ledger, Task, all_of, engine, identify, queue, quick, task, work};
 
-/// Some wait in the queue, one is to be retried, and the job of one is still running at the limit of the drain.
+/// Some messages wait in the queue, one waits for its retry, and one job is still running at the limit of the drain.
 #[actix_rt::test]
 async fn j05_the_caller_gets_back_every_in_process_message_that_is_not_settled() {
     let (publisher, source, _dead) = queue();
@@ -50,7 +50,7 @@ async fn j05_the_caller_gets_back_every_in_process_message_that_is_not_settled()
     assert_eq!(remaining, (0..10).collect::<Vec<_>>());
 }
 
-/// One source, two processors, and a clone to see what is left.
+/// One source serves two processors, and a clone shows what is left.
 #[actix_rt::test]
 async fn j05_an_arc_of_a_source_is_a_source() {
     let ledger = Ledger::default();
@@ -83,7 +83,7 @@ async fn j05_a_closed_source_gives_publishers_their_messages_back_and_ends() {
         source.close_queue();
         assert_eq!(publisher.send(task(99, "work")).await.unwrap_err().0.number, 99);
     };
-    // The publisher is still there: only the closing ends the source.
+    // The publisher is still there, so only closing the source ends it.
     let (processed, ()) = futures_util::future::join(running, closing).await;
     assert_eq!(processed.ran, 10);
     assert!(source.next().await.unwrap().is_none());

@@ -1,5 +1,5 @@
-//! The in-process source as the brokers are tried: its processor dies again and again, and for a while it takes no dead
-//! letters.
+//! The in-process source under the faults of the brokers' tests: its processor dies again and again, and for a while
+//! the source refuses dead letters.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use oncekey::consumer::in_process::{self, InProcess};
 use oncekey::consumer::{
-    Call, Delivery, Disposition, Identity, Job, JobResult, Processor, RetryPolicy, Source, Unreadable,
+    Call, Delivery, Disposition, IdentifyError, Job, JobResult, MessageKey, Processor, RetryPolicy, Source,
 };
 use oncekey::{Engine, OnAbandoned, Outcome};
 use oncekey_backends::MemoryBackend;
@@ -51,7 +51,7 @@ impl Source for Troubled {
     }
 }
 
-/// Does each task, and counts.
+/// Performs each task, and counts.
 #[derive(Clone)]
 struct Counting {
     ledger: Ledger,
@@ -72,7 +72,7 @@ impl Job<Task> for Counting {
     type Output = u64;
     type Error = String;
 
-    fn identify(&self, task: &Task) -> Result<Identity, Unreadable> {
+    fn identify(&self, task: &Task) -> Result<MessageKey, IdentifyError> {
         identify(task)
     }
 
@@ -85,7 +85,7 @@ impl Job<Task> for Counting {
                 .map(Outcome::Ran)
                 .map_err(|error| oncekey::RunError::Operation(oncekey::consumer::JobError::Failed(error)))
         };
-        // Killed here, the outcome is kept and the message is not acknowledged.
+        // If the processor is dropped here, the outcome is kept and the message is not acknowledged.
         tokio::task::yield_now().await;
         done
     }
@@ -126,7 +126,7 @@ async fn run(is_guarded: bool) -> Left {
     let done = || counting.done.load(Ordering::SeqCst) as u64;
     let mut kills = 0;
     while kills < KILLS {
-        // Dropped midway, wherever each message is.
+        // The processor is dropped midway, wherever each message is.
         let next = (kills + 1) * MESSAGES / (KILLS + 10);
         tokio::select! {
             _ = processor().run(std::future::pending()) => panic!("it has ended after {kills} kills"),

@@ -1,15 +1,15 @@
-//! What the engine did, as a channel; and consumers inside one program that share an engine.
+//! The engine's events as a channel, and consumers inside one program that share an engine.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use oncekey::consumer::{Call, Identity, Processor, RetryPolicy, event_tap, in_process, job};
+use oncekey::consumer::{Call, MessageKey, Processor, RetryPolicy, event_channel, in_process, job};
 use oncekey::{Engine, EventKind, Key, OnAbandoned};
 use oncekey_backends::MemoryBackend;
 
 #[actix_rt::test]
 async fn j01_the_tap_tells_what_the_engine_did() {
-    let (observer, tap) = event_tap(100);
+    let (observer, tap) = event_channel(100);
     let backend = MemoryBackend::new();
     let engine = Engine::builder(backend.clone()).observer(observer).start().unwrap();
     let key = Key::new("mail", 17).unwrap();
@@ -46,22 +46,22 @@ async fn j01_the_tap_tells_what_the_engine_did() {
 
 #[actix_rt::test]
 async fn j04_a_full_tap_drops_and_counts_and_holds_up_nobody() {
-    let (observer, tap) = event_tap(5);
+    let (observer, tap) = event_channel(5);
     let engine = Engine::builder(MemoryBackend::new()).observer(observer).start().unwrap();
     for number in 0..10 {
         engine.run(Key::new("mail", number).unwrap(), b"", |_| async { Ok::<u32, ()>(1) }).await.unwrap();
     }
-    // Each is a miss and a completion.
+    // Each call is a miss and a completion.
     assert_eq!((tap.events().len(), tap.dropped()), (5, 15));
 }
 
-/// Consumers of one program share the engine by its handle: what one did, the other replays.
+/// Consumers of one program share the engine through its handle. An outcome of one is replayed to the other.
 #[actix_rt::test]
 async fn j04_two_consumers_of_one_program_share_the_engine() {
     let engine = Engine::builder(MemoryBackend::new()).start().unwrap();
     let consumer = |events: in_process::InProcess<u64>| {
         let mail = job(
-            |order: &u64| Ok(Identity::new(Key::new("mail", order)?, order)?),
+            |order: &u64| Ok(MessageKey::new(Key::new("mail", order)?, order)?),
             |call: Call, order: Arc<u64>| async move { call.run(move |_| async move { Ok::<u64, String>(*order) }).await },
         );
         let quick = RetryPolicy { in_flight_delay: Duration::from_millis(2), ..RetryPolicy::default() };

@@ -1,4 +1,4 @@
-//! What the processor's tests have it work on.
+//! The tasks of the processor's tests.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use oncekey::consumer::in_process::{self, DeadLetter, InProcess, Publisher};
-use oncekey::consumer::{Call, Delivery, Disposition, Identity, Job, RetryPolicy, Source, job};
+use oncekey::consumer::{Call, Delivery, Disposition, Job, MessageKey, RetryPolicy, Source, job};
 use oncekey::{Engine, Key};
 use oncekey_backends::MemoryBackend;
 use tokio::sync::mpsc;
 
-/// What is asked: a number, and what to do with it.
+/// A task: a number, and what to do with it.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub(crate) struct Task {
     pub(crate) number: u64,
@@ -22,14 +22,14 @@ pub(crate) fn task(number: u64, what: &'static str) -> Task {
     Task { number, what }
 }
 
-pub(crate) fn identify(task: &Task) -> Result<Identity, oncekey::consumer::Unreadable> {
+pub(crate) fn identify(task: &Task) -> Result<MessageKey, oncekey::consumer::IdentifyError> {
     if task.what == "unreadable" {
         return Err("it has no number".into());
     }
-    Ok(Identity::new(Key::new("task", task.number)?, task)?)
+    Ok(MessageKey::new(Key::new("task", task.number)?, task)?)
 }
 
-/// What sources of the tests answer that refuse a settle.
+/// The error of the tests' sources that refuse a settle.
 #[derive(Debug, thiserror::Error)]
 #[error("the broker refuses")]
 pub(crate) struct Refused;
@@ -37,14 +37,14 @@ pub(crate) struct Refused;
 /// A receipt with its task's number.
 pub(crate) type Numbered = (<InProcess<Task> as Source>::Receipt, u64);
 
-/// The next task, with its number in the receipt.
+/// Returns the next task, with its number in the receipt.
 pub(crate) async fn next_numbered(source: &InProcess<Task>) -> Option<Delivery<Task, Numbered>> {
     let Delivery { message, receipt, failures } = source.next().await.unwrap()?;
     let number = message.number;
     Some(Delivery { message, receipt: (receipt, number), failures })
 }
 
-/// Counts how often each number was worked on.
+/// Counts how often each number was processed.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ledger(Arc<Mutex<HashMap<u64, u32>>>);
 
@@ -61,7 +61,7 @@ impl Ledger {
     }
 }
 
-/// Works; fails where the task says so.
+/// Returns a job that does its task's work, or fails if the task says so.
 pub(crate) fn work(ledger: &Ledger) -> impl Job<Task, Output = u64, Error = String> + use<> {
     let ledger = ledger.clone();
     job(identify, move |call: Call, task: Arc<Task>| {
@@ -98,7 +98,7 @@ pub(crate) fn queue() -> (Publisher<Task>, InProcess<Task>, mpsc::Receiver<DeadL
     (publisher, source, dead)
 }
 
-/// A source that outlives its processor, and counts what is to be retried.
+/// A source that outlives its processor, and counts retries.
 #[derive(Clone)]
 pub(crate) struct Kept {
     pub(crate) source: Arc<InProcess<Task>>,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{TrySendError, bounded};
 use oncekey::consumer::{
-    BlockingJob, BlockingProcessor, Disposition, Identity, RetryPolicy, blocking_job, crossbeam_channel,
+    BlockingJob, BlockingProcessor, Disposition, MessageKey, RetryPolicy, blocking_job, crossbeam_channel,
 };
 use oncekey::{Engine, Key};
 use oncekey_backends::MemoryBackend;
@@ -26,8 +26,8 @@ fn quick() -> RetryPolicy {
     }
 }
 
-fn identify(number: &u64) -> Result<Identity, oncekey::consumer::Unreadable> {
-    Ok(Identity::new(Key::new("task", number)?, number)?)
+fn identify(number: &u64) -> Result<MessageKey, oncekey::consumer::IdentifyError> {
+    Ok(MessageKey::new(Key::new("task", number)?, number)?)
 }
 
 fn counting(done: &Arc<AtomicUsize>) -> impl BlockingJob<u64, Output = u64, Error = String> + use<> {
@@ -55,7 +55,7 @@ fn j04_eight_threads_do_each_message_once() {
     assert_eq!(done.load(Ordering::SeqCst), 2_000);
 }
 
-/// A slow job fills the channel, and a full channel has its sender wait: nothing piles up in between.
+/// A slow job fills the channel, and a full channel makes its sender wait. Nothing accumulates in between.
 #[test]
 fn j04_a_slow_consumer_makes_its_producer_wait() {
     let (go, gate) = bounded::<()>(0);
@@ -65,7 +65,7 @@ fn j04_a_slow_consumer_makes_its_producer_wait() {
     });
     let (messages, taken) = bounded(10);
     let processor = BlockingProcessor::builder(engine(), slow).threads(3).start(taken).unwrap();
-    // Ten in the channel, and one with each thread.
+    // Ten messages are in the channel, and one is with each thread.
     let mut sent = 0;
     while sent < 13 {
         match messages.try_send(sent) {
@@ -81,7 +81,8 @@ fn j04_a_slow_consumer_makes_its_producer_wait() {
     assert_eq!(processor.join().ran, 14);
 }
 
-/// When all fail, those that wait to be retried are bounded too: the producer waits, and memory stays flat.
+/// When all messages fail, the number that waits for a retry is bounded too: the producer waits, and memory use stays
+/// flat.
 #[test]
 fn j04_messages_that_wait_to_be_retried_are_bounded() {
     let failing = blocking_job(identify, |_: &u64, _claim| Err::<u64, _>("no route"));
@@ -93,7 +94,7 @@ fn j04_messages_that_wait_to_be_retried_are_bounded() {
     while messages.send_timeout(sent, Duration::from_millis(500)).is_ok() {
         sent += 1;
     }
-    // Twenty wait, or one more for a second thread that had looked before; five are in the channel.
+    // Twenty messages wait, or one more if a second thread had looked earlier, and five are in the channel.
     assert!((25..=26).contains(&sent), "{sent}");
     let processed = processor.shutdown(Duration::from_secs(10));
     assert!(!processed.is_unfinished);
@@ -109,7 +110,7 @@ fn j04_a_poison_message_is_put_aside_and_holds_up_nobody() {
     });
     let (settled, told) = crossbeam_channel::unbounded();
     let (messages, taken) = bounded(100);
-    // Longer than all the others take.
+    // The delay is longer than all the other messages take.
     let patient = RetryPolicy { first_delay: Duration::from_secs(1), max_delay: Duration::from_secs(2), ..quick() };
     let processor = BlockingProcessor::builder(engine(), mixed)
         .threads(1)
@@ -120,7 +121,7 @@ fn j04_a_poison_message_is_put_aside_and_holds_up_nobody() {
     (0..50).for_each(|number| messages.send(number).unwrap());
     drop(messages);
     let processed = processor.join();
-    // A job that panics does not say what happened: it is retried once, and its key is indeterminate.
+    // A job that panics does not report what happened. It is retried once, and its key is indeterminate.
     assert_eq!((processed.ran, processed.dead, processed.retried), (48, 2, 3));
     let settled: Vec<_> = told.try_iter().collect();
     assert_eq!(settled.iter().map(|(message, _)| *message).collect::<HashSet<_>>().len(), 50);
@@ -129,7 +130,8 @@ fn j04_a_poison_message_is_put_aside_and_holds_up_nobody() {
     assert!(settled[48..].iter().all(|(message, _)| *message < 2), "others waited for the poison: {settled:?}");
 }
 
-/// What is taken when the end is told is finished or given back, and the rest is still in the channel.
+/// Messages already taken when the processor is told to end are finished or given back, and the rest is still in the
+/// channel.
 #[test]
 fn j05_a_told_end_loses_nothing() {
     let done = Arc::new(Mutex::new(Vec::new()));

@@ -13,7 +13,7 @@ use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
 use tests::process::Process;
 
-/// A store's file in a folder of its own.
+/// A store's file in its own folder.
 struct Store {
     _folder: tempfile::TempDir,
     file: PathBuf,
@@ -46,7 +46,7 @@ impl Store {
 const LONG: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(500);
 
-/// Runs the key again and again until something else than `InProgress` comes, and gives that line.
+/// Runs the key repeatedly until the answer is not `InProgress`, and returns that answer.
 fn retry(process: &mut Process, command: &str) -> String {
     let deadline = Instant::now() + tests::process::PATIENCE;
     loop {
@@ -192,7 +192,7 @@ fn e11_a_file_locked_by_a_paused_process_meets_the_deadline_and_recovers() {
 fn retry_until_ran(process: &mut Process) -> bool {
     (0..200).any(|_| {
         process.say("run k hold quick");
-        // The answer, be it after `began`.
+        // The answer may come after `began`.
         let line = process.next_line();
         let line = if line.starts_with("began") { process.next_line() } else { line };
         std::thread::sleep(Duration::from_millis(20));
@@ -200,7 +200,7 @@ fn retry_until_ran(process: &mut Process) -> bool {
     })
 }
 
-/// Two time namespaces of one machine, as containers may have: the time since boot differs by an hour.
+/// Two time namespaces of one machine, as containers may have them: their times since boot differ by an hour.
 #[test]
 fn e17_an_hour_between_two_time_namespaces_changes_nothing() {
     let shifted = || {
@@ -208,7 +208,7 @@ fn e17_an_hour_between_two_time_namespaces_changes_nothing() {
         command.args(["--time", "--boottime", "3600", "--fork", "--kill-child"]);
         command
     };
-    // The fault is real.
+    // This checks that the fault is real.
     let uptime = |mut command: Command| {
         let output = command.args(["cat", "/proc/uptime"]).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
@@ -247,7 +247,7 @@ fn e17_an_hour_between_two_time_namespaces_changes_nothing() {
     }
 }
 
-/// An hour of skew between two processes changes nothing: neither a lease nor a retention is judged by their clocks.
+/// An hour of skew between two processes changes nothing: their clocks decide neither a lease nor a retention.
 #[test]
 fn e17_an_hour_of_skew_changes_nothing() {
     for (skew, seconds) in [("+3600", 3_600), ("-3600", -3_600)] {
@@ -257,7 +257,7 @@ fn e17_an_hour_of_skew_changes_nothing() {
         command.env("DONT_FAKE_MONOTONIC", "1").args(["-f", &format!("{skew}s"), env!("CARGO_BIN_EXE_keyholder")]);
         let mut skewed = Store::start(&store.file, command, Duration::from_secs(2));
 
-        // The fault is real: the two processes do disagree about the time.
+        // This checks that the fault is real: the two processes disagree about the time.
         skewed.say("clock");
         straight.say("clock");
         let clock = |process: &mut Process| process.expect("clock").parse::<i64>().unwrap();
@@ -272,7 +272,7 @@ fn e17_an_hour_of_skew_changes_nothing() {
             both[asker].say(&format!("run {key} rerun quick"));
             let left: u64 = both[asker].expect(&format!("refused {key} InProgress")).parse().unwrap();
             assert!(left <= 2_000, "{left} ms of a lease of 2000 ms are left");
-            // Renewed by one clock, seen by the other.
+            // One clock renews the lease, and the other one sees it.
             std::thread::sleep(Duration::from_secs(3));
             both[asker].say(&format!("run {key} rerun quick"));
             both[asker].expect(&format!("refused {key} InProgress"));
@@ -284,8 +284,8 @@ fn e17_an_hour_of_skew_changes_nothing() {
     }
 }
 
-/// Has a process order, kills it again and again in the middle, and retries each order until it is answered. Gives the
-/// rows that were inserted, and how many different orders they are.
+/// Makes a process place orders, kills it again and again in the middle, and retries each order until it gets an
+/// answer. Returns the number of inserted rows, and how many different orders they are.
 fn orders_under_kill_9(command: &str, orders: usize) -> (i64, i64) {
     let store = Store::new();
     let mut answered = vec![false; orders];
@@ -296,13 +296,14 @@ fn orders_under_kill_9(command: &str, orders: usize) -> (i64, i64) {
         for order in &open {
             process.say(&format!("{command} {order}"));
         }
-        // Killed after some of the answers, with the rest on their way; the last rounds are left in peace.
+        // The process is killed after some of the answers, while the other orders are in flight. There are no kills in
+        // the last rounds.
         let is_last = open.len() <= orders / 10;
         for _ in 0..if is_last { open.len() } else { open.len() / 7 + 1 } {
             let line = process.next_line();
             match line.split(' ').collect::<Vec<_>>()[..] {
                 ["ran" | "replayed", order, _] => answered[order.parse::<usize>().unwrap()] = true,
-                // Abandoned by the process before: its lease is not over yet.
+                // The killed process abandoned the order, and its lease has not lapsed yet.
                 ["refused", _, "InProgress", _] => std::thread::sleep(Duration::from_millis(5)),
                 _ => panic!("{line}"),
             }
@@ -334,10 +335,11 @@ fn e05_orders_in_a_transaction_survive_kill_9_exactly_once() {
     assert_eq!(orders_under_kill_9("order", 300), (300, 300), "rows, different orders");
 }
 
-/// The control: without the guard the same kills order twice.
+/// The control: without the guard the same kills duplicate orders.
 #[test]
 fn e05_control_orders_without_a_guard_are_doubled_by_kill_9() {
-    // Whether a kill strikes between a row and its answer is chance: some 15 kills mostly do, and ten times as many surely.
+    // Whether a kill strikes between a row and its answer is chance. Some 15 kills usually do, and ten times as many
+    // certainly do.
     let mut runs = (0..10).map(|_| orders_under_kill_9("order-unguarded", 300));
     assert!(runs.any(|(rows, orders)| rows > orders), "no order was doubled: the kills prove nothing");
 }

@@ -1,5 +1,5 @@
-//! Operations with steps: killed between and inside of them, and taken over by another process. That the same kills double what
-//! has no steps is shown by the controls of `tests/checkouts.rs`.
+//! Operations with steps, killed between and inside them, and taken over by another process. The controls of
+//! `tests/checkouts.rs` show that the same kills duplicate effects without steps.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use super::{SHORT, Store, retry};
 const STEPS: [&str; 3] = ["reserve", "charge", "mail"];
 
 impl Store {
-    /// How often each step of a key had its effect.
+    /// Returns how often each step of a key had its effect.
     fn effects(&self, key: &str) -> [i64; 3] {
         let all = self.all_effects();
         STEPS.map(|step| all.get(&(key.to_owned(), step.to_owned())).copied().unwrap_or(0))
@@ -39,7 +39,7 @@ impl Store {
     }
 }
 
-/// Retries a checkout until it has ended, and gives the steps that ran and its last line.
+/// Retries a checkout until it has ended, and returns the steps that ran and its last line.
 fn finish(process: &mut Process, key: &str, kind: &str) -> (Vec<String>, String) {
     let mut line = retry(process, &format!("checkout {key} {kind} quick"));
     let mut ran = Vec::new();
@@ -95,7 +95,7 @@ fn e26_kill_9_inside_a_step_follows_the_steps_own_policy() {
     }
 }
 
-/// The step that was in progress when its process was paused is recorded when it ends, once.
+/// A step that was in progress when its process was paused is recorded once, when it ends.
 #[test]
 fn e26_a_step_that_outlasts_its_lease_is_recorded_once() {
     let store = Store::new();
@@ -107,15 +107,16 @@ fn e26_a_step_that_outlasts_its_lease_is_recorded_once() {
     assert!(ran.is_empty() && line.starts_with("refused k Indeterminate"), "{line}");
     paused.resume();
     paused.say("go");
-    // Nobody has taken the key over, so that its holder goes on.
+    // No other process has taken the key over, so its holder continues.
     paused.expect("ran k");
     let (ran, line) = finish(&mut heir, "k", "hold");
     assert!(ran.is_empty() && line.starts_with("replayed k"), "{ran:?} {line}");
     assert_eq!(store.effects("k"), [1; 3]);
 }
 
-/// Kills a process that runs checkouts again and again, retries each of them until it is finished, and gives how often
-/// each step of each had its effect. Steps of which nobody knows are settled as an operator does, and counted.
+/// Kills a process that runs checkouts again and again, and retries each checkout until it is finished. Returns how
+/// often each step of each checkout had its effect. Steps with an unknown result are settled as an operator would, and
+/// counted.
 fn under_kill_9(kind: &str, checkouts: usize) -> (BTreeMap<(String, String), i64>, usize) {
     let store = Store::new();
     let mut finished = vec![false; checkouts];
@@ -125,7 +126,8 @@ fn under_kill_9(kind: &str, checkouts: usize) -> (BTreeMap<(String, String), i64
         let open: Vec<usize> = (0..checkouts).filter(|checkout| !finished[*checkout]).collect();
         open.iter().for_each(|checkout| process.say(&format!("checkout {checkout} {kind} quick")));
         let is_last = open.len() <= checkouts / 10;
-        // Killed after some of the steps, with others on their way; the last round is left in peace.
+        // The process is killed after some of the steps, while others are in flight. There is no kill in the last
+        // round.
         let mut steps_left = if is_last { usize::MAX } else { 3 * (open.len() / 7 + 1) };
         let mut answers = 0;
         while answers < open.len() && steps_left > 0 {
@@ -137,7 +139,7 @@ fn under_kill_9(kind: &str, checkouts: usize) -> (BTreeMap<(String, String), i64
                 }
                 ["settled", ..] => continue,
                 ["ran" | "replayed", checkout, _] => finished[checkout.parse::<usize>().unwrap()] = true,
-                // Abandoned by the process before; or the machine is busy, and the step did not begin.
+                // The killed process abandoned the checkout; or the machine is busy, and the step did not begin.
                 ["refused" | "failed", _, why, ..] if why == "InProgress" || why.starts_with("Store(") => {}
                 ["refused", checkout, "Indeterminate", ..] if kind == "hold" => {
                     process.say(&format!("settle {checkout}"));
@@ -150,7 +152,7 @@ fn under_kill_9(kind: &str, checkouts: usize) -> (BTreeMap<(String, String), i64
         if !is_last {
             process.kill();
             kills += 1;
-            // Until the leases of its claims are over.
+            // Waits until the leases of its claims have lapsed.
             std::thread::sleep(SHORT);
             process = store.holder(SHORT);
         }
@@ -169,7 +171,7 @@ fn e26_steps_in_transactions_survive_kill_9_exactly_once() {
     assert!(each_once(&effects, 60), "{effects:?}");
 }
 
-/// At most once; and with the word of an operator about those that were struck, each once.
+/// Each step runs at most once. After an operator has settled the interrupted steps, each one has run once.
 #[test]
 fn e26_steps_under_hold_survive_kill_9_at_most_once() {
     let (effects, settled) = under_kill_9("hold", 60);

@@ -1,4 +1,4 @@
-//! Uploads that are larger than what a process may hold: they stream through the guard, and their retries do not run.
+//! Uploads that are larger than a process may hold. They stream through the guard, and their retries do not run.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 const MIB: u64 = 1 << 20;
 
-/// A body of this many bytes `x`, and its digest as `sha256sum` has it.
+/// A body of this many bytes `x`, and its digest in the format of `sha256sum`.
 #[derive(Clone, Copy)]
 struct Upload {
     length: u64,
@@ -42,7 +42,7 @@ impl Sent {
 struct Server {
     process: Process,
     address: SocketAddr,
-    /// The most memory that the server had in RAM while an upload was under way, in bytes.
+    /// The server's maximum resident memory during an upload, in bytes.
     most: u64,
 }
 
@@ -108,7 +108,7 @@ impl Server {
         let piece = Bytes::from(vec![b'x'; MIB as usize]);
         let mut left = length;
         while left > 0 {
-            // No more than the server has asked for: this process holds one piece, too.
+            // No more than the server has asked for is sent, so this process holds one piece too.
             stream.reserve_capacity(left.min(MIB) as usize);
             let capacity = poll_fn(|context| stream.poll_capacity(context)).await.unwrap().unwrap();
             let now = capacity.min(left as usize).min(piece.len());
@@ -135,12 +135,12 @@ impl Server {
     }
 }
 
-/// The server of the test is a process of its own: this one's memory, and that of the tests beside it, do not count.
+/// The test's server is a separate process, so the memory of this process, and of the tests beside it, does not count.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn h25_an_upload_of_a_gibibyte_needs_no_memory_and_runs_once() {
     let mut server = Server::start();
     for protocol in [Protocol::Http1, Protocol::Http2] {
-        // What the server needs for any request is there before it is measured.
+        // Whatever the server needs for any request is allocated before the measurement.
         let first = server.send(SMALL, &format!("small-{protocol:?}"), protocol).await;
         server.let_it_answer(SMALL);
         assert_eq!(first.answer().await.status, 201);
@@ -162,7 +162,7 @@ async fn h25_an_upload_of_a_gibibyte_needs_no_memory_and_runs_once() {
         let key = format!("cut-{protocol:?}");
         let cut = server.send(MEDIUM, &key, protocol).await;
         assert_eq!(server.process.expect("read"), MEDIUM.length.to_string());
-        // The answer is lost: the client is gone before the handler gives it.
+        // The answer is lost, because the client disconnects before the handler returns it.
         drop(cut);
         let early = server.send(MEDIUM, &key, protocol).await.answer().await;
         assert_eq!(early.problem(), "in-progress");

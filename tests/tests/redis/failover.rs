@@ -1,4 +1,4 @@
-//! Servers that take another's place: what goes on by itself, and what is lost.
+//! Servers that replace others: what continues by itself, and what is lost.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,14 +13,14 @@ use tests::server::{RedisCluster, RedisSentinel};
 
 use super::{acquire, open};
 
-/// What a load of fresh keys came to.
+/// The result of a load of fresh keys.
 struct Load {
     /// The keys whose outcomes were acknowledged, and when.
     acknowledged: Vec<(Key, Instant)>,
     failed: usize,
 }
 
-/// Runs fresh keys, 64 at once, until told to stop.
+/// Runs fresh keys, 64 at once, until it is told to stop.
 async fn load(engine: &Engine, stop: &AtomicBool) -> Load {
     let next = AtomicUsize::new(0);
     let workers = (0..64).map(|_| async {
@@ -57,7 +57,8 @@ async fn until_it_runs(engine: &Engine) -> Duration {
     began.elapsed()
 }
 
-/// Puts load on a master and kills it; gives how many acknowledged outcomes its replica did not have, of how many.
+/// Puts load on a master and kills it. Returns how many acknowledged outcomes its replica did not have, and how many
+/// there were.
 async fn lost_in_a_failover(lag: Duration) -> (usize, usize) {
     let servers = Arc::new(RedisSentinel::start());
     let backend =
@@ -69,7 +70,7 @@ async fn lost_in_a_failover(lag: Duration) -> (usize, usize) {
         tokio::time::sleep(Duration::from_secs(2)).await;
         let replica = &failed_over.servers[1 - old];
         if !lag.is_zero() {
-            // What is on its way to it would still be heard.
+            // The pause keeps the replica from receiving what is still on its way.
             replica.pause();
             assert_eq!(failed_over.servers[old].cli(&["client", "kill", "type", "replica"]), "1");
             tokio::time::sleep(lag).await;
@@ -101,12 +102,12 @@ async fn lost_in_a_failover(lag: Duration) -> (usize, usize) {
         load.failed
     );
     assert!(load.failed > 0, "the failover was not noticed");
-    // What is lost is what the replica had not heard yet, and nothing older.
+    // Only outcomes that the replica had not received yet are lost, and nothing older.
     assert!(oldest <= lag + Duration::from_secs(1), "an outcome of {oldest:?} before the kill is lost");
     (lost.len(), before.len())
 }
 
-/// Asynchronous replication: the replica has all but the last instant, or all but what it was late by.
+/// Asynchronous replication: the replica has everything but the last instant, or everything but its lag.
 #[actix_rt::test]
 async fn e11_a_failover_loses_what_the_replica_had_not_heard() {
     let (lost, of) = lost_in_a_failover(Duration::ZERO).await;
@@ -115,7 +116,7 @@ async fn e11_a_failover_loses_what_the_replica_had_not_heard() {
     assert!(lost > 0, "a replica that was late by half a second had everything");
 }
 
-/// A shard's primary is killed: its replica takes its place, the other shards never stop, and nothing stays stuck.
+/// A shard's primary is killed. Its replica replaces it, the other shards never stop, and nothing stays stuck.
 #[actix_rt::test]
 async fn e11_a_shard_fails_over_by_itself() {
     let cluster = RedisCluster::start();
@@ -132,7 +133,7 @@ async fn e11_a_shard_fails_over_by_itself() {
     assert!(replayed >= 100, "only {replayed} of 300 keys were served: the other shards stopped");
     let deadline = Instant::now() + PATIENCE;
     for key in &keys {
-        // The replica had heard everything: nothing was written since.
+        // The replica had received everything, because nothing was written since.
         while !matches!(run(key).await, Ok(Outcome::Replayed(17))) {
             assert!(Instant::now() < deadline, "{key} is not served again");
         }
@@ -140,8 +141,8 @@ async fn e11_a_shard_fails_over_by_itself() {
     assert!(matches!(run(&Key::new("s", "fresh").unwrap()).await, Ok(Outcome::Ran(17))));
 }
 
-/// One of three primaries falls silent: it answers nothing, and its connections stay open. A client that was connected
-/// before and a client that connects now can both use the keys of the other primaries.
+/// One of three primaries stops answering, and its connections stay open. A client that was connected before and a
+/// client that connects now can both use the keys of the other primaries.
 #[actix_rt::test]
 async fn e11_a_silent_primary_costs_its_own_slots_only() {
     let cluster = RedisCluster::start();
@@ -161,7 +162,7 @@ async fn e11_a_silent_primary_costs_its_own_slots_only() {
 
     cluster.nodes[victim].pause();
     let paused = Instant::now();
-    // Callers of the lost keys go on asking all the while.
+    // Callers of the lost keys keep retrying the whole time.
     let asking = join_all(lost.iter().take(20).map(async |key| {
         while paused.elapsed() < Duration::from_secs(15) {
             let _ = run(&engine, key).await;
@@ -175,7 +176,7 @@ async fn e11_a_silent_primary_costs_its_own_slots_only() {
             for ran in join_all(others.iter().map(|key| run(&engine, key))).await {
                 match ran {
                     Ok(Outcome::Replayed(17)) => served += 1,
-                    // The store deadline.
+                    // This is the store deadline.
                     Err(_) if began < Duration::from_secs(5) => early += 1,
                     _ => late += 1,
                 }
@@ -208,8 +209,8 @@ async fn e11_a_silent_primary_costs_its_own_slots_only() {
     assert!(served > 10 * others.len(), "only {served} were served");
 }
 
-/// While a slot is on its way to another node, its new keys are there and its old ones here (ASK), and afterwards all are
-/// there (MOVED).
+/// While a slot moves to another node, its new keys are there and its old ones here (ASK). Afterwards all are there
+/// (MOVED).
 #[actix_rt::test]
 async fn e01_a_slot_on_its_way_is_followed() {
     let cluster = RedisCluster::start();

@@ -1,4 +1,4 @@
-//! The server paused, silent behind a proxy, out of memory, restarted, emptied, and its connections cut.
+//! The server is paused, silent behind a proxy, out of memory, restarted and emptied, and its connections are cut.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,7 +21,7 @@ use super::{CLUSTER, acquire, fresh_prefix, open};
 
 const LIMIT: Duration = Duration::from_millis(400);
 
-/// A backend that gives a server little time.
+/// Opens a backend with short timeouts.
 async fn hurried(url: &str) -> RedisBackend {
     RedisBackend::builder(url).connect_timeout(LIMIT).response_timeout(LIMIT).open().await.unwrap()
 }
@@ -32,7 +32,7 @@ fn key(text: impl std::fmt::Display) -> Key {
 
 type Ran = Result<Outcome<u32>, RunError<()>>;
 
-/// Runs an operation that counts itself.
+/// Runs an operation that counts its executions.
 async fn run(engine: &Engine, key: Key, executions: &Arc<AtomicUsize>) -> Ran {
     let executions = Arc::clone(executions);
     engine
@@ -47,14 +47,14 @@ fn is_store_failure(ran: &Ran) -> bool {
     matches!(ran, Err(RunError::Engine(Error::Store(_))))
 }
 
-/// Until every key has run: nobody helps, and none is stuck or indeterminate.
+/// Retries until every key has run. Nothing intervenes, and no key is stuck or indeterminate.
 async fn until_all_run(engine: &Engine, keys: &[Key], executions: &Arc<AtomicUsize>) {
     let deadline = Instant::now() + PATIENCE;
     for key in keys {
         loop {
             match run(engine, key.clone(), executions).await {
                 Ok(_) => break,
-                // A claim whose answer was lost is being taken back.
+                // A claim whose answer was lost is being withdrawn.
                 Err(RunError::Engine(Error::Store(_) | Error::InProgress { .. })) => {}
                 Err(other) => panic!("{key} is stuck: {other:?}"),
             }
@@ -65,7 +65,7 @@ async fn until_all_run(engine: &Engine, keys: &[Key], executions: &Arc<AtomicUsi
     assert_eq!(executions.load(Ordering::SeqCst), keys.len(), "executions of {} keys", keys.len());
 }
 
-/// SIGSTOP: calls meet their deadline, nothing runs, and when the server goes on no claim is left for nobody.
+/// SIGSTOP: calls meet their deadline, nothing runs, and when the server continues, no key is left claimed.
 #[actix_rt::test]
 async fn e11_a_paused_server_leaves_no_key_stuck() {
     let server = Redis::start();
@@ -83,8 +83,8 @@ async fn e11_a_paused_server_leaves_no_key_stuck() {
     until_all_run(&engine, &[vec![key("before")], keys].concat(), &executions).await;
 }
 
-/// A peer that swallows everything: its connection is dropped, and the next one works. Without that it would time out for
-/// ever, since the old connection never speaks again.
+/// A peer swallows everything. Its connection is dropped, and the next one works. Otherwise every call would time out,
+/// because the old connection stays silent forever.
 #[actix_rt::test]
 async fn e11_a_black_hole_is_left_behind() {
     let server = Redis::start();
@@ -106,7 +106,7 @@ async fn e11_a_black_hole_is_left_behind() {
     until_all_run(&engine, &[vec![key("before"), key("while")], keys].concat(), &executions).await;
 }
 
-/// The engine's deadline may be shorter than the backend's own: a call that is dropped takes its silent connection along.
+/// The engine's deadline may be shorter than the backend's own. A dropped call also drops its silent connection.
 #[actix_rt::test]
 async fn e11_a_dropped_call_leaves_a_silent_connection_behind() {
     let server = Redis::start();
@@ -122,8 +122,8 @@ async fn e11_a_dropped_call_leaves_a_silent_connection_behind() {
     until_all_run(&engine, &[key("before"), key(1)], &executions).await;
 }
 
-/// Answers that are cut off on their way: the same step by the same owner finds out what became of it, and no caller hears
-/// of it. The connections of the operation's begin and end are cut in turn.
+/// Answers are cut off on their way. The same owner repeats the step and learns its result, and no caller notices. The
+/// connections of the operation's begin and end are cut in turn.
 #[actix_rt::test]
 async fn e12_answers_that_are_cut_off_are_found_again() {
     let server = Redis::start();
@@ -153,7 +153,7 @@ async fn e12_answers_that_are_cut_off_are_found_again() {
     assert_eq!(executions.load(Ordering::SeqCst), 21);
 }
 
-/// A step that was sent, and can't be sent again: that the server is away by now does not mean that it was not taken.
+/// A step was sent, and cannot be sent again. The server is unavailable by now, but it may have executed the step.
 #[actix_rt::test]
 async fn e19_a_step_whose_answer_was_lost_stays_unknown_when_the_server_is_away() {
     let server = Redis::start();
@@ -189,12 +189,12 @@ async fn e19_a_step_whose_answer_was_lost_stays_unknown_when_the_server_is_away(
         };
         let error = error.unwrap_err();
         assert_eq!(proxy.cuts_left(), 0);
-        // These two look first, and that look is what was lost.
+        // These two read first, and the answer to that read was lost.
         let only_looked = matches!(step, "resolve" | "remove");
         assert_eq!(error.is_unknown(), !only_looked, "{step}: {error:?}");
         proxy.heal();
         if step == "acquire" {
-            // It was taken, and is taken back.
+            // It was executed, and is withdrawn.
             assert!(beside.lookup(Lookup { key: key.clone() }).await.unwrap().is_some());
             assert_eq!(beside.withdraw(Withdraw { key: key.clone(), owner }).await, Ok(Withdrawn));
             assert_eq!(beside.lookup(Lookup { key }).await, Ok(None));
@@ -202,24 +202,24 @@ async fn e19_a_step_whose_answer_was_lost_stays_unknown_when_the_server_is_away(
     }
 }
 
-/// Where no byte left, nothing was taken, and the answer says so.
+/// If no byte left, nothing was executed, and the answer says so.
 #[actix_rt::test]
 async fn e19_a_step_that_was_never_sent_is_refused() {
     let server = Redis::start();
     let proxy = Proxy::before(server.port());
     let backend = hurried(&format!("redis://127.0.0.1:{}/0", proxy.port())).await;
     proxy.refuse();
-    // A handle of another arbiter has no connection yet.
+    // Another arbiter's handle has no connection yet.
     let unsent = backend.session().acquire(acquire("k", OnAbandoned::Hold)).await;
     assert!(matches!(unsent, Err(StoreError::Unavailable(_))), "{unsent:?}");
-    // One that falls silent may have taken the step.
+    // A server that stops answering may have executed the step.
     proxy.heal();
     proxy.swallow();
     let silent = backend.acquire(acquire("k", OnAbandoned::Hold)).await;
     assert!(silent.as_ref().is_err_and(StoreError::is_unknown), "{silent:?}");
 }
 
-/// A server out of memory takes no claim, and nothing is evicted for it. It takes the end of a claim: what has happened is
+/// A server out of memory accepts no claim, and evicts nothing for one. It accepts the end of a claim: outcomes are
 /// stored while it is full, and replayed.
 #[actix_rt::test]
 async fn e12_out_of_memory_is_full_and_a_completion_is_taken() {
@@ -244,14 +244,14 @@ async fn e12_out_of_memory_is_full_and_a_completion_is_taken() {
     let refused = run(&engine, key("refused"), &executions).await;
     assert!(matches!(refused, Err(RunError::Engine(Error::Store(StoreError::Full(_))))), "{refused:?}");
     assert_eq!(executions.load(Ordering::SeqCst), 0, "it ran unguarded");
-    // Longer than the lease: the claim is renewed.
+    // This is longer than the lease, so the claim is renewed.
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     let held = engine.lookup(&key("held")).await.unwrap().unwrap();
     assert!(matches!(held.state, StateView::InProgress { lease_left } if !lease_left.is_zero()), "{held:?}");
     finish.send(()).unwrap();
     let ended = tokio::time::timeout(PATIENCE, running).await.expect("the completion waits for memory");
     assert_eq!(ended.unwrap().unwrap(), Outcome::Ran(17));
-    // The server is still full. A call that would rather run than fail replays all the same, and runs nothing.
+    // The server is still full. A call that would rather run than fail still replays, and runs nothing.
     let careless = engine.with_on_store_failure(OnStoreFailure::Run);
     assert_eq!(run(&careless, key("held"), &executions).await.unwrap(), Outcome::Replayed(17));
     assert_eq!(executions.load(Ordering::SeqCst), 0, "it ran again");
@@ -259,7 +259,7 @@ async fn e12_out_of_memory_is_full_and_a_completion_is_taken() {
     until_all_run(&engine, &[key("refused")], &executions).await;
 }
 
-/// Every step that ends a claim, at a server without memory; and what an acquire is told there.
+/// Checks every step that ends a claim on a server without memory, and what an acquire returns there.
 async fn a_full_server_takes_every_end(place: &Place) {
     let backend = RedisBackend::builder(&place.url).open().await.unwrap();
     let lease = Duration::from_secs(60);
@@ -293,7 +293,7 @@ async fn a_full_server_takes_every_end(place: &Place) {
     claim("abandoned", OnAbandoned::Hold, Duration::from_millis(1)).await;
     tokio::time::sleep(Duration::from_millis(5)).await;
 
-    // The server forgets its scripts, so that each is sent whole: a full server has to take that as well.
+    // The server forgets its scripts, so each one is sent whole. A full server must accept that as well.
     place.server.cli(&["script", "flush"]);
     set_memory(place.server.port(), "1").await;
     assert_eq!(complete(to_complete).await, Ok(Completed::Stored));
@@ -320,7 +320,7 @@ async fn a_full_server_takes_every_end(place: &Place) {
     }
     assert_eq!(backend.remove(Remove { key: removed.key.clone() }).await, Ok(Removed::Removed));
 
-    // What is there is told, and only what needs memory is refused.
+    // Existing records are reported, and only what needs memory is refused.
     let ask = |name: &str| backend.acquire(acquire(name, OnAbandoned::Hold));
     for name in ["complete", "resolve"] {
         let answer = ask(name).await;
@@ -362,13 +362,13 @@ async fn e12_a_full_node_of_a_cluster_takes_every_end_of_a_claim() {
     a_full_server_takes_every_end(&Place::cluster()).await;
 }
 
-/// A server that can't save refuses writes, and is the same server on every connection: none is dropped for that.
+/// A server that cannot save refuses writes. It is the same server on every connection, so none is dropped for that.
 #[actix_rt::test]
 async fn e11_a_server_that_can_not_save_keeps_its_connections() {
     let server = Redis::start_with(&["--save", "3600 1"]);
     let backend = open(&server.url(), "saved:").await;
     backend.acquire(acquire("before", OnAbandoned::Hold)).await.unwrap();
-    // A snapshot can't take the place of a folder.
+    // A snapshot cannot replace a folder.
     std::fs::create_dir(server.folder().join("dump.rdb")).unwrap();
     server.cli(&["bgsave"]);
     let deadline = Instant::now() + PATIENCE;
@@ -376,7 +376,7 @@ async fn e11_a_server_that_can_not_save_keeps_its_connections() {
         assert!(Instant::now() < deadline, "the snapshot did not fail");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    // Each question by the server's client is a connection too.
+    // Each command of the server's client is a connection too.
     let connections = || -> usize {
         let stats = server.cli(&["info", "stats"]);
         let line = stats.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
@@ -390,7 +390,7 @@ async fn e11_a_server_that_can_not_save_keeps_its_connections() {
     assert_eq!(connections(), before + 1);
 }
 
-/// Waiters look for themselves while the listener is being connected to a host that says nothing.
+/// Waiting callers poll while the listener connects to a host that does not answer.
 #[actix_rt::test]
 async fn e08_a_silent_host_holds_up_no_waiter() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -432,7 +432,7 @@ async fn set_memory(port: u16, limit: &str) {
     redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(limit).exec_async(&mut connection).await.unwrap();
 }
 
-/// Killed and started again with what it had: a claim and its outcome are there, and scripts are sent anew.
+/// The server is killed and restarted with its data: a claim and its outcome are there, and scripts are sent again.
 #[actix_rt::test]
 async fn e11_after_the_servers_restart_it_goes_on() {
     let mut server = Redis::start();
@@ -447,7 +447,8 @@ async fn e11_after_the_servers_restart_it_goes_on() {
     assert_eq!(executions.load(Ordering::SeqCst), 2);
 }
 
-/// Started again without its data: what it had is gone, and whoever held a claim is told; everything else goes on.
+/// The server is restarted without its data. Its records are gone, the holder of a claim learns that it is lost, and
+/// everything else continues.
 #[actix_rt::test]
 async fn e11_an_emptied_server_is_told_of_and_goes_on() {
     let mut server = Redis::start();
@@ -462,12 +463,12 @@ async fn e11_an_emptied_server_is_told_of_and_goes_on() {
     let outcome = SealedOutcome::tombstone(&claim.key);
     let complete = Complete { key: claim.key, owner: claim.owner, outcome, retention: Duration::from_secs(60) };
     assert_eq!(backend.complete(complete).await, Ok(Completed::Lost));
-    // As the docs say: what Redis forgets runs again.
+    // As the documentation says, what Redis forgets runs again.
     assert_eq!(run(&engine, key("before"), &executions).await.unwrap(), Outcome::Ran(17));
     assert_eq!(run(&engine, key("after"), &executions).await.unwrap(), Outcome::Ran(17));
 }
 
-/// Connections cut under load, again and again, on one server and on a cluster: every key runs once.
+/// Cuts connections under load, again and again, on one server and on a cluster. Every key runs once.
 async fn cut_under_load(url: &str, servers: &[&Redis]) {
     let engine = Engine::builder(open(url, &fresh_prefix()).await).start().unwrap();
     let executions = Arc::new(AtomicUsize::new(0));
@@ -493,14 +494,14 @@ async fn e12_cut_connections_run_nothing_twice() {
     cut_under_load(&server.url(), &[&server]).await;
 }
 
-/// A step that the cluster's node may have taken is sent again: by the same owner, which is harmless.
+/// A step that the cluster's node may have executed is sent again by the same owner, which is harmless.
 #[actix_rt::test]
 async fn e12_a_clusters_cut_connections_run_nothing_twice() {
     let nodes: Vec<&Redis> = CLUSTER.nodes.iter().collect();
     cut_under_load(&CLUSTER.url(), &nodes).await;
 }
 
-/// The steps as they are sent twice, each by its owner.
+/// Sends each step twice, by its owner.
 #[actix_rt::test]
 async fn e06_a_step_that_is_sent_twice_is_harmless() {
     for url in [super::SERVER.url(), CLUSTER.url()] {
@@ -517,7 +518,7 @@ async fn e06_a_step_that_is_sent_twice_is_harmless() {
     }
 }
 
-/// The listener's connection is cut while somebody waits: the outcome comes all the same.
+/// The listener's connection is cut while a caller waits. The caller still gets the outcome.
 #[actix_rt::test]
 async fn e08_a_waiter_whose_listener_is_cut_gets_the_outcome() {
     let server = Redis::start();

@@ -1,4 +1,4 @@
-//! Fencing tokens, over every end that a claim can come to.
+//! Fencing tokens, across every way in which a claim can end.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ async fn tokens_rise_on(url: &str) {
     let ends = ["release", "resolve", "remove", "withdraw", "expire", "lapse", "remove what is completed"];
     for round in 0..3 * ends.len() {
         let end = ends[round % ends.len()];
-        // Each arbiter has a clock of its own.
+        // Each arbiter has its own clock.
         let (backend, beside) = if round % 2 == 0 { (&one, &other) } else { (&other, &one) };
         let policy = if end == "lapse" { OnAbandoned::Rerun } else { OnAbandoned::Hold };
         let claim = acquire("k", policy);
@@ -37,7 +37,7 @@ async fn tokens_rise_on(url: &str) {
         let token = claimed(backend, claim.clone()).await;
         assert!(token > last, "{token} after {last}, before {end}");
         last = token;
-        // It is one claim's: a repetition and a renewal leave it.
+        // The token belongs to one claim: a repetition and a renewal do not change it.
         assert_eq!(claimed(beside, claim).await, token);
         let lease = if end == "lapse" { Duration::from_millis(1) } else { Duration::from_secs(60) };
         assert_eq!(backend.renew(Renew { key: key.clone(), owner, lease }).await, Ok(Renewed::Renewed));
@@ -58,7 +58,7 @@ async fn tokens_rise_on(url: &str) {
             }
             "lapse" => tokio::time::sleep(Duration::from_millis(5)).await,
             "expire" => {
-                // No withdrawal is to keep this one's outcome.
+                // This claim is new, so that no withdrawal keeps its outcome.
                 assert_eq!(backend.release(Release { key: key.clone(), owner }).await, Ok(Released::Released));
                 let fresh = acquire("expiring", OnAbandoned::Hold);
                 let (name, owner) = (fresh.key.clone(), fresh.owner);
@@ -103,7 +103,7 @@ async fn e25_tokens_rise_in_a_cluster() {
     tokens_rise_on(&CLUSTER.url()).await;
 }
 
-/// Takeovers at once: each winner's token is above that of the claim it replaced.
+/// Concurrent takeovers: each winner's token is above that of the claim it replaced.
 #[actix_rt::test]
 async fn e25_tokens_rise_over_takeovers_by_many() {
     let prefix = fresh_prefix();
@@ -127,7 +127,7 @@ async fn e25_tokens_rise_over_takeovers_by_many() {
     assert!(tokens.len() >= 20 && tokens.is_sorted_by(|one, next| one.0 < next.0 && one.1 < next.1), "{tokens:?}");
 }
 
-/// A server that does not tell its time is no store: nobody could number claims.
+/// A server that does not report its time cannot be a store, because claims could not be numbered.
 #[actix_rt::test]
 async fn e25_a_server_that_does_not_tell_its_time_is_refused() {
     let server = Redis::start_with(&["--requirepass", "root"]);
@@ -137,7 +137,7 @@ async fn e25_a_server_that_does_not_tell_its_time_is_refused() {
     assert!(refused.to_string().contains("time"), "{refused}");
 }
 
-/// A value as version 2 writes it, with a token of choice.
+/// Returns a value as version 2 writes it, with the given token.
 fn with_token(key: &Key, owner: Owner, token: u64, state: u8) -> Vec<u8> {
     let name = key.as_stored().as_bytes();
     let fingerprint = Fingerprint::of(b"asked");
@@ -148,8 +148,9 @@ fn with_token(key: &Key, owner: Owner, token: u64, state: u8) -> Vec<u8> {
     [&claim[..], &claimed, &[state], &stated].concat()
 }
 
-/// Claims whose tokens are an hour ahead of the server's clock, as after the clock was set back, or after a master failed:
-/// whatever ends them, the key stays until the clock has passed the token, and the next claim's token is higher.
+/// Checks claims whose tokens are an hour ahead of the server's clock, as after the clock was set back, or after a
+/// master failed. However they end, the key stays until the clock has passed the token, and the next claim's token is
+/// higher.
 async fn a_token_ahead_of_the_clock_is_kept(place: Place) {
     const HOUR: u64 = 3_600_000;
     let backend = RedisBackend::builder(&place.url).open().await.unwrap();

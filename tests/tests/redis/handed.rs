@@ -1,4 +1,4 @@
-//! Connections of the caller's own.
+//! Connections that the caller supplies.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -38,7 +38,7 @@ oncekey::conformance_tests!(manager, capabilities(), {
     }
 });
 
-/// A client and a manager use the database that they are set to, and one engine waits for the other's operation.
+/// A client and a manager use their configured database, and one engine waits for the other's operation.
 #[actix_rt::test]
 async fn e27_a_callers_connections_keep_their_database() {
     let server = Redis::start();
@@ -74,7 +74,7 @@ async fn e27_a_callers_connections_keep_their_database() {
     assert_eq!(server.cli(&["-n", "0", "dbsize"]), "0");
 }
 
-/// A manager makes its connection anew by itself: the store goes on after a restart, and not on a server that evicts.
+/// A manager reconnects by itself. The store continues after a restart, but not on a server that evicts.
 #[actix_rt::test]
 async fn e27_what_a_manager_leads_to_is_looked_at_again() {
     let mut server = Redis::start();
@@ -91,7 +91,7 @@ async fn e27_what_a_manager_leads_to_is_looked_at_again() {
         assert!(Instant::now() < deadline, "it does not go on after the restart");
         tries += 1;
     }
-    // The connection stays, so that nothing but a look tells of it.
+    // The connection stays open, so only a check notices the change.
     assert_eq!(server.cli(&["config", "set", "maxmemory-policy", "allkeys-lru"]), "OK");
     let deadline = Instant::now() + PATIENCE;
     let mut number = 0;
@@ -108,7 +108,8 @@ async fn e27_what_a_manager_leads_to_is_looked_at_again() {
     assert!(matches!(opened, Err(RedisOpenError::Eviction { .. })), "{opened:?}");
 }
 
-/// A server that asks clients who they are: by the settings that the caller gives, and by those of the caller's client.
+/// The server asks for client certificates. The backend uses the caller's TLS settings, and those of the caller's
+/// client.
 #[actix_rt::test]
 async fn e27_a_callers_tls_settings_are_used() {
     let folder = tempfile::tempdir().unwrap();
@@ -120,7 +121,7 @@ async fn e27_a_callers_tls_settings_are_used() {
     let pair = |name: &str| {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        // One that has its authority's name is taken for self-signed.
+        // A certificate with its authority's name would count as self-signed.
         params.distinguished_name.push(DnType::CommonName, name);
         let certificate = params.signed_by(&key, &issuer).unwrap();
         (certificate.pem(), key.serialize_pem())
@@ -159,7 +160,7 @@ async fn e27_a_callers_tls_settings_are_used() {
     ] {
         assert!(matches!(refused, Err(RedisOpenError::Unreachable(_))), "{refused:?}");
     }
-    // TLS settings for what does not speak TLS would be no protection.
+    // TLS settings for a server that does not use TLS would protect nothing.
     let plain = RedisBackend::builder(server.url()).tls(known.clone()).open().await;
     assert!(matches!(plain, Err(RedisOpenError::Url(_))), "{plain:?}");
 

@@ -1,5 +1,5 @@
 //! kill -9 under load, of the server and of the shop. Every payment is retried until it is settled, and the shop's own
-//! ledger says how often a card was charged. `ONCEKEY_KILLS` sets how often is killed.
+//! ledger shows how often a card was charged. `ONCEKEY_KILLS` sets the number of kills.
 
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
@@ -33,7 +33,7 @@ fn payment_by(card: &str, number: usize, key: &str) -> Request {
     Request::post("/payments", body).header("Content-Type", "application/json").key(key)
 }
 
-/// How often each payment was charged.
+/// Returns how often each payment was charged.
 async fn ledger(shop: &Shop) -> HashMap<String, usize> {
     let found = Request::new("GET", "/payments", "").send(shop.address).await;
     let mut charges = HashMap::new();
@@ -43,14 +43,14 @@ async fn ledger(shop: &Shop) -> HashMap<String, usize> {
     charges
 }
 
-/// Pays until the answer is 201, over whatever the server's end does.
+/// Pays until the answer is 201, across all failures of the server.
 async fn pay(shop: &Shop, number: usize) -> Answer {
     let (request, deadline) = (payment(number, &format!("k-{number}")), Instant::now() + 2 * PATIENCE);
     loop {
         let answer = request.send(shop.address).await;
         match answer.status {
             201 => return answer,
-            // The store is away, or a claim whose answer was lost is being taken back.
+            // The store is unavailable, or a claim whose answer was lost is being withdrawn.
             503 => {}
             409 if answer.problem() == "in-progress" => {}
             _ => panic!("payment {number}: {answer:?}"),
@@ -60,7 +60,7 @@ async fn pay(shop: &Shop, number: usize) -> Answer {
     }
 }
 
-/// What a run of kills came to.
+/// The result of a run of kills.
 struct Kills {
     payments: usize,
     doubles: usize,
@@ -69,7 +69,7 @@ struct Kills {
     missing: usize,
 }
 
-/// Pays while the server is killed again and again, and every payment again after its server was started anew.
+/// Pays while the server is killed again and again, and repeats every payment after its server was restarted.
 async fn pay_under_kills_of_the_server(settings: &[&str], kills: usize) -> Kills {
     let folder = tempfile::tempdir().unwrap();
     let mut server = Redis::start_with(settings);
@@ -106,7 +106,7 @@ async fn pay_under_kills_of_the_server(settings: &[&str], kills: usize) -> Kills
     }
 }
 
-/// With every change on the disk before it is answered, nothing that was confirmed is forgotten.
+/// With every change on disk before its answer, nothing that was confirmed is forgotten.
 #[actix_rt::test]
 async fn e11_payments_survive_kill_9_of_the_server() {
     let Kills { payments, doubles, lost, missing } = pay_under_kills_of_the_server(&[], kills()).await;
@@ -114,8 +114,8 @@ async fn e11_payments_survive_kill_9_of_the_server() {
     assert_eq!((doubles, lost, missing), (0, 0, 0), "of {payments} payments");
 }
 
-/// The server's memory is full under load, for longer than a lease, and under the policy by which a lost outcome is charged
-/// again. Nothing new is charged meanwhile, and what was under way is stored.
+/// The server's memory is full under load, for longer than a lease, and under the policy with which a lost outcome
+/// leads to another charge. Nothing new is charged in the meantime, and the outcomes in flight are stored.
 #[actix_rt::test]
 async fn s10_payments_survive_a_server_without_memory() {
     const PAYMENTS: usize = 120;
@@ -123,7 +123,7 @@ async fn s10_payments_survive_a_server_without_memory() {
     let server = Redis::start();
     let shop = Shop::open(folder.path(), &["--store", &server.url(), "--lease=1s", "--on-abandoned=rerun"]);
     let backend = RedisBackend::open(&server.url()).await.unwrap();
-    // Each third takes two seconds.
+    // Each third payment takes two seconds.
     let card = |number: usize| if number.is_multiple_of(3) { "tok_slow" } else { "tok_visa" };
     let refused = Cell::new(0);
     let pay = async |number: usize| {
@@ -141,7 +141,7 @@ async fn s10_payments_survive_a_server_without_memory() {
         }
     };
     let filling = async {
-        // Slow ones are under way, and others wait to be sent.
+        // By now slow payments are in flight, and others wait to be sent.
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert_eq!(server.cli(&["config", "set", "maxmemory", "1"]), "OK");
         tokio::time::sleep(Duration::from_millis(2_500)).await;
@@ -150,7 +150,7 @@ async fn s10_payments_survive_a_server_without_memory() {
         assert_eq!(server.cli(&["config", "set", "maxmemory", "0"]), "OK");
     };
     let paying = async {
-        // Half of them at once, the others while the server is full.
+        // Half of the payments are sent at once, and the others while the server is full.
         let late = |number: usize| Duration::from_millis(if number < PAYMENTS / 2 { 0 } else { 500 });
         let sent = (0..PAYMENTS).map(async |number| {
             tokio::time::sleep(late(number)).await;
@@ -171,7 +171,7 @@ async fn s10_payments_survive_a_server_without_memory() {
     assert!(refused.get() > PAYMENTS / 2, "only {} were refused: this shows nothing", refused.get());
 }
 
-/// The control: a server that keeps nothing forgets at each kill, and cards are charged twice.
+/// The control: a server without persistence forgets at each kill, and cards are charged twice.
 #[actix_rt::test]
 async fn e11_control_a_server_without_persistence_charges_twice() {
     let Kills { payments, doubles, lost, .. } = pay_under_kills_of_the_server(&["--appendonly", "no"], 5).await;
@@ -181,8 +181,8 @@ async fn e11_control_a_server_without_persistence_charges_twice() {
     assert!(doubles > 0 && lost > 0, "the kills prove nothing");
 }
 
-/// Pays while the shop is killed again and again. A payment whose shop died in the midst of it is indeterminate: it is
-/// charged once or not at all, and never again. `same_key`: whether a retry carries the key of its payment.
+/// Pays while the shop is killed again and again. A payment whose shop died in the middle of it is indeterminate: it is
+/// charged once or not at all, and never again. `same_key` says whether a retry has the key of its payment.
 async fn pay_under_kills_of_the_shop(kills: usize, same_key: bool) -> (Kills, usize) {
     let folder = tempfile::tempdir().unwrap();
     let server = Redis::start();
@@ -198,7 +198,7 @@ async fn pay_under_kills_of_the_shop(kills: usize, same_key: bool) -> (Kills, us
             open.push(payments);
             payments += 1;
         }
-        // The oldest may wait for a lease: the newest are sent as well.
+        // The oldest payments may wait for a lease, so the newest are sent as well.
         let sent: HashSet<usize> = open.iter().take(AT_ONCE).chain(open.iter().rev().take(AT_ONCE)).copied().collect();
         let address = shop.address;
         let mut paying: FuturesUnordered<_> = sent
@@ -221,7 +221,7 @@ async fn pay_under_kills_of_the_shop(kills: usize, same_key: bool) -> (Kills, us
                     open.retain(|other| *other != number);
                     indeterminate.insert(number);
                 }
-                // Claimed by the process before: its lease is not over yet.
+                // The killed process claimed the key, and its lease has not lapsed yet.
                 Ok(answer) => {
                     assert_eq!((answer.status, answer.problem().as_str()), (409, "in-progress"), "{answer:?}")
                 }
@@ -257,7 +257,7 @@ async fn e05_payments_survive_kill_9_of_the_shop_at_most_once() {
     assert_eq!((doubles, lost, missing), (0, 0, 0), "of {payments} payments");
 }
 
-/// The control: with a new key for each try there is no guard, and the same kills charge twice.
+/// The control: with a new key for each attempt there is no guard, and the same kills charge twice.
 #[actix_rt::test]
 async fn e05_control_without_a_key_kill_9_charges_twice() {
     let (Kills { payments, doubles, .. }, _) = pay_under_kills_of_the_shop(25, false).await;

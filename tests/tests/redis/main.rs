@@ -1,4 +1,4 @@
-//! Redis: the conformance suite on each topology, and what is its own, on real servers.
+//! Redis on real servers: the conformance suite on each topology, and the tests that only Redis needs.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test, what fails fails the test")]
 #![expect(clippy::print_stdout, reason = "what was measured is told")]
@@ -33,7 +33,7 @@ fn capabilities() -> Capabilities {
     Capabilities::without_transactions().expiring_by_itself()
 }
 
-/// A prefix of its own for each check.
+/// Returns a new prefix for each check.
 fn fresh_prefix() -> String {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     format!("records[{}]:", COUNT.fetch_add(1, Ordering::Relaxed))
@@ -59,7 +59,7 @@ conformance_on!(single, SERVER.url());
 conformance_on!(sentinel, SENTINEL.url());
 conformance_on!(cluster, CLUSTER.url());
 
-/// What `ONCEKEY_REDIS` asks for is what the suite met.
+/// The suite runs on the server that `ONCEKEY_REDIS` asks for.
 #[test]
 fn chosen_kind() {
     let server = SERVER.cli(&["info", "server"]);

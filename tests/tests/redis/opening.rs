@@ -1,4 +1,4 @@
-//! Honesty at start, and the ways to a server.
+//! What `open` checks, and the ways to a server.
 
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
@@ -29,11 +29,12 @@ async fn a_server_that_evicts_is_refused_by_name() {
     RedisBackend::open(&format!("{}?accept=eviction,weak-persistence", server.url())).await.unwrap();
 }
 
-/// A primary that evicts, or a replica, which may take its primary's place: also if another node does not show its settings.
+/// One evicting primary is refused, and so is one evicting replica, which may replace its primary. This holds even if
+/// another node does not show its settings.
 #[actix_rt::test]
 async fn e27_one_evicting_node_of_a_cluster_is_enough_to_be_refused() {
     let cluster = RedisCluster::start();
-    // A node names a replica to clients once that has heard of a write.
+    // A node names a replica to clients once the replica has received a write.
     let backend = RedisBackend::open(&cluster.url()).await.unwrap();
     for number in 0..100 {
         backend.acquire(acquire(&format!("{number}"), OnAbandoned::Rerun)).await.unwrap();
@@ -67,7 +68,7 @@ async fn e27_one_evicting_node_of_a_cluster_is_enough_to_be_refused() {
     }
 }
 
-/// The server that a new connection finds may be another one than at the start, or have other settings.
+/// A new connection may lead to another server than at the start, or to one with other settings.
 async fn a_server_that_evicts_later_is_refused(place: Place) {
     let backend = RedisBackend::open(&place.url).await.unwrap();
     let accepting = RedisBackend::builder(&place.url).accept_eviction().open().await.unwrap();
@@ -78,7 +79,7 @@ async fn a_server_that_evicts_later_is_refused(place: Place) {
     let ask = async |backend: &RedisBackend, name: &str| backend.acquire(acquire(name, OnAbandoned::Hold)).await;
     assert!(matches!(ask(&backend, "before").await, Ok(Acquired::Claimed { .. })));
     policy("allkeys-lru");
-    // The connection of another arbiter is a new one, as is that after the old one broke.
+    // The connection of another arbiter is new, and so is the one after the old connection broke.
     for backend in [&backend, &backend.session()] {
         let refused = ask(backend, "k").await.unwrap_err();
         assert!(refused.to_string().contains("allkeys-lru"), "{refused}");
@@ -102,7 +103,7 @@ async fn e27_a_master_that_evicts_later_is_refused() {
     a_server_that_evicts_later_is_refused(Place::sentinel()).await;
 }
 
-/// A user who may use keys and scripts, and not look at settings.
+/// A user who may use keys and scripts, but may not read settings.
 #[actix_rt::test]
 async fn settings_that_are_not_shown_are_asked_for() {
     let server = Redis::start_with(&["--requirepass", "root"]);
@@ -119,7 +120,7 @@ async fn settings_that_are_not_shown_are_asked_for() {
     assert!(!format!("{backend:?}").contains("secret"));
 }
 
-/// A claim needs no script, and its end does. A user who may claim and not complete is refused before anything runs.
+/// A claim needs no script, but its end does. A user who may claim and not complete is refused before anything runs.
 #[actix_rt::test]
 async fn s13_a_user_who_may_not_end_a_claim_is_refused_at_open() {
     let server = Redis::start_with(&["--requirepass", "root"]);
@@ -143,7 +144,7 @@ async fn s13_a_user_who_may_not_end_a_claim_is_refused_at_open() {
         let told = refused.unwrap_err().to_string();
         assert!(told.contains("EVAL") && !told.contains("shop:shop"), "{told}");
     }
-    // These are not needed to guard anything.
+    // The guard does not need these rights.
     for rules in [
         &["~*", "-info"][..],
         &["~*", "-script"],
@@ -171,7 +172,7 @@ async fn s13_a_user_who_may_not_end_a_claim_is_refused_at_open() {
     RedisBackend::builder(server.url()).accept_unread_settings().open().await.unwrap();
 }
 
-/// A replica refuses every claim until it is promoted; one that takes writes would guard nothing.
+/// A replica refuses every claim until it is promoted. A replica that accepted writes would guard nothing.
 #[actix_rt::test]
 async fn s13_a_replica_takes_no_claim() {
     let (primary, replica) = (Redis::start(), Redis::start());
@@ -192,7 +193,8 @@ async fn s13_a_replica_takes_no_claim() {
     }
 }
 
-/// A primary that has lost its replicas refuses to write: no claim begins, and the end of one is stored as soon as it may be.
+/// A primary that has lost its replicas refuses to write. No claim begins, and the end of a claim is stored as soon as
+/// the server accepts it.
 #[actix_rt::test]
 async fn s10_a_primary_without_its_replicas_takes_no_claim() {
     let server = Redis::start();
@@ -241,7 +243,8 @@ async fn databases_prefixes_and_sockets_are_ways_to_records_of_their_own() {
     assert!(!look(&SERVER.url().replace("/0", "/3"), &one).await);
 }
 
-/// Encrypted, and verified by the certificate that is named; a server whose certificate nobody vouches for is refused.
+/// The connection is encrypted and verified with the named certificate. A server with an untrusted certificate is
+/// refused.
 #[actix_rt::test]
 async fn tls_is_verified() {
     let folder = tempfile::tempdir().unwrap();
@@ -284,7 +287,7 @@ async fn tls_is_verified() {
     drop(server);
 }
 
-/// A host that drops every SYN, as one behind a firewall does: its backlog is full, and it accepts nobody.
+/// A host that drops every SYN, like one behind a firewall: its backlog is full, and it accepts no connection.
 struct DropsSyns {
     port: u16,
     _listener: TcpListener,
@@ -303,7 +306,7 @@ impl DropsSyns {
     }
 }
 
-/// One host of the URL drops SYNs: that costs a part of the limit for connecting, and none of the slots.
+/// One host of the URL drops SYNs. It costs a part of the connect timeout, and none of the slots.
 #[actix_rt::test]
 async fn s09_a_host_that_drops_syns_keeps_nobody_from_the_others() {
     let (cluster, silent) = (RedisCluster::start(), DropsSyns::new());
@@ -317,7 +320,7 @@ async fn s09_a_host_that_drops_syns_keeps_nobody_from_the_others() {
         let since = Instant::now();
         let backend = builder.open().await.unwrap();
         assert!(since.elapsed() < PATIENCE, "it was opened after {:?}", since.elapsed());
-        // Of every slot, so that each primary is met.
+        // The keys cover every slot, so that each primary is used.
         for number in 0..100 {
             let claimed = backend.acquire(acquire(&format!("{number}"), OnAbandoned::Rerun)).await;
             assert!(matches!(claimed, Ok(Acquired::Claimed { .. })), "{claimed:?}");

@@ -1,4 +1,4 @@
-//! Steps: where they are kept, how long, and what comes late or is damaged.
+//! Steps: where and how long they are kept, and messages and records that are late or damaged.
 
 use std::time::{Duration, Instant};
 
@@ -91,7 +91,7 @@ fn shown(steps: Option<Box<Steps>>) -> Vec<(String, &'static str)> {
     list.into_iter().map(|step| (step.name.to_string(), step.progress.name())).collect()
 }
 
-/// The names of a record's two keys, as they are found: one may be absent.
+/// Returns the names of a record's two keys, as found in the store. One may be absent.
 async fn keys_of(raw: &mut MultiplexedConnection, prefix: &str, key: &Key) -> (Vec<u8>, Option<Vec<u8>>) {
     let parent = format!("{prefix}{}", key.as_stored()).into_bytes();
     let all: Vec<Vec<u8>> = redis::cmd("KEYS").arg("*").query_async(raw).await.unwrap();
@@ -104,7 +104,7 @@ async fn ttl(raw: &mut MultiplexedConnection, name: &[u8]) -> i64 {
     redis::cmd("PTTL").arg(name).query_async(raw).await.unwrap()
 }
 
-/// Any text with braces, in the scope and in the key: the whole life of a record with steps, on a cluster, where a script
+/// Runs the whole life of a record with steps with any braces in the scope and in the key, on a cluster, where a script
 /// that touches two slots is refused.
 #[actix_rt::test]
 async fn e26_braces_in_keys_and_prefixes_keep_a_family_in_one_slot() {
@@ -137,7 +137,7 @@ async fn e26_braces_in_keys_and_prefixes_keep_a_family_in_one_slot() {
     }
 }
 
-/// In every state the steps live for as long as their record does, and a second longer.
+/// In every state the steps live as long as their record, and a second longer.
 #[actix_rt::test]
 async fn e26_steps_live_for_as_long_as_their_record() {
     let prefix = fresh_prefix();
@@ -185,7 +185,7 @@ async fn e26_steps_live_for_as_long_as_their_record() {
     assert_eq!(backend.complete(complete(&next, brief)).await, Ok(Completed::Stored));
     let kept = life(&mut raw, "completed").await;
     assert!(kept <= 300, "{kept}");
-    // With their record they go.
+    // They disappear with their record.
     let deadline = Instant::now() + PATIENCE;
     loop {
         let (parent, steps) = keys_of(&mut raw, &prefix, &claim.key).await;
@@ -198,7 +198,7 @@ async fn e26_steps_live_for_as_long_as_their_record() {
     }
 }
 
-/// Nothing is left of the steps where the record went or was freed, and nothing of an earlier life is seen.
+/// Nothing of the steps remains after the record disappeared or was freed, and nothing of an earlier life is visible.
 #[actix_rt::test]
 async fn e26_no_orphan_is_left_or_seen() {
     let prefix = fresh_prefix();
@@ -222,7 +222,7 @@ async fn e26_no_orphan_is_left_or_seen() {
         let (_, left) = keys_of(&mut raw, &prefix, &claim.key).await;
         assert_eq!(left.is_some(), end == "vanished", "{end}");
         assert_eq!(look(&backend, &claim.key).await, None);
-        // What the earlier life says comes too late, before and after the next life has begun.
+        // A message of the earlier life is too late, before and after the next life has begun.
         let late = completion(&claim.key, "charge", run, token);
         assert_eq!(backend.complete_step(late.clone()).await, Ok(StepCompleted::Lost));
         let next = acquire(end, OnAbandoned::Resume);
@@ -238,7 +238,7 @@ async fn e26_no_orphan_is_left_or_seen() {
     assert_eq!(backend.list(List { after: None, limit: 10 }).await.unwrap(), []);
 }
 
-/// Damaged or missing steps are an error to everybody who needs them, never no steps.
+/// Damaged or missing steps are an error for every caller that needs them. They never count as "no steps".
 #[actix_rt::test]
 async fn e13_damaged_steps_are_errors() {
     let prefix = fresh_prefix();
@@ -280,12 +280,12 @@ async fn e13_damaged_steps_are_errors() {
     redis::cmd("SET").arg(&steps).arg("foreign").exec_async(&mut raw).await.unwrap();
     check("something else", true).await;
     assert!(ttl(&mut raw, &parent).await > 0);
-    // An operator can still remove it all.
+    // An operator can still remove the whole record.
     assert_eq!(backend.remove(Remove { key: claim.key.clone() }).await, Ok(Removed::Removed));
     assert_eq!(keys_of(&mut raw, &prefix, &claim.key).await.1, None);
 }
 
-/// A server without memory begins no step and gives no claim, and takes the end of everything.
+/// A server without memory begins no step and grants no claim, but accepts the end of everything.
 #[actix_rt::test]
 async fn e26_a_server_without_memory_takes_the_end_of_a_step() {
     let server = Redis::start();
@@ -353,11 +353,12 @@ async fn e26_scripts_are_sent_anew() {
     assert_eq!(backend.release(released(&next)).await, Ok(Released::Released));
 }
 
-/// A begin is held back on its way while its step is failed, its claim is lost, or its record is gone. It never lands.
+/// A begin is held back on its way while its step is failed, its claim is lost, or its record disappears. It never
+/// takes effect.
 async fn a_late_begin_never_lands_on(place: Place) {
     const LATE: &str = "late-step";
     let beside = open(&place.url, "oncekey:").await;
-    // A script that the server does not know would do nothing, however late.
+    // A late script that the server does not know would do nothing.
     let known = acquire("known", OnAbandoned::Resume);
     claimed(&beside, &known).await;
     let (run, _) = begun(&beside, begin(&known, "charge", 1)).await;
@@ -376,7 +377,7 @@ async fn a_late_begin_never_lands_on(place: Place) {
             retention: DAY,
         };
         if between.ends_with("again") {
-            // The late one is a rerun, which is written in its second command.
+            // The late message is a rerun, which is written by its second command.
             begun(&beside, begin(&claim, LATE, 1)).await;
             assert_eq!(beside.fail_step(fail(1)).await, Ok(StepFailed::Failed));
         }
@@ -387,7 +388,7 @@ async fn a_late_begin_never_lands_on(place: Place) {
             .await
             .unwrap();
         let held = place.proxy.held();
-        // The second command of the rerun, or the first of all others.
+        // Hold the second command of the rerun, or the first command of all others.
         place.proxy.hold(if between.ends_with("again") { "\r\nkeep\r\n" } else { LATE });
         let answer = backend.begin_step(begin(&claim, LATE, 2)).await;
         assert!(answer.as_ref().is_err_and(StoreError::is_unknown), "{answer:?}");
@@ -427,13 +428,13 @@ async fn e26_a_late_begin_never_lands_in_a_cluster() {
     a_late_begin_never_lands_on(Place::cluster()).await;
 }
 
-/// A step that begins and completes takes one round trip each; so does a claim's end where its steps are known. A record
-/// without steps takes what it always took.
+/// Beginning and completing a step take one round trip each, and so does a claim's end if its steps are known. A record
+/// without steps takes as many as before.
 #[actix_rt::test]
 async fn e26_a_step_takes_two_round_trips() {
     let place = Place::single();
     let backend = open(&place.server.url(), "oncekey:").await;
-    // Sends the scripts.
+    // This sends the scripts.
     let first = acquire("first", OnAbandoned::Resume);
     claimed(&backend, &first).await;
     done(&backend, &first, "charge", 1).await;
@@ -452,7 +453,7 @@ async fn e26_a_step_takes_two_round_trips() {
     let replayed = backend.acquire(acquire("k", OnAbandoned::Resume)).await;
     assert!(matches!(replayed, Ok(Acquired::Completed { .. })), "{replayed:?}");
     assert_eq!(calls(), (before + 7, texts));
-    // Another process completes what it did not begin: it learns of the steps.
+    // Another process completes a claim that it did not begin, and learns of the steps.
     let other = open(&place.server.url(), "oncekey:").await;
     let claim = acquire("l", OnAbandoned::Resume);
     claimed(&backend, &claim).await;
@@ -460,7 +461,7 @@ async fn e26_a_step_takes_two_round_trips() {
     let (before, _) = calls();
     assert_eq!(other.complete(complete(&claim, DAY)).await, Ok(Completed::Stored));
     assert_eq!(calls().0, before + 2);
-    // Without steps.
+    // A record without steps.
     let plain = acquire("plain", OnAbandoned::Resume);
     let (before, _) = calls();
     claimed(&backend, &plain).await;
@@ -468,7 +469,7 @@ async fn e26_a_step_takes_two_round_trips() {
     assert_eq!(calls().0, before + 1);
 }
 
-/// A family that was abandoned days ago, and is settled by then, is kept for its retention from there.
+/// A record that was abandoned days ago, and is settled only then, is kept for its retention from that time.
 #[actix_rt::test]
 async fn e26_a_step_that_is_resolved_late_is_kept() {
     let prefix = fresh_prefix();
@@ -479,7 +480,7 @@ async fn e26_a_step_that_is_resolved_late_is_kept() {
         claimed(&backend, &claim).await;
         let (run, life) = begun(&backend, begin(&claim, "charge", 1)).await;
         let (parent, steps) = keys_of(&mut raw, &prefix, &claim.key).await;
-        // As after three days.
+        // This is the state after three days.
         for name in [&parent, &steps.unwrap()] {
             let left = ttl(&mut raw, name).await - 60_000 - 3 * 86_400_000;
             redis::cmd("PEXPIRE").arg(name).arg(left).exec_async(&mut raw).await.unwrap();
@@ -501,7 +502,7 @@ async fn e26_a_step_that_is_resolved_late_is_kept() {
     }
 }
 
-/// A caller that waits for a record with steps is told of its end.
+/// A caller that waits for a record with steps learns of its end.
 #[actix_rt::test]
 async fn e08_a_record_with_steps_is_watched() {
     for url in [SERVER.url(), CLUSTER.url()] {
@@ -516,7 +517,7 @@ async fn e08_a_record_with_steps_is_watched() {
         });
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert!(!watching.is_finished());
-        // A step's end is not the record's.
+        // The end of a step is not the end of the record.
         let stored = backend.complete_step(completion(&claim.key, "mail", run, life)).await;
         assert_eq!(stored, Ok(StepCompleted::Stored));
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -528,7 +529,7 @@ async fn e08_a_record_with_steps_is_watched() {
     }
 }
 
-/// A thousand steps are the most, and a claim brings them in their order.
+/// A record has at most a thousand steps, and a claim returns them in order.
 #[actix_rt::test]
 async fn e26_a_record_has_at_most_a_thousand_steps() {
     let backend = open(&SERVER.url(), &fresh_prefix()).await;
@@ -549,7 +550,7 @@ async fn e26_a_record_has_at_most_a_thousand_steps() {
     assert!(matches!(&answer, Ok(StepBegun::Begun { attempt, .. }) if *attempt == Attempt::new(2)), "{answer:?}");
 }
 
-/// The commands that the guide asks for are enough for the whole life of a record with steps.
+/// The permissions that the guide lists suffice for the whole life of a record with steps.
 #[actix_rt::test]
 async fn e26_the_permissions_of_the_guide_suffice() {
     let guide = include_str!("../../../backends/guide/redis.md");

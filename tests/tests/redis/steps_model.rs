@@ -1,5 +1,5 @@
-//! Random messages about one record with steps, to Redis and to the memory store, which runs the protocol's own functions:
-//! both say the same all the way.
+//! Random messages about one record with steps, sent to Redis and to the memory store, which runs the protocol's own
+//! functions. Both must always give the same answers.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use super::{CLUSTER, SENTINEL, SERVER, fresh_prefix, open};
 const LONG: Duration = Duration::from_secs(3_600);
 const NAMES: [&str; 3] = ["charge", "mail", "reserve"];
 
-/// A message, with claims and runs named by their number.
+/// A message that names claims and runs by number.
 #[derive(Debug, Clone)]
 enum Asked {
     Acquire {
@@ -27,7 +27,7 @@ enum Asked {
         asked: u8,
         on_abandoned: OnAbandoned,
     },
-    /// Its lease ends at once.
+    /// Ends the claim's lease at once.
     Lapse {
         owner: Owner,
     },
@@ -76,7 +76,7 @@ enum Asked {
     Remove,
 }
 
-/// One store, and the tokens that it gave: they are named by their number.
+/// One store, and the tokens that it gave, which are named by number.
 struct Side<B> {
     backend: B,
     key: Key,
@@ -100,7 +100,7 @@ impl<B: Backend> Side<B> {
         text
     }
 
-    /// The answer as text, without what is the store's own: its tokens and times.
+    /// Returns the answer as text, without the store's own tokens and times.
     async fn ask(&mut self, asked: &Asked) -> String {
         let key = self.key.clone();
         let outcome = || SealedOutcome::of_value(&key, &17).unwrap();
@@ -214,7 +214,7 @@ impl<B: Backend> Side<B> {
         shown.chain([format!("{:?}", steps.retention)]).collect()
     }
 
-    /// The record as inspection shows it.
+    /// Returns the record as inspection shows it.
     async fn look(&self) -> String {
         let looked = self.backend.lookup(Lookup { key: self.key.clone() }).await.unwrap();
         let listed = self.backend.list(List { after: None, limit: 10 }).await.unwrap();
@@ -230,7 +230,7 @@ impl<B: Backend> Side<B> {
             StateView::Released { expires_in } => format!("released {}", expires_in > LONG / 2),
         };
         let (token, steps) = (self.number_of(view.token), view.steps.map(|steps| self.steps(&steps)));
-        // A count looks at no steps.
+        // Counts ignore steps.
         let stats = (stats.in_progress + stats.indeterminate, stats.completed, stats.released);
         format!("{token:?} {} {:?} {state} {steps:?} {stats:?}", view.attempt, view.fingerprint)
     }
@@ -239,12 +239,12 @@ impl<B: Backend> Side<B> {
 /// What the sender of messages knows.
 struct Sender {
     chance: StdRng,
-    /// Everybody who ever asked for the key.
+    /// Every owner that ever asked for the key.
     owners: Vec<Owner>,
-    /// The owner of the last claim, and the claim's number.
+    /// The owner of the latest claim, and the claim's number.
     holder: (Owner, usize),
     released: Vec<Owner>,
-    /// The last run of each step.
+    /// The latest run of each step.
     runs: BTreeMap<String, (usize, u32)>,
     life: usize,
     number: u32,
@@ -255,7 +255,7 @@ impl Sender {
         of[self.chance.random_range(0..of.len())].clone()
     }
 
-    /// Mostly the holder, and sometimes a stale one.
+    /// Returns mostly the holder, and sometimes a stale owner.
     fn owner(&mut self) -> Owner {
         if self.chance.random_bool(0.85) { self.holder.0 } else { self.one(&self.owners.clone()) }
     }
@@ -264,7 +264,7 @@ impl Sender {
         if self.chance.random_bool(0.85) { self.holder.1 } else { self.chance.random_range(0..=self.holder.1) }
     }
 
-    /// Mostly the last run of the step, and sometimes one before or after it.
+    /// Returns mostly the latest run of the step, and sometimes an earlier or later one.
     fn run(&mut self, name: &StepName) -> (usize, u32) {
         match self.runs.get(name.as_str()) {
             Some(run) if self.chance.random_bool(0.75) => *run,
@@ -301,7 +301,7 @@ impl Sender {
             }
             18..26 => Asked::Lapse { owner },
             26..56 => {
-                // Sometimes a message is late, or sent again.
+                // Sometimes a message is late, or is sent again.
                 if self.chance.random_bool(0.85) {
                     self.number += 1;
                 }
@@ -345,13 +345,13 @@ impl Sender {
     }
 }
 
-/// A message's kind and that of its answer.
+/// Returns the kinds of a message and of its answer.
 fn kind_of(asked: &Asked, answer: &str) -> String {
     let word = |text: &str| text.split(|sign: char| !sign.is_alphabetic()).next().unwrap_or_default().to_owned();
     format!("{} {}", word(&format!("{asked:?}")), word(answer))
 }
 
-/// What must have been met, or the messages have missed it.
+/// The kinds that must occur, because otherwise the messages are not varied enough.
 const MET: [&str; 19] = [
     "Acquire claim",
     "Acquire Completed",

@@ -1,4 +1,4 @@
-//! What the keys hold: damaged, foreign, and how long it lives.
+//! The values of the keys: damaged, foreign, and their time to live.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +20,7 @@ async fn raw() -> MultiplexedConnection {
     redis::Client::open(SERVER.url()).unwrap().get_multiplexed_async_connection().await.unwrap()
 }
 
-/// Every byte of every kind of record, flipped in turn: an error to each who reads it, and nothing runs.
+/// Every byte of every kind of record is flipped in turn. Each reader gets an error, and nothing runs.
 #[actix_rt::test]
 async fn e13_every_flipped_byte_is_an_error() {
     let prefix = fresh_prefix();
@@ -59,7 +59,7 @@ async fn e13_every_flipped_byte_is_an_error() {
             };
             let ran = engine.run(key.clone(), Fingerprint::of(b"asked"), work).await;
             assert!(matches!(ran, Err(RunError::Engine(Error::Store(StoreError::Corrupt(_))))), "{what}: {ran:?}");
-            // The claim's own part is checked by its owner's steps as well.
+            // The owner's steps also check the claim's own part.
             if byte < 69 {
                 let completed = backend.complete(complete.clone()).await;
                 assert!(matches!(completed, Err(StoreError::Corrupt(_))), "{what}: {completed:?}");
@@ -94,7 +94,7 @@ async fn e13_foreign_keys_are_errors() {
     assert!(matches!(listed, Err(StoreError::Corrupt(_))), "{listed:?}");
 }
 
-/// A claim without its time to live has lost its clock: it is neither given away nor taken for settled.
+/// A claim without its time to live has lost its clock. It is neither taken over nor treated as settled.
 #[actix_rt::test]
 async fn e13_a_claim_that_lost_its_time_to_live_is_an_error() {
     let prefix = fresh_prefix();
@@ -105,13 +105,13 @@ async fn e13_a_claim_that_lost_its_time_to_live_is_an_error() {
     redis::cmd("PERSIST").arg(&name).exec_async(&mut raw().await).await.unwrap();
     let other = backend.acquire(acquire("k", OnAbandoned::Rerun)).await;
     assert!(matches!(other, Err(StoreError::Corrupt(_))), "{other:?}");
-    // Its owner's next step mends it.
+    // The owner's next step repairs it.
     let outcome = SealedOutcome::tombstone(&claim.key);
     let complete = Complete { key: claim.key, owner: claim.owner, outcome, retention: Duration::from_secs(60) };
     assert_eq!(backend.complete(complete).await, Ok(Completed::Stored));
 }
 
-/// What waits for somebody's word never expires, whoever's lease it was.
+/// A record that must be resolved never expires, whoever held its lease.
 #[actix_rt::test]
 async fn e05_what_is_to_be_held_does_not_vanish() {
     let prefix = fresh_prefix();
@@ -128,7 +128,7 @@ async fn e05_what_is_to_be_held_does_not_vanish() {
     assert_eq!(ttl, -1);
 }
 
-/// All records of a page, in their order, though the server has none.
+/// A page has all records in order, although the server has no order.
 #[actix_rt::test]
 async fn e14_pages_are_whole() {
     let backend = open(&SERVER.url(), &fresh_prefix()).await;
@@ -145,7 +145,7 @@ async fn e14_pages_are_whole() {
     assert!(found.len() == 2_500 && found.is_sorted());
 }
 
-/// Keys that were released leave tombstones, which no page shows: a page is found by one walk past all of them.
+/// Released keys leave tombstones, which no page shows. One scan past all of them finds a page.
 async fn pages_pass_tombstones_by(place: Place) {
     let backend = RedisBackend::open(&place.url).await.unwrap();
     let names: Vec<String> = (0..3_000).map(|number| format!("a{number:05}")).collect();
@@ -164,7 +164,7 @@ async fn pages_pass_tombstones_by(place: Place) {
     assert_eq!(found, ["z1", "z2"]);
     let rest = backend.list(List { after: Some(page[1].key.clone()), limit: 2 }).await.unwrap();
     assert_eq!(rest.len(), 1);
-    // Four steps of a thousand keys for each page, and some more where the server's table is sparse.
+    // Each page takes four scan steps of a thousand keys, and some more where the server's table is sparse.
     let scans = place.calls("scan") - before;
     assert!((2..=20).contains(&scans), "{scans} steps through the store");
 }
@@ -179,7 +179,7 @@ async fn e14_pages_of_a_cluster_pass_tombstones_by() {
     pages_pass_tombstones_by(Place::cluster()).await;
 }
 
-/// The end of every checksum in a value.
+/// Returns the checksum at the end of every value.
 pub(super) fn crc32(parts: &[&[u8]]) -> [u8; 4] {
     let mut crc = u32::MAX;
     for byte in parts.concat() {
@@ -191,7 +191,7 @@ pub(super) fn crc32(parts: &[&[u8]]) -> [u8; 4] {
     (!crc).to_be_bytes()
 }
 
-/// A value as version 1 wrote it, without a fencing token.
+/// Returns a value as version 1 wrote it, without a fencing token.
 fn in_version_1(key: &Key, owner: Owner, state: u8, outcome: &[u8]) -> Vec<u8> {
     let name = key.as_stored().as_bytes();
     let claim =
@@ -201,7 +201,7 @@ fn in_version_1(key: &Key, owner: Owner, state: u8, outcome: &[u8]) -> Vec<u8> {
     [&claim[..], &claimed, &[state], &stated, outcome].concat()
 }
 
-/// Records that an earlier release wrote are read, and every step takes them on.
+/// The backend reads records that an earlier release wrote, and every step accepts them.
 #[actix_rt::test]
 async fn e13_a_value_of_version_1_is_read_and_taken_on() {
     const DAY: u64 = 24 * 60 * 60 * 1_000;
@@ -224,7 +224,7 @@ async fn e13_a_value_of_version_1_is_read_and_taken_on() {
     let view = look(&key).await.unwrap();
     assert!(matches!(view.state, StateView::InProgress { lease_left } if !lease_left.is_zero()), "{view:?}");
     assert_eq!((view.attempt, view.token), (Attempt::FIRST, FencingToken::ZERO));
-    // It is withdrawn from in vain, held, renewed, and completed.
+    // It is held, renewed and completed, and a withdrawal of another claim does not change it.
     backend.withdraw(Withdraw { key: key.clone(), owner: Owner::random() }).await.unwrap();
     assert_eq!(backend.hold(Hold { key: key.clone(), owner }).await, Ok(Held::Held));
     assert_eq!(look(&key).await.unwrap().state, StateView::Indeterminate);

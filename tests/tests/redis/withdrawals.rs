@@ -15,7 +15,7 @@ use tests::server::{LoneSentinel, Redis, RedisCluster};
 
 use super::{SERVER, acquire, fresh_prefix, open};
 
-/// The time to live of the late claim, which no other has: its lease, and a day more. With it ends a `SET NX`; in a
+/// The time to live of the late claim: its lease, and a day more. No other claim has it. A `SET NX` ends with it; in a
 /// takeover more follows.
 const LATE_LEASE: Duration = Duration::from_millis(61_234);
 const LATE_CLAIM: &str = "PX\r\n$8\r\n86461234\r\n";
@@ -59,14 +59,14 @@ impl Place {
         RedisBackend::builder(&self.url).response_timeout(LIMIT).open().await.unwrap()
     }
 
-    /// How often the server was sent a command.
+    /// Returns how often the server received a command.
     pub(super) fn calls(&self, command: &str) -> usize {
         let stats = self.server.cli(&["info", "commandstats"]);
         let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
         line.and_then(|line| line.split(',').next()).map_or(0, |calls| calls.parse().unwrap())
     }
 
-    /// Sends an acquire of which the proxy holds back what contains `word`, until its answer is given up.
+    /// Sends an acquire until its caller gives up. The proxy holds back any message that contains `word`.
     async fn hold_back(&self, message: Acquire, word: &'static str) {
         let backend = self.hurried().await;
         let before = self.proxy.held();
@@ -76,7 +76,7 @@ impl Place {
         assert_eq!(self.proxy.held(), before + 1, "nothing was held back");
     }
 
-    /// Lets it through, and waits until the server has taken it.
+    /// Lets the message through, and waits until the server has executed it.
     async fn let_through(&self, command: &str) {
         let before = self.calls(command);
         self.proxy.let_go();
@@ -118,12 +118,12 @@ fn briefly(message: &Acquire) -> Complete {
     Complete { key, owner, outcome, retention: Duration::from_millis(1) }
 }
 
-/// What comes between the withdrawal and the late command.
+/// The events between the withdrawal and the late command.
 const BETWEEN: [&str; 5] = ["nothing", "release", "completion", "withdrawal", "claim"];
 
 async fn a_withdrawn_claim_never_lands_on(place: Place) {
     let beside = place.hurried().await;
-    // The control: one that is not withdrawn lands, however late it is.
+    // The control: a claim that is not withdrawn takes effect, however late it is.
     let control = late("control");
     place.hold_back(control.clone(), LATE_CLAIM).await;
     place.let_through("set").await;
@@ -150,7 +150,7 @@ async fn a_withdrawn_claim_never_lands_on(place: Place) {
         place.let_through("set").await;
         let after = look(&beside, &message.key).await;
         assert_eq!(after.as_ref().map(|view| (view.attempt, view.token)), before, "{between}");
-        // The key is nobody's but the holder's in between.
+        // In between, only the holder has the key.
         let next = beside.acquire(acquire(between, OnAbandoned::Hold)).await.unwrap();
         match between {
             "claim" => assert!(matches!(next, Acquired::InProgress { .. }), "{next:?}"),
@@ -195,7 +195,7 @@ async fn a_withdrawn_takeover_never_lands_on(place: Place) {
                 assert_eq!(beside.complete(completion).await, Ok(Completed::Stored));
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            // Twice, as if its first answer had been lost.
+            // It is sent twice, as if its first answer had been lost.
             "withdrawal" => {
                 withdraw(&beside, &other).await;
                 withdraw(&beside, &message).await;
@@ -246,7 +246,7 @@ async fn e20_a_withdrawn_takeover_never_lands_in_a_cluster() {
     a_withdrawn_takeover_never_lands_on(Place::cluster()).await;
 }
 
-/// A withdrawal leaves nothing that anybody sees, and another's claim is not touched by it.
+/// A withdrawal leaves nothing visible, and does not touch another holder's claim.
 #[actix_rt::test]
 async fn e20_a_withdrawal_is_not_seen() {
     let backend = open(&SERVER.url(), &fresh_prefix()).await;
@@ -257,7 +257,7 @@ async fn e20_a_withdrawal_is_not_seen() {
         assert_eq!(backend.stats(Stats).await.map(|stats| stats.in_progress), Ok(0));
         assert_eq!(backend.list(List { after: None, limit: 10 }).await, Ok(Vec::new()));
     }
-    // The message itself is told so, unless it was sent after that.
+    // The withdrawn message itself gets that answer, unless it was sent after the withdrawal.
     let owner = message.owner;
     assert_eq!(backend.acquire(message.clone()).await, Ok(Acquired::Withdrawn { owner }));
     let holder = claimed(&backend, acquire("k", OnAbandoned::Hold)).await;
@@ -266,16 +266,16 @@ async fn e20_a_withdrawal_is_not_seen() {
     let after = look(&backend, &message.key).await.unwrap();
     assert_eq!((after.attempt, after.token), (standing.attempt, standing.token));
     assert!(matches!(after.state, StateView::InProgress { lease_left } if lease_left > Duration::from_secs(50)));
-    // Repeated by its holder it is what it was.
+    // When its holder repeats the claim, it is unchanged.
     claimed(&backend, holder.clone()).await;
-    // Of a marked claim the outcome outlives the barrier.
+    // The outcome of a marked claim outlives the barrier.
     assert_eq!(backend.complete(briefly(&holder)).await, Ok(Completed::Stored));
     let completed = look(&backend, &message.key).await.unwrap();
     let StateView::Completed { expires_in, .. } = completed.state else { panic!("{completed:?}") };
     assert!(expires_in > Duration::from_secs(590), "{expires_in:?}");
 }
 
-/// An outcome that would expire before the barrier is kept for as long; a longer retention is not shortened.
+/// An outcome that would expire before the barrier is kept as long as the barrier. A longer retention is not shortened.
 #[actix_rt::test]
 async fn e20_an_outcome_outlives_the_barrier() {
     let backend = open(&SERVER.url(), &fresh_prefix()).await;
@@ -288,7 +288,7 @@ async fn e20_an_outcome_outlives_the_barrier() {
         let StateView::Completed { expires_in, .. } = completed.state else { panic!("{completed:?}") };
         assert!(expires_in > Duration::from_secs(least), "{expires_in:?}");
     }
-    // Without a withdrawal nothing is kept for longer than it was asked to be, also after a release.
+    // Without a withdrawal, nothing is kept longer than requested, even after a release.
     release(&backend, &claimed(&backend, acquire("released", OnAbandoned::Hold)).await).await;
     let holder = claimed(&backend, acquire("released", OnAbandoned::Hold)).await;
     assert_eq!(backend.complete(briefly(&holder)).await, Ok(Completed::Stored));
@@ -296,8 +296,8 @@ async fn e20_an_outcome_outlives_the_barrier() {
     assert_eq!(look(&backend, &holder.key).await, None);
 }
 
-/// A claim that lapsed a day ago is about to vanish when another's withdrawal marks it. Without the mark, the withdrawn
-/// claim would find no key when it arrives.
+/// A claim that lapsed a day ago is about to expire when another claim's withdrawal marks it. Without the mark, the
+/// withdrawn claim would find no key when it arrives.
 async fn a_barrier_outlives_the_claim_that_it_marks_on(place: Place) {
     let backend = RedisBackend::builder(&place.url).open().await.unwrap();
     for policy in [OnAbandoned::Rerun, OnAbandoned::Hold] {
@@ -305,7 +305,7 @@ async fn a_barrier_outlives_the_claim_that_it_marks_on(place: Place) {
         let lapsed = Acquire { lease: Duration::from_millis(1), ..acquire(&name, policy) };
         claimed(&backend, lapsed.clone()).await;
         let stored = format!("oncekey:{}", lapsed.key.as_stored());
-        // A claim that is to be held never comes to this; it is the control: its life is long enough.
+        // A claim under Hold never expires this way. It is the control: its time to live is long enough.
         if policy == OnAbandoned::Rerun {
             assert_eq!(place.server.cli(&["pexpire", &stored, "300"]), "1");
         }
@@ -314,7 +314,7 @@ async fn a_barrier_outlives_the_claim_that_it_marks_on(place: Place) {
         let ttl: i64 = place.server.cli(&["pttl", &stored]).parse().unwrap();
         assert!(ttl > 590_000, "{policy:?}: {ttl}");
         tokio::time::sleep(Duration::from_millis(400)).await;
-        // The late command itself: it lands where there is no key.
+        // This is the late command itself, which takes effect where there is no key.
         let set = ["set", stored.as_str(), "late", "nx", "px", "86461234"];
         assert_eq!(place.server.cli(&set), "", "{policy:?}: the withdrawn claim landed");
         let owner = message.owner;
@@ -337,8 +337,8 @@ async fn e20_a_barrier_outlives_the_claim_that_it_marks_in_a_cluster() {
     a_barrier_outlives_the_claim_that_it_marks_on(Place::cluster()).await;
 }
 
-/// A claim whose connection broke is sent again. Whichever of its copies comes first and whatever it meets, the other one
-/// never lands later.
+/// A claim whose connection broke is sent again. Whichever of its copies comes first and whatever it finds, the other
+/// copy never takes effect later.
 #[actix_rt::test]
 async fn e20_the_first_copy_of_a_claim_that_was_sent_twice_never_lands_late() {
     let place = Place::single();
@@ -366,7 +366,7 @@ async fn e20_the_first_copy_of_a_claim_that_was_sent_twice_never_lands_late() {
             assert!(Instant::now() < deadline, "nothing was held back");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        // The connection breaks, and the next one passes.
+        // The connection breaks, and the next one works.
         place.proxy.hold("nothing has this word");
         place.server.cli(&["client", "kill", "type", "normal"]);
         let answer = acquiring.await.unwrap().unwrap();
@@ -381,8 +381,8 @@ async fn e20_the_first_copy_of_a_claim_that_was_sent_twice_never_lands_late() {
             }
             _ => assert!(matches!(answer, Acquired::Completed { .. }), "{answer:?}"),
         }
-        // The key stands in the way of the first copy for as long as that may come, though the outcome was to be kept for
-        // an instant.
+        // The key blocks the first copy for as long as it may arrive, although the outcome was to be kept only for an
+        // instant.
         tokio::time::sleep(Duration::from_millis(20)).await;
         let kept = look(&beside, &message.key).await.unwrap();
         let StateView::Completed { expires_in, .. } = kept.state else { panic!("{kept:?}") };

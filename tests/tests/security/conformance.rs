@@ -1,13 +1,15 @@
-//! The conformance suite, with keys hashed and outcomes encrypted: every promise holds as before.
+//! The conformance suite with hashed keys and encrypted outcomes. Every promise holds as before.
 
 use oncekey::conformance::{Capabilities, Store, on_an_arbiter};
 
 use super::stores::{both, fresh_table, mariadb, postgres};
 
-/// All checks but those that read names as the store knows them, and three more. Of steps, seven checks read the names that
-/// a store gives back, which are digests here; `secrets` has an engine with these settings of its own. While an engine drains it compares fingerprints, which a backend that is protected outside of it
-/// shows hashed (an engine with these settings of its own knows them: `secrets`); one writes damaged outcomes through the backend, which is refused before it is stored (what is
-/// damaged *in* the store is in `tampered`); and a list has the keys as the store knows them (see `secrets`).
+/// Runs all checks except those that read names as the store knows them, and three more. Seven checks of steps read the
+/// names that a store returns, which are digests here; `secrets` has an engine with these settings. A draining engine
+/// compares fingerprints, which a backend that is protected outside the engine shows hashed (`secrets` covers this with
+/// an engine that has these settings). One check writes damaged outcomes through the backend, which refuses them before
+/// they are stored (`tampered` covers damage *in* the store). A list has the keys as the store knows them (see
+/// `secrets`).
 macro_rules! check {
     ($open:expr; e13_a_corrupt_outcome_is_an_error) => {};
     ($open:expr; e14_list_pages_through_the_records) => {};

@@ -11,7 +11,7 @@ use super::stores::fresh_sqlite;
 
 const LIMIT: usize = 20;
 
-/// Begins `calls` operations of one scope, of which none ends before `go`, and gives how they ended.
+/// Begins `calls` operations of one scope, none of which ends before `go`, and returns how they ended.
 struct Flood {
     calls: Vec<tokio::task::JoinHandle<Result<Outcome<u32>, RunError<String>>>>,
     began: Arc<Semaphore>,
@@ -39,7 +39,7 @@ fn flood(engine: &Engine, scope: &str, calls: usize) -> Flood {
     Flood { calls, began, go }
 }
 
-/// The tenant that floods is told so, at once; the other notices nothing, neither while it lasts nor after.
+/// The flooding tenant gets its error at once. The other tenant notices nothing, neither during the flood nor after it.
 #[actix_rt::test]
 async fn e15_a_tenant_at_its_limit_keeps_nobody_else_out() {
     let engine =
@@ -63,12 +63,12 @@ async fn e15_a_tenant_at_its_limit_keeps_nobody_else_out() {
         }
     }
     assert_eq!(turned_away, 500 - LIMIT);
-    // It may come again.
+    // The tenant may call again.
     let ran = engine.run(Key::new("greedy", 499).unwrap(), &1, |_| async { Ok::<u32, String>(2) }).await;
     assert_eq!(ran, Ok(Outcome::Ran(2)));
 }
 
-/// The control: without the limit of a scope, one tenant takes up all that there is.
+/// The control: without a limit per scope, one tenant takes all the capacity.
 #[actix_rt::test]
 async fn e15_control_without_the_limit_one_tenant_keeps_all_out() {
     let engine = Engine::builder(MemoryBackend::new()).max_calls_per_arbiter(100).start().unwrap();
@@ -79,7 +79,7 @@ async fn e15_control_without_the_limit_one_tenant_keeps_all_out() {
     flood.go.notify_waiters();
 }
 
-/// Those that wait for one key count as well: a tenant can't hold more connections by waiting.
+/// Calls that wait for one key count as well, so a tenant cannot hold more connections by waiting.
 #[actix_rt::test]
 async fn e15_waiting_calls_count_for_their_scope() {
     let engine = Engine::builder(MemoryBackend::new()).max_calls_per_scope(LIMIT).start().unwrap();
@@ -98,7 +98,7 @@ async fn e15_waiting_calls_count_for_their_scope() {
         .collect();
     let mut ended = Vec::new();
     let mut waiting = waiting.into_iter();
-    // The last one to come is over the limit, and is told so while the others wait.
+    // The last call is over the limit, and gets its error while the others wait.
     if let Some(last) = waiting.next_back() {
         ended.push(last.await.unwrap());
     }
@@ -109,7 +109,7 @@ async fn e15_waiting_calls_count_for_their_scope() {
     }
 }
 
-/// From plain threads too.
+/// The same from plain threads.
 #[test]
 fn e15_threads_count_for_their_scope() {
     let engine = Engine::builder(MemoryBackend::new()).max_calls_per_scope(1).start().unwrap();

@@ -1,4 +1,4 @@
-//! Keys that are meant to break what handles them.
+//! Keys that are meant to break the code that handles them.
 
 use oncekey::at_rest::AtRest;
 use oncekey::backend::{Backend, List, Lookup, Remove, Removed};
@@ -9,10 +9,10 @@ use tests::shop::Shop;
 
 use super::stores::{both, on_every_store};
 
-/// Visible ASCII, as HTTP takes it.
+/// Returns keys of visible ASCII, as HTTP accepts it.
 pub(super) fn ascii() -> Vec<String> {
     let mut keys: Vec<String> = [
-        // SQL, in each dialect's quoting.
+        // SQL, in the quoting of each dialect.
         "';DROP/**/TABLE/**/oncekey_records;--",
         "'OR'1'='1",
         "1'/**/OR/**/1=1#",
@@ -89,7 +89,7 @@ pub(super) fn ascii() -> Vec<String> {
         "--",
         "/*",
         "*/",
-        // What differs by case and by little.
+        // Keys that differ by case or by little.
         "key",
         "KEY",
         "Key",
@@ -113,7 +113,7 @@ pub(super) fn ascii() -> Vec<String> {
     keys
 }
 
-/// And what the engine takes beyond it.
+/// Returns keys that the engine accepts beyond that.
 fn beyond_ascii() -> Vec<String> {
     let mut keys: Vec<String> = [
         " ",
@@ -152,7 +152,7 @@ fn beyond_ascii() -> Vec<String> {
     ]
     .map(str::to_owned)
     .to_vec();
-    // 255 bytes of four each and a rest.
+    // 255 bytes: characters of four bytes each, and a rest.
     keys.push(format!("{}abc", "🔑".repeat(63)));
     keys
 }
@@ -164,7 +164,7 @@ on_every_store! {
 
 async fn every_hostile_key_has_a_record_of_its_own(backend: impl Backend) {
     keep_apart(AtRest::default().protect(backend.clone())).await;
-    // As listed, they are what they were, in the order of their bytes.
+    // A list returns them unchanged, in the order of their bytes.
     let mut listed: Vec<_> = Vec::new();
     while let Some(last) = {
         let page = backend.list(List { after: listed.last().cloned(), limit: 7 }).await.unwrap();
@@ -176,7 +176,7 @@ async fn every_hostile_key_has_a_record_of_its_own(backend: impl Backend) {
     let mut all = keys();
     all.sort();
     assert_eq!(listed, all);
-    // Removing one removes one.
+    // Removing one key removes only that one.
     for (removed, key) in all.iter().enumerate() {
         assert_eq!(backend.remove(Remove { key: key.clone() }).await, Ok(Removed::Removed), "{key}");
         if let Some(next) = all.get(removed + 1) {
@@ -189,7 +189,7 @@ async fn hashed_every_hostile_key_has_a_record_of_its_own(backend: impl Backend)
     keep_apart(both().protect(backend)).await;
 }
 
-/// Each text as a key, and each as a scope.
+/// Returns each text as a key, and each as a scope.
 fn keys() -> Vec<Key> {
     let texts: std::collections::BTreeSet<String> = ascii().into_iter().chain(beyond_ascii()).collect();
     let pairs = texts.iter().flat_map(|text| [Key::new("s", text), Key::new(text, "k")]);
@@ -237,7 +237,8 @@ fn h06_what_no_store_or_log_can_hold_is_refused() {
     assert!(matches!(Key::new("s", format!("{}abcd", "🔑".repeat(63))), Err(KeyError::TooLong(_, 256))));
 }
 
-/// Over HTTP, against the shop: each hostile key orders once, in quotes or without, and what is in it happens nowhere.
+/// Over HTTP, against the shop: each hostile key orders once, with or without quotes, and its content is never
+/// executed.
 async fn order_under_hostile_keys(store: &str) {
     let folder = tempfile::tempdir().unwrap();
     let shop = Shop::open(folder.path(), &["--store", store]);
@@ -246,7 +247,7 @@ async fn order_under_hostile_keys(store: &str) {
         let body = format!(r#"{{"item": "item-{n}", "quantity": 1}}"#);
         let request = Request::post("/orders", body).header("Content-Type", "application/json");
         let quoted = format!("\"{}\"", key.replace('\\', "\\\\").replace('"', "\\\""));
-        // A bare key begins with no quote and has none inside: such a one is sent quoted alone.
+        // A bare key has no quote at its start or inside. Such a key is only sent quoted.
         let bare = if key.contains('"') { &quoted } else { key };
         let (first, again) =
             (request.clone().key(bare).send(shop.address).await, request.key(&quoted).send(shop.address).await);

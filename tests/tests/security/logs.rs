@@ -34,8 +34,8 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
-/// Whatever the key, an event is one line, and the line begins as the log's lines do. Observers and errors show it the
-/// same way.
+/// Whatever the key, an event is one line, and the line begins like the log's other lines. Observers and errors show it
+/// the same way.
 #[actix_rt::test]
 async fn a_key_forges_no_line_of_a_log() {
     let log = Log::default();
@@ -68,14 +68,14 @@ async fn a_key_forges_no_line_of_a_log() {
     for shown in observed.lock().unwrap().iter() {
         assert!(!shown.chars().any(char::is_control), "{shown:?}");
     }
-    // What could forge one is refused, and the refusal does not show it.
+    // A key that could forge a line is refused, and the error does not show it.
     for key in ["k\nDEBUG oncekey: forged", "k\u{1b}[2J", "k\u{2028}forged", "k\u{202e}desrever"] {
         let refused = Key::new("s", key).unwrap_err().to_string();
         assert!(!refused.contains("forged") && !refused.chars().any(char::is_control), "{refused}");
     }
 }
 
-/// The same from outside, with everything logged: every line is the log's own, and no answer shows a bad key.
+/// The same from outside, with everything logged. Every line is the log's own, and no answer shows a bad key.
 #[actix_rt::test]
 async fn h06_a_request_forges_no_line_of_the_shops_log() {
     let folder = tempfile::tempdir().unwrap();
@@ -92,7 +92,7 @@ async fn h06_a_request_forges_no_line_of_the_shops_log() {
         let answer = request.header("X-Api-Key", key).send(address).await;
         asked += 1;
         if answer.status == 400 {
-            // With a control character in it the server takes it for no request at all.
+            // If the key has a control character, the server does not accept the request at all.
             assert!(answer.body.is_empty() || answer.problem() == "key-invalid", "{answer:?}");
             assert!(!answer.text().contains("forged"), "{answer:?}");
         } else {
@@ -114,7 +114,7 @@ async fn h06_a_request_forges_no_line_of_the_shops_log() {
     assert!(!text.contains("forged"), "a refused key is in the log");
 }
 
-/// Hashed, a store's word of a key's record shows the digest alone.
+/// With hashing, the store's view of a record shows only the digest.
 #[test]
 fn a_digest_shows_nothing_of_its_key() {
     let engine = KeyHashing::hmac([7; 32]).unwrap();

@@ -1,4 +1,4 @@
-//! What an attacker can try: by the requests that he sends, and by the store that he can read or write.
+//! What an attacker can try: through requests, and through a store that the attacker can read or write.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, what fails fails the test")]
 

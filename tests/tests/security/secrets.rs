@@ -1,4 +1,4 @@
-//! What somebody sees who can read the store, and how secrets are changed.
+//! What a reader of the store sees, and how secrets are changed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -47,7 +47,7 @@ on_every_store! {
     e26_steps_continue_and_show_no_name
 }
 
-/// Steps are found by their names, old ones too, although the store has only digests of them.
+/// Steps are found by their names, including old names, although the store has only digests of them.
 async fn e26_steps_continue_and_show_no_name(backend: impl Backend) {
     let set_up = |builder: EngineBuilder<_>| builder.key_hashing(hashing()).encryption(encryption());
     let engine = start(backend, set_up).with_on_abandoned(OnAbandoned::Resume);
@@ -86,7 +86,7 @@ async fn hashed_and_encrypted_it_replays(backend: impl Backend) {
     let view = engine.lookup(&key()).await.unwrap().unwrap();
     let StateView::Completed { outcome, .. } = &view.state else { panic!("{view:?}") };
     assert_eq!((&view.key, outcome.value(&key())), (&key(), Ok(Some(OUTCOME.to_owned()))));
-    // Whoever lists the store has digests, and what he can do with them.
+    // A list of the store shows digests, which the caller can still use as keys.
     let listed = engine.list(None, 10).await.unwrap().remove(0);
     assert!(listed.key.is_hashed() && listed.key.idempotency_key().starts_with(hashing().id()));
     let StateView::Completed { outcome, .. } = &listed.state else { panic!("{listed:?}") };
@@ -109,7 +109,7 @@ async fn resolved_by_its_digest_it_replays_for_its_caller(backend: impl Backend)
     assert_eq!(run(&engine, key()).await, Ok(Outcome::Replayed(OUTCOME.into())));
 }
 
-/// Not in a row, not in an index, not in the log; the control shows that the search would find it.
+/// The text is not in a row, not in an index, and not in the log. The control shows that the search would find it.
 #[actix_rt::test]
 async fn the_store_never_sees_what_it_must_not() {
     let plain = fresh_sqlite().await;
@@ -132,11 +132,11 @@ async fn the_store_never_sees_what_it_must_not() {
     for part in [KEY, "tenant-17", OUTCOME, "4242"] {
         assert!(!holds(&bytes, part), "the store has {part:?}");
     }
-    // Nor the digest of what was asked, which could be guessed at.
+    // The digest of the request is not there either, because it could be guessed.
     assert!(!bytes.windows(32).any(|window| window == digest.as_bytes()));
 }
 
-/// On the servers, in their transactions.
+/// The same on the servers, in their transactions.
 #[actix_rt::test]
 async fn outcomes_of_transactions_on_servers_are_encrypted_too() {
     let protected = |builder: EngineBuilder<_>| builder.key_hashing(hashing()).encryption(encryption());
@@ -157,7 +157,7 @@ async fn outcomes_of_transactions_on_servers_are_encrypted_too() {
     let found = |part: &str| MARIADB.sql(&format!("SELECT sum(instr(outcome, '{part}') > 0) FROM shop.{table}"));
     assert_eq!((found("4242").as_str(), found("ada").as_str()), ("0", "0"));
     assert_eq!(MARIADB.sql(&format!("SELECT left(record_key, 3) FROM shop.{table}")), "0::");
-    // Both servers were really asked.
+    // This shows that both servers were really used.
     drop((fresh_postgres().await, fresh_mariadb().await));
 }
 
@@ -168,7 +168,7 @@ async fn secrets_of_the_encryption_are_changed_without_losing_an_outcome() {
     let numbered = |n: u32| Key::new("s", n).unwrap();
     run(&with(Encryption::new(1, &[1; 32])), numbered(1)).await.unwrap();
 
-    // The new secret is known everywhere before anybody writes by it.
+    // Every process knows the new secret before any process writes with it.
     let knows = with(Encryption::new(1, &[1; 32]).previous(2, &[2; 32]));
     let writes = with(Encryption::new(2, &[2; 32]).previous(1, &[1; 32]));
     run(&writes, numbered(2)).await.unwrap();
@@ -177,14 +177,14 @@ async fn secrets_of_the_encryption_are_changed_without_losing_an_outcome() {
             assert_eq!(run(engine, numbered(n)).await, Ok(Outcome::Replayed(OUTCOME.into())));
         }
     }
-    // The old one is forgotten: what it encrypted is an error, and nothing runs.
+    // The old secret is forgotten. Outcomes that it encrypted are errors, and nothing runs.
     let forgot = with(Encryption::new(2, &[2; 32]));
     assert_eq!(corrupt(run(&forgot, numbered(1)).await), CorruptOutcome::UnknownSecret(1));
     assert_eq!(run(&forgot, numbered(2)).await, Ok(Outcome::Replayed(OUTCOME.into())));
     // Another secret under a known number.
     let wrong = with(Encryption::new(2, &[3; 32]));
     assert_eq!(corrupt(run(&wrong, numbered(2)).await), CorruptOutcome::NotAuthentic);
-    // None at all.
+    // No secret at all.
     let plain = start(backend.clone(), |builder| builder);
     assert_eq!(corrupt(run(&plain, numbered(2)).await), CorruptOutcome::Encrypted);
 }
@@ -199,7 +199,7 @@ async fn outcomes_from_before_the_encryption_are_taken_only_where_that_is_said()
     assert_eq!(run(&lenient, key()).await, Ok(Outcome::Replayed(OUTCOME.into())));
 }
 
-/// Another secret of the hashing is another key space, as its documentation says; the records of both can be told apart.
+/// Another hashing secret is another key space, as the documentation says. The records of both can be told apart.
 #[actix_rt::test]
 async fn another_secret_of_the_hashing_is_another_key_space() {
     let backend = fresh_sqlite().await;

@@ -1,4 +1,4 @@
-//! Every store, and a look into each from behind.
+//! Every store, with a way to look into each without the engine.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ use tests::server::{MariaDb, Postgres};
 pub(super) static POSTGRES: LazyLock<Postgres> = LazyLock::new(Postgres::start);
 pub(super) static MARIADB: LazyLock<MariaDb> = LazyLock::new(MariaDb::start);
 
-/// A table of its own for each test.
+/// Returns a new table name for each test.
 pub(super) fn fresh_table() -> String {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     format!("records_{}", COUNT.fetch_add(1, Ordering::Relaxed))
@@ -44,7 +44,7 @@ pub(super) async fn fresh_mariadb() -> MysqlBackend {
     mariadb(&fresh_table()).await
 }
 
-/// A test of each function on each store.
+/// Generates a test of each function on each store.
 macro_rules! on_every_store {
     ($($test:ident)*) => {
         $crate::stores::on_every_store!(@ $($test)* ; memory fresh_memory);
@@ -72,7 +72,7 @@ pub(super) fn both() -> AtRest {
     AtRest::default().key_hashing(hashing()).encryption(encryption())
 }
 
-/// The records of an SQLite file, read and written by somebody who is not the engine.
+/// Reads and writes the records of an SQLite file without the engine.
 pub(super) struct Thief(SqliteConnection);
 
 #[derive(QueryableByName)]
@@ -90,7 +90,7 @@ impl Thief {
         Self(connection)
     }
 
-    /// Stored keys and outcomes, in the order of their coming.
+    /// Returns stored keys and outcomes, in order of insertion.
     pub(super) fn steal(&mut self) -> Vec<(String, Vec<u8>)> {
         let query = diesel::sql_query("SELECT key, outcome FROM oncekey_records ORDER BY id");
         let rows: Vec<Stored> = query.load(&mut self.0).unwrap();
@@ -104,7 +104,7 @@ impl Thief {
     }
 }
 
-/// All bytes of an SQLite store, its log included.
+/// Returns all bytes of an SQLite store, including its log.
 pub(super) fn bytes_of(backend: &SqliteBackend) -> Vec<u8> {
     let folder = backend.path().parent().unwrap();
     let files = std::fs::read_dir(folder).unwrap().map(|entry| std::fs::read(entry.unwrap().path()).unwrap());

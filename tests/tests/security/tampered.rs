@@ -1,4 +1,5 @@
-//! Records that somebody changed who can write to the store: errors, and nothing is sent and nothing runs.
+//! Records that were changed by an attacker with write access to the store. They are errors: nothing is sent and
+//! nothing runs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -43,7 +44,7 @@ async fn serve(
     Server { address, runs, backend, handle }
 }
 
-/// All bytes that the server sends.
+/// Returns all bytes that the server sends.
 async fn raw(server: &Server, request: &Request) -> String {
     let mut stream = request.clone().header("Connection", "close").send_only(server.address).await;
     let mut bytes = Vec::new();
@@ -51,7 +52,7 @@ async fn raw(server: &Server, request: &Request) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// A response in the form that the middleware stores, its parts unchecked.
+/// Returns a response in the middleware's stored form, with unchecked parts.
 fn forged(status: u16, headers: &[(&[u8], &[u8])], body: &[u8]) -> Vec<u8> {
     let mut bytes = status.to_be_bytes().to_vec();
     bytes.extend((headers.len() as u32).to_be_bytes());
@@ -63,8 +64,8 @@ fn forged(status: u16, headers: &[(&[u8], &[u8])], body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The checksum keeps nobody out who can write to the store: he makes it anew, as here. What he writes is still no header
-/// that HTTP does not allow.
+/// The checksum does not stop an attacker with write access to the store, who computes a new one, as this test does.
+/// Even then, the attacker cannot write a header that HTTP does not allow.
 #[actix_rt::test]
 async fn h15_headers_are_not_injected_by_a_tampered_record() {
     let server = serve(|builder| builder).await;
@@ -93,7 +94,7 @@ async fn h15_headers_are_not_injected_by_a_tampered_record() {
         assert!(answer.starts_with("HTTP/1.1 500") && answer.contains("record-unreadable"), "{header:?}: {answer}");
         assert!(!answer.contains("X-Injected") && !answer.contains("<h1>"), "{header:?}: {answer}");
     }
-    // Well-formed, but never a replay's: left out. A status that is no answer's: an error.
+    // Well-formed headers that a replay never carries are left out. A status that no answer has is an error.
     let smuggled: [(&[u8], &[u8]); 4] = [
         (b"set-cookie", b"session=1"),
         (b"transfer-encoding", b"chunked"),
@@ -116,7 +117,7 @@ async fn h15_headers_are_not_injected_by_a_tampered_record() {
     server.handle.stop(false).await;
 }
 
-/// Encrypted, not even a well-formed forgery is sent.
+/// With encryption, not even a well-formed forgery is sent.
 #[actix_rt::test]
 async fn e13_what_is_not_authentic_is_never_sent() {
     let server = serve(|builder| builder.encryption(encryption())).await;
@@ -148,7 +149,7 @@ async fn e13_what_is_not_authentic_is_never_sent() {
     server.handle.stop(false).await;
 }
 
-/// Every byte of an encrypted outcome, flipped in the store in turn.
+/// Every byte of an encrypted outcome is flipped in the store in turn.
 #[actix_rt::test]
 async fn e13_every_flipped_byte_in_the_store_is_an_error() {
     let backend = fresh_sqlite().await;
@@ -169,7 +170,7 @@ async fn e13_every_flipped_byte_in_the_store_is_an_error() {
             1..5 => assert!(matches!(corrupt, CorruptOutcome::UnknownSecret(_)), "byte {at}: {corrupt:?}"),
             _ => assert_eq!(corrupt, CorruptOutcome::NotAuthentic, "byte {at}"),
         }
-        // It hides nothing else: a look-up shows the record, and that its outcome can't be read.
+        // The damage hides nothing else: a lookup shows the record, and that its outcome cannot be read.
         let view = engine.lookup(&key).await.unwrap().unwrap();
         let oncekey::backend::StateView::Completed { outcome, .. } = view.state else { panic!("byte {at}") };
         assert_eq!(outcome.open(&key), Err(CorruptOutcome::Encrypted));

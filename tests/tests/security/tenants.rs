@@ -1,4 +1,4 @@
-//! One tenant's tries at another's records.
+//! One tenant's attempts on another tenant's records.
 
 use oncekey::at_rest::{AtRest, KeyHashing};
 use oncekey::backend::{Backend, Filter, StoreError};
@@ -8,7 +8,7 @@ use tests::shop::Shop;
 
 use super::stores::{both, on_every_store};
 
-/// Pairs of scope and key of which many join to the same text, in one way of joining or another.
+/// Returns pairs of scope and key, many of which join to the same text in one way or another.
 fn lookalikes() -> Vec<(String, String)> {
     let parts = [
         "a",
@@ -46,7 +46,7 @@ fn lookalikes() -> Vec<(String, String)> {
     ];
     let mut pairs: Vec<_> =
         parts.iter().flat_map(|scope| parts.map(|key| ((*scope).to_owned(), key.to_owned()))).collect();
-    // A key that is another tenant's stored form, plain or hashed.
+    // A key equals another tenant's stored form, plain or hashed.
     for key in [Key::new("a", "b").unwrap(), Key::new("a:b", ":").unwrap()] {
         pairs.push(("evil".to_owned(), key.as_stored().to_owned()));
         pairs.push((key.as_stored().to_owned(), "k".to_owned()));
@@ -88,7 +88,7 @@ async fn h12_a_scope_is_erased_and_no_other(backend: impl Backend) {
         left.sort();
         assert_eq!(left, pairs, "{erased}");
     }
-    // A hashed key does not show its scope: nothing would be found, and that is said.
+    // A hashed key does not show its scope. Nothing would be found, so the engine returns an error.
     let hashed = Engine::builder(backend).key_hashing(KeyHashing::hmac([7; 32]).unwrap()).start().unwrap();
     assert!(matches!(hashed.erase_scope("a").await, Err(Error::Store(StoreError::Unsupported(_)))));
 }
@@ -105,7 +105,7 @@ async fn every_pair_has_its_own(backend: impl Backend, at_rest: AtRest) {
     let engine = Engine::builder(at_rest.protect(backend)).start().unwrap();
     let pairs = lookalikes();
     for is_replay in [false, true] {
-        // Side by side, so that they meet in the batches as well.
+        // The calls run concurrently, so that they also meet in batches.
         let ran = futures_util::future::join_all(pairs.iter().map(|pair| {
             let (engine, pair) = (engine.clone(), pair.clone());
             async move {
@@ -130,11 +130,12 @@ fn h12_a_scope_is_never_empty_and_a_key_never_without_one() {
     {
         assert!(Key::from_stored(text).is_err(), "{text}");
     }
-    // The length counts bytes, and may not cut a character apart.
+    // The length counts bytes, and may not split a character.
     assert!(Key::from_stored("1:é:k").is_err());
 }
 
-/// The same from outside: whatever a tenant writes into his API key or his idempotency key, he gets his own.
+/// The same from outside: whatever a tenant sends as the API key or the idempotency key, the tenant gets only its own
+/// responses.
 #[actix_rt::test]
 async fn h12_no_api_key_reaches_anothers_response() {
     let folder = tempfile::tempdir().unwrap();
@@ -164,7 +165,7 @@ async fn h12_no_api_key_reaches_anothers_response() {
     let mut bodies = std::collections::HashSet::new();
     for (n, tenants) in tenants.iter().enumerate() {
         let answer = order(n, "k", tenants).send(shop.address).await;
-        // Two callers in one request are nobody.
+        // A request with two callers belongs to no tenant.
         if tenants.len() > 1 {
             assert_eq!(answer.status, 400, "{tenants:?}: {answer:?}");
             continue;
@@ -174,17 +175,18 @@ async fn h12_no_api_key_reaches_anothers_response() {
         let again = order(n, "k", tenants).send(shop.address).await;
         assert!(again.is_replay() && bodies.contains(&again.body), "{tenants:?}: {again:?}");
     }
-    // An empty API key is nobody's.
+    // An empty API key belongs to no tenant.
     let empty = order(99, "k", &[""]).send(shop.address).await;
     assert_eq!(empty.status, 400, "{empty:?}");
-    // Another tenant's stored form as a key.
+    // Another tenant's stored form is used as a key.
     for (n, key) in ["6:public:k", "0::00000000-0000", "public/k"].iter().enumerate() {
         let answer = order(200 + n, key, &[]).send(shop.address).await;
         assert!(answer.status == 201 && !answer.is_replay(), "{key}: {answer:?}");
     }
 }
 
-/// What was asked is compared within one's own record: no tenant learns by a mismatch what another asked.
+/// Requests are compared only within the tenant's own record, so a mismatch reveals nothing about another tenant's
+/// request.
 #[actix_rt::test]
 async fn h12_a_mismatch_tells_nothing_of_another_tenant() {
     let engine = Engine::builder(oncekey_backends::MemoryBackend::new()).start().unwrap();

@@ -15,7 +15,8 @@ fn lines_of(called: &Called) -> Vec<Value> {
     called.told.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// A payment is stuck since its process was killed; another, since its gateway fell silent. An operator settles both.
+/// One payment is stuck because its process was killed, and another because its gateway did not answer. An operator
+/// settles both.
 async fn settle_on(url: &str) {
     let folder = tempfile::tempdir().unwrap();
     let flags = ["--store", url, "--lease=300ms"];
@@ -49,7 +50,7 @@ async fn settle_on(url: &str) {
     let shown = json_of(&call(url, &["show", "public", "slow", "--json"]));
     assert_eq!((&shown["state"], &shown["attempt"]), (&json!("indeterminate"), &json!(1)));
 
-    // Nobody has agreed.
+    // The operator has not confirmed.
     let asked = call(url, &["resolve", "public", "slow", "--release"]);
     assert_eq!((asked.code, asked.told.as_str()), (2, ""), "{asked:?}");
     assert!(asked.errors.contains("--yes"), "{asked:?}");
@@ -89,7 +90,7 @@ async fn settle_on(url: &str) {
 async fn h10_the_command_line_settles_keys_in_sqlite() {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite:{}", folder.path().join("keys.db").display());
-    // A path that was misspelt does not become an empty store.
+    // A misspelt path does not create an empty store.
     let missing = call(&url, &["stats"]);
     assert!(missing.code == 2 && missing.errors.contains("keys.db"), "{missing:?}");
     assert_eq!(call(&url, &["migrate"]).code, 2);

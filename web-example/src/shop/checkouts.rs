@@ -1,4 +1,4 @@
-//! Checkouts: three effects, each a step of its own. A retry continues where the last try ended.
+//! Checkouts: three effects, each in its own step. A retry continues where the last attempt ended.
 
 use std::time::Duration;
 
@@ -24,26 +24,26 @@ pub(super) struct Checkout {
     reference: String,
 }
 
-/// One line per step that was executed.
+/// One line per executed step.
 #[derive(Debug, Serialize, Queryable, Selectable)]
 #[diesel(table_name = checkout_steps)]
 struct Executed {
     step: String,
-    /// The step's derived key, as its provider got it.
+    /// The step's derived key, as its provider received it.
     #[diesel(column_name = provider_key)]
     key: String,
     #[diesel(column_name = created_at)]
     at: String,
 }
 
-/// What the card's owner is told. It is a final answer, so the step keeps it.
+/// The answer to the card's owner. It is final, so the step keeps it.
 #[derive(Debug, Serialize, Deserialize)]
 enum Charged {
     Charge(String),
     Declined,
 }
 
-/// Why a step has no outcome: nothing happened by it.
+/// Why a step has no outcome: it had no effect.
 #[derive(Debug, thiserror::Error)]
 enum StepFailed {
     #[error("the shop's database failed: {0}")]
@@ -79,8 +79,7 @@ pub(super) async fn create(
     Ok(checked_out.unwrap_or_else(|error| refused(&error)))
 }
 
-/// All that has an effect stands in a step. A crash between two steps loses nothing: the next try replays those that are
-/// done.
+/// Runs each effect in a step. A crash between two steps loses nothing: the next attempt replays the completed ones.
 async fn check_out(shop: &Shop, checkout: &Checkout, claim: &Claim) -> Result<HttpResponse, StepError<StepFailed>> {
     let reserved = reserve(shop, checkout, claim).await?;
     let charged = claim.step("charge", async |step| charge(shop, checkout, step.key()).await).await?;
@@ -94,8 +93,8 @@ async fn check_out(shop: &Shop, checkout: &Checkout, claim: &Claim) -> Result<Ht
     Ok(checked_out(checkout, &reserved, &charge, &mailed))
 }
 
-/// The same effects without steps, for comparison. A crash between two of them leaves nobody who knows of the first, and the
-/// next try has them all again.
+/// Runs the same effects without steps, for comparison. After a crash between two of them, nothing records the first
+/// one, and the next attempt repeats them all.
 async fn check_out_bare(shop: &Shop, checkout: &Checkout, claim: &Claim) -> Result<HttpResponse, StepFailed> {
     execute(shop, row(checkout, "reserve", &claim.derive_key("reserve"))).await?;
     let charged = charge(shop, checkout, &claim.derive_key("charge")).await?;
@@ -120,7 +119,7 @@ type Row = (
     diesel::dsl::Eq<checkout_steps::created_at, String>,
 );
 
-/// The line that shows that an effect happened.
+/// Returns the line that shows that an effect happened.
 fn row(checkout: &Checkout, step: &'static str, key: &DerivedKey) -> Row {
     (
         checkout_steps::reference.eq(checkout.reference.clone()),
@@ -134,7 +133,8 @@ fn told(step: &str, what: &str) -> String {
     format!("{step}: {what}")
 }
 
-/// The reservation is a row of the shop's own. Where the store is the shop's database too, it commits with its step.
+/// Makes the reservation, which is a row of the shop. If the store is also the shop's database, the row commits with
+/// its step.
 async fn reserve(shop: &Shop, checkout: &Checkout, claim: &Claim) -> Result<String, StepError<StepFailed>> {
     const NAME: &str = "reserve";
     let (reserved, of) = (told(NAME, &checkout.item), checkout.clone());
@@ -177,8 +177,8 @@ async fn execute(shop: &Shop, row: Row) -> Result<(), StepFailed> {
     Ok(())
 }
 
-/// A step's error states that nothing happened. Of a statement that failed nobody knows that: it may have been carried out,
-/// and only its answer lost.
+/// Returns the step's error, unless a statement failed. A step's error states that nothing happened, but a failed
+/// statement may have been executed, with only its answer lost.
 fn unless_unsure(error: DatabaseError) -> StepFailed {
     match error {
         DatabaseError::Sql(error) => unsure(&error),
@@ -186,7 +186,7 @@ fn unless_unsure(error: DatabaseError) -> StepFailed {
     }
 }
 
-/// Leaves the step unsettled, so that somebody finds out.
+/// Leaves the step unsettled, so that a reconciler or an operator finds out what happened.
 #[expect(clippy::panic, reason = "a step's operation that can't tell whether it had its effect reports nothing")]
 fn unsure(error: &dyn std::error::Error) -> ! {
     panic!("the shop's database failed in the middle of an effect: {error}")
@@ -202,7 +202,7 @@ async fn charge(shop: &Shop, checkout: &Checkout, key: &DerivedKey) -> Result<Ch
     let Checkout { amount, card, reference, .. } = checkout.clone();
     let payment = Payment { amount, currency: "usd".to_owned(), card, reference };
     payments::insert(shop, payment, key).await.map_err(unless_unsure)?;
-    // The charge has happened, so that no failure from here on may be taken for none.
+    // The charge has happened, so no failure after this point may count as "not charged".
     execute(shop, row(checkout, "charge", key)).await.unwrap_or_else(|error| unsure(&error));
     Ok(Charged::Charge(told("charge", &checkout.card)))
 }
@@ -212,7 +212,7 @@ async fn mail(shop: &Shop, checkout: &Checkout, key: &DerivedKey) -> Result<Stri
     Ok(told("mail", &checkout.reference))
 }
 
-/// Whether this is the first checkout with the reference that crashes.
+/// Returns whether this is the first checkout with the reference that crashes.
 async fn is_first_crash(shop: &Shop, reference: String) -> bool {
     inserts_first!(&shop.database, crashed, crashed::reference.eq(reference)).unwrap_or(false)
 }
@@ -225,14 +225,14 @@ fn crash() -> ! {
 fn refused(error: &StepError<StepFailed>) -> HttpResponse {
     tracing::warn!(%error, "a checkout was not completed");
     match error {
-        // Nothing happened by this step, and a retry continues with it.
+        // This step had no effect, and a retry continues with it.
         StepError::Operation(StepFailed::GatewayDown) => {
             problem(StatusCode::SERVICE_UNAVAILABLE, "The card gateway is down", &"retry with the same key")
         }
         StepError::Store(_) | StepError::Stopped => {
             problem(StatusCode::SERVICE_UNAVAILABLE, "The step did not run", &"retry with the same key")
         }
-        // Whether the row was committed is not known, or another holder has the key: the guard treats it as a crash.
+        // Either the row may have been committed, or another holder has the key. The guard treats both as a crash.
         _ => problem(StatusCode::INTERNAL_SERVER_ERROR, "The checkout stopped", &"retry with the same key"),
     }
 }
@@ -242,7 +242,7 @@ pub(super) struct Wanted {
     reference: Option<String>,
 }
 
-/// The steps that were executed, in their order.
+/// Returns the executed steps, in order.
 pub(super) async fn list(shop: web::Data<Shop>, wanted: web::Query<Wanted>) -> Result<HttpResponse, actix_web::Error> {
     let found: Vec<Executed> = match wanted.into_inner().reference {
         Some(reference) => on_database!(

@@ -1,4 +1,4 @@
-//! An echo: one route that can be loaded guarded, with a key, and unguarded, without.
+//! An echo: one route for load tests, guarded when the request has a key and unguarded otherwise.
 
 use actix_web::{HttpResponse, web};
 

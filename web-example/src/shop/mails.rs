@@ -1,7 +1,9 @@
-//! Mails: one for each order, sent by whoever the outbox's message reaches. "Sent" is a line in the shop's database.
+//! Mails: one for each order, sent by the process that receives the outbox's message. "Sent" is a line in the shop's
+//! database.
 //!
-//! The message commits with the order. The shop relays it over a Redis stream to a worker, or, without one, does the
-//! worker's part itself. Either may be killed at any moment: the message is in the outbox, in the stream, or done.
+//! The message commits with the order. The shop relays it over a Redis stream to a worker or, without a stream, does
+//! the worker's part itself. Either process may be killed at any moment: the message is in the outbox, in the stream,
+//! or done.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,9 +13,9 @@ use diesel::sqlite::SqliteConnection;
 use diesel::{ExpressionMethods as _, QueryDsl as _, Queryable, Selectable, SelectableHelper as _};
 use diesel_async::{AsyncMysqlConnection, AsyncPgConnection};
 use oncekey::consumer::redis_streams::{RedisPublisher, RedisStreams, redis};
-use oncekey::consumer::{Call, Identity, Job, JobResult, Message, Processed, Processor, Unreadable};
+use oncekey::consumer::{Call, IdentifyError, Job, JobResult, Message, MessageKey, Processed, Processor};
 use oncekey::{Engine, Key, OnAbandoned};
-use oncekey_backends::outbox::{MysqlOutbox, OutboxError, Posted, PostgresOutbox, Relay, SqliteOutbox, Table};
+use oncekey_backends::outbox::{MysqlOutbox, OutboxError, OutboxMessage, PostgresOutbox, Relay, SqliteOutbox, Table};
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
@@ -24,18 +26,18 @@ use crate::store::Home;
 /// The outbox's topic, the stream's name, and the scope of the mails' keys.
 const MAILS: &str = "mails";
 
-/// What a mail is to say.
+/// The content of a mail.
 #[derive(Debug, Serialize, Deserialize)]
 struct Mail {
     order: i64,
 }
 
-/// The message that commits with an order.
+/// Returns the message that commits with an order.
 pub(super) fn message_for(order: i64) -> Result<Message, serde_json::Error> {
     Message::json(format!("mail-{order}"), &Mail { order })
 }
 
-/// Writes it by the order's own connection.
+/// Writes the message through the order's own connection.
 pub(super) fn post(tx: &mut SqliteConnection, message: &Message) -> diesel::QueryResult<()> {
     SqliteOutbox::write(tx, MAILS, message)
 }
@@ -66,7 +68,7 @@ impl Outbox {
     }
 }
 
-/// Sends the mail of a message, once: its line and its outcome in one commit.
+/// Sends the mail of a message once: its line and its outcome share one commit.
 #[derive(Debug, Clone)]
 struct Mailer {
     database: Database,
@@ -76,14 +78,14 @@ impl Job<Message> for Mailer {
     type Output = i64;
     type Error = diesel::result::Error;
 
-    fn identify(&self, message: &Message) -> Result<Identity, Unreadable> {
-        Ok(Identity::new(Key::new(MAILS, message.id())?, &message.parse::<Mail>()?)?)
+    fn identify(&self, message: &Message) -> Result<MessageKey, IdentifyError> {
+        Ok(MessageKey::new(Key::new(MAILS, message.id())?, &message.parse::<Mail>()?)?)
     }
 
     async fn perform(&self, call: Call, message: Arc<Message>) -> JobResult<i64, diesel::result::Error> {
-        // A message that is none was refused where its key was read.
+        // A message that is not a mail was refused when its key was read.
         let order = message.parse().map_or(0, |mail: Mail| mail.order);
-        // Whatever the orders' policy is: nothing of a mail is committed before its outcome.
+        // This holds whatever the policy for orders is: nothing of a mail is committed before its outcome.
         let call = call.with(|engine| engine.with_on_abandoned(OnAbandoned::Rerun));
         let line = (mails::order_id.eq(order), mails::created_at.eq(now()));
         match &self.database {
@@ -111,7 +113,7 @@ impl Job<Message> for Mailer {
     }
 }
 
-/// Relays the outbox for as long as the process lives: into the stream, or, without one, straight to the mailer.
+/// Relays the outbox for as long as the process lives: into the stream or, without one, directly to the mailer.
 pub(crate) async fn relay(shop: web::Data<Shop>, engine: Engine, stream: Option<redis::Client>) {
     match &shop.outbox {
         None => {}
@@ -125,20 +127,20 @@ async fn relay_by<T: Table>(relay: Relay<T>, database: &Database, engine: Engine
     let for_ever = std::future::pending();
     if let Some(client) = stream {
         let stream = RedisPublisher::new(client, MAILS);
-        relay.run(async |posted: &Posted| stream.publish(&posted.message).await, for_ever).await;
+        relay.run(async |posted: &OutboxMessage| stream.publish(&posted.message).await, for_ever).await;
         return;
     }
     let mailer = Mailer { database: database.clone() };
-    let send = async |posted: &Posted| {
+    let send = async |posted: &OutboxMessage| {
         let identity = mailer.identify(&posted.message).map_err(|error| error.to_string())?;
         let call = Call::new(engine.clone(), identity);
-        // It leaves the outbox when it is sent, and not before.
+        // The message leaves the outbox only after it is sent.
         mailer.perform(call, Arc::new(posted.message.clone())).await.map_err(|error| error.to_string()).map(drop)
     };
     relay.run(send, for_ever).await;
 }
 
-/// The worker: takes mails from the stream until it is told to end.
+/// Runs the worker, which takes mails from the stream until it receives a signal to end.
 pub(crate) async fn work(
     shop: &Shop,
     engine: Engine,
@@ -146,7 +148,7 @@ pub(crate) async fn work(
     ready: impl FnOnce(),
     until: impl Future<Output = ()>,
 ) -> Processed {
-    // A worker of this name that was killed had some in hand: they are delivered to this one.
+    // A killed worker with the same name may have left unfinished mails. They are redelivered to this one.
     let open =
         || RedisStreams::builder(client.clone(), MAILS, "mailers", "worker").claim_after(Duration::from_secs(5)).open();
     let mut reported = None;
@@ -155,7 +157,7 @@ pub(crate) async fn work(
             Ok(source) => break source,
             Err(error) => {
                 let error = error.to_string();
-                // Once for each reason, and not every half second.
+                // Logs each reason once, and not every half second.
                 if reported.as_ref() != Some(&error) {
                     warn!(%error, "the worker waits for the stream of mails");
                     reported = Some(error);

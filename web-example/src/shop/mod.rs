@@ -22,11 +22,11 @@ use mails::Outbox;
 #[derive(Debug)]
 pub(crate) struct Shop {
     database: Database,
-    /// Whether an order's row can commit with its completion, and a reservation's with its step.
+    /// Whether an order's row can commit with its completion, and a reservation's row with its step.
     orders_in_the_store: bool,
     /// Where the mails of such orders are posted.
     outbox: Option<Outbox>,
-    /// Whether a checkout's effects stand in its handler without steps.
+    /// Whether a checkout's handler performs its effects without steps.
     bare_checkouts: bool,
 }
 

@@ -53,7 +53,7 @@ async fn insert_pg(connection: &mut AsyncPgConnection, order: &NewOrder) -> Quer
     inserted.get_result(connection).await
 }
 
-/// MySQL has no RETURNING.
+/// Inserts and then reads the order, because MySQL has no RETURNING.
 async fn insert_mysql(connection: &mut AsyncMysqlConnection, order: &NewOrder) -> QueryResult<Order> {
     use diesel_async::RunQueryDsl as _;
 
@@ -61,7 +61,7 @@ async fn insert_mysql(connection: &mut AsyncMysqlConnection, order: &NewOrder) -
     orders::table.filter(orders::id.eq(last_insert_id())).select(Order::as_select()).first(connection).await
 }
 
-/// Inserts by itself, where the records are elsewhere.
+/// Inserts the order by itself, for records that are in another database.
 async fn insert_alone(database: &Database, order: NewOrder) -> Result<Order, DatabaseError> {
     match database {
         Database::Sqlite(file) => file.run(move |connection| insert(connection, &order)).await,
@@ -70,7 +70,7 @@ async fn insert_alone(database: &Database, order: NewOrder) -> Result<Order, Dat
     }
 }
 
-/// 201, with where the order is.
+/// Returns 201 with the order's location.
 fn created(order: &Order) -> HttpResponse {
     HttpResponse::Created().insert_header((header::LOCATION, format!("/orders/{}", order.id))).json(order)
 }
@@ -93,8 +93,8 @@ pub(super) async fn create(
         return Ok(problem(StatusCode::BAD_REQUEST, "Not an order", &"it needs an item and a quantity of at least 1"));
     }
     if shop.orders_in_the_store {
-        // Taken here, and not as an extractor: a handler that takes a transaction reruns after a crash, which is right
-        // only where the order commits with its outcome.
+        // The transaction is taken here and not by an extractor. A handler that takes a transaction reruns after a
+        // crash, which is right only where the order commits with its outcome.
         let transaction = Transaction::extract(&request).await?;
         // Each database runs the operation on its own connection, in the transaction that stores the response.
         let committed = match &shop.database {

@@ -1,4 +1,4 @@
-//! Payments: an outside effect. The charge is written to the ledger in a commit of its own, before the response.
+//! Payments: an external effect. The charge is written to the ledger in a separate commit, before the response.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use super::Shop;
 use super::database::{Database, DatabaseError, charges, inserts_first, last_insert_id, limited, now, on_database};
 use crate::server::problem;
 
-/// In characters: what MySQL takes as a primary key.
+/// The length limit in characters, which MySQL accepts as a primary key.
 pub(super) const MAX_REFERENCE: usize = 255;
 
 #[derive(Debug, Clone, Deserialize)]
@@ -35,7 +35,7 @@ pub(super) struct Charge {
     currency: String,
     card: String,
     created_at: String,
-    /// The derived key that the provider got. A charge from before this column has none.
+    /// The derived key that the provider received. A charge from before this column existed has none.
     #[diesel(column_name = provider_key)]
     key: Option<String>,
 }
@@ -98,8 +98,8 @@ pub(super) async fn insert(shop: &Shop, payment: Payment, key: &DerivedKey) -> R
     }
 }
 
-/// Writes the charge. If the ledger fails, its commit may have happened all the same: the key is then held, not released
-/// for a retry that would charge again.
+/// Writes the charge. If the ledger fails, its commit may still have happened. The key is then held, because a release
+/// would let a retry charge again.
 async fn charge(shop: &Shop, payment: Payment, key: &DerivedKey) -> Result<Charge, HttpResponse> {
     insert(shop, payment, key).await.map_err(|error| {
         tracing::error!(%error, "the ledger failed");
@@ -123,7 +123,7 @@ pub(super) async fn pay(
     let Some(provider) = provider_for(&payment.card) else {
         return Ok(problem(StatusCode::BAD_REQUEST, "Unknown card", &"see the start page for the cards of this shop"));
     };
-    // The provider charges once for this key, however often it is asked.
+    // The provider charges once for this key, however often it receives the request.
     let key = claim.derive_key("charge");
     Ok(answer(&shop, provider, payment, &key).await.unwrap_or_else(|unsure| unsure))
 }
@@ -144,7 +144,7 @@ async fn answer(
         }
         Provider::ChargesAndTimesOut => {
             charge(shop, payment, key).await?;
-            // It says nothing of the charge: the guard treats it as a crash.
+            // A timeout says nothing about the charge, so the guard treats it as a crash.
             Ok(HttpResponse::GatewayTimeout().json(json!({"error": "the card gateway did not answer in time"})))
         }
         Provider::ChargesTheSecondTime => {
@@ -161,7 +161,7 @@ async fn answer(
             }
         }
         Provider::Charges => {
-            // A cookie for this client alone: a replay never carries it.
+            // The cookie is only for this client. A replay never carries it.
             let cookie = Cookie::build("last_payment", payment.reference.clone()).http_only(true).finish();
             Ok(HttpResponse::Created().cookie(cookie).json(charge(shop, payment, key).await?))
         }
@@ -171,7 +171,7 @@ async fn answer(
         }
         Provider::ChargesAtLength => {
             let charge = charge(shop, payment, key).await?;
-            // Over what the guard keeps.
+            // The response exceeds the guard's limit.
             Ok(HttpResponse::Created().json(json!({"charge": charge, "receipt": "=".repeat(2 << 20)})))
         }
         Provider::ChargesAndFallsSilent => {
@@ -192,7 +192,7 @@ pub(super) struct Wanted {
     reference: Option<String>,
 }
 
-/// The ledger: one line per charge that happened.
+/// Returns the ledger: one line per charge that happened.
 pub(super) async fn list(shop: web::Data<Shop>, wanted: web::Query<Wanted>) -> Result<HttpResponse, actix_web::Error> {
     let found: Vec<Charge> = match wanted.into_inner().reference {
         Some(reference) => on_database!(

@@ -24,13 +24,13 @@ Exit codes:
 #[command(name = "oncekey", version, about, after_help = EXAMPLES)]
 pub(crate) struct Options {
     /// The store: sqlite:PATH, postgres://…, mysql://… or redis://…; ONCEKEY_PASSWORD may hold its password
-    // A URL may hold a password, which the help must not print.
+    // A URL may contain a password, which the help must not print.
     #[arg(long, env = "ONCEKEY_STORE", hide_env_values = true, global = true, value_name = "URL")]
     pub(crate) store: Option<String>,
     /// Prints JSON
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// Changes things without asking
+    /// Makes changes without asking
     #[arg(long, global = true)]
     pub(crate) yes: bool,
     #[command(subcommand)]
@@ -60,7 +60,7 @@ pub(crate) enum Command {
     Purge,
     /// Prints the SQL of the store's tables
     Schema,
-    /// Makes the store's tables, or brings them up to date
+    /// Creates or updates the store's tables
     Migrate,
 }
 
@@ -74,13 +74,13 @@ pub(crate) struct Name {
 
 #[derive(Args)]
 pub(crate) struct List {
-    /// Of this state only
+    /// Only records in this state
     #[arg(long)]
     pub(crate) state: Option<State>,
-    /// Of this scope only
+    /// Only records in this scope
     #[arg(long)]
     pub(crate) scope: Option<String>,
-    /// Claimed at least so long ago, such as 90s, 1h or 2days
+    /// Only records claimed at least this long ago, such as 90s, 1h or 2days
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(crate) older_than: Option<Duration>,
     /// The most records to list
@@ -111,7 +111,7 @@ impl From<State> for StateName {
 pub(crate) struct Resolve {
     #[command(flatten)]
     pub(crate) name: Name,
-    /// What became of it
+    /// What happened to the operation
     #[command(flatten)]
     pub(crate) with: With,
     /// The body of the HTTP response
@@ -128,7 +128,7 @@ pub(crate) struct Resolve {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct With {
-    /// It did not happen: the key is free
+    /// It did not happen: frees the key
     #[arg(long)]
     pub(crate) release: bool,
     /// It happened, and returned this JSON

@@ -1,4 +1,4 @@
-//! Tables for people, and JSON for programs.
+//! Prints tables for people and JSON for programs.
 
 use std::io::{self, Write as _};
 use std::time::Duration;
@@ -28,7 +28,7 @@ fn span(duration: Duration) -> String {
     humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string()
 }
 
-/// How long ago the claim was made.
+/// Returns how long ago the claim was made.
 fn age(view: &RecordView) -> Option<Duration> {
     view.claimed_at().map(|at| view.read_at.left(at))
 }
@@ -39,7 +39,7 @@ fn stuck_step(view: &RecordView) -> Option<&str> {
 
 pub(crate) const HEAD: [&str; 6] = ["SCOPE", "KEY", "STATE", "ATTEMPT", "CLAIMED", "NOTE"];
 
-/// A record as one line of a table.
+/// Returns a record as one line of a table.
 pub(crate) fn row(view: &RecordView) -> Vec<String> {
     let note = match (&view.state, stuck_step(view)) {
         (StateView::Indeterminate, Some(step)) => format!("step {step} is stuck"),
@@ -62,7 +62,7 @@ pub(crate) fn row(view: &RecordView) -> Vec<String> {
     ]
 }
 
-/// A record as JSON. Times are milliseconds. No outcome's content is shown.
+/// Returns a record as JSON. Times are in milliseconds. It does not contain an outcome's content.
 pub(crate) fn record(view: &RecordView) -> Value {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let steps = view.steps.iter().flat_map(|steps| &steps.list).map(|step| {

@@ -20,11 +20,11 @@ enum Kind {
     Redis,
 }
 
-/// A store that is not yet open.
+/// A store that is not open yet.
 #[derive(Debug)]
 pub(crate) struct Store {
     kind: Kind,
-    /// Of SQLite, the path.
+    /// For SQLite, the path.
     url: String,
 }
 
@@ -53,12 +53,12 @@ impl Store {
         Ok(Self { kind, url })
     }
 
-    /// Opens it. The tables are changed only where `migrate` says so.
+    /// Opens the store. It changes the tables only if `migrate` is true.
     pub(crate) async fn open(&self, migrate: bool) -> Result<Engine, Failure> {
         let failed = |error: &dyn std::fmt::Display| Failure::Open(error.to_string());
         match self.kind {
             Kind::Sqlite => {
-                // A path that was misspelt is not to become an empty store.
+                // A misspelled path must not create an empty store.
                 if !migrate && !std::path::Path::new(&self.url).exists() {
                     return Err(Failure::Open(format!("there is no file {}", self.url)));
                 }
@@ -87,7 +87,7 @@ impl Store {
     }
 }
 
-/// Puts a password from the environment into the URL, so that it need not stand on the command line.
+/// Puts a password from the environment into the URL, so that it need not be on the command line.
 fn with_password(scheme: &str, rest: &str, password: &str, kind: Kind) -> Result<String, Failure> {
     let rest = rest.strip_prefix("//").unwrap_or(rest);
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
@@ -95,7 +95,7 @@ fn with_password(scheme: &str, rest: &str, password: &str, kind: Kind) -> Result
     let password = utf8_percent_encode(password, NON_ALPHANUMERIC);
     match authority.rsplit_once('@') {
         Some((user, host)) if !user.contains(':') => Ok(format!("{scheme}://{user}:{password}@{host}{path}")),
-        // The URL has one of its own.
+        // The URL has its own password.
         Some(_) => Ok(format!("{scheme}://{rest}")),
         None if kind == Kind::Redis => Ok(format!("{scheme}://:{password}@{authority}{path}")),
         None => Err(Failure::NoUser),
@@ -103,9 +103,9 @@ fn with_password(scheme: &str, rest: &str, password: &str, kind: Kind) -> Result
 }
 
 fn start<B: Backend>(backend: B) -> Result<Engine, Failure> {
-    // An operator's question may take long: on Redis, some read every key.
+    // An operator's query may take long: on Redis, some read every key.
     let engine = Engine::builder(backend).lease(Duration::from_secs(240)).store_deadline(Duration::from_secs(120));
-    // Purging is the command of that name.
+    // Only the `purge` command purges.
     engine.purge_every(None).start().map_err(|error| Failure::Open(error.to_string()))
 }
 

@@ -1,4 +1,4 @@
-//! What the commands do.
+//! Runs the commands.
 
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 
@@ -17,12 +17,12 @@ use crate::{Failure, print};
 const ON_A_PAGE: usize = 1_000;
 const PURGED_AT_ONCE: usize = 1_000;
 
-/// Whoever runs this on a machine is named so in events and logs.
+/// Names the operator in events and logs.
 fn operator() -> String {
     std::env::var("USER").ok().filter(|user| !user.is_empty()).unwrap_or_else(|| "command line".to_owned())
 }
 
-/// Runs one command. The answer is whether it is a yes.
+/// Runs one command. Returns whether its answer is yes.
 pub(crate) async fn run(options: Options) -> Result<bool, Failure> {
     let Options { store, json, yes, command } = options;
     let password = std::env::var("ONCEKEY_PASSWORD").ok();
@@ -50,7 +50,7 @@ pub(crate) async fn run(options: Options) -> Result<bool, Failure> {
         Command::Remove(name) => remove(&engine, &name, json, asks).await,
         Command::EraseScope { scope } => erase(&engine, &scope, json, asks).await,
         Command::Purge => purge(&engine, json).await,
-        // Done above.
+        // Handled above.
         Command::Schema | Command::Migrate => Ok(true),
     }
 }
@@ -71,7 +71,7 @@ enum Asks {
 }
 
 impl Asks {
-    /// Asks on the terminal. Where nobody can answer, the answer is no.
+    /// Asks on the terminal. If nobody can answer, the answer is no.
     fn confirm(self, question: &str) -> Result<(), Failure> {
         if self == Self::Never {
             return Ok(());
@@ -120,7 +120,8 @@ async fn stats(engine: &Engine, json: bool) -> Result<bool, Failure> {
     Ok(true)
 }
 
-/// Prints page by page, so that a large store takes no more memory than a small one. JSON is one record a line.
+/// Prints page by page, so that a large store takes no more memory than a small one. Prints JSON as one record per
+/// line.
 async fn list(engine: &Engine, list: List, json: bool) -> Result<bool, Failure> {
     let filter = Filter { state: list.state.map(Into::into), scope: list.scope, older_than: list.older_than };
     let (mut left, mut after, mut rows) = (list.limit.unwrap_or(usize::MAX), None, Vec::new());
@@ -236,7 +237,7 @@ async fn purge(engine: &Engine, json: bool) -> Result<bool, Failure> {
     }
 }
 
-/// Seen on a terminal alone.
+/// Visible only on a terminal.
 fn spinner(text: &'static str) -> ProgressBar {
     let bar = ProgressBar::new_spinner().with_message(text);
     bar.enable_steady_tick(std::time::Duration::from_millis(200));

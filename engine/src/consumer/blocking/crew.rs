@@ -1,14 +1,14 @@
-//! How workers hand retries to each other, and how they find out together that all is done.
+//! How the workers of a processor share retries, and how they detect together that all work is done.
 //!
-//! A worker waits for three things: a message in the user's channel, a retry that is due, and the end. The channel wakes a
-//! worker by itself. Everything else that changes is in one state behind one mutex, and whoever makes such a change rings
-//! the bell of every worker. A bell that rings while its worker is busy stays rung, so no change goes unseen.
+//! A worker waits for three things: a message in the user's channel, a retry that is due, or the end. The channel wakes
+//! a worker by itself. All other state is behind one mutex, and every change that matters to other workers rings every
+//! worker's bell. A bell that rings while its worker is busy stays rung, so no change is missed.
 //!
-//! A worker has a [`Seat`] for as long as its thread lives. What a worker counts for is counted off when its seat is
-//! dropped, however its thread ends.
+//! A worker holds a [`Seat`] as long as its thread lives. Dropping the seat removes the worker from all counts, however
+//! its thread ends.
 //!
-//! `tests/loom` compiles this file a second time, with the primitives of `loom`, and runs it under every
-//! interleaving within its bounds.
+//! `tests/loom` compiles this file a second time with the primitives of `loom`, and runs it under every interleaving
+//! within its bounds.
 
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -16,32 +16,31 @@ use std::time::{Duration, Instant};
 use super::later::Later;
 use super::sync::{Arc, Condvar, Mutex};
 
-/// Wakes one worker. It is rung under the crew's mutex, and must not wait.
+/// Wakes one worker. It is rung under the crew's mutex, so it must not block.
 pub(super) trait Bell {
     fn ring(&self);
 }
 
-/// All workers of a processor.
 pub(super) struct Crew<I, T, B> {
     state: Mutex<State<I, T, B>>,
-    /// The last worker has left its seat.
+    /// Signals that a worker has left its seat.
     ended: Condvar,
     max_waiting: usize,
 }
 
 struct State<I, T, B> {
-    /// What is to be tried again.
+    /// Messages to be retried.
     later: Later<I, T>,
-    /// Workers that have not found the channel at its end. Only they can be at messages of it.
+    /// Workers that have not found the channel closed. Only these can hold a message from it.
     reading: usize,
-    /// Workers that are at a retry.
+    /// Workers that process a retry.
     retrying: usize,
     /// Workers that have a seat.
     seated: usize,
-    /// No new message is taken before this time: the store is away.
+    /// The store is unavailable, so no worker takes a new message before this time.
     paused_until: Option<I>,
     is_stopping: bool,
-    /// What was left is with whoever ended the processor: nothing can be put back any more.
+    /// The processor has ended and the remaining messages were returned, so nothing can be put back.
     is_cleared: bool,
     bells: Vec<B>,
 }
@@ -56,19 +55,20 @@ impl<I: Ord + Copy, T, B: Bell> State<I, T, B> {
     }
 }
 
-/// What a worker is to do.
+/// What a worker does next.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next<I, T> {
-    /// Try this again.
+    /// Retry this item.
     Retry(T),
-    /// Wait for the bell, until the time if there is one, and for a message of the channel if it is to take one.
+    /// Wait for the bell, for `until` if it is set, and for a message from the channel if `takes_new` is set.
     Wait { takes_new: bool, until: Option<I> },
     /// Leave.
     End,
 }
 
 impl<I: Ord + Copy, T, B: Bell> Crew<I, T, B> {
-    /// A crew with a seat for each bell. No new message is taken while `max_waiting` wait to be tried again.
+    /// Creates a crew with a seat for each bell. While `max_waiting` items wait to be retried, no worker takes a new
+    /// message.
     pub(super) fn new(max_waiting: usize, bells: Vec<B>) -> (Arc<Self>, Vec<Seat<I, T, B>>) {
         let seats = bells.len();
         let state = State {
@@ -88,11 +88,11 @@ impl<I: Ord + Copy, T, B: Bell> Crew<I, T, B> {
     }
 
     fn with<R>(&self, change: impl FnOnce(&mut State<I, T, B>) -> R) -> R {
-        // Nothing in here panics half-way through a change.
+        // A poisoned lock is safe to use, because no change here panics midway.
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Has every worker leave after what it is at.
+    /// Makes every worker leave after its current message.
     pub(super) fn stop(&self) {
         self.with(|state| {
             state.is_stopping = true;
@@ -100,7 +100,7 @@ impl<I: Ord + Copy, T, B: Bell> Crew<I, T, B> {
         });
     }
 
-    /// Waits until every seat is left. Returns what is still to be tried again.
+    /// Waits until every worker has left. Returns the items that are still to be retried.
     pub(super) fn join(&self) -> Vec<T> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         while state.seated > 0 {
@@ -110,9 +110,10 @@ impl<I: Ord + Copy, T, B: Bell> Crew<I, T, B> {
         state.later.drain().collect()
     }
 
-    /// The same up to a limit. What is left then is returned either way, and whether every seat is left.
+    /// Like [`join`](Self::join), but waits at most `limit`. Returns the items to be retried, and whether every worker
+    /// has left.
     pub(super) fn join_within(&self, limit: Duration) -> (Vec<T>, bool) {
-        // No wait is longer, so that no limit is too long to add to a time.
+        // Bounds a single wait, so that no limit is too long to add to a time.
         const LONGEST: Duration = Duration::from_secs(3_600);
 
         let began = Instant::now();
@@ -134,7 +135,7 @@ pub(super) struct Seat<I: Ord + Copy, T, B: Bell> {
 }
 
 impl<I: Ord + Copy, T, B: Bell> Seat<I, T, B> {
-    /// What to do now. The worker is done with what it did before.
+    /// Returns what the worker does next. The call ends the worker's previous task.
     pub(super) fn next(&mut self, now: I) -> Next<I, T> {
         let Self { crew, is_reading, is_retrying } = self;
         let max_waiting = crew.max_waiting;
@@ -149,7 +150,7 @@ impl<I: Ord + Copy, T, B: Bell> Seat<I, T, B> {
             if let Some(first) = state.later.pop_due(now) {
                 *is_retrying = true;
                 state.retrying += 1;
-                // The others wait for no new message while there is no room for its retry.
+                // The other workers take no new messages while `later` is full, so they must learn that it has room.
                 if was_full && state.later.len() < max_waiting {
                     state.ring_all();
                 }
@@ -164,19 +165,19 @@ impl<I: Ord + Copy, T, B: Bell> Seat<I, T, B> {
         })
     }
 
-    /// The channel is at its end, and this worker is at no message of it.
+    /// Notes that the channel is closed and that this worker holds no message from it.
     pub(super) fn found_the_end(&mut self) {
         if std::mem::take(&mut self.is_reading) {
             self.crew.with(|state| state.reading -= 1);
         }
     }
 
-    /// Has no worker take a new message before this time.
+    /// Keeps all workers from taking a new message before this time.
     pub(super) fn pause(&self, until: I) {
         self.crew.with(|state| state.paused_until = state.paused_until.max(Some(until)));
     }
 
-    /// Keeps something to be tried again when it is due. Gives it back if the processor has ended.
+    /// Stores an item to be retried when it is due. Returns the item if the processor has ended.
     pub(super) fn put_back(&self, due: I, what: T) -> Result<(), T> {
         self.crew.with(|state| {
             if state.is_cleared {
@@ -185,7 +186,7 @@ impl<I: Ord + Copy, T, B: Bell> Seat<I, T, B> {
             let is_first = state.later.next_due().is_none_or(|first| due < first);
             state.later.insert(due, what);
             if is_first {
-                // The others wait until a later time.
+                // The other workers wait for a later time.
                 state.ring_all();
             }
             Ok(())
@@ -200,7 +201,7 @@ impl<I: Ord + Copy, T, B: Bell> Drop for Seat<I, T, B> {
             state.reading -= usize::from(*is_reading);
             state.retrying -= usize::from(*is_retrying);
             state.seated -= 1;
-            // The others may be waiting for just this: the last retry is done, or the last message of the channel.
+            // The other workers may wait for exactly this: the last retry, or the last message of the channel, is done.
             if !planted!(LastRingsNobody) {
                 state.ring_all();
             }

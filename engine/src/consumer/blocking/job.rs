@@ -7,12 +7,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::Claim;
-use crate::consumer::{Identity, Unreadable};
+use crate::consumer::{IdentifyError, MessageKey};
 
-/// The work that is done, once, for each message, by a plain thread that may block.
+/// The work that a plain thread runs once for each message. It may block.
 ///
 /// ```
-/// use oncekey::consumer::{BlockingJob, Identity, Unreadable};
+/// use oncekey::consumer::{BlockingJob, MessageKey, IdentifyError};
 /// use oncekey::{Claim, Key};
 ///
 /// struct SendMail;
@@ -21,8 +21,8 @@ use crate::consumer::{Identity, Unreadable};
 ///     type Output = String;
 ///     type Error = std::io::Error;
 ///
-///     fn identify(&self, order: &u64) -> Result<Identity, Unreadable> {
-///         Ok(Identity::new(Key::new("mail", order)?, order)?)
+///     fn identify(&self, order: &u64) -> Result<MessageKey, IdentifyError> {
+///         Ok(MessageKey::new(Key::new("mail", order)?, order)?)
 ///     }
 ///
 ///     fn perform(&self, order: &u64, claim: &Claim) -> Result<String, std::io::Error> {
@@ -31,38 +31,38 @@ use crate::consumer::{Identity, Unreadable};
 /// }
 /// ```
 pub trait BlockingJob<M>: Send + Sync + 'static {
-    /// What it gives, kept as the outcome.
+    /// The type of the result, which the engine keeps as the outcome.
     type Output: Serialize + DeserializeOwned + Send + 'static;
-    /// What it fails with. Its text goes with a dead letter.
+    /// The type of the error. Its text is part of the dead letter.
     type Error: Display + Send + 'static;
 
-    /// Reads key and fingerprint from the message.
+    /// Reads the key and the fingerprint from the message.
     ///
     /// # Errors
-    /// The message is none that this job can read.
-    fn identify(&self, message: &M) -> Result<Identity, Unreadable>;
+    /// This job cannot read the message.
+    fn identify(&self, message: &M) -> Result<MessageKey, IdentifyError>;
 
-    /// Does the work. The engine's policies are those of the processor's handle.
+    /// Does the work, under the policies of the processor's engine handle.
     ///
     /// # Errors
-    /// The work could not be done.
+    /// The work failed.
     fn perform(&self, message: &M, claim: &Claim) -> Result<Self::Output, Self::Error>;
 
-    /// Whether the error is of a kind that no retry heals: the message becomes a dead letter at once. Default: never.
+    /// Returns whether no retry can resolve the error: the message then becomes a dead letter at once. Default: never.
     fn is_poison(&self, error: &Self::Error) -> bool {
         let _ = error;
         false
     }
 }
 
-/// A job for threads from two closures.
+/// Creates a job for threads from two closures.
 ///
 /// ```
 /// use oncekey::Key;
-/// use oncekey::consumer::{Identity, blocking_job};
+/// use oncekey::consumer::{MessageKey, blocking_job};
 ///
 /// let mail = blocking_job(
-///     |order: &u64| Ok(Identity::new(Key::new("mail", order)?, order)?),
+///     |order: &u64| Ok(MessageKey::new(Key::new("mail", order)?, order)?),
 ///     |order, _claim| Ok::<_, std::io::Error>(*order),
 /// );
 /// # let _ = mail;
@@ -73,7 +73,7 @@ pub fn blocking_job<M, I, P, T, E>(
 ) -> impl BlockingJob<M, Output = T, Error = E> + use<M, I, P, T, E>
 where
     M: 'static,
-    I: Fn(&M) -> Result<Identity, Unreadable> + Send + Sync + 'static,
+    I: Fn(&M) -> Result<MessageKey, IdentifyError> + Send + Sync + 'static,
     P: Fn(&M, &Claim) -> Result<T, E> + Send + Sync + 'static,
     T: Serialize + DeserializeOwned + Send + 'static,
     E: Display + Send + 'static,
@@ -90,7 +90,7 @@ struct Closures<M, I, P> {
 impl<M, I, P, T, E> BlockingJob<M> for Closures<M, I, P>
 where
     M: 'static,
-    I: Fn(&M) -> Result<Identity, Unreadable> + Send + Sync + 'static,
+    I: Fn(&M) -> Result<MessageKey, IdentifyError> + Send + Sync + 'static,
     P: Fn(&M, &Claim) -> Result<T, E> + Send + Sync + 'static,
     T: Serialize + DeserializeOwned + Send + 'static,
     E: Display + Send + 'static,
@@ -98,7 +98,7 @@ where
     type Output = T;
     type Error = E;
 
-    fn identify(&self, message: &M) -> Result<Identity, Unreadable> {
+    fn identify(&self, message: &M) -> Result<MessageKey, IdentifyError> {
         (self.identify)(message)
     }
 

@@ -1,4 +1,4 @@
-//! The consumer on plain threads: workers around crossbeam channels.
+//! The processor for plain threads, with workers that read a crossbeam channel.
 
 mod crew;
 mod job;
@@ -22,30 +22,30 @@ use crate::Engine;
 use crew::Crew;
 use worker::{Pending, Ring, Shared, Worker};
 
-/// Threads that take messages from a crossbeam channel, and run a [`BlockingJob`] for each.
+/// Takes messages from a crossbeam channel on several threads, and runs a [`BlockingJob`] for each.
 ///
-/// **Back-pressure goes end to end**: the channel is the user's and has the user's bound; a worker takes a message when it
-/// is free; a message that is to be retried waits in memory, and when too many do, no further ones are taken. So a slow
-/// job fills the channel, and a full channel has its senders wait.
+/// **Back-pressure is end to end.** You create the channel and choose its capacity. A worker takes a message only when
+/// it is free. Messages to be retried wait in memory, and when too many wait, workers take no new ones. A slow job
+/// therefore fills the channel, and a full channel makes its senders wait.
 ///
-/// It ends by itself when all senders of the channel are gone and every message is settled, or by
+/// The processor ends by itself when all senders of the channel are gone and every message is settled, or when you call
 /// [`shutdown`](Self::shutdown).
 ///
 /// ```
 /// use std::time::Duration;
-/// use oncekey::consumer::{BlockingProcessor, Identity, blocking_job, crossbeam_channel};
+/// use oncekey::consumer::{BlockingProcessor, MessageKey, blocking_job, crossbeam_channel};
 /// use oncekey::{Engine, Key};
 /// use oncekey_backends::MemoryBackend;
 ///
 /// let engine = Engine::builder(MemoryBackend::new()).start()?;
 /// let mail = blocking_job(
-///     |order: &u64| Ok(Identity::new(Key::new("mail", order)?, order)?),
+///     |order: &u64| Ok(MessageKey::new(Key::new("mail", order)?, order)?),
 ///     |order, claim| Ok::<_, std::io::Error>(format!("mail for order {order}, attempt {}", claim.attempt())),
 /// );
 /// let (orders, taken) = crossbeam_channel::bounded(100);
 /// let processor = BlockingProcessor::builder(engine, mail).threads(2).start(taken)?;
 /// for order in [17, 18, 17] {
-///     orders.send(order)?; // waits while a hundred are ahead
+///     orders.send(order)?; // waits while the channel is full
 /// }
 /// drop(orders);
 /// let processed = processor.join();
@@ -57,7 +57,7 @@ pub struct BlockingProcessor<M> {
     tally: Arc<Tally>,
 }
 
-/// What a [`BlockingProcessor`] did.
+/// Reports what a [`BlockingProcessor`] did.
 ///
 /// ```
 /// # use oncekey::consumer::BlockingProcessed;
@@ -73,20 +73,20 @@ pub struct BlockingProcessed<M> {
     pub ran: u64,
     /// Messages whose job had run before.
     pub replayed: u64,
-    /// How often messages were to be retried.
+    /// How many retries were scheduled.
     pub retried: u64,
-    /// Dead letters.
+    /// Messages that became dead letters.
     pub dead: u64,
-    /// Messages that were taken and are not settled: they were waiting to be retried.
+    /// Messages that were taken and not settled, because they waited to be retried.
     pub given_back: Vec<M>,
-    /// Whether workers were still at their message at the limit. They end after it; if it is to be retried then, it is
-    /// told to [`on_settled`](BlockingProcessorBuilder::on_settled) so.
+    /// Whether workers were still processing messages at the limit. These workers end after their message. If the
+    /// message must then be retried, they report this to [`on_settled`](BlockingProcessorBuilder::on_settled).
     pub is_unfinished: bool,
 }
 
 type OnSettled<M> = Arc<dyn Fn(M, Disposition) + Send + Sync>;
 
-/// Sets a [`BlockingProcessor`] up.
+/// Configures and starts a [`BlockingProcessor`].
 #[must_use]
 pub struct BlockingProcessorBuilder<M, J> {
     engine: Engine,
@@ -100,7 +100,7 @@ pub struct BlockingProcessorBuilder<M, J> {
 }
 
 impl<M: Send + 'static> BlockingProcessor<M> {
-    /// A processor with the defaults that the builder's methods name.
+    /// Creates a builder with the defaults that its methods name.
     pub fn builder<J: BlockingJob<M>>(engine: Engine, job: J) -> BlockingProcessorBuilder<M, J> {
         BlockingProcessorBuilder {
             engine,
@@ -120,8 +120,8 @@ impl<M: Send + 'static> BlockingProcessor<M> {
         self.processed(left_over, false)
     }
 
-    /// Takes no further message, and waits up to `limit` for those that workers are at. What is in the channel stays
-    /// there; messages that wait to be retried are given back.
+    /// Stops taking messages, and waits up to `limit` for the messages that workers are processing. Messages in the
+    /// channel stay there. Messages that wait to be retried are returned.
     pub fn shutdown(self, limit: Duration) -> BlockingProcessed<M> {
         self.crew.stop();
         let (left_over, is_ended) = self.crew.join_within(limit);
@@ -141,35 +141,37 @@ impl<M: Send + 'static> BlockingProcessor<M> {
 }
 
 impl<M: Send + 'static, J: BlockingJob<M>> BlockingProcessorBuilder<M, J> {
-    /// How many threads work. Default: 4; at least 1.
+    /// Sets the number of worker threads. Default: 4; at least 1.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads.max(1);
         self
     }
 
-    /// How many messages may wait in memory to be retried before no further ones are taken. Default: 1 000; at least 1.
+    /// Sets how many messages may wait in memory to be retried before workers take no new ones. Default: 1 000; at
+    /// least 1.
     pub fn max_waiting(mut self, messages: usize) -> Self {
         self.max_waiting = messages.max(1);
         self
     }
 
-    /// How many messages a thread takes at once, if there are as many. Default: 1; at least 1.
+    /// Sets how many messages a thread takes at once, if that many are available. Default: 1; at least 1.
     ///
-    /// The claims and outcomes of a batch are on their way together, its jobs run one after the other: for jobs of some
-    /// microseconds, beside which waking a thread is what costs. A long job would keep its batch from the other threads.
+    /// The engine sends the claims and the outcomes of a batch together, and runs its jobs one after the other. This
+    /// helps jobs that take a few microseconds, where waking a thread is the main cost. A long job would delay the rest
+    /// of its batch.
     pub fn batch(mut self, messages: usize) -> Self {
         self.batch = messages.max(1);
         self
     }
 
-    /// See [`RetryPolicy`].
+    /// Sets the [`RetryPolicy`].
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.retry = policy;
         self
     }
 
-    /// Called on the worker's thread with each message that is settled for good: here a broker's message is acknowledged,
-    /// a dead letter put aside. Default: dead letters are logged.
+    /// Sets a function that the worker's thread calls with each message that leaves the processor. Use it to
+    /// acknowledge a broker's message or to set a dead letter aside. Default: dead letters are logged.
     pub fn on_settled(mut self, settled: impl Fn(M, Disposition) + Send + Sync + 'static) -> Self {
         self.on_settled = Some(Arc::new(settled));
         self
@@ -178,7 +180,7 @@ impl<M: Send + 'static, J: BlockingJob<M>> BlockingProcessorBuilder<M, J> {
     /// Starts the threads.
     ///
     /// # Errors
-    /// The operating system gives no thread.
+    /// The operating system cannot start a thread.
     pub fn start(self, messages: Receiver<M>) -> std::io::Result<BlockingProcessor<M>> {
         let tally = Arc::new(Tally::default());
         let shared = Arc::new(Shared {

@@ -1,3 +1,3 @@
-//! The primitives that [`crew`](super::crew) is made of. The model of it puts those of `loom` in their place.
+//! The synchronization primitives that [`crew`](super::crew) uses. The loom model replaces them with those of `loom`.
 
 pub(super) use std::sync::{Arc, Condvar, Mutex};

@@ -1,4 +1,4 @@
-//! One thread that takes messages and works on them.
+//! A thread that takes messages and processes them.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::consumer::fault::Affects;
 use crate::consumer::guard::{Panicked, discard_value, guard};
 use crate::consumer::retry::Verdict;
 use crate::consumer::tally::Tally;
-use crate::consumer::{Disposition, Identity, JobError, JobResult, RetryPolicy};
+use crate::consumer::{Disposition, JobError, JobResult, MessageKey, RetryPolicy};
 use crate::{Claim, Engine, Error, RunError};
 
 /// What all workers of a processor share.
@@ -28,13 +28,12 @@ pub(super) struct Shared<M, J> {
     pub(super) tally: Arc<Tally>,
 }
 
-/// A message that a worker holds.
 pub(super) struct Pending<M> {
     pub(super) message: M,
     pub(super) failures: u32,
 }
 
-/// Holds one ring: a worker that is busy finds it when it is done.
+/// Holds one ring, so that a busy worker finds it later.
 pub(super) struct Ring(pub(super) Sender<()>);
 
 impl Bell for Ring {
@@ -49,18 +48,18 @@ pub(super) struct Worker<M: Send + 'static, J> {
     pub(super) messages: Receiver<M>,
     pub(super) bell: Receiver<()>,
     pub(super) seat: Seat<Instant, Pending<M>, Ring>,
-    /// The batch at work, each message until it is settled. It outlives a panic.
+    /// The current batch, each message until it is settled. It survives a panic.
     pub(super) hand: RefCell<Vec<Option<Pending<M>>>>,
-    /// Which of them the job is at.
+    /// Which message of the batch the job is processing.
     pub(super) at: Cell<Option<usize>>,
 }
 
-/// How long a worker that panicked waits before it begins anew.
+/// How long a worker that panicked waits before it restarts.
 const AFTER_A_PANIC: Duration = Duration::from_millis(50);
 
 impl<M: Send + 'static, J: BlockingJob<M>> Worker<M, J> {
-    /// Works until the crew is done. All user code has a guard of its own; a panic that arrives here is another's. The
-    /// worker's batch is given back then, and another worker takes its place, on the same thread.
+    /// Works until the crew is done. Each call to user code has its own guard, so a panic that arrives here comes from
+    /// elsewhere. The worker then gives its batch back and restarts on the same thread.
     pub(super) fn run(mut self) {
         while guard(|| self.work()) == Err(Panicked) {
             error!("a worker panicked: its messages are given back, and another takes its place");
@@ -100,7 +99,8 @@ impl<M: Send + 'static, J: BlockingJob<M>> Worker<M, J> {
         }
     }
 
-    /// After a panic: what the job was at has failed once more, and the rest was not tried.
+    /// After a panic, counts a failure for the message that the job was processing, and gives the others back as not
+    /// attempted.
     fn give_back(&self) {
         let at = self.at.take();
         for (number, pending) in self.hand.take().into_iter().enumerate() {
@@ -122,7 +122,7 @@ impl<M: Send + 'static, J: BlockingJob<M>> Worker<M, J> {
         let (mut calls, mut numbers) = (Vec::with_capacity(count), Vec::with_capacity(count));
         for number in 0..count {
             let read = match &self.hand.borrow()[number] {
-                Some(pending) => Identity::read(|| job.identify(&pending.message)),
+                Some(pending) => MessageKey::read(|| job.identify(&pending.message)),
                 None => continue,
             };
             match read {
@@ -172,7 +172,7 @@ impl<M: Send + 'static, J: BlockingJob<M>> Worker<M, J> {
             self.seat.pause(Instant::now() + backoff::spread(away));
         }
         match disposition {
-            // There is nobody to give it back to while the processor goes on.
+            // The processor has no caller to give the message back to while it runs, so it keeps the message.
             Disposition::RetryLater { after, failed } if affects == Affects::Shutdown => {
                 self.put_back(pending, after.max(away), failed);
             }

@@ -1,12 +1,12 @@
-//! Events inside one program: a bounded queue in memory.
+//! A bounded in-memory queue for events inside one program.
 //!
-//! A [`Publisher`] that finds the queue full waits: that is the back-pressure. A message that is retried later waits in
-//! memory beside the queue, and dead letters go to a channel of their own.
+//! When the queue is full, its [`Publisher`] waits, which is the back-pressure. Messages to be retried wait in memory
+//! beside the queue, and dead letters go to a separate channel.
 //!
-//! What is in memory ends with the source: get the source back from its processor by
-//! [`run_and_return`](crate::consumer::Processor::run_and_return), and what is left in it by
-//! [`into_remaining`](InProcess::into_remaining). It ends with the process too. Where messages must survive that, publish
-//! them from an outbox, or over a broker.
+//! The messages in memory are lost with the source and with the process. Get the source back from its processor with
+//! [`run_and_return`](crate::consumer::Processor::run_and_return), and its remaining messages with
+//! [`into_remaining`](InProcess::into_remaining). If messages must survive the process, publish them from an outbox or
+//! through a broker.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -22,7 +22,7 @@ use crate::consumer::backoff::bounded;
 use crate::consumer::later::Later;
 use crate::consumer::{Delivery, Disposition, Source};
 
-/// A queue that holds up to `capacity` messages, at least 1.
+/// Creates a queue that holds up to `capacity` messages, at least 1.
 ///
 /// ```
 /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -46,18 +46,18 @@ pub fn channel<M: Send + Sync + 'static>(capacity: usize) -> (Publisher<M>, InPr
     (publisher, InProcess { queue: tokio::sync::Mutex::new(queue), shared, capacity, dead: None })
 }
 
-/// As many as a channel can have.
+/// Limits a capacity to what a channel supports.
 fn places(capacity: usize) -> usize {
     capacity.clamp(1, Semaphore::MAX_PERMITS)
 }
 
-/// The sending end. Clones share the queue; when the last is dropped, the source ends once all is settled.
+/// The sending end. Clones share the queue. When the last is dropped, the source ends once every message is settled.
 pub struct Publisher<M> {
     queue: mpsc::Sender<M>,
     shared: Arc<Shared<M>>,
 }
 
-/// Nobody takes messages any more: here it is back.
+/// The queue is closed or has no consumer. This error returns the message.
 ///
 /// ```
 /// # #[actix_rt::main] async fn main() {
@@ -72,13 +72,13 @@ pub struct Publisher<M> {
 pub struct Closed<M>(pub M);
 
 impl<M> Publisher<M> {
-    /// Puts a message into the queue, and waits while that is full.
+    /// Puts a message into the queue. Waits while the queue is full.
     ///
     /// # Cancel safety
-    /// Dropped midway, the message is not in the queue.
+    /// If you drop the future early, the message is not in the queue.
     ///
     /// # Errors
-    /// The consumer is gone; the message comes back.
+    /// The queue is closed or its consumer is gone. The error returns the message.
     pub async fn send(&self, message: M) -> Result<(), Closed<M>> {
         if self.is_closed() {
             return Err(Closed(message));
@@ -86,13 +86,13 @@ impl<M> Publisher<M> {
         self.queue.send(message).await.map_err(|error| Closed(error.0))
     }
 
-    /// The same for a plain thread, which it blocks.
+    /// Like [`send`](Self::send), for a plain thread, which it blocks.
     ///
     /// # Errors
-    /// The consumer is gone; the message comes back.
+    /// The queue is closed or its consumer is gone. The error returns the message.
     ///
     /// # Panics
-    /// If it is called in an async task.
+    /// If called in an async task.
     pub fn send_blocking(&self, message: M) -> Result<(), Closed<M>> {
         if self.is_closed() {
             return Err(Closed(message));
@@ -100,7 +100,7 @@ impl<M> Publisher<M> {
         self.queue.blocking_send(message).map_err(|error| Closed(error.0))
     }
 
-    /// Whether the queue takes no more messages: it was closed, or its consumer is gone.
+    /// Returns whether the queue accepts no more messages, because it was closed or its consumer is gone.
     pub fn is_closed(&self) -> bool {
         self.shared.is_closed.load(Ordering::SeqCst) || self.queue.is_closed()
     }
@@ -118,7 +118,7 @@ impl<M> fmt::Debug for Publisher<M> {
     }
 }
 
-/// A message that was put aside.
+/// A message that was set aside.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -131,43 +131,43 @@ impl<M> fmt::Debug for Publisher<M> {
 pub struct DeadLetter<M> {
     /// The message.
     pub message: Arc<M>,
-    /// Why it is one.
+    /// Why it is a dead letter.
     pub reason: String,
 }
 
-/// The source.
+/// The source that [`channel`] creates.
 pub struct InProcess<M> {
     queue: tokio::sync::Mutex<mpsc::Receiver<M>>,
     shared: Arc<Shared<M>>,
-    /// No further message is taken from the queue while this many wait to be retried.
+    /// While this many messages wait to be retried, the source takes none from the queue.
     capacity: usize,
     dead: Option<mpsc::Sender<DeadLetter<M>>>,
 }
 
 struct Shared<M> {
     waiting: Mutex<Waiting<M>>,
-    /// Something was settled, or the source was closed.
+    /// Signals that a message was settled or the source was closed.
     changed: Notify,
     is_closed: AtomicBool,
 }
 
 struct Waiting<M> {
     later: Later<Instant, Again<M>>,
-    /// Receipts that are not dropped yet.
+    /// The number of deliveries whose receipts are not dropped yet.
     in_hand: usize,
 }
 
-/// A message that is to be delivered again.
+/// A message to be delivered again.
 struct Again<M> {
     message: Arc<M>,
     failures: u32,
 }
 
-/// What a message of this source is settled by. Clones are of the same delivery; when the last is dropped and none has
-/// settled it, the message is delivered again.
+/// Identifies a delivery of this source. Clones refer to the same delivery. If the last clone is dropped before the
+/// message is settled, the source delivers it again.
 pub struct Receipt<M>(Arc<InHand<M>>);
 
-/// A delivery. It counts as in hand until it is dropped, however that comes about.
+/// A delivery, which counts as unsettled until it is dropped.
 struct InHand<M> {
     shared: Arc<Shared<M>>,
     message: Arc<M>,
@@ -201,7 +201,8 @@ impl<M> fmt::Debug for Receipt<M> {
 }
 
 impl<M: Send + Sync + 'static> InProcess<M> {
-    /// Sends dead letters to a channel; a full one holds up those who settle. Without one they are only logged.
+    /// Sends dead letters to a channel. If that channel is full, settling a dead letter waits. Without a channel, dead
+    /// letters are only logged.
     ///
     /// ```
     /// # use oncekey::consumer::in_process;
@@ -215,8 +216,8 @@ impl<M: Send + Sync + 'static> InProcess<M> {
         (self, letters)
     }
 
-    /// Closes the queue: publishers get their messages back from now on. What is in the queue is still delivered, and the
-    /// source ends once all is settled.
+    /// Closes the queue. From now on, publishers get their messages back. The source still delivers the messages in the
+    /// queue, and ends once every message is settled.
     ///
     /// ```
     /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -235,12 +236,12 @@ impl<M: Send + Sync + 'static> InProcess<M> {
         if let Ok(mut queue) = self.queue.try_lock() {
             queue.close();
         }
-        // Else `next` has the queue, and closes it when it wakes.
+        // If the lock is taken, `next` holds the queue and closes it when it wakes.
         self.shared.changed.notify_one();
     }
 
-    /// The messages that are not settled: those that wait to be retried, the first to be due at the front, then those in
-    /// the queue. Publishers get their messages back from now on.
+    /// Returns the unsettled messages: first those that wait to be retried, ordered by due time, then those in the
+    /// queue. Publishers get their messages back from now on.
     ///
     /// ```
     /// # #[actix_rt::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -262,7 +263,7 @@ impl<M: Send + Sync + 'static> InProcess<M> {
         remaining
     }
 
-    /// The first message that is due, or when the next will be.
+    /// Returns the first message that is due, or the time when the next one will be.
     fn due(&self) -> Result<Delivery<M, Receipt<M>>, Option<Instant>> {
         let mut waiting = self.shared.waiting.lock();
         let Some(again) = waiting.later.pop_due(Instant::now()) else { return Err(waiting.later.next_due()) };
@@ -271,7 +272,7 @@ impl<M: Send + Sync + 'static> InProcess<M> {
         Ok(self.deliver(again))
     }
 
-    /// It is counted as in hand already.
+    /// The caller has already counted the message in `in_hand`.
     fn deliver(&self, Again { message, failures }: Again<M>) -> Delivery<M, Receipt<M>> {
         let in_hand = InHand {
             shared: Arc::clone(&self.shared),
@@ -297,7 +298,7 @@ impl<M: Send + Sync + 'static> Source for InProcess<M> {
         let mut queue = self.queue.lock().await;
         let mut is_closed = false;
         loop {
-            // Made before anything is looked at, so that no change in between goes unseen.
+            // Register before reading any state, so that no change in between is missed.
             let changed = self.shared.changed.notified();
             if self.shared.is_closed.load(Ordering::SeqCst) {
                 queue.close();
@@ -343,7 +344,7 @@ impl<M: Send + Sync + 'static> Source for InProcess<M> {
             }
             Disposition::DeadLetter { reason } => {
                 if let Some(dead) = &self.dead {
-                    // Nobody reads them any more: then the log has it.
+                    // If the channel has no reader any more, the log still has the dead letter.
                     let _ = dead.send(DeadLetter { message: Arc::clone(&in_hand.message), reason }).await;
                 }
                 in_hand.is_settled.store(true, Ordering::SeqCst);

@@ -1,4 +1,4 @@
-//! The kept sources.
+//! The bundled sources.
 
 pub mod in_process;
 #[cfg(feature = "nats")]

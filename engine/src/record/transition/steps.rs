@@ -12,10 +12,10 @@ use crate::record::{
 };
 use crate::{FencingToken, Fingerprint, StepPolicy};
 
-/// Begins a step, or says what is known of it.
+/// Begins a step, or returns what is known about it.
 ///
-/// A step begins or replays only while its parent is in progress under the sender's claim, within its lease. A holder that
-/// has lost its claim is refused **before** the step's effect.
+/// A step begins or replays only while its parent is in progress under the sender's claim and within its lease. A
+/// holder that has lost its claim is therefore refused **before** the step's effect.
 pub fn begin_step(found: Option<&Record>, now: StoreTime, message: &BeginStep) -> Step<StepBegun> {
     let BeginStep { name, fingerprint, number, policy, retention, .. } = message;
     let Some(record) = live(found, now, message.owner) else { return unchanged(StepBegun::Lost) };
@@ -50,8 +50,8 @@ pub fn begin_step(found: Option<&Record>, now: StoreTime, message: &BeginStep) -
 
 /// Records a step's outcome.
 ///
-/// The outcome is a fact, so it is recorded although the claim that began the step may be lost by now, until another run
-/// of the step begins.
+/// The outcome is a fact. It is recorded even if the claim that began the step is lost, until another run of the step
+/// begins.
 pub fn complete_step(found: Option<&Record>, now: StoreTime, message: &CompleteStep) -> Step<StepCompleted> {
     let CompleteStep { life, name, run, outcome, .. } = message;
     let Some((record, step)) = step_of(found, now, name).filter(|(record, _)| life_of(record) == *life) else {
@@ -70,11 +70,11 @@ pub fn complete_step(found: Option<&Record>, now: StoreTime, message: &CompleteS
 
 /// Records that a run of a step had no effect: it returned an error, or it never began.
 ///
-/// Afterwards a [`BeginStep`] of the same run can no longer land.
+/// Afterwards a [`BeginStep`] of the same run can no longer take effect.
 pub fn fail_step(found: Option<&Record>, now: StoreTime, message: &FailStep) -> Step<StepFailed> {
     let FailStep { owner, name, run, retention, .. } = message;
     let Some((record, step)) = step_of(found, now, name) else {
-        // The begin may still arrive while the claim stands.
+        // While the claim stands, the begin message may still arrive.
         return match owned(found, now, *owner).filter(|record| matches!(record.state, State::InProgress { .. })) {
             Some(record) if record.token == run.token => {
                 let step = StepRecord {
@@ -93,13 +93,13 @@ pub fn fail_step(found: Option<&Record>, now: StoreTime, message: &FailStep) -> 
     };
     let failed = || StepRecord { run: *run, progress: Progress::Failed, ..step.clone() };
     match &step.progress {
-        // A transaction whose commit was not answered has completed it.
+        // A transaction whose commit got no answer has completed the step.
         Progress::Completed(outcome) if step.run == *run => {
             unchanged(StepFailed::Completed { outcome: outcome.clone(), life: life_of(record) })
         }
         Progress::Begun if step.run == *run => put(replaced(record, failed(), now), StepFailed::Failed),
         Progress::Failed if step.run < *run => put(replaced(record, failed(), now), StepFailed::Failed),
-        // An earlier run of unknown effect stays one.
+        // The earlier run's effect stays unknown.
         Progress::Begun if step.run < *run => {
             put(replaced(record, StepRecord { run: *run, ..step.clone() }, now), StepFailed::Failed)
         }
@@ -107,14 +107,15 @@ pub fn fail_step(found: Option<&Record>, now: StoreTime, message: &FailStep) -> 
     }
 }
 
-/// What a transaction that is to complete a step learns before its operation runs, and again before it commits.
+/// Checks whether a transaction may complete a step. The backend calls this before the operation runs, and again before
+/// it commits.
 ///
-/// `Err` is the answer that ends it.
+/// `Err` is the answer that ends the transaction.
 pub fn may_commit_step(found: Option<&Record>, now: StoreTime, message: &CommitStep) -> Result<(), StepCommitted> {
     committable(found, now, message).map(drop)
 }
 
-/// Completes a step at the end of the transaction that did its writes. Any answer but
+/// Completes a step at the end of the transaction that made its writes. Any answer except
 /// [`Stored`](StepCommitted::Stored) rolls the transaction back.
 pub fn commit_step(
     found: Option<&Record>,
@@ -140,7 +141,7 @@ pub fn commit_step(
     put(with_step(record, step, *retention), stored)
 }
 
-/// The parent, the run and the attempt of a step that may be committed.
+/// Returns the parent, the run and the attempt of a step that may be committed.
 fn committable<'a>(
     found: Option<&'a Record>,
     now: StoreTime,
@@ -187,14 +188,14 @@ enum Next {
         attempt: Attempt,
         began_at: StoreTime,
     },
-    /// This very run has begun: the message was sent again.
+    /// This run has already begun: the message was sent again.
     IsRunning {
         attempt: Attempt,
     },
     Completed(SealedOutcome),
     Mismatch,
     Unsettled,
-    /// The message is late.
+    /// The message arrived late.
     Stale,
     TooMany,
 }
@@ -213,7 +214,7 @@ fn next(record: &Record, now: StoreTime, name: &StepName, asked: Option<&Fingerp
     match &step.progress {
         Progress::Begun if step.run == run => Next::IsRunning { attempt: step.attempt },
         Progress::Begun | Progress::Failed if step.run >= run => Next::Stale,
-        // Nothing happened under this name, so that it may be asked for something else.
+        // The last run had no effect, so the name may be used for another request.
         Progress::Failed => Next::Run { attempt: step.attempt.next(), began_at: now },
         _ if asks_otherwise => Next::Mismatch,
         Progress::Completed(outcome) => Next::Completed(outcome.clone()),
@@ -222,7 +223,7 @@ fn next(record: &Record, now: StoreTime, name: &StepName, asked: Option<&Fingerp
     }
 }
 
-/// The record, if it is in progress under `owner` and its lease holds.
+/// Returns the record if it is in progress under `owner` and its lease holds.
 fn live(found: Option<&Record>, now: StoreTime, owner: Owner) -> Option<&Record> {
     let any = planted!(StaleParentBeginsStep);
     let is_live =
@@ -235,12 +236,12 @@ fn step_of<'a>(found: Option<&'a Record>, now: StoreTime, name: &StepName) -> Op
     Some((record, record.steps.as_ref()?.get(name)?))
 }
 
-/// The life that a record's steps carry: the first one gives it the token of its claim.
+/// Returns the life that a record's steps carry: the token of the claim that began the first step.
 fn life_of(record: &Record) -> FencingToken {
     record.steps.as_ref().map_or(record.token, |steps| steps.life)
 }
 
-/// The record with a step in the place of the earlier one of its name, or added.
+/// Returns the record with `step` added, or in place of the earlier step of that name.
 fn with_step(record: &Record, step: StepRecord, retention: Duration) -> Record {
     let new = || Box::new(Steps { life: record.token, retention, list: Vec::new() });
     let mut steps = record.steps.clone().unwrap_or_else(new);
@@ -251,14 +252,14 @@ fn with_step(record: &Record, step: StepRecord, retention: Duration) -> Record {
     Record { steps: Some(steps), ..record.clone() }
 }
 
-/// The record with a changed step. A released parent is kept for its retention from here.
+/// Returns the record with a changed step. The retention of a released parent restarts here.
 fn replaced(record: &Record, step: StepRecord, now: StoreTime) -> Record {
     let retention = record.steps.as_ref().map_or(Duration::ZERO, |steps| steps.retention);
     let mut record = with_step(record, step, retention);
     match &mut record.state {
         State::Released { expires_at } => *expires_at = (*expires_at).max(now.after(retention)),
-        // Its last unsettled step may have kept a claim that lapsed long ago. Without that one the claim expires, and a
-        // retry would begin without its steps: the time counts from here.
+        // An unsettled step may have kept a claim that lapsed long ago. Without it the claim expires, and a retry would
+        // begin without its steps. So the time counts from here.
         State::InProgress { lease_until, .. } => *lease_until = (*lease_until).max(now),
         _ => {}
     }

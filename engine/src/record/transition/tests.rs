@@ -1,4 +1,4 @@
-//! Whatever messages come in whatever order, the promises hold.
+//! The promises hold for any messages in any order.
 
 use std::time::Duration;
 
@@ -67,7 +67,7 @@ impl Machine {
         self.record.clone().and_then(|record| record.at(self.now))
     }
 
-    /// Takes the message, and tells whether its sender was granted or confirmed the claim.
+    /// Executes the message, and returns its sender if the claim was granted or confirmed.
     fn take(&mut self, message: Message) -> Option<u8> {
         let (key, now) = (self.key.clone(), self.now);
         let found = self.record.clone();
@@ -132,13 +132,13 @@ proptest! {
             let after = machine.now_record();
             match (&before, &after) {
                 (Some(before), Some(after)) => {
-                    // No outcome changes once it is stored.
+                    // A stored outcome never changes.
                     if matches!(before.state, State::Completed { .. }) {
                         prop_assert_eq!(before, after, "{:?}", message);
                     }
                     prop_assert_eq!(before.fingerprint, after.fingerprint, "{:?}", message);
                     prop_assert!(after.attempt >= before.attempt, "{:?}", message);
-                    // A new owner only by a takeover, which raises the attempt, and only after a lapse.
+                    // The owner changes only by a takeover, which raises the attempt and needs a lapsed lease.
                     if before.owner != after.owner {
                         let may_be_taken_over =
                             matches!(before.state, State::InProgress { lease_until, on_abandoned: OnAbandoned::Rerun }
@@ -147,7 +147,7 @@ proptest! {
                         prop_assert_eq!(after.attempt, before.attempt.next());
                     }
                 }
-                // A record goes only by its owner's release, a resolution, or time.
+                // A record disappears only by its owner's release, a resolution, or time.
                 (Some(before), None) => prop_assert!(
                     match message {
                         Message::Release { owner } => {
@@ -162,7 +162,7 @@ proptest! {
                 ),
                 (None, _) => {}
             }
-            // Whoever is told yes is the owner of what stands there, or of what it has just released.
+            // A sender with a positive answer owns the record that is there, or the one that it has just released.
             if let (Some(owner), Some(after)) = (acted, &after) {
                 prop_assert_eq!(after.owner, Owner::from_bytes([owner; Owner::LEN]), "{:?}", message);
             }
@@ -170,7 +170,7 @@ proptest! {
     }
 }
 
-/// A record on its way, found at 1 000 ms, and what a step by its owner (9) or another (8) makes of it.
+/// Checks what a step by a record's owner (9) or by another owner (8) makes of a record found at 1 000 ms.
 mod by_example {
     use super::*;
     use crate::StepPolicy;
@@ -229,7 +229,7 @@ mod by_example {
         for word in [Hold, Rerun] {
             let lease_left = Duration::from_millis(1);
             assert_eq!(asked(claim(1_001, word)), unchanged(Acquired::InProgress { lease_left }));
-            // Whose answer was lost has it still, from now on, also past its lease.
+            // A holder that lost the answer still has its claim, renewed from now on, even past its lease.
             let again = acquire(Some(&record(2, 9, claim(900, word))), NOW, &asks(9, b"asked", word));
             let token = FencingToken::new(7);
             let granted = Acquired::Claimed { attempt: Attempt::new(2), token, took_over: false, steps: None };
@@ -323,8 +323,8 @@ mod by_example {
         record
     }
 
-    /// An unsettled step keeps its parent for as long as it takes. The word that settles it must not make the parent expire
-    /// at once: a retry would begin without the step, and charge again.
+    /// An unsettled step keeps its parent for any length of time. Settling the step must not make the parent expire at
+    /// once: a retry would begin without the step, and charge again.
     #[test]
     fn e26_a_step_that_is_resolved_late_keeps_its_parent() {
         let hours = |hours: u64| Duration::from_secs(hours * 60 * 60);
@@ -353,7 +353,7 @@ mod by_example {
         }
     }
 
-    /// Who released a key said that nothing happened, and its steps are kept for the next try alone.
+    /// A caller that released a key stated that nothing happened. The steps are kept only for the next attempt.
     #[test]
     fn e26_who_released_a_key_does_not_complete_it() {
         let claimed = written(acquire(None, NOW, &asks(7, b"asked", OnAbandoned::Hold)));
@@ -376,7 +376,7 @@ mod by_example {
             let next = Acquire { past_withdrawal: Some(Box::new(by(9))), ..asks(8, b"asked", Hold) };
             let step = acquire(Some(&vacant), NOW, &next);
             assert!(matches!(step.answer, Acquired::Claimed { attempt: Attempt::FIRST, took_over: false, .. }));
-            // The barrier stands behind the claim as well, until its time is over.
+            // The barrier also stands after the claim, until its time is over.
             assert_eq!(written(step).barrier.as_deref(), Some(&barrier));
             let later = barrier.until;
             assert!(matches!(acquire(Some(&vacant), later, &asks(8, b"asked", Hold)).answer, Acquired::Claimed { .. }));
@@ -394,12 +394,13 @@ mod by_example {
         let lapsed = written(withdraw(Some(&record(2, 8, claim(900, OnAbandoned::Rerun))), NOW, &withdrawal(9)));
         let takeover = acquire(Some(&lapsed), NOW, &asks(9, b"asked", OnAbandoned::Rerun));
         assert_eq!(takeover, unchanged(Acquired::Withdrawn { owner: by(9) }));
-        // An outcome outlives the barrier that stands on it.
+        // An outcome outlives the barrier on its record.
         let done = written(withdraw(Some(&record(2, 8, completed(1_500))), NOW, &withdrawal(9)));
         assert_eq!(done.state, completed(NOW.after(WITHDRAWAL_KEPT).as_millis()));
     }
 
-    /// Claim 8 was sent when the barrier named 9. It is withdrawn, then the withdrawal of 9 arrives once more, then claim 8.
+    /// Claim 8 was sent when the barrier named 9. Claim 8 is withdrawn, the withdrawal of 9 arrives again, and then
+    /// claim 8 arrives.
     #[test]
     fn e20_a_withdrawal_that_arrives_twice_brings_no_name_back() {
         let first = written(withdraw(None, NOW, &withdrawal(9)));

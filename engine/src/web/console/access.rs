@@ -1,8 +1,8 @@
-//! Who may do what in the console.
+//! Access rights in the console.
 
-/// What one request may do in the [console](super::console). Your closure returns it.
+/// What a request may do in the [console](super::console). Your closure returns it.
 ///
-/// The operator's name goes into the event and the log line of each key that the operator settles.
+/// The operator's name appears in the event and the log line of each key that the operator settles.
 ///
 /// ```
 /// use oncekey::web::ConsoleAccess;
@@ -16,7 +16,7 @@
 #[must_use]
 pub struct ConsoleAccess(Option<Operator>);
 
-/// Somebody who may see the console.
+/// A person who may see the console.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Operator {
     pub(super) name: String,
@@ -25,37 +25,37 @@ pub(super) struct Operator {
 }
 
 impl ConsoleAccess {
-    /// No right. The answer is 403, and is the same whatever was asked for.
+    /// Grants nothing. The console answers 403, always with the same page.
     pub fn none() -> Self {
         Self(None)
     }
 
-    /// The operator sees keys, states and times, and can't change anything.
+    /// Lets the operator see keys, states and times, but change nothing.
     pub fn view(operator: impl Into<String>) -> Self {
         Self(Some(Operator { name: operator.into(), settles: false, sees_outcomes: false }))
     }
 
-    /// The operator also settles keys.
+    /// Lets the operator also settle keys.
     pub fn settle(operator: impl Into<String>) -> Self {
         Self(Some(Operator { name: operator.into(), settles: true, sees_outcomes: false }))
     }
 
-    /// The operator also reads stored outcomes, which may hold what your customers told you.
+    /// Lets the operator also read stored outcomes, which may contain your customers' data.
     pub fn with_outcomes(self) -> Self {
         Self(self.0.map(|operator| Operator { sees_outcomes: true, ..operator }))
     }
 
-    /// The operator's name; `None` for a request without a right.
+    /// Returns the operator's name, or `None` for a request without any right.
     pub fn operator(&self) -> Option<&str> {
         self.0.as_ref().map(|operator| operator.name.as_str())
     }
 
-    /// Whether the operator may settle keys.
+    /// Returns whether the operator may settle keys.
     pub fn may_settle(&self) -> bool {
         self.0.as_ref().is_some_and(|operator| operator.settles)
     }
 
-    /// Whether the operator may read stored outcomes.
+    /// Returns whether the operator may read stored outcomes.
     pub fn may_see_outcomes(&self) -> bool {
         self.0.as_ref().is_some_and(|operator| operator.sees_outcomes)
     }

@@ -1,4 +1,4 @@
-//! What the store holds, counted now and then.
+//! Periodic counts of what the store holds.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,8 @@ use crate::{Engine, Error, Key};
 
 /// How many stuck keys are counted one by one.
 const COUNTED: usize = 1_000;
-/// A count costs less than this part of the time.
+/// A count stays fresh for this many times its own duration, so counting costs at most one part in a hundred of the
+/// time.
 const ONE_PART_OF: u32 = 100;
 const FRESH_AT_LEAST: Duration = Duration::from_secs(2);
 const FRESH_AT_MOST: Duration = Duration::from_secs(300);
@@ -17,7 +18,7 @@ const FRESH_AT_MOST: Duration = Duration::from_secs(300);
 #[derive(Debug, Clone)]
 pub(super) struct Census {
     pub(super) counts: Result<Counts, String>,
-    /// How long a look-up of one key took; `None` where the store did not answer.
+    /// How long the lookup of one key took. `None` if the store did not answer.
     pub(super) lookup: Option<Duration>,
     pub(super) findings: Vec<Finding>,
     pub(super) taken_at: Instant,
@@ -35,8 +36,8 @@ pub(super) struct Counts {
 }
 
 impl Hub {
-    /// The last count, or a new one if that is old. All who ask at the same time get the same: a store is counted once,
-    /// however many pages are open.
+    /// Returns the last count, or a new one if that is old. Concurrent callers share one count, however many pages are
+    /// open.
     pub(super) async fn census(&self, engine: &Engine) -> Census {
         let mut last = self.census.lock().await;
         if let Some(census) = last.as_ref().filter(|census| census.taken_at.elapsed() < census.fresh_for) {
@@ -47,7 +48,7 @@ impl Hub {
         census
     }
 
-    /// Makes the next page count anew, after somebody has settled a key.
+    /// Makes the next page count again, after an operator has settled a key.
     pub(super) async fn forget_census(&self) {
         *self.census.lock().await = None;
     }
@@ -63,7 +64,7 @@ impl Census {
     }
 }
 
-/// Times one look-up of a key that nobody uses.
+/// Times the lookup of a key that nobody uses.
 async fn probe(engine: &Engine) -> Option<Duration> {
     let key = Key::new("oncekey-console", "probe").ok()?;
     let began = Instant::now();
@@ -72,8 +73,8 @@ async fn probe(engine: &Engine) -> Option<Duration> {
 
 async fn count(engine: &Engine) -> Result<Counts, Error> {
     let stats = engine.stats().await?;
-    // A store counts by the state that it has stored. A claim that lapsed after a crash is indeterminate all the same, and
-    // nobody has written that anywhere: such keys are found one by one.
+    // The store counts stored states. A claim whose lease lapsed after a crash is indeterminate too, but no stored
+    // state says so, so these keys must be found one by one.
     let wanted = Filter { state: Some(StateName::Indeterminate), ..Filter::default() };
     let found = engine.find(wanted, None, COUNTED).await?;
     let lapsed = found.records.iter().filter(|view| view.lapsed_at.is_some()).count() as u64;

@@ -1,4 +1,4 @@
-//! What every request passes: the right to see, the origin of an action, and the headers of the answer.
+//! The checks that every request passes: access rights, the origin of an action, and the answer's headers.
 
 use actix_web::HttpResponse;
 use actix_web::body::{BoxBody, MessageBody};
@@ -11,7 +11,7 @@ use actix_web::{HttpMessage as _, HttpRequest};
 use super::access::ConsoleAccess;
 use super::pages;
 
-/// The console's own files, and nothing else. Scripts may build no markup from text.
+/// Allows only the console's own files. Scripts must not build markup from text.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
      connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'";
 
@@ -19,14 +19,14 @@ const HEADERS: [(HeaderName, &str); 7] = [
     (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (header::X_FRAME_OPTIONS, "DENY"),
-    // Not `no-referrer`: under that a browser sends `Origin: null` with the console's own forms.
+    // With `no-referrer`, a browser would send `Origin: null` with the console's own forms.
     (header::REFERRER_POLICY, "same-origin"),
     (header::CACHE_CONTROL, "no-store"),
     (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
 
-/// Lets a request pass to the pages if it may. Each answer leaves with the headers, also one that did not pass.
+/// Passes a permitted request to the pages. Every answer gets the security headers, even a refusal.
 pub(super) async fn pass(
     access: &impl Fn(&HttpRequest) -> ConsoleAccess,
     request: ServiceRequest,
@@ -34,7 +34,7 @@ pub(super) async fn pass(
 ) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
     let mut response = match refusal(access, &request) {
         Some(refused) => request.into_response(refused),
-        // No middleware stands between this and the pages: what fails there is a response as well.
+        // No middleware stands between this and the pages, so their errors arrive as responses.
         None => next.call(request).await?.map_into_boxed_body(),
     };
     for (name, value) in HEADERS {
@@ -43,7 +43,7 @@ pub(super) async fn pass(
     Ok(response)
 }
 
-/// The right is looked at first: who has none learns nothing, not even whether the console takes such a request.
+/// Checks the right first. A request without one learns nothing, not even whether the console accepts such requests.
 fn refusal(access: &impl Fn(&HttpRequest) -> ConsoleAccess, request: &ServiceRequest) -> Option<HttpResponse> {
     let Some(operator) = access(request.request()).into_operator() else {
         let why = "You may not use this console. If this service has a sign-in, sign in first.";
@@ -63,8 +63,8 @@ fn refusal(access: &impl Fn(&HttpRequest) -> ConsoleAccess, request: &ServiceReq
     None
 }
 
-/// Whether the browser says that a page of this origin sent the form: by `Sec-Fetch-Site`, by `Origin`, or by both. A
-/// request with neither is refused, and so is one in which either says otherwise.
+/// Returns whether the browser confirms that a page of this origin sent the form, by `Sec-Fetch-Site`, `Origin`, or
+/// both. A request with neither header is refused, and so is one in which either header says otherwise.
 fn is_same_origin(headers: &HeaderMap, uri: &Uri) -> bool {
     let site = headers.get_all("sec-fetch-site").map(|site| site == "same-origin");
     let origin = headers.get_all(header::ORIGIN).map(|origin| is_of_host(origin, headers, uri));
@@ -72,7 +72,7 @@ fn is_same_origin(headers: &HeaderMap, uri: &Uri) -> bool {
     !told.is_empty() && told.into_iter().all(|is_same| is_same)
 }
 
-/// Whether an origin names the host that was asked. The scheme is not compared: behind a proxy it is not known here.
+/// Returns whether an origin names the requested host. It ignores the scheme, which is unknown behind a proxy.
 fn is_of_host(origin: &HeaderValue, headers: &HeaderMap, uri: &Uri) -> bool {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let host = host.or_else(|| uri.authority().map(|authority| authority.as_str()));

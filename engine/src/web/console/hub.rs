@@ -1,4 +1,4 @@
-//! What all consoles of an engine share: the plots of the last hour, and the last count of the store.
+//! State that all consoles of an engine share: the plots of the last hour, and the last count of the store.
 
 use std::sync::{Arc, Weak};
 use std::thread;
@@ -11,12 +11,12 @@ use tracing::error;
 use super::census::Census;
 use crate::activity::{Activity, KINDS, Totals};
 
-/// How much time one point of a plot stands for.
+/// The time that one point of a plot covers.
 pub(super) const BUCKET: Duration = Duration::from_secs(10);
-/// The last hour.
+/// The number of points in the last hour.
 pub(super) const BUCKETS: usize = 360;
 
-/// One for each engine that has a console. It takes about 30 KB, however long the engine runs.
+/// The shared state of one engine's consoles. It takes about 30 KB, however long the engine runs.
 #[derive(Debug)]
 pub(crate) struct Hub {
     activity: Arc<Activity>,
@@ -27,14 +27,15 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
-    /// Begins to count, and to take the counts into the plots.
+    /// Starts counting events, and the thread that adds the counts to the plots.
     pub(crate) fn start(activity: Arc<Activity>) -> Arc<Self> {
         activity.turn_on();
         let (ended, engine) = bounded::<()>(0);
         let history = Mutex::new(History::new(Instant::now(), activity.totals()));
         let hub = Arc::new(Self { activity, history, census: tokio::sync::Mutex::default(), _ended: ended });
         let weak = Arc::downgrade(&hub);
-        // A thread, since no arbiter lives as long as the engine does. It sleeps all but a few microseconds of ten seconds.
+        // This needs a thread, because no arbiter lives as long as the engine. It works for a few microseconds every
+        // ten seconds.
         let sampler = thread::Builder::new().name("oncekey-activity".to_owned()).spawn(move || {
             while engine.recv_timeout(BUCKET) == Err(RecvTimeoutError::Timeout) {
                 let Some(hub) = Weak::upgrade(&weak) else { return };
@@ -52,20 +53,20 @@ impl Hub {
         self.history.lock().take_in(now, totals);
     }
 
-    /// The last hour until now.
+    /// Returns the last hour until now.
     pub(super) fn plots(&self) -> Vec<Series> {
         self.sample(Instant::now());
         self.history.lock().series()
     }
 }
 
-/// Counts by ten seconds, in a ring.
+/// A ring of counts, one for each ten seconds.
 #[derive(Debug)]
 struct History {
     started: Instant,
     seen: Totals,
     ring: Box<[Totals; BUCKETS]>,
-    /// The bucket that counts now, counted from the start and not wrapped.
+    /// The number of the current bucket since the start, not wrapped.
     at: u64,
 }
 
@@ -90,7 +91,7 @@ impl History {
         self.seen = totals;
     }
 
-    /// From the oldest to the newest.
+    /// Returns the buckets from the oldest to the newest.
     fn buckets(&self) -> impl Iterator<Item = &Totals> {
         (0..BUCKETS).map(|later| &self.ring[(self.at as usize + 1 + later) % BUCKETS])
     }
@@ -110,14 +111,13 @@ impl History {
     }
 }
 
-/// One plot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Series {
     /// The event's name, or `store`.
     pub(super) id: &'static str,
-    /// The sum of the hour; of the store, the mean of its batches in microseconds.
+    /// The sum over the hour. For the store, the mean duration of its batches in microseconds.
     pub(super) sum: u64,
-    /// By [`BUCKET`], the oldest first; of the store, means in microseconds.
+    /// One value per [`BUCKET`], the oldest first. For the store, means in microseconds.
     pub(super) values: Vec<u64>,
 }
 
@@ -126,8 +126,8 @@ impl Series {
         self.values.iter().copied().max().unwrap_or(0)
     }
 
-    /// The corners of a line through the values, for a drawing of [`BUCKETS`] by 100. Points inside a level stretch are
-    /// left out.
+    /// Returns the corners of a line through the values, for a drawing of [`BUCKETS`] by 100. It leaves out points
+    /// inside a level stretch.
     pub(super) fn points(&self) -> String {
         use std::fmt::Write as _;
 
@@ -138,7 +138,7 @@ impl Series {
             if !is_level {
                 let height = 98.0 - *value as f64 / peak * 96.0;
                 let gap = if points.is_empty() { "" } else { " " };
-                // Writing to a String can't fail.
+                // Writing to a `String` cannot fail.
                 let _ = write!(points, "{gap}{at},{height:.1}");
             }
         }
@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(history.series()[0].sum, 3);
         history.take_in(start + BUCKET * BUCKETS as u32, totals(8));
         assert_eq!(history.series()[0].sum, 1);
-        // Nobody looked for days.
+        // No samples were taken for days.
         history.take_in(start + BUCKET * 100_000, totals(9));
         assert_eq!(history.series()[0].values[BUCKETS - 2..], [0, 1]);
         assert_eq!(history.series()[0].sum, 1);

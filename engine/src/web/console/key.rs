@@ -1,4 +1,4 @@
-//! One key: its life, its times, its steps.
+//! The page of one key: its life cycle, times and steps.
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
@@ -15,7 +15,7 @@ use crate::{Engine, Key, KeyError};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Asked {
-    /// The stored form, by which pages link to a key.
+    /// The stored form, with which pages link to a key.
     #[serde(default)]
     id: String,
     #[serde(default)]

@@ -26,32 +26,32 @@ use actix_web::{HttpRequest, HttpResponse, Scope, web};
 
 use crate::Engine;
 
-/// A form with several hundred keys fits, and so does an outcome that somebody enters.
+/// Large enough for a form with several hundred keys, or for an outcome that an operator enters.
 const FORM_LIMIT: usize = 1 << 20;
 
-/// The operator's console, as a scope to mount where you like.
+/// Creates the operator's console, a scope that you mount where you like.
 ///
-/// It shows what is in flight, indeterminate and completed, plots of the last hour, the store's settings, and each stuck
-/// key. An operator settles stuck keys there, one or many. The guide to
+/// The console shows the number of keys in each state, plots of the last hour, the store's settings, and each stuck
+/// key. Operators can settle stuck keys there, one or many at a time. The guide to
 /// [stuck keys](crate::guide::stuck_keys) shows how.
 ///
-/// `access` decides for each request who asks and what they may do. Authenticate there, or in middleware around the console
-/// that leaves the operator in the request's extensions. A request without a right gets 403, with the same answer whatever
-/// it asked for. `access` runs for every request, and must not block.
+/// `access` identifies the operator of each request and decides what they may do. Authenticate in it, or in middleware
+/// around the console that puts the operator into the request's extensions. A request without any right gets 403,
+/// whatever it asks for, always with the same page. `access` runs for every request, so it must not block.
 ///
-/// An action is a POST from a page of the console itself: `Sec-Fetch-Site` must be `same-origin`, and `Origin` must name the
-/// host of the request. So a reverse proxy in front of the console must pass the `Host` header on, and must keep the path.
-/// The pages load nothing from other hosts, run no inline script, and send a Content-Security-Policy that says so.
-/// They work without JavaScript, which only keeps the overview current.
+/// Actions are POST requests from the console's own pages. `Sec-Fetch-Site` (`same-origin`) or `Origin` (the request's
+/// host) must confirm this, and neither may contradict it. A reverse proxy in front of the console must therefore pass
+/// on the `Host` header and keep the path. The pages load nothing from other hosts, run no inline script, and send a
+/// Content-Security-Policy that enforces this. They work without JavaScript, which only refreshes the overview.
 ///
-/// Each key that an operator settles emits [`EventKind::Resolved`](crate::EventKind::Resolved) with the operator's name, and
-/// each step [`EventKind::StepResolved`](crate::EventKind::StepResolved). Outcomes are shown only to operators with
-/// [`ConsoleAccess::with_outcomes`].
+/// Each key that an operator settles emits [`EventKind::Resolved`](crate::EventKind::Resolved) with the operator's
+/// name, and each step emits [`EventKind::StepResolved`](crate::EventKind::StepResolved). Only operators with
+/// [`ConsoleAccess::with_outcomes`] see outcomes.
 ///
-/// From the first console of an engine on, a thread keeps the plots, in about 30 KB. They show this process alone.
+/// The first console of an engine starts a thread that records the plots, in about 30 KB. They cover only this process.
 ///
-/// Where your [`Idempotency`](super::Idempotency) guard requires a key, leave the console's path out of it: a form sends
-/// none.
+/// If your [`Idempotency`](super::Idempotency) guard requires a key, exclude the console's path, because forms send no
+/// key.
 ///
 /// ```
 /// use actix_web::{App, HttpRequest, web};
@@ -72,7 +72,7 @@ const FORM_LIMIT: usize = 1 << 20;
 /// # Ok::<(), oncekey::StartError>(())
 /// ```
 ///
-/// Without the closure it does not compile:
+/// A console without the closure does not compile:
 ///
 /// ```compile_fail
 /// # use oncekey::{Engine, web::console};
@@ -95,7 +95,7 @@ pub fn console<A>(
 where
     A: Fn(&HttpRequest) -> ConsoleAccess + 'static,
 {
-    // Counts from now on, and not from the first look.
+    // Start counting now, not when the first page is opened.
     engine.console();
     let access = Rc::new(access);
     web::scope("")

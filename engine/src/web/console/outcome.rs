@@ -1,4 +1,4 @@
-//! Outcomes that an operator enters, and outcomes that one may read.
+//! Outcomes that an operator enters, and outcomes that an operator may read.
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderName, HeaderValue};
@@ -9,7 +9,7 @@ use crate::Key;
 use crate::record::{Payload, PayloadKind, SealedOutcome};
 use crate::web::RecordedResponse;
 
-/// The fields of an outcome, as they were entered.
+/// The fields of an outcome, as entered.
 #[derive(Debug, Clone)]
 pub(super) struct Entered {
     pub(super) kind: String,
@@ -43,7 +43,7 @@ impl Given {
     }
 }
 
-/// The text of a JSON value, kept as it was entered: a number loses no digit.
+/// Returns the text of a JSON value exactly as entered, so that a number loses no digit.
 pub(super) fn json_of(text: &str) -> Result<Vec<u8>, String> {
     let text = text.trim();
     if text.is_empty() {
@@ -63,7 +63,7 @@ impl Entered {
         let status = self.status.trim().parse().ok().and_then(|status| StatusCode::from_u16(status).ok());
         let status = status.filter(|status| (200..600).contains(&status.as_u16()));
         let status = status.ok_or("Enter a status from 200 to 599.")?;
-        // A browser ends each line of a form's text by CRLF.
+        // Browsers end each line of a form's text with CRLF.
         let body = self.body.replace("\r\n", "\n");
         if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) && !body.is_empty() {
             return Err(format!("A response with status {} has no body. Leave the body empty.", status.as_u16()));
@@ -92,7 +92,7 @@ impl Entered {
 /// The most bytes of a body that a page shows.
 const SHOWN: usize = 64 << 10;
 
-/// An outcome for an operator who may read it.
+/// Describes an outcome for an operator who may read it.
 pub(super) fn shown(key: &Key, outcome: &SealedOutcome) -> Outcome {
     match outcome.open(key) {
         Ok(Payload::Tombstone) => {

@@ -1,4 +1,4 @@
-//! The overview, as a page and as the figures that keep it current.
+//! The overview page, and the figures that keep it current.
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -11,10 +11,10 @@ use super::pages::{self, Page};
 use super::words::{grouped, span, took};
 use crate::Engine;
 
-/// All that changes on the page, as it shows it.
+/// Everything that changes on the page, as the page shows it.
 #[derive(Debug, Serialize)]
 pub(super) struct Figures {
-    /// What is wrong; empty if nothing is.
+    /// What is wrong. Empty if nothing is.
     pub(super) alarm: String,
     pub(super) in_flight: String,
     pub(super) indeterminate: String,

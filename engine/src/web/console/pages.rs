@@ -1,4 +1,4 @@
-//! The pages: templates from `pages/`, which escape all that they are given.
+//! The pages, which are templates from `pages/`. The templates escape every value.
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::ContentType;
@@ -8,27 +8,27 @@ use askama::Template;
 use super::access::Operator;
 use crate::{Error, Key};
 
-/// What the frame of a page needs.
+/// The values that a page's frame needs.
 #[derive(Debug)]
 pub(super) struct Page {
-    /// What leads to the other pages: nothing where they lie beside this one.
+    /// The path from this page to the others. Empty if they are in the same directory.
     pub(super) root: String,
     pub(super) operator: String,
     pub(super) settles: bool,
-    /// Which part of the console this is.
+    /// The part of the console that the page belongs to.
     pub(super) at: &'static str,
 }
 
 impl Page {
-    /// A page beside the others.
+    /// Creates a page in the same directory as the others.
     pub(super) fn new(at: &'static str, operator: &Operator) -> Self {
         Self { root: String::new(), operator: operator.name.clone(), settles: operator.settles, at }
     }
 
-    /// The page at the console's own path, which may or may not end with a slash.
+    /// Creates the page at the console's own path, which may or may not end with a slash.
     pub(super) fn at_root(request: &HttpRequest, operator: &Operator) -> Self {
         let path = request.path().trim_matches('/');
-        // One slash: two would name a host.
+        // One slash only: a path that begins with two would name a host.
         let root = if path.is_empty() { "/".to_owned() } else { format!("/{path}/") };
         Self { root, ..Self::new("overview", operator) }
     }
@@ -38,7 +38,6 @@ impl Page {
     }
 }
 
-/// Gives a page its status.
 pub(super) fn show(status: StatusCode, page: &impl Template) -> HttpResponse {
     match page.render() {
         Ok(text) => HttpResponse::build(status).content_type(ContentType::html()).body(text),
@@ -56,7 +55,7 @@ struct Plain<'a> {
     text: &'a str,
 }
 
-/// A page without a frame, which names no other page.
+/// Shows a page without a frame, which links to no other page.
 pub(super) fn plain(status: StatusCode, title: &str, text: &str) -> HttpResponse {
     show(status, &Plain { title, text })
 }
@@ -69,12 +68,11 @@ struct Message<'a> {
     text: &'a str,
 }
 
-/// A page with one message.
 pub(super) fn message(status: StatusCode, page: Page, title: &str, text: &str) -> HttpResponse {
     show(status, &Message { page, title, text })
 }
 
-/// The store did not do what a page needs.
+/// Shows that the store did not provide what a page needs.
 pub(super) fn failed(page: Page, error: &Error) -> HttpResponse {
     let status = StatusCode::SERVICE_UNAVAILABLE;
     message(status, page, "The store does not answer", &format!("{error}. Nothing was changed. Try again."))
@@ -88,10 +86,9 @@ pub(super) struct Overview {
     pub(super) findings: Vec<crate::backend::Finding>,
 }
 
-/// A key in a list.
 #[derive(Debug)]
 pub(super) struct Row {
-    /// Links and forms name it by its stored form.
+    /// Links and forms use its stored form.
     pub(super) key: Key,
     pub(super) attempt: u64,
     pub(super) since: String,
@@ -109,7 +106,6 @@ pub(super) struct Stuck {
     pub(super) more: String,
 }
 
-/// A key that is about to be settled.
 #[derive(Debug)]
 pub(super) struct Item {
     pub(super) key: Key,
@@ -124,14 +120,13 @@ pub(super) struct Item {
 pub(super) struct Confirm {
     pub(super) page: Page,
     pub(super) act: &'static str,
-    /// How many are ready.
+    /// How many items are ready to be settled.
     pub(super) ready: String,
     pub(super) items: Vec<Item>,
     pub(super) entered: super::outcome::Entered,
     pub(super) problem: String,
 }
 
-/// What became of a key.
 #[derive(Debug)]
 pub(super) struct SettledKey {
     pub(super) key: Key,
@@ -164,7 +159,7 @@ impl Fact {
     }
 }
 
-/// A part of a key's life.
+/// A stage of a key's life cycle.
 #[derive(Debug)]
 pub(super) struct Stage {
     pub(super) name: &'static str,
@@ -197,7 +192,7 @@ pub(super) struct Found {
     pub(super) facts: Vec<Fact>,
     pub(super) is_stuck: bool,
     pub(super) steps: Vec<StepRow>,
-    /// Only for operators who may see it.
+    /// Set only for operators who may see it.
     pub(super) outcome: Option<Outcome>,
 }
 

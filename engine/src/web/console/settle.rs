@@ -1,4 +1,4 @@
-//! Settling keys: a page that reads them again and asks, and the action.
+//! Settles keys: a confirmation page that reads the keys again, and the action.
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
@@ -10,10 +10,10 @@ use super::pages::{self, Confirm, Item, Page, Settled};
 use crate::backend::{RecordView, Resolution, Resolved, StateName, StateView};
 use crate::{Engine, Error, Key};
 
-/// How many keys one form settles at most: several pages' worth.
+/// The most keys that one form settles, which is several pages' worth.
 const AT_ONCE: usize = 500;
 
-/// A form's fields, in order. A name may come more than once.
+/// A form's fields in order. A name may occur more than once.
 pub(super) type Fields = web::Form<Vec<(String, String)>>;
 
 pub(super) fn all<'a>(fields: &'a Fields, name: &'a str) -> impl Iterator<Item = &'a str> {
@@ -47,7 +47,7 @@ impl Act {
     }
 }
 
-/// Shows the keys as they are now, and asks.
+/// Shows the current state of the keys, and asks for confirmation.
 pub(super) async fn confirm(
     operator: web::ReqData<Operator>,
     engine: web::Data<Engine>,
@@ -98,7 +98,7 @@ fn item(key: &Key, view: Option<&RecordView>, act: Act) -> Item {
         None => ("no record".to_owned(), false),
         Some(view) if view.state != StateView::Indeterminate => (StateName::of(&view.state).name().to_owned(), false),
         Some(_) => match step {
-            // Its effect may have happened, which only a decision about this step settles.
+            // The step's effect may have happened, and only a decision about this step settles that.
             Some(step) if act == Act::Release => (format!("step {} is stuck: settle it first", step.name), false),
             _ => (StateName::Indeterminate.name().to_owned(), true),
         },
@@ -112,13 +112,13 @@ fn item(key: &Key, view: Option<&RecordView>, act: Act) -> Item {
     }
 }
 
-/// A key, and the fencing token of the claim that the operator has seen.
+/// Parses a key and the fencing token of the claim that the operator has seen.
 fn seen(item: &str) -> Option<(u64, Key)> {
     let (token, key) = item.split_once(':')?;
     Some((token.parse().ok()?, Key::from_stored(key).ok()?))
 }
 
-/// Settles the keys, each only if it is still what the operator has seen.
+/// Settles the keys, each only if it has not changed since the operator saw it.
 pub(super) async fn settle(
     operator: web::ReqData<Operator>,
     engine: web::Data<Engine>,

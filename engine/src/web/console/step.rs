@@ -1,4 +1,4 @@
-//! Settling one step of an operation.
+//! Settles one step of an operation.
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
@@ -18,7 +18,7 @@ pub(super) struct Asked {
     name: String,
 }
 
-/// A step of an indeterminate key that nobody knows the result of.
+/// A step of an indeterminate key whose result is unknown.
 struct Open {
     view: RecordView,
     step: StepRecord,
@@ -33,7 +33,7 @@ impl Open {
         Ok(step.filter(|_| view.state == StateView::Indeterminate).map(|step| Self { view, step }))
     }
 
-    /// Names the run, so that a form settles no later one.
+    /// Names the step's run, so that a form cannot settle a later one.
     fn run(&self) -> String {
         format!("{}.{}", self.step.run.token, self.step.run.number)
     }
@@ -52,7 +52,7 @@ impl Open {
     }
 }
 
-/// Shows the step as it is now, and asks.
+/// Shows the current state of the step, and asks for confirmation.
 pub(super) async fn page(
     operator: web::ReqData<Operator>,
     engine: web::Data<Engine>,

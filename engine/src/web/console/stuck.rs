@@ -15,7 +15,7 @@ use crate::{Engine, Error, Key};
 
 /// How many keys a page shows.
 const ON_A_PAGE: usize = 50;
-/// How long a page looks for keys in a store that has no index for them.
+/// How long a page searches a store that has no index for such keys.
 const LOOKS_FOR: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Deserialize)]
@@ -51,7 +51,7 @@ pub(super) async fn page(
     }
 }
 
-/// Asks until the page is full, or for a second.
+/// Searches until the page is full, or for a second.
 async fn look(engine: &Engine, scope: &str, mut after: Option<Key>) -> Result<Found, Error> {
     let scope = Some(scope.to_owned()).filter(|scope| !scope.is_empty());
     let filter = Filter { state: Some(StateName::Indeterminate), scope, older_than: None };
@@ -83,7 +83,7 @@ fn row(view: &RecordView) -> Row {
     }
 }
 
-/// Since when a key is indeterminate, as far as the store knows.
+/// Describes how long a key has been indeterminate, as far as the store knows.
 pub(super) fn since(view: &RecordView) -> String {
     if let Some(lapsed_at) = view.lapsed_at {
         return format!("{} ago, when its lease lapsed", span(view.read_at.left(lapsed_at)));

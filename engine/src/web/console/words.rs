@@ -1,10 +1,10 @@
-//! Numbers and times as people read them.
+//! Formats numbers and times for people.
 
 use std::time::{Duration, SystemTime};
 
 use actix_web::http::header::HttpDate;
 
-/// Two units at most: enough to tell minutes from days.
+/// Formats a duration in at most two units, enough to tell minutes from days.
 pub(super) fn span(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
@@ -20,7 +20,7 @@ pub(super) fn span(duration: Duration) -> String {
     }
 }
 
-/// A time that a machine takes.
+/// Formats the duration of a machine's operation.
 pub(super) fn took(micros: u64) -> String {
     match micros {
         0..1_000 => format!("{micros} µs"),
@@ -41,14 +41,14 @@ pub(super) fn grouped(number: u64) -> String {
     grouped
 }
 
-/// A point in time so long ago, by this process's clock.
+/// Returns the date that lies `ago` in the past, by this process's clock.
 pub(super) fn date_before(ago: Duration) -> String {
     SystemTime::now().checked_sub(ago).map(|at| HttpDate::from(at).to_string()).unwrap_or_default()
 }
 
-/// A point in time so far ahead, by this process's clock.
+/// Returns the date that lies `left` in the future, by this process's clock.
 pub(super) fn date_after(left: Duration) -> String {
-    // HTTP's dates end with the year 9999.
+    // HTTP dates end with the year 9999.
     let at = SystemTime::now().checked_add(left.min(Duration::from_secs(1_000 * 365 * 86_400)));
     at.map(|at| HttpDate::from(at).to_string()).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! The world as those see it who live in it.
+//! The world as its processes and clients see it.
 
 use std::future::pending;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use oncekey::record::{Owner, SealedOutcome};
-use oncekey::{Abandoned, Attempt, Key, Verdict};
+use oncekey::{AbandonedClaim, Attempt, Key, ReconcileOutcome};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::{Engaged, Life, Mode, Promise, World};
 use crate::simulation::{RUN_LIMITS, Report, Value};
 
-/// The world, for all who live in it.
+/// A shared handle of the world.
 #[derive(Debug, Clone)]
 pub struct Shared(Arc<Mutex<World>>);
 
@@ -26,12 +26,12 @@ impl Shared {
         act(&mut self.0.lock().unwrap())
     }
 
-    /// A while of chance.
+    /// Returns a random duration.
     pub fn up_to(&self, millis: u64) -> Duration {
         self.with(|world| world.up_to(millis))
     }
 
-    /// From now on nothing goes wrong.
+    /// Ends all faults from now on.
     pub fn heal(&self) {
         self.with(|world| {
             world.note(format_args!("healed"));
@@ -41,22 +41,22 @@ impl Shared {
         });
     }
 
-    /// From now on answers to acquires take this much longer.
+    /// Makes answers to acquires take this much longer from now on.
     pub fn slows_acquires(&self, by: Duration) {
         self.with(|world| world.slow_acquires = by);
     }
 
-    /// The next commit is taken, and the connection breaks before its answer.
+    /// Executes the next commit, and breaks the connection before its answer.
     pub fn loses_a_commit(&self) {
         self.with(|world| world.lost_commits += 1);
     }
 
-    /// How many commits' answers are still to be lost.
+    /// Returns how many commits' answers must still be lost.
     pub fn commits_to_lose(&self) -> u32 {
         self.with(|world| world.lost_commits)
     }
 
-    /// How often the effect of a key happened.
+    /// Returns how often the effect of a key happened.
     pub fn effects_of(&self, key: &Key) -> usize {
         self.with(|world| world.ledger.iter().filter(|(other, _)| other == key).count())
     }
@@ -65,23 +65,23 @@ impl Shared {
         self.with(|world| (world.report.seed % 2) as usize)
     }
 
-    /// How long operations may run.
+    /// Returns how long operations may run.
     pub fn run_limit(&self) -> Duration {
         self.with(|world| RUN_LIMITS[usize::from(world.calm)])
     }
 
-    /// The operation of the next transaction ends it by a commit of its own.
+    /// Makes the operation of the next transaction end it with its own commit.
     pub fn ends_a_transaction(&self) {
         self.with(|world| world.transactions_to_end += 1);
     }
 
-    /// A process starts.
+    /// Starts a life of a process.
     pub fn is_born(&self, process: usize) -> Arc<Life> {
         let number = self.with(World::next_value);
         Arc::new(Life { process, number, alive: AtomicBool::new(true), died: Notify::new() })
     }
 
-    /// A process is no more: what it was about to do it never will.
+    /// Ends a life of a process. It does nothing more.
     pub fn dies(&self, life: &Life) {
         life.alive.store(false, Ordering::Relaxed);
         life.died.notify_waiters();
@@ -91,19 +91,19 @@ impl Shared {
         });
     }
 
-    /// An operation begins.
+    /// Begins an operation.
     pub(in crate::simulation) fn begins(&self, key: &Key, attempt: Attempt, life: &Life) -> Working {
         let engaged = Engaged { key: key.clone(), attempt, life: life.number };
         let owner = self.with(|world| {
             let is_it = |promise: &Promise| promise.heard && promise.engaged == engaged;
-            // The latest: an earlier claim of the same attempt was given back.
+            // This takes the latest claim, because an earlier claim of the same attempt was released.
             let owner = world.promised.iter().rposition(is_it).map(|at| world.promised.remove(at).owner);
             if let Some(fate) = owner.and_then(|owner| world.fates.get_mut(owner.as_bytes())) {
                 fate.began = true;
             }
             world.note(format_args!("{key} begins, attempt {attempt}, in life {}", life.number));
             world.checks_begin(key, attempt);
-            // The store answers every renewal in time here, and nobody crashes.
+            // In a calm world the store answers every renewal in time, and no process crashes.
             if world.calm && world.working.iter().any(|other| other.key == *key) {
                 world.breaks(format!("{key} begins while its operation runs"));
             }
@@ -113,7 +113,7 @@ impl Shared {
         Working { world: self.clone(), engaged, owner, began: Instant::now() }
     }
 
-    /// An outside effect happens, and gives a value.
+    /// Performs an external effect, and returns its value.
     pub fn effect(&self, key: &Key) -> u64 {
         self.with(|world| {
             let value = world.next_value();
@@ -122,9 +122,9 @@ impl Shared {
         })
     }
 
-    /// What became of an abandoned claim, in the word of one who knows the ledger, and who is still at work.
-    pub fn verdict(&self, abandoned: &Abandoned) -> Verdict {
-        let Abandoned { key, attempt, step } = abandoned;
+    /// Returns what happened to an abandoned claim, from the ledger and from the operations that still run.
+    pub fn verdict(&self, abandoned: &AbandonedClaim) -> ReconcileOutcome {
+        let AbandonedClaim { key, attempt, step } = abandoned;
         if let Some(step) = step {
             return self.verdict_of_step(abandoned, step);
         }
@@ -134,16 +134,16 @@ impl Shared {
             let may_come =
                 world.promised.iter().any(|promise| engaged(&promise.engaged)) || world.working.iter().any(engaged);
             let verdict = match happened {
-                Some(value) => Verdict::Completed(SealedOutcome::of_value(key, &Value::of(value)).unwrap()),
-                None if may_come => Verdict::Unknown,
-                None => Verdict::NotDone,
+                Some(value) => ReconcileOutcome::Completed(SealedOutcome::of_value(key, &Value::of(value)).unwrap()),
+                None if may_come => ReconcileOutcome::Unknown,
+                None => ReconcileOutcome::NotDone,
             };
             world.note(format_args!("verdict on {key}, attempt {attempt}: {verdict:?}"));
             verdict
         })
     }
 
-    /// A caller is told an outcome.
+    /// Records that a caller received an outcome.
     pub(in crate::simulation) fn is_told(&self, key: &Key, value: u64) {
         self.with(|world| {
             world.note(format_args!("{key} is told {value}"));
@@ -173,7 +173,7 @@ impl Shared {
     }
 }
 
-/// An operation at work; dropped when it is not any more.
+/// A running operation. It is dropped when the operation no longer runs.
 #[derive(Debug)]
 pub(in crate::simulation) struct Working {
     world: Shared,
@@ -183,19 +183,19 @@ pub(in crate::simulation) struct Working {
 }
 
 impl Working {
-    /// Whether what the operation says still counts: past its run limit, its claim is settled as abandoned.
+    /// Returns whether the operation's report still counts. Past its run limit, its claim is settled as abandoned.
     fn counts(&self) -> bool {
         self.began.elapsed() < self.world.run_limit()
     }
 
-    /// The operation never returns, and does nothing more.
+    /// Makes the operation hang: it never returns, and does nothing more.
     pub(in crate::simulation) async fn hangs<T>(self) -> T {
         self.world.with(|world| world.hung.push(self.engaged.key.clone()));
         drop(self);
         pending().await
     }
 
-    /// The operation says that nothing happened.
+    /// Ends the operation with the report that nothing happened.
     pub(in crate::simulation) fn fails(self) {
         let owner = self.owner.filter(|_| self.counts());
         self.world.with(|world| {
@@ -205,7 +205,7 @@ impl Working {
         });
     }
 
-    /// The operation ends well.
+    /// Ends the operation successfully.
     pub(in crate::simulation) fn finishes(self, value: u64, life: &Arc<Life>) {
         let key = self.engaged.key.clone();
         if self.counts() {

@@ -1,10 +1,10 @@
-//! The ledger of steps: what really happened under each name, and what operations were told of it.
+//! The ledger of steps: what really happened under each name, and which outcomes operations received.
 
 use std::collections::BTreeMap;
 
 use oncekey::backend::{BeginStep, OperationFailure, StepBegun, StepCommitted, StepInTransaction};
 use oncekey::record::{Progress, Record, State, transition};
-use oncekey::{Abandoned, AbandonedStep, Key, Verdict};
+use oncekey::{AbandonedClaim, AbandonedStep, Key, ReconcileOutcome};
 
 use super::{Fault, Sabotage, Shared, Transaction, World};
 use crate::simulation::checkouts::{self, StepKind};
@@ -12,9 +12,9 @@ use crate::simulation::checkouts::{self, StepKind};
 #[derive(Debug, Default)]
 pub(super) struct StepLedger {
     effects: Vec<(Key, String, u64)>,
-    /// What an operation was told first: what each later attempt must be told.
+    /// The first outcome that an operation received. Each later attempt must receive the same.
     told: BTreeMap<(Key, String), u64>,
-    /// Which step each key belongs to that a provider was given.
+    /// The step that each provider's key belongs to.
     derived: BTreeMap<String, (Key, String)>,
 }
 
@@ -33,7 +33,7 @@ impl World {
         found.map(|(_, _, value)| *value)
     }
 
-    /// Begins a step, and checks what the store must never do: begin or replay one for a holder that has lost its claim.
+    /// Begins a step, and checks that the store does not begin or replay one for a holder that has lost its claim.
     pub(in crate::simulation) fn begin_step(&mut self, message: &BeginStep) -> StepBegun {
         let (before, now) = (self.records.get(&message.key).cloned(), self.now());
         let (sender, mut message) = (message.owner, message.clone());
@@ -53,7 +53,7 @@ impl World {
         answer
     }
 
-    /// Runs a step's transaction and commits it with its outcome, or neither.
+    /// Runs a step's transaction, and commits it together with its outcome, or commits neither.
     pub(in crate::simulation) fn transact_step(&mut self, message: StepInTransaction) -> StepCommitted {
         let StepInTransaction { step, operation } = message;
         let (found, now) = (self.records.get(&step.key).cloned(), self.now());
@@ -77,7 +77,7 @@ impl World {
         }
     }
 
-    /// What must hold of a record's steps after each change, whatever the change was.
+    /// Checks what must hold of a record's steps after every change.
     pub(super) fn checks_steps(&mut self, name: &str, key: &Key, before: Option<&Record>, after: Option<&Record>) {
         let completed = |record: Option<&Record>| {
             let steps = record.and_then(|record| record.steps.as_ref()).map_or(&[][..], |steps| &steps.list);
@@ -90,7 +90,7 @@ impl World {
         if let Some(Record { state: State::Vacant { .. }, steps: Some(_), .. }) = after {
             self.breaks(format!("{name} freed {key} and left its steps"));
         }
-        // Nothing expires and nobody removes a record in the time of a run.
+        // Nothing expires and no record is removed during a run.
         let after = completed(after);
         for (step, outcome) in completed(before) {
             if after.get(&step) != Some(&outcome) {
@@ -99,7 +99,7 @@ impl World {
         }
     }
 
-    /// A checkout is done: each of its steps is.
+    /// Checks that each step of a finished checkout is done.
     pub(super) fn checks_finished(&mut self, key: &Key, value: u64) {
         let steps = checkouts::steps(key);
         for (name, _) in steps {
@@ -113,14 +113,14 @@ impl World {
         }
     }
 
-    /// Whether an operation was told of a step, so that the key can't mean anything else any more.
+    /// Returns whether an operation received a step's outcome, so that the key cannot be used for another request.
     pub(super) fn has_steps(&self, key: &Key) -> bool {
         self.steps.told.keys().any(|(of, _)| of == key)
     }
 }
 
 impl Shared {
-    /// An outside effect of a step happens, and gives a value. Its provider is given the key `derived`.
+    /// Performs an external effect of a step, and returns its value. Its provider receives the key `derived`.
     pub(in crate::simulation) fn step_effect(&self, key: &Key, name: &str, kind: StepKind, derived: &str) -> u64 {
         self.with(|world| {
             let value = world.next_value();
@@ -135,7 +135,7 @@ impl Shared {
         })
     }
 
-    /// An operation is told a step's outcome.
+    /// Records that an operation received a step's outcome.
     pub(in crate::simulation) fn is_told_of_step(&self, key: &Key, name: &str, value: u64) {
         self.with(|world| {
             world.note(format_args!("{key} is told {value} of its step {name}"));
@@ -152,17 +152,17 @@ impl Shared {
         });
     }
 
-    /// What became of a step, in the word of one who knows the ledger, and who is still at work.
-    pub(super) fn verdict_of_step(&self, abandoned: &Abandoned, step: &AbandonedStep) -> Verdict {
+    /// Returns what happened to a step, from the ledger and from the operations that still run.
+    pub(super) fn verdict_of_step(&self, abandoned: &AbandonedClaim, step: &AbandonedStep) -> ReconcileOutcome {
         let key = &abandoned.key;
         self.with(|world| {
-            // An operation that runs may be about to run its step.
+            // A running operation may be about to run its step.
             let may_come = world.working.iter().any(|engaged| engaged.key == *key)
                 || world.promised.iter().any(|promise| promise.engaged.key == *key);
             let verdict = match world.effect_of_step(key, step.name.as_str()) {
-                Some(value) => Verdict::Completed(abandoned.outcome(&value).unwrap()),
-                None if may_come => Verdict::Unknown,
-                None => Verdict::NotDone,
+                Some(value) => ReconcileOutcome::Completed(abandoned.outcome(&value).unwrap()),
+                None if may_come => ReconcileOutcome::Unknown,
+                None => ReconcileOutcome::NotDone,
             };
             world.note(format_args!("verdict on {key}, step {}: {verdict:?}", step.name));
             verdict

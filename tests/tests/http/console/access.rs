@@ -1,4 +1,4 @@
-//! Who may see, who may settle, and from where.
+//! Who may view, who may settle, and from where.
 
 use super::*;
 
@@ -93,7 +93,7 @@ async fn a_form_of_another_origin_is_refused() {
         assert!(site.retry(&stuck).await.is_err(), "{headers:?} settled the key");
     }
     assert!(site.settled.lock().is_empty());
-    // Each of the two is enough.
+    // Each of the two headers is enough.
     for header in [("Origin", "http://shop"), ("Sec-Fetch-Site", "same-origin")] {
         let answer = site.send(settle().header(header.0, header.1)).await;
         assert_eq!(answer.status, 200, "{header:?}");

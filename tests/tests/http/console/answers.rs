@@ -1,4 +1,4 @@
-//! What every answer carries, what pages are made of, and where the console can stand.
+//! What every answer carries, what pages consist of, and where the console can be mounted.
 
 use tests::http::PROTOCOLS;
 
@@ -72,7 +72,7 @@ async fn every_answer_carries_the_policy() {
             assert!(policy.split("; ").any(|found| found == part), "{target}: {part} is not in {policy}");
         }
         assert!(!policy.contains("unsafe") && !policy.contains('*') && !policy.contains("data:"), "{policy}");
-        // Under `no-referrer` a browser would send the console's own forms with `Origin: null`.
+        // Under `no-referrer`, a browser would send the console's own forms with `Origin: null`.
         for (name, value) in
             [("x-content-type-options", "nosniff"), ("referrer-policy", "same-origin"), ("cache-control", "no-store")]
         {
@@ -82,7 +82,7 @@ async fn every_answer_carries_the_policy() {
     }
     statuses.sort_unstable();
     statuses.dedup();
-    // All kinds of answers were looked at.
+    // The checks covered all kinds of answers.
     assert_eq!(statuses, [200, 400, 403, 404, 405, 409, 413, 415, 422]);
     site.close().await;
 }
@@ -120,7 +120,7 @@ const MARKUP: [&str; 6] = [
     "&lt;b&gt;",
 ];
 
-/// Whatever a page shows of this text, it shows as text.
+/// Checks that a page shows this text only as text.
 fn assert_is_text(page: &Answer, raw: &str, of: &str) {
     let text = page.text();
     assert!(!text.contains(raw) || !raw.contains(['<', '"', '\'', '&']), "{of} shows {raw} as it is: {text}");
@@ -147,7 +147,7 @@ async fn what_a_caller_wrote_stays_text() {
             let page = site.send(get(&target).header("X-Operator", &operator)).await;
             assert_is_text(&page, raw, &target);
         }
-        // A link of the list leads to the key.
+        // A link in the list leads to the key.
         let list = site.page("/admin/stuck").await;
         let link = links(&list).into_iter().find(|link| link.starts_with("key?id=") && link.ends_with(&part)).unwrap();
         let page = site.page(&format!("/admin/{link}")).await;
@@ -203,7 +203,7 @@ async fn the_console_stands_anywhere() {
                 assert_eq!(answer.status, 200, "{root}: {link}");
             }
         }
-        // The other pages lie side by side.
+        // The other pages are siblings.
         let page = get(&format!("{base}/stuck")).send(running.address).await;
         for link in links(&page).into_iter().filter(|link| !link.starts_with('#')) {
             assert!(!link.starts_with('/'), "{link}");

@@ -1,4 +1,4 @@
-//! The operator's console, as a browser and as an attacker meet it.
+//! The operator's console, as a browser and an attacker use it.
 
 mod access;
 mod answers;
@@ -18,7 +18,7 @@ use tests::http::{Answer, Request};
 
 use super::running::{Running, Runs, charge, runs};
 
-/// What the engine told its observer of settled keys: what, which key, and who.
+/// The settled keys that the engine reported to its observer: the event, the key and the operator.
 type Settled = Arc<Mutex<Vec<(EventKind, String, Option<String>)>>>;
 
 /// An engine with its console at `/admin`, and a guarded route beside it.
@@ -29,7 +29,7 @@ struct Site {
     runs: Runs,
 }
 
-/// Who asks stands in a header, which here a sign-in would set: what the operator may, and the name.
+/// Reads the operator's rights and name from a header, which a sign-in would set.
 fn access(request: &HttpRequest) -> ConsoleAccess {
     let operator = request.headers().get("X-Operator").and_then(|operator| operator.to_str().ok());
     match operator.and_then(|operator| operator.split_once(':')) {
@@ -40,7 +40,7 @@ fn access(request: &HttpRequest) -> ConsoleAccess {
     }
 }
 
-/// Charges, and does not know whether it did.
+/// Charges, and does not know whether the charge succeeded.
 async fn unsure(runs: Runs) -> HttpResponse {
     charge(&runs).await;
     HttpResponse::GatewayTimeout().body("silence").with_disposition(ResponseDisposition::Indeterminate)
@@ -79,18 +79,18 @@ impl Site {
         request.send(self.running.address).await
     }
 
-    /// A page, as an operator who may settle gets it.
+    /// Fetches a page as an operator who may settle keys.
     async fn page(&self, target: &str) -> Answer {
         self.send(get(target).header("X-Operator", "settle:ada")).await
     }
 
-    /// A form, sent by a page of the console.
+    /// Submits a form as a page of the console does.
     async fn submit(&self, target: &str, fields: &[(&str, &str)]) -> Answer {
         let form = form(target, fields).header("Origin", "http://shop").header("Sec-Fetch-Site", "same-origin");
         self.send(form.header("X-Operator", "settle:ada")).await
     }
 
-    /// An operation that does not know whether it had its effect.
+    /// Runs an operation that does not know whether it had its effect.
     async fn get_stuck(&self, scope: &str, key: &str) -> Key {
         let key = Key::new(scope, key).unwrap();
         let ran = self.engine.run(key.clone(), &(), |_| async { Err::<u32, _>(io::Error::other("silence")) }).await;
@@ -98,7 +98,7 @@ impl Site {
         key
     }
 
-    /// Runs it as a retry would.
+    /// Runs the operation as a retry would.
     async fn retry(&self, key: &Key) -> Result<(u32, bool), String> {
         let ran = self.engine.run(key.clone(), &(), |_| async { Ok::<_, io::Error>(1) }).await;
         ran.map(|outcome| (outcome.is_replay(), outcome.into_inner()))
@@ -120,7 +120,7 @@ fn form(target: &str, fields: &[(&str, &str)]) -> Request {
     Request::post(target, body.join("&")).header("Content-Type", "application/x-www-form-urlencoded")
 }
 
-/// Percent-encoding, as a browser does it.
+/// Percent-encodes a text as a browser does.
 fn encoded(text: &str) -> String {
     let sign = |byte: u8| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(byte).to_string(),
@@ -129,7 +129,7 @@ fn encoded(text: &str) -> String {
     text.bytes().map(sign).collect()
 }
 
-/// The values of a form's fields of this name, as a browser reads them.
+/// Returns the values of a form's fields with this name, as a browser reads them.
 fn fields(page: &Answer, name: &str) -> Vec<String> {
     let text = page.text();
     let mark = format!("name=\"{name}\" value=\"");
@@ -141,7 +141,7 @@ fn unescaped(text: &str) -> String {
     signs.iter().fold(text.to_owned(), |text, (written, sign)| text.replace(written, sign))
 }
 
-/// The addresses that the page leads to.
+/// Returns the addresses that the page links to.
 fn links(page: &Answer) -> Vec<String> {
     let text = page.text();
     let parts = ["href=\"", "src=\"", "action=\"", "data-activity=\""];

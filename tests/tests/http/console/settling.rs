@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Confirms and settles these keys, and gives the last page.
+/// Confirms and settles these keys, and returns the last page.
 async fn settle(site: &Site, keys: &[&Key], fields_of_act: &[(&str, &str)]) -> Answer {
     let act = fields_of_act[0];
     let asked: Vec<_> = [act].into_iter().chain(keys.iter().map(|key| ("key", key.as_stored()))).collect();
@@ -119,7 +119,7 @@ async fn a_key_that_has_changed_is_left_as_it_is() {
     for key in [&released, &again, &completed] {
         site.engine.resolve(key, None, oncekey::backend::Resolution::Release).await.unwrap();
     }
-    // Another claim of the same key and the same attempt, about which nobody has decided.
+    // This is another claim of the same key with the same attempt number, about which nobody has decided.
     site.get_stuck("s", "stuck-again").await;
     assert_eq!(site.retry(&completed).await, Ok((1, false)));
     site.settled.lock().clear();
@@ -144,7 +144,7 @@ async fn the_confirmation_reads_the_keys_again() {
     assert_eq!(fields(&confirm, "item").len(), 1);
     let text = confirm.text();
     assert!(text.contains("Release 1 key?") && text.contains("completed") && text.contains("no record"), "{text}");
-    // Twice the same is once.
+    // A key that is listed twice counts once.
     let confirm = site.submit("/admin/confirm", &[asked[0], asked[1], asked[1]]).await;
     assert_eq!(fields(&confirm, "item").len(), 1);
     site.close().await;

@@ -1,4 +1,4 @@
-//! Keys that a step holds up.
+//! Keys that are stuck at a step.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use oncekey::{OnAbandoned, OnFailure};
 
 use super::*;
 
-/// Reserves, then begins to charge and does not learn what became of it.
+/// Reserves, then begins to charge and does not learn the result.
 async fn get_stuck_at_a_step(site: &Site, key: &Key) {
     let engine = site.engine.with_on_abandoned(OnAbandoned::Resume).with_on_failure(OnFailure::Release);
     let ran = engine
@@ -14,7 +14,7 @@ async fn get_stuck_at_a_step(site: &Site, key: &Key) {
             let reserved = claim.step("reserve", async |_| Ok::<_, io::Error>("r-1".to_owned())).await;
             assert!(reserved.is_ok());
             let charging = claim.step("charge", async |_| std::future::pending::<Result<String, io::Error>>().await);
-            // The step's future is dropped: whether the charge happened is not known.
+            // The step's future is dropped, so it is unknown whether the charge happened.
             let dropped = tokio::time::timeout(Duration::from_millis(20), charging).await;
             assert!(dropped.is_err());
             Err::<u32, _>(io::Error::other("no answer"))
@@ -23,7 +23,7 @@ async fn get_stuck_at_a_step(site: &Site, key: &Key) {
     assert!(ran.is_err());
 }
 
-/// Runs the operation again, and gives what its steps returned.
+/// Runs the operation again, and returns what its steps returned.
 async fn resume(site: &Site, key: &Key) -> Result<(String, String), String> {
     let engine = site.engine.with_on_abandoned(OnAbandoned::Resume).with_on_failure(OnFailure::Release);
     let ran = engine
@@ -57,7 +57,7 @@ async fn a_key_with_a_stuck_step_is_released_by_its_step() {
         get_stuck_at_a_step(&site, &key).await;
         assert!(resume(&site, &key).await.is_err());
 
-        // Not as a whole.
+        // The key cannot be released as a whole.
         let confirm = site.submit("/admin/confirm", &[("act", "release"), ("key", key.as_stored())]).await;
         assert!(
             fields(&confirm, "item").is_empty() && confirm.text().contains("step charge is stuck"),

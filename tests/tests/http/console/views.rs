@@ -1,4 +1,4 @@
-//! The overview, the list of stuck keys, and one key.
+//! The overview, the list of stuck keys, and the page of one key.
 
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ async fn the_overview_counts_what_the_engine_did() {
     site.close().await;
 }
 
-/// What `kill -9` leaves: nobody has written that the key is indeterminate.
+/// The state that `kill -9` leaves: nothing has recorded that the key is indeterminate.
 #[actix_rt::test]
 async fn a_claim_whose_process_is_gone_counts_as_stuck() {
     let backend = MemoryBackend::new();
@@ -87,7 +87,7 @@ async fn the_overview_says_that_the_store_is_away() {
     site.close().await;
 }
 
-/// Walks through the list by its links.
+/// Follows the links through the list.
 async fn walk(site: &Site, first: &str) -> Vec<Vec<String>> {
     let (mut pages, mut next) = (Vec::new(), Some(first.to_owned()));
     while let Some(target) = next {
@@ -115,7 +115,7 @@ async fn the_list_has_pages() {
         let pages = walk(&site, "stuck").await;
         assert_eq!(pages.iter().map(Vec::len).collect::<Vec<_>>(), [50, 50, 20]);
         assert_eq!(pages.concat(), stored(&stuck));
-        // Of one scope.
+        // The keys of one scope.
         stuck.retain(|key| key.scope() == "a:b");
         let pages = walk(&site, "stuck?scope=a%3Ab").await;
         assert_eq!(pages.concat(), stored(&stuck));
@@ -133,7 +133,7 @@ async fn one_key_is_found_by_scope_and_key() {
     assert!(page.text().contains("aria-current=\"step\">indeterminate"), "{}", page.text());
     let found = site.engine.lookup(&stuck).await.unwrap().unwrap();
     assert!(page.text().contains(&found.token.to_string()));
-    // Not the key of another scope that reads the same.
+    // The key of another scope that reads the same is not shown.
     assert_eq!(site.page("/admin/key?scope=a%3Ab&key=c").await.status, 404);
     assert_eq!(site.page("/admin/key?scope=a&key=missing").await.status, 404);
     assert_eq!(site.page(&format!("/admin/key?scope=a&key={}", "k".repeat(256))).await.status, 400);

@@ -42,14 +42,14 @@ diesel::table! {
 }
 
 diesel::table! {
-    /// The references of the payments that the provider has limited once.
+    /// The references of payments that the provider has already limited once.
     limited (reference) {
         reference -> Text,
     }
 }
 
 diesel::table! {
-    /// One line per step of a checkout that was executed.
+    /// One line per executed step of a checkout.
     checkout_steps (id) {
         id -> BigInt,
         reference -> Text,
@@ -60,13 +60,13 @@ diesel::table! {
 }
 
 diesel::table! {
-    /// The references of the checkouts that have crashed once.
+    /// The references of checkouts that have already crashed once.
     crashed (reference) {
         reference -> Text,
     }
 }
 
-/// Why the shop can't use its database.
+/// Why the shop cannot use its database.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DatabaseError {
     #[error("{0}")]
@@ -81,7 +81,7 @@ pub(crate) enum DatabaseError {
     Thread(#[from] actix_web::error::BlockingError),
 }
 
-/// 500, without the database's own text.
+/// Answers 500, without the database's own text.
 impl actix_web::ResponseError for DatabaseError {
     fn error_response(&self) -> actix_web::HttpResponse {
         tracing::error!(error = %self, "the shop's database failed");
@@ -90,7 +90,7 @@ impl actix_web::ResponseError for DatabaseError {
     }
 }
 
-/// The shop's rows, in the store's own database where that is SQL, or else in an SQLite file.
+/// The database of the shop's rows: the store's own database if that is SQL, or an SQLite file.
 #[derive(Clone)]
 pub(crate) enum Database {
     Sqlite(SqliteFile),
@@ -127,7 +127,7 @@ impl Database {
     }
 }
 
-/// Runs a query on whichever database it is; the query is built anew for each dialect.
+/// Runs a query on whichever database is in use. The query is built anew for each dialect.
 macro_rules! on_database {
     ($database:expr, $run:ident($query:expr)) => {
         async {
@@ -148,7 +148,8 @@ macro_rules! on_database {
 }
 pub(super) use on_database;
 
-/// Inserts a row whose key may be there already, and says whether it was not. The database remembers it, so two shops agree.
+/// Inserts a row unless its key exists, and returns whether it was inserted. The database keeps the row, so two shops
+/// agree.
 macro_rules! inserts_first {
     ($database:expr, $table:ident, $row:expr) => {
         async {
@@ -174,12 +175,12 @@ macro_rules! inserts_first {
 }
 pub(super) use inserts_first;
 
-/// The number that MySQL gave the last row.
+/// Returns the number that MySQL gave the last row.
 pub(super) fn last_insert_id() -> diesel::expression::SqlLiteral<diesel::sql_types::BigInt> {
     diesel::dsl::sql("CAST(LAST_INSERT_ID() AS SIGNED)")
 }
 
-/// The time, as the shop shows it.
+/// Returns the current time, as the shop shows it.
 pub(super) fn now() -> String {
     jiff::Timestamp::now().to_string()
 }

@@ -5,7 +5,7 @@ use diesel::dsl::sql;
 use diesel::sql_types::BigInt;
 use diesel_async::{AsyncMysqlConnection, SimpleAsyncConnection};
 
-/// Under a lock: two processes that start at once take turns.
+/// Creates the tables under a lock, so that two processes that start at once take turns.
 pub(super) const POSTGRES_TABLES: &[&str] = &["
     BEGIN;
     SELECT pg_advisory_xact_lock(hashtext('oncekey web-example'));
@@ -47,7 +47,7 @@ pub(super) const MYSQL_TABLES: &[&str] = &[
         reference VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin PRIMARY KEY) ENGINE = InnoDB",
 ];
 
-/// Gives a table of charges from before this column the column. MySQL has no `IF NOT EXISTS` for it.
+/// Adds this column to an older table of charges. MySQL has no `IF NOT EXISTS` for it.
 pub(super) async fn add_provider_key(connection: &mut AsyncMysqlConnection) -> QueryResult<()> {
     let found = sql::<BigInt>(
         "(SELECT count(*) FROM information_schema.columns
@@ -58,7 +58,7 @@ pub(super) async fn add_provider_key(connection: &mut AsyncMysqlConnection) -> Q
         return Ok(());
     }
     match connection.batch_execute("ALTER TABLE charges ADD COLUMN provider_key TEXT").await {
-        // Another process was faster.
+        // Another process has already added it.
         Err(error) if error.to_string().contains("Duplicate column") => Ok(()),
         altered => altered,
     }

@@ -1,4 +1,4 @@
-//! The shop's SQLite file, used from off the arbiters.
+//! The shop's SQLite file, used from threads outside the arbiters.
 
 use std::path::Path;
 use std::time::Duration;
@@ -49,7 +49,7 @@ fn set_up(connection: &mut SqliteConnection) -> QueryResult<()> {
 
 fn make_tables(connection: &mut SqliteConnection) -> QueryResult<()> {
     connection.batch_execute(TABLES)?;
-    // A file from before this column gets it.
+    // An older file gets this column now.
     let columns: i64 = diesel::select(sql::<diesel::sql_types::BigInt>(
         "(SELECT count(*) FROM pragma_table_info('charges') WHERE name = 'provider_key')",
     ))
@@ -69,23 +69,23 @@ impl SqliteFile {
                 &"it takes a path alone; what follows the ? would be a part of the file's name, not a setting",
             ));
         }
-        // By a connection of its own, which fails at once: the pool would try again and again for its whole timeout.
+        // A separate connection fails at once. The pool would retry for its whole timeout.
         let mut connection = SqliteConnection::establish(&name).map_err(|error| unusable(&error))?;
         set_up(&mut connection).map_err(|error| unusable(&error))?;
-        // In one write transaction: two processes that start at once take turns.
+        // One write transaction makes two processes that start at once take turns.
         let made = connection.immediate_transaction(make_tables);
         made.map_err(|error: diesel::result::Error| unusable(&error))?;
         let pool = Pool::builder()
             .max_size(4)
             .connection_timeout(Duration::from_secs(10))
             .connection_customizer(Box::new(SetUp))
-            // The caller gets the error; the pool would log it at each try.
+            // The caller gets the error. By default, the pool would also log it at each attempt.
             .error_handler(Box::new(NopErrorHandler));
         let pool = pool.build(ConnectionManager::new(&*name)).map_err(|error| unusable(&error))?;
         Ok(Self(pool))
     }
 
-    /// Does `work` on a thread for blocking work.
+    /// Runs `work` on a thread for blocking work.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,

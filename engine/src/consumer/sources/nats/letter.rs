@@ -1,7 +1,7 @@
-//! A dead letter: its headers, and its parts where the server takes no message of its size.
+//! A dead letter: its headers, and its parts if it is larger than the server accepts.
 //!
-//! A letter has more headers than its message. A message that was as large as the server takes would have none, and would
-//! be put aside again and again, for ever. Its letter comes in parts.
+//! A dead letter has more headers than its message. The dead letter of a message of the maximum size would exceed the
+//! limit, and setting the message aside would fail forever. So such a dead letter is split into parts.
 
 use std::ops::Range;
 
@@ -11,35 +11,35 @@ use super::publish::put;
 use super::{NatsError, failed};
 use crate::consumer::Message;
 
-/// Why a message is a dead letter.
+/// Why the message is a dead letter.
 const ERROR: &str = "Oncekey-Error";
 /// The message's id.
 const ID: &str = "Oncekey-Id";
-/// Which part of how many.
+/// The number of this part and the number of parts.
 const PART: &str = "Oncekey-Part";
-/// Before the name of each header of the original. The server acts on some headers (`Nats-Expected-…`, `Nats-Rollup`), and
-/// those are not to act on a dead letter.
+/// The prefix of each of the original's header names. The server acts on some headers (`Nats-Expected-…`,
+/// `Nats-Rollup`), and must not act on those of a dead letter.
 const PREFIX: &str = "Oncekey-Header-";
 
-/// How many bytes of headers a stream takes.
+/// How many bytes of headers a stream accepts.
 const LONGEST_HEADERS: usize = 65_535;
 
-/// A part's headers of the original, and its share of the payload.
+/// The headers of the original that a part carries, and its range of the payload.
 #[derive(Debug, Default, PartialEq)]
 struct Part {
     headers: Vec<(String, String)>,
     payload: Range<usize>,
 }
 
-/// The letter: what to publish, in order. Each part is published under an id of its own, so that one that is put aside twice,
-/// its `TERM` lost, stands there once.
+/// Returns the messages to publish, in order. Each part has its own id, so a message that is set aside twice, because
+/// its `TERM` was lost, is stored once.
 pub(super) fn letter(
     message: &Message,
     once: &str,
     reason: &str,
     max_payload: usize,
 ) -> Result<Vec<(HeaderMap, Message)>, NatsError> {
-    // A server whose messages are small has no room for a long text.
+    // A server with a small message limit has no room for a long text.
     let reason = &reason[..reason.floor_char_boundary(max_payload / 4)];
     let own = |part: Option<(usize, usize)>| {
         let mut own = vec![(ERROR.to_owned(), line(reason)), (ID.to_owned(), line(message.id()))];
@@ -54,7 +54,7 @@ pub(super) fn letter(
         own.push((name.to_owned(), id));
         own
     };
-    // The numbers of parts have as many digits at most.
+    // No part number has more digits than these.
     let own_len = len(&own(Some((usize::MAX, usize::MAX))));
     let too_large = || failed("putting a message aside")("the server takes no message as large as its headers");
     let room = |limit: usize| limit.checked_sub(own_len).ok_or_else(too_large);
@@ -73,12 +73,13 @@ pub(super) fn letter(
     numbered.collect()
 }
 
-/// A header is one line.
+/// Replaces line breaks, because a header is one line.
 fn line(text: &str) -> String {
     text.replace(['\r', '\n'], " ")
 }
 
-/// How many bytes headers have on their way: the version's line, each with its separators, and the line that ends them.
+/// Returns how many bytes the headers take on the wire: the version line, each header with its separators, and the
+/// final empty line.
 fn len(headers: &[(String, String)]) -> usize {
     "NATS/1.0\r\n\r\n".len() + headers.iter().map(line_len).sum::<usize>()
 }
@@ -87,8 +88,8 @@ fn line_len((name, value): &(String, String)) -> usize {
     name.len() + value.len() + ": \r\n".len()
 }
 
-/// Shares headers and payload out to as few parts as it takes, each of which has so much room, and so much of it for headers.
-/// `None` if one header alone has none.
+/// Splits headers and payload into as few parts as possible. Each part has `room` bytes, of which headers may take
+/// `for_headers`. Returns `None` if a single header does not fit.
 fn split(headers: Vec<(String, String)>, payload: usize, room: usize, for_headers: usize) -> Option<Vec<Part>> {
     let mut parts = vec![Part::default()];
     let mut left = for_headers;

@@ -1,13 +1,13 @@
-//! Messages from NATS JetStream (server 2.9 or later), by a durable pull consumer.
+//! A source for NATS JetStream (server 2.9 or later), which uses a durable pull consumer.
 //!
 //! | | how |
 //! |---|---|
-//! | taken | pulled; what a dead consumer had comes again after [`ack_wait`](NatsJetStreamBuilder::ack_wait) |
+//! | taken | pulled; the server delivers a dead consumer's messages again after [`ack_wait`](NatsJetStreamBuilder::ack_wait) |
 //! | acknowledged | `ACK` |
-//! | retried later | `NAK` with the delay; failures are counted in the stream `oncekey_STREAM_CONSUMER`, since the server counts deliveries, whatever they ended with |
-//! | a dead letter | published to `dead.STREAM.CONSUMER` with the headers `Oncekey-Error` and `Oncekey-Id`, and the original's under the prefix `Oncekey-Header-`; then `TERM`. One that is larger than the server takes comes in parts, with the header `Oncekey-Part` |
+//! | retried later | `NAK` with the delay; failures are counted in the stream `oncekey_STREAM_CONSUMER`, because the server counts deliveries whatever their result |
+//! | a dead letter | published to `dead.STREAM.CONSUMER` with the headers `Oncekey-Error` and `Oncekey-Id`, and the original's headers under the prefix `Oncekey-Header-`; then `TERM`. A dead letter that exceeds the server's limit is split into parts with the header `Oncekey-Part` |
 //!
-//! The message's id is the header `Nats-Msg-Id`, or where there is none `STREAM:SEQUENCE`. The guide to
+//! The message's id is the header `Nats-Msg-Id`, or `STREAM:SEQUENCE` without that header. The guide to
 //! [NATS JetStream](crate::guide::nats) has more.
 
 mod letter;
@@ -24,7 +24,7 @@ pub use source::{NatsJetStream, Receipt};
 
 use crate::consumer::backoff::bounded;
 
-/// What NATS did not do.
+/// An operation that NATS refused or did not complete.
 ///
 /// ```no_run
 /// # async fn example(client: oncekey::consumer::nats::async_nats::Client) {
@@ -43,7 +43,7 @@ pub struct NatsError {
     error: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// For `map_err`.
+/// Builds a closure for `map_err`.
 fn failed<E: Into<Box<dyn std::error::Error + Send + Sync>>>(what: &'static str) -> impl FnOnce(E) -> NatsError {
     move |error| NatsError { what, error: error.into() }
 }
@@ -74,36 +74,36 @@ impl NatsJetStreamBuilder {
         }
     }
 
-    /// How long the server waits for an answer before it delivers a message again. Default: 30 s. Choose it longer than
-    /// jobs usually take: a message that comes again meanwhile is found in flight, and waits.
+    /// Sets how long the server waits for an answer before it delivers a message again. Default: 30 s. Choose more than
+    /// your jobs usually take. If the server delivers a message again while its job runs, the job does not run twice.
     pub fn ack_wait(mut self, limit: Duration) -> Self {
         self.ack_wait = bounded(limit);
         self
     }
 
-    /// How many messages are pulled ahead. Default: 16; at least 1.
+    /// Sets how many messages are pulled ahead. Default: 16; at least 1.
     pub fn batch(mut self, messages: usize) -> Self {
         self.batch = messages.clamp(1, i32::MAX as usize);
         self
     }
 
-    /// Only messages of this subject. Default: all of the stream.
+    /// Takes only messages with this subject. Default: all messages of the stream.
     pub fn filter(mut self, subject: impl Into<String>) -> Self {
         self.filter = subject.into();
         self
     }
 
-    /// The subject of dead letters. Default: `dead.STREAM.CONSUMER`. A stream for it is made, with dots as underscores.
+    /// Sets the subject of dead letters. Default: `dead.STREAM.CONSUMER`. The source creates a stream for it, named
+    /// after the subject with underscores instead of dots.
     pub fn dead_letters(mut self, subject: impl Into<String>) -> Self {
         self.dead = subject.into();
         self
     }
 
-    /// Finds the stream, and makes the consumer, the stream of failures and the dead letters' stream where they are
-    /// missing.
+    /// Finds the stream. Creates the consumer, the stream of failures and the dead-letter stream if they are missing.
     ///
     /// # Errors
-    /// NATS can't be reached, has no such stream, or refuses.
+    /// NATS cannot be reached, has no such stream, or refuses.
     pub async fn open(self) -> Result<NatsJetStream, NatsError> {
         NatsJetStream::open(self).await
     }

@@ -1,4 +1,4 @@
-//! Publishing messages to a stream.
+//! Publishes messages to a stream.
 
 use std::str::FromStr as _;
 
@@ -8,8 +8,9 @@ use async_nats::{Client, HeaderMap, HeaderName, HeaderValue};
 use super::{NatsError, failed};
 use crate::consumer::Message;
 
-/// Publishes messages to a subject of a stream, in the form in which [`NatsJetStream`](super::NatsJetStream) reads them,
-/// and waits for the stream's word. The server drops a message whose id it has seen within the stream's window for that.
+/// Publishes messages to a subject of a stream, in the form that [`NatsJetStream`](super::NatsJetStream) reads, and
+/// waits for the stream's confirmation. The server drops a message whose id it has seen within the stream's
+/// deduplication window.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -26,15 +27,16 @@ pub struct NatsPublisher {
 }
 
 impl NatsPublisher {
-    /// For a subject that a stream takes.
+    /// Creates a publisher for a subject that a stream captures.
     pub fn new(client: Client, subject: impl Into<String>) -> Self {
         Self { context: jetstream::new(client), subject: subject.into() }
     }
 
-    /// Publishes a message, and returns once the stream has it.
+    /// Publishes a message, and returns once the stream has stored it.
     ///
     /// # Errors
-    /// The stream did not say so. It may have it all the same: publish the message again, with its id.
+    /// The stream did not confirm the message. It may have stored it nonetheless: publish the message again with the
+    /// same id.
     pub async fn publish(&self, message: &Message) -> Result<(), NatsError> {
         let mut headers = HeaderMap::new();
         for (name, value) in message.headers() {
@@ -45,7 +47,7 @@ impl NatsPublisher {
     }
 }
 
-/// Sets a header. The client panics on one that NATS can't carry.
+/// Sets a header. Checks it first, because the client panics on a header that NATS cannot carry.
 pub(super) fn put(headers: &mut HeaderMap, name: &str, value: &str) -> Result<(), NatsError> {
     let name = HeaderName::from_str(name).map_err(failed("naming a header"))?;
     let value = HeaderValue::from_str(value).map_err(failed("setting a header"))?;

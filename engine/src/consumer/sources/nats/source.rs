@@ -1,4 +1,4 @@
-//! Pulling from a stream.
+//! Pulls messages from a stream.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use super::{NatsError, NatsJetStreamBuilder, failed};
 use crate::consumer::backoff::bounded;
 use crate::consumer::{Delivery, Disposition, Message, Source};
 
-/// How long a message's failures are remembered after its last one.
+/// How long a message's failure count is kept after its last failure.
 const FAILURES_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// A durable pull consumer of a stream.
@@ -38,7 +38,7 @@ pub struct NatsJetStream {
     messages: Mutex<Option<pull::Stream>>,
 }
 
-/// What a message of this source is settled by.
+/// Identifies a delivery of this source.
 #[derive(Clone)]
 pub struct Receipt {
     message: Arc<Message>,
@@ -48,7 +48,7 @@ pub struct Receipt {
 }
 
 impl NatsJetStream {
-    /// A consumer of the stream; see [`NatsJetStreamBuilder`].
+    /// Returns a [`NatsJetStreamBuilder`] for a consumer of the stream.
     pub fn builder(client: async_nats::Client, stream: &str, consumer: &str) -> NatsJetStreamBuilder {
         NatsJetStreamBuilder::new(client, stream, consumer)
     }
@@ -56,8 +56,8 @@ impl NatsJetStream {
     pub(super) async fn open(options: NatsJetStreamBuilder) -> Result<Self, NatsError> {
         let context = jetstream::new(options.client.clone());
         let name = format!("oncekey_{}_{}", options.stream, options.consumer);
-        // The last count of each message. What the client calls a key-value store would be the same, but asks the server
-        // for what one of 2.9 can't tell.
+        // Keeps the last count of each message. The client's key-value store would do the same, but it asks the server
+        // for information that version 2.9 does not have.
         let failures = context.get_or_create_stream(stream::Config {
             subjects: vec![format!("{name}.*")],
             name,
@@ -78,7 +78,7 @@ impl NatsJetStream {
         Ok(source)
     }
 
-    /// Where a message's failures are counted.
+    /// Returns the subject that counts a message's failures.
     fn subject_of(&self, sequence: u64) -> String {
         format!("oncekey_{}_{}.{sequence}", self.options.stream, self.options.consumer)
     }
@@ -91,7 +91,7 @@ impl NatsJetStream {
             ack_policy: AckPolicy::Explicit,
             ack_wait: *ack_wait,
             filter_subject: filter.clone(),
-            // Attempts are counted by whether the job failed, and not by deliveries.
+            // The source counts failures of the job, not deliveries, so the server must not limit deliveries.
             max_deliver: -1,
             ..pull::Config::default()
         };
@@ -130,7 +130,7 @@ impl NatsJetStream {
                 message = message.with_header(name.to_string(), value.as_str());
             }
         }
-        // Last, so that no header of the publisher's passes for it.
+        // Added last, so that a publisher's header of this name cannot replace it.
         let message = Arc::new(message.with_header("subject", taken.subject.to_string()));
         let acker = Arc::new(acker);
         Ok(Delivery {
@@ -153,7 +153,8 @@ impl Source for NatsJetStream {
             None => messages.insert(self.pull().await?),
         };
         match open.next().await {
-            // If its failures can't be looked up it is not delivered, and comes again after its time.
+            // If the failure count cannot be read, the message is not delivered. The server sends it again after
+            // `ack_wait`.
             Some(Ok(taken)) => self.deliver(taken).await.map(Some),
             Some(Err(error)) => {
                 *messages = None;
@@ -169,8 +170,8 @@ impl Source for NatsJetStream {
     async fn settle(&self, receipt: Receipt, disposition: Disposition) -> Result<(), NatsError> {
         let settled = self.try_to_settle(&receipt, disposition).await;
         if settled.is_err() {
-            // The settle is sent again. Until the server takes it, the message is not to be delivered again. If the server
-            // does not hear this either, it is away, and its time for an answer runs anew when it is back.
+            // The processor tries again. Until then, `Progress` keeps the server from delivering the message again. If
+            // this fails too, the server is unreachable, and `ack_wait` starts again when it returns.
             let _ = receipt.acker.ack_with(AckKind::Progress).await;
         }
         settled
@@ -207,13 +208,12 @@ impl NatsJetStream {
         };
         acker.ack_with(kind).await.map_err(failed("settling a message"))?;
         if *failures > 0 && !matches!(kind, AckKind::Nak(_)) {
-            // One that stays is dropped by its age.
+            // A count that cannot be deleted expires with its age.
             let _ = self.failures.purge().filter(self.subject_of(*sequence)).await;
         }
         Ok(())
     }
 
-    /// Publishes a message to the dead letters.
     async fn put_aside(&self, message: &Message, sequence: u64, reason: &str) -> Result<(), NatsError> {
         let once = format!("{}:{sequence}", self.options.stream);
         for (headers, part) in letter(message, &once, reason, self.options.client.max_payload())? {
@@ -222,10 +222,10 @@ impl NatsJetStream {
         Ok(())
     }
 
-    /// Ends the pull, and gives back what it has brought.
+    /// Ends the pull, and gives back the messages that it has fetched.
     ///
-    /// The server answers a pull for as long as it is open: what is given back beside an open pull would come to it again,
-    /// to lie there unseen until its time for an answer has passed. So the pull is ended first.
+    /// The pull must end first. While it is open, the server would send the returned messages to it again, and they
+    /// would wait there unread until `ack_wait` has passed.
     async fn give_back_pulled(&self) {
         let Some(mut pulled) = self.messages.lock().await.take() else { return };
         let mut brought = Vec::new();
@@ -234,7 +234,7 @@ impl NatsJetStream {
         }
         drop(pulled);
         for taken in brought {
-            // If it can't be given back, it comes again after its time.
+            // If a message cannot be given back, the server delivers it again after `ack_wait`.
             let _ = taken.ack_with(AckKind::Nak(None)).await;
         }
     }

@@ -1,27 +1,28 @@
-//! What goes with a message that this source publishes again: named properties, its own headers, and the original's headers
-//! under a prefix.
+//! The properties and headers of a message that this source publishes again: selected properties, the source's own
+//! headers, and the original's headers under a prefix.
 //!
-//! Everything else that a publisher set stays behind. `expiration` would let a dead letter expire, `user_id` and `CC` would
-//! have the broker refuse it, and a header that is named like one of this source's would pass for it.
+//! Everything else that a publisher set is left out. `expiration` would let a dead letter expire. `user_id` and `CC`
+//! would make the broker refuse it. A header with the name of one of this source's own would be mistaken for it.
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
-/// How often the job failed.
+/// How many times the job failed.
 pub(super) const FAILURES: &str = "oncekey-failures";
-/// Why a message is a dead letter.
+/// Why the message is a dead letter.
 pub(super) const ERROR: &str = "oncekey-error";
-/// Before the name of each header of the original.
+/// The prefix of each of the original's header names.
 const PREFIX: &str = "oncekey-header-";
-/// A table of the original's headers whose names have no room for the prefix, or of all of them where these are many.
+/// A table of the original's headers whose names are too long for the prefix. If there are many headers, it holds all
+/// of them.
 const LONG: &str = "oncekey-long-headers";
-/// So many headers go by their prefix one by one. All properties of a message are in one frame (128 KiB by default), which
-/// the prefixes of more headers might make too long.
+/// The most headers that are prefixed one by one. All properties of a message fit into one frame (128 KiB by default),
+/// which more prefixes could exceed.
 const MOST_PREFIXED: usize = 100;
-/// AMQP's limit for a header's name.
+/// AMQP's limit for a header's name, in bytes.
 const LONGEST_NAME: usize = 255;
 
-/// The properties that a retry and a dead letter keep.
+/// Returns the properties that a retry and a dead letter keep.
 pub(super) fn named(original: &BasicProperties) -> BasicProperties {
     macro_rules! keep {
         ($($get:ident: $set:ident),* $(,)?) => {{
@@ -43,7 +44,7 @@ pub(super) fn named(original: &BasicProperties) -> BasicProperties {
     }
 }
 
-/// The original's headers under their prefix, and one of this source's.
+/// Returns the original's headers under their prefix, plus one header of this source.
 pub(super) fn wrap(original: &FieldTable, name: &'static str, value: AMQPValue) -> FieldTable {
     let (mut wrapped, mut long) = (FieldTable::default(), FieldTable::default());
     for (name, value) in original.inner() {
@@ -60,7 +61,7 @@ pub(super) fn wrap(original: &FieldTable, name: &'static str, value: AMQPValue) 
     wrapped
 }
 
-/// What [`wrap`] has wrapped: the failures, and the original's headers.
+/// Reverses [`wrap`]: returns the failures and the original's headers.
 pub(super) fn unwrap(wrapped: &FieldTable) -> (u32, FieldTable) {
     let (mut failures, mut original) = (0, FieldTable::default());
     for (name, value) in wrapped.inner() {
@@ -72,7 +73,7 @@ pub(super) fn unwrap(wrapped: &FieldTable) -> (u32, FieldTable) {
                 }
             }
             (name, value) => {
-                // The broker adds headers of its own when it hands a message on: they are not the original's.
+                // When the broker forwards a message, it adds headers of its own, which are not the original's.
                 if let Some(name) = name.strip_prefix(PREFIX).and_then(|name| ShortString::try_new(name).ok()) {
                     original.insert(name, value.clone());
                 }

@@ -1,4 +1,4 @@
-//! A connection with its channels, as long as it lasts.
+//! A connection and its channels.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::RabbitMqError;
 
-/// Every call of the client's has a limit: a broker that is black-holed answers nothing.
+/// Limits a call of the client, because a black-holed broker never answers.
 pub(super) async fn within<T>(
     limit: Duration,
     what: &'static str,
@@ -30,8 +30,8 @@ pub(super) async fn connect(uri: &AMQPUri, limit: Duration) -> Result<Connection
     within(limit, "connecting", Connection::connect_uri(uri.clone(), properties)).await
 }
 
-/// A connection with the channel that is published on. The broker closes that channel when it refuses a publishing or a
-/// declaration; the connection lives on, and so does every receipt of it.
+/// A connection with its publishing channel. The broker closes that channel when it refuses a publish or a declaration.
+/// The connection stays open, so its receipts stay valid.
 pub(super) struct Link {
     pub(super) connection: Connection,
     publishing: Mutex<Option<Channel>>,
@@ -42,7 +42,7 @@ impl Link {
         Arc::new(Self { connection, publishing: Mutex::new(None) })
     }
 
-    /// The channel, a new one if the last was closed.
+    /// Returns the publishing channel. Opens a new one if the last was closed.
     pub(super) async fn publishing(&self, limit: Duration) -> Result<Channel, RabbitMqError> {
         let mut publishing = self.publishing.lock().await;
         if let Some(open) = &*publishing
@@ -54,7 +54,7 @@ impl Link {
         Ok(publishing.insert(channel).clone())
     }
 
-    /// Has the next publishing open a channel of its own.
+    /// Makes the next publish open a new channel.
     pub(super) async fn forget(&self, channel: &Channel) {
         let mut publishing = self.publishing.lock().await;
         if publishing.as_ref().is_some_and(|open| open.id() == channel.id()) {
@@ -67,14 +67,14 @@ impl Link {
     }
 }
 
-/// A channel on which the broker confirms what it has taken.
+/// Opens a channel on which the broker confirms the messages that it accepts.
 pub(super) async fn confirming(connection: &Connection, limit: Duration) -> Result<Channel, RabbitMqError> {
     let channel = within(limit, "opening a channel", connection.create_channel()).await?;
     within(limit, "asking for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
     Ok(channel)
 }
 
-/// Publishes a message, and returns once the broker keeps it.
+/// Publishes a message, and returns once the broker has stored it.
 pub(super) async fn publish(
     channel: &Channel,
     limit: Duration,
@@ -89,7 +89,7 @@ pub(super) async fn publish(
     let publishing =
         async { channel.basic_publish(exchange.into(), routing_key.into(), options, payload, properties).await?.await };
     let confirmed = within(limit, "publishing a message", publishing).await?;
-    // One that no queue takes comes back, and is confirmed all the same.
+    // The broker returns a message that no queue accepts, and still confirms it.
     if confirmed.is_ack() && confirmed.take_message().is_none() {
         return Ok(());
     }

@@ -1,4 +1,4 @@
-//! Publishing messages to a queue.
+//! Publishes messages to a queue.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,8 +12,8 @@ use super::RabbitMqError;
 use super::link::{confirming, connect, publish, text};
 use crate::consumer::Message;
 
-/// Publishes messages to a queue, in the form in which [`RabbitMq`](super::RabbitMq) reads them: persistent, and confirmed
-/// by the broker.
+/// Publishes messages to a queue in the form that [`RabbitMq`](super::RabbitMq) reads. The messages are persistent, and
+/// the broker confirms each one.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -33,20 +33,21 @@ pub struct RabbitPublisher {
 const DEADLINE: Duration = Duration::from_secs(10);
 
 impl RabbitPublisher {
-    /// For an exchange and a routing key; with the default exchange, whose name is empty, the key is a queue's name. It
-    /// connects at the first message. The queue must be there by then.
+    /// Creates a publisher for an exchange and a routing key. With the default exchange, whose name is empty, the key
+    /// is a queue's name. The publisher connects when it sends the first message. The queue must exist by then.
     ///
     /// # Errors
-    /// The URI is none.
+    /// The URI is invalid.
     pub fn new(uri: &str, exchange: impl Into<String>, routing_key: impl Into<String>) -> Result<Self, RabbitMqError> {
         let uri = uri.parse().map_err(RabbitMqError::Uri)?;
         Ok(Self { uri, exchange: exchange.into(), routing_key: routing_key.into(), link: Mutex::new(None) })
     }
 
-    /// Publishes a message, and returns once the broker keeps it.
+    /// Publishes a message, and returns once the broker has stored it.
     ///
     /// # Errors
-    /// The broker did not say so. It may keep it all the same: publish the message again, with its id.
+    /// The broker did not confirm the message. It may have stored it nonetheless: publish the message again with the
+    /// same id.
     pub async fn publish(&self, message: &Message) -> Result<(), RabbitMqError> {
         let channel = self.channel().await?;
         let mut headers = FieldTable::default();
@@ -77,12 +78,12 @@ impl RabbitPublisher {
     }
 }
 
-/// Ids and names of headers have 255 bytes at most.
+/// Converts an id or a header name, which AMQP limits to 255 bytes.
 fn short(text: &str) -> Result<ShortString, RabbitMqError> {
     ShortString::try_new(text).map_err(|_| RabbitMqError::TooLong(text.len()))
 }
 
-/// The URI may hold a password.
+/// Leaves out the URI, which may contain a password.
 impl fmt::Debug for RabbitPublisher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RabbitPublisher")

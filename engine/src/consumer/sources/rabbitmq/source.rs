@@ -1,4 +1,4 @@
-//! Consuming a queue.
+//! Consumes a queue.
 
 use std::fmt;
 use std::sync::Arc;
@@ -35,18 +35,18 @@ use crate::consumer::{Delivery, Disposition, Message, Source};
 pub struct RabbitMq {
     options: RabbitMqBuilder,
     session: Mutex<Option<Session>>,
-    /// Messages that are kept in hand until they are tried again. They are the connection's: when it ends, the broker gives
-    /// them again.
+    /// Messages that the consumer holds until they are retried. They belong to the connection: when it ends, the broker
+    /// delivers them again.
     later: parking_lot::Mutex<Later<Instant, Receipt>>,
-    /// A message begins to wait: whoever takes messages may be asleep until a later time, or for ever.
+    /// Signals that a message was added to `later`, so that `next` does not sleep past its due time.
     changed: Notify,
 }
 
-/// The longest delay for which the consumer holds a message that can't run now. The message takes one of the prefetch's places
-/// meanwhile, so a longer one, for its key or its scope, would stop the others.
+/// The longest delay for which the consumer holds a message that cannot run now. A held message occupies a place of the
+/// prefetch, so longer delays would block other keys and scopes.
 const LONGEST_IN_HAND: Duration = Duration::from_secs(2);
 
-/// One connection: what it delivered can be settled by it alone.
+/// One connection. Only this connection can settle what it delivered.
 struct Session {
     link: Arc<Link>,
     channel: Channel,
@@ -54,23 +54,23 @@ struct Session {
     has_delivery_limit_asked_for: bool,
 }
 
-/// What a message of this source is settled by.
+/// Identifies a delivery of this source.
 #[derive(Clone)]
 pub struct Receipt {
     acker: Acker,
     link: Arc<Link>,
     message: Arc<Message>,
     properties: BasicProperties,
-    /// As the message was published with at first.
+    /// The headers with which the message was first published.
     headers: FieldTable,
     failures: u32,
 }
 
 impl RabbitMq {
-    /// A consumer of `queue`; see [`RabbitMqBuilder`].
+    /// Returns a [`RabbitMqBuilder`] for a consumer of `queue`.
     ///
     /// # Errors
-    /// The URI is none.
+    /// The URI is invalid.
     pub fn builder(uri: &str, queue: &str) -> Result<RabbitMqBuilder, RabbitMqError> {
         RabbitMqBuilder::new(uri, queue)
     }
@@ -85,21 +85,22 @@ impl RabbitMq {
         })
     }
 
-    /// Whether the queue has the limit of deliveries that the builder asks for: none, unless you set one.
+    /// Returns whether the queue has the delivery limit that the builder asks for, which is no limit unless you set
+    /// one.
     ///
-    /// RabbitMQ 4 gives quorum queues a limit of 20 by default, and drops what was redelivered more often: after twenty
-    /// crashes a message is gone, with no dead letter. This source declares its queue without a limit. A queue that exists
-    /// keeps the limit that it was declared with: then this is `false`, and the log has a warning. Delete the queue and
-    /// have it declared anew, or set the limit by a policy.
+    /// RabbitMQ 4 limits quorum queues to 20 redeliveries by default and drops a message after that: after twenty
+    /// crashes the message is gone, without a dead letter. This source declares its queue without a limit. An existing
+    /// queue keeps the limit with which it was declared. This method then returns `false`, and a warning is in the log.
+    /// Delete the queue so that the source declares it again, or set the limit with a policy.
     ///
-    /// `None` while there is no connection.
+    /// Returns `None` while there is no connection.
     pub async fn has_delivery_limit_asked_for(&self) -> Option<bool> {
         self.session.lock().await.as_ref().map(|session| session.has_delivery_limit_asked_for)
     }
 }
 
-/// Of the exchange by which retries come back to `queue`. Clients can't publish to it, so what comes by it was published
-/// by a source like this one, and its headers are this source's.
+/// Returns the name of the exchange through which retries return to `queue`. Clients cannot publish to it, so a message
+/// that arrives through it has the headers of a source like this one.
 fn retry_exchange(queue: &str) -> String {
     format!("{queue}.retry")
 }
@@ -150,13 +151,14 @@ impl Session {
     }
 }
 
-/// Declares the queue. Returns whether its limit of deliveries is the one that is asked for.
+/// Declares the queue. Returns whether its delivery limit is the requested one.
 async fn declare_queue(connection: &Connection, options: &RabbitMqBuilder) -> Result<bool, RabbitMqError> {
-    /// As good as none. RabbitMQ 4 has -1 for none, which RabbitMQ 3 takes for a limit that is passed at once.
+    /// Practically no limit. RabbitMQ 4 uses -1 for "no limit", which RabbitMQ 3 treats as a limit that is exceeded at
+    /// once.
     const UNLIMITED: u32 = i32::MAX as u32;
 
     let RabbitMqBuilder { queue, classic, deadline, delivery_limit, .. } = options;
-    // One for each try: the broker closes the channel on which it refuses something.
+    // Each attempt needs its own channel, because the broker closes a channel when it refuses a declaration.
     let channel = || within(*deadline, "opening a channel", connection.create_channel());
     if *classic {
         return declare(&channel().await?, *deadline, queue, &[]).await.map(|()| true);
@@ -169,7 +171,7 @@ async fn declare_queue(connection: &Connection, options: &RabbitMqBuilder) -> Re
         Err(error) if !has_another_limit(&error) => return Err(error),
         Err(_) => {}
     }
-    // It exists. Is its limit all that differs?
+    // The queue exists. Check whether it differs only in its limit.
     if let Err(error) = declare(&channel().await?, *deadline, queue, &[quorum]).await {
         if !has_another_limit(&error) {
             return Err(error);
@@ -187,7 +189,8 @@ async fn declare_queue(connection: &Connection, options: &RabbitMqBuilder) -> Re
     Ok(false)
 }
 
-/// Whether the broker refuses a declaration for the limit of deliveries alone: it names the first argument that differs.
+/// Returns whether the broker refused a declaration only because of the delivery limit. It names the first argument
+/// that differs.
 fn has_another_limit(error: &RabbitMqError) -> bool {
     error.to_string().contains("inequivalent arg 'x-delivery-limit'")
 }
@@ -201,7 +204,7 @@ impl Source for RabbitMq {
         let mut session = self.session.lock().await;
         let open = match &mut *session {
             Some(open) => open,
-            // The broker has given what the last connection had to others, or gives it again here.
+            // The broker delivers the last connection's unsettled messages to other consumers, or to this one again.
             None => session.insert(Session::begin(&self.options).await?),
         };
         loop {
@@ -251,18 +254,18 @@ impl Source for RabbitMq {
         within(limit, "acknowledging a message", receipt.acker.ack(BasicAckOptions::default())).await.map(drop)
     }
 
-    /// A message is settled by the connection that delivered it.
+    /// Only the connection that delivered a message can settle it.
     fn can_settle(&self, receipt: &Receipt) -> bool {
         receipt.link.is_connected() && receipt.acker.usable()
     }
 
-    /// Has the broker send no more, and gives back what it has sent and what waits for its retry.
+    /// Makes the broker send no more messages, and gives back those that it has sent and those that wait to be retried.
     async fn end_intake(&self) {
         let limit = self.options.deadline;
         let requeue = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
         let mut waiting: Vec<Acker> = self.later.lock().drain().map(|receipt| receipt.acker).collect();
         if let Some(Session { channel, consumer, .. }) = &mut *self.session.lock().await {
-            // If the broker can't be told, it finds out by the connection's end.
+            // If the broker does not receive this, it notices the end of the connection.
             let cancelling = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
             let _ = within(limit, "cancelling the consumer", cancelling).await;
             while let Some(Some(Ok(delivered))) = consumer.next().now_or_never() {
@@ -274,18 +277,18 @@ impl Source for RabbitMq {
         }
     }
 
-    /// The broker gives what is not settled to others as soon as the connection ends.
+    /// The broker delivers unsettled messages to other consumers as soon as the connection ends.
     async fn close(&self) {
         if let Some(Session { link, .. }) = self.session.lock().await.take() {
             let closing = link.connection.close(200, "the consumer ends".into());
-            // If it can't be told, it finds out.
+            // If the broker does not receive this, it notices the end of the connection.
             let _ = within(self.options.deadline, "closing", closing).await;
         }
     }
 }
 
 impl RabbitMq {
-    /// Publishes a message to where it waits for its retry.
+    /// Publishes a message to the queue in which it waits for its retry.
     async fn put_off(&self, receipt: &Receipt, after: Duration, failed: bool) -> Result<(), RabbitMqError> {
         let failures = receipt.failures.saturating_add(u32::from(failed));
         let failures = (FAILURES, AMQPValue::LongLongInt(failures.into()));
@@ -296,7 +299,6 @@ impl RabbitMq {
         self.on_publishing(&receipt.link, put_off).await
     }
 
-    /// Publishes a message to the dead letters.
     async fn put_aside(&self, receipt: &Receipt, reason: &str) -> Result<(), RabbitMqError> {
         let put_aside = async |publishing: &Channel| {
             self.publish_again(publishing, receipt, (&self.options.dead, ""), (ERROR, text(reason))).await
@@ -304,7 +306,7 @@ impl RabbitMq {
         self.on_publishing(&receipt.link, put_aside).await
     }
 
-    /// Publishes by the link's channel. Where the broker leaves that without an answer, the next try opens another one.
+    /// Publishes on the link's channel. If the broker does not answer, the next attempt opens a new channel.
     async fn on_publishing(
         &self,
         link: &Link,
@@ -329,8 +331,8 @@ impl RabbitMq {
         publish(publishing, self.options.deadline, to, message.payload(), properties).await
     }
 
-    /// A queue whose messages live for at least `after`, and then return. One for each power of two of milliseconds: in
-    /// a queue of several delays a message would wait behind a longer one.
+    /// Declares a queue whose messages live for at least `after` and then return. Each power of two of milliseconds has
+    /// its own queue: in a queue with mixed delays, a message would wait behind a longer one.
     async fn retry_queue(&self, channel: &Channel, after: Duration) -> Result<String, RabbitMqError> {
         let millis =
             u32::try_from(after.as_millis()).unwrap_or(u32::MAX / 2).clamp(16, u32::MAX / 2).next_power_of_two();
@@ -340,7 +342,8 @@ impl RabbitMq {
             ("x-message-ttl", AMQPValue::LongLongInt(millis.into())),
             ("x-dead-letter-exchange", text(&retry_exchange(&self.options.queue))),
             ("x-dead-letter-routing-key", text(&self.options.queue)),
-            // Kept until the other queue has it; that asks for the second.
+            // The broker keeps a message until the target queue has confirmed it. This strategy requires
+            // `reject-publish`.
             ("x-dead-letter-strategy", text("at-least-once")),
             ("x-overflow", text("reject-publish")),
         ];
@@ -357,12 +360,12 @@ fn receive(delivered: Delivered, link: &Arc<Link>, queue: &str) -> Receipt {
     let Delivered { properties, data, acker, exchange, .. } = delivered;
     let id = properties.message_id().as_ref().map(ToString::to_string).unwrap_or_default();
     let all = properties.headers().clone().unwrap_or_default();
-    // Whatever else is in the queue was published by somebody else, and its headers are theirs, whatever their names.
+    // Other messages came from another publisher, who may use the same header names for other purposes.
     let is_retry = exchange.as_str() == retry_exchange(queue);
     let (failures, headers) = if is_retry { unwrap(&all) } else { (0, all) };
     let mut message = Message::new(id, data);
     for (name, value) in headers.inner() {
-        // What is no text is no header here; it stays with the message for whoever reads it next.
+        // Only text values become headers of the message. Other values stay in `headers` for later readers.
         if let AMQPValue::LongString(value) = value {
             message = message.with_header(name.as_str(), String::from_utf8_lossy(value.as_bytes()));
         }

@@ -58,8 +58,8 @@ impl Link {
         Ok(connection)
     }
 
-    /// A refusal of the server's has a code; after anything else, a silence above all, the connection is not used again:
-    /// the client would not notice by itself that nobody is at the other end.
+    /// A refusal by the server has a code and leaves the connection usable. After any other error, above all a timeout,
+    /// the connection is replaced, because the client would not notice by itself that the peer is gone.
     async fn note(&self, what: &'static str, error: RedisError) -> RedisStreamsError {
         if error.code().is_none() {
             *self.connection.lock().await = None;

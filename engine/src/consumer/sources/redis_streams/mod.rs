@@ -1,15 +1,15 @@
-//! Messages from Redis Streams, by a consumer group.
+//! A source for Redis Streams, which uses a consumer group.
 //!
 //! | | how |
 //! |---|---|
-//! | taken | `XREADGROUP`, on a connection of its own |
-//! | of a consumer that died | `XAUTOCLAIM`, once they were idle for [`claim_after`](RedisStreamsBuilder::claim_after) |
+//! | taken | `XREADGROUP`, on a separate connection |
+//! | taken over from a dead consumer | `XAUTOCLAIM`, once the messages have been idle for [`claim_after`](RedisStreamsBuilder::claim_after) |
 //! | acknowledged | `XACK` |
-//! | retried later | it stays pending with this consumer, which delivers it again after the delay; its failures are counted in the hash `STREAM.GROUP.failures` |
-//! | a dead letter | `XADD STREAM.dead` with its error and the original's headers under the prefix `oncekey-header-`, and `XACK`, in one script that ends where Redis refuses the first |
+//! | retried later | the message stays pending with this consumer, which delivers it again after the delay; its failures are counted in the hash `STREAM.GROUP.failures` |
+//! | a dead letter | `XADD STREAM.dead` with its error and the original's headers under the prefix `oncekey-header-`, and `XACK`, in one script that stops if Redis refuses the first command |
 //!
-//! An entry's fields `id` and `payload` are the message's, all others its headers; an entry without an `id` has its
-//! stream id. The guide to [Redis Streams](crate::guide::redis_streams) has more.
+//! The fields `id` and `payload` of an entry become the message's id and payload; all others become headers. Without an
+//! `id`, the message's id is the entry's stream id. The guide to [Redis Streams](crate::guide::redis_streams) has more.
 
 mod link;
 mod publish;
@@ -27,7 +27,7 @@ pub use source::{Receipt, RedisStreams};
 use crate::consumer::backoff::bounded;
 use link::Link;
 
-/// A command that Redis did not answer, or refused.
+/// A command that Redis refused or did not answer.
 ///
 /// ```
 /// use oncekey::consumer::redis_streams::{RedisStreams, redis};
@@ -89,61 +89,62 @@ impl RedisStreamsBuilder {
         }
     }
 
-    /// How long a message lies with a consumer that gives no sign of life before another takes it. Default: 30 s; at
-    /// least 100 ms. A consumer that lives gives a sign for what it has in hand at a third of this.
+    /// Sets how long a consumer may be silent before another one takes its messages. Default: 30 s; at least 100 ms. A
+    /// live consumer refreshes its messages three times within this time.
     pub fn claim_after(mut self, idle: Duration) -> Self {
         self.claim_after = bounded(idle.max(Duration::from_millis(100)));
         self
     }
 
-    /// How many messages are read at once. Default: 16; at least 1.
+    /// Sets how many messages are read at once. Default: 16; at least 1.
     pub fn batch(mut self, messages: usize) -> Self {
         self.batch = messages.clamp(1, i32::MAX as usize);
         self
     }
 
-    /// How many messages may wait to be retried before no new ones are read. Default: 1 000; at least 1.
+    /// Sets how many messages may wait to be retried before the source reads no new ones. Default: 1 000; at least 1.
     pub fn max_waiting(mut self, messages: usize) -> Self {
         self.max_waiting = messages.max(1);
         self
     }
 
-    /// Where dead letters go. Default: the stream's name with `.dead`.
+    /// Sets the stream for dead letters. Default: the stream's name with `.dead`.
     pub fn dead_letters(mut self, stream: impl Into<String>) -> Self {
         self.names.dead = stream.into();
         self
     }
 
-    /// A group that is made here begins with what comes from now on. Default: with all that is in the stream.
+    /// If the group is created here, it begins with entries that are added from now on. Default: with all entries of
+    /// the stream.
     pub fn from_now_on(mut self) -> Self {
         self.from_start = false;
         self
     }
 
-    /// Deletes an entry when it is settled for good, so that the stream does not grow. Only for streams that no other
-    /// group reads. Default: entries stay, and whoever adds to the stream trims it.
+    /// Deletes an entry once it is acknowledged or a dead letter, so that the stream does not grow. Use it only for
+    /// streams that no other group reads. Default: entries stay, and publishers trim the stream.
     pub fn delete_settled(mut self) -> Self {
         self.delete_settled = true;
         self
     }
 
-    /// How long a command may take before its connection is given up. Default: 5 s.
+    /// Sets how long a command may take before its connection is replaced. Default: 5 s.
     pub fn deadline(mut self, limit: Duration) -> Self {
         self.deadline = bounded(limit);
         self
     }
 
-    /// Connects, and makes the group where it is missing.
+    /// Connects, and creates the group if it is missing.
     ///
     /// # Errors
-    /// Redis can't be reached, or refuses.
+    /// Redis cannot be reached, or refuses.
     pub async fn open(self) -> Result<RedisStreams, RedisStreamsError> {
         let commands = Arc::new(Link::new(self.client.clone(), self.deadline));
         RedisStreams::open(self, commands).await
     }
 }
 
-/// The client's URL may hold a password.
+/// Leaves out the client, whose URL may contain a password.
 impl fmt::Debug for RedisStreamsBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisStreamsBuilder").field("names", &self.names).finish_non_exhaustive()

@@ -1,4 +1,4 @@
-//! Adding messages to a stream.
+//! Adds messages to a stream.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::RedisStreamsError;
 use super::link::Link;
 use crate::consumer::Message;
 
-/// Adds messages to a stream, in the form in which [`RedisStreams`](super::RedisStreams) reads them.
+/// Adds messages to a stream, in the form that [`RedisStreams`](super::RedisStreams) reads.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -26,13 +26,13 @@ pub struct RedisPublisher {
 }
 
 impl RedisPublisher {
-    /// Connects at the first message.
+    /// Creates a publisher, which connects when it sends the first message.
     pub fn new(client: Client, stream: impl Into<String>) -> Self {
         Self { link: Link::new(client, Duration::from_secs(5)), stream: stream.into(), max_len: None }
     }
 
-    /// Has the oldest entries dropped beyond about this many. **They are dropped read or not**: choose it larger than any
-    /// backlog. Default: none are.
+    /// Trims the stream to approximately this many entries. **Redis drops the oldest entries even if nobody has read
+    /// them**, so choose more than any backlog. Default: no trimming.
     #[must_use]
     pub fn max_len(mut self, entries: usize) -> Self {
         self.max_len = Some(entries);
@@ -42,7 +42,7 @@ impl RedisPublisher {
     /// Adds a message, and returns once Redis has it.
     ///
     /// # Errors
-    /// Redis did not say so. It may have it all the same: publish the message again, with its id.
+    /// Redis did not confirm the message. It may have it nonetheless: publish the message again with the same id.
     pub async fn publish(&self, message: &Message) -> Result<(), RedisStreamsError> {
         let mut command = Cmd::new();
         command.arg("XADD").arg(&self.stream);
@@ -53,7 +53,7 @@ impl RedisPublisher {
         for (name, value) in message.headers() {
             command.arg(name).arg(value);
         }
-        // Last, so that no header of the same name passes for it.
+        // Added last, so that a header of the same name cannot replace them.
         command.arg("id").arg(message.id()).arg("payload").arg(message.payload().as_ref());
         self.link.ask("adding a message", &command).await
     }

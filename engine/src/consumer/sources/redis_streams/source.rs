@@ -1,4 +1,4 @@
-//! Reading a stream as one consumer of a group.
+//! Reads a stream as one consumer of a group.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fmt;
@@ -22,7 +22,7 @@ use crate::consumer::{Delivery, Disposition, Message, Source};
 
 /// One consumer of a consumer group of a stream.
 ///
-/// The **consumer's name** is to stay the same over restarts: a consumer that comes back begins with what it had in hand.
+/// Keep the **consumer's name** the same across restarts: a restarted consumer begins with the messages that it held.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -46,31 +46,32 @@ struct Shared {
     held: Mutex<Held>,
 }
 
-/// What is pending with this consumer, and alive in this process.
+/// The messages that this consumer holds in this process.
 #[derive(Default)]
 struct Held {
     ids: HashSet<String>,
-    /// To be delivered again, the first to be due at the front.
+    /// Messages to be retried, ordered by due time.
     later: BTreeMap<(Instant, String), (Arc<Message>, u32)>,
 }
 
 struct Reading {
-    /// A connection for this alone: reading waits, and what shares the connection would wait with it.
+    /// A separate connection, because a blocking read delays every other command on its connection.
     link: Link,
     batch: usize,
     max_waiting: usize,
     from_start: bool,
-    /// Up to here the group has read, as far as this consumer has seen: from here a group begins that is made again.
+    /// The last entry that the group has read, as far as this consumer knows. A recreated group starts here.
     seen: EntryId,
-    /// Read, and not delivered yet.
+    /// Messages that were read and not delivered yet.
     buffer: VecDeque<Delivery<Message, Receipt>>,
-    /// What this consumer had in hand before its process began is read from here on, until there is no more.
+    /// The position from which the source reads messages that were already pending with this consumer. `None` once all
+    /// are read.
     own_past: Option<String>,
     next_claim: Instant,
     claim_cursor: String,
 }
 
-/// What a message of this source is settled by. It outlives connections.
+/// Identifies a delivery of this source. It outlives connections.
 #[derive(Debug, Clone)]
 pub struct Receipt {
     id: String,
@@ -78,19 +79,19 @@ pub struct Receipt {
     failures: u32,
 }
 
-/// How many headers a dead letter has one by one: a script can hand about 8,000 values to a command. More of them are one
-/// JSON object.
+/// The most headers that a dead letter stores one by one, because a script can pass about 8,000 values to a command.
+/// More headers are stored as one JSON object.
 const MOST_HEADERS: usize = 2_000;
 
-/// Before the name of each header of the original, in a dead letter.
+/// The prefix of each of the original's header names in a dead letter.
 const PREFIX: &str = "oncekey-header-";
 
-/// How long a read waits on the server at most. It is never cut short, since what it was about to bring would lie unseen:
-/// so this is by how much a retry may be late on a stream that is quiet.
+/// The longest time for which a read blocks on the server. A read is never cut short, because its messages would stay
+/// unseen. On a quiet stream, a retry may be late by this much.
 const LONGEST_BLOCK: Duration = Duration::from_millis(500);
 
 impl RedisStreams {
-    /// A consumer of the group of `stream` that has this name; see [`RedisStreamsBuilder`].
+    /// Returns a [`RedisStreamsBuilder`] for this consumer of the group of `stream`.
     pub fn builder(client: redis::Client, stream: &str, group: &str, consumer: &str) -> RedisStreamsBuilder {
         RedisStreamsBuilder::new(client, stream, group, consumer)
     }
@@ -122,7 +123,7 @@ impl RedisStreams {
 }
 
 impl Shared {
-    /// Makes the group where it is missing. It begins after `start`.
+    /// Creates the group if it is missing. It begins after `start`.
     async fn make_group(&self, start: &str) -> Result<(), RedisStreamsError> {
         let mut command = redis::cmd("XGROUP");
         command.arg("CREATE").arg(&self.names.stream).arg(&self.names.group).arg(start).arg("MKSTREAM");
@@ -132,7 +133,7 @@ impl Shared {
         }
     }
 
-    /// Up to where the group has read.
+    /// Returns the last entry that the group has read.
     async fn last_delivered(&self) -> Result<EntryId, RedisStreamsError> {
         let groups = redis::cmd("XINFO").arg("GROUPS").arg(&self.names.stream).to_owned();
         let found: StreamInfoGroupsReply = self.commands.ask("looking the group up", &groups).await?;
@@ -140,7 +141,7 @@ impl Shared {
         Ok(group.map(|group| entry_id(&group.last_delivered_id)).unwrap_or_default())
     }
 
-    /// Creates a deleted group again, so that entries that were added in the meantime are not missed.
+    /// Recreates a deleted group, without missing entries that were added in the meantime.
     async fn make_group_again(&self, from_start: bool, seen: EntryId) -> Result<(), RedisStreamsError> {
         if from_start {
             return self.make_group("0").await;
@@ -148,16 +149,16 @@ impl Shared {
         let stream = redis::cmd("XINFO").arg("STREAM").arg(&self.names.stream).to_owned();
         let end = match self.commands.ask::<StreamInfoStreamReply>("looking the stream up", &stream).await {
             Ok(found) => entry_id(&found.last_generated_id),
-            // Redis says so by an error of no code of its own where there is no stream.
+            // If the stream does not exist, Redis answers with the generic error code.
             Err(error) if error.error.code() == Some("ERR") => EntryId::default(),
             Err(error) => return Err(error),
         };
-        // A stream that ends before what was read is another one: all of it is new.
+        // A stream that ends before the last entry read is a different stream, and all of its entries are new.
         let start = if end < seen { EntryId::default() } else { seen };
         self.make_group(&format!("{}-{}", start.0, start.1)).await
     }
 
-    /// Takes an entry in hand, unless this process has it already.
+    /// Marks an entry as held. Returns `false` if this process already holds it.
     fn hold(&self, id: &str) -> bool {
         self.held.lock().ids.insert(id.to_owned())
     }
@@ -166,7 +167,7 @@ impl Shared {
         self.held.lock().ids.remove(id);
     }
 
-    /// The first message to be retried that is due, or when the first will be.
+    /// Returns the first retry that is due, or the time when the first one will be.
     fn due(&self) -> Result<Delivery<Message, Receipt>, Option<Instant>> {
         let mut held = self.held.lock();
         match held.later.first_entry() {
@@ -179,7 +180,8 @@ impl Shared {
         }
     }
 
-    /// Gives entries a sign of life, or, if they are to be taken by others, the opposite. The count of deliveries stays.
+    /// Sets the idle time of entries: zero keeps them with this consumer, `claim_after` lets others take them. The
+    /// delivery count does not change.
     async fn set_idle(&self, ids: &[String], idle: Duration) -> Result<(), RedisStreamsError> {
         for ids in ids.chunks(1_000) {
             let mut command = redis::cmd("XCLAIM");
@@ -191,7 +193,7 @@ impl Shared {
     }
 }
 
-/// An entry's id, in the order of the stream.
+/// An entry's id, which orders the stream.
 type EntryId = (u64, u64);
 
 fn entry_id(text: &str) -> EntryId {
@@ -204,7 +206,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// What is in hand is not idle: else a job that takes long would be given to another consumer, for nothing.
+/// Resets the idle time of held messages. Otherwise another consumer would take the message of a long job.
 async fn keep_alive(shared: Weak<Shared>, every: Duration) {
     loop {
         tokio::time::sleep(every).await;
@@ -236,12 +238,13 @@ impl Source for RedisStreams {
                 return Ok(Some(delivery));
             }
             if let Err(error) = reading.read(&self.shared, due).await {
-                // What the answer would have brought is pending with this consumer.
+                // The entries of the lost answer are pending with this consumer, so it reads its pending entries again.
                 reading.own_past = Some("0".to_owned());
                 if error.error.code() != Some("NOGROUP") {
                     return Err(error);
                 }
-                // The server came back without its data: what is added from now on is not to be missed.
+                // The server restarted without its data. The new group must not miss entries that are added from now
+                // on.
                 warn!(stream = self.shared.names.stream, "the consumer group is gone, and made again");
                 self.shared.make_group_again(reading.from_start, reading.seen).await?;
             }
@@ -250,7 +253,7 @@ impl Source for RedisStreams {
 
     async fn settle(&self, receipt: Receipt, disposition: Disposition) -> Result<(), RedisStreamsError> {
         let Receipt { id, message, failures } = receipt;
-        // If it fails, the entry stays in hand, and gets its signs of life, until the settle is sent again.
+        // If this fails, the entry stays held and refreshed until the processor settles it again.
         self.shared.settle(&id, &message, failures, &disposition).await?;
         let mut held = self.shared.held.lock();
         match disposition {
@@ -263,11 +266,11 @@ impl Source for RedisStreams {
         Ok(())
     }
 
-    /// Others may claim at once what lies here.
+    /// Lets other consumers claim this consumer's messages at once.
     async fn close(&self) {
         self.keeper.abort();
         let mut ids: Vec<String> = self.shared.held.lock().ids.drain().collect();
-        // A read that was dropped midway may have brought more.
+        // A read that was dropped early may have fetched more messages.
         match self.shared.pending_here().await {
             Ok(pending) => ids.extend(pending),
             Err(error) => debug!(%error, "what a last read brought is claimed when it was idle long enough"),
@@ -290,7 +293,7 @@ impl Shared {
         match disposition {
             Disposition::RetryLater { failed: false, .. } => return Ok(()),
             Disposition::RetryLater { failed: true, .. } => {
-                // Set, so that it counts once however often it is sent.
+                // The count is set, not incremented, so repeating the command counts the failure once.
                 let count = failures.saturating_add(1);
                 let counted = redis::cmd("HSET").arg(counts).arg(id).arg(count).to_owned();
                 return self.commands.ask("counting a failure", &counted).await;
@@ -309,9 +312,9 @@ impl Shared {
         self.commands.ask_all("settling a message", &commands).await
     }
 
-    /// Keeps a dead letter and takes its message from the queue, by a script: where the dead letters' key holds no stream,
-    /// or Redis has no memory left, the script ends there. In a `MULTI` the other commands would be carried out all the
-    /// same, and the message would be lost.
+    /// Adds a dead letter and removes its message from the queue, in a script. If Redis refuses the `XADD`, because the
+    /// key holds no stream or memory is full, the script stops there. In a `MULTI`, the other commands would still run,
+    /// and the message would be lost.
     async fn put_aside(&self, id: &str, message: &Message, reason: &str) -> Result<(), RedisStreamsError> {
         const PUT_ASIDE: &str = "redis.call('XADD', KEYS[1], '*', unpack(ARGV, 4))
 redis.call('XACK', KEYS[2], ARGV[1], ARGV[2])
@@ -334,7 +337,7 @@ if ARGV[3] == '1' then redis.call('XDEL', KEYS[2], ARGV[2]) end";
         self.commands.ask("putting a message aside", &script).await
     }
 
-    /// The entries that Redis has handed to this consumer and that are not settled.
+    /// Returns the unsettled entries that Redis has delivered to this consumer.
     async fn pending_here(&self) -> Result<Vec<String>, RedisStreamsError> {
         let Names { stream, group, consumer, .. } = &self.names;
         let mut command = redis::cmd("XPENDING");
@@ -345,7 +348,8 @@ if ARGV[3] == '1' then redis.call('XDEL', KEYS[2], ARGV[2]) end";
 }
 
 impl Reading {
-    /// Fills the buffer from one of the three places where messages lie; waits for new ones until something is due.
+    /// Fills the buffer from one of three places: this consumer's pending entries, entries of dead consumers, or new
+    /// entries. Waits for new entries until something is due.
     async fn read(&mut self, shared: &Shared, due: Option<Instant>) -> Result<(), RedisStreamsError> {
         if let Some(after) = self.own_past.clone() {
             let entries = self.read_group(shared, &after, None).await?;
@@ -359,7 +363,7 @@ impl Reading {
         let until = due.map_or(self.next_claim, |due| due.min(self.next_claim)).min(now + LONGEST_BLOCK);
         let block = until.saturating_duration_since(now);
         if shared.held.lock().later.len() >= self.max_waiting {
-            // No new ones before some of those that wait are settled.
+            // Read no new messages until some retries are settled.
             tokio::time::sleep(block).await;
             return Ok(());
         }
@@ -379,7 +383,7 @@ impl Reading {
         let mut command = redis::cmd("XREADGROUP");
         command.arg("GROUP").arg(&shared.names.group).arg(&shared.names.consumer).arg("COUNT").arg(self.batch);
         if let Some(block) = block {
-            // Zero would be for ever.
+            // Redis treats a block of zero as "forever".
             command.arg("BLOCK").arg(millis(block).max(1));
         }
         command.arg("STREAMS").arg(&shared.names.stream).arg(after);
@@ -387,7 +391,7 @@ impl Reading {
         Ok(read.into_iter().flat_map(|read| read.keys).flat_map(|key| key.ids).collect())
     }
 
-    /// Takes what others had in hand and gave no sign of life for.
+    /// Takes over messages of consumers that have been silent too long.
     async fn claim(&mut self, shared: &Shared, now: Instant) -> Result<(), RedisStreamsError> {
         let mut command = redis::cmd("XAUTOCLAIM");
         command.arg(&shared.names.stream).arg(&shared.names.group).arg(&shared.names.consumer);
@@ -395,13 +399,13 @@ impl Reading {
         let claimed: StreamAutoClaimReply = self.link.ask("claiming abandoned messages", &command).await?;
         self.claim_cursor = claimed.next_stream_id;
         if self.claim_cursor == "0-0" {
-            // All were looked at. Consumers that began together drift apart by the jitter.
+            // The scan is complete. The jitter spreads consumers that started together.
             self.next_claim = now + shared.claim_after.mul_f64(rand::random_range(0.4..0.6));
         }
         self.take(shared, claimed.claimed, true).await
     }
 
-    /// Puts entries into the buffer. Of those that were delivered before, the failures are looked up.
+    /// Puts entries into the buffer. Looks up the failures of entries that were delivered before.
     async fn take(
         &mut self,
         shared: &Shared,
@@ -412,7 +416,7 @@ impl Reading {
         let ids: Vec<String> = entries.iter().map(|entry| entry.id.clone()).collect();
         let buffered = self.buffer_up(shared, entries, was_delivered).await;
         if buffered.is_err() {
-            // None of them is in the buffer: held any longer, they would be delivered to nobody.
+            // None of the entries is in the buffer, so they would be held without being delivered.
             ids.iter().for_each(|id| shared.let_go(id));
         }
         buffered
@@ -426,7 +430,7 @@ impl Reading {
     ) -> Result<(), RedisStreamsError> {
         let mut failures = vec![None; entries.len()];
         if was_delivered {
-            // An entry that was deleted while it was pending has no fields: there is nothing to do for it.
+            // An entry that was deleted while it was pending has no fields and needs only an acknowledgement.
             for gone in entries.extract_if(.., |entry| entry.map.is_empty()) {
                 let ack =
                     redis::cmd("XACK").arg(&shared.names.stream).arg(&shared.names.group).arg(&gone.id).to_owned();

@@ -1,22 +1,22 @@
-//! Messages that are held back, arrive late or arrive twice; a clock that is set back; records that are purged.
+//! Messages that are delayed, late or duplicated; a clock that is set back; and purged records.
 
 use super::*;
 
 const KEPT: u64 = WITHDRAWAL_KEPT.as_millis() as u64;
 
-/// One event. A number picks a claim or a message among those that exist, modulo their count.
+/// One event. A number picks a claim or a message among the existing ones, modulo their count.
 #[derive(Debug, Clone, Copy)]
 enum Event {
-    /// A new owner sends an acquire. `past` picks the barrier that it names, among those that a caller has been told of.
+    /// A new owner sends an acquire. `past` picks the barrier that it names among those that callers have seen.
     Send {
         hold: bool,
         past: Option<usize>,
     },
-    /// A process withdraws a claim on which it has not begun.
+    /// A process withdraws a claim on which nothing has begun.
     SendWithdrawal {
         claim: usize,
     },
-    /// The holder of a claim that was granted sends a step.
+    /// The holder of a granted claim sends a step.
     SendStep {
         claim: usize,
         step: OwnersStep,
@@ -34,7 +34,7 @@ enum Event {
     Wait {
         millis: u64,
     },
-    /// The store's clock is set back, while the record exists.
+    /// The store's clock is set back while the record exists.
     SetBack {
         millis: u64,
     },
@@ -55,13 +55,13 @@ enum Sent {
     Step(Owner, OwnersStep),
 }
 
-/// What a process knows of a claim that it asked for.
+/// What a process knows about its claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Claimed {
     Asked,
-    /// It was granted: its operation begins, and the process never withdraws it.
+    /// The claim was granted and its operation began. The process never withdraws it.
     Began,
-    /// The process does not wait for the answer any more: no operation begins under it.
+    /// The process no longer waits for the answer, and no operation begins under the claim.
     Withdrawing,
 }
 
@@ -76,9 +76,9 @@ struct World {
     claims: Vec<Claimed>,
     /// When the store last executed a withdrawal of the claim.
     withdrawn_at: Vec<Option<u64>>,
-    /// The barriers that callers were told of.
+    /// The barriers that callers have seen.
     told: Vec<Owner>,
-    /// The highest token that was granted, and to whom.
+    /// The highest granted token, and its owner.
     highest: Option<(FencingToken, Owner)>,
 }
 
@@ -230,7 +230,7 @@ fn index(len: usize, number: usize) -> Option<usize> {
     number.checked_rem(len)
 }
 
-/// The last of `from` more often than the others.
+/// Picks the last of `from` more often than the others.
 fn pick<T>(from: &[T], number: usize) -> Option<&T> {
     if number.is_multiple_of(2) { from.last() } else { index(from.len(), number / 2).map(|at| &from[at]) }
 }
@@ -277,7 +277,7 @@ fn events() -> impl Strategy<Value = Event> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(5_000))]
 
-    /// A claim that was withdrawn never lands, whatever arrives before it, and tokens rise from claim to claim.
+    /// A withdrawn claim never takes effect, whatever arrives before it, and tokens rise from claim to claim.
     #[test]
     fn e20_e25_late_messages_land_no_withdrawn_claim_and_take_no_token_back(
         events in proptest::collection::vec(events(), 1..60)
@@ -288,8 +288,8 @@ proptest! {
         }
     }
 
-    /// Nobody hears a grant: every claim is withdrawn, in whatever order the messages arrive. The key is never
-    /// indeterminate afterwards, and the next caller gets it.
+    /// Every answer to a claim is lost, and every claim is withdrawn, in whatever order the messages arrive. The key is
+    /// never indeterminate afterwards, and the next caller gets it.
     #[test]
     fn e19_a_key_on_which_nothing_began_comes_free(
         events in proptest::collection::vec(
@@ -300,7 +300,7 @@ proptest! {
         let mut world = World::new();
         for event in events {
             world.happens(event)?;
-            // Its answer was lost: no operation begins.
+            // The answer was lost, so no operation begins.
             for claim in &mut world.claims {
                 if *claim == Claimed::Began {
                     *claim = Claimed::Withdrawing;

@@ -1,4 +1,4 @@
-//! Steps: what must hold of them, in examples and in random lives of a key, and that each error in it is noticed.
+//! The promises about steps, in examples and in random lives of a key. Each planted bug must break one of them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -44,7 +44,7 @@ impl Machine {
         self.apply(step)
     }
 
-    /// Claims the key, and gives the steps that it brought.
+    /// Claims the key, and returns the steps that the claim brought.
     fn claims(&mut self, owner: u8) -> Option<Box<Steps>> {
         match self.asks(owner, 0) {
             Acquired::Claimed { steps, .. } => steps,
@@ -129,7 +129,7 @@ impl Machine {
     }
 }
 
-/// The names of those that are completed.
+/// Returns the names of the completed steps.
 fn completed(steps: Option<&Steps>) -> Vec<&str> {
     let list = steps.map_or(&[][..], |steps| &steps.list);
     let is_completed = |step: &&crate::record::StepRecord| matches!(step.progress, Progress::Completed(_));
@@ -155,7 +155,7 @@ fn e26_a_stale_parent_begins_no_step() {
     assert!(matches!(machine.begins(2, "charge", 2, StepPolicy::Hold), StepBegun::Completed { .. }));
 }
 
-/// A step that was running when its holder lost the claim is a fact until another run of it begins.
+/// A step that was running when its holder lost the claim may record its outcome until another run of the step begins.
 #[test]
 fn e26_the_outcome_of_a_lost_holder_counts_until_the_step_begins_again() {
     for begins_again in [false, true] {
@@ -180,7 +180,7 @@ fn e26_an_older_life_replays_nothing() {
         |machine| assert_eq!(machine.completes(1), Completed::Stored),
         |machine| assert_eq!(machine.releases(1), Released::Released),
         |machine| assert_eq!(machine.is_removed(), Removed::Removed),
-        // Nobody comes back for it.
+        // No caller returns for the record.
         |machine| machine.waits(crate::record::ABANDONED_CLAIM_KEPT.as_millis() as u64 + LEASE),
     ];
     for end in ends {
@@ -216,7 +216,7 @@ fn e26_no_step_expires_before_its_parent() {
     assert_eq!(machine.apply(step), Held::Held);
     machine.waits(10 * RETENTION);
     assert_eq!(completed(machine.now_record().unwrap().steps.as_deref()), ["charge"]);
-    // Released, it is kept for its retention from here, and every change of a step counts anew.
+    // A released record is kept for its retention from here, and every change of a step restarts that time.
     let release = Resolve { key: machine.key.clone(), attempt: None, owner: None, with: Resolution::Release };
     let step = resolve(machine.record.as_ref(), machine.now, &release);
     assert_eq!(machine.apply(step), Resolved::Resolved);
@@ -277,7 +277,7 @@ fn e26_a_release_keeps_the_steps() {
     assert_eq!(machine.now_record().unwrap().state.name(), "released");
     assert_eq!(completed(machine.claims(2).as_deref()), ["reserve"]);
     assert!(matches!(machine.begins(2, "reserve", 1, StepPolicy::Hold), StepBegun::Completed { .. }));
-    // What failed left nothing, so that nothing is kept for it alone.
+    // A failed step left nothing, so no record is kept for it alone.
     let mut machine = fresh();
     machine.claims(1);
     let StepBegun::Begun { run, .. } = machine.begins(1, "charge", 1, StepPolicy::Hold) else { panic!() };
@@ -313,7 +313,7 @@ fn e26_the_steps_of_two_keys_share_no_name() {
 #[test]
 fn e26_no_step_outlives_its_record() {
     let mut machine = fresh();
-    // A barrier keeps the record when its life is over.
+    // A barrier keeps the record after its life is over.
     let step = withdraw(None, machine.now, &Withdraw { key: machine.key.clone(), owner: by(9) });
     machine.apply(step);
     machine.claims(1);
@@ -322,7 +322,7 @@ fn e26_no_step_outlives_its_record() {
     let vacant = machine.record.clone().unwrap();
     assert_eq!((vacant.state.name(), vacant.steps), ("vacant", None));
     assert_eq!(machine.claims(2), None);
-    // A withdrawal of a claim whose steps left nothing.
+    // Withdraw a claim whose steps left nothing.
     let StepBegun::Begun { run, .. } = machine.begins(2, "charge", 1, StepPolicy::Hold) else { panic!() };
     assert_eq!(machine.fails(2, run, "charge"), StepFailed::Failed);
     let message = Withdraw { key: machine.key.clone(), owner: by(2) };
@@ -332,7 +332,7 @@ fn e26_no_step_outlives_its_record() {
     assert_eq!((vacant.state.name(), vacant.steps), ("vacant", None));
 }
 
-/// Each error that was planted breaks an example, and where it can be met by chance, a promise in a random life.
+/// Each planted bug breaks an example and, where chance can reach it, a promise in a random life.
 #[test]
 fn e26_each_planted_error_is_noticed() {
     let examples: [(Bug, fn()); 8] = [
@@ -348,7 +348,7 @@ fn e26_each_planted_error_is_noticed() {
     for (bug, example) in examples {
         example();
         assert!(with(bug, || catch_unwind(AssertUnwindSafe(example))).is_err(), "no example notices {bug:?}");
-        // Another key is no matter of one key's life.
+        // This bug involves another key, and a random life has only one.
         if bug != Bug::StepsShareAName {
             let noticed = with(bug, || (0..5_000).find_map(|seed| random::life(seed).err()));
             assert!(noticed.is_some(), "no random life notices {bug:?}");

@@ -1,10 +1,10 @@
-//! Random lives of one key, beside an account of what really happened that knows nothing of the transitions.
+//! Random lives of one key, beside an account of what really happened that does not use the transitions.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 
-/// Numbers that are the same in every run of the test.
+/// Random numbers that are the same in every run of the test.
 struct Chance(u64);
 
 impl Chance {
@@ -33,7 +33,7 @@ struct Running {
     life: FencingToken,
 }
 
-/// A message that is still to arrive, or to arrive again.
+/// A message that will arrive, or arrive again.
 #[derive(Debug, Clone)]
 enum Sent {
     End(Running, u64),
@@ -42,23 +42,23 @@ enum Sent {
 
 struct Account {
     machine: Machine,
-    /// Which life of the key it is.
+    /// The number of the key's current life.
     epoch: u32,
-    /// Whether an operator has removed the record just now.
+    /// Whether an operator has just removed the record.
     is_removed: bool,
-    /// The last claim: its owner, and the end of its lease.
+    /// The latest claim: its owner, and the end of its lease.
     holder: (u8, StoreTime),
     number: u32,
     running: Vec<Running>,
     wire: Vec<Sent>,
     effects: Vec<(u32, usize, u64)>,
-    /// What some attempt was told of a step.
+    /// The outcomes of steps that attempts have received.
     told: BTreeMap<(u32, usize), u64>,
-    /// Steps that may be run only once, and of which the store does not know what became of them.
+    /// Steps that may run only once, and whose result the store does not know.
     open: BTreeSet<(u32, usize)>,
 }
 
-/// Lives through 60 events. `Err` names the promise that broke.
+/// Simulates 60 events. `Err` names the broken promise.
 pub(super) fn life(seed: u64) -> Result<(), String> {
     let mut chance = Chance((seed + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
     let start = fresh();
@@ -83,7 +83,7 @@ pub(super) fn life(seed: u64) -> Result<(), String> {
         if before.is_some() && after.is_none() {
             account.epoch += 1;
         }
-        // What is done stays done in the same life.
+        // A completed step stays completed in the same life.
         let of = |record: &Option<Record>| record.as_ref().and_then(|record| record.steps.clone());
         let (done, still) = (of(&before), of(&after));
         let still = completed(still.as_deref());
@@ -111,7 +111,7 @@ impl Account {
             9 | 10 => self.deliver(chance),
             11 => {
                 let is_idle = !self.running.iter().any(|running| running.owner == owner);
-                // An engine waits for the running steps before it settles their parent.
+                // The engine waits for the running steps before it settles their parent.
                 if is_idle && self.machine.releases(owner) == Released::Released {
                     let is_open = self.open.iter().any(|(epoch, _)| *epoch == self.epoch);
                     if self.machine.now_record().is_some_and(|record| record.owner == by(owner)) && is_open {
@@ -129,7 +129,7 @@ impl Account {
                 self.is_removed = self.machine.is_removed() == Removed::Removed;
             }
             14 if chance.one_in(3) => {
-                // An unknown claim of another process, on which nothing began.
+                // Another process withdraws an unknown claim, on which nothing began.
                 let message = Withdraw { key: self.machine.key.clone(), owner: by(9) };
                 let step = withdraw(self.machine.record.as_ref(), self.machine.now, &message);
                 self.machine.apply(step);
@@ -144,7 +144,7 @@ impl Account {
 
     fn claim(&mut self, owner: u8, for_what: u8) -> Result<(), String> {
         let was_there = self.machine.now_record();
-        // Owners are used again here, and one that still has a claim would be asking again.
+        // This test reuses owners, and an owner that still has a claim would repeat its request.
         if was_there.as_ref().is_some_and(|record| record.owner == by(owner)) {
             return Ok(());
         }
@@ -200,7 +200,7 @@ impl Account {
         }
     }
 
-    /// The operation of a step ends: with an outcome, with an error, or without a word.
+    /// Ends a step's operation: with an outcome, with an error, or without a report.
     fn end(&mut self, chance: &mut Chance) {
         if self.running.is_empty() {
             return;
@@ -218,7 +218,7 @@ impl Account {
         }
     }
 
-    /// The store takes a message. It may be lost, and it may come again.
+    /// Delivers a message to the store. The message may be lost, or arrive again.
     fn deliver(&mut self, chance: &mut Chance) {
         if self.wire.is_empty() {
             return;
@@ -233,7 +233,7 @@ impl Account {
             }
             Sent::Fail(Running { epoch, owner, name, run, .. }) => {
                 self.machine.fails(owner, run, NAMES[name].0);
-                // No other run of it can have begun in the meantime.
+                // No other run of the step can have begun in the meantime.
                 let is_last = !self.running.iter().any(|running| running.epoch == epoch && running.name == name);
                 let has_effect = self.effects.iter().any(|(of, step, _)| *of == epoch && *step == name);
                 if is_last && !has_effect {
@@ -243,7 +243,7 @@ impl Account {
         }
     }
 
-    /// Somebody who knows what happened settles the first step of which the store does not.
+    /// Settles the first unsettled step according to what really happened.
     fn settle(&mut self) {
         let Some(record) = self.machine.now_record() else { return };
         let unsettled = record.steps.as_ref().and_then(|steps| steps.unsettled(self.machine.now));
@@ -266,7 +266,8 @@ impl Account {
         }
     }
 
-    /// An attempt is told what a step gave: an effect of this life, and what each attempt before it was told.
+    /// Checks the outcome that an attempt receives: it must be an effect of this life, and equal what each earlier
+    /// attempt received.
     fn is_told(&mut self, name: usize, outcome: &SealedOutcome, life: FencingToken) -> Result<(), String> {
         let text = NAMES[name].0;
         let bound_to = self::name(text);
