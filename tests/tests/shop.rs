@@ -5,14 +5,20 @@
 #[path = "shop/command_line.rs"]
 mod command_line;
 
+use std::time::{Duration, Instant};
+
 use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tests::http::{Answer, Request};
-use tests::process::Process;
+use tests::process::{PATIENCE, Process};
 use tests::server::{MariaDb, Postgres, Redis, RedisCluster, RedisSentinel};
 use tests::shop::{Shop, command};
+use tokio::time::sleep;
+
+/// Between two polls of a condition.
+const PAUSE: Duration = Duration::from_millis(20);
 
 fn order(item: &str, key: &str) -> Request {
     let body = format!(r#"{{"item": "{item}", "quantity": 1}}"#);
@@ -32,7 +38,15 @@ async fn count(shop: &Shop, target: &str) -> usize {
 /// Waits until the shop has claimed this many keys.
 async fn until_claimed(shop: &Shop, keys: usize) {
     let claimed = format!("oncekey_events_total{{event=\"miss\"}} {keys}");
-    while !Request::new("GET", "/metrics", "").send(shop.address).await.text().contains(&claimed) {}
+    let deadline = Instant::now() + 2 * PATIENCE;
+    loop {
+        let metrics = Request::new("GET", "/metrics", "").send(shop.address).await.text();
+        if metrics.contains(&claimed) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{keys} keys were not claimed: {metrics}");
+        sleep(PAUSE).await;
+    }
 }
 
 /// Starts the shop with bad settings, and returns its error output and its exit code.
@@ -161,7 +175,9 @@ async fn e16_the_shop_is_not_ready_before_it_drains() {
     until_claimed(&shop, 1).await;
     shop.process.terminate();
     // The shop still answers while the payment is in flight.
-    while ready.send(address).await.status == 200 {}
+    while ready.send(address).await.status == 200 {
+        sleep(PAUSE).await;
+    }
     let answer = ready.send(address).await;
     assert_eq!((answer.status, answer.header("content-type")), (503, Some("application/problem+json")));
     assert_eq!(paying.await.unwrap().status, 201);
@@ -306,6 +322,8 @@ async fn order_under_kill_9(store: &str, orders: usize, same_key: bool) -> usize
         if is_killed {
             shop = Shop::open(folder.path(), &flags);
         }
+        // Without a pause, retries of keys that a lease still blocks would keep the shop busy.
+        sleep(PAUSE).await;
     }
     assert!(kills >= 5, "only {kills} kills: the fault hardly fired");
     count(&shop, "/orders?item=book").await
@@ -362,6 +380,7 @@ async fn order_under_server_kills(store: &str, orders: usize, mut kill_and_resta
                 _ => panic!("{answer:?}"),
             }
         }
+        sleep(PAUSE).await;
     }
     assert!(kills >= 5 && failed > 0, "{kills} kills and {failed} failures: the fault hardly fired");
     count(&shop, "/orders?item=book").await

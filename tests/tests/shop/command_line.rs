@@ -19,7 +19,8 @@ fn lines_of(called: &Called) -> Vec<Value> {
 /// settles both.
 async fn settle_on(url: &str) {
     let folder = tempfile::tempdir().unwrap();
-    let flags = ["--store", url, "--lease=300ms"];
+    // The store deadline is two thirds of the lease: long enough for a busy machine.
+    let flags = ["--store", url, "--lease=3s"];
     let mut shop = Shop::open(folder.path(), &flags);
     let (slow, unsure, paid) = (
         payment("tok_slow", "slow", "slow"),
@@ -33,10 +34,15 @@ async fn settle_on(url: &str) {
     shop.process.kill();
 
     let list = |flags: &[&str]| call(url, &[&["list", "--json"], flags].concat());
-    let mut stuck = Vec::new();
-    while stuck.len() < 2 {
-        stuck = lines_of(&list(&["--state", "indeterminate"]));
-    }
+    let deadline = Instant::now() + 2 * PATIENCE;
+    let stuck = loop {
+        let stuck = lines_of(&list(&["--state", "indeterminate"]));
+        if stuck.len() == 2 {
+            break stuck;
+        }
+        assert!(Instant::now() < deadline, "{stuck:?}");
+        sleep(PAUSE).await;
+    };
     let keys: Vec<_> = stuck.iter().map(|record| record["key"].as_str().unwrap()).collect();
     assert_eq!(keys, ["slow", "unsure"]);
     assert!(stuck[0]["lapsed_ms_ago"].is_u64() && stuck[0]["claimed_ms_ago"].is_u64(), "{stuck:?}");
