@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -39,7 +39,15 @@ pub(super) async fn read(
         drain(payload, time).await;
         return Err(IdempotencyError::RequestTooLarge(limit));
     }
-    match timeout(time, gather(&mut payload, limit)).await {
+    let read = {
+        let mut gathering = pin!(gather(&mut payload, limit));
+        // Most bodies have arrived with their head. These need no timer.
+        match gathering.as_mut().now_or_never() {
+            Some(read) => Ok(read),
+            None => timeout(time, gathering).await,
+        }
+    };
+    match read {
         Ok(Ok(Some(body))) => Ok(body),
         Ok(Ok(None)) => {
             drain(payload, time).await;
