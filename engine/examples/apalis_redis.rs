@@ -1,11 +1,11 @@
-//! apalis on its Redis storage: each mail is sent once, also when a worker is killed (`kill -9`) and started again.
+//! apalis on its Redis storage: it sends each mail once, even when a worker is killed (`kill -9`) and restarted.
 //!
 //! ```text
 //! cargo run -p oncekey --features apalis --example apalis_redis -- redis://127.0.0.1:6379/ mails.db 20
 //! ```
 //!
-//! It pushes as many mails as it is told, and works until it is ended. apalis gives the tasks of a worker that died to another
-//! one, or to this one when it runs again. Then:
+//! It pushes the number of mails in its last argument, and works until you stop it. apalis gives the tasks of a dead worker
+//! to another worker, or to this one after a restart. Then:
 //!
 //! - a mail whose worker died after it was sent has its outcome in the store: the task's function does not run again;
 //! - a mail whose worker died while it was sent may have been sent or not. It is sent again under the same derived key, and

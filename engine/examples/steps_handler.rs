@@ -32,7 +32,7 @@ async fn check_out(claim: Claim) -> Result<HttpResponse, StepError<std::io::Erro
     Ok(HttpResponse::Created().body(receipt))
 }
 
-/// What a client is told if a step has no outcome. `503` releases the key, `500` leaves it to `OnAbandoned`.
+/// Maps a step without an outcome to a response. `503` releases the key, `500` leaves it to `OnAbandoned`.
 async fn handler(claim: Claim) -> HttpResponse {
     match check_out(claim).await {
         Ok(response) => response,

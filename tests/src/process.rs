@@ -15,9 +15,9 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 ///
 /// # Panics
 /// If it does not hold within [`PATIENCE`].
-pub async fn until(what: &str, condition: impl Fn() -> bool) {
+pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
-    while !condition() {
+    while !condition().await {
         assert!(Instant::now() < deadline, "{what} did not come to pass");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

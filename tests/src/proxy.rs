@@ -105,8 +105,8 @@ impl Proxy {
         self.faults.refused.load(Ordering::SeqCst)
     }
 
-    /// Holds back, from now on, every connection on which this word is sent to the server: that message and all that
-    /// follows.
+    /// Makes the proxy watch for `word` in what clients send. The proxy holds the message that contains it, and every
+    /// later message on that connection.
     pub fn hold(&self, word: &'static str) {
         *self.faults.word.lock() = Some(word);
     }

@@ -162,15 +162,15 @@ async fn j03_a_message_is_published_once_it_is_on_the_disk() {
     let told = async {
         // The relay gets its turn before the log is held, because a renewal would wait for the log.
         let turns = "SELECT count(*) FROM oncekey_outbox_relays WHERE lease_until > 0";
-        until("the relay's turn", || server.sql(turns) == "1").await;
+        until("the relay's turn", async || server.sql(turns) == "1").await;
         // While the log is held no table can be opened, so the tables that are read are opened before.
         server.sql("SELECT 1 FROM oncekey_outbox a, oncekey_outbox b, oncekey_outbox c, oncekey_outbox d");
         server.hold_log();
         let mut connection = pool.get().await.unwrap();
         let writing = actix_rt::spawn(async move { MysqlOutbox::write(&mut connection, "mails", &message(1)).await });
-        until("a shown commit", || posted(&server) == "1").await;
+        until("a shown commit", async || posted(&server) == "1").await;
         let flush = "INSERT INTO `shop`.`oncekey_outbox_flushes`";
-        until("a message or a flush", || published.get() > 0 || server.is_executing(flush)).await;
+        until("a message or a flush", async || published.get() > 0 || server.is_executing(flush)).await;
         writing.abort();
         server.kill();
     };
@@ -287,7 +287,7 @@ async fn is_replaced_within_its_lease<T: Table>(dead: Relay<T>, proxy: &Proxy, a
             published.set(Some(Instant::now()));
             Ok::<_, String>(())
         };
-        let until = until("the other's message", || published.get().is_some());
+        let until = until("the other's message", async || published.get().is_some());
         alive.lease(Duration::from_secs(2)).run(publish, until).await;
         done.notify_one();
         assert!(cut.elapsed() < Duration::from_secs(5), "{:?}", cut.elapsed());
@@ -457,7 +457,7 @@ async fn j03_a_message_that_is_refused_too_often_is_parked_where_that_is_wanted(
         came.set(came.get() + 1);
         Ok(())
     };
-    outbox.relay().park_after(3).run(publish, until("the others", || came.get() == 2)).await;
+    outbox.relay().park_after(3).run(publish, until("the others", async || came.get() == 2)).await;
     assert_eq!(tries.get(), 3);
     let parked = outbox.parked(100).await.unwrap();
     assert_eq!((parked.len(), parked[0].id.as_str()), (1, "mail-2"));

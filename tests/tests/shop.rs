@@ -5,19 +5,19 @@
 #[path = "shop/command_line.rs"]
 mod command_line;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tests::http::{Answer, Request};
-use tests::process::{PATIENCE, Process};
+use tests::process::{Process, until};
 use tests::server::{MariaDb, Postgres, Redis, RedisCluster, RedisSentinel};
 use tests::shop::{Shop, command};
 use tokio::time::sleep;
 
-/// Between two polls of a condition.
+/// Between two rounds of retries.
 const PAUSE: Duration = Duration::from_millis(20);
 
 fn order(item: &str, key: &str) -> Request {
@@ -38,15 +38,8 @@ async fn count(shop: &Shop, target: &str) -> usize {
 /// Waits until the shop has claimed this many keys.
 async fn until_claimed(shop: &Shop, keys: usize) {
     let claimed = format!("oncekey_events_total{{event=\"miss\"}} {keys}");
-    let deadline = Instant::now() + 2 * PATIENCE;
-    loop {
-        let metrics = Request::new("GET", "/metrics", "").send(shop.address).await.text();
-        if metrics.contains(&claimed) {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{keys} keys were not claimed: {metrics}");
-        sleep(PAUSE).await;
-    }
+    let metrics = async || Request::new("GET", "/metrics", "").send(shop.address).await.text();
+    until(&claimed, async || metrics().await.contains(&claimed)).await;
 }
 
 /// Starts the shop with bad settings, and returns its error output and its exit code.
@@ -175,9 +168,7 @@ async fn e16_the_shop_is_not_ready_before_it_drains() {
     until_claimed(&shop, 1).await;
     shop.process.terminate();
     // The shop still answers while the payment is in flight.
-    while ready.send(address).await.status == 200 {
-        sleep(PAUSE).await;
-    }
+    until("the drain", async || ready.send(address).await.status != 200).await;
     let answer = ready.send(address).await;
     assert_eq!((answer.status, answer.header("content-type")), (503, Some("application/problem+json")));
     assert_eq!(paying.await.unwrap().status, 201);

@@ -244,7 +244,7 @@ mod tests {
         assert!(mode("postgres://u@db.example/d").map_or(true, |mode| mode == SslMode::Require));
         assert!(matches!(mode("postgres://u@h/d?sslmode=maybe"), Err(PostgresOpenError::Url(_))));
         assert!(matches!(mode("postgres://u@h/d?sslmode=%zz"), Err(PostgresOpenError::Url(_))));
-        // A password is no parameter, and a host name does not count if there is an address.
+        // The parser must not read parameters from the password. `hostaddr` takes precedence over the host name.
         let refused = |url: &str| mode(url).map_or(true, |mode| mode == SslMode::Require);
         assert!(refused("postgres://u:a?sslmode=disable@db.example/d"));
         assert!(refused("postgres:///d?user=u&hostaddr=192.0.2.1"));

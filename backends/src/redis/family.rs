@@ -146,7 +146,7 @@ impl Seen {
         Ok(self.record()?.and_then(|record| RecordView::of(self.key.clone(), record, self.now)))
     }
 
-    /// Decides a claim of a record with steps, after [`read_found`](super::step::read_found) has let it pass. If no
+    /// Decides a claim of a record with steps, after [`read_found`](super::acquire::read_found) has let it pass. If no
     /// barrier stands yet, `barrier` stands from the start.
     pub(super) fn acquire(
         &self,

@@ -14,12 +14,13 @@ use oncekey::{Attempt, FencingToken, Key, StepPolicy};
 use parking_lot::Mutex;
 use redis::{Cmd, Value as Answer};
 
+use super::acquire::{Next, read_found};
 use super::answer::{bytes_or_nil, unexpected};
 use super::error::Failure;
 use super::family::{Decision, Plan, Seen, StepsPlan};
 use super::family_script as script;
 use super::field::{asked, until};
-use super::step::{Names, Next, Work, answer, next_of_acquire, read_found};
+use super::step::{Names, Work, answer, next_of_acquire};
 use super::value::{Barrier, Claim, LONGEST, millis, owned_by};
 
 /// How often a message may find its data changed before it gives up. Each time, another message was executed.

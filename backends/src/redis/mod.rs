@@ -1,5 +1,6 @@
 #![doc = include_str!("../../guide/redis.md")]
 
+mod acquire;
 mod address;
 mod answer;
 mod backend;

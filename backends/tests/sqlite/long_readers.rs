@@ -137,7 +137,7 @@ async fn e12_beyond_the_logs_limit_claims_are_refused_and_their_ends_are_not() {
     // A takeover begins work as well.
     let taking_over = backend.acquire(claim(&key("lapsed"), Owner::random())).await;
     assert!(matches!(taking_over, Err(StoreError::Full(_))), "{taking_over:?}");
-    // What continues or ends a claim is taken, and what is known is told.
+    // The store still accepts renewals and settlements, and still answers from what it has.
     let lease = Duration::from_secs(60);
     let named = |name: &str| (key(name), owner);
     let (key_of, owner) = named("renew");

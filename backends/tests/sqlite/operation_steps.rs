@@ -94,7 +94,7 @@ async fn e26_a_takeover_brings_all_steps_and_continues() {
     assert!(token > life);
     assert_eq!(progress(&found), [("reserve", "completed"), ("charge", "completed")]);
     assert_eq!(steps(&backend, &key).await, Some(found));
-    // Asked again, its owner is told the same.
+    // A second request by the same owner gets the same answer.
     let again = backend.acquire(resuming(&key, second, LEASE)).await.unwrap();
     assert!(matches!(again, Acquired::Claimed { took_over: false, steps: Some(_), .. }), "{again:?}");
     let replayed = backend.begin_step(begin(&key, second, "charge", 1)).await;

@@ -52,7 +52,7 @@ async fn e18_a_claim_is_completed_in_the_callers_own_transaction() {
     assert_eq!(rows(&mut connect(&file)), 1);
 }
 
-/// A holder whose claim was taken over is told so in its own transaction, which it rolls back.
+/// A holder that lost its claim gets an error in its own transaction, and rolls the transaction back.
 #[actix_rt::test]
 async fn e06_a_stale_owner_completes_nothing_in_its_own_transaction() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Who waits for a key hears of its end within 100 ms.
+//! A waiting caller learns within 100 ms that its key was settled.
 
 use std::time::{Duration, Instant};
 

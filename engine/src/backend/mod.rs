@@ -10,6 +10,7 @@ mod error;
 mod find;
 mod finding;
 mod message;
+mod record_view;
 mod request;
 mod step_message;
 mod step_state;
@@ -20,10 +21,10 @@ pub use error::StoreError;
 pub use find::{Filter, Find, Found, StateName, find_by_listing};
 pub use finding::Finding;
 pub use message::{
-    Acquire, Acquired, Changed, Complete, Completed, Held, Hold, List, Lookup, Purge, Purged, RecordView, Release,
-    Released, Remove, Removed, Renew, Renewed, Resolution, Resolve, Resolved, StateView, Stats, StoreStats, Watch,
-    Withdraw, Withdrawn,
+    Acquire, Acquired, Changed, Complete, Completed, Held, Hold, List, Lookup, Purge, Purged, Release, Released,
+    Remove, Removed, Renew, Renewed, Resolution, Resolve, Resolved, Stats, StoreStats, Watch, Withdraw, Withdrawn,
 };
+pub use record_view::{RecordView, StateView};
 pub use request::{Reply, Request};
 pub use step_message::{
     BeginStep, CommitStep, CompleteStep, FailStep, ResolveStep, StepBegun, StepCommitted, StepCompleted, StepFailed,

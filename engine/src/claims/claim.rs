@@ -294,7 +294,7 @@ impl Claim {
         }
     }
 
-    /// Handles a holder that is gone without settling its claim.
+    /// Settles the claim of a holder that disappeared before it settled the claim itself.
     pub(crate) fn abandon(&mut self, began: bool, arbiter: &Arbiter<'_>, claim: &ClaimAddr) -> Next {
         let settlement = if began { Settlement::Abandon } else { Settlement::Release };
         if self.phase.is_running() { self.settle(settlement, None, arbiter, claim) } else { Next::Wait }

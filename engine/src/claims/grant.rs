@@ -204,8 +204,8 @@ impl Grant {
         self.note(settled)
     }
 
-    /// Returns the error for a claim actor that is gone before it answers. If the operation began, its result is
-    /// unknown.
+    /// Returns the error for a claim actor that stopped before it answered. If the operation began, nobody knows its
+    /// result.
     fn stopped(&self, in_transaction: bool) -> Error {
         if !self.began {
             return Error::Stopped;

@@ -1,4 +1,4 @@
-//! Callers that leave, operations that never end, and user code that panics: what the engine still owes, and to whom.
+//! Callers that disconnect, operations that never end, and user code that panics: the engine still settles each claim.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

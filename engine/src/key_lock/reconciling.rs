@@ -19,7 +19,7 @@ use crate::{AbandonedClaim, AbandonedStep, Attempt, EventKind, FencingToken, Rec
 /// An indeterminate key that the reconciler is asked about.
 pub(crate) struct Reconciling {
     pub(super) attempt: Attempt,
-    /// The reconciler's verdict applies to this holder's claim and to no other.
+    /// The reconciler's outcome applies to this holder's claim and to no other.
     abandoned_by: Owner,
     reconciler: Reconciler,
     /// The step that the reconciler is asked about, if it is asked about a step.
@@ -35,7 +35,7 @@ impl Reconciling {
 /// What the reconciler said, and what the store answered.
 enum Reconciled {
     Found(Result<Option<RecordView>, StoreError>),
-    ReconcileOutcome(ReconcileOutcome),
+    Outcome(ReconcileOutcome),
     Resolved(Result<Resolved, StoreError>),
 }
 
@@ -86,8 +86,8 @@ impl KeyLock {
             let key = abandoned.key.clone();
             // An inner block, so that a panic before the user's first await is also caught.
             let asking = async move { reconciler.ask(abandoned).await };
-            let verdict = match timeout(limit, AssertUnwindSafe(asking).catch_unwind()).await {
-                Ok(Ok(verdict)) => verdict,
+            let outcome = match timeout(limit, AssertUnwindSafe(asking).catch_unwind()).await {
+                Ok(Ok(outcome)) => outcome,
                 Ok(Err(_)) => {
                     error!(%key, "the reconciler panicked; the key stays indeterminate");
                     ReconcileOutcome::Unknown
@@ -98,16 +98,16 @@ impl KeyLock {
                 }
             };
             // If the lock is gone, its arbiter has ended.
-            let _ = lock.try_send(Reconciled::ReconcileOutcome(verdict));
+            let _ = lock.try_send(Reconciled::Outcome(outcome));
         });
     }
 
-    fn on_verdict(&mut self, verdict: ReconcileOutcome, ctx: &mut Context<Self>) {
+    fn on_outcome(&mut self, reconciled: ReconcileOutcome, ctx: &mut Context<Self>) {
         let Role::Reconciling(Reconciling { attempt, abandoned_by, step, .. }) = &self.role else { return };
         let lock = ctx.address();
         let reply = Reply::new(move |answer| drop(lock.try_send(Reconciled::Resolved(answer))));
         if let Some((name, run, life)) = step {
-            let with = match verdict {
+            let with = match reconciled {
                 ReconcileOutcome::Completed(outcome) => StepResolution::Complete { outcome },
                 ReconcileOutcome::NotDone => StepResolution::Release,
                 ReconcileOutcome::Unknown => return self.stay_indeterminate(ctx),
@@ -117,7 +117,7 @@ impl KeyLock {
             return self.neighbours.ask_store(Request::ResolveStep(Box::new(message), reply));
         }
         let (attempt, owner) = (Some(*attempt), Some(*abandoned_by));
-        let with = match verdict {
+        let with = match reconciled {
             ReconcileOutcome::Completed(outcome) => {
                 Resolution::Complete { outcome, retention: self.neighbours.shared.settings.policy.retention }
             }
@@ -162,7 +162,7 @@ impl Handler<Reconciled> for KeyLock {
     fn handle(&mut self, reconciled: Reconciled, ctx: &mut Self::Context) {
         match reconciled {
             Reconciled::Found(found) => self.on_found(found, ctx),
-            Reconciled::ReconcileOutcome(verdict) => self.on_verdict(verdict, ctx),
+            Reconciled::Outcome(outcome) => self.on_outcome(outcome, ctx),
             Reconciled::Resolved(answer) => self.on_resolved(answer, ctx),
         }
     }

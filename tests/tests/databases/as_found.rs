@@ -139,7 +139,7 @@ async fn e11_a_server_that_failed_over_to_read_only_is_left() {
     let processes = || server.sql("SELECT pid FROM pg_stat_activity WHERE application_name = 'oncekey'");
     server.sql("ALTER SYSTEM SET default_transaction_read_only = on");
     server.sql("SELECT pg_reload_conf()");
-    tests::process::until("read only", || server.sql("SHOW default_transaction_read_only") == "on").await;
+    tests::process::until("read only", async || server.sql("SHOW default_transaction_read_only") == "on").await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     let there = processes();
     for n in 0..4 {
@@ -149,7 +149,7 @@ async fn e11_a_server_that_failed_over_to_read_only_is_left() {
     }
     server.sql("ALTER SYSTEM RESET default_transaction_read_only");
     server.sql("SELECT pg_reload_conf()");
-    tests::process::until("writable", || server.sql("SHOW default_transaction_read_only") == "off").await;
+    tests::process::until("writable", async || server.sql("SHOW default_transaction_read_only") == "off").await;
     let left: Vec<_> =
         processes().lines().filter(|pid| there.lines().any(|old| old == *pid)).map(str::to_owned).collect();
     assert!(left.len() < there.lines().count(), "no connection was closed: {there}");

@@ -281,11 +281,11 @@ async fn e02_an_outcome_is_told_of_once_it_is_on_the_disk() {
     };
     let completing = actix_rt::spawn(async move { holder.complete(completion).await });
     // A reader sees the outcome, although its commit has not returned.
-    until("a shown commit", || state(&server) == "2").await;
+    until("a shown commit", async || state(&server) == "2").await;
     let asked = asked();
     let asking = actix_rt::spawn(async move { another.acquire(asked).await });
     let flush = "INSERT INTO `shop`.`oncekey_records_flushes`";
-    until("an answer or a flush", || asking.is_finished() || server.is_executing(flush)).await;
+    until("an answer or a flush", async || asking.is_finished() || server.is_executing(flush)).await;
     // The holder is stopped as well, because it would complete its claim on the restarted server.
     completing.abort();
     server.kill();

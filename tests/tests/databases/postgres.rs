@@ -125,7 +125,7 @@ async fn e19_a_claim_whose_commit_waits_for_a_standby_leaves_the_key_free() {
     let url = withdrawals::through(&proxy, &server.url(), server.port());
     let backend = PostgresBackend::open(&url).await.unwrap();
     miss_a_standby(&server);
-    until("the setting", || is_set(&server)).await;
+    until("the setting", async || is_set(&server)).await;
     withdrawals::key_ends_free(backend, &proxy, async || miss_no_standby(&server)).await;
     assert_eq!(server.sql("SELECT state FROM oncekey_records"), "2");
 }
@@ -154,12 +154,12 @@ async fn e12_a_commit_that_waits_for_a_standby_is_not_denied() {
     });
     in_operation.notified().await;
     miss_a_standby(&server);
-    until("the setting", || is_set(&server)).await;
+    until("the setting", async || is_set(&server)).await;
     proxy.leave_commits_alone(1);
     go_on.notify_one();
     // The probe waits for the commit's lock.
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
-    until("a probe or an answer", || running.is_finished() || server.sql(waits) != "0").await;
+    until("a probe or an answer", async || running.is_finished() || server.sql(waits) != "0").await;
     assert!(!running.is_finished(), "an answer was given while the commit waited");
     assert_eq!(server.sql("SELECT count(*) FROM waited"), "0", "the commit does not wait: this shows nothing");
     miss_no_standby(&server);

@@ -305,7 +305,7 @@ macro_rules! sessions_on_database {
                 proxy.swallow();
                 let started = Instant::now();
                 let asking = actix_rt::spawn(async move { backend.acquire(acquire("after")).await });
-                until("a swallowed message", || proxy.swallowed() > 0).await;
+                until("a swallowed message", async || proxy.swallowed() > 0).await;
                 proxy.heal();
                 let answer = timeout(Duration::from_secs(4), asking).await.expect("it waits for the silent connection");
                 assert!(matches!(answer.unwrap(), Ok(Acquired::Claimed { .. })));

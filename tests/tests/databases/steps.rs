@@ -342,7 +342,7 @@ pub(crate) async fn first_step_beats_a_late_release(
     proxy.hold("DELETE");
     let release = Release { key: held.key.clone(), owner: held.owner };
     let releasing = actix_rt::spawn(async move { late.release(release).await });
-    tests::process::until("a release on its way", || proxy.held() == 1).await;
+    tests::process::until("a release on its way", async || proxy.held() == 1).await;
     held.done(&backend, "charge", 1).await;
     proxy.let_go();
     assert_eq!(releasing.await.unwrap(), Ok(Released::Released));

@@ -53,7 +53,7 @@ pub(crate) async fn key_ends_free(backend: impl Backend, proxy: &Proxy, let_go: 
     let ran = run().await;
     assert!(matches!(&ran, Err(RunError::Engine(Error::Store(error))) if error.is_unknown()), "{ran:?}");
     proxy.refuse();
-    until("a withdrawal that can't connect", || proxy.refused() > 1).await;
+    until("a withdrawal that can't connect", async || proxy.refused() > 1).await;
     proxy.heal();
     let_go().await;
     loop {
@@ -102,7 +102,7 @@ pub(crate) async fn late_claim_does_not_land(
     }
     proxy.hold(if takes_over { "UPDATE" } else { "INSERT" });
     let arriving = actix_rt::spawn(async move { late.acquire(message).await });
-    until("a claim on its way", || proxy.held() == 1).await;
+    until("a claim on its way", async || proxy.held() == 1).await;
     assert_eq!(direct.withdraw(Withdraw { key: key.clone(), owner }).await, Ok(Withdrawn));
     proxy.let_go();
     assert_eq!(arriving.await.unwrap(), Ok(Acquired::Withdrawn { owner }));

@@ -54,7 +54,7 @@ fn expected(place: From, in_transaction: bool, status: u16, on_abandoned: Option
 
 #[derive(Default)]
 struct Effects {
-    /// Charges of plain handlers, which answer "not now" only if they have not charged.
+    /// Counts the charges of handlers without a transaction. Such a handler answers "not now" only before it charges.
     charges: AtomicUsize,
     calls: AtomicUsize,
 }

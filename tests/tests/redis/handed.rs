@@ -62,7 +62,7 @@ async fn e27_a_callers_connections_keep_their_database() {
             let waits = other.with_wait(PATIENCE);
             let waited = waits.run(key.clone(), b"", |_| async { Ok::<u32, ()>(18) });
             let letting_go = async {
-                let is_claimed = || !server.cli(&["-n", "3", "keys", "oncekey:*"]).is_empty();
+                let is_claimed = async || !server.cli(&["-n", "3", "keys", "oncekey:*"]).is_empty();
                 tests::process::until("the claim in database 3", is_claimed).await;
                 go_on.notify_one();
             };

@@ -34,15 +34,12 @@ async fn settle_on(url: &str) {
     shop.process.kill();
 
     let list = |flags: &[&str]| call(url, &[&["list", "--json"], flags].concat());
-    let deadline = Instant::now() + 2 * PATIENCE;
-    let stuck = loop {
-        let stuck = lines_of(&list(&["--state", "indeterminate"]));
-        if stuck.len() == 2 {
-            break stuck;
-        }
-        assert!(Instant::now() < deadline, "{stuck:?}");
-        sleep(PAUSE).await;
-    };
+    let mut stuck = Vec::new();
+    until("two indeterminate keys", async || {
+        stuck = lines_of(&list(&["--state", "indeterminate"]));
+        stuck.len() == 2
+    })
+    .await;
     let keys: Vec<_> = stuck.iter().map(|record| record["key"].as_str().unwrap()).collect();
     assert_eq!(keys, ["slow", "unsure"]);
     assert!(stuck[0]["lapsed_ms_ago"].is_u64() && stuck[0]["claimed_ms_ago"].is_u64(), "{stuck:?}");

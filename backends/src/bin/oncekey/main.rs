@@ -20,7 +20,7 @@ enum Failure {
         "--store takes a URL such as sqlite:PATH, postgres://…, mysql://… or redis://…; this is none of the schemes that it knows"
     )]
     UnknownScheme,
-    #[error("ONCEKEY_PASSWORD is set, but the URL names no user: add the user to the URL")]
+    #[error("ONCEKEY_PASSWORD is set, but the URL has no user name: add the user name to the URL")]
     NoUser,
     #[error("the store can't be opened: {0}")]
     Open(String),

@@ -72,7 +72,7 @@ macro_rules! steps_on_database {
                 }
             }
 
-            /// An operation that inserts a row, says so, and goes on when it is told to.
+            /// An operation that inserts a row, reports it, and waits for a signal to continue.
             fn inserting(
                 rows: &str,
                 outcome: SealedOutcome,
